@@ -1,0 +1,214 @@
+//! The live word: one aligned 64-bit word per deployment that says which colour new flows go to.
+//!
+//! ```text
+//! bit  63            32 31   28 27            14 13             0
+//!      | generation:32 | flags:4 | previous_share:14 | target_share:14 |
+//! ```
+//!
+//! A share is the part of new flows that goes to green, in basis points: 0 is all blue,
+//! [`FULL_SHARE`] all green. A switch is one compare-exchange of this word, and a packet reads it
+//! once; all that is decided for the packet follows from that one reading.
+//!
+//! What does not fit stands in [`SwitchTerms`], two of them a deployment. The terms of a generation
+//! are written *before* the word is published, in the slot of the generation's parity, so that a
+//! packet that has read the word finds them there.
+
+use bytemuck::{Pod, Zeroable};
+
+/// The share of new flows that means "all of them go to green", in basis points.
+pub const FULL_SHARE: u16 = 10_000;
+
+/// One of the two environments.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Colour {
+    /// The first environment; index 0 wherever colours index something.
+    Blue = 0,
+    /// The second environment; index 1.
+    Green = 1,
+}
+
+impl Colour {
+    /// Both, in index order.
+    pub const ALL: [Self; 2] = [Self::Blue, Self::Green];
+
+    /// The other one.
+    #[inline(always)]
+    pub const fn other(self) -> Self {
+        match self {
+            Self::Blue => Self::Green,
+            Self::Green => Self::Blue,
+        }
+    }
+
+    /// From the number that the maps hold: zero is blue, all else green.
+    #[inline(always)]
+    pub const fn from_u8(n: u8) -> Self {
+        if n == 0 { Self::Blue } else { Self::Green }
+    }
+
+    /// `"blue"` or `"green"`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Blue => "blue",
+            Self::Green => "green",
+        }
+    }
+
+    /// The share of new flows that makes this colour the only live one.
+    #[inline(always)]
+    pub const fn full_share(self) -> u16 {
+        match self {
+            Self::Blue => 0,
+            Self::Green => FULL_SHARE,
+        }
+    }
+}
+
+/// Flags of a live word.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LiveFlags(pub u8);
+
+impl LiveFlags {
+    /// No flag: what an open flow does is not touched by any switch, and its packets read no terms.
+    pub const NONE: Self = Self(0);
+    /// Flows of the previous colour may still be open: a TCP segment without a flow entry belongs to
+    /// one of them (second chance), and [`SwitchTerms::drain_deadline`] applies.
+    pub const DRAINING: Self = Self(0b0100);
+    /// [`SwitchTerms::ended_before`] applies.
+    pub const CUT: Self = Self(0b1000);
+
+    /// Whether all flags of `other` are set.
+    #[inline(always)]
+    pub const fn has(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+
+    /// Both sets of flags.
+    #[inline(always)]
+    pub const fn with(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// These flags less those of `other`.
+    #[inline(always)]
+    pub const fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
+}
+
+/// The word itself. Zero is no deployment.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct LiveWord(pub u64);
+
+impl LiveWord {
+    const SHARE_BITS: u32 = 14;
+    const SHARE_MASK: u64 = (1 << Self::SHARE_BITS) - 1;
+
+    /// Builds a word. Shares are basis points of new flows that go to green, at most [`FULL_SHARE`].
+    pub const fn new(generation: u32, flags: LiveFlags, previous_share: u16, target_share: u16) -> Self {
+        debug_assert!(previous_share <= FULL_SHARE && target_share <= FULL_SHARE && flags.0 < 16);
+        Self(
+            (generation as u64) << 32
+                | (flags.0 as u64) << (2 * Self::SHARE_BITS)
+                | (previous_share as u64) << Self::SHARE_BITS
+                | target_share as u64,
+        )
+    }
+
+    /// Number of changes of the deployment's live state so far; the first apply makes generation 1.
+    #[inline(always)]
+    pub const fn generation(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+
+    /// The four flag bits.
+    #[inline(always)]
+    pub const fn flags(self) -> LiveFlags {
+        LiveFlags((self.0 >> (2 * Self::SHARE_BITS)) as u8 & 0xf)
+    }
+
+    /// Basis points of new flows that went to green before the last change.
+    #[inline(always)]
+    pub const fn previous_share(self) -> u16 {
+        (self.0 >> Self::SHARE_BITS & Self::SHARE_MASK) as u16
+    }
+
+    /// Basis points of new flows that go to green.
+    #[inline(always)]
+    pub const fn target_share(self) -> u16 {
+        (self.0 & Self::SHARE_MASK) as u16
+    }
+
+    /// The colour that most new flows go to.
+    #[inline(always)]
+    pub const fn live(self) -> Colour {
+        Self::majority(self.target_share())
+    }
+
+    /// The colour that most new flows went to before the last change.
+    #[inline(always)]
+    pub const fn previous(self) -> Colour {
+        Self::majority(self.previous_share())
+    }
+
+    /// Index of the [`SwitchTerms`] that belong to this word.
+    #[inline(always)]
+    pub const fn terms_slot(self) -> usize {
+        (self.generation() & 1) as usize
+    }
+
+    #[inline(always)]
+    const fn majority(share: u16) -> Colour {
+        if share > FULL_SHARE / 2 { Colour::Green } else { Colour::Blue }
+    }
+}
+
+/// What a generation asks of flows that are already open.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct SwitchTerms {
+    /// Per colour: flows opened in a generation below this have ended. Read under
+    /// [`LiveFlags::CUT`]; a later generation carries it on.
+    pub ended_before: [u32; 2],
+    /// Tick after which flows of the colour that is not live, opened before this generation, have
+    /// ended; zero is never. Read under [`LiveFlags::DRAINING`].
+    pub drain_deadline: u32,
+    /// Always zero.
+    pub reserved: u32,
+}
+
+crate::assert_layout!(LiveWord, size 8, align 8);
+crate::assert_layout!(SwitchTerms, size 16, align 4, ended_before at 0, drain_deadline at 8, reserved at 12);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_word_has_the_documented_bits() {
+        let word = LiveWord::new(0x0102_0304, LiveFlags(0b1010), 10_000, 1);
+        assert_eq!(word.0, 0x0102_0304 << 32 | 0b1010 << 28 | 10_000 << 14 | 1);
+        assert_eq!(word.generation(), 0x0102_0304);
+        assert_eq!(word.flags(), LiveFlags(0b1010));
+        assert_eq!(word.previous_share(), 10_000);
+        assert_eq!(word.target_share(), 1);
+    }
+
+    #[test]
+    fn no_field_spills_into_its_neighbour() {
+        let word = LiveWord::new(u32::MAX, LiveFlags(15), FULL_SHARE, FULL_SHARE);
+        assert_eq!((word.generation(), word.flags().0), (u32::MAX, 15));
+        assert_eq!((word.previous_share(), word.target_share()), (FULL_SHARE, FULL_SHARE));
+        let word = LiveWord::new(0, LiveFlags(0), FULL_SHARE, 0);
+        assert_eq!((word.previous(), word.live()), (Colour::Green, Colour::Blue));
+    }
+
+    #[test]
+    fn neighbouring_generations_use_different_terms() {
+        let slot = |generation| LiveWord::new(generation, LiveFlags::NONE, 0, 0).terms_slot();
+        assert_ne!(slot(7), slot(8));
+        assert_eq!(slot(7), slot(9));
+    }
+}

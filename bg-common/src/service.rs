@@ -1,0 +1,110 @@
+//! Services: what a packet's destination is matched against, and what it finds there.
+
+use crate::{Addr, Be16};
+use bytemuck::{Pod, Zeroable};
+
+/// A virtual address: the key of the `services` map, and a row of the `vips` array, from which a
+/// reply gets the source that its client knows.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
+pub struct ServiceKey {
+    /// Address that clients send to.
+    pub addr: Addr,
+    /// Port that clients send to.
+    pub port: Be16,
+    /// [`crate::Protocol`].
+    pub protocol: u8,
+    /// [`crate::Family`].
+    pub family: u8,
+}
+
+/// Which of a service's two addresses a [`ServiceKey`] is.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// The VIP: new flows follow the live word.
+    Vip = 0,
+    /// The preview address: new flows always go to the idle colour.
+    Preview = 1,
+}
+
+/// A Maglev table: `len` entries of the `maglev` array from `base`. An entry is a backend's slot.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct TableSpan {
+    /// First entry.
+    pub base: u32,
+    /// Number of entries, a prime; never zero in a published row.
+    pub len: u32,
+}
+
+/// Value of the `services` map, replaced as a whole: a hash map's update is atomic to its readers.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct ServiceRow {
+    /// Index of the service, below [`crate::MAX_SERVICES`]. Its rows of the `vips` array are
+    /// `2 * service` (VIP) and `2 * service + 1` (preview), those of `traffic` are
+    /// `2 * service + colour`.
+    pub service: u16,
+    /// Index of its deployment: its row in `live`, `terms` and `deployments`.
+    pub deployment: u16,
+    /// [`Role`].
+    pub role: u8,
+    /// 1 if the deployment has tester prefixes, so that others need not pay for the look-up.
+    pub has_testers: u8,
+    /// Always zero.
+    pub reserved: u16,
+    /// The colours' tables, by [`crate::Colour`].
+    pub tables: [TableSpan; 2],
+}
+
+/// Settings of a deployment that the data path reads, with what user space must find again.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct DeploymentRow {
+    /// Name as in the configuration, UTF-8, padded with zeros.
+    pub name: [u8; 64],
+    /// Ticks after which a silent TCP flow no longer counts as open.
+    pub tcp_idle: u32,
+    /// The same for a TCP flow whose handshake has not finished.
+    pub tcp_opening: u32,
+    /// The same for UDP.
+    pub udp_idle: u32,
+    /// 1 while the row holds a deployment.
+    pub in_use: u8,
+    /// What a switch does to open flows unless told otherwise: 0 drain, 1 cut.
+    pub on_switch: u8,
+    /// Always zero.
+    pub reserved: u16,
+    /// Milliseconds until a drain ends what is left; zero is never.
+    pub drain_timeout_ms: u64,
+}
+
+/// Key of the `testers` trie: the deployment is matched whole, the address by its prefix.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct TesterKey {
+    /// Index of the deployment in network order, so that the trie compares it first.
+    pub deployment: u32,
+    /// [`crate::Family`] in the lowest octet, the others zero: keeps `0.0.0.0/0` from matching IPv6.
+    pub family: u32,
+    /// The client's address.
+    pub addr: Addr,
+}
+
+impl TesterKey {
+    /// Bits that come before the address in a prefix length.
+    pub const PREFIX_BITS: u32 = 64;
+}
+
+crate::assert_layout!(ServiceKey, size 20, align 4, addr at 0, port at 16, protocol at 18, family at 19);
+crate::assert_layout!(TableSpan, size 8, align 4, base at 0, len at 4);
+crate::assert_layout!(
+    ServiceRow, size 24, align 4,
+    service at 0, deployment at 2, role at 4, has_testers at 5, reserved at 6, tables at 8
+);
+crate::assert_layout!(
+    DeploymentRow, size 88, align 8,
+    name at 0, tcp_idle at 64, tcp_opening at 68, udp_idle at 72, in_use at 76, on_switch at 77, drain_timeout_ms at 80
+);
+crate::assert_layout!(TesterKey, size 24, align 4, deployment at 0, family at 4, addr at 8);
