@@ -21,7 +21,7 @@ pub use backend::{Backend, Identity, Mode, NextHop};
 pub use counters::{Event, Traffic};
 pub use flow::{Flow, FlowKey4, FlowKey6, FlowRole, TcpState};
 pub use live::{Colour, FULL_SHARE, LiveFlags, LiveWord, SwitchTerms};
-pub use service::{DeploymentRow, Role, ServiceKey, ServiceRow, TableSpan, TesterKey};
+pub use service::{DeploymentRow, Role, ServiceInfo, ServiceKey, ServiceRow, TableSpan, TesterKey};
 
 /// Version of everything in this crate. Pins that carry another one are refused, never guessed at.
 pub const ABI_VERSION: u32 = 1;
@@ -102,6 +102,7 @@ mod pod {
         LiveWord,
         SwitchTerms,
         DeploymentRow,
+        ServiceInfo,
         ServiceKey,
         ServiceRow,
         TesterKey

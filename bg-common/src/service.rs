@@ -80,6 +80,25 @@ pub struct DeploymentRow {
     pub drain_timeout_ms: u64,
 }
 
+/// What user space must find again of a service: a row of the `service_info` array. The data path
+/// does not read it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct ServiceInfo {
+    /// Name as in the configuration, UTF-8, padded with zeros.
+    pub name: [u8; 64],
+    /// Index of its deployment.
+    pub deployment: u16,
+    /// 1 while the row holds a service.
+    pub in_use: u8,
+    /// [`crate::Mode`].
+    pub mode: u8,
+    /// 1 if the service has a preview address.
+    pub has_preview: u8,
+    /// Always zero.
+    pub reserved: [u8; 3],
+}
+
 /// Key of the `testers` trie: the deployment is matched whole, the address by its prefix.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
@@ -106,5 +125,9 @@ crate::assert_layout!(
 crate::assert_layout!(
     DeploymentRow, size 88, align 8,
     name at 0, tcp_idle at 64, tcp_opening at 68, udp_idle at 72, in_use at 76, on_switch at 77, drain_timeout_ms at 80
+);
+crate::assert_layout!(
+    ServiceInfo, size 72, align 2,
+    name at 0, deployment at 64, in_use at 66, mode at 67, has_preview at 68, reserved at 69
 );
 crate::assert_layout!(TesterKey, size 24, align 4, deployment at 0, family at 4, addr at 8);
