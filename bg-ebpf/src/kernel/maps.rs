@@ -1,0 +1,113 @@
+//! All maps of the object, BTF-defined, so that bpftool and libbpf load it as well as aya does.
+//!
+//! | map | key → value | who writes | what for |
+//! | --- | --- | --- | --- |
+//! | `live` | deployment → [`LiveWord`] | user space, by compare-exchange in mapped memory | the switch itself |
+//! | `terms` | deployment → two [`SwitchTerms`] | user space, before the word of their parity | cuts and drain deadlines |
+//! | `deployments` | deployment → [`DeploymentRow`] | user space | time-outs, name |
+//! | `services` | [`ServiceKey`] → [`ServiceRow`] | user space, whole rows | what a packet's destination is matched against |
+//! | `vips` | 2 × service + role → [`ServiceKey`] | user space | the source that a reply gets back |
+//! | `service_info` | service → [`ServiceInfo`] | user space | names; the programs do not read it |
+//! | `backends` | slot → [`Backend`] | user space; programs cache the next hop in it | where a flow goes |
+//! | `maglev` | entry → slot of `backends` | user space | backend choice of new flows |
+//! | `testers` | [`TesterKey`] prefix → deployment | user space | sources that reach the idle colour |
+//! | `flows4`, `flows6` | five-tuple → [`Flow`] | programs | open flows, an entry for each direction |
+//! | `traffic` | 2 × service + colour → [`Traffic`] | programs, per CPU | counters |
+//! | `events` | [`Event`] → count | programs, per CPU | drops by reason, and what came close |
+//! | `meta` | 0 → [`Meta`] | user space, once | ABI version of the instance |
+//! | `clock` | 0 → [`Clock`] | the program `read_clock` | turns ticks into time |
+//! | `egress` | ifindex → interface | user space | interfaces that frames may be redirected to |
+//! | `next` | 0 → XDP program | user space | who gets what is not ours |
+//! | `fence` | 0 → an inner map | user space | an update waits until no program holds an old word |
+//!
+//! Arrays that user space maps into its memory carry [`MMAPABLE`].
+
+use aya_ebpf::{
+    btf_maps::{Array, ArrayOfMaps, DevMapHash, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray},
+    macros::btf_map,
+};
+use bg_common::{
+    Backend, Clock, DeploymentRow, Event, Flow, FlowKey4, FlowKey6, LiveWord, MAX_BACKENDS, MAX_DEPLOYMENTS,
+    MAX_INTERFACES, MAX_SERVICES, MAX_TABLE_ENTRIES, MAX_TESTERS, Meta, ServiceInfo, ServiceKey, ServiceRow,
+    SwitchTerms, TesterKey, Traffic,
+};
+
+/// `BPF_F_MMAPABLE` of linux/bpf.h.
+const MMAPABLE: usize = 1024;
+
+/// Entries of a flow table when nobody says otherwise: 262,144 flows, an entry for each direction.
+/// The loader sets it anew (`bgctl attach --flows`).
+const FLOW_ENTRIES: usize = 2 * 262_144;
+
+/// The live word of each deployment.
+#[btf_map(name = "live")]
+pub static LIVE: Array<LiveWord, { MAX_DEPLOYMENTS as usize }, MMAPABLE> = Array::new();
+
+/// What a generation asks of open flows: two slots a deployment, chosen by the generation's parity.
+#[btf_map(name = "terms")]
+pub static TERMS: Array<[SwitchTerms; 2], { MAX_DEPLOYMENTS as usize }, MMAPABLE> = Array::new();
+
+/// Settings of each deployment.
+#[btf_map(name = "deployments")]
+pub static DEPLOYMENTS: Array<DeploymentRow, { MAX_DEPLOYMENTS as usize }> = Array::new();
+
+/// VIPs and preview addresses.
+#[btf_map(name = "services")]
+pub static SERVICES: HashMap<ServiceKey, ServiceRow, { 2 * MAX_SERVICES as usize }> = HashMap::new();
+
+/// Both addresses of each service, by `2 * service + role`.
+#[btf_map(name = "vips")]
+pub static VIPS: Array<ServiceKey, { 2 * MAX_SERVICES as usize }> = Array::new();
+
+/// Names and modes of services.
+#[btf_map(name = "service_info")]
+pub static SERVICE_INFO: Array<ServiceInfo, { MAX_SERVICES as usize }> = Array::new();
+
+/// Backends of all services and colours.
+#[btf_map(name = "backends")]
+pub static BACKENDS: Array<Backend, { MAX_BACKENDS as usize }, MMAPABLE> = Array::new();
+
+/// The flat Maglev array; service rows hold spans of it.
+#[btf_map(name = "maglev")]
+pub static MAGLEV: Array<u32, { MAX_TABLE_ENTRIES as usize }, MMAPABLE> = Array::new();
+
+/// Tester prefixes of all deployments.
+#[btf_map(name = "testers")]
+pub static TESTERS: LpmTrie<TesterKey, u32, { MAX_TESTERS as usize }> = LpmTrie::new();
+
+/// IPv4 flows, both directions.
+#[btf_map(name = "flows4")]
+pub static FLOWS4: LruHashMap<FlowKey4, Flow, FLOW_ENTRIES> = LruHashMap::new();
+
+/// IPv6 flows, both directions.
+#[btf_map(name = "flows6")]
+pub static FLOWS6: LruHashMap<FlowKey6, Flow, FLOW_ENTRIES> = LruHashMap::new();
+
+/// Traffic counters, by `2 * service + colour`.
+#[btf_map(name = "traffic")]
+pub static TRAFFIC: PerCpuArray<Traffic, { 2 * MAX_SERVICES as usize }> = PerCpuArray::new();
+
+/// Event counters, by [`Event`].
+#[btf_map(name = "events")]
+pub static EVENTS: PerCpuArray<u64, { Event::COUNT as usize }> = PerCpuArray::new();
+
+/// The instance's description of itself.
+#[btf_map(name = "meta")]
+pub static META: Array<Meta, 1> = Array::new();
+
+/// Both clocks at one moment.
+#[btf_map(name = "clock")]
+pub static CLOCK: Array<Clock, 1> = Array::new();
+
+/// Interfaces that frames may be redirected to, keyed by ifindex.
+#[btf_map(name = "egress")]
+pub static EGRESS: DevMapHash<{ MAX_INTERFACES as usize }> = DevMapHash::new();
+
+/// The program behind this one in the interface's chain.
+#[btf_map(name = "next")]
+pub static NEXT: ProgramArray<1> = ProgramArray::new();
+
+/// Never read by a program: user space updates its slot, and the kernel returns from that system call
+/// only after every program that ran at the time has ended.
+#[btf_map(name = "fence")]
+pub static FENCE: ArrayOfMaps<Array<u32, 1>, 1> = ArrayOfMaps::new();
