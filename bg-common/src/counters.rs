@@ -29,26 +29,29 @@ pub enum Event {
     EndedFlow = 2,
     /// Drop: the map row that the packet's service refers to is not there. A damaged instance.
     MissingRow = 3,
+    /// Drop: the egress interface was detached within the life of a cached next hop.
+    EgressGone = 4,
     /// Not dropped: handed to the host's stack because there is no usable next hop (neighbour not
     /// resolved yet, no route, egress interface without the program).
-    NextHopByStack = 4,
+    NextHopByStack = 5,
     /// Not dropped: left to the host because its TTL or hop limit does not allow another hop.
-    TtlExpired = 5,
+    TtlExpired = 6,
     /// Not dropped: left to the host because it exceeds the egress MTU.
-    TooBig = 6,
+    TooBig = 7,
     /// Not dropped: sent on without a flow entry, because the table would not take one.
-    Unpinned = 7,
+    Unpinned = 8,
     /// Not dropped: a TCP segment without an entry went to the previous colour while it drains.
-    SecondChance = 8,
+    SecondChance = 9,
 }
 
 impl Event {
     /// All, in the order of their rows.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Malformed,
         Self::ReplyCollision,
         Self::EndedFlow,
         Self::MissingRow,
+        Self::EgressGone,
         Self::NextHopByStack,
         Self::TtlExpired,
         Self::TooBig,
@@ -70,6 +73,7 @@ impl Event {
             Self::ReplyCollision => "reply_collision",
             Self::EndedFlow => "ended_flow",
             Self::MissingRow => "missing_row",
+            Self::EgressGone => "egress_gone",
             Self::NextHopByStack => "next_hop_by_stack",
             Self::TtlExpired => "ttl_expired",
             Self::TooBig => "too_big",

@@ -45,25 +45,24 @@ impl FlowRole {
     pub const IDLE_ONLY: u8 = 4;
 }
 
-/// How far a TCP connection has come: bits of [`Flow::state`]. UDP leaves it zero.
+/// How far one end of a TCP connection has come: bits of [`Flow::client_state`] and
+/// [`Flow::backend_state`]. Each end has a byte of its own, so that the CPUs of the two directions
+/// never write the same one. UDP leaves both zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TcpState;
 
 impl TcpState {
-    /// The client has sent something beyond its SYN.
+    /// This end has sent something beyond its SYN.
     pub const ESTABLISHED: u8 = 1;
-    /// The client has sent FIN.
-    pub const CLIENT_FIN: u8 = 2;
-    /// The backend has sent FIN.
-    pub const BACKEND_FIN: u8 = 4;
-    /// Either end has sent RST.
-    pub const RESET: u8 = 8;
+    /// This end has sent FIN.
+    pub const FIN: u8 = 2;
+    /// This end has sent RST.
+    pub const RESET: u8 = 4;
 
-    /// Whether the connection has ended: both FINs, or a RST.
+    /// Whether the connection has ended: both FINs, or a RST from either end.
     #[inline(always)]
-    pub const fn ended(state: u8) -> bool {
-        state & Self::RESET != 0
-            || state & (Self::CLIENT_FIN | Self::BACKEND_FIN) == Self::CLIENT_FIN | Self::BACKEND_FIN
+    pub const fn ended(client: u8, backend: u8) -> bool {
+        (client | backend) & Self::RESET != 0 || client & backend & Self::FIN != 0
     }
 }
 
@@ -90,12 +89,12 @@ pub struct Flow {
     pub role: u8,
     /// [`crate::Colour`] of the backend.
     pub colour: u8,
-    /// Bits of [`TcpState`], kept in the forward entry for both ends.
-    pub state: u8,
+    /// Bits of [`TcpState`] for the client's end; in the forward entry.
+    pub client_state: u8,
+    /// Bits of [`TcpState`] for the backend's end; in the forward entry.
+    pub backend_state: u8,
     /// Always zero.
-    pub reserved: u8,
-    /// Always zero.
-    pub reserved2: u32,
+    pub reserved: u32,
     /// Next hop towards the client; used in the reply direction, where destinations are many.
     pub next_hop: NextHop,
 }
@@ -105,7 +104,7 @@ crate::assert_layout!(FlowKey6, size 40, align 8, src at 0, dst at 16, ports at 
 crate::assert_layout!(
     Flow, size 56, align 8,
     backend at 0, epoch at 4, generation at 8, last_seen at 12, isn at 16, service at 20, deployment at 22,
-    role at 24, colour at 25, state at 26, reserved at 27, reserved2 at 28, next_hop at 32
+    role at 24, colour at 25, client_state at 26, backend_state at 27, reserved at 28, next_hop at 32
 );
 
 #[cfg(test)]
@@ -114,10 +113,11 @@ mod tests {
 
     #[test]
     fn a_connection_ends_by_two_fins_or_one_reset() {
-        assert!(!TcpState::ended(TcpState::ESTABLISHED));
-        assert!(!TcpState::ended(TcpState::ESTABLISHED | TcpState::CLIENT_FIN));
-        assert!(!TcpState::ended(TcpState::ESTABLISHED | TcpState::BACKEND_FIN));
-        assert!(TcpState::ended(TcpState::CLIENT_FIN | TcpState::BACKEND_FIN));
-        assert!(TcpState::ended(TcpState::RESET));
+        use TcpState as S;
+        assert!(!S::ended(S::ESTABLISHED, S::ESTABLISHED));
+        assert!(!S::ended(S::ESTABLISHED | S::FIN, S::ESTABLISHED));
+        assert!(!S::ended(0, S::FIN));
+        assert!(S::ended(S::FIN, S::ESTABLISHED | S::FIN));
+        assert!(S::ended(S::RESET, 0) && S::ended(0, S::RESET));
     }
 }
