@@ -1,1 +1,4 @@
+//! Library of the blue-green traffic switcher: open a pinned instance, plan, apply, switch, read.
 
+pub mod config;
+pub mod maglev;
