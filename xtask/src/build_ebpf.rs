@@ -1,0 +1,170 @@
+//! `build-ebpf`: compiles the BPF object and commits it to where bgctl embeds it from.
+//!
+//! The object is kept in the repository so that whoever builds bgctl needs stable Rust alone. Its
+//! danger is an object that does not match the sources; `--check` proves the match.
+
+use crate::{
+    process::{run as run_command, say},
+    sources::{self, Record},
+    toolchain::{self, Toolchain},
+    workspace,
+};
+use anyhow::{Context, Result, bail};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Build, change nothing, and prove that the committed object is what the sources make.
+    #[arg(long)]
+    check: bool,
+}
+
+const TARGET: &str = "bpfel-unknown-none";
+
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let built = build()?;
+    if args.check { check(&built) } else { install(&built) }
+}
+
+/// The committed object.
+fn committed() -> PathBuf {
+    workspace::root().join("bg-userspace/bpf/bg.bpf.o")
+}
+
+fn committed_record() -> PathBuf {
+    workspace::root().join("bg-userspace/bpf/bg.bpf.sources")
+}
+
+/// An object fresh from the compiler.
+pub(crate) struct Built {
+    /// Where it is.
+    pub(crate) path: PathBuf,
+    record: Record,
+}
+
+/// Compiles the object.
+pub(crate) fn build() -> Result<Built> {
+    let toolchain = Toolchain::require()?;
+    let linker = toolchain::require_bpf_linker()?;
+    let compiler = toolchain.version()?;
+    say(format_args!("building the BPF object with {}: {compiler}, {linker}", toolchain.describe()));
+
+    let target_dir = workspace::target_dir().join("bpf");
+    let flags = [codegen_flags(), remap_flags(toolchain)?].concat();
+    let mut cargo = toolchain.cargo();
+    cargo
+        .current_dir(workspace::root())
+        .env("PATH", toolchain::path_with_cargo_bin())
+        .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
+        .args(["build", "--release", "--package", "bg-ebpf", "--bin", "bg-ebpf"])
+        .args(["-Z", "build-std=core", "--target", TARGET, "--target-dir"])
+        .arg(&target_dir);
+    for setting in profile() {
+        cargo.args(["--config", &setting]);
+    }
+    run_command(&mut cargo).with_context(|| {
+        format!(
+            "the BPF object did not build (where the linker complains of its input, bpf-linker stands on an LLVM older \
+             than the compiler's; expected {})",
+            toolchain::LLVM
+        )
+    })?;
+
+    let path = target_dir.join(TARGET).join("release/bg-ebpf");
+    let object = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let sources = sources::checksum(&[codegen_flags(), profile()].concat())?;
+    let record = Record { sources, object: sources::sha256(&object), compiler, linker };
+    Ok(Built { path, record })
+}
+
+fn install(built: &Built) -> Result<()> {
+    let path = committed();
+    if let Some(dir) = path.parent() {
+        fs::create_dir_all(dir)?;
+    }
+    let size = fs::copy(&built.path, &path).with_context(|| format!("cannot write {}", path.display()))?;
+    fs::write(committed_record(), built.record.to_string())?;
+    say(format_args!("wrote {} ({size} bytes) and its record", display(&path)));
+    Ok(())
+}
+
+/// Proves that the committed object is current; an error says what differs.
+pub(crate) fn check(built: &Built) -> Result<()> {
+    let committed_bytes = fs::read(committed())
+        .with_context(|| format!("cannot read {}; run `cargo xtask build-ebpf`", display(&committed())))?;
+    let (fresh, record) = (&built.record, Record::read(&committed_record())?);
+    let stale = |what: &str, expected: &str, found: &str| {
+        bail!(
+            "{} is not what the sources make: {what}: expected {expected}, found {found}; \
+             run `cargo xtask build-ebpf` and commit the result",
+            display(&committed())
+        )
+    };
+    if record.sources != fresh.sources {
+        return stale("checksum of the sources", &fresh.sources, &record.sources);
+    }
+    let found = sources::sha256(&committed_bytes);
+    if record.object != found {
+        return stale("checksum of the object in its record", &found, &record.object);
+    }
+    if (&record.compiler, &record.linker) != (&fresh.compiler, &fresh.linker) {
+        say(format_args!(
+            "the object matches its sources by checksum; bytes not compared: it was built with {}, {}",
+            record.compiler, record.linker
+        ));
+    } else if record.object != fresh.object {
+        return stale("checksum of the object", &fresh.object, &record.object);
+    } else {
+        say("the committed object is, byte for byte, what its sources make");
+    }
+    Ok(())
+}
+
+/// Flags that decide what code comes out.
+fn codegen_flags() -> Vec<String> {
+    [
+        "linker=bpf-linker",
+        "link-arg=--btf",
+        "debuginfo=2",
+        "target-cpu=v3",
+        "target-feature=+allows-misaligned-mem-access",
+    ]
+    .iter()
+    .flat_map(|flag| ["-C".to_owned(), (*flag).to_owned()])
+    .collect()
+}
+
+/// The release profile, as the object wants it whatever the workspace chooses for programs of the host.
+fn profile() -> Vec<String> {
+    [
+        "opt-level=3",
+        "debug=2",
+        "panic=\"abort\"",
+        "lto=false",
+        "codegen-units=1",
+        "strip=false",
+        "overflow-checks=false",
+    ]
+    .iter()
+    .map(|setting| format!("profile.release.{setting}"))
+    .collect()
+}
+
+/// No path of the machine goes into the object: neither does it tell on who built it, nor does it
+/// differ between two directories.
+fn remap_flags(toolchain: Toolchain) -> Result<Vec<String>> {
+    let mut remaps = vec![(workspace::root().to_owned(), "."), (toolchain.sysroot()?, "/rust")];
+    let registries = toolchain::cargo_home().map(|home| home.join("registry/src"));
+    // One directory a registry: its name tells which registry it was, so it is part of what goes.
+    for entry in registries.iter().filter_map(|dir| fs::read_dir(dir).ok()).flatten() {
+        remaps.push((entry?.path(), "/crates"));
+    }
+    Ok(remaps.iter().map(|(from, to)| format!("--remap-path-prefix={}={to}", from.display())).collect())
+}
+
+fn display(path: &Path) -> std::path::Display<'_> {
+    path.strip_prefix(workspace::root()).unwrap_or(path).display()
+}

@@ -1,0 +1,131 @@
+//! The two ways to a compiler for the BPF target, and the linker that must fit it.
+//!
+//! The target has no prebuilt `core`, so the standard library's source must be at hand and cargo's
+//! `-Z build-std` must be let through. rustup's nightly with `rust-src` gives both; where rustup
+//! cannot download, Debian's `rustc-web` with `rust-web-src` does too.
+
+use crate::process::output;
+use anyhow::{Result, bail};
+use std::{ffi::OsString, path::PathBuf, process::Command};
+
+/// Version of bpf-linker, and the LLVM that it is built upon: at least as new as rustc's.
+pub(crate) const BPF_LINKER: &str = "0.13.0";
+pub(crate) const LLVM: u32 = 22;
+
+const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
+
+/// A compiler that can build the BPF object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Toolchain {
+    /// rustup's nightly with the component `rust-src`.
+    RustupNightly,
+    /// Debian's rustc-web, a stable compiler told to accept unstable options.
+    DebianWeb,
+}
+
+impl Toolchain {
+    /// The first of them that is complete on this machine.
+    pub(crate) fn find() -> Option<Self> {
+        [Self::RustupNightly, Self::DebianWeb].into_iter().find(|toolchain| toolchain.is_complete())
+    }
+
+    /// The same, or an error that says how to get one.
+    pub(crate) fn require() -> Result<Self> {
+        match Self::find() {
+            Some(toolchain) => Ok(toolchain),
+            None => bail!(
+                "no compiler for the BPF target: expected rustup's nightly with rust-src, or Debian's rustc-web with \
+                 rust-web-src (LLVM {LLVM} at the most); `cargo xtask setup` installs one of them"
+            ),
+        }
+    }
+
+    /// What it is, for a person.
+    pub(crate) fn describe(self) -> &'static str {
+        match self {
+            Self::RustupNightly => "rustup's nightly with rust-src",
+            Self::DebianWeb => "Debian's rustc-web with rust-web-src",
+        }
+    }
+
+    /// The compiler's version line, e.g. `rustc 1.97.0-nightly (e50aa6fba 2026-05-19)`.
+    pub(crate) fn version(self) -> Result<String> {
+        output(self.rustc().arg("--version"))
+    }
+
+    /// A cargo that builds with this compiler. What an outer cargo has put into the environment is
+    /// taken out of it: those settings belong to the outer compiler.
+    pub(crate) fn cargo(self) -> Command {
+        let mut command = match self {
+            Self::RustupNightly => {
+                let mut command = Command::new("rustup");
+                command.args(["run", "nightly", "cargo"]);
+                command.env_remove("RUSTC");
+                command
+            }
+            Self::DebianWeb => {
+                let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+                command.env("RUSTC", DEBIAN_RUSTC).env("RUSTC_BOOTSTRAP", "1");
+                command
+            }
+        };
+        for name in ["RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER", "RUSTFLAGS", "CARGO_BUILD_TARGET"] {
+            command.env_remove(name);
+        }
+        command
+    }
+
+    /// Where the compiler keeps its libraries and the source of the standard library.
+    pub(crate) fn sysroot(self) -> Result<PathBuf> {
+        Ok(output(self.rustc().args(["--print", "sysroot"]))?.into())
+    }
+
+    fn rustc(self) -> Command {
+        match self {
+            Self::RustupNightly => {
+                let mut command = Command::new("rustup");
+                command.args(["run", "nightly", "rustc"]);
+                command
+            }
+            Self::DebianWeb => Command::new(DEBIAN_RUSTC),
+        }
+    }
+
+    /// The compiler is there, with its source, and its LLVM is not newer than the linker's.
+    fn is_complete(self) -> bool {
+        let has_source = |sysroot: PathBuf| sysroot.join("lib/rustlib/src/rust/library/core/Cargo.toml").exists();
+        self.sysroot().is_ok_and(has_source) && self.llvm().is_some_and(|llvm| llvm <= LLVM)
+    }
+
+    fn llvm(self) -> Option<u32> {
+        let verbose = output(self.rustc().args(["--version", "--verbose"])).ok()?;
+        let version = verbose.lines().find_map(|line| line.strip_prefix("LLVM version: "))?;
+        version.split('.').next()?.parse().ok()
+    }
+}
+
+/// The version of the bpf-linker in the path, e.g. `bpf-linker 0.13.0`.
+pub(crate) fn bpf_linker() -> Option<String> {
+    output(Command::new("bpf-linker").arg("--version").env("PATH", path_with_cargo_bin())).ok()
+}
+
+/// The same, or an error that says what to do.
+pub(crate) fn require_bpf_linker() -> Result<String> {
+    match bpf_linker() {
+        Some(version) => Ok(version),
+        None => bail!("bpf-linker is not in the path: expected version {BPF_LINKER}; `cargo xtask setup` installs it"),
+    }
+}
+
+/// The path, with the directory that `cargo install` writes to: not every shell has it.
+pub(crate) fn path_with_cargo_bin() -> OsString {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let dirs = std::env::split_paths(&path).chain(cargo_home().map(|home| home.join("bin")));
+    std::env::join_paths(dirs).unwrap_or(path)
+}
+
+/// Cargo's home directory.
+pub(crate) fn cargo_home() -> Option<PathBuf> {
+    let home = || Some(PathBuf::from(std::env::var_os("HOME")?).join(".cargo"));
+    std::env::var_os("CARGO_HOME").map(PathBuf::from).or_else(home)
+}
