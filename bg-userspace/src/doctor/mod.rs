@@ -1,0 +1,3 @@
+//! What this machine can do, and how to mend what it cannot.
+
+pub mod preconditions;

@@ -1,0 +1,246 @@
+//! The journal: one JSON object a line, only ever appended to.
+//!
+//! A record is one write and is on the disk when [`History::append`] returns. A crash can tear the
+//! last line only: the reader skips it, and the next append closes it off before its own record.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{Read as _, Seek as _, SeekFrom, Write as _},
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::{HistoryError, Moment, Who, prepare_state_dir, sync_directory};
+
+/// What was done to a deployment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Action {
+    /// Its configuration was applied.
+    Apply,
+    /// Another colour was made live.
+    Switch,
+    /// The colour that was live before was made live again.
+    Rollback,
+    /// Its last live colour was restored, for example after a reboot.
+    Recovered,
+}
+
+impl Action {
+    /// As the journal spells it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Apply => "apply",
+            Self::Switch => "switch",
+            Self::Rollback => "rollback",
+            Self::Recovered => "recovered",
+        }
+    }
+}
+
+/// One line of the journal.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// When; RFC 3339 in the file.
+    pub time: jiff::Timestamp,
+    /// Name of the deployment.
+    pub deployment: String,
+    /// What was done.
+    pub action: Action,
+    /// Its state before; `None` if it did not exist.
+    pub from: Option<Moment>,
+    /// Its state after; `None` if it was removed.
+    pub to: Option<Moment>,
+    /// By whom.
+    pub who: Who,
+    /// Why, if a reason was given.
+    pub reason: Option<String>,
+    /// The command line of the process.
+    pub command: String,
+}
+
+impl Record {
+    /// A record of what this process does now.
+    pub fn now(
+        deployment: &str,
+        action: Action,
+        from: Option<Moment>,
+        to: Option<Moment>,
+        reason: Option<&str>,
+    ) -> Self {
+        let words: Vec<_> = std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
+        Self {
+            time: jiff::Timestamp::now(),
+            deployment: deployment.to_owned(),
+            action,
+            from,
+            to,
+            who: Who::of_this_process(),
+            reason: reason.map(str::to_owned),
+            command: words.join(" "),
+        }
+    }
+}
+
+/// What the journal holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Journal {
+    /// The records, oldest first.
+    pub records: Vec<Record>,
+    /// Lines that are no records: torn by a crash, or written by something else.
+    pub damaged_lines: usize,
+}
+
+/// The journal of one state directory.
+#[derive(Clone, Debug)]
+pub struct History {
+    directory: PathBuf,
+    path: PathBuf,
+}
+
+impl History {
+    /// The journal's file in the state directory.
+    pub const FILE: &'static str = "history.jsonl";
+
+    /// The journal in `state_dir`, which need not exist yet.
+    pub fn new(state_dir: &Path) -> Self {
+        Self { directory: state_dir.to_owned(), path: state_dir.join(Self::FILE) }
+    }
+
+    /// Appends a record; when this returns, it is on the disk.
+    pub fn append(&self, record: &Record) -> Result<(), HistoryError> {
+        prepare_state_dir(&self.directory)?;
+        let is_new = !self.path.exists();
+        let mut file = OpenOptions::new()
+            .read(true)
+            .append(true)
+            .create(true)
+            .open(&self.path)
+            .map_err(HistoryError::io("open", &self.path))?;
+        let write_error = || HistoryError::io("write", &self.path);
+
+        let mut bytes = Vec::with_capacity(512);
+        if is_torn(&mut file).map_err(HistoryError::io("read", &self.path))? {
+            bytes.push(b'\n');
+        }
+        serde_json::to_writer(&mut bytes, record).map_err(|error| write_error()(error.into()))?;
+        bytes.push(b'\n');
+        file.write_all(&bytes).and_then(|()| file.sync_data()).map_err(write_error())?;
+        if is_new {
+            sync_directory(&self.directory)?;
+        }
+        Ok(())
+    }
+
+    /// Reads the records, of one deployment or of all. A journal that does not exist is empty.
+    pub fn read(&self, deployment: Option<&str>) -> Result<Journal, HistoryError> {
+        let bytes = match std::fs::read(&self.path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+            Err(error) => return Err(HistoryError::io("read", &self.path)(error)),
+        };
+        let mut journal = Journal::default();
+        for line in bytes.split(|octet| *octet == b'\n').filter(|line| !line.is_empty()) {
+            match serde_json::from_slice::<Record>(line) {
+                Ok(record) if deployment.is_none_or(|name| name == record.deployment) => journal.records.push(record),
+                Ok(_) => {}
+                Err(_) => journal.damaged_lines += 1,
+            }
+        }
+        Ok(journal)
+    }
+}
+
+/// Whether the last line has no end.
+fn is_torn(file: &mut File) -> std::io::Result<bool> {
+    if file.seek(SeekFrom::End(0))? == 0 {
+        return Ok(false);
+    }
+    file.seek(SeekFrom::End(-1))?;
+    let mut last = [0];
+    file.read_exact(&mut last)?;
+    Ok(last != *b"\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use bg_common::Colour;
+
+    use super::*;
+
+    fn moment(generation: u32, live: Colour) -> Option<Moment> {
+        Some(Moment { generation, live })
+    }
+
+    fn record(deployment: &str, generation: u32) -> Record {
+        let from = moment(generation - 1, Colour::Blue);
+        Record::now(
+            deployment,
+            Action::Switch,
+            from,
+            moment(generation, Colour::Green),
+            Some("release \"7\"\nof today"),
+        )
+    }
+
+    #[test]
+    fn what_was_appended_is_read_in_order() {
+        let dir = tempfile::tempdir().unwrap();
+        let history = History::new(&dir.path().join("made/when/needed"));
+        assert_eq!(history.read(None).unwrap(), Journal::default());
+        let records = [record("shop", 2), record("mail", 5), record("shop", 3)];
+        records.iter().for_each(|record| history.append(record).unwrap());
+        assert_eq!(history.read(None).unwrap().records, records);
+        assert_eq!(history.read(Some("shop")).unwrap().records, [records[0].clone(), records[2].clone()]);
+    }
+
+    #[test]
+    fn a_record_has_the_documented_keys() {
+        let line = serde_json::to_value(record("shop", 2)).unwrap();
+        assert_eq!(line["action"], "switch");
+        assert_eq!(line["from"], serde_json::json!({"generation": 1, "live": "blue"}));
+        assert_eq!(line["to"]["live"], "green");
+        assert_eq!(line["reason"], "release \"7\"\nof today");
+        assert!(line["time"].as_str().unwrap().ends_with('Z'), "RFC 3339 in UTC: {}", line["time"]);
+        assert!(line["who"]["uid"].is_u64());
+    }
+
+    /// Wherever a crash cuts the last line, earlier records stay, and so does the next one.
+    #[test]
+    fn a_crash_at_any_octet_of_a_line_costs_that_line_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let history = History::new(dir.path());
+        let (first, torn, next) = (record("shop", 2), record("shop", 3), record("shop", 4));
+        history.append(&first).unwrap();
+        let kept = std::fs::metadata(&history.path).unwrap().len();
+        history.append(&torn).unwrap();
+        let whole = std::fs::read(&history.path).unwrap();
+        for cut in kept as usize..whole.len() {
+            std::fs::write(&history.path, &whole[..cut]).unwrap();
+            // Only the line's end may be missing: then nothing is lost.
+            let complete = cut == whole.len() - 1;
+            let mut expected = vec![first.clone()];
+            expected.extend(complete.then(|| torn.clone()));
+            let damaged_lines = usize::from(cut > kept as usize && !complete);
+            assert_eq!(
+                history.read(None).unwrap(),
+                Journal { records: expected.clone(), damaged_lines },
+                "cut at {cut}"
+            );
+
+            history.append(&next).unwrap();
+            expected.push(next.clone());
+            assert_eq!(history.read(None).unwrap(), Journal { records: expected, damaged_lines }, "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn a_directory_that_cannot_be_made_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let blocked = dir.path().join("file");
+        std::fs::write(&blocked, "").unwrap();
+        let error = History::new(&blocked.join("state")).append(&record("shop", 2)).unwrap_err();
+        assert!(error.to_string().contains("file/state"), "{error}");
+    }
+}
