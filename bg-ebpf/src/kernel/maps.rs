@@ -20,7 +20,8 @@
 //! | `next` | 0 → XDP program | user space | who gets what is not ours |
 //! | `fence` | 0 → an inner map | user space | an update waits until no program holds an old word |
 //!
-//! Arrays that user space maps into its memory carry [`MMAPABLE`].
+//! Arrays that user space maps into its memory carry [`MMAPABLE`]: the switch is a compare-exchange there, and
+//! reading back the running state costs no system call a row.
 
 use aya_ebpf::{
     btf_maps::{Array, ArrayOfMaps, DevMapHash, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray},
@@ -41,73 +42,73 @@ const FLOW_ENTRIES: usize = 2 * 262_144;
 
 /// The live word of each deployment.
 #[btf_map(name = "live")]
-pub static LIVE: Array<LiveWord, { MAX_DEPLOYMENTS as usize }, MMAPABLE> = Array::new();
+pub(super) static LIVE: Array<LiveWord, { MAX_DEPLOYMENTS as usize }, MMAPABLE> = Array::new();
 
 /// What a generation asks of open flows: two slots a deployment, chosen by the generation's parity.
 #[btf_map(name = "terms")]
-pub static TERMS: Array<[SwitchTerms; 2], { MAX_DEPLOYMENTS as usize }, MMAPABLE> = Array::new();
+pub(super) static TERMS: Array<[SwitchTerms; 2], { MAX_DEPLOYMENTS as usize }, MMAPABLE> = Array::new();
 
 /// Settings of each deployment.
 #[btf_map(name = "deployments")]
-pub static DEPLOYMENTS: Array<DeploymentRow, { MAX_DEPLOYMENTS as usize }> = Array::new();
+pub(super) static DEPLOYMENTS: Array<DeploymentRow, { MAX_DEPLOYMENTS as usize }> = Array::new();
 
 /// VIPs and preview addresses.
 #[btf_map(name = "services")]
-pub static SERVICES: HashMap<ServiceKey, ServiceRow, { 2 * MAX_SERVICES as usize }> = HashMap::new();
+pub(super) static SERVICES: HashMap<ServiceKey, ServiceRow, { 2 * MAX_SERVICES as usize }> = HashMap::new();
 
 /// Both addresses of each service, by `2 * service + role`.
 #[btf_map(name = "vips")]
-pub static VIPS: Array<ServiceKey, { 2 * MAX_SERVICES as usize }> = Array::new();
+pub(super) static VIPS: Array<ServiceKey, { 2 * MAX_SERVICES as usize }> = Array::new();
 
 /// Names and modes of services.
 #[btf_map(name = "service_info")]
-pub static SERVICE_INFO: Array<ServiceInfo, { MAX_SERVICES as usize }> = Array::new();
+pub(super) static SERVICE_INFO: Array<ServiceInfo, { MAX_SERVICES as usize }> = Array::new();
 
 /// Backends of all services and colours.
 #[btf_map(name = "backends")]
-pub static BACKENDS: Array<Backend, { MAX_BACKENDS as usize }, MMAPABLE> = Array::new();
+pub(super) static BACKENDS: Array<Backend, { MAX_BACKENDS as usize }, MMAPABLE> = Array::new();
 
 /// The flat Maglev array; service rows hold spans of it.
 #[btf_map(name = "maglev")]
-pub static MAGLEV: Array<u32, { MAX_TABLE_ENTRIES as usize }, MMAPABLE> = Array::new();
+pub(super) static MAGLEV: Array<u32, { MAX_TABLE_ENTRIES as usize }, MMAPABLE> = Array::new();
 
 /// Tester prefixes of all deployments.
 #[btf_map(name = "testers")]
-pub static TESTERS: LpmTrie<TesterKey, u32, { MAX_TESTERS as usize }> = LpmTrie::new();
+pub(super) static TESTERS: LpmTrie<TesterKey, u32, { MAX_TESTERS as usize }> = LpmTrie::new();
 
 /// IPv4 flows, both directions.
 #[btf_map(name = "flows4")]
-pub static FLOWS4: LruHashMap<FlowKey4, Flow, FLOW_ENTRIES> = LruHashMap::new();
+pub(super) static FLOWS4: LruHashMap<FlowKey4, Flow, FLOW_ENTRIES> = LruHashMap::new();
 
 /// IPv6 flows, both directions.
 #[btf_map(name = "flows6")]
-pub static FLOWS6: LruHashMap<FlowKey6, Flow, FLOW_ENTRIES> = LruHashMap::new();
+pub(super) static FLOWS6: LruHashMap<FlowKey6, Flow, FLOW_ENTRIES> = LruHashMap::new();
 
 /// Traffic counters, by `2 * service + colour`.
 #[btf_map(name = "traffic")]
-pub static TRAFFIC: PerCpuArray<Traffic, { 2 * MAX_SERVICES as usize }> = PerCpuArray::new();
+pub(super) static TRAFFIC: PerCpuArray<Traffic, { 2 * MAX_SERVICES as usize }> = PerCpuArray::new();
 
 /// Event counters, by [`Event`].
 #[btf_map(name = "events")]
-pub static EVENTS: PerCpuArray<u64, { Event::COUNT as usize }> = PerCpuArray::new();
+pub(super) static EVENTS: PerCpuArray<u64, { Event::COUNT as usize }> = PerCpuArray::new();
 
 /// The instance's description of itself.
 #[btf_map(name = "meta")]
-pub static META: Array<Meta, 1> = Array::new();
+pub(super) static META: Array<Meta, 1> = Array::new();
 
 /// Both clocks at one moment.
 #[btf_map(name = "clock")]
-pub static CLOCK: Array<Clock, 1> = Array::new();
+pub(super) static CLOCK: Array<Clock, 1> = Array::new();
 
 /// Interfaces that frames may be redirected to, keyed by ifindex.
 #[btf_map(name = "egress")]
-pub static EGRESS: DevMapHash<{ MAX_INTERFACES as usize }> = DevMapHash::new();
+pub(super) static EGRESS: DevMapHash<{ MAX_INTERFACES as usize }> = DevMapHash::new();
 
 /// The program behind this one in the interface's chain.
 #[btf_map(name = "next")]
-pub static NEXT: ProgramArray<1> = ProgramArray::new();
+pub(super) static NEXT: ProgramArray<1> = ProgramArray::new();
 
 /// Never read by a program: user space updates its slot, and the kernel returns from that system call
 /// only after every program that ran at the time has ended.
 #[btf_map(name = "fence")]
-pub static FENCE: ArrayOfMaps<Array<u32, 1>, 1> = ArrayOfMaps::new();
+pub(super) static FENCE: ArrayOfMaps<Array<u32, 1>, 1> = ArrayOfMaps::new();
