@@ -1,0 +1,112 @@
+//! From a text to a [`Config`]: the file as a whole, and what must hold over all deployments.
+
+use std::collections::HashMap;
+
+use bg_common::{MAX_BACKENDS, MAX_DEPLOYMENTS, MAX_SERVICES, MAX_TABLE_ENTRIES, MAX_TESTERS};
+use toml::de::{DeTable, DeValue};
+
+use super::{
+    deployment,
+    error::{Expected, Problem},
+    model::{Config, Deployment},
+    value::{Fields, Notes, wrong_type},
+};
+use crate::maglev;
+
+/// Octets that the maps have for a name.
+pub(super) const MAX_NAME: usize = 64;
+
+/// What must be unique over the whole file: VIPs and preview addresses by protocol, with the offset
+/// of the first.
+pub(super) type Taken = HashMap<(std::net::SocketAddr, u8), usize>;
+
+/// Understands a text, or tells all that is wrong with it.
+pub(super) fn parse(text: &str) -> Result<Config, Vec<Problem>> {
+    let mut notes = Notes::new(text);
+    let (document, syntax) = DeTable::parse_recoverable(text);
+    // What is understood of a text that is not TOML would only be guessed at.
+    let config = if syntax.is_empty() {
+        file(&mut notes, document.get_ref())
+    } else {
+        for error in syntax {
+            notes.note(&error.span().unwrap_or(0..0), "", Expected::Toml(error.message().to_owned()));
+        }
+        Config::default()
+    };
+    match notes.into_problems() {
+        problems if problems.is_empty() => Ok(config),
+        problems => Err(problems),
+    }
+}
+
+fn file(notes: &mut Notes<'_>, document: &DeTable<'_>) -> Config {
+    let fields = Fields::new(notes, document, 0..0, String::new(), &["deployments"]);
+    let Some(value) = fields.optional("deployments") else {
+        notes.note(&(0..0), "", Expected::Deployments);
+        return Config::default();
+    };
+    let DeValue::Table(table) = value.get_ref() else {
+        fields.wrong_type(notes, "deployments", value, "a table, [deployments.NAME]");
+        return Config::default();
+    };
+    let mut taken = Taken::new();
+    let mut totals = Totals::default();
+    let mut deployments = Vec::new();
+    for (key, value) in table {
+        let name = key.get_ref().as_ref();
+        let place = format!("deployment \"{name}\"");
+        if let Some(why) = name_problem(name) {
+            notes.note(&key.span(), "", Expected::Name { got: name.to_owned(), why });
+        }
+        let DeValue::Table(table) = value.get_ref() else {
+            wrong_type(notes, &place, name, value, "a table, [deployments.NAME]");
+            continue;
+        };
+        let deployment = deployment::deployment(notes, name, table, key.span(), place, &mut taken);
+        totals.add(notes, &key.span(), &deployment);
+        deployments.push(deployment);
+    }
+    Config { deployments }
+}
+
+/// What is wrong with a name, if anything.
+pub(super) fn name_problem(name: &str) -> Option<String> {
+    if name.is_empty() {
+        Some("it is empty".to_owned())
+    } else if name.len() > MAX_NAME {
+        Some(format!("it has {} bytes", name.len()))
+    } else if name.contains(char::is_control) {
+        Some("it has control characters".to_owned())
+    } else {
+        None
+    }
+}
+
+/// What one instance holds of each kind, up to here.
+#[derive(Default)]
+struct Totals([u64; 5]);
+
+impl Totals {
+    /// Notes each limit at the deployment that goes over it.
+    fn add(&mut self, notes: &mut Notes<'_>, span: &std::ops::Range<usize>, deployment: &Deployment) {
+        let colours = || deployment.services.iter().flat_map(|service| &service.backends);
+        let entries = colours().map(|backends| {
+            let weights: Vec<u32> = backends.iter().map(|backend| backend.weight).collect();
+            u64::from(maglev::table_len(&weights))
+        });
+        let added = [
+            (1, MAX_DEPLOYMENTS, "deployments"),
+            (deployment.services.len() as u64, MAX_SERVICES, "services"),
+            (colours().map(|backends| backends.len() as u64).sum(), MAX_BACKENDS, "backends"),
+            (deployment.testers.len() as u64, MAX_TESTERS, "testers"),
+            (entries.sum(), MAX_TABLE_ENTRIES, "entries in the backends' hash tables"),
+        ];
+        for (total, (more, max, what)) in self.0.iter_mut().zip(added) {
+            let (before, max) = (*total, u64::from(max));
+            *total += more;
+            if before <= max && *total > max {
+                notes.note(span, "", Expected::Limit { what, got: *total, max });
+            }
+        }
+    }
+}

@@ -1,0 +1,225 @@
+//! One `[[deployments.NAME.services]]`.
+
+use std::{collections::HashMap, net::SocketAddr, ops::Range};
+
+use bg_common::{Colour, Mode, Protocol};
+use toml::{
+    Spanned,
+    de::{DeTable, DeValue},
+};
+
+use super::{
+    address,
+    error::Expected,
+    model::{BackendSpec, Service, mode_name, protocol_name},
+    parse::{Taken, name_problem},
+    value::{Fields, Notes},
+};
+
+const KEYS: &[&str] = &["name", "vip", "protocol", "mode", "blue", "green", "preview"];
+const PROTOCOLS: [Protocol; 2] = [Protocol::Tcp, Protocol::Udp];
+const PROTOCOL_NAMES: &[&str] = &[protocol_name(PROTOCOLS[0]), protocol_name(PROTOCOLS[1])];
+const MODES: [Mode; 2] = [Mode::Nat, Mode::Local];
+const MODE_NAMES: &[&str] = &[mode_name(MODES[0]), mode_name(MODES[1])];
+const MAX_WEIGHT: u32 = 65_535;
+const ENDPOINT: &str = "ADDRESS:PORT in quotes";
+
+/// Understands a service; with it goes the span of its name. `None` if too little was understood to
+/// compare it with others.
+pub(super) fn service(
+    notes: &mut Notes<'_>,
+    table: &DeTable<'_>,
+    span: Range<usize>,
+    index: usize,
+    deployment: &str,
+    taken: &mut Taken,
+) -> Option<(Service, Range<usize>)> {
+    let place = format!("{deployment}, service {}", called(table, index));
+    let fields = Fields::new(notes, table, span, place, KEYS);
+
+    let vip = fields.required(notes, "vip").and_then(|value| endpoint(notes, &fields, "VIP", "vip", value));
+    let protocol = fields
+        .required(notes, "protocol")
+        .and_then(|value| fields.word(notes, "protocol", value, PROTOCOL_NAMES, |_| ""))
+        .map(|index| PROTOCOLS[index]);
+    let mode = fields
+        .required(notes, "mode")
+        .and_then(|value| fields.word(notes, "mode", value, MODE_NAMES, later_mode))
+        .map(|index| MODES[index]);
+    let preview =
+        fields.optional("preview").and_then(|value| endpoint(notes, &fields, "preview address", "preview", value));
+    for (address, what, key) in [(vip, "VIP", "vip"), (preview, "preview address", "preview")] {
+        if let (Some(address), Some(protocol), Some(value)) = (address, protocol, fields.optional(key)) {
+            claim(notes, &fields, taken, what, address, protocol, &value.span());
+        }
+    }
+    if let (Some(vip), Some(address), Some(value)) = (vip, preview, fields.optional("preview")) {
+        same_family(notes, &fields, "preview address", address, vip, &value.span());
+    }
+    let own = [(vip, "VIP"), (preview, "preview address")];
+    let backends = Colour::ALL.map(|colour| backends(notes, &fields, colour, own));
+    let name = name(notes, &fields);
+
+    let (vip, protocol, mode) = (vip?, protocol?, mode?);
+    let (name, name_span) =
+        name.unwrap_or_else(|| (format!("{vip}/{}", protocol_name(protocol)), fields.span().clone()));
+    Some((Service { name, vip, protocol, mode, preview, backends }, name_span))
+}
+
+/// What to call a service in a message, before anything about it is certain.
+fn called(table: &DeTable<'_>, index: usize) -> String {
+    let text = |key| table.get(key).and_then(|value: &Spanned<DeValue<'_>>| value.get_ref().as_str());
+    match text("name").or(text("vip")) {
+        Some(text) => format!("\"{text}\""),
+        None => (index + 1).to_string(),
+    }
+}
+
+fn later_mode(mode: &str) -> &'static str {
+    match mode {
+        "l2dsr" | "ipip" | "gue" => " (this version has no other)",
+        _ => "",
+    }
+}
+
+fn name(notes: &mut Notes<'_>, fields: &Fields<'_, '_>) -> Option<(String, Range<usize>)> {
+    let value = fields.optional("name")?;
+    let name = fields.text(notes, "name", value, "a name in quotes")?;
+    if let Some(why) = name_problem(name) {
+        notes.note(&value.span(), &fields.place, Expected::Name { got: name.to_owned(), why });
+    }
+    Some((name.to_owned(), value.span()))
+}
+
+fn endpoint(
+    notes: &mut Notes<'_>,
+    fields: &Fields<'_, '_>,
+    what: &'static str,
+    key: &str,
+    value: &Spanned<DeValue<'_>>,
+) -> Option<SocketAddr> {
+    let Some(text) = value.get_ref().as_str() else {
+        fields.wrong_type(notes, key, value, ENDPOINT);
+        return None;
+    };
+    match address::endpoint(text) {
+        Ok(address) => Some(address),
+        Err(expected) => {
+            notes.note(&value.span(), &fields.place, Expected::Address { what, got: text.to_owned(), expected });
+            None
+        }
+    }
+}
+
+/// Takes an address that packets are matched against, which nobody else may have.
+fn claim(
+    notes: &mut Notes<'_>,
+    fields: &Fields<'_, '_>,
+    taken: &mut Taken,
+    what: &'static str,
+    address: SocketAddr,
+    protocol: Protocol,
+    span: &Range<usize>,
+) {
+    if let Some(first) = taken.insert((address, protocol as u8), span.start) {
+        let first = notes.position(first);
+        let got = format!("{address}/{}", protocol_name(protocol));
+        let scope = " among all VIPs and preview addresses of the file";
+        notes.note(span, &fields.place, Expected::Unique { what, got, first, scope });
+    }
+}
+
+fn same_family(
+    notes: &mut Notes<'_>,
+    fields: &Fields<'_, '_>,
+    what: &'static str,
+    got: SocketAddr,
+    vip: SocketAddr,
+    span: &Range<usize>,
+) {
+    if got.is_ipv4() != vip.is_ipv4() {
+        let family = if vip.is_ipv4() { "IPv4" } else { "IPv6" };
+        notes.note(span, &fields.place, Expected::Family { what, got, vip, family });
+    }
+}
+
+fn backends(
+    notes: &mut Notes<'_>,
+    fields: &Fields<'_, '_>,
+    colour: Colour,
+    own: [(Option<SocketAddr>, &'static str); 2],
+) -> Vec<BackendSpec> {
+    let key = colour.name();
+    let Some(value) = fields.required(notes, key) else { return Vec::new() };
+    let DeValue::Array(array) = value.get_ref() else {
+        fields.wrong_type(notes, key, value, "an array of backends, [\"10.0.1.11:8443\"]");
+        return Vec::new();
+    };
+    let mut seen = HashMap::new();
+    let mut backends = Vec::new();
+    let mut all_understood = true;
+    for value in array {
+        let Some(backend) = backend(notes, fields, key, value) else {
+            all_understood = false;
+            continue;
+        };
+        let (address, span) = (backend.address, value.span());
+        for (own, what) in own.into_iter().filter_map(|(own, what)| own.map(|own| (own, what))) {
+            if what == "VIP" {
+                same_family(notes, fields, "backend", address, own, &span);
+            }
+            if address == own {
+                notes.note(&span, &fields.place, Expected::NotItself(address, what));
+            }
+        }
+        if let Some(first) = seen.insert(address, span.start) {
+            let first = notes.position(first);
+            let kind = Expected::Unique { what: "backend", got: address.to_string(), first, scope: " in a colour" };
+            notes.note(&span, &fields.place, kind);
+        }
+        backends.push(backend);
+    }
+    // A backend that was not understood has its own problem noted, and might have had a weight.
+    if all_understood && backends.iter().all(|backend| backend.weight == 0) {
+        notes.note(&value.span(), &fields.place, Expected::Backends(key));
+    }
+    backends
+}
+
+fn backend(
+    notes: &mut Notes<'_>,
+    fields: &Fields<'_, '_>,
+    colour: &str,
+    value: &Spanned<DeValue<'_>>,
+) -> Option<BackendSpec> {
+    match value.get_ref() {
+        DeValue::String(_) => {
+            let address = endpoint(notes, fields, "backend", colour, value)?;
+            Some(BackendSpec { address, weight: 1 })
+        }
+        DeValue::Table(table) => {
+            let fields = Fields::new(notes, table, value.span(), fields.place.clone(), &["address", "weight"]);
+            let address = fields.required(notes, "address")?;
+            let address = endpoint(notes, &fields, "backend", "address", address);
+            let weight = fields.optional("weight").map_or(Some(1), |value| weight(notes, &fields, value));
+            Some(BackendSpec { address: address?, weight: weight? })
+        }
+        _ => {
+            let expected = "\"ADDRESS:PORT\" or { address = \"ADDRESS:PORT\", weight = 2 }";
+            fields.wrong_type(notes, colour, value, expected);
+            None
+        }
+    }
+}
+
+fn weight(notes: &mut Notes<'_>, fields: &Fields<'_, '_>, value: &Spanned<DeValue<'_>>) -> Option<u32> {
+    let Some(integer) = value.get_ref().as_integer() else {
+        fields.wrong_type(notes, "weight", value, "an integer");
+        return None;
+    };
+    let weight = u32::from_str_radix(integer.as_str(), integer.radix()).ok().filter(|weight| *weight <= MAX_WEIGHT);
+    if weight.is_none() {
+        notes.note(&value.span(), &fields.place, Expected::Weight { got: integer.to_string(), max: MAX_WEIGHT });
+    }
+    weight
+}

@@ -1,0 +1,377 @@
+//! What is refused, and exactly where.
+
+use std::{path::Path, time::Duration};
+
+use bg_common::{Colour, Mode, Protocol};
+
+use super::{model::*, *};
+
+const GOOD: &str = r#"[deployments.shop]
+initial = "green"
+on_switch = "cut"
+drain_timeout = "10m"
+testers = ["198.51.100.0/24", "2001:db8:7::/48"]
+
+[[deployments.shop.services]]
+name = "web"
+vip = "203.0.113.10:443"
+protocol = "tcp"
+mode = "nat"
+blue  = ["10.0.1.11:8443", { address = "10.0.1.12:8443", weight = 2 }]
+green = ["10.0.2.11:8443"]
+preview = "203.0.113.10:9443"
+
+[[deployments.shop.services]]
+vip = "[2001:db8::10]:53"
+protocol = "udp"
+mode = "local"
+blue  = ["[2001:db8:1::1]:53"]
+green = [{ address = "[2001:db8:2::1]:53", weight = 0 }, "[2001:db8:2::2]:53"]
+"#;
+
+/// The problems of a text, as printed.
+fn problems(text: &str) -> Vec<String> {
+    match parse(Path::new("bgctl.toml"), text) {
+        Ok(_) => Vec::new(),
+        Err(error) => error.to_string().lines().map(str::to_owned).collect(),
+    }
+}
+
+/// The problems of [`GOOD`] with one part replaced.
+#[track_caller]
+fn problems_with(part: &str, replacement: &str) -> Vec<String> {
+    assert_eq!(GOOD.matches(part).count(), 1, "{part:?} must occur once");
+    problems(&GOOD.replace(part, replacement))
+}
+
+/// Asserts that [`GOOD`] with one part replaced has one problem.
+#[track_caller]
+fn refused(part: &str, replacement: &str, problem: &str) {
+    assert_eq!(problems_with(part, replacement), [format!("bgctl.toml:{problem}")]);
+}
+
+#[test]
+fn the_documented_file_is_understood() {
+    let config = parse(Path::new("bgctl.toml"), GOOD).unwrap();
+    let [shop] = config.deployments.as_slice() else { panic!("{config:?}") };
+    assert_eq!((shop.name.as_str(), shop.initial, shop.on_switch), ("shop", Colour::Green, OnSwitch::Cut));
+    assert_eq!(shop.drain_timeout, Some(Duration::from_secs(600)));
+    assert_eq!((shop.tcp_idle_timeout, shop.udp_idle_timeout), (Duration::from_secs(7200), Duration::from_secs(60)));
+    assert_eq!(shop.testers.iter().map(Prefix::to_string).collect::<Vec<_>>(), ["198.51.100.0/24", "2001:db8:7::/48"]);
+
+    let [web, dns] = shop.services.as_slice() else { panic!("{shop:?}") };
+    assert_eq!((web.name.as_str(), web.protocol, web.mode), ("web", Protocol::Tcp, Mode::Nat));
+    assert_eq!(web.preview, Some("203.0.113.10:9443".parse().unwrap()));
+    let weights = |service: &Service, colour| service.backends(colour).iter().map(|b| b.weight).collect::<Vec<_>>();
+    assert_eq!(weights(web, Colour::Blue), [1, 2]);
+    assert_eq!((dns.name.as_str(), dns.mode, dns.preview), ("[2001:db8::10]:53/udp", Mode::Local, None));
+    assert_eq!(weights(dns, Colour::Green), [0, 1]);
+}
+
+#[test]
+fn only_an_explicit_nothing_is_nothing() {
+    assert_eq!(parse(Path::new("x"), "[deployments]\n").unwrap(), Config::default());
+    assert!(problems("")[0].starts_with("bgctl.toml:1:1: no deployments, expected"));
+}
+
+#[test]
+fn unknown_keys() {
+    refused(
+        "vip = \"203",
+        "vips = 1\nvip = \"203",
+        "9:1: deployment \"shop\", service \"web\": unknown key \"vips\", expected one of \
+         \"name\", \"vip\", \"protocol\", \"mode\", \"blue\", \"green\", \"preview\"",
+    );
+    refused(
+        "weight = 2",
+        "wait = 2",
+        "12:58: deployment \"shop\", service \"web\": unknown key \"wait\", expected one of \"address\", \"weight\"",
+    );
+    refused(
+        "initial",
+        "instance = 7\ninitial",
+        "2:1: deployment \"shop\": unknown key \"instance\", expected one of \
+         \"initial\", \"on_switch\", \"drain_timeout\", \"tcp_idle_timeout\", \"udp_idle_timeout\", \"testers\", \"services\"",
+    );
+    refused(
+        "[deployments.shop]\n",
+        "[globals]\n[deployments.shop]\n",
+        "1:2: unknown key \"globals\", expected one of \"deployments\"",
+    );
+}
+
+#[test]
+fn missing_keys() {
+    refused("vip = \"203.0.113.10:443\"\n", "", "7:1: deployment \"shop\", service \"web\": missing key \"vip\"");
+    refused("mode = \"nat\"\n", "", "7:1: deployment \"shop\", service \"web\": missing key \"mode\"");
+    refused("green = [\"10.0.2.11:8443\"]\n", "", "7:1: deployment \"shop\", service \"web\": missing key \"green\"");
+    refused(
+        "address = \"10.0.1.12:8443\", ",
+        "",
+        "12:28: deployment \"shop\", service \"web\": missing key \"address\"",
+    );
+    assert_eq!(
+        problems("[deployments.shop]\n"),
+        ["bgctl.toml:1:14: deployment \"shop\": no services, expected at least one [[deployments.NAME.services]]"]
+    );
+}
+
+#[test]
+fn duplicate_addresses() {
+    let vip = "duplicate VIP 203.0.113.10:443/tcp, first at 9:7; expected each once among all VIPs and preview addresses of the file";
+    let again = format!(
+        "{GOOD}\n[[deployments.other.services]]\nvip = \"203.0.113.10:443\"\nprotocol = \"tcp\"\nmode = \"nat\"\nblue = [\"10.0.0.1:1\"]\ngreen = [\"10.0.0.2:1\"]\n"
+    );
+    let place = "deployment \"other\", service \"203.0.113.10:443\"";
+    assert_eq!(problems(&again), [format!("bgctl.toml:24:7: {place}: {vip}")]);
+    assert_eq!(
+        problems(&again.replace(
+            "vip = \"203.0.113.10:443\"\nprotocol = \"tcp\"\nmode = \"nat\"\nblue = [\"10.0.0",
+            "vip = \"203.0.113.10:443\"\nprotocol = \"udp\"\nmode = \"nat\"\nblue = [\"10.0.0"
+        )),
+        Vec::<String>::new(),
+        "another protocol is another VIP"
+    );
+    refused(
+        "preview = \"203.0.113.10:9443\"",
+        "preview = \"203.0.113.10:443\"",
+        "14:11: deployment \"shop\", service \"web\": duplicate preview address 203.0.113.10:443/tcp, first at 9:7; \
+         expected each once among all VIPs and preview addresses of the file",
+    );
+}
+
+#[test]
+fn duplicate_names_and_backends() {
+    refused(
+        "vip = \"[2001",
+        "name = \"web\"\nvip = \"[2001",
+        "17:8: deployment \"shop\": duplicate service name \"web\", first at 8:8; expected each once in a deployment",
+    );
+    refused(
+        "\"10.0.1.12:8443\"",
+        "\"10.0.1.11:8443\"",
+        "12:28: deployment \"shop\", service \"web\": duplicate backend 10.0.1.11:8443, first at 12:10; expected each once in a colour",
+    );
+    refused(
+        "\"2001:db8:7::/48\"",
+        "\"198.51.100.0/24\"",
+        "5:31: deployment \"shop\": duplicate tester 198.51.100.0/24, first at 5:12; expected each once",
+    );
+    let twice =
+        problems_with("[[deployments.shop.services]]\nname", "[deployments.shop]\n[[deployments.shop.services]]\nname");
+    assert!(twice[0].starts_with("bgctl.toml:7:14: not TOML: duplicate key"), "{twice:?}");
+}
+
+#[test]
+fn empty_colours() {
+    let empty =
+        "deployment \"shop\", service \"web\": green is empty, expected at least one backend with a weight above 0";
+    refused("[\"10.0.2.11:8443\"]", "[]", &format!("13:9: {empty}"));
+    refused("[\"10.0.2.11:8443\"]", "[{ address = \"10.0.2.11:8443\", weight = 0 }]", &format!("13:9: {empty}"));
+    refused(
+        "weight = 2",
+        "weight = -1",
+        "12:67: deployment \"shop\", service \"web\": weight -1 is out of range, expected 0 to 65535",
+    );
+    refused(
+        "weight = 2",
+        "weight = \"2\"",
+        "12:67: deployment \"shop\", service \"web\": \"weight\" is a string, expected an integer",
+    );
+}
+
+#[test]
+fn bad_addresses() {
+    let vip = |text: &str, expected: &str| {
+        let problem = format!("9:7: deployment \"shop\", service \"web\": bad VIP \"{text}\", expected {expected}");
+        refused("\"203.0.113.10:443\"", &format!("\"{text}\""), &problem);
+    };
+    vip("203.0.113.10:0", "a port from 1 to 65535");
+    vip("203.0.113.10", "a port behind the address: \"203.0.113.10:443\" or \"[2001:db8::10]:443\"");
+    vip("2001:db8::10", "a port behind the address: \"203.0.113.10:443\" or \"[2001:db8::10]:443\"");
+    for text in ["203.0.113.256:443", "web.example:443", "203.0.113.10:65536", "[2001:db8::10:443", ""] {
+        vip(text, "ADDRESS:PORT, \"203.0.113.10:443\" or \"[2001:db8::10]:443\" (names are not looked up)");
+    }
+    vip("0.0.0.0:443", "an address of one host, not the unspecified one");
+    vip("[::]:443", "an address of one host, not the unspecified one");
+    vip("224.0.0.1:443", "an address of one host, not a multicast group");
+    vip("[ff02::1]:443", "an address of one host, not a multicast group");
+    vip("255.255.255.255:443", "an address of one host, not the broadcast address");
+    vip("[::ffff:1.2.3.4]:443", "an IPv4 address in its own notation, \"203.0.113.10:443\"");
+    vip("[fe80::1%2]:443", "an address without a zone");
+    refused(
+        "\"10.0.2.11:8443\"",
+        "\"10.0.2.11:0\"",
+        "13:10: deployment \"shop\", service \"web\": bad backend \"10.0.2.11:0\", expected a port from 1 to 65535",
+    );
+    refused(
+        "198.51.100.0/24",
+        "198.51.100.7/24",
+        "5:12: deployment \"shop\": bad tester \"198.51.100.7/24\", expected zeros behind the prefix length, as in \"198.51.100.0/24\"",
+    );
+    refused(
+        "\"10.0.2.11:8443\"",
+        "8443",
+        "13:10: deployment \"shop\", service \"web\": \"green\" is an integer, \
+         expected \"ADDRESS:PORT\" or { address = \"ADDRESS:PORT\", weight = 2 }",
+    );
+}
+
+#[test]
+fn mixed_families() {
+    refused(
+        "\"10.0.2.11:8443\"",
+        "\"[2001:db8::9]:8443\"",
+        "13:10: deployment \"shop\", service \"web\": backend [2001:db8::9]:8443 and VIP 203.0.113.10:443 are of different \
+         families, expected IPv4 for all of a service",
+    );
+    refused(
+        "\"203.0.113.10:9443\"",
+        "\"[2001:db8::9]:9443\"",
+        "14:11: deployment \"shop\", service \"web\": preview address [2001:db8::9]:9443 and VIP 203.0.113.10:443 are of \
+         different families, expected IPv4 for all of a service",
+    );
+}
+
+#[test]
+fn a_backend_may_be_another_vip_but_not_its_own() {
+    refused(
+        "\"10.0.2.11:8443\"",
+        "\"203.0.113.10:443\"",
+        "13:10: deployment \"shop\", service \"web\": backend 203.0.113.10:443 is the service's own VIP: its packets would go \
+         round; expected another address or port",
+    );
+    refused(
+        "\"10.0.2.11:8443\"",
+        "\"203.0.113.10:9443\"",
+        "13:10: deployment \"shop\", service \"web\": backend 203.0.113.10:9443 is the service's own preview address: its \
+         packets would go round; expected another address or port",
+    );
+    assert_eq!(problems_with("\"[2001:db8:1::1]:53\"", "\"[2001:db8::10]:54\""), Vec::<String>::new());
+}
+
+#[test]
+fn unknown_words() {
+    refused(
+        "\"nat\"",
+        "\"snat\"",
+        "11:8: deployment \"shop\", service \"web\": unknown mode \"snat\", expected \"nat\" or \"local\"",
+    );
+    refused(
+        "\"nat\"",
+        "\"gue\"",
+        "11:8: deployment \"shop\", service \"web\": unknown mode \"gue\", expected \"nat\" or \"local\" (this version has no other)",
+    );
+    refused(
+        "\"tcp\"",
+        "\"sctp\"",
+        "10:12: deployment \"shop\", service \"web\": unknown protocol \"sctp\", expected \"tcp\" or \"udp\"",
+    );
+    refused(
+        "\"green\"",
+        "\"red\"",
+        "2:11: deployment \"shop\": unknown colour \"red\", expected \"blue\" or \"green\"",
+    );
+    refused(
+        "\"cut\"",
+        "\"kill\"",
+        "3:13: deployment \"shop\": unknown on_switch \"kill\", expected \"drain\" or \"cut\"",
+    );
+}
+
+#[test]
+fn bad_durations() {
+    let refused = |text: &str, why: &str| {
+        let problem = format!(
+            "4:17: deployment \"shop\": bad drain_timeout \"{text}\": {why}, expected a duration such as \"500ms\", \"2m\" or \"1h 30m\""
+        );
+        refused("\"10m\"", &format!("\"{text}\""), &problem);
+    };
+    refused("0s", "shorter than 1ms");
+    refused("2 years", "longer than 1year");
+    assert!(
+        problems_with("\"10m\"", "\"ten\"")[0]
+            .starts_with("bgctl.toml:4:17: deployment \"shop\": bad drain_timeout \"ten\": ")
+    );
+    assert!(
+        problems_with("\"10m\"", "600")[0]
+            .contains("4:17: deployment \"shop\": \"drain_timeout\" is an integer, expected a duration")
+    );
+    assert_eq!(problems_with("\"10m\"", "\"1h 30m\""), Vec::<String>::new());
+}
+
+#[test]
+fn bad_names() {
+    let long = "x".repeat(65);
+    let expected = "expected 1 to 64 bytes without control characters";
+    refused(
+        "\"web\"",
+        "\"\"",
+        &format!("8:8: deployment \"shop\", service \"\": bad name \"\": it is empty, {expected}"),
+    );
+    refused(
+        "\"web\"",
+        &format!("\"{long}\""),
+        &format!("8:8: deployment \"shop\", service \"{long}\": bad name \"{long}\": it has 65 bytes, {expected}"),
+    );
+    let problems = problems(&GOOD.replace(".shop", &format!(".{long}")));
+    assert_eq!(problems, [format!("bgctl.toml:1:14: bad name \"{long}\": it has 65 bytes, {expected}")]);
+    assert_eq!(problems_with("\"web\"", &format!("\"{}\"", "é".repeat(32))), Vec::<String>::new());
+}
+
+#[test]
+fn too_many() {
+    let mut text = String::new();
+    for deployment in 0..=bg_common::MAX_DEPLOYMENTS {
+        let (a, b) = (deployment >> 8, deployment & 255);
+        text += &format!(
+            "[[deployments.d{deployment}.services]]\nvip = \"10.0.{a}.{b}:1\"\nprotocol = \"tcp\"\nmode = \"nat\"\nblue = [\"10.1.0.1:1\"]\ngreen = [\"10.1.0.2:1\"]\n"
+        );
+    }
+    let last = bg_common::MAX_DEPLOYMENTS * 6 + 1;
+    assert_eq!(
+        problems(&text),
+        [format!("bgctl.toml:{last}:15: too many deployments: 1025, expected at most 1024 in one file")]
+    );
+}
+
+#[test]
+fn what_is_no_toml() {
+    let problems = problems_with("protocol = \"tcp\"", "protocol = tcp");
+    assert!(problems[0].starts_with("bgctl.toml:10:12: not TOML: "), "{problems:?}");
+    assert_eq!(problems.len(), 1, "nothing else is guessed at: {problems:?}");
+}
+
+#[test]
+fn all_problems_are_told_in_order() {
+    let text = GOOD
+        .replace("\"10m\"", "\"10 minuets\"")
+        .replace("\"nat\"", "\"gnat\"")
+        .replace("8443\"]", "0\"]")
+        .replace("preview", "review");
+    let at: Vec<_> = problems(&text).iter().map(|line| line.split(": ").next().unwrap().to_owned()).collect();
+    assert_eq!(at, ["bgctl.toml:4:17", "bgctl.toml:11:8", "bgctl.toml:13:10", "bgctl.toml:14:1"]);
+}
+
+#[test]
+fn columns_count_characters() {
+    let text = "[deployments.\"é\"]\nx = 1\n".replace('\n', "\r\n");
+    assert!(
+        problems(&text)[1].starts_with("bgctl.toml:2:1: deployment \"é\": unknown key \"x\""),
+        "{:?}",
+        problems(&text)
+    );
+    let problems = problems_with("blue  = [\"10.0.1.11:8443\", {", "blue = [\"é\", \"é\", {");
+    assert!(problems[1].starts_with("bgctl.toml:12:14: "), "{problems:?}");
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("bgctl.toml");
+    let error = load(&path).unwrap_err();
+    assert!(matches!(&error, ConfigError::Unreadable { path: p, .. } if *p == path), "{error}");
+    std::fs::write(&path, b"[deployments]\n# gr\xfcn\n").unwrap();
+    let error = load(&path).unwrap_err();
+    assert_eq!(error.to_string(), format!("{}:2:5: not UTF-8: expected a TOML text", path.display()));
+}
