@@ -65,7 +65,7 @@ impl NextHop {
     pub const fn pack(ifindex: u32, mtu: u32, dmac: u64, smac: u64, tick: u32) -> Self {
         let mtu = if mtu > 0xffff { 0xffff } else { mtu };
         if ifindex > 0xffff {
-            return Self { ifindex_and_dmac: 0, mtu_and_smac: 0, learned: 0, reserved: 0 };
+            return Self::NONE;
         }
         Self {
             ifindex_and_dmac: (ifindex as u64) << 48 | dmac,
@@ -73,6 +73,15 @@ impl NextHop {
             learned: tick,
             reserved: 0,
         }
+    }
+
+    /// Nowhere: the host's stack has to find the way, or is the destination.
+    pub const NONE: Self = Self { ifindex_and_dmac: 0, mtu_and_smac: 0, learned: 0, reserved: 0 };
+
+    /// Whether it leads out of an interface.
+    #[inline(always)]
+    pub const fn is_some(self) -> bool {
+        self.ifindex() != 0
     }
 
     /// Egress interface.

@@ -1,1 +1,183 @@
+//! The packet engine: what happens to a frame, decided once, for the kernel and for the host alike.
+//!
+//! The way of a packet, in the order of the modules:
+//!
+//! ```text
+//! ethernet -> headers -> known flow? --yes--> over? --no---------------------> rewrite -> verdict
+//!                             |                 '-yes-.                          ^
+//!                             '-no-> a VIP's? --yes---'-> choice -> flow opened -'
+//!                                        '-no--> Pass
+//! ```
+//!
+//! - [`ethernet`], [`headers`]: where the headers stand and what they say, over [`packet`], the only accessor
+//!   of packet bytes.
+//! - [`forward`]: client to backend; [`choice`] picks colour and backend of a new flow, [`lifetime`] tells when
+//!   a flow is over.
+//! - [`reply`]: backend to client.
+//! - [`next_hop`], [`rewrite`], [`checksum`]: the way out.
+//! - [`tables`]: what the engine asks of maps, clock and routes; [`flow_ref`]: access to what it shares there.
+//!
+//! The library is `no_std`, does not allocate, panics nowhere and has no global state. `main.rs` and
+//! `kernel/` put XDP and tc around it; tests put buffers and plain collections around it.
 #![no_std]
+
+#[cfg(target_endian = "big")]
+compile_error!("addresses and MACs are kept as little-endian words; a big-endian port needs them reviewed");
+
+pub mod checksum;
+pub mod choice;
+pub mod ethernet;
+pub mod flow_ref;
+pub mod forward;
+pub mod headers;
+pub mod lifetime;
+pub mod next_hop;
+pub mod packet;
+pub mod reply;
+pub mod rewrite;
+pub mod tables;
+
+use bg_common::{Event, FlowKey4, FlowKey6, NextHop};
+use flow_ref::FlowRef;
+use headers::{Parsed, V4, V6};
+use packet::Packet;
+use rewrite::{Rewritable, Writer};
+use tables::{FlowTable, Tables};
+
+/// What to do with a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Not ours, or not ours to answer: untouched, for whoever comes next.
+    Pass,
+    /// Ours, for the stack of this host; rewritten.
+    Deliver,
+    /// Out of the verdict's interface; rewritten.
+    Redirect,
+    /// Dropped; the reason has been counted.
+    Drop,
+}
+
+/// An [`Action`] and the interface it may concern.
+///
+/// A struct, not an enum with a payload: a payload that only some variants have is left undefined by
+/// the compiler in the others, and the verifier refuses a program that so much as copies it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// What to do.
+    pub action: Action,
+    /// Egress ifindex of [`Action::Redirect`], else zero.
+    pub ifindex: u32,
+}
+
+impl Verdict {
+    /// [`Action::Pass`].
+    pub const PASS: Self = Self { action: Action::Pass, ifindex: 0 };
+    /// [`Action::Deliver`].
+    pub const DELIVER: Self = Self { action: Action::Deliver, ifindex: 0 };
+
+    /// [`Action::Redirect`] to a next hop, or [`Action::Deliver`] if there is none.
+    #[inline(always)]
+    pub const fn out_of(hop: NextHop) -> Self {
+        let ifindex = hop.ifindex();
+        Self { action: if ifindex == 0 { Action::Deliver } else { Action::Redirect }, ifindex }
+    }
+
+    /// [`Action::Drop`], with its reason counted: nothing is dropped silently.
+    #[inline(always)]
+    pub fn drop(tables: &impl Tables, reason: Event) -> Self {
+        tables.count(reason);
+        Self { action: Action::Drop, ifindex: 0 }
+    }
+}
+
+/// Which way frames cross the interface at the hook.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// Into this host: XDP and tc ingress.
+    Ingress,
+    /// Out of this host: tc egress. Only replies of the host's own stack are looked for.
+    Egress,
+}
+
+/// A hook that a frame came by.
+pub struct Hook<'a, T, W> {
+    /// Which way.
+    pub direction: Direction,
+    /// Octets of the whole frame.
+    pub frame_len: usize,
+    /// Octets of the IP packets that the frame will be cut into, or zero if it is one (see GSO).
+    pub segment_len: u32,
+    /// Maps, clock and routes.
+    pub tables: &'a T,
+    /// Carries out what is decided.
+    pub writer: &'a mut W,
+}
+
+/// What is known of the frame beside its bytes.
+#[derive(Clone, Copy)]
+pub struct Frame {
+    /// Which way it crosses the interface.
+    pub direction: Direction,
+    /// Octets of the whole frame; the packet may hold only the first of them (tc).
+    pub len: usize,
+    /// Payload octets of each segment that a GSO frame will be cut into; zero if it is none.
+    pub gso_size: u32,
+}
+
+/// Processes one frame. `packet` is for reading; `writer` makes the changes, and may work on the same
+/// bytes, since nothing is read after the first change.
+#[inline(always)]
+pub fn process<W: Writer>(packet: &Packet<'_>, frame: Frame, tables: &impl Tables, writer: &mut W) -> Verdict {
+    let Some((ether_type, l3)) = ethernet::payload(packet) else { return Verdict::PASS };
+    match ether_type {
+        ethernet::IPV4 => of_version::<V4, _>(packet, l3, frame, tables, writer),
+        ethernet::IPV6 => of_version::<V6, _>(packet, l3, frame, tables, writer),
+        _ => Verdict::PASS,
+    }
+}
+
+#[inline(always)]
+fn of_version<V: Rewritable, T: Tables + FlowTable<V::Key>>(
+    packet: &Packet<'_>,
+    l3: usize,
+    frame: Frame,
+    tables: &T,
+    writer: &mut impl Writer,
+) -> Verdict {
+    let headers = match V::parse(packet, l3, frame.len) {
+        Parsed::Whole(headers) => headers,
+        Parsed::Other => return Verdict::PASS,
+        Parsed::Malformed(headers) => {
+            return match tables.service(&choice::service_key(&headers)) {
+                Some(_) if frame.direction == Direction::Ingress => Verdict::drop(tables, Event::Malformed),
+                _ => Verdict::PASS,
+            };
+        }
+    };
+    let segment_len = match frame.gso_size {
+        0 => 0,
+        size => size + (headers.l4 - headers.l3) as u32 + TCP_HEADER,
+    };
+    let key = V::key(headers.src, headers.dst, headers.ports, headers.protocol);
+    let hook = Hook { direction: frame.direction, frame_len: frame.len, segment_len, tables, writer };
+    let now = tables.tick();
+    let target = match tables.flow(&key).map(FlowRef) {
+        Some(flow) if flow.is_reply() => return reply::restore(&headers, flow, hook, now),
+        _ if frame.direction == Direction::Egress => return Verdict::PASS,
+        Some(flow) => forward::known(&headers, flow, tables, now),
+        None => Err(None),
+    };
+    match target.or_else(|reading| forward::open(&headers, &key, reading, tables, now)) {
+        Ok(target) => forward::send(&headers, target, hook, now),
+        Err(verdict) => verdict,
+    }
+}
+
+/// Octets of a TCP header without options. Options count towards the segment too, but a sender keeps
+/// segments and options together below its own MTU, so the difference matters on no path that works.
+const TCP_HEADER: u32 = 20;
+
+const _: () = {
+    // Keys are hashed and compared as bytes: no padding, and words only.
+    assert!(size_of::<FlowKey4>() == 4 * 4 && size_of::<FlowKey6>() == 10 * 4);
+};

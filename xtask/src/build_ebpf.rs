@@ -13,6 +13,7 @@ use anyhow::{Context, Result, bail};
 use std::{
     fs,
     path::{Path, PathBuf},
+    process::Command,
 };
 
 #[derive(clap::Args)]
@@ -73,11 +74,21 @@ pub(crate) fn build() -> Result<Built> {
         )
     })?;
 
-    let path = target_dir.join(TARGET).join("release/bg-ebpf");
+    let linked = target_dir.join(TARGET).join("release/bg-ebpf");
+    let path = target_dir.join("bg.bpf.o");
+    strip(&linked, &path)?;
     let object = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
     let sources = sources::checksum(&[codegen_flags(), profile()].concat())?;
     let record = Record { sources, object: sources::sha256(&object), compiler, linker };
     Ok(Built { path, record })
+}
+
+/// Leaves the DWARF out, which five sixths of the linked object are; the BTF, which loaders read, stays.
+fn strip(linked: &Path, stripped: &Path) -> Result<()> {
+    let mut command = Command::new(format!("/usr/lib/llvm-{}/bin/llvm-strip", toolchain::LLVM));
+    command.arg("--strip-debug").arg("-o").arg(stripped).arg(linked);
+    run_command(&mut command)
+        .with_context(|| format!("llvm-strip of LLVM {} is needed; run `cargo xtask setup`", toolchain::LLVM))
 }
 
 fn install(built: &Built) -> Result<()> {
@@ -130,7 +141,8 @@ fn codegen_flags() -> Vec<String> {
         "link-arg=--btf",
         "debuginfo=2",
         "target-cpu=v3",
-        "target-feature=+allows-misaligned-mem-access",
+        // Small copies and fills become stores; else they are calls, which the verifier refuses.
+        "link-arg=--disable-expand-memcpy-in-order",
     ]
     .iter()
     .flat_map(|flag| ["-C".to_owned(), (*flag).to_owned()])

@@ -1,0 +1,37 @@
+//! Incremental update of internet checksums (RFC 1624, equation 3).
+//!
+//! Words are summed as they stand in memory: the ones' complement sum does not care about byte
+//! order as long as all its words share one (RFC 1071, section 2).
+
+/// What has been replaced in the bytes that a checksum covers: the sum of `~old + new` over all
+/// replaced words, not folded yet. Room for tens of thousands of words.
+#[derive(Clone, Copy)]
+pub struct Delta(u64);
+
+impl Delta {
+    /// Nothing replaced.
+    pub const NONE: Self = Self(0);
+
+    /// One aligned 16-bit word replaced.
+    #[inline(always)]
+    pub const fn word(self, old: u16, new: u16) -> Self {
+        Self(self.0 + !old as u64 + new as u64)
+    }
+
+    /// Two neighbouring 16-bit words replaced.
+    #[inline(always)]
+    pub const fn double_word(self, old: u32, new: u32) -> Self {
+        Self(self.0 + !old as u64 + new as u64)
+    }
+
+    /// The checksum field after the replacement, from the field before it.
+    #[inline(always)]
+    pub const fn apply(self, checksum: u16) -> u16 {
+        let mut sum = self.0 + !checksum as u64;
+        sum = (sum & 0xffff_ffff) + (sum >> 32);
+        sum = (sum & 0xffff) + (sum >> 16);
+        sum = (sum & 0xffff) + (sum >> 16);
+        sum = (sum & 0xffff) + (sum >> 16);
+        !(sum as u16)
+    }
+}

@@ -1,0 +1,58 @@
+//! Ethernet, with up to two VLAN tags (IEEE 802.1Q, 802.1ad). Tags are parsed through and kept.
+
+use crate::packet::{Header, Packet};
+use bg_common::NextHop;
+
+/// Ethernet header of octets alone: at any address, unlike one with a 16-bit field.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Ethernet {
+    /// Destination and source MAC, one after the other.
+    pub macs: [u8; 12],
+    /// EtherType, or the tag protocol of the first VLAN tag.
+    pub ether_type: [u8; 2],
+}
+
+/// What follows an Ethernet header whose type is a tag protocol.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct VlanTag {
+    _tci: [u8; 2],
+    ether_type: [u8; 2],
+}
+
+// SAFETY: a struct of octet arrays.
+unsafe impl Header for Ethernet {}
+// SAFETY: a struct of octet arrays.
+unsafe impl Header for VlanTag {}
+
+/// EtherType of IPv4.
+pub const IPV4: [u8; 2] = [0x08, 0x00];
+/// EtherType of IPv6.
+pub const IPV6: [u8; 2] = [0x86, 0xdd];
+const DOT1Q: [u8; 2] = [0x81, 0x00];
+const DOT1AD: [u8; 2] = [0x88, 0xa8];
+
+/// The EtherType behind at most two tags, and the offset of what it announces.
+#[inline(always)]
+pub fn payload(packet: &Packet<'_>) -> Option<([u8; 2], usize)> {
+    let mut ether_type = packet.header::<Ethernet>(0)?.ether_type;
+    let mut offset = size_of::<Ethernet>();
+    if ether_type != DOT1Q && ether_type != DOT1AD {
+        return Some((ether_type, offset));
+    }
+    for _ in 0..2 {
+        if ether_type == DOT1Q || ether_type == DOT1AD {
+            ether_type = packet.header::<VlanTag>(offset)?.ether_type;
+            offset += size_of::<VlanTag>();
+        }
+    }
+    Some((ether_type, offset))
+}
+
+/// Both MAC addresses of a frame on its way to a next hop: three words as they stand on the wire.
+#[inline(always)]
+pub const fn macs_towards(hop: NextHop) -> [u32; 3] {
+    let (dmac, smac) = (hop.dmac(), hop.smac());
+    [dmac as u32, (dmac >> 32) as u32 | (smac as u32) << 16, (smac >> 16) as u32]
+}

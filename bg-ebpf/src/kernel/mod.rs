@@ -1,0 +1,6 @@
+//! The engine's world in the kernel: BPF maps and helpers, and the programs that bring frames to it.
+
+mod maps;
+mod tc;
+mod world;
+mod xdp;

@@ -1,0 +1,121 @@
+//! tc, both directions: on interfaces to virtual machines, containers and the host's own stack.
+//!
+//! There a packet may be GSO and its checksum unfinished (`CHECKSUM_PARTIAL`), so the bytes cannot be
+//! edited by plain arithmetic. The kernel's helpers know what the checksum field means at the moment.
+
+use super::world::World;
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_SHOT, TC_ACT_UNSPEC},
+    helpers::bpf_redirect,
+    macros::classifier,
+    programs::TcContext,
+};
+use bg_common::{Addr, Protocol};
+use bg_ebpf::{
+    Action, Direction, Frame, ethernet,
+    headers::Headers,
+    packet::Packet,
+    process,
+    rewrite::{Edit, Rewritable, Writer, checksum_offset},
+};
+use core::mem::offset_of;
+use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
+
+/// Octets that the longest headers take: Ethernet, two tags, IPv4 with all options, TCP with all options.
+const LONGEST_HEADERS: u32 = 14 + 2 * 4 + 60 + 60;
+
+/// The switch.
+#[classifier]
+pub(super) fn tc_ingress(context: TcContext) -> i32 {
+    run(context, Direction::Ingress)
+}
+
+/// Restores replies that this host's own stack sends, or forwards.
+#[classifier]
+pub(super) fn tc_egress(context: TcContext) -> i32 {
+    run(context, Direction::Egress)
+}
+
+#[inline(always)]
+fn run(context: TcContext, direction: Direction) -> i32 {
+    let len = context.len();
+    if ((context.data_end() - context.data()) as u32) < len.min(LONGEST_HEADERS) {
+        // What lies beyond the first part of the packet is not readable as bytes: bring headers there. If
+        // that fails, the engine sees a short packet.
+        let _ = context.pull_data(len.min(LONGEST_HEADERS));
+    }
+    // SAFETY: the context is the program's own.
+    let (ifindex, gso_size) = unsafe { ((*context.skb.skb).ifindex, (*context.skb.skb).gso_size) };
+    let world = World { context: context.as_ptr(), ingress_ifindex: ifindex };
+    // SAFETY: the bounds that the kernel gave; the engine reads nothing through them once the writer has
+    // called the first helper that may move the packet.
+    let packet = unsafe { Packet::new(context.data() as *mut u8, context.data_end() as *mut u8) };
+    let frame = Frame { direction, len: len as usize, gso_size };
+    let verdict = process(&packet, frame, &world, &mut SkbWriter(&context));
+    match verdict.action {
+        // Whoever comes next on this hook sees rewritten packets too.
+        Action::Pass | Action::Deliver => TC_ACT_UNSPEC,
+        // SAFETY: takes two numbers.
+        Action::Redirect => unsafe { bpf_redirect(verdict.ifindex, 0) as i32 },
+        Action::Drop => TC_ACT_SHOT,
+    }
+}
+
+/// Carries edits out by the kernel's helpers.
+struct SkbWriter<'a>(&'a TcContext);
+
+impl SkbWriter<'_> {
+    /// Replaces one 32-bit word of an address: in the transport checksum, then in place.
+    #[inline(always)]
+    fn replace_address_word(&self, at: usize, checksum: usize, old: u32, new: u32, flags: u64) -> Option<()> {
+        self.0.l4_csum_replace(checksum, old.into(), new.into(), flags | u64::from(BPF_F_PSEUDO_HDR) | 4).ok()?;
+        self.0.store(at, &new, 0).ok()
+    }
+}
+
+impl Writer for SkbWriter<'_> {
+    #[inline(always)]
+    fn rewrite<V: Rewritable>(&mut self, headers: &Headers<V>, edit: &Edit<V>) -> Option<()> {
+        let context = self.0;
+        let (old_address, old_port) = edit.end.of(headers);
+        let (old, Addr(new)) = (V::widen(old_address).0, V::widen(edit.address));
+        let checksum = headers.l4 + checksum_offset(headers.protocol);
+        // A UDP checksum of zero stays, and a computed zero is sent as its twin.
+        let flags = match headers.protocol {
+            Protocol::Udp => BPF_F_MARK_MANGLED_0.into(),
+            Protocol::Tcp => 0,
+        };
+        match V::FAMILY {
+            bg_common::Family::V4 => {
+                let check = headers.l3 + offset_of!(Ipv4Hdr, check);
+                context.l3_csum_replace(check, old[0].into(), new[0].into(), 4).ok()?;
+                self.replace_address_word(headers.l3 + edit.end.v4_offset(), checksum, old[0], new[0], flags)?;
+                if edit.hop.is_some() {
+                    // TTL and protocol share a word of the checksum.
+                    let word = |ttl| u16::from_ne_bytes([ttl, headers.protocol as u8]);
+                    let (old, new) = (word(headers.hop_limit), word(headers.hop_limit.wrapping_sub(1)));
+                    context.l3_csum_replace(check, old.into(), new.into(), 2).ok()?;
+                    context.store(headers.l3 + offset_of!(Ipv4Hdr, ttl), &new, 0).ok()?;
+                }
+            }
+            bg_common::Family::V6 => {
+                let at = headers.l3 + edit.end.v6_offset();
+                self.replace_address_word(at, checksum, old[0], new[0], flags)?;
+                self.replace_address_word(at + 4, checksum, old[1], new[1], flags)?;
+                self.replace_address_word(at + 8, checksum, old[2], new[2], flags)?;
+                self.replace_address_word(at + 12, checksum, old[3], new[3], flags)?;
+                if edit.hop.is_some() {
+                    let hop_limit = headers.hop_limit.wrapping_sub(1);
+                    context.store(headers.l3 + offset_of!(Ipv6Hdr, hop_limit), &hop_limit, 0).ok()?;
+                }
+            }
+        }
+        context.l4_csum_replace(checksum, old_port.0.into(), edit.port.0.into(), flags | 2).ok()?;
+        context.store(headers.l4 + edit.end.port_offset(), &edit.port.0, 0).ok()?;
+        if edit.hop.is_some() {
+            context.store(0, &ethernet::macs_towards(edit.hop), 0).ok()?;
+        }
+        Some(())
+    }
+}

@@ -1,0 +1,192 @@
+//! Carrying out a decision on the packet's bytes.
+//!
+//! The engine says what to replace ([`Edit`]); a [`Writer`] does it. [`Packet`] is the writer of XDP and of
+//! the host build: it works on frames whose checksums are finished, by RFC 1624 arithmetic. The writer
+//! of tc is in `kernel/tc.rs`: there checksums may be unfinished, and the kernel's helpers know.
+
+use crate::{
+    checksum::Delta,
+    ethernet,
+    headers::{Headers, IpVersion, V4, V6},
+    packet::{
+        Packet,
+        octets::{load16, store16, store32},
+    },
+};
+use bg_common::{Be16, NextHop, Protocol};
+use core::mem::offset_of;
+use network_types::{
+    ip::{Ipv4Hdr, Ipv6Hdr},
+    tcp::TcpHdr,
+    udp::UdpHdr,
+};
+
+/// One end of a packet.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// Source address and port.
+    Source,
+    /// Destination address and port.
+    Destination,
+}
+
+/// What to replace.
+#[derive(Clone, Copy)]
+pub struct Edit<V: IpVersion> {
+    /// Which end.
+    pub end: End,
+    /// Its new address.
+    pub address: V::Address,
+    /// Its new port.
+    pub port: Be16,
+    /// Where the frame goes: MACs replaced, TTL or hop limit counted down. [`NextHop::NONE`]: it stays on
+    /// this host. Not an `Option`, for the reason told at [`crate::Verdict`].
+    pub hop: NextHop,
+}
+
+impl End {
+    /// Address and port that stand there now.
+    #[inline(always)]
+    pub fn of<V: IpVersion>(self, headers: &Headers<V>) -> (V::Address, Be16) {
+        match self {
+            Self::Source => (headers.src, headers.src_port()),
+            Self::Destination => (headers.dst, headers.dst_port()),
+        }
+    }
+
+    /// Offset of the port in the transport header, the same for TCP and UDP.
+    #[inline(always)]
+    pub const fn port_offset(self) -> usize {
+        match self {
+            Self::Source => 0,
+            Self::Destination => 2,
+        }
+    }
+
+    /// Offset of the address in the IPv4 header.
+    #[inline(always)]
+    pub const fn v4_offset(self) -> usize {
+        match self {
+            Self::Source => offset_of!(Ipv4Hdr, src_addr),
+            Self::Destination => offset_of!(Ipv4Hdr, dst_addr),
+        }
+    }
+
+    /// Offset of the address in the IPv6 header.
+    #[inline(always)]
+    pub const fn v6_offset(self) -> usize {
+        match self {
+            Self::Source => offset_of!(Ipv6Hdr, src_addr),
+            Self::Destination => offset_of!(Ipv6Hdr, dst_addr),
+        }
+    }
+}
+
+/// Offset of the checksum in the transport header.
+#[inline(always)]
+pub const fn checksum_offset(protocol: Protocol) -> usize {
+    match protocol {
+        Protocol::Tcp => offset_of!(TcpHdr, check),
+        Protocol::Udp => offset_of!(UdpHdr, check),
+    }
+}
+
+/// Carries out edits.
+pub trait Writer {
+    /// Replaces what the edit names, with all checksums that cover it. `None`: the packet could not be
+    /// written and must not be sent.
+    fn rewrite<V: Rewritable>(&mut self, headers: &Headers<V>, edit: &Edit<V>) -> Option<()>;
+}
+
+/// The parts of a rewrite in which the versions of IP differ.
+pub trait Rewritable: IpVersion {
+    /// Replaces the address, and the hop limit if the packet is forwarded, with the header's own
+    /// checksum; returns what the transport checksum's pseudo-header has seen replaced.
+    fn rewrite_network(packet: &mut Packet<'_>, headers: &Headers<Self>, edit: &Edit<Self>) -> Option<Delta>;
+}
+
+impl Rewritable for V4 {
+    #[inline(always)]
+    fn rewrite_network(packet: &mut Packet<'_>, headers: &Headers<Self>, edit: &Edit<Self>) -> Option<Delta> {
+        let (old, _) = edit.end.of(headers);
+        let address = Delta::NONE.double_word(old, edit.address);
+        let ip = packet.header_mut::<Ipv4Hdr>(headers.l3)?;
+        match edit.end {
+            End::Source => store32(&mut ip.src_addr, edit.address),
+            End::Destination => store32(&mut ip.dst_addr, edit.address),
+        }
+        let mut header = address;
+        if edit.hop.is_some() {
+            let old = u16::from_ne_bytes([ip.ttl, ip.proto]);
+            ip.ttl = ip.ttl.wrapping_sub(1);
+            header = header.word(old, u16::from_ne_bytes([ip.ttl, ip.proto]));
+        }
+        let check = header.apply(load16(&ip.check));
+        store16(&mut ip.check, check);
+        Some(address)
+    }
+}
+
+impl Rewritable for V6 {
+    #[inline(always)]
+    fn rewrite_network(packet: &mut Packet<'_>, headers: &Headers<Self>, edit: &Edit<Self>) -> Option<Delta> {
+        let (old, _) = edit.end.of(headers);
+        let new = edit.address;
+        let ip = packet.header_mut::<Ipv6Hdr>(headers.l3)?;
+        if edit.hop.is_some() {
+            ip.hop_limit = ip.hop_limit.wrapping_sub(1);
+        }
+        let words = packet.header_mut::<[[u8; 4]; 4]>(headers.l3 + edit.end.v6_offset())?;
+        store32(&mut words[0], new[0]);
+        store32(&mut words[1], new[1]);
+        store32(&mut words[2], new[2]);
+        store32(&mut words[3], new[3]);
+        Some(
+            Delta::NONE
+                .double_word(old[0], new[0])
+                .double_word(old[1], new[1])
+                .double_word(old[2], new[2])
+                .double_word(old[3], new[3]),
+        )
+    }
+}
+
+impl Writer for Packet<'_> {
+    #[inline(always)]
+    fn rewrite<V: Rewritable>(&mut self, headers: &Headers<V>, edit: &Edit<V>) -> Option<()> {
+        let (_, old_port) = edit.end.of(headers);
+        let delta = V::rewrite_network(self, headers, edit)?.word(old_port.0, edit.port.0);
+        match headers.protocol {
+            Protocol::Tcp => {
+                let tcp = self.header_mut::<TcpHdr>(headers.l4)?;
+                match edit.end {
+                    End::Source => store16(&mut tcp.source, edit.port.0),
+                    End::Destination => store16(&mut tcp.dest, edit.port.0),
+                }
+                let check = delta.apply(load16(&tcp.check));
+                store16(&mut tcp.check, check);
+            }
+            Protocol::Udp => {
+                let udp = self.header_mut::<UdpHdr>(headers.l4)?;
+                match edit.end {
+                    End::Source => store16(&mut udp.src, edit.port.0),
+                    End::Destination => store16(&mut udp.dst, edit.port.0),
+                }
+                // Zero is "no checksum" (RFC 768): it stays, and a sum of zero is sent as its twin.
+                let check = load16(&udp.check);
+                if check != 0 {
+                    let check = delta.apply(check);
+                    store16(&mut udp.check, if check == 0 { 0xffff } else { check });
+                }
+            }
+        }
+        if edit.hop.is_some() {
+            let [a, b, c] = self.header_mut::<[[u8; 4]; 3]>(0)?;
+            let words = ethernet::macs_towards(edit.hop);
+            store32(a, words[0]);
+            store32(b, words[1]);
+            store32(c, words[2]);
+        }
+        Some(())
+    }
+}
