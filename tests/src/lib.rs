@@ -1,1 +1,28 @@
+//! Labs: small networks of namespaces on one machine, with servers and exact load generators in
+//! them. The tests and the demo stand on them.
+//!
+//! Everything a lab makes has a name that begins with `bg-<pid>-`, is removed when its guard is
+//! dropped, by Ctrl-C, or by the next lab if the process was killed ([`sweep`]). Nothing outside of
+//! the lab's own namespaces is touched but `/run/netns`, a directory below `/sys/fs/bpf` and one below the
+//! directory for temporary files.
 
+mod bgctl;
+mod command;
+pub mod config;
+pub mod load;
+mod netns;
+mod nginx;
+mod sandbox;
+mod server;
+pub mod sweep;
+mod topology;
+mod worker;
+
+pub use bgctl::Bgctl;
+pub use command::{Process, output, run};
+pub use netns::Namespace;
+pub use nginx::Nginx;
+pub use sandbox::Sandbox;
+pub use server::{HTTP_PORT, Server, UDP_PORT, monotonic_ns, serve};
+pub use topology::{Backend, Fabric, Lab, Offloads, address};
+pub use worker::{Stop, Worker};

@@ -1,0 +1,35 @@
+//! Load with exact accounts: every request ends as an answer of a colour or as a failure that is named.
+
+mod http;
+mod tally;
+mod udp;
+
+pub use http::{Fresh, KeepAlive};
+pub use tally::{Counts, Tally};
+pub use udp::{Answer, Echo};
+
+use crate::worker::Worker;
+use std::{sync::Arc, time::Duration};
+
+/// How long a client waits for anything before it calls it a failure.
+pub const PATIENCE: Duration = Duration::from_secs(5);
+
+/// A load that runs until its guard is dropped.
+#[derive(Debug)]
+pub struct Load {
+    tally: Arc<Tally>,
+    worker: Worker,
+}
+
+impl Load {
+    /// The account so far.
+    pub fn tally(&self) -> &Tally {
+        &self.tally
+    }
+
+    /// Stops once each client has finished what it is at, and returns the account.
+    pub fn finish(self) -> anyhow::Result<Counts> {
+        self.worker.stop()?;
+        Ok(self.tally.counts())
+    }
+}

@@ -1,0 +1,85 @@
+//! Network namespaces as guards: a machine of the lab.
+
+use crate::{
+    command::{output, run},
+    sandbox::LabId,
+    sweep,
+};
+use anyhow::{Context, Result, anyhow};
+use std::{ffi::OsStr, fs, fs::File, os::fd::AsRawFd, process::Command, thread};
+
+/// A network namespace, with its loopback up. Dropped, it ends what still runs in it and is removed
+/// with all its interfaces.
+#[derive(Debug)]
+pub struct Namespace {
+    name: String,
+    file: File,
+}
+
+impl Namespace {
+    /// Makes the namespace `bg-<pid>-<lab>-<role>`.
+    pub fn create(lab: LabId, role: &str) -> Result<Self> {
+        let name = format!("{lab}-{role}");
+        run(&format!("ip netns add {name}"))?;
+        let path = format!("/run/netns/{name}");
+        let file = File::open(&path).with_context(|| format!("cannot open {path}"))?;
+        let namespace = Self { name, file };
+        namespace.ip("link set lo up")?;
+        Ok(namespace)
+    }
+
+    /// Its name, below `/run/netns`.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Runs `ip` with these words in it.
+    pub fn ip(&self, words: &str) -> Result<String> {
+        run(&format!("ip -n {} {words}", self.name))
+    }
+
+    /// A command that runs in it. `ip netns exec` would hide what is pinned below /sys/fs/bpf; nsenter
+    /// leaves the mounts alone and becomes the program, so that its process id is the program's.
+    pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net=/run/netns/{}", self.name)).arg("--").arg(program);
+        command
+    }
+
+    /// Runs a line of words in it to its end.
+    pub fn run(&self, line: &str) -> Result<String> {
+        let mut words = line.split_whitespace();
+        let program = words.next().context("an empty command")?;
+        output(self.command(program).args(words))
+    }
+
+    /// Sets a value below `/proc/sys/net`, e.g. `("ipv4/ip_forward", "1")`.
+    pub fn sysctl(&self, name: &str, value: &str) -> Result<()> {
+        let path = format!("/proc/sys/net/{name}");
+        let (to, value) = (path.clone(), value.to_owned());
+        self.enter(move || fs::write(to, value))?.with_context(|| format!("{}: cannot write {path}", self.name))
+    }
+
+    /// Moves the calling thread into it, for good.
+    pub fn adopt_thread(&self) -> Result<()> {
+        // SAFETY: the descriptor is open and refers to a network namespace.
+        match unsafe { libc::setns(self.file.as_raw_fd(), libc::CLONE_NEWNET) } {
+            0 => Ok(()),
+            _ => Err(std::io::Error::last_os_error()).with_context(|| format!("cannot enter {}", self.name)),
+        }
+    }
+
+    /// Runs a closure on a thread of its own inside the namespace and waits for it.
+    pub fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
+        thread::scope(|scope| {
+            let thread = scope.spawn(|| self.adopt_thread().map(|()| work()));
+            thread.join().map_err(|_| anyhow!("a thread in {} panicked", self.name))?
+        })
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        sweep::remove_namespace(&self.name);
+    }
+}

@@ -1,0 +1,125 @@
+//! Removal by name: of what this process made, when a signal ends it, and of what processes that no
+//! longer live have left.
+//!
+//! All that a lab makes is called `bg-<pid>-...`; whatever bears the number of a process that does not
+//! live, or is no lab, is a leftover. Teardown goes on past what fails: the rest shall go all the same.
+
+use crate::{
+    command::run,
+    sandbox::{BPFFS, KEEP},
+};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::Once,
+    thread,
+    time::Duration,
+};
+
+const NETNS: &str = "/run/netns";
+
+/// Where labs keep their files.
+pub fn files_root() -> PathBuf {
+    std::env::temp_dir()
+}
+
+/// From now on SIGINT, SIGTERM and SIGHUP remove this process's labs before they end it.
+pub fn on_signals() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let handler = || {
+            let own = std::process::id();
+            sweep(|pid, _| pid == own);
+            std::process::exit(130);
+        };
+        if let Err(error) = ctrlc::set_handler(handler) {
+            eprintln!("warning: a signal will not remove the lab: {error}");
+        }
+    });
+}
+
+/// Removes what labs of processes that no longer live have left, but for those that were kept.
+pub fn leftovers() {
+    sweep(|pid, is_kept| !is_kept && !lives(pid));
+}
+
+/// Removes the labs that were kept.
+pub fn kept() {
+    sweep(|pid, is_kept| is_kept && !lives(pid));
+}
+
+fn lives(pid: u32) -> bool {
+    Path::new("/proc").join(pid.to_string()).exists()
+}
+
+/// Removes the labs of those processes for which `goes` is true; it is told whether the lab was kept.
+fn sweep(goes: impl Fn(u32, bool) -> bool) {
+    let is_kept = |lab: &str| files_root().join(lab).join(KEEP).exists();
+    let names = |dir: &Path| {
+        let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+        let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+        names.filter(|name| lab(name).is_some_and(|(lab, pid)| goes(pid, is_kept(lab)))).collect::<Vec<_>>()
+    };
+    names(Path::new(NETNS)).iter().for_each(|name| remove_namespace(name));
+    names(Path::new(BPFFS)).iter().for_each(|name| remove_tree(&Path::new(BPFFS).join(name)));
+    // Last: these directories say which labs are kept.
+    names(&files_root()).iter().for_each(|name| remove_tree(&files_root().join(name)));
+}
+
+/// The lab that a name `bg-<pid>-<number>` or `bg-<pid>-<number>-<role>` belongs to, and its process.
+fn lab(name: &str) -> Option<(&str, u32)> {
+    let end = name.match_indices('-').nth(2).map_or(name.len(), |(at, _)| at);
+    let lab = &name[..end];
+    let (pid, number) = lab.strip_prefix("bg-")?.split_once('-')?;
+    number.parse::<u32>().ok()?;
+    Some((lab, pid.parse().ok()?))
+}
+
+/// Ends the processes that run in a namespace of a lab and removes it.
+pub(crate) fn remove_namespace(name: &str) {
+    let own = std::process::id();
+    let inside = || {
+        let pids = run(&format!("ip netns pids {name}")).unwrap_or_default();
+        pids.lines().filter_map(|pid| pid.parse::<u32>().ok()).filter(|pid| *pid != own).collect::<Vec<_>>()
+    };
+    for signal in [libc::SIGTERM, libc::SIGKILL] {
+        let mut patience = 20;
+        let mut pids = inside();
+        for pid in &pids {
+            // SAFETY: `kill` takes no pointers. The process lives in a namespace that a lab made.
+            unsafe { libc::kill(pid.cast_signed(), signal) };
+        }
+        while !pids.is_empty() && patience > 0 {
+            thread::sleep(Duration::from_millis(25));
+            patience -= 1;
+            pids = inside();
+        }
+    }
+    if let Err(error) = run(&format!("ip netns del {name}")) {
+        eprintln!("warning: the namespace {name} stays: {error:#}");
+    }
+}
+
+/// Removes a directory, if it is there.
+pub(crate) fn remove_tree(path: &Path) {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            eprintln!("warning: {} stays: {error}", path.display());
+        }
+        _ => (),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::lab;
+
+    #[test]
+    fn only_names_of_labs_are_swept() {
+        assert_eq!(lab("bg-417-0-edge"), Some(("bg-417-0", 417)));
+        assert_eq!(lab("bg-417-12"), Some(("bg-417-12", 417)));
+        for other in ["bgctl", "bg-record-417", "bg-x-0-edge", "bg-417", "bg-417-edge", "edge"] {
+            assert_eq!(lab(other), None, "{other}");
+        }
+    }
+}
