@@ -1,8 +1,11 @@
 //! `cargo xtask`: what a person who works on this repository types. One subcommand a file.
 
 mod build_ebpf;
+mod packages;
 mod process;
+mod setup;
 mod sources;
+mod test;
 mod toolchain;
 mod workspace;
 
@@ -18,13 +21,21 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
+    /// Find or install what building the BPF object, the tests and the demo need.
+    Setup,
     /// Build the BPF object that bgctl embeds.
     BuildEbpf(build_ebpf::Args),
+    /// Run every check and test. Needs root or sudo, for network namespaces.
+    Test(test::Args),
+    /// What continuous integration runs: the same as `test`.
+    Ci(test::Args),
 }
 
 fn main() -> ExitCode {
     let result = match Cli::parse().task {
+        Task::Setup => setup::run(),
         Task::BuildEbpf(args) => build_ebpf::run(&args),
+        Task::Test(args) | Task::Ci(args) => test::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -44,6 +44,11 @@ pub(crate) fn is_root() -> bool {
     output(Command::new("id").arg("-u")).is_ok_and(|uid| uid == "0")
 }
 
+/// Whether [`as_root`] has a way.
+pub(crate) fn can_be_root() -> bool {
+    is_root() || output(Command::new("sudo").arg("--version")).is_ok()
+}
+
 fn program(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args()).take(4);
     words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")

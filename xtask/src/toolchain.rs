@@ -12,13 +12,16 @@ use std::{ffi::OsString, path::PathBuf, process::Command};
 pub(crate) const BPF_LINKER: &str = "0.13.0";
 pub(crate) const LLVM: u32 = 22;
 
+/// The nightly that setup installs where there is none: its LLVM is the linker's.
+pub(crate) const NIGHTLY: &str = "nightly-2026-05-20";
+
 const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
 
 /// A compiler that can build the BPF object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Toolchain {
-    /// rustup's nightly with the component `rust-src`.
-    RustupNightly,
+    /// rustup's toolchain of this name, with the component `rust-src`.
+    Rustup(&'static str),
     /// Debian's rustc-web, a stable compiler told to accept unstable options.
     DebianWeb,
 }
@@ -26,7 +29,8 @@ pub(crate) enum Toolchain {
 impl Toolchain {
     /// The first of them that is complete on this machine.
     pub(crate) fn find() -> Option<Self> {
-        [Self::RustupNightly, Self::DebianWeb].into_iter().find(|toolchain| toolchain.is_complete())
+        let all = [Self::Rustup(NIGHTLY), Self::Rustup("nightly"), Self::DebianWeb];
+        all.into_iter().find(|toolchain| toolchain.is_complete())
     }
 
     /// The same, or an error that says how to get one.
@@ -34,17 +38,17 @@ impl Toolchain {
         match Self::find() {
             Some(toolchain) => Ok(toolchain),
             None => bail!(
-                "no compiler for the BPF target: expected rustup's nightly with rust-src, or Debian's rustc-web with \
+                "no compiler for the BPF target: expected rustup's {NIGHTLY} with rust-src, or Debian's rustc-web with \
                  rust-web-src (LLVM {LLVM} at the most); `cargo xtask setup` installs one of them"
             ),
         }
     }
 
     /// What it is, for a person.
-    pub(crate) fn describe(self) -> &'static str {
+    pub(crate) fn describe(self) -> String {
         match self {
-            Self::RustupNightly => "rustup's nightly with rust-src",
-            Self::DebianWeb => "Debian's rustc-web with rust-web-src",
+            Self::Rustup(name) => format!("rustup's {name} with rust-src"),
+            Self::DebianWeb => "Debian's rustc-web with rust-web-src".to_owned(),
         }
     }
 
@@ -57,9 +61,9 @@ impl Toolchain {
     /// taken out of it: those settings belong to the outer compiler.
     pub(crate) fn cargo(self) -> Command {
         let mut command = match self {
-            Self::RustupNightly => {
+            Self::Rustup(name) => {
                 let mut command = Command::new("rustup");
-                command.args(["run", "nightly", "cargo"]);
+                command.args(["run", name, "cargo"]);
                 command.env_remove("RUSTC");
                 command
             }
@@ -82,9 +86,9 @@ impl Toolchain {
 
     fn rustc(self) -> Command {
         match self {
-            Self::RustupNightly => {
+            Self::Rustup(name) => {
                 let mut command = Command::new("rustup");
-                command.args(["run", "nightly", "rustc"]);
+                command.args(["run", name, "rustc"]);
                 command
             }
             Self::DebianWeb => Command::new(DEBIAN_RUSTC),

@@ -1,0 +1,103 @@
+//! The programs that labs, tests and the demo use, and the Debian packages that they come in.
+
+use crate::process::{as_root, can_be_root, run, say};
+use anyhow::{Result, bail};
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+/// A program, the package that has it, and what for.
+struct Tool {
+    program: &'static str,
+    package: &'static str,
+    used_for: &'static str,
+    /// A unit that installing the package would start.
+    service: Option<&'static str>,
+}
+
+const TOOLS: [Tool; 9] = [
+    tool("ip", "iproute2", "namespaces and interfaces of labs"),
+    tool("ethtool", "ethtool", "finished checksums on the wires of labs"),
+    tool("ping", "iputils-ping", "warming up labs"),
+    tool("curl", "curl", "playing with the demo"),
+    tool("wrk", "wrk", "load"),
+    tool("iperf3", "iperf3", "a TCP stream across switches"),
+    tool("bpftool", "bpftool", "loading the object without bgctl"),
+    Tool { service: Some("nginx.service"), ..tool("nginx", "nginx-light", "HTTP backends") },
+    Tool { service: Some("postgresql.service"), ..tool("initdb", "postgresql", "a transaction across switches") },
+];
+
+const fn tool(program: &'static str, package: &'static str, used_for: &'static str) -> Tool {
+    Tool { program, package, used_for, service: None }
+}
+
+impl Tool {
+    fn is_there(&self) -> bool {
+        search_path().any(|dir| dir.join(self.program).is_file())
+    }
+}
+
+/// The path, and where Debian keeps what only root or a version of PostgreSQL calls.
+fn search_path() -> impl Iterator<Item = PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let postgres = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let more = postgres.map(|version| version.path().join("bin")).chain(["/usr/sbin".into(), "/sbin".into()]);
+    std::env::split_paths(&path).collect::<Vec<_>>().into_iter().chain(more)
+}
+
+/// Installs what is missing; services that come with it are neither started nor enabled.
+pub(crate) fn install_tools() -> Result<()> {
+    let missing: Vec<_> = TOOLS.iter().filter(|tool| !tool.is_there()).collect();
+    if missing.is_empty() {
+        say("all programs that tests and the demo use are there");
+        return Ok(());
+    }
+    for tool in &missing {
+        say(format_args!("missing: {} (Debian's {}), for {}", tool.program, tool.package, tool.used_for));
+    }
+    let services: Vec<_> = missing.iter().filter_map(|tool| tool.service).collect();
+    let packages: Vec<_> = missing.iter().map(|tool| tool.package).collect();
+    without_starting(&services, || apt_install(&packages))
+}
+
+/// Installs Debian packages.
+pub(crate) fn apt_install(packages: &[&str]) -> Result<()> {
+    let line = format!("apt-get install --no-install-recommends {}", packages.join(" "));
+    if !search_path().any(|dir| dir.join("apt-get").is_file()) {
+        bail!("no apt-get here: install what Debian calls {}, then run this again", packages.join(" "));
+    }
+    if !can_be_root() {
+        bail!("expected root or sudo, to run `{line}`; run that as root, then this again");
+    }
+    say(&line);
+    run(as_root("apt-get").args(["update", "--quiet=2"]))?;
+    let mut command = as_root("env");
+    command.args(["DEBIAN_FRONTEND=noninteractive", "apt-get", "install", "--yes", "--quiet=2"]);
+    run(command.arg("--no-install-recommends").args(packages))
+}
+
+/// Masks units of systemd while packages are installed, and disables them afterwards.
+fn without_starting(services: &[&str], install: impl FnOnce() -> Result<()>) -> Result<()> {
+    if services.is_empty() {
+        return install();
+    }
+    if !Path::new("/run/systemd/system").exists() {
+        say(format_args!("no systemd here: if installing starts {}, it is yours to stop", services.join(", ")));
+        return install();
+    }
+    let systemctl = |verb: &[&str]| run(as_root("systemctl").args(verb).args(services));
+    say(format_args!("{} will be neither started nor enabled: labs run their own", services.join(", ")));
+    systemctl(&["mask", "--runtime", "--quiet"])?;
+    let installed = install();
+    systemctl(&["unmask", "--runtime", "--quiet"])?;
+    installed?;
+    systemctl(&["disable", "--quiet"])
+}
+
+/// Whether a Debian package is installed.
+pub(crate) fn is_installed(package: &str) -> bool {
+    let mut query = Command::new("dpkg-query");
+    query.args(["--show", "--showformat", "${db:Status-Abbrev}", package]);
+    crate::process::output(&mut query).is_ok_and(|status| status.starts_with("ii"))
+}
