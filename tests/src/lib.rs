@@ -9,6 +9,8 @@
 mod bgctl;
 mod command;
 pub mod config;
+mod instant;
+mod live;
 pub mod load;
 mod netns;
 mod nginx;
@@ -16,10 +18,13 @@ mod sandbox;
 mod server;
 pub mod sweep;
 mod topology;
+pub mod twin;
 mod worker;
 
 pub use bgctl::Bgctl;
 pub use command::{Process, output, run};
+pub use instant::{Probe, SwitchInstant};
+pub use live::Live;
 pub use netns::Namespace;
 pub use nginx::Nginx;
 pub use sandbox::Sandbox;

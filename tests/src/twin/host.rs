@@ -1,0 +1,215 @@
+//! The engine on the host: maps are plain collections.
+
+use super::{Flows, Outcome, Scenario, comparable, key4, key6};
+use bg_common::{
+    Backend, DeploymentRow, Event, Flow, FlowKey4, FlowKey6, LiveWord, NextHop, ServiceKey, ServiceRow, SwitchTerms,
+    TesterKey, Traffic,
+};
+use bg_ebpf::{
+    Direction, Frame, Verdict,
+    packet::Packet,
+    process,
+    tables::{FlowTable, Insert, RouteQuery, Tables},
+};
+use std::{
+    cell::{Cell, RefCell, UnsafeCell},
+    collections::HashMap,
+    hash::Hash,
+};
+
+/// A flow table whose entries stay where they are.
+type Entries<K> = RefCell<HashMap<K, Box<UnsafeCell<Flow>>>>;
+
+/// All maps, a clock that stands still until it is set, and routes that lead nowhere.
+pub struct Host {
+    /// What was loaded; words and terms may be changed between frames.
+    pub scenario: Scenario,
+    /// What the clock says.
+    pub tick: Cell<u32>,
+    backends: Vec<UnsafeCell<Backend>>,
+    flows4: Entries<FlowKey4>,
+    flows6: Entries<FlowKey6>,
+    events: RefCell<[u64; Event::COUNT as usize]>,
+    traffic: RefCell<HashMap<(u16, u8), Traffic>>,
+    /// How often each deployment's live word was read since the last frame began.
+    live_reads: RefCell<HashMap<u16, u32>>,
+}
+
+impl Host {
+    /// Loads a scenario at a moment of the clock.
+    pub fn load(scenario: Scenario, tick: u32) -> Self {
+        let backends = scenario
+            .backends
+            .iter()
+            .map(|backend| {
+                let next_hop = NextHop { learned: tick, ..backend.next_hop };
+                UnsafeCell::new(Backend { next_hop, ..*backend })
+            })
+            .collect();
+        Self {
+            scenario,
+            tick: Cell::new(tick),
+            backends,
+            flows4: Entries::default(),
+            flows6: Entries::default(),
+            events: RefCell::default(),
+            traffic: RefCell::default(),
+            live_reads: RefCell::default(),
+        }
+    }
+
+    /// Processes a frame as XDP and tc ingress do.
+    pub fn ingress(&self, frame: &[u8]) -> Outcome {
+        self.process(frame, Direction::Ingress)
+    }
+
+    /// Processes a frame as tc egress does.
+    pub fn egress(&self, frame: &[u8]) -> Outcome {
+        self.process(frame, Direction::Egress)
+    }
+
+    fn process(&self, frame: &[u8], direction: Direction) -> Outcome {
+        self.live_reads.borrow_mut().clear();
+        let mut bytes = frame.to_vec();
+        let range = bytes.as_mut_ptr_range();
+        // SAFETY: the buffer outlives both, and the engine reads nothing through the first once it has
+        // written through the second.
+        let (packet, mut writer) =
+            unsafe { (Packet::new(range.start, range.end), Packet::new(range.start, range.end)) };
+        let about = Frame { direction, len: frame.len(), gso_size: 0 };
+        let Verdict { action, .. } = process(&packet, about, self, &mut writer);
+        assert!(
+            self.live_reads.borrow().values().all(|&reads| reads == 1),
+            "a packet reads a live word once: {:?}",
+            self.live_reads.borrow()
+        );
+        Outcome { action, frame: bytes }
+    }
+
+    /// All flow entries.
+    pub fn flows(&self) -> Flows {
+        let flow = |cell: &UnsafeCell<Flow>| {
+            // SAFETY: no frame is being processed.
+            unsafe { *cell.get() }
+        };
+        let (flows4, flows6) = (self.flows4.borrow(), self.flows6.borrow());
+        let of4 = flows4.iter().map(|(key, entry)| comparable(key4(key), flow(entry)));
+        let of6 = flows6.iter().map(|(key, entry)| comparable(key6(key), flow(entry)));
+        of4.chain(of6).collect()
+    }
+
+    /// Forgets all flows.
+    pub fn forget_flows(&self) {
+        self.flows4.borrow_mut().clear();
+        self.flows6.borrow_mut().clear();
+    }
+
+    /// How often an event was counted.
+    pub fn events(&self, event: Event) -> u64 {
+        self.events.borrow()[event as usize]
+    }
+
+    /// All events that were counted.
+    pub fn all_events(&self) -> [u64; Event::COUNT as usize] {
+        *self.events.borrow()
+    }
+
+    /// Traffic of a service and colour.
+    pub fn traffic(&self, service: u16, colour: u8) -> Traffic {
+        self.traffic.borrow().get(&(service, colour)).copied().unwrap_or_default()
+    }
+
+    /// Changes a backend's row between frames.
+    pub fn change_backend(&mut self, slot: usize, change: impl FnOnce(&mut Backend)) {
+        change(self.backends[slot].get_mut());
+    }
+}
+
+fn find<K: Eq + Hash>(table: &Entries<K>, key: &K) -> Option<*mut Flow> {
+    table.borrow().get(key).map(|entry| entry.get())
+}
+
+fn put<K: Eq + Hash + Copy>(table: &Entries<K>, key: &K, flow: &Flow, how: Insert) -> bool {
+    let mut entries = table.borrow_mut();
+    if how == Insert::IfAbsent && entries.contains_key(key) {
+        return false;
+    }
+    // Like the kernel's, an entry that is replaced is another one: pointers to the old do not see it.
+    entries.insert(*key, Box::new(UnsafeCell::new(*flow)));
+    true
+}
+
+impl FlowTable<FlowKey4> for Host {
+    fn flow(&self, key: &FlowKey4) -> Option<*mut Flow> {
+        find(&self.flows4, key)
+    }
+
+    fn store(&self, key: &FlowKey4, flow: &Flow, how: Insert) -> bool {
+        put(&self.flows4, key, flow, how)
+    }
+}
+
+impl FlowTable<FlowKey6> for Host {
+    fn flow(&self, key: &FlowKey6) -> Option<*mut Flow> {
+        find(&self.flows6, key)
+    }
+
+    fn store(&self, key: &FlowKey6, flow: &Flow, how: Insert) -> bool {
+        put(&self.flows6, key, flow, how)
+    }
+}
+
+impl Tables for Host {
+    fn live(&self, deployment: u16) -> Option<LiveWord> {
+        *self.live_reads.borrow_mut().entry(deployment).or_default() += 1;
+        self.scenario.deployments.get(usize::from(deployment)).map(|(_, word, _)| *word)
+    }
+
+    fn terms(&self, deployment: u16, slot: usize) -> Option<SwitchTerms> {
+        self.scenario.deployments.get(usize::from(deployment)).map(|(_, _, terms)| terms[slot])
+    }
+
+    fn deployment(&self, deployment: u16) -> Option<&DeploymentRow> {
+        self.scenario.deployments.get(usize::from(deployment)).map(|(row, ..)| row)
+    }
+
+    fn service(&self, key: &ServiceKey) -> Option<&ServiceRow> {
+        self.scenario.services.iter().find(|(at, _)| at == key).map(|(_, row)| row)
+    }
+
+    fn vip(&self, row: u32) -> Option<&ServiceKey> {
+        self.scenario.vips.iter().find(|(at, _)| *at == row).map(|(_, key)| key)
+    }
+
+    fn maglev(&self, entry: u32) -> Option<u32> {
+        self.scenario.maglev.get(entry as usize).copied()
+    }
+
+    fn backend(&self, slot: u32) -> Option<*mut Backend> {
+        self.backends.get(slot as usize).map(UnsafeCell::get)
+    }
+
+    fn is_tester(&self, key: &TesterKey) -> bool {
+        self.scenario.covers(key)
+    }
+
+    fn route(&self, _query: &RouteQuery) -> Option<NextHop> {
+        None
+    }
+
+    fn tick(&self) -> u32 {
+        self.tick.get()
+    }
+
+    fn count(&self, event: Event) {
+        self.events.borrow_mut()[event as usize] += 1;
+    }
+
+    fn count_packet(&self, service: u16, colour: u8, bytes: u64, opened: bool) {
+        let mut rows = self.traffic.borrow_mut();
+        let row = rows.entry((service, colour)).or_default();
+        row.packets += 1;
+        row.bytes += bytes;
+        row.flows_opened += u64::from(opened);
+    }
+}

@@ -1,0 +1,151 @@
+//! The content of all maps, built by hand, so that no code of user space takes part in testing the
+//! engine.
+
+use bg_common::{
+    Addr, Backend, Be16, Colour, DeploymentRow, Family, Identity, LiveFlags, LiveWord, Mode, NextHop, Protocol, Role,
+    ServiceKey, ServiceRow, SwitchTerms, TableSpan, TesterKey,
+};
+use std::net::{IpAddr, SocketAddr};
+
+/// A time-out in ticks that no test run outlives.
+pub const TICKS_LONG: u32 = 1 << 20;
+
+/// A backend of a [`ServiceAt`].
+#[derive(Clone, Copy, Debug)]
+pub struct BackendAt {
+    /// Its address.
+    pub address: SocketAddr,
+    /// Interface that its next hop is out of; `None`: no next hop, the host's stack has to find it.
+    pub out_of: Option<u32>,
+}
+
+/// A service to add.
+#[derive(Clone, Debug)]
+pub struct ServiceAt {
+    /// Index of its deployment.
+    pub deployment: u16,
+    /// Address for users.
+    pub vip: SocketAddr,
+    /// Address for the idle colour.
+    pub preview: Option<SocketAddr>,
+    /// Transport protocol.
+    pub protocol: Protocol,
+    /// How packets reach backends.
+    pub mode: Mode,
+    /// Backends by colour.
+    pub backends: [Vec<BackendAt>; 2],
+}
+
+/// The content of all maps.
+#[derive(Clone, Debug, Default)]
+pub struct Scenario {
+    /// `deployments`, `live` and `terms`, by index.
+    pub deployments: Vec<(DeploymentRow, LiveWord, [SwitchTerms; 2])>,
+    /// `services`.
+    pub services: Vec<(ServiceKey, ServiceRow)>,
+    /// `vips`.
+    pub vips: Vec<(u32, ServiceKey)>,
+    /// `backends`; their next hops are learned when the scenario is loaded.
+    pub backends: Vec<Backend>,
+    /// `maglev`.
+    pub maglev: Vec<u32>,
+    /// `testers`: prefix length of the address in bits, key.
+    pub testers: Vec<(u32, TesterKey)>,
+}
+
+impl Scenario {
+    /// Adds a deployment in generation 1 whose live colour is blue; tells its index.
+    pub fn deployment(&mut self) -> u16 {
+        let row = DeploymentRow {
+            tcp_idle: TICKS_LONG,
+            tcp_opening: TICKS_LONG,
+            udp_idle: TICKS_LONG,
+            in_use: 1,
+            ..bytemuck::Zeroable::zeroed()
+        };
+        let word = LiveWord::new(1, LiveFlags::NONE, 0, 0);
+        self.deployments.push((row, word, [SwitchTerms::default(); 2]));
+        u16::try_from(self.deployments.len() - 1).expect("few deployments")
+    }
+
+    /// Adds a service; tells its index.
+    pub fn service(&mut self, service: &ServiceAt) -> u16 {
+        let index = u16::try_from(self.vips.iter().map(|(row, _)| row / 2 + 1).max().unwrap_or(0)).expect("few");
+        let family = Family::of(service.vip.ip());
+        let tables = Colour::ALL.map(|colour| {
+            let base = self.maglev.len() as u32;
+            let backends = &service.backends[colour as usize];
+            for at in backends {
+                let slot = self.backends.len() as u32;
+                self.backends.push(Backend {
+                    identity: Identity { epoch: 7 + slot, in_use: 1 },
+                    addr: at.address.ip().into(),
+                    port: Be16::new(at.address.port()),
+                    family: family as u8,
+                    mode: service.mode as u8,
+                    service: index,
+                    colour: colour as u8,
+                    next_hop: at.out_of.map_or(NextHop::NONE, |ifindex| {
+                        NextHop::pack(ifindex, 1500, 0x0200_0000_0000 | u64::from(slot), 0x0600_0000_0001, 0)
+                    }),
+                    weight: 1,
+                    ..Backend::default()
+                });
+                // A few entries for each, so that neighbouring hashes meet different backends.
+                self.maglev.push(slot);
+            }
+            TableSpan { base, len: backends.len() as u32 }
+        });
+        for (role, address) in [(Role::Vip, Some(service.vip)), (Role::Preview, service.preview)] {
+            let Some(address) = address else { continue };
+            let key = service_key(address, service.protocol);
+            let row = ServiceRow {
+                service: index,
+                deployment: service.deployment,
+                role: role as u8,
+                has_testers: 0,
+                reserved: 0,
+                tables,
+            };
+            self.services.push((key, row));
+            self.vips.push((2 * u32::from(index) + role as u32, key));
+        }
+        index
+    }
+
+    /// Makes all sources of a prefix testers of a deployment.
+    pub fn tester(&mut self, deployment: u16, address: IpAddr, prefix: u32) {
+        let family = Family::of(address);
+        let key = TesterKey {
+            deployment: u32::from(deployment).to_be(),
+            family: u32::from(family as u8).to_be(),
+            addr: address.into(),
+        };
+        self.testers.push((prefix, key));
+        for (_, row) in &mut self.services {
+            if row.deployment == deployment {
+                row.has_testers = 1;
+            }
+        }
+    }
+
+    /// Whether a key of the `testers` trie is covered by one of the prefixes: the slow way.
+    pub fn covers(&self, key: &TesterKey) -> bool {
+        let bits = |addr: Addr| u128::from_be_bytes(addr.octets());
+        self.testers.iter().any(|(prefix, tester)| {
+            let mask = if *prefix == 0 { 0 } else { u128::MAX << (128 - prefix) };
+            (tester.deployment, tester.family) == (key.deployment, key.family)
+                && (bits(tester.addr) ^ bits(key.addr)) & mask == 0
+        })
+    }
+}
+
+/// The `services` key of an address.
+pub(super) fn service_key(address: SocketAddr, protocol: Protocol) -> ServiceKey {
+    ServiceKey {
+        addr: address.ip().into(),
+        port: Be16::new(address.port()),
+        protocol: protocol as u8,
+        family: Family::of(address.ip()) as u8,
+    }
+}
