@@ -1,7 +1,67 @@
-//! Library of the blue-green traffic switcher: open a pinned instance, plan, apply, switch, read.
+//! Blue-green switching in the path of the network card, for embedding in other programs.
+//!
+//! An *instance* is a set of BPF programs and maps that is pinned in a BPF file system. [`attach`] makes one
+//! and puts it on interfaces; from then on no process needs to live. An [`Instance`] that is opened reads
+//! and changes it: [`plan`](Instance::plan) and [`apply`](Instance::apply) a configuration,
+//! [`switch`](Instance::switch) a deployment to its other colour, [`rollback`](Instance::rollback), read
+//! [`status`](Instance::status) and [`flows`](Instance::flows). `bgctl` is a thin shell over these.
+//!
+//! ```no_run
+//! use bg_userspace::{AttachOptions, Instance, Paths, SwitchRequest, attach, config};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let paths = Paths::default();
+//! attach(&paths, &["eth0".to_owned()], &AttachOptions::default())?;
+//!
+//! let instance = Instance::open(&paths)?;
+//! let file = "/etc/bgctl/bgctl.toml".as_ref();
+//! for change in instance.apply(&config::load(file)?)?.changes {
+//!     println!("{change}");
+//! }
+//! let switched = instance.switch("shop", &SwitchRequest::default())?;
+//! println!("{} is live, no new flow went to the other colour after {:?}", switched.to.live.name(), switched.fence);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! A configuration can be built in code as well; see [`config::Config`] and the example `load_balancer`,
+//! which checks the health of its backends and switches when the live colour fails.
+//!
+//! Every error says what was expected, what was met and what to do; [`Error::class`] tells refusals by a
+//! precondition from failures. Calls that change something take a lock on the instance's state directory,
+//! and one that is killed is completed by the same call.
 
+mod apply;
+mod attach;
 pub mod config;
 pub mod doctor;
+mod error;
+mod flows;
 pub mod history;
+mod instance;
+mod live;
+mod loader;
+mod lock;
 pub mod maglev;
+mod maps;
 pub mod net;
+mod paths;
+mod pins;
+mod plan;
+mod recover;
+mod running;
+mod status;
+mod switch;
+mod sys;
+mod time;
+
+pub use attach::{AttachMode, AttachOptions, Attached, AttachedInterface, Mode, Target, attach, detach};
+pub use bg_common::{Colour, Protocol};
+pub use error::{Error, ErrorClass, Refusal};
+pub use flows::FlowStatus;
+pub use instance::Instance;
+pub use loader::DEFAULT_FLOWS;
+pub use paths::Paths;
+pub use plan::{Action, Change, Plan};
+pub use status::{BackendStatus, ByColour, ColourStatus, DeploymentStatus, ServiceStatus, Status};
+pub use switch::{SwitchRequest, Switched};

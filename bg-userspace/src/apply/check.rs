@@ -1,0 +1,85 @@
+//! What a configuration must hold so that the maps can: checked again here because an embedding program
+//! may build one without the parser.
+
+use std::collections::HashSet;
+
+use bg_common::{Colour, Family, MAX_BACKENDS, MAX_DEPLOYMENTS, MAX_SERVICES, MAX_TABLE_ENTRIES, MAX_TESTERS};
+
+use crate::{
+    Error,
+    config::{Config, Service},
+    maglev,
+    running::{UNSETTLED, service_key},
+};
+
+/// Refuses what cannot be represented, or would not fit into an empty instance.
+pub(super) fn check(config: &Config) -> Result<(), Error> {
+    let (mut names, mut keys) = (HashSet::new(), HashSet::new());
+    let (mut services, mut backends, mut entries, mut testers) = (0, 0, 0, 0);
+    for deployment in &config.deployments {
+        name(&deployment.name, "deployment")?;
+        if !names.insert(&deployment.name) {
+            return refuse(format!("two deployments are called \"{}\": rename one", deployment.name));
+        }
+        testers += deployment.testers.len();
+        for service in &deployment.services {
+            name(&service.name, "service")?;
+            for address in std::iter::once(service.vip).chain(service.preview) {
+                if !keys.insert(service_key(address, service.protocol)) {
+                    return refuse(format!("{address} is the address of two services, or VIP and preview of one"));
+                }
+            }
+            services += 1;
+            for colour in Colour::ALL {
+                backends += service.backends(colour).len();
+                entries += table_len(service, colour)? as usize;
+            }
+        }
+    }
+    for (what, needed, capacity) in [
+        ("deployments", config.deployments.len(), MAX_DEPLOYMENTS),
+        ("services", services, MAX_SERVICES),
+        ("backends", backends, MAX_BACKENDS),
+        ("table entries", entries, MAX_TABLE_ENTRIES),
+        ("testers", testers, MAX_TESTERS),
+    ] {
+        if needed > capacity as usize {
+            return Err(Error::NoRoom { what, needed, free: capacity as usize, capacity: capacity as usize });
+        }
+    }
+    Ok(())
+}
+
+fn table_len(service: &Service, colour: Colour) -> Result<u32, Error> {
+    let who = format!("service \"{}\", {}", service.name, colour.name());
+    let mut seen = HashSet::new();
+    let mut weights = Vec::new();
+    for backend in service.backends(colour) {
+        let address = backend.address;
+        if Family::of(address.ip()) != Family::of(service.vip.ip()) {
+            return refuse(format!("{who}: {address} and the VIP {} are of different families", service.vip));
+        }
+        if address.port() == 0 || backend.weight == UNSETTLED {
+            return refuse(format!("{who}: {address} has port 0 or the weight {UNSETTLED}, which stands for neither"));
+        }
+        if !seen.insert(address) {
+            return refuse(format!("{who}: {address} is there twice; give it twice the weight"));
+        }
+        weights.push(backend.weight);
+    }
+    match maglev::table_len(&weights) {
+        0 => refuse(format!("{who} is empty: give it a backend with a positive weight")),
+        len => Ok(len),
+    }
+}
+
+fn name(name: &str, what: &str) -> Result<(), Error> {
+    if (1..=64).contains(&name.len()) && !name.contains('\0') {
+        return Ok(());
+    }
+    refuse(format!("a {what} is called \"{name}\": a name has 1 to 64 bytes, and no zero among them"))
+}
+
+fn refuse<T>(what: String) -> Result<T, Error> {
+    Err(Error::Unrepresentable { what })
+}

@@ -1,0 +1,165 @@
+//! Deployments at the beginning and at the end of an apply: rows, testers, first live words, the journal.
+
+use std::collections::HashMap;
+
+use bg_common::{DeploymentRow, LiveFlags, LiveWord, MAX_DEPLOYMENTS, SwitchTerms};
+use bytemuck::Zeroable as _;
+
+use super::Work;
+use crate::{
+    Error,
+    config::{Config, Deployment},
+    history::{Action, History, LastLive, Moment, Record},
+    live::moment,
+    lock::Lock,
+    maps::fence,
+    plan::{self, Plan},
+    running::tester_key,
+    time::TickLength,
+};
+
+/// Writes rows, testers that come, and live words of new deployments. Returns all indexes by name.
+pub(super) fn begin<'c>(
+    work: &mut Work<'_>,
+    config: &'c Config,
+    length: TickLength,
+) -> Result<HashMap<&'c str, u16>, Error> {
+    let mut indexes = HashMap::new();
+    let mut begun = Vec::new();
+    for deployment in &config.deployments {
+        let current = work.running.deployments.get(&deployment.name);
+        let index = match current {
+            Some(current) => current.index,
+            None => work.deployments.take().ok_or(Error::NoRoom {
+                what: "deployments",
+                needed: 1,
+                free: 0,
+                capacity: MAX_DEPLOYMENTS as usize,
+            })? as u16,
+        };
+        indexes.insert(deployment.name.as_str(), index);
+        if !plan::deployment_changes(deployment, current, length).is_empty() {
+            work.words.deployments.write(index.into(), &plan::deployment_row(deployment, length));
+            for prefix in &deployment.testers {
+                let key = tester_key(index, prefix);
+                work.tables.testers.insert(&key, u32::from(index), 0).map_err(Error::map("write", "testers"))?;
+            }
+        }
+        if current.is_none_or(|current| current.word.generation() == 0) {
+            begun.push((deployment, index));
+        }
+    }
+    if !begun.is_empty() {
+        set_first_words(work, &begun)?;
+    }
+    Ok(indexes)
+}
+
+/// Sets the live words of new deployments: to where the state directory says that they were, or to `initial`.
+fn set_first_words(work: &Work<'_>, begun: &[(&Deployment, u16)]) -> Result<(), Error> {
+    let state_dir = work.paths.state_dir();
+    let last = LastLive::load(state_dir)?;
+    let _switch = Lock::switch(work.paths)?;
+    for (deployment, index) in begun {
+        let row = usize::from(*index);
+        work.words.terms.write(row, &[SwitchTerms::default(); 2]);
+        let word = first_word(deployment, last.deployments.get(&deployment.name));
+        work.words.live.write(row, &word);
+    }
+    Ok(())
+}
+
+/// The live word that a deployment begins with.
+fn first_word(deployment: &Deployment, last: Option<&Moment>) -> LiveWord {
+    let Moment { generation, live } = last.copied().unwrap_or(Moment { generation: 1, live: deployment.initial });
+    // Every generation but the first came from the other colour.
+    let previous = if generation > 1 { live.other() } else { live };
+    LiveWord::new(generation.max(1), LiveFlags::NONE, previous.full_share(), live.full_share())
+}
+
+/// Removes testers and deployments that go, and writes the journal.
+pub(super) fn end(work: &mut Work<'_>, config: &Config, plan: &Plan) -> Result<(), Error> {
+    let wanted = |name: &str| config.deployments.iter().find(|deployment| deployment.name == name);
+    let mut removed = Vec::new();
+    for (name, running) in &work.running.deployments {
+        let kept = wanted(name).map_or(&[][..], |deployment| &deployment.testers);
+        for prefix in running.testers.iter().filter(|prefix| !kept.contains(prefix)) {
+            let key = tester_key(running.index, prefix);
+            work.tables.testers.remove(&key).map_err(Error::map("write", "testers"))?;
+        }
+        if wanted(name).is_none() {
+            removed.push((name, running));
+        }
+    }
+    // All that has been published or withdrawn holds for every packet from here on.
+    fence(work.paths)?;
+    {
+        let _switch = Lock::switch(work.paths)?;
+        for (_, running) in &removed {
+            let row = usize::from(running.index);
+            work.words.live.write(row, &LiveWord::default());
+            work.words.terms.write(row, &[SwitchTerms::default(); 2]);
+            work.words.deployments.write(row, &DeploymentRow::zeroed());
+        }
+    }
+    remember(work, plan)
+}
+
+/// Brings the state directory up to date.
+fn remember(work: &Work<'_>, plan: &Plan) -> Result<(), Error> {
+    let _history = Lock::history(work.paths)?;
+    let now: HashMap<String, Moment> = crate::running::deployment_rows(work.words)
+        .map(|(index, row)| (crate::running::text(&row.name), moment(work.words.live.read(index.into()))))
+        .collect();
+    let before = LastLive::load(work.paths.state_dir())?;
+    let mut changed: Vec<&str> = plan.changes.iter().map(|change| change.deployment.as_str()).collect();
+    changed.dedup();
+    changed.sort_unstable();
+    changed.dedup();
+    let history = History::new(work.paths.state_dir());
+    for name in changed {
+        let from = work.running.deployments.get(name).map(|running| moment(running.word));
+        let to = now.get(name).copied();
+        // It was here before a reboot, and goes on where it was.
+        let restored = from.is_none() && to.is_some() && before.deployments.get(name) == to.as_ref();
+        let action = if restored { Action::Recovered } else { Action::Apply };
+        if from.is_some() || to.is_some() {
+            history.append(&Record::now(name, action, from, to, None))?;
+        }
+    }
+    LastLive::update(work.paths.state_dir(), |deployments| {
+        deployments.retain(|name, _| now.contains_key(name) || !work.running.deployments.contains_key(name));
+        for (name, moment) in &now {
+            let is_older = deployments.get(name).is_some_and(|known| known.generation > moment.generation);
+            if !is_older {
+                deployments.insert(name.clone(), *moment);
+            }
+        }
+    })?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use bg_common::Colour;
+
+    use super::*;
+
+    #[test]
+    fn a_deployment_begins_as_told_or_goes_on_where_it_was() {
+        let deployment = Deployment {
+            name: "shop".into(),
+            initial: Colour::Blue,
+            on_switch: crate::config::OnSwitch::Drain,
+            drain_timeout: None,
+            tcp_idle_timeout: std::time::Duration::from_secs(7200),
+            udp_idle_timeout: std::time::Duration::from_secs(60),
+            testers: Vec::new(),
+            services: Vec::new(),
+        };
+        let word = first_word(&deployment, None);
+        assert_eq!((word.generation(), word.live(), word.previous()), (1, Colour::Blue, Colour::Blue));
+        let word = first_word(&deployment, Some(&Moment { generation: 4, live: Colour::Green }));
+        assert_eq!((word.generation(), word.live(), word.previous()), (4, Colour::Green, Colour::Blue));
+    }
+}

@@ -1,0 +1,48 @@
+//! Writing Maglev tables into free pieces of the flat array, on all CPUs: for large configurations this is
+//! most of an apply.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use bg_common::TableSpan;
+
+use crate::{maglev, sys::Mapped};
+
+/// A table to be written.
+#[derive(Debug)]
+pub(super) struct Fill {
+    /// Where; nothing refers to it yet.
+    pub(super) span: TableSpan,
+    /// Identities of the backends.
+    pub(super) ids: Vec<u64>,
+    /// Their weights.
+    pub(super) weights: Vec<u32>,
+    /// Their slots.
+    pub(super) slots: Vec<u32>,
+}
+
+impl Fill {
+    fn write(&self, maglev: &Mapped<u32>) {
+        let mut table = vec![0; self.span.len as usize];
+        maglev::fill(&self.ids, &self.weights, &mut table);
+        for (entry, backend) in (self.span.base as usize..).zip(table) {
+            maglev.write(entry, &self.slots[backend as usize]);
+        }
+    }
+}
+
+/// Writes all of them.
+pub(super) fn fill(fills: &[&Fill], maglev: &Mapped<u32>) {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(fills.len());
+    let next = AtomicUsize::new(0);
+    let work = || {
+        while let Some(fill) = fills.get(next.fetch_add(1, Ordering::Relaxed)) {
+            fill.write(maglev);
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 1..threads {
+            scope.spawn(work);
+        }
+        work();
+    });
+}

@@ -1,0 +1,256 @@
+//! One service on its way into the maps.
+
+use std::{collections::HashMap, net::SocketAddr};
+
+use bg_common::{
+    Backend, Be16, Colour, Family, Identity, MAX_BACKENDS, MAX_SERVICES, MAX_TABLE_ENTRIES, NextHop, Role, ServiceInfo,
+    ServiceKey, ServiceRow, TableSpan,
+};
+
+use super::{Work, fill::Fill};
+use crate::{
+    Error,
+    config::{BackendSpec, Deployment, Service},
+    maglev,
+    running::{RunningBackend, RunningService, UNSETTLED, padded, service_key, table},
+};
+
+/// What is to be written for a service, and in which order.
+#[derive(Debug)]
+pub(super) struct Job {
+    is_new: bool,
+    info: ServiceInfo,
+    vip: ServiceKey,
+    preview: Option<ServiceKey>,
+    old_preview: Option<ServiceKey>,
+    row: ServiceRow,
+    /// Rows of backends that are new, with their slots.
+    new_backends: Vec<(u32, Backend)>,
+    /// Slots whose weight changes, or that go: their weight in the table is not what their row says.
+    unsettle: Vec<u32>,
+    /// Slots and the weights that they have once the rows are published.
+    settle: Vec<(u32, u32)>,
+    retired_slots: Vec<u32>,
+    retired_spans: Vec<TableSpan>,
+    /// Tables that are new.
+    pub(super) fills: Vec<Fill>,
+}
+
+impl Job {
+    /// Takes room for the service; gives all of it back if there is not enough.
+    pub(super) fn prepare(
+        work: &mut Work<'_>,
+        deployment: &Deployment,
+        deployment_index: u16,
+        service: &Service,
+        current: Option<&RunningService>,
+    ) -> Result<Self, Error> {
+        let missing = |what, needed, free, capacity| Error::NoRoom { what, needed, free, capacity };
+        let fresh: usize = Colour::ALL.into_iter().map(|colour| new_backends(service, colour, current)).sum();
+        if work.slots.free() < fresh {
+            return Err(missing("backends", fresh, work.slots.free(), MAX_BACKENDS as usize));
+        }
+        let lengths = Colour::ALL.map(|colour| new_table_len(service, colour, current));
+        let mut spans = [None; 2];
+        for (span, len) in spans.iter_mut().zip(lengths) {
+            let Some(len) = len else { continue };
+            *span = work.spans.take(len);
+            if span.is_none() {
+                let free = work.spans.longest() as usize;
+                spans.into_iter().flatten().for_each(|span| work.spans.give(span));
+                return Err(missing("table entries in one piece", len as usize, free, MAX_TABLE_ENTRIES as usize));
+            }
+        }
+        let index = match current {
+            Some(current) => current.index,
+            None => match work.services.take() {
+                Some(index) => index as u16,
+                None => {
+                    spans.into_iter().flatten().for_each(|span| work.spans.give(span));
+                    return Err(missing("services", 1, 0, MAX_SERVICES as usize));
+                }
+            },
+        };
+
+        let info = ServiceInfo {
+            name: padded(&service.name),
+            deployment: deployment_index,
+            in_use: 1,
+            mode: service.mode as u8,
+            has_preview: service.preview.is_some().into(),
+            reserved: [0; 3],
+        };
+        let mut job = Self {
+            is_new: current.is_none(),
+            info,
+            vip: service_key(service.vip, service.protocol),
+            preview: service.preview.map(|address| service_key(address, service.protocol)),
+            old_preview: current.and_then(|current| current.preview).map(|(key, _)| key),
+            row: ServiceRow {
+                service: index,
+                deployment: deployment_index,
+                role: Role::Vip as u8,
+                has_testers: u8::from(!deployment.testers.is_empty()),
+                reserved: 0,
+                tables: current.map_or_else(Default::default, |current| current.row.tables),
+            },
+            new_backends: Vec::new(),
+            unsettle: Vec::new(),
+            settle: Vec::new(),
+            retired_slots: Vec::new(),
+            retired_spans: Vec::new(),
+            fills: Vec::new(),
+        };
+        for (colour, span) in Colour::ALL.into_iter().zip(spans) {
+            if let Some(span) = span {
+                job.change_colour(work, service, colour, current, span);
+            }
+        }
+        Ok(job)
+    }
+
+    /// Gives the colour a new table in `span`.
+    fn change_colour(
+        &mut self,
+        work: &mut Work<'_>,
+        service: &Service,
+        colour: Colour,
+        current: Option<&RunningService>,
+        span: TableSpan,
+    ) {
+        let mut running = by_address(service, colour, current);
+        let mut slots = Vec::new();
+        for spec in service.backends(colour) {
+            let slot = match running.remove(&spec.address) {
+                Some(backend) => {
+                    if backend.weight != spec.weight {
+                        self.unsettle.push(backend.slot);
+                        self.settle.push((backend.slot, spec.weight));
+                    }
+                    backend.slot
+                }
+                None => {
+                    // There are enough: they have been counted.
+                    let Some(slot) = work.slots.take() else { continue };
+                    self.settle.push((slot as u32, spec.weight));
+                    let epoch = work.tables.backends.read(slot).identity.epoch.wrapping_add(1);
+                    self.new_backends.push((slot as u32, self.backend_row(service, colour, spec, epoch)));
+                    slot as u32
+                }
+            };
+            slots.push(slot);
+        }
+        let stays: std::collections::HashSet<u32> = slots.iter().copied().collect();
+        if let Some(current) = current {
+            let gone = current.backends[colour as usize].iter().map(|backend| backend.slot);
+            let gone: Vec<u32> = gone.filter(|slot| !stays.contains(slot)).collect();
+            self.unsettle.extend(&gone);
+            self.retired_slots.extend(gone);
+            self.retired_spans.push(table(&current.row, colour));
+        }
+        self.row.tables[colour as usize] = span;
+        let specs = service.backends(colour);
+        self.fills.push(Fill {
+            span,
+            ids: specs.iter().map(|spec| maglev::identity(spec.address)).collect(),
+            weights: specs.iter().map(|spec| spec.weight).collect(),
+            slots,
+        });
+    }
+
+    fn backend_row(&self, service: &Service, colour: Colour, spec: &BackendSpec, epoch: u32) -> Backend {
+        Backend {
+            identity: Identity { epoch, in_use: 1 },
+            addr: spec.address.ip().into(),
+            port: Be16::new(spec.address.port()),
+            family: Family::of(spec.address.ip()) as u8,
+            mode: service.mode as u8,
+            service: self.row.service,
+            colour: colour as u8,
+            reserved: 0,
+            next_hop: NextHop::default(),
+            weight: UNSETTLED,
+            reserved2: 0,
+        }
+    }
+
+    /// Writes all that may be written before the service's rows are replaced.
+    pub(super) fn write_rows(&self, work: &mut Work<'_>) -> Result<(), Error> {
+        let service = usize::from(self.row.service);
+        if self.is_new {
+            for colour in Colour::ALL {
+                work.traffic.clear(2 * u32::from(self.row.service) + colour as u32)?;
+            }
+            work.tables.services.info.write(service, &self.info);
+        }
+        work.tables.services.vips.write(2 * service + Role::Vip as usize, &self.vip);
+        if let Some(preview) = &self.preview {
+            work.tables.services.vips.write(2 * service + Role::Preview as usize, preview);
+        }
+        for (slot, backend) in &self.new_backends {
+            work.tables.backends.write(*slot as usize, backend);
+        }
+        for slot in &self.unsettle {
+            set_weight(work, *slot, UNSETTLED);
+        }
+        Ok(())
+    }
+
+    /// Replaces the service's rows; the tables are written.
+    pub(super) fn publish(self, work: &mut Work<'_>) -> Result<(), Error> {
+        let mut put = |key: ServiceKey, role: Role| {
+            let row = ServiceRow { role: role as u8, ..self.row };
+            work.tables.services.rows.insert(key, row, 0).map_err(Error::map("write", "services"))
+        };
+        put(self.vip, Role::Vip)?;
+        if let Some(preview) = self.preview {
+            put(preview, Role::Preview)?;
+        }
+        if let Some(old) = self.old_preview.filter(|old| Some(*old) != self.preview) {
+            work.withdraw(old)?;
+        }
+        for (slot, weight) in self.settle {
+            set_weight(work, slot, weight);
+        }
+        work.tables.services.info.write(self.row.service.into(), &self.info);
+        work.retired.slots.extend(self.retired_slots);
+        work.retired.spans.extend(self.retired_spans);
+        Ok(())
+    }
+}
+
+/// Writes the weight of a slot and nothing else of its row: the rest belongs to the data path.
+fn set_weight(work: &Work<'_>, slot: u32, weight: u32) {
+    const WORD: usize = std::mem::offset_of!(Backend, weight) / 8;
+    let row = Backend { weight, ..Backend::default() };
+    work.tables.backends.write_word(slot as usize, &row, WORD);
+}
+
+/// The colour's backends that run and could stay: their mode is the service's.
+fn by_address<'a>(
+    service: &Service,
+    colour: Colour,
+    current: Option<&'a RunningService>,
+) -> HashMap<SocketAddr, &'a RunningBackend> {
+    let running = current.map_or(&[][..], |current| &current.backends[colour as usize]);
+    running.iter().filter(|backend| backend.mode == service.mode).map(|backend| (backend.address, backend)).collect()
+}
+
+/// How many slots the colour needs.
+fn new_backends(service: &Service, colour: Colour, current: Option<&RunningService>) -> usize {
+    let running = by_address(service, colour, current);
+    service.backends(colour).iter().filter(|spec| !running.contains_key(&spec.address)).count()
+}
+
+/// Length of the table that the colour needs; `None` if the one it has is right.
+fn new_table_len(service: &Service, colour: Colour, current: Option<&RunningService>) -> Option<u32> {
+    let specs = service.backends(colour);
+    let running = by_address(service, colour, current);
+    let is_right = |spec: &BackendSpec| running.get(&spec.address).is_some_and(|backend| backend.weight == spec.weight);
+    let as_many = current.is_some_and(|current| current.backends[colour as usize].len() == specs.len());
+    if as_many && specs.iter().all(is_right) {
+        return None;
+    }
+    let weights: Vec<u32> = specs.iter().map(|spec| spec.weight).collect();
+    Some(maglev::table_len(&weights))
+}

@@ -1,0 +1,262 @@
+//! Making the running state match a configuration.
+//!
+//! The order is such that no packet meets a half-written row, and that a call killed at any instant is
+//! completed by the same call:
+//!
+//! 1. services that are no longer wanted leave the `services` map; after a fence, what they had is free;
+//! 2. deployments' rows and testers, and the live word of new deployments, before any service leads to them;
+//! 3. for each service that changes: backends and tables are written where nothing refers to, then its
+//!    rows are replaced, each at once, then weights are settled;
+//! 4. after a fence, backends, tables and deployments that nothing leads to are ended.
+//!
+//! A backend that stays keeps its slot and epoch, and with them its flows, whatever happens to its weight
+//! or its neighbours. The live word of a deployment that exists is never touched.
+
+mod alloc;
+mod check;
+mod deployments;
+mod fill;
+mod job;
+
+use std::collections::{HashMap, HashSet};
+
+use bg_common::{
+    Identity, MAX_BACKENDS, MAX_DEPLOYMENTS, MAX_SERVICES, MAX_TABLE_ENTRIES, ServiceInfo, ServiceKey, TableSpan,
+};
+use bytemuck::Zeroable as _;
+
+use self::{
+    alloc::{Indexes, Spans},
+    fill::fill,
+    job::Job,
+};
+use crate::{
+    Error, Paths,
+    config::{Config, Deployment, Service},
+    lock::Lock,
+    maps::{Tables, TrafficCounters, Words, fence},
+    plan::{self, Plan},
+    recover::recover,
+    running::{Running, RunningService, service_key},
+    time::TickLength,
+};
+
+/// Applies `config`; returns what was changed.
+pub(crate) fn apply(paths: &Paths, words: &Words, length: TickLength, config: &Config) -> Result<Plan, Error> {
+    check::check(config)?;
+    let _lock = Lock::apply(paths)?;
+    recover(paths, words)?;
+    let tables = Tables::open(paths)?;
+    let running = Running::read(words, &tables)?;
+    let plan = plan::plan(config, &running, length);
+    if plan.is_empty() {
+        return Ok(plan);
+    }
+    let mut work = Work::new(paths, words, tables, &running, config)?;
+    work.retire_left_over()?;
+    let taken_over = work.remove_services(config)?;
+    let indexes = deployments::begin(&mut work, config, length)?;
+    work.publish_services(config, &indexes)?;
+    for service in taken_over {
+        work.withdraw_service(service)?;
+    }
+    work.release()?;
+    deployments::end(&mut work, config, &plan)?;
+    Ok(plan)
+}
+
+/// An apply in progress.
+struct Work<'a> {
+    paths: &'a Paths,
+    words: &'a Words,
+    tables: Tables,
+    traffic: TrafficCounters,
+    running: &'a Running,
+    deployments: Indexes,
+    services: Indexes,
+    slots: Indexes,
+    spans: Spans,
+    /// Keys that the configuration has: never removed from the `services` map.
+    wanted: HashSet<ServiceKey>,
+    retired: Retired,
+}
+
+/// What no row leads to any more, though a program that runs may still hold it.
+#[derive(Debug, Default)]
+struct Retired {
+    services: Vec<u16>,
+    slots: Vec<u32>,
+    spans: Vec<TableSpan>,
+}
+
+impl Retired {
+    fn is_empty(&self) -> bool {
+        self.services.is_empty() && self.slots.is_empty() && self.spans.is_empty()
+    }
+
+    fn add_service(&mut self, service: &RunningService) {
+        self.services.push(service.index);
+        self.slots.extend(service.backends.iter().flatten().map(|backend| backend.slot));
+        self.spans.extend(service.row.tables);
+    }
+}
+
+impl<'a> Work<'a> {
+    fn new(
+        paths: &'a Paths,
+        words: &'a Words,
+        tables: Tables,
+        running: &'a Running,
+        config: &Config,
+    ) -> Result<Self, Error> {
+        let flags = |used: &HashSet<u16>, capacity: u32| (0..capacity).map(|i| used.contains(&(i as u16))).collect();
+        let keys = config.deployments.iter().flat_map(|deployment| &deployment.services).flat_map(|service| {
+            std::iter::once(service.vip).chain(service.preview).map(|address| service_key(address, service.protocol))
+        });
+        debug_assert_eq!(running.used.slots.len(), MAX_BACKENDS as usize);
+        Ok(Self {
+            paths,
+            words,
+            tables,
+            traffic: TrafficCounters::open(paths)?,
+            running,
+            deployments: Indexes::new(flags(&running.used.deployments, MAX_DEPLOYMENTS)),
+            services: Indexes::new(flags(&running.used.services, MAX_SERVICES)),
+            slots: Indexes::new(running.used.slots.clone()),
+            spans: Spans::new(running.used.spans.clone(), MAX_TABLE_ENTRIES),
+            wanted: keys.collect(),
+            retired: Retired::default(),
+        })
+    }
+
+    /// Frees what a killed call has left.
+    fn retire_left_over(&mut self) -> Result<(), Error> {
+        self.retired.services.extend(&self.running.left_over.services);
+        self.retired.slots.extend(&self.running.left_over.slots);
+        self.release()
+    }
+
+    /// Takes out services that the configuration does not have. Returns those whose address another
+    /// service takes over: they go when that one is published, so that nothing of theirs is free before.
+    fn remove_services(&mut self, config: &Config) -> Result<Vec<&'a RunningService>, Error> {
+        let (taken_over, gone): (Vec<_>, Vec<_>) =
+            self.gone(config).into_iter().partition(|service| keys(service).any(|key| self.wanted.contains(&key)));
+        for service in gone {
+            self.withdraw_service(service)?;
+        }
+        self.release()?;
+        Ok(taken_over)
+    }
+
+    fn withdraw_service(&mut self, service: &RunningService) -> Result<(), Error> {
+        keys(service).try_for_each(|key| self.withdraw(key))?;
+        self.retired.add_service(service);
+        Ok(())
+    }
+
+    /// Services that run and are not in the configuration.
+    fn gone(&self, config: &Config) -> Vec<&'a RunningService> {
+        let wanted: HashSet<(u16, ServiceKey)> = config
+            .deployments
+            .iter()
+            .filter_map(|deployment| Some((deployment, self.running.deployments.get(&deployment.name)?.index)))
+            .flat_map(|(deployment, index)| {
+                deployment.services.iter().map(move |service| (index, service_key(service.vip, service.protocol)))
+            })
+            .collect();
+        let stays = |service: &&RunningService| wanted.contains(&(service.deployment, service.vip));
+        self.running.services.iter().filter(|service| !stays(service)).collect()
+    }
+
+    /// Removes a key that no service of the configuration has.
+    fn withdraw(&mut self, key: ServiceKey) -> Result<(), Error> {
+        if self.wanted.contains(&key) {
+            return Ok(());
+        }
+        match self.tables.services.rows.remove(&key) {
+            Err(aya::maps::MapError::KeyNotFound) => Ok(()),
+            Err(aya::maps::MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOENT) => {
+                Ok(())
+            }
+            result => result.map_err(Error::map("write", "services")),
+        }
+    }
+
+    /// Publishes every service that is new or changes.
+    fn publish_services(&mut self, config: &Config, indexes: &HashMap<&str, u16>) -> Result<(), Error> {
+        let current: HashMap<(u16, ServiceKey), &'a RunningService> =
+            self.running.services.iter().map(|service| ((service.deployment, service.vip), service)).collect();
+        let mut batch = Vec::new();
+        for deployment in &config.deployments {
+            let index = indexes[deployment.name.as_str()];
+            for service in &deployment.services {
+                let current = current.get(&(index, service_key(service.vip, service.protocol))).copied();
+                if !plan::service_changes(deployment, service, current).is_empty() {
+                    let job = self.prepare(&mut batch, deployment, index, service, current)?;
+                    batch.push(job);
+                }
+            }
+        }
+        self.publish(&mut batch)
+    }
+
+    /// Finds room for a service. If there is none, what is ready is published and what that frees is used.
+    fn prepare(
+        &mut self,
+        batch: &mut Vec<Job>,
+        deployment: &Deployment,
+        index: u16,
+        service: &Service,
+        current: Option<&RunningService>,
+    ) -> Result<Job, Error> {
+        match Job::prepare(self, deployment, index, service, current) {
+            Err(Error::NoRoom { .. }) if !batch.is_empty() || !self.retired.is_empty() => {
+                self.publish(batch)?;
+                self.release()?;
+                Job::prepare(self, deployment, index, service, current)
+            }
+            result => result,
+        }
+    }
+
+    /// Writes what is ready, then publishes it.
+    fn publish(&mut self, batch: &mut Vec<Job>) -> Result<(), Error> {
+        for job in &*batch {
+            job.write_rows(self)?;
+        }
+        let fills: Vec<_> = batch.iter().flat_map(|job| &job.fills).collect();
+        fill(&fills, &self.tables.maglev);
+        for job in batch.drain(..) {
+            job.publish(self)?;
+        }
+        Ok(())
+    }
+
+    /// Waits until no program holds what is retired, then frees it.
+    fn release(&mut self) -> Result<(), Error> {
+        if self.retired.is_empty() {
+            return Ok(());
+        }
+        fence(self.paths)?;
+        let Retired { services, slots, spans } = std::mem::take(&mut self.retired);
+        for slot in slots {
+            let mut backend = self.tables.backends.read(slot as usize);
+            backend.identity = Identity { in_use: 0, ..backend.identity };
+            self.tables.backends.write_word(slot as usize, &backend, 0);
+            self.slots.give(slot as usize);
+        }
+        for service in services {
+            self.tables.services.info.write(service.into(), &ServiceInfo::zeroed());
+            self.services.give(service.into());
+        }
+        for span in spans {
+            self.spans.give(span);
+        }
+        Ok(())
+    }
+}
+
+/// Keys that lead to a service.
+fn keys(service: &RunningService) -> impl Iterator<Item = ServiceKey> + use<> {
+    std::iter::once(service.vip).chain(service.preview.map(|(key, _)| key))
+}

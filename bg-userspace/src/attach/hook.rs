@@ -1,0 +1,97 @@
+//! The places on an interface that carry a program of ours, and the names of their pins.
+//!
+//! A pin is called `<interface>:<place>`. The BPF file system refuses dots in names, which interfaces may
+//! have, so that a dot stands as `%` there: the kernel lets no interface be called so.
+
+use super::Mode;
+
+/// A place on an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Hook {
+    /// XDP, native or generic: a link.
+    Xdp(Mode),
+    /// tc ingress: a TCX link.
+    TcIngress,
+    /// tc egress: a TCX link.
+    TcEgress,
+    /// tc ingress by clsact, before Linux 6.6: there is no link to pin, so the program is pinned to tell of it.
+    ClsactIngress,
+    /// tc egress by clsact.
+    ClsactEgress,
+}
+
+impl Hook {
+    const ALL: [Self; 6] = [
+        Self::Xdp(Mode::Native),
+        Self::Xdp(Mode::Generic),
+        Self::TcIngress,
+        Self::TcEgress,
+        Self::ClsactIngress,
+        Self::ClsactEgress,
+    ];
+
+    /// The mode that a program here means; none for the way out, which every mode uses.
+    pub(crate) const fn mode(self) -> Option<Mode> {
+        match self {
+            Self::Xdp(mode) => Some(mode),
+            Self::TcIngress | Self::ClsactIngress => Some(Mode::Tc),
+            Self::TcEgress | Self::ClsactEgress => None,
+        }
+    }
+
+    pub(crate) const fn is_clsact(self) -> bool {
+        matches!(self, Self::ClsactIngress | Self::ClsactEgress)
+    }
+
+    /// The same place by clsact.
+    pub(crate) const fn clsact(self) -> Self {
+        match self {
+            Self::TcIngress => Self::ClsactIngress,
+            Self::TcEgress => Self::ClsactEgress,
+            other => other,
+        }
+    }
+
+    /// Whether both are one place, whichever way it is attached.
+    pub(crate) fn is_same_place(self, other: Self) -> bool {
+        self.clsact() == other.clsact()
+    }
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Xdp(mode) => mode.name(),
+            Self::TcIngress => "tc_ingress",
+            Self::TcEgress => "tc_egress",
+            Self::ClsactIngress => "clsact_ingress",
+            Self::ClsactEgress => "clsact_egress",
+        }
+    }
+
+    /// Name of the pin.
+    pub(crate) fn pin_name(self, interface: &str) -> String {
+        format!("{}:{}", interface.replace('.', "%"), self.name())
+    }
+
+    /// The interface and the place that a pin of this name tells of.
+    pub(crate) fn parse(pin_name: &str) -> Option<(String, Self)> {
+        let (interface, place) = pin_name.split_once(':')?;
+        let hook = Self::ALL.into_iter().find(|hook| hook.name() == place)?;
+        Some((interface.replace('%', "."), hook))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pin_tells_its_interface_and_place() {
+        for hook in Hook::ALL {
+            let name = hook.pin_name("eth0.100");
+            assert!(!name.contains('.'), "the BPF file system refuses dots: {name}");
+            assert_eq!(Hook::parse(&name), Some(("eth0.100".to_owned(), hook)));
+        }
+        assert_eq!(Hook::parse("eth0:native:new"), None);
+        assert_eq!(Hook::parse("eth0"), None);
+    }
+}

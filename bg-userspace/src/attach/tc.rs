@@ -1,0 +1,111 @@
+//! tc: TCX links where the kernel has them, filters of the clsact qdisc elsewhere.
+
+use aya::{
+    programs::{
+        LinkOrder, SchedClassifier, TcAttachType,
+        links::FdLink,
+        tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle},
+    },
+    util::KernelVersion,
+};
+
+use super::{Hook, Mode};
+use crate::{Error, Paths, net::Interface, pins};
+
+/// Where our filters stand among those of clsact: a fixed place, so that a rerun finds them.
+const PRIORITY: u16 = 0xb6;
+const HANDLE: TcHandle = TcHandle::new(0, 1);
+
+type Source = Box<dyn std::error::Error + Send + Sync>;
+
+/// Attaches `program` behind others that are there, and pins the link.
+pub(super) fn attach(
+    paths: &Paths,
+    program: &mut SchedClassifier,
+    interface: &Interface,
+    hook: Hook,
+) -> Result<(), Error> {
+    let has_tcx = KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(6, 6, 0));
+    if has_tcx {
+        attach_tcx(paths, program, interface, hook)
+    } else {
+        attach_clsact(paths, program, &interface.name, hook.clsact())
+    }
+}
+
+fn attach_tcx(paths: &Paths, program: &mut SchedClassifier, interface: &Interface, hook: Hook) -> Result<(), Error> {
+    let failed = failed(&interface.name);
+    let pin = paths.links().join(hook.pin_name(&interface.name));
+    let order = TcAttachOptions::TcxOrder(LinkOrder::default());
+    let id =
+        program.attach_with_options(&interface.name, direction(hook), order).map_err(|error| failed(error.into()))?;
+    let link: Result<FdLink, Source> =
+        program.take_link(id).map_err(Into::into).and_then(|link| link.try_into().map_err(Into::into));
+    let link = link.map_err(&failed)?;
+    // One that is left there belongs to an interface of this name that is gone.
+    pins::remove(&pin)?;
+    link.pin(&pin).map_err(|error| failed(error.into()))?;
+    Ok(())
+}
+
+/// Puts `program` in our place of the clsact qdisc, also over an older one of ours, and pins it to tell of it.
+pub(super) fn attach_clsact(
+    paths: &Paths,
+    program: &mut SchedClassifier,
+    interface: &str,
+    hook: Hook,
+) -> Result<(), Error> {
+    let failed = failed(interface);
+    match tc::qdisc_add_clsact(interface) {
+        Err(TcError::NetlinkError(error)) if error.raw_os_error() == Some(libc::EEXIST) => {}
+        Err(TcError::AlreadyAttached) => {}
+        result => result.map_err(|error| failed(error.into()))?,
+    }
+    let options = NlOptions { priority: PRIORITY, handle: HANDLE, classid: None };
+    let id = match program.attach_with_options(interface, direction(hook), TcAttachOptions::Netlink(options)) {
+        Ok(id) => id,
+        // There is one already: replaced in place.
+        Err(_) => {
+            let old = place(interface, hook).map_err(|error| failed(error.into()))?;
+            program.attach_to_link(old).map_err(|error| failed(error.into()))?
+        }
+    };
+    let link = program.take_link(id).map_err(|error| failed(error.into()))?;
+    // Dropping it would take the filter away.
+    std::mem::forget(link);
+
+    let pin = paths.links().join(hook.pin_name(interface));
+    let temporary = paths.links().join(format!("{}:new", hook.pin_name(interface)));
+    pins::remove(&temporary)?;
+    program.pin(&temporary).map_err(|error| failed(error.into()))?;
+    std::fs::rename(&temporary, &pin).map_err(Error::io("replace", pin))
+}
+
+/// Takes our filter off; one that is not there is no error.
+pub(super) fn detach_clsact(interface: &str, hook: Hook) -> Result<(), Error> {
+    let link = place(interface, hook).map_err(|error| failed(interface)(error.into()))?;
+    // Dropping it takes the filter off.
+    drop(link);
+    Ok(())
+}
+
+fn place(interface: &str, hook: Hook) -> std::io::Result<SchedClassifierLink> {
+    SchedClassifierLink::attached(interface, direction(hook), PRIORITY, HANDLE, None)
+}
+
+fn direction(hook: Hook) -> TcAttachType {
+    match hook {
+        Hook::TcEgress | Hook::ClsactEgress => TcAttachType::Egress,
+        _ => TcAttachType::Ingress,
+    }
+}
+
+fn failed(interface: &str) -> impl Fn(Source) -> Error + use<> {
+    let interface = interface.to_owned();
+    move |source| Error::Attach {
+        interface: interface.clone(),
+        mode: Mode::Tc.name(),
+        hint: "; see `bgctl doctor`",
+        source,
+    }
+}

@@ -1,0 +1,52 @@
+//! XDP by bpf_link, and only so: what aya attaches by netlink instead would go when nobody notices.
+
+use aya::programs::{ProgramInfo, links::FdLink, loaded_programs, xdp::XdpMode};
+
+use super::{Hook, Mode};
+use crate::{
+    Error, Paths,
+    loader::{INGRESS, Loaded},
+    net::Interface,
+    pins,
+};
+
+/// Attaches `ingress` and pins the link.
+pub(super) fn attach(
+    paths: &Paths,
+    loaded: &mut Loaded,
+    interface: &Interface,
+    mode: Mode,
+    xdp_mode: XdpMode,
+) -> Result<(), Error> {
+    let failed = |source: Box<dyn std::error::Error + Send + Sync>| Error::Attach {
+        interface: interface.name.clone(),
+        mode: mode.name(),
+        hint: hint(mode),
+        source,
+    };
+    let pin = paths.links().join(Hook::Xdp(mode).pin_name(&interface.name));
+    let program = loaded.xdp(INGRESS)?;
+    let id = program.attach_to_if_index(interface.index, xdp_mode).map_err(|error| failed(error.into()))?;
+    let link = program.take_link(id).map_err(|error| failed(error.into()))?;
+    // Dropping what is no link takes the program off again.
+    let link: FdLink = link.try_into().map_err(|_| failed("the kernel has refused a bpf_link for it".into()))?;
+    // One that is left there belongs to an interface of this name that is gone.
+    pins::remove(&pin)?;
+    link.pin(&pin).map_err(|error| failed(error.into()))?;
+    Ok(())
+}
+
+const fn hint(mode: Mode) -> &'static str {
+    match mode {
+        Mode::Native => {
+            "; its driver may have no XDP, or not with its present MTU, number of queues or LRO: see `bgctl doctor`, or use --mode tc"
+        }
+        _ => "; see `bgctl doctor`, or use --mode tc",
+    }
+}
+
+/// Name of a loaded program.
+pub(super) fn program_name(id: u32) -> String {
+    let program = loaded_programs().filter_map(Result::ok).find(|program: &ProgramInfo| program.id() == id);
+    program.and_then(|program| program.name_as_str().map(str::to_owned)).unwrap_or_else(|| "?".to_owned())
+}

@@ -1,0 +1,302 @@
+//! What can go wrong: what was expected, what was met, and what to do about it.
+
+use std::{io, path::PathBuf};
+
+use crate::{doctor::preconditions::PreconditionError, history::HistoryError, net::NetError};
+
+/// Why an operation was not done.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The machine lacks something that every instance needs.
+    #[error(transparent)]
+    Precondition(#[from] PreconditionError),
+    /// An interface could not be found.
+    #[error(transparent)]
+    Net(#[from] NetError),
+    /// The state directory could not be read or written.
+    #[error(transparent)]
+    History(#[from] HistoryError),
+
+    /// Expected a pinned instance.
+    #[error("no instance at {}: `bgctl attach IFACE` makes one, --pin-root names another place", pin_root.display())]
+    NoInstance {
+        /// Where it should be.
+        pin_root: PathBuf,
+    },
+    /// Expected maps of this ABI version.
+    #[error(
+        "the pins in {} are of ABI version {got}, this bgctl speaks version {expected}: run `bgctl detach --all` \
+         (with the bgctl that made them, if it is still here), then attach and apply again; nothing has been changed",
+        pin_root.display()
+    )]
+    OtherAbi {
+        /// Where the pins are.
+        pin_root: PathBuf,
+        /// [`bg_common::ABI_VERSION`].
+        expected: u32,
+        /// What the pinned `meta` map says.
+        got: u32,
+    },
+    /// Expected a map as this version defines it.
+    #[error("{} is not the map that this bgctl makes: {detail}; run `bgctl detach --all`, then attach again", path.display())]
+    ForeignMap {
+        /// The pin.
+        path: PathBuf,
+        /// What differs.
+        detail: String,
+    },
+    /// Expected flow tables of this size; that of an instance is fixed.
+    #[error(
+        "this instance has room for {got} flows, --flows asks for {expected}: a table cannot grow in place; \
+         leave --flows away, or run `bgctl detach --all` first (open flows are then forgotten)"
+    )]
+    OtherFlowTableSize {
+        /// What was asked for.
+        expected: u32,
+        /// What there is.
+        got: u32,
+    },
+    /// This build embeds no BPF object.
+    #[error("this bgctl was built without its BPF object: run `cargo xtask build-ebpf`, then build again")]
+    NoObject,
+    /// The kernel would not take the object.
+    #[error("the kernel does not take the BPF object")]
+    Load(#[source] Box<aya::EbpfError>),
+    /// A program could not be loaded, pinned or run.
+    #[error("cannot {doing} program \"{program}\"")]
+    Program {
+        /// "load", "pin", ...
+        doing: &'static str,
+        /// Its name.
+        program: String,
+        /// Why not.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A map could not be read or written.
+    #[error("cannot {doing} map \"{map}\"")]
+    Map {
+        /// "open", "read", "write", ...
+        doing: &'static str,
+        /// Its name.
+        map: &'static str,
+        /// Why not.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A file or directory could not be handled.
+    #[error("cannot {doing} {}", path.display())]
+    Io {
+        /// "make", "remove", "lock", ...
+        doing: &'static str,
+        /// Which one.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// Another process changes this instance.
+    #[error("another bgctl works on this instance (it holds {}): {holder}; wait for it, or end it", path.display())]
+    Busy {
+        /// The lock.
+        path: PathBuf,
+        /// What the other one wrote of itself.
+        holder: String,
+    },
+
+    /// The interface is none that carries Ethernet frames.
+    #[error(
+        "{interface} carries no Ethernet frames (ARPHRD {arphrd}): attach to the Ethernet interface below it, or to a bridge or veth"
+    )]
+    NotEthernet {
+        /// Its name.
+        interface: String,
+        /// Its `ARPHRD_*` type.
+        arphrd: u16,
+    },
+    /// Another XDP program is there.
+    #[error(
+        "{interface} already carries the XDP program \"{program}\" (id {id}, {mode}): detach it (ip link set dev \
+         {interface} xdp off, or the tool that owns it), or give it as --next and let the owner release the \
+         interface, or attach with --mode tc"
+    )]
+    OtherXdpProgram {
+        /// The interface's name.
+        interface: String,
+        /// The program's name.
+        program: String,
+        /// The kernel's id of it.
+        id: u32,
+        /// Native, generic or hardware.
+        mode: &'static str,
+    },
+    /// A program could not be attached.
+    #[error("cannot attach to {interface} in {mode} mode{hint}")]
+    Attach {
+        /// The interface's name.
+        interface: String,
+        /// The mode that was tried.
+        mode: &'static str,
+        /// What to try instead.
+        hint: &'static str,
+        /// Why not.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The mode of an attached interface cannot be changed in place.
+    #[error(
+        "{interface} is attached in {got} mode, and the kernel does not let {expected} stand beside it: run \
+         `bgctl detach {interface}` first, then attach with --mode {expected}; in between, its packets pass unswitched"
+    )]
+    ModeChange {
+        /// The interface's name.
+        interface: String,
+        /// The mode asked for.
+        expected: &'static str,
+        /// The mode that it is attached in.
+        got: &'static str,
+    },
+    /// `--next` names something that cannot be called.
+    #[error("--next {}: {detail}", path.display())]
+    Next {
+        /// The pinned program.
+        path: PathBuf,
+        /// What is wrong with it.
+        detail: String,
+    },
+    /// The interface has nothing of this instance to detach.
+    #[error("{interface} is not attached; attached: {}", if attached.is_empty() { "none".to_owned() } else { attached.join(", ") })]
+    NotAttached {
+        /// What was asked for.
+        interface: String,
+        /// What there is.
+        attached: Vec<String>,
+    },
+
+    /// The maps are too small for the configuration.
+    #[error(
+        "no room for {needed} more {what}: {free} of {capacity} are free; split the configuration over several instances (--pin-root)"
+    )]
+    NoRoom {
+        /// "services", "backends", "table entries in one piece", ...
+        what: &'static str,
+        /// How many are needed.
+        needed: usize,
+        /// How many there are.
+        free: usize,
+        /// How many an instance has.
+        capacity: usize,
+    },
+    /// The configuration holds what the maps cannot.
+    #[error("{what}")]
+    Unrepresentable {
+        /// What, and what to do.
+        what: String,
+    },
+
+    /// Expected one of the deployments that have been applied.
+    #[error("no deployment \"{name}\"; there are: {}", if existing.is_empty() { "none (apply a configuration first)".to_owned() } else { existing.join(", ") })]
+    UnknownDeployment {
+        /// What was asked for.
+        name: String,
+        /// What there is.
+        existing: Vec<String>,
+    },
+    /// A switch was refused by a precondition; nothing has been changed.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+}
+
+/// A precondition of a switch that does not hold. Nothing has been changed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// Expected this generation.
+    #[error(
+        "deployment \"{deployment}\" is at generation {got}, --if-generation expects {expected}: somebody else has switched; look at `bgctl history {deployment}`"
+    )]
+    OtherGeneration {
+        /// Its name.
+        deployment: String,
+        /// What was asked for.
+        expected: u32,
+        /// What it is at.
+        got: u32,
+    },
+    /// Nothing was live before.
+    #[error(
+        "deployment \"{deployment}\" has always been {live}: there is nothing to roll back to; `bgctl switch {deployment}` makes the idle colour live"
+    )]
+    NothingToRollBackTo {
+        /// Its name.
+        deployment: String,
+        /// Its live colour.
+        live: &'static str,
+    },
+    /// No interface carries the programs, so a switch would have no effect that anybody sees.
+    #[error("no interface is attached, so no traffic would move: `bgctl attach IFACE` first, or --force")]
+    NoInterface,
+    /// The colour has no backends.
+    #[error("{colour} of deployment \"{deployment}\" has no backends{of}: apply a configuration that gives it some")]
+    EmptyColour {
+        /// Its name.
+        deployment: String,
+        /// The colour asked for.
+        colour: &'static str,
+        /// " in service ..." or empty.
+        of: String,
+    },
+    /// Generations have run out.
+    #[error(
+        "deployment \"{deployment}\" has used up all generations: remove it from the configuration, apply, put it back, apply"
+    )]
+    GenerationsExhausted {
+        /// Its name.
+        deployment: String,
+    },
+}
+
+/// The classes of failure that the exit codes of `bgctl` tell apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ErrorClass {
+    /// Something failed: 1.
+    Failed,
+    /// Usage or configuration: 2.
+    Usage,
+    /// A precondition refused it: 3.
+    Refused,
+}
+
+impl Error {
+    /// Which class it belongs to.
+    pub fn class(&self) -> ErrorClass {
+        match self {
+            Self::UnknownDeployment { .. }
+            | Self::Unrepresentable { .. }
+            | Self::Next { .. }
+            | Self::Net(NetError::NoSuchInterface { .. })
+            | Self::NotAttached { .. } => ErrorClass::Usage,
+            Self::Refused(_) => ErrorClass::Refused,
+            _ => ErrorClass::Failed,
+        }
+    }
+
+    pub(crate) fn map<E>(doing: &'static str, map: &'static str) -> impl FnOnce(E) -> Self
+    where
+        E: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        move |source| Self::Map { doing, map, source: source.into() }
+    }
+
+    pub(crate) fn program<E>(doing: &'static str, program: &str) -> impl FnOnce(E) -> Self
+    where
+        E: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let program = program.to_owned();
+        move |source| Self::Program { doing, program, source: source.into() }
+    }
+
+    pub(crate) fn io(doing: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { doing, path, source }
+    }
+}

@@ -1,0 +1,133 @@
+//! What a switch makes of the live word and its terms: arithmetic alone.
+
+use bg_common::{Colour, LiveFlags, LiveWord, SwitchTerms};
+
+use crate::{config::OnSwitch, history::Moment, time::is_past};
+
+/// What is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Order {
+    /// The colour that becomes live.
+    pub(crate) to: Colour,
+    /// What happens to flows that are open.
+    pub(crate) on_switch: OnSwitch,
+    /// Tick after which a drain ends what is left; 0 is never.
+    pub(crate) drain_deadline: u32,
+    /// The tick of this moment; asked for only if [`needs_clock`].
+    pub(crate) now: u32,
+}
+
+/// A deployment's state as the journal has it.
+pub(crate) fn moment(word: LiveWord) -> Moment {
+    Moment { generation: word.generation(), live: word.live() }
+}
+
+/// Whether [`next`] compares an earlier deadline with the present.
+pub(crate) fn needs_clock(word: LiveWord, terms: &SwitchTerms) -> bool {
+    word.flags().has(LiveFlags::DRAINING) && terms.drain_deadline != 0
+}
+
+/// The word and the terms of the generation after `word`, whose terms are `terms`. `None` if there is no
+/// generation after it.
+pub(crate) fn next(word: LiveWord, terms: &SwitchTerms, order: Order) -> Option<(LiveWord, SwitchTerms)> {
+    let generation = word.generation().checked_add(1)?;
+    let mut ended_before = if word.flags().has(LiveFlags::CUT) { terms.ended_before } else { [0; 2] };
+    if needs_clock(word, terms) && is_past(terms.drain_deadline, order.now) {
+        // What that drain has ended stays ended, though its colour may be live again.
+        let drained = &mut ended_before[word.live().other() as usize];
+        *drained = (*drained).max(word.generation());
+    }
+    let mut flags = LiveFlags::NONE;
+    let mut drain_deadline = 0;
+    match order.on_switch {
+        OnSwitch::Cut => ended_before[order.to.other() as usize] = generation,
+        OnSwitch::Drain => {
+            flags = flags.with(LiveFlags::DRAINING);
+            drain_deadline = order.drain_deadline;
+        }
+    }
+    if ended_before != [0; 2] {
+        flags = flags.with(LiveFlags::CUT);
+    }
+    let word = LiveWord::new(generation, flags, word.target_share(), order.to.full_share());
+    Some((word, SwitchTerms { ended_before, drain_deadline, reserved: 0 }))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const BLUE: usize = Colour::Blue as usize;
+    const GREEN: usize = Colour::Green as usize;
+
+    fn first() -> (LiveWord, SwitchTerms) {
+        (LiveWord::new(1, LiveFlags::NONE, 0, 0), SwitchTerms::default())
+    }
+
+    fn switch((word, terms): (LiveWord, SwitchTerms), to: Colour, on_switch: OnSwitch) -> (LiveWord, SwitchTerms) {
+        next(word, &terms, Order { to, on_switch, drain_deadline: 0, now: 0 }).unwrap()
+    }
+
+    #[test]
+    fn a_drain_leaves_open_flows_alone() {
+        let (word, terms) = switch(first(), Colour::Green, OnSwitch::Drain);
+        assert_eq!((word.generation(), word.live(), word.previous()), (2, Colour::Green, Colour::Blue));
+        assert_eq!(word.flags(), LiveFlags::DRAINING);
+        assert_eq!(terms, SwitchTerms::default());
+    }
+
+    #[test]
+    fn a_cut_ends_the_flows_of_the_old_colour_only() {
+        let (word, terms) = switch(first(), Colour::Green, OnSwitch::Cut);
+        assert_eq!(word.flags(), LiveFlags::CUT);
+        assert_eq!((terms.ended_before[BLUE], terms.ended_before[GREEN]), (2, 0));
+    }
+
+    #[test]
+    fn a_cut_is_remembered_through_later_drains() {
+        let cut = switch(first(), Colour::Green, OnSwitch::Cut);
+        let (word, terms) = switch(cut, Colour::Blue, OnSwitch::Drain);
+        assert!(word.flags().has(LiveFlags::CUT) && word.flags().has(LiveFlags::DRAINING));
+        assert_eq!(terms.ended_before[BLUE], 2, "a flow of generation 1 does not come back");
+        assert_eq!(terms.ended_before[GREEN], 0, "those of generation 2 drain");
+    }
+
+    #[test]
+    fn what_a_deadline_has_ended_stays_ended() {
+        let (word, terms) = first();
+        let order = Order { to: Colour::Green, on_switch: OnSwitch::Drain, drain_deadline: 100, now: 50 };
+        let (word, terms) = next(word, &terms, order).unwrap();
+        assert_eq!(terms.drain_deadline, 100);
+        let back = Order { to: Colour::Blue, drain_deadline: 0, now: 99, ..order };
+        assert_eq!(next(word, &terms, back).unwrap().1.ended_before, [0, 0]);
+        let back = Order { now: 100, ..back };
+        assert_eq!(next(word, &terms, back).unwrap().1.ended_before[BLUE], 2);
+    }
+
+    #[test]
+    fn generations_do_not_wrap() {
+        let order = Order { to: Colour::Green, on_switch: OnSwitch::Drain, drain_deadline: 0, now: 0 };
+        assert_eq!(next(LiveWord::new(u32::MAX, LiveFlags::NONE, 0, 0), &SwitchTerms::default(), order), None);
+    }
+
+    proptest! {
+        #[test]
+        fn no_history_brings_an_ended_flow_back(cuts in prop::collection::vec(any::<bool>(), 1..40)) {
+            let mut state = first();
+            // Generation in which the flows of each colour that are open now were opened at the earliest.
+            let mut floor = [0, 0];
+            for cut in cuts {
+                let to = state.0.live().other();
+                state = switch(state, to, if cut { OnSwitch::Cut } else { OnSwitch::Drain });
+                if cut {
+                    floor[to.other() as usize] = state.0.generation();
+                }
+                prop_assert_eq!(state.1.ended_before, floor);
+                prop_assert_eq!(state.0.flags().has(LiveFlags::CUT), floor != [0, 0]);
+                prop_assert_eq!(state.0.previous(), to.other());
+            }
+        }
+    }
+}

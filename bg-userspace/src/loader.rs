@@ -1,0 +1,160 @@
+//! Loading the object: maps that are pinned already are taken over, the others made and pinned; then the
+//! instance's description of itself; then the programs.
+
+use std::{path::Path, time::Duration};
+
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{Array, Map, MapData},
+    programs::{Program, ProgramError, SchedClassifier, TestRun as _, TestRunOptions, Xdp},
+};
+use bg_common::{ABI_VERSION, Clock, Meta};
+
+use crate::{
+    Error, Paths,
+    pins::{self, MAPS, PinRoot},
+};
+
+/// Flows that an instance has room for unless told otherwise.
+pub const DEFAULT_FLOWS: u32 = 262_144;
+
+/// Entries that a flow takes: one for each direction.
+const ENTRIES_PER_FLOW: u32 = 2;
+
+/// The object chosen by the build script; empty if there was none.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/bg.bpf.o"));
+
+/// Names of the programs.
+pub(crate) const INGRESS: &str = "ingress";
+pub(crate) const TC_INGRESS: &str = "tc_ingress";
+pub(crate) const TC_EGRESS: &str = "tc_egress";
+pub(crate) const READ_CLOCK: &str = "read_clock";
+
+/// Loaded programs over pinned maps. Dropping it leaves what is pinned.
+pub(crate) struct Loaded {
+    ebpf: Ebpf,
+}
+
+impl Loaded {
+    /// Loads into `paths`, where an instance may exist. `flows` is `None` for what there is, or the default.
+    pub(crate) fn load(paths: &Paths, flows: Option<u32>) -> Result<Self, Error> {
+        if OBJECT.is_empty() {
+            return Err(Error::NoObject);
+        }
+        let (meta, flows) = match PinRoot::inspect(paths)? {
+            PinRoot::Instance { meta, flow_entries } => {
+                let got = flow_entries / ENTRIES_PER_FLOW;
+                match flows {
+                    Some(expected) if expected != got => return Err(Error::OtherFlowTableSize { expected, got }),
+                    _ => (Some(meta), got),
+                }
+            }
+            PinRoot::Unfinished => {
+                pins::remove_all(paths)?;
+                (None, flows.unwrap_or(DEFAULT_FLOWS))
+            }
+            PinRoot::Empty => (None, flows.unwrap_or(DEFAULT_FLOWS)),
+        };
+        pins::make_directories(paths)?;
+
+        let entries = flows.saturating_mul(ENTRIES_PER_FLOW);
+        let mut loader = EbpfLoader::new();
+        loader.map_max_entries("flows4", entries).map_max_entries("flows6", entries);
+        for map in &MAPS {
+            loader.map_pin_path(map.name, paths.map(map.name));
+        }
+        let mut ebpf = loader.load(OBJECT).map_err(|error| Error::Load(Box::new(error)))?;
+        for (name, program) in ebpf.programs_mut() {
+            match program {
+                Program::Xdp(xdp) => xdp.load(),
+                Program::SchedClassifier(classifier) => classifier.load(),
+                _ => continue,
+            }
+            .map_err(Error::program("load", name))?;
+        }
+        let mut loaded = Self { ebpf };
+        if meta.is_none() {
+            let hz = measure_hz(loaded.xdp(READ_CLOCK)?, &paths.map("clock"))?;
+            let mut map = open_array::<Meta>(&paths.map("meta"), "meta")?;
+            map.set(0, Meta { abi_version: ABI_VERSION, hz }, 0).map_err(Error::map("write", "meta"))?;
+        }
+        Ok(loaded)
+    }
+
+    pub(crate) fn xdp(&mut self, name: &str) -> Result<&mut Xdp, Error> {
+        self.program(name)?.try_into().map_err(Error::program("find", name))
+    }
+
+    pub(crate) fn classifier(&mut self, name: &str) -> Result<&mut SchedClassifier, Error> {
+        self.program(name)?.try_into().map_err(Error::program("find", name))
+    }
+
+    /// Pins every program, replacing older ones by a rename: there is no moment without one.
+    pub(crate) fn pin_programs(&mut self, paths: &Paths) -> Result<(), Error> {
+        for (name, program) in self.ebpf.programs_mut() {
+            let (pin, temporary) = (paths.program(name), paths.program(&format!("{name}:new")));
+            // A killed attach may have left it.
+            pins::remove(&temporary)?;
+            program.pin(&temporary).map_err(Error::program("pin", name))?;
+            std::fs::rename(&temporary, &pin).map_err(Error::io("replace", pin))?;
+        }
+        Ok(())
+    }
+
+    fn program(&mut self, name: &str) -> Result<&mut Program, Error> {
+        let missing = || Error::program("find", name)("the object has no program of this name");
+        self.ebpf.program_mut(name).ok_or_else(missing)
+    }
+}
+
+/// Lets the kernel's clocks be read at one moment.
+pub(crate) fn read_clock(program: &Xdp, clock: &Array<MapData, Clock>) -> Result<Clock, Error> {
+    // As long as an Ethernet header: the shortest packet that the kernel takes.
+    let packet = [0; 14];
+    let run = program.test_run(TestRunOptions { data_in: Some(&packet), ..Default::default() });
+    run.map_err(|error: ProgramError| Error::program("run", READ_CLOCK)(error))?;
+    clock.get(&0, 0).map_err(Error::map("read", "clock"))
+}
+
+/// Opens a pinned array.
+pub(crate) fn open_array<T: aya::Pod>(pin: &Path, name: &'static str) -> Result<Array<MapData, T>, Error> {
+    MapData::from_pin(pin).and_then(Map::from_map_data).and_then(Array::try_from).map_err(Error::map("open", name))
+}
+
+/// Measures `CONFIG_HZ`, which user space cannot ask for: time between two steps of jiffies.
+fn measure_hz(program: &Xdp, clock_pin: &Path) -> Result<u32, Error> {
+    const STEPS: u64 = 8;
+    let clock = open_array::<Clock>(clock_pin, "clock")?;
+    let next_step = |from: Clock, steps: u64| loop {
+        let now = read_clock(program, &clock)?;
+        if now.jiffies >= from.jiffies + steps {
+            break Ok::<_, Error>(now);
+        }
+        std::thread::sleep(Duration::from_micros(20));
+    };
+    let start = next_step(read_clock(program, &clock)?, 1)?;
+    let end = next_step(start, STEPS)?;
+    Ok(nearest_hz(end.jiffies - start.jiffies, end.monotonic_ns - start.monotonic_ns))
+}
+
+/// The configurable frequency that is nearest, by ratio, to so many jiffies in so many nanoseconds.
+fn nearest_hz(jiffies: u64, nanoseconds: u64) -> u32 {
+    let measured = jiffies as f64 * 1e9 / nanoseconds.max(1) as f64;
+    let distance = |hz: &u32| (measured / f64::from(*hz)).ln().abs();
+    let candidates = [100, 250, 300, 1000];
+    candidates.into_iter().min_by(|a, b| distance(a).total_cmp(&distance(b))).unwrap_or(250)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frequencies_are_told_apart_though_the_end_is_seen_late() {
+        for hz in [100_u32, 250, 300, 1000] {
+            let exact = 8_000_000_000 / u64::from(hz);
+            assert_eq!(nearest_hz(8, exact), hz);
+            assert_eq!(nearest_hz(8, exact + exact / 25), hz);
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! The pinned maps of an instance, typed. Rows of arrays are read and written in mapped memory; hash maps
+//! by system calls, a whole row at once, which readers in the kernel see as one change.
+
+use std::{collections::HashMap as StdHashMap, os::fd::AsFd as _};
+
+use aya::{
+    maps::{Array, ArrayOfMaps, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, lpm_trie::Key},
+    programs::Xdp,
+};
+use aya_obj::programs::XdpAttachType;
+use bg_common::{
+    Backend, Clock, DeploymentRow, Event, Flow, FlowKey4, FlowKey6, LiveWord, MAX_BACKENDS, MAX_DEPLOYMENTS,
+    MAX_SERVICES, MAX_TABLE_ENTRIES, ServiceInfo, ServiceKey, ServiceRow, SwitchTerms, TesterKey, Traffic,
+};
+
+use crate::{
+    Error, Paths,
+    loader::{READ_CLOCK, open_array, read_clock},
+    sys::{Mapped, lookup_batch},
+};
+
+/// What a switch needs: small, so that opening it costs nothing to speak of.
+#[derive(Debug)]
+pub(crate) struct Words {
+    pub(crate) live: Mapped<LiveWord>,
+    pub(crate) terms: Mapped<[SwitchTerms; 2]>,
+    pub(crate) deployments: Mapped<DeploymentRow>,
+}
+
+impl Words {
+    pub(crate) fn open(paths: &Paths) -> Result<Self, Error> {
+        Ok(Self {
+            live: mapped(paths, "live", MAX_DEPLOYMENTS)?,
+            terms: mapped(paths, "terms", MAX_DEPLOYMENTS)?,
+            deployments: mapped(paths, "deployments", MAX_DEPLOYMENTS)?,
+        })
+    }
+}
+
+/// Services, without what they lead to.
+pub(crate) struct Services {
+    pub(crate) rows: HashMap<MapData, ServiceKey, ServiceRow>,
+    pub(crate) vips: Mapped<ServiceKey>,
+    pub(crate) info: Mapped<ServiceInfo>,
+    fd: MapData,
+}
+
+impl Services {
+    pub(crate) fn open(paths: &Paths) -> Result<Self, Error> {
+        Ok(Self {
+            rows: typed(paths, "services")?,
+            vips: mapped(paths, "vips", 2 * MAX_SERVICES)?,
+            info: mapped(paths, "service_info", MAX_SERVICES)?,
+            fd: pinned(paths, "services")?,
+        })
+    }
+
+    /// All rows of the `services` map.
+    pub(crate) fn published(&self) -> Result<StdHashMap<ServiceKey, ServiceRow>, Error> {
+        let mut rows = StdHashMap::new();
+        lookup_batch(self.fd.fd().as_fd(), |key, row| _ = rows.insert(key, row))
+            .map_err(Error::map("read", "services"))?;
+        Ok(rows)
+    }
+}
+
+/// Services, their backends, and the tables that lead to these.
+pub(crate) struct Tables {
+    pub(crate) services: Services,
+    pub(crate) backends: Mapped<Backend>,
+    pub(crate) maglev: Mapped<u32>,
+    pub(crate) testers: LpmTrie<MapData, TesterKey, u32>,
+}
+
+impl Tables {
+    pub(crate) fn open(paths: &Paths) -> Result<Self, Error> {
+        Ok(Self {
+            services: Services::open(paths)?,
+            backends: mapped(paths, "backends", MAX_BACKENDS)?,
+            maglev: mapped(paths, "maglev", MAX_TABLE_ENTRIES)?,
+            testers: typed(paths, "testers")?,
+        })
+    }
+
+    /// All tester prefixes: the deployment's index, key and prefix length.
+    pub(crate) fn tester_keys(&self) -> Result<Vec<Key<TesterKey>>, Error> {
+        self.testers.keys().collect::<Result<_, _>>().map_err(Error::map("read", "testers"))
+    }
+}
+
+/// All entries of both flow tables, both directions of every flow.
+#[derive(Debug, Default)]
+pub(crate) struct FlowTables {
+    pub(crate) v4: StdHashMap<FlowKey4, Flow>,
+    pub(crate) v6: StdHashMap<FlowKey6, Flow>,
+}
+
+impl FlowTables {
+    pub(crate) fn read(paths: &Paths) -> Result<Self, Error> {
+        let mut flows = Self::default();
+        lookup_batch(pinned(paths, "flows4")?.fd().as_fd(), |key, flow| _ = flows.v4.insert(key, flow))
+            .map_err(Error::map("read", "flows4"))?;
+        lookup_batch(pinned(paths, "flows6")?.fd().as_fd(), |key, flow| _ = flows.v6.insert(key, flow))
+            .map_err(Error::map("read", "flows6"))?;
+        Ok(flows)
+    }
+}
+
+/// Traffic counters, which are kept for each CPU.
+pub(crate) struct TrafficCounters(PerCpuArray<MapData, Traffic>);
+
+impl TrafficCounters {
+    pub(crate) fn open(paths: &Paths) -> Result<Self, Error> {
+        Ok(Self(typed(paths, "traffic")?))
+    }
+
+    /// A row, summed over all CPUs.
+    pub(crate) fn sum(&self, row: u32) -> Result<Traffic, Error> {
+        let per_cpu = self.0.get(&row, 0).map_err(Error::map("read", "traffic"))?;
+        Ok(per_cpu.iter().fold(Traffic::default(), |sum, cpu| Traffic {
+            packets: sum.packets + cpu.packets,
+            bytes: sum.bytes + cpu.bytes,
+            flows_opened: sum.flows_opened + cpu.flows_opened,
+        }))
+    }
+
+    /// Sets a row to zero.
+    pub(crate) fn clear(&mut self, row: u32) -> Result<(), Error> {
+        let cpus = aya::util::nr_cpus().map_err(|(_, error)| Error::map("write", "traffic")(error))?;
+        let zeros = aya::maps::PerCpuValues::try_from(vec![Traffic::default(); cpus]);
+        let zeros = zeros.map_err(Error::map("write", "traffic"))?;
+        self.0.set(row, zeros, 0).map_err(Error::map("write", "traffic"))
+    }
+}
+
+/// All event counters, summed over all CPUs, in the order of [`Event::ALL`].
+pub(crate) fn events(paths: &Paths) -> Result<Vec<(Event, u64)>, Error> {
+    let map: PerCpuArray<_, u64> = typed(paths, "events")?;
+    let count = |event: Event| {
+        let per_cpu = map.get(&(event as u32), 0).map_err(Error::map("read", "events"))?;
+        Ok((event, per_cpu.iter().sum()))
+    };
+    Event::ALL.into_iter().map(count).collect()
+}
+
+/// Waits until every program that ran when it was called has ended, on every CPU: no packet is decided
+/// by anything read before.
+///
+/// An update of a map of maps waits for an RCU grace period before the system call returns (since Linux
+/// 4.19, so that programs do not meet the old inner map afterwards), and every program runs within one.
+/// Nothing in user space can tell the same: a thread that has run on each CPU only knows that they have
+/// scheduled, which programs need not prevent where softirqs are preemptible (PREEMPT_RT).
+pub(crate) fn fence(paths: &Paths) -> Result<(), Error> {
+    let mut map: ArrayOfMaps<MapData, Array<MapData, u32>> = typed(paths, "fence")?;
+    let inner = Array::<MapData, u32>::create(1, 0).map_err(Error::map("make", "fence"))?;
+    map.set(0, &inner, 0).map_err(Error::map("write", "fence"))
+}
+
+/// Reads the data path's clocks.
+pub(crate) fn clock(paths: &Paths) -> Result<Clock, Error> {
+    let program = Xdp::from_pin(paths.program(READ_CLOCK), XdpAttachType::Interface);
+    let program = program.map_err(Error::program("open", READ_CLOCK))?;
+    read_clock(&program, &open_array(&paths.map("clock"), "clock")?)
+}
+
+fn pinned(paths: &Paths, name: &'static str) -> Result<MapData, Error> {
+    MapData::from_pin(paths.map(name)).map_err(Error::map("open", name))
+}
+
+fn typed<T: TryFrom<Map, Error = MapError>>(paths: &Paths, name: &'static str) -> Result<T, Error> {
+    Map::from_map_data(pinned(paths, name)?).and_then(T::try_from).map_err(Error::map("open", name))
+}
+
+fn mapped<T: bytemuck::Pod>(paths: &Paths, name: &'static str, rows: u32) -> Result<Mapped<T>, Error> {
+    Mapped::new(&pinned(paths, name)?, rows).map_err(Error::map("map into memory", name))
+}

@@ -1,0 +1,172 @@
+//! What is pinned: the maps that an instance has, and whether those in a pin root are such.
+//!
+//! The order in which pins come and go makes an instance that is killed half-way recognisable. `attach`
+//! pins the maps, then writes `meta`, then pins programs, then links. `detach --all` removes links and
+//! programs, then `meta`, then the other maps. So a valid `meta` means that all maps are there, and
+//! without one, nothing in the pin root is in use and all of it can be made anew.
+
+use std::{fs, io, path::Path};
+
+use aya::maps::{Array, Map, MapData};
+use bg_common::{
+    ABI_VERSION, Backend, Clock, DeploymentRow, Event, Flow, FlowKey4, FlowKey6, LiveWord, MAX_BACKENDS,
+    MAX_DEPLOYMENTS, MAX_INTERFACES, MAX_SERVICES, MAX_TABLE_ENTRIES, MAX_TESTERS, Meta, ServiceInfo, ServiceKey,
+    ServiceRow, SwitchTerms, TesterKey, Traffic,
+};
+
+use crate::{Error, Paths};
+
+/// What the kernel must say of a pinned map.
+pub(crate) struct MapSpec {
+    pub(crate) name: &'static str,
+    key_size: usize,
+    value_size: usize,
+    /// `None`: the loader chooses.
+    max_entries: Option<u32>,
+}
+
+/// All maps of an instance, but `meta` last: see the module's text.
+pub(crate) const MAPS: [MapSpec; 18] = [
+    map::<u32, LiveWord>("live", MAX_DEPLOYMENTS),
+    map::<u32, [SwitchTerms; 2]>("terms", MAX_DEPLOYMENTS),
+    map::<u32, DeploymentRow>("deployments", MAX_DEPLOYMENTS),
+    map::<ServiceKey, ServiceRow>("services", 2 * MAX_SERVICES),
+    map::<u32, ServiceKey>("vips", 2 * MAX_SERVICES),
+    map::<u32, ServiceInfo>("service_info", MAX_SERVICES),
+    map::<u32, Backend>("backends", MAX_BACKENDS),
+    map::<u32, u32>("maglev", MAX_TABLE_ENTRIES),
+    map::<(u32, TesterKey), u32>("testers", MAX_TESTERS),
+    MapSpec { max_entries: None, ..map::<FlowKey4, Flow>("flows4", 0) },
+    MapSpec { max_entries: None, ..map::<FlowKey6, Flow>("flows6", 0) },
+    map::<u32, Traffic>("traffic", 2 * MAX_SERVICES),
+    map::<u32, u64>("events", Event::COUNT),
+    map::<u32, Clock>("clock", 1),
+    map::<u32, [u32; 2]>("egress", MAX_INTERFACES),
+    map::<u32, u32>("next", 1),
+    map::<u32, u32>("fence", 1),
+    map::<u32, Meta>("meta", 1),
+];
+
+const fn map<K, V>(name: &'static str, max_entries: u32) -> MapSpec {
+    MapSpec { name, key_size: size_of::<K>(), value_size: size_of::<V>(), max_entries: Some(max_entries) }
+}
+
+/// What a pin root holds.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum PinRoot {
+    /// Nothing.
+    Empty,
+    /// What a killed attach or detach has left; nothing of it is in use.
+    Unfinished,
+    /// An instance of this ABI version.
+    Instance { meta: Meta, flow_entries: u32 },
+}
+
+impl PinRoot {
+    /// Looks; refuses what another version has made.
+    pub(crate) fn inspect(paths: &Paths) -> Result<Self, Error> {
+        let meta_pin = paths.map("meta");
+        if !exists(&meta_pin)? {
+            return Ok(if has_entries(&paths.maps())? { Self::Unfinished } else { Self::Empty });
+        }
+        let meta = read_meta(&meta_pin)?;
+        if meta.abi_version == 0 {
+            return Ok(Self::Unfinished);
+        }
+        if meta.abi_version != ABI_VERSION {
+            return Err(Error::OtherAbi {
+                pin_root: paths.pin_root.clone(),
+                expected: ABI_VERSION,
+                got: meta.abi_version,
+            });
+        }
+        let mut flow_entries = 0;
+        for spec in &MAPS {
+            let entries = spec.check(&paths.map(spec.name))?;
+            if spec.name == "flows4" {
+                flow_entries = entries;
+            }
+        }
+        Ok(Self::Instance { meta, flow_entries })
+    }
+}
+
+impl MapSpec {
+    /// Compares with what is pinned; returns the number of entries.
+    fn check(&self, pin: &Path) -> Result<u32, Error> {
+        let foreign = |detail: String| Error::ForeignMap { path: pin.to_owned(), detail };
+        let info = aya::maps::MapInfo::from_pin(pin).map_err(|error| foreign(error.to_string()))?;
+        let sizes = (info.key_size() as usize, info.value_size() as usize);
+        if sizes != (self.key_size, self.value_size) {
+            let expected = (self.key_size, self.value_size);
+            return Err(foreign(format!("expected keys and values of {expected:?} bytes, got {sizes:?}")));
+        }
+        match self.max_entries {
+            Some(expected) if expected != info.max_entries() => {
+                Err(foreign(format!("expected {expected} entries, got {}", info.max_entries())))
+            }
+            _ => Ok(info.max_entries()),
+        }
+    }
+}
+
+fn read_meta(pin: &Path) -> Result<Meta, Error> {
+    let foreign = |detail: String| Error::ForeignMap { path: pin.to_owned(), detail };
+    let map = MapData::from_pin(pin).and_then(Map::from_map_data).map_err(|error| foreign(error.to_string()))?;
+    let meta: Array<_, Meta> = map.try_into().map_err(|error: aya::maps::MapError| foreign(error.to_string()))?;
+    meta.get(&0, 0).map_err(Error::map("read", "meta"))
+}
+
+/// Makes the directories of a pin root.
+pub(crate) fn make_directories(paths: &Paths) -> Result<(), Error> {
+    for directory in [paths.maps(), paths.programs(), paths.links()] {
+        fs::create_dir_all(&directory).map_err(Error::io("make", directory))?;
+    }
+    Ok(())
+}
+
+/// Removes all pins and the directories.
+pub(crate) fn remove_all(paths: &Paths) -> Result<(), Error> {
+    let of = |directory| entries(directory);
+    let ordered = [of(&paths.links())?, of(&paths.programs())?, vec![paths.map("meta")], of(&paths.maps())?];
+    for entry in ordered.concat() {
+        remove(&entry)?;
+    }
+    for directory in [paths.maps(), paths.programs(), paths.links(), paths.pin_root.clone()] {
+        match fs::remove_dir(&directory) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(Error::io("remove", directory)(error)),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Removes a pin, if it is there.
+pub(crate) fn remove(pin: &Path) -> Result<(), Error> {
+    match fs::remove_file(pin) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io("remove", pin)(error)),
+        _ => Ok(()),
+    }
+}
+
+/// Files of a directory; none if it does not exist.
+pub(crate) fn entries(directory: &Path) -> Result<Vec<std::path::PathBuf>, Error> {
+    let listing = match fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        listing => listing.map_err(Error::io("list", directory))?,
+    };
+    let mut paths: Vec<_> = listing
+        .map(|entry| entry.map(|entry| entry.path()))
+        .collect::<Result<_, _>>()
+        .map_err(Error::io("list", directory))?;
+    paths.sort();
+    Ok(paths)
+}
+
+fn exists(path: &Path) -> Result<bool, Error> {
+    path.try_exists().map_err(Error::io("look at", path))
+}
+
+fn has_entries(directory: &Path) -> Result<bool, Error> {
+    Ok(!entries(directory)?.is_empty())
+}

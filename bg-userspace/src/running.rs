@@ -1,0 +1,252 @@
+//! The running state: what the maps say, read back into what a configuration says.
+//!
+//! The `services` map is the truth. A service, backend or table that no row of it leads to is left over
+//! from a call that was killed, and free as soon as no program can hold it any more.
+
+use std::{
+    collections::{HashMap, HashSet},
+    net::SocketAddr,
+};
+
+use aya::maps::lpm_trie::Key;
+use bg_common::{
+    Colour, DeploymentRow, Family, LiveWord, MAX_BACKENDS, MAX_DEPLOYMENTS, MAX_SERVICES, Mode, Protocol, Role,
+    ServiceInfo, ServiceKey, ServiceRow, TableSpan, TesterKey,
+};
+
+use crate::{
+    Error,
+    config::Prefix,
+    maps::{Tables, Words},
+};
+
+/// Weight in a backend's row while its service's table is being replaced, so that what a killed apply
+/// leaves never looks finished.
+pub(crate) const UNSETTLED: u32 = u32::MAX;
+
+/// All that runs.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Running {
+    /// By name.
+    pub(crate) deployments: HashMap<String, RunningDeployment>,
+    /// Services that a row of the `services` map leads to.
+    pub(crate) services: Vec<RunningService>,
+    /// Rows of the `services` map.
+    pub(crate) published: HashMap<ServiceKey, ServiceRow>,
+    /// What is used up.
+    pub(crate) used: Used,
+    /// What a killed call has left.
+    pub(crate) left_over: LeftOver,
+}
+
+/// Indexes that hold something.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Used {
+    pub(crate) deployments: HashSet<u16>,
+    pub(crate) services: HashSet<u16>,
+    pub(crate) slots: Vec<bool>,
+    pub(crate) spans: Vec<TableSpan>,
+}
+
+/// Services and slots that nothing leads to.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct LeftOver {
+    pub(crate) services: Vec<u16>,
+    pub(crate) slots: Vec<u32>,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct RunningDeployment {
+    pub(crate) index: u16,
+    pub(crate) row: DeploymentRow,
+    pub(crate) word: LiveWord,
+    pub(crate) testers: Vec<Prefix>,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct RunningService {
+    pub(crate) index: u16,
+    pub(crate) name: String,
+    /// Index of its deployment.
+    pub(crate) deployment: u16,
+    pub(crate) mode: Mode,
+    pub(crate) vip: ServiceKey,
+    pub(crate) row: ServiceRow,
+    pub(crate) preview: Option<(ServiceKey, ServiceRow)>,
+    /// By colour.
+    pub(crate) backends: [Vec<RunningBackend>; 2],
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct RunningBackend {
+    pub(crate) slot: u32,
+    pub(crate) address: SocketAddr,
+    pub(crate) mode: Mode,
+    pub(crate) weight: u32,
+}
+
+impl Running {
+    /// Reads everything.
+    pub(crate) fn read(words: &Words, tables: &Tables) -> Result<Self, Error> {
+        let mut running = Self { published: tables.services.published()?, ..Self::default() };
+        running.read_deployments(words, tables)?;
+        running.read_services(tables);
+        running.read_backends(tables);
+        Ok(running)
+    }
+
+    /// A deployment's services.
+    pub(crate) fn services_of(&self, deployment: u16) -> impl Iterator<Item = &RunningService> {
+        self.services.iter().filter(move |service| service.deployment == deployment)
+    }
+
+    fn read_deployments(&mut self, words: &Words, tables: &Tables) -> Result<(), Error> {
+        let mut testers: HashMap<u16, Vec<Prefix>> = HashMap::new();
+        for key in tables.tester_keys()? {
+            let (index, prefix) = prefix_of(key);
+            testers.entry(index).or_default().push(prefix);
+        }
+        for (index, row) in deployment_rows(words) {
+            let mut testers = testers.remove(&index).unwrap_or_default();
+            testers.sort_by_key(|prefix| (prefix.addr, prefix.len));
+            let word = words.live.read(index.into());
+            self.used.deployments.insert(index);
+            self.deployments.insert(text(&row.name), RunningDeployment { index, row, word, testers });
+        }
+        Ok(())
+    }
+
+    fn read_services(&mut self, tables: &Tables) {
+        let mut of_service: HashMap<u16, [Option<(ServiceKey, ServiceRow)>; 2]> = HashMap::new();
+        for (key, row) in &self.published {
+            let role = usize::from(row.role == Role::Preview as u8);
+            of_service.entry(row.service).or_default()[role] = Some((*key, *row));
+            self.used.spans.extend(row.tables);
+        }
+        for index in 0..MAX_SERVICES as u16 {
+            let info = tables.services.info.read(index.into());
+            if info.in_use == 0 {
+                continue;
+            }
+            self.used.services.insert(index);
+            match of_service.get(&index) {
+                Some([Some((vip, row)), preview]) => self.services.push(RunningService {
+                    index,
+                    name: text(&info.name),
+                    deployment: row.deployment,
+                    mode: mode_of(&info),
+                    vip: *vip,
+                    row: *row,
+                    preview: *preview,
+                    backends: Default::default(),
+                }),
+                _ => self.left_over.services.push(index),
+            }
+        }
+    }
+
+    fn read_backends(&mut self, tables: &Tables) {
+        let position: HashMap<u16, usize> =
+            self.services.iter().enumerate().map(|(position, service)| (service.index, position)).collect();
+        self.used.slots = vec![false; MAX_BACKENDS as usize];
+        for slot in 0..MAX_BACKENDS {
+            let backend = tables.backends.read(slot as usize);
+            if backend.identity.in_use == 0 {
+                continue;
+            }
+            self.used.slots[slot as usize] = true;
+            let known = position.get(&backend.service).zip(Family::from_u8(backend.family));
+            let Some((position, family)) = known else {
+                self.left_over.slots.push(slot);
+                continue;
+            };
+            self.services[*position].backends[usize::from(backend.colour & 1)].push(RunningBackend {
+                slot,
+                address: SocketAddr::new(backend.addr.to_ip(family), backend.port.host()),
+                mode: Mode::from_u8(backend.mode).unwrap_or(Mode::Nat),
+                weight: backend.weight,
+            });
+        }
+    }
+}
+
+/// Rows that hold a deployment, with their indexes.
+pub(crate) fn deployment_rows(words: &Words) -> impl Iterator<Item = (u16, DeploymentRow)> {
+    let rows = (0..MAX_DEPLOYMENTS as u16).map(|index| (index, words.deployments.read(index.into())));
+    rows.filter(|(_, row)| row.in_use != 0)
+}
+
+/// A name as it stands in a row, padded with zeros.
+pub(crate) fn text(padded: &[u8; 64]) -> String {
+    let end = padded.iter().position(|octet| *octet == 0).unwrap_or(padded.len());
+    String::from_utf8_lossy(&padded[..end]).into_owned()
+}
+
+/// A name for a row; names that do not fit have been refused before.
+pub(crate) fn padded(name: &str) -> [u8; 64] {
+    let mut padded = [0; 64];
+    let length = name.len().min(padded.len());
+    padded[..length].copy_from_slice(&name.as_bytes()[..length]);
+    padded
+}
+
+/// A virtual address as the key of a map.
+pub(crate) fn service_key(address: SocketAddr, protocol: Protocol) -> ServiceKey {
+    ServiceKey {
+        addr: address.ip().into(),
+        port: bg_common::Be16::new(address.port()),
+        protocol: protocol as u8,
+        family: Family::of(address.ip()) as u8,
+    }
+}
+
+/// The address in a key.
+pub(crate) fn address_of(key: &ServiceKey) -> SocketAddr {
+    let family = Family::from_u8(key.family).unwrap_or(Family::V4);
+    SocketAddr::new(key.addr.to_ip(family), key.port.host())
+}
+
+/// A prefix as the key of the trie.
+pub(crate) fn tester_key(deployment: u16, prefix: &Prefix) -> Key<TesterKey> {
+    let key = TesterKey {
+        deployment: u32::from(deployment).to_be(),
+        family: u32::from_ne_bytes([Family::of(prefix.addr) as u8, 0, 0, 0]),
+        addr: prefix.addr.into(),
+    };
+    Key::new(TesterKey::PREFIX_BITS + u32::from(prefix.len), key)
+}
+
+fn prefix_of(key: Key<TesterKey>) -> (u16, Prefix) {
+    let data = key.data();
+    let family = Family::from_u8(data.family.to_ne_bytes()[0]).unwrap_or(Family::V4);
+    let len = key.prefix_len().saturating_sub(TesterKey::PREFIX_BITS) as u8;
+    (u32::from_be(data.deployment) as u16, Prefix { addr: data.addr.to_ip(family), len })
+}
+
+fn mode_of(info: &ServiceInfo) -> Mode {
+    Mode::from_u8(info.mode).unwrap_or(Mode::Nat)
+}
+
+/// The tables of a row by colour.
+pub(crate) fn table(row: &ServiceRow, colour: Colour) -> TableSpan {
+    row.tables[colour as usize]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_prefixes_survive_their_rows() {
+        for name in ["shop", "ünï", &"x".repeat(64)] {
+            assert_eq!(text(&padded(name)), name);
+        }
+        for prefix in ["198.51.100.0/24", "2001:db8:7::/48", "0.0.0.0/0"] {
+            let (addr, len) = prefix.split_once('/').unwrap();
+            let prefix = Prefix { addr: addr.parse().unwrap(), len: len.parse().unwrap() };
+            assert_eq!(prefix_of(tester_key(513, &prefix)), (513, prefix));
+        }
+        let vip: SocketAddr = "[2001:db8::10]:443".parse().unwrap();
+        assert_eq!(address_of(&service_key(vip, Protocol::Tcp)), vip);
+    }
+}

@@ -1,0 +1,226 @@
+//! What runs, in the shape that `bgctl status --json` prints.
+
+use std::{collections::BTreeMap, net::SocketAddr};
+
+use bg_common::{Colour, Event, FlowRole, LiveFlags, Protocol};
+use serde::Serialize;
+
+use crate::{
+    Error, Instance,
+    attach::{AttachedInterface, attached_interfaces},
+    config::{mode_name, protocol_name},
+    maps::{self, Tables, TrafficCounters},
+    running::{Running, RunningDeployment, RunningService, UNSETTLED, address_of},
+};
+
+/// All that runs.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Status {
+    /// Deployments by name.
+    pub deployments: Vec<DeploymentStatus>,
+    /// Interfaces that carry the programs.
+    pub interfaces: Vec<AttachedInterface>,
+    /// Packets that were dropped, by reason.
+    pub drops: BTreeMap<&'static str, u64>,
+    /// Other events that an operator may want to know of; nothing was dropped.
+    pub events: BTreeMap<&'static str, u64>,
+}
+
+/// A deployment.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct DeploymentStatus {
+    /// Its name.
+    pub name: String,
+    /// The colour that new flows go to.
+    pub live: &'static str,
+    /// The other one.
+    pub idle: &'static str,
+    /// The colour that was live before the last switch.
+    pub previous: &'static str,
+    /// Number of changes of its live state.
+    pub generation: u32,
+    /// `draining` while a switch has left flows on the idle colour, else `steady`.
+    pub phase: &'static str,
+    /// Part of new flows that goes to green.
+    pub green_share: f64,
+    /// Always `None` until guarded switches exist.
+    pub confirm_deadline: Option<String>,
+    /// Open flows by colour.
+    pub flows: ByColour<u64>,
+    /// Its services by name.
+    pub services: Vec<ServiceStatus>,
+}
+
+/// A service.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ServiceStatus {
+    /// Its name.
+    pub name: String,
+    /// Its virtual address.
+    pub vip: SocketAddr,
+    /// `tcp` or `udp`.
+    pub protocol: &'static str,
+    /// `nat` or `local`.
+    pub mode: &'static str,
+    /// Address that always reaches the idle colour.
+    pub preview: Option<SocketAddr>,
+    /// Its two environments.
+    #[serde(flatten)]
+    pub colours: ByColour<ColourStatus>,
+}
+
+/// One colour of a service.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct ColourStatus {
+    /// Its backends by address.
+    pub backends: Vec<BackendStatus>,
+    /// Packets from clients sent on to it.
+    pub packets: u64,
+    /// Octets of those packets' frames.
+    pub bytes: u64,
+    /// Flows opened to it.
+    pub flows_opened: u64,
+}
+
+/// A backend.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct BackendStatus {
+    /// Its address.
+    pub address: SocketAddr,
+    /// Its share of new flows, relative to its neighbours.
+    pub weight: u32,
+}
+
+/// One of each colour.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct ByColour<T> {
+    /// Blue's.
+    pub blue: T,
+    /// Green's.
+    pub green: T,
+}
+
+impl<T> ByColour<T> {
+    /// That of one colour.
+    pub fn of(&self, colour: Colour) -> &T {
+        match colour {
+            Colour::Blue => &self.blue,
+            Colour::Green => &self.green,
+        }
+    }
+
+    fn of_mut(&mut self, colour: Colour) -> &mut T {
+        match colour {
+            Colour::Blue => &mut self.blue,
+            Colour::Green => &mut self.green,
+        }
+    }
+}
+
+/// Flows of a deployment: open ones by colour, and how many of those on the idle colour are users'.
+#[derive(Clone, Copy, Default)]
+struct FlowCount {
+    open: ByColour<u64>,
+    draining: u64,
+}
+
+impl Instance {
+    /// What runs: one deployment or all, and the instance as a whole.
+    pub fn status(&self, deployment: Option<&str>) -> Result<Status, Error> {
+        let only = deployment.map(|name| self.deployment(name)).transpose()?.map(|(index, _)| index);
+        let tables = Tables::open(&self.paths)?;
+        let running = Running::read(&self.words, &tables)?;
+        let counters = TrafficCounters::open(&self.paths)?;
+        let flows = self.count_flows(&tables)?;
+
+        let mut deployments = Vec::new();
+        for (name, deployment) in &running.deployments {
+            if only.is_none_or(|only| only == deployment.index) {
+                let count = flows.get(&deployment.index).copied().unwrap_or_default();
+                let mut services = Vec::new();
+                for service in running.services_of(deployment.index) {
+                    services.push(service_status(service, &counters)?);
+                }
+                services.sort_by(|a, b| a.name.cmp(&b.name));
+                deployments.push(deployment_status(name, deployment, count, services));
+            }
+        }
+        deployments.sort_by(|a, b| a.name.cmp(&b.name));
+
+        let (drops, events): (Vec<_>, Vec<_>) =
+            maps::events(&self.paths)?.into_iter().partition(|(event, _)| Event::is_drop(*event));
+        let named =
+            |counts: Vec<(Event, u64)>| counts.into_iter().map(|(event, count)| (event.name(), count)).collect();
+        Ok(Status {
+            deployments,
+            interfaces: attached_interfaces(&self.paths)?,
+            drops: named(drops),
+            events: named(events),
+        })
+    }
+
+    fn count_flows(&self, tables: &Tables) -> Result<BTreeMap<u16, FlowCount>, Error> {
+        let mut counts: BTreeMap<u16, FlowCount> = BTreeMap::new();
+        self.each_open_flow(tables, |open| {
+            let colour = Colour::from_u8(open.flow.colour);
+            let count = counts.entry(open.flow.deployment).or_default();
+            *count.open.of_mut(colour) += 1;
+            let is_idle = self.words.live.read(open.flow.deployment.into()).live() != colour;
+            // Testers belong on the idle colour: nothing of theirs drains.
+            if is_idle && open.flow.role & FlowRole::IDLE_ONLY == 0 {
+                count.draining += 1;
+            }
+        })?;
+        Ok(counts)
+    }
+}
+
+fn deployment_status(
+    name: &str,
+    deployment: &RunningDeployment,
+    count: FlowCount,
+    services: Vec<ServiceStatus>,
+) -> DeploymentStatus {
+    let word = deployment.word;
+    let is_draining = word.flags().has(LiveFlags::DRAINING) && count.draining > 0;
+    DeploymentStatus {
+        name: name.to_owned(),
+        live: word.live().name(),
+        idle: word.live().other().name(),
+        previous: word.previous().name(),
+        generation: word.generation(),
+        phase: if is_draining { "draining" } else { "steady" },
+        green_share: f64::from(word.target_share()) / f64::from(bg_common::FULL_SHARE),
+        confirm_deadline: None,
+        flows: count.open,
+        services,
+    }
+}
+
+fn service_status(service: &RunningService, counters: &TrafficCounters) -> Result<ServiceStatus, Error> {
+    let mut colours = ByColour::<ColourStatus>::default();
+    for colour in Colour::ALL {
+        let traffic = counters.sum(2 * u32::from(service.index) + colour as u32)?;
+        let running = &service.backends[colour as usize];
+        let weight = |weight| if weight == UNSETTLED { 0 } else { weight };
+        let mut backends: Vec<_> = running
+            .iter()
+            .map(|backend| BackendStatus { address: backend.address, weight: weight(backend.weight) })
+            .collect();
+        backends.sort_by_key(|backend| backend.address);
+        *colours.of_mut(colour) = ColourStatus {
+            backends,
+            packets: traffic.packets,
+            bytes: traffic.bytes,
+            flows_opened: traffic.flows_opened,
+        };
+    }
+    Ok(ServiceStatus {
+        name: service.name.clone(),
+        vip: address_of(&service.vip),
+        protocol: Protocol::from_u8(service.vip.protocol).map_or("?", protocol_name),
+        mode: mode_name(service.mode),
+        preview: service.preview.map(|(key, _)| address_of(&key)),
+        colours,
+    })
+}

@@ -1,0 +1,219 @@
+//! Making a colour live.
+//!
+//! Under the switch lock, for microseconds: read the word, look at the preconditions, write the terms of the
+//! next generation into the slot that the present one does not use, compare-exchange the word. Then wait
+//! until no program holds the old word (invariant 3), then write the journal.
+
+use std::{sync::atomic::Ordering, time::Duration};
+
+use bg_common::{Colour, DeploymentRow, LiveWord, MAX_SERVICES, Role, ServiceRow, SwitchTerms};
+use serde::Serialize;
+
+use crate::{
+    Error, Instance, Refusal,
+    attach::attached_interfaces,
+    config::OnSwitch,
+    history::{Action, History, LastLive, Moment, Record},
+    live::{self, Order, moment},
+    lock::Lock,
+    maps::{Services, clock, fence},
+    recover::recover,
+    running::{deployment_rows, text},
+    time::tick,
+};
+
+/// How to switch. The default makes the idle colour live as the deployment's configuration says.
+#[derive(Clone, Debug, Default)]
+pub struct SwitchRequest {
+    /// The colour to make live; `None` is the idle one.
+    pub to: Option<Colour>,
+    /// What happens to open flows; `None` is what the configuration says.
+    pub on_switch: Option<OnSwitch>,
+    /// Refuse if the deployment is at another generation.
+    pub if_generation: Option<u32>,
+    /// Switch though no interface is attached.
+    pub force: bool,
+    /// Why, for the journal.
+    pub reason: Option<String>,
+}
+
+/// What a switch has done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Switched {
+    /// Name of the deployment.
+    pub deployment: String,
+    /// Whether anything was changed; not if the colour was live already.
+    pub changed: bool,
+    /// State before.
+    pub from: Moment,
+    /// State now.
+    pub to: Moment,
+    /// What happens to flows that are open.
+    pub on_switch: OnSwitch,
+    /// From the store to the end of the fence: no packet is decided by the old word after that.
+    #[serde(serialize_with = "micros", rename = "fence_us")]
+    pub fence: Duration,
+}
+
+impl Instance {
+    /// Makes a colour live. When this returns, no new flow is decided by the old word, on any CPU.
+    pub fn switch(&self, deployment: &str, request: &SwitchRequest) -> Result<Switched, Error> {
+        self.change(deployment, request, Action::Switch, |_, word| Ok(request.to.unwrap_or(word.live().other())))
+    }
+
+    /// Makes the colour live that was live before the last switch; `request.to` is not looked at.
+    pub fn rollback(&self, deployment: &str, request: &SwitchRequest) -> Result<Switched, Error> {
+        self.change(deployment, request, Action::Rollback, |name, word| match word.previous() {
+            previous if previous == word.live() => {
+                Err(Refusal::NothingToRollBackTo { deployment: name.to_owned(), live: word.live().name() })
+            }
+            previous => Ok(previous),
+        })
+    }
+
+    fn change(
+        &self,
+        name: &str,
+        request: &SwitchRequest,
+        action: Action,
+        target: impl Fn(&str, LiveWord) -> Result<Colour, Refusal>,
+    ) -> Result<Switched, Error> {
+        recover(&self.paths, &self.words)?;
+        let (index, row) = self.deployment(name)?;
+        let on_switch = request.on_switch.unwrap_or(if row.on_switch == 0 { OnSwitch::Drain } else { OnSwitch::Cut });
+        let is_attached = request.force || !attached_interfaces(&self.paths)?.is_empty();
+
+        let services = self.services_of(index)?;
+
+        let lock = Lock::switch(&self.paths)?;
+        let (from, to) = loop {
+            let word = self.words.live.read(index.into());
+            if let Some(expected) = request.if_generation.filter(|expected| *expected != word.generation()) {
+                let refusal =
+                    Refusal::OtherGeneration { deployment: name.to_owned(), expected, got: word.generation() };
+                return Err(refusal.into());
+            }
+            let to = target(name, word)?;
+            if to == word.live() {
+                let now = moment(word);
+                let deployment = name.to_owned();
+                return Ok(Switched {
+                    deployment,
+                    changed: false,
+                    from: now,
+                    to: now,
+                    on_switch,
+                    fence: Duration::ZERO,
+                });
+            }
+            if !is_attached {
+                return Err(Refusal::NoInterface.into());
+            }
+            self.check_colour(name, &services, to)?;
+            if let Some(new) = self.exchange(name, index, &row, word, to, on_switch)? {
+                break (word, new);
+            }
+            // Somebody who does not know the lock has changed the word meanwhile: look again.
+        };
+        drop(lock);
+        let start = std::time::Instant::now();
+        fence(&self.paths)?;
+        let fence = start.elapsed();
+        let (from, to) = (moment(from), moment(to));
+        self.remember(name, action, from, to, request.reason.as_deref())?;
+        Ok(Switched { deployment: name.to_owned(), changed: true, from, to, on_switch, fence })
+    }
+
+    /// Writes the next generation's terms, then the word, if it is still `word`.
+    fn exchange(
+        &self,
+        name: &str,
+        index: u16,
+        row: &DeploymentRow,
+        word: LiveWord,
+        to: Colour,
+        on_switch: OnSwitch,
+    ) -> Result<Option<LiveWord>, Error> {
+        let mut terms = self.words.terms.read(index.into());
+        let old = terms[word.terms_slot()];
+        let wants_deadline = on_switch == OnSwitch::Drain && row.drain_timeout_ms != 0;
+        let now = if wants_deadline || live::needs_clock(word, &old) { tick(clock(&self.paths)?) } else { 0 };
+        let timeout = self.tick_length.ticks(Duration::from_millis(row.drain_timeout_ms));
+        // Zero stands for never.
+        let drain_deadline = if wants_deadline { now.wrapping_add(timeout).max(1) } else { 0 };
+        let order = Order { to, on_switch, drain_deadline, now };
+        let Some((new, new_terms)) = live::next(word, &old, order) else {
+            return Err(Refusal::GenerationsExhausted { deployment: name.to_owned() }.into());
+        };
+        // No packet reads this slot: it belongs to the other parity.
+        terms[new.terms_slot()] = new_terms;
+        let words_each = size_of::<SwitchTerms>() / 8;
+        for part in 0..words_each {
+            self.words.terms.write_word(index.into(), &terms, new.terms_slot() * words_each + part);
+        }
+        let live = &self.words.live.words(index.into())[0];
+        let exchanged = live.compare_exchange(word.0, new.0, Ordering::SeqCst, Ordering::SeqCst);
+        Ok(exchanged.is_ok().then_some(new))
+    }
+
+    /// Refuses a colour in which a service has nowhere to send new flows.
+    fn check_colour(&self, name: &str, services: &[(String, ServiceRow)], to: Colour) -> Result<(), Refusal> {
+        let refuse = |of| Refusal::EmptyColour { deployment: name.to_owned(), colour: to.name(), of };
+        if services.is_empty() {
+            return Err(refuse(String::new()));
+        }
+        let empty = services.iter().find(|(_, row)| row.tables[to as usize].len == 0);
+        empty.map_or(Ok(()), |(service, _)| Err(refuse(format!(" in service \"{service}\""))))
+    }
+
+    /// Names and rows of a deployment's services.
+    fn services_of(&self, deployment: u16) -> Result<Vec<(String, ServiceRow)>, Error> {
+        let services = Services::open(&self.paths)?;
+        let mut found = Vec::new();
+        for index in 0..MAX_SERVICES as usize {
+            let info = services.info.read(index);
+            if info.in_use == 0 || info.deployment != deployment {
+                continue;
+            }
+            let vip = services.vips.read(2 * index + Role::Vip as usize);
+            // One that an apply is adding or removing just now has no row, and nothing to be switched.
+            if let Ok(row) = services.rows.get(&vip, 0) {
+                found.push((text(&info.name), row));
+            }
+        }
+        Ok(found)
+    }
+
+    fn remember(
+        &self,
+        name: &str,
+        action: Action,
+        from: Moment,
+        to: Moment,
+        reason: Option<&str>,
+    ) -> Result<(), Error> {
+        let state_dir = self.paths.state_dir();
+        let _lock = Lock::history(&self.paths)?;
+        History::new(state_dir).append(&Record::now(name, action, Some(from), Some(to), reason))?;
+        LastLive::update(state_dir, |deployments| {
+            // A later switch may have been quicker.
+            if deployments.get(name).is_none_or(|known| known.generation < to.generation) {
+                deployments.insert(name.to_owned(), to);
+            }
+        })?;
+        Ok(())
+    }
+
+    /// The deployment of this name.
+    pub(crate) fn deployment(&self, name: &str) -> Result<(u16, DeploymentRow), Error> {
+        let found = deployment_rows(&self.words).find(|(_, row)| text(&row.name) == name);
+        found.ok_or_else(|| Error::UnknownDeployment {
+            name: name.to_owned(),
+            existing: deployment_rows(&self.words).map(|(_, row)| text(&row.name)).collect(),
+        })
+    }
+}
+
+fn micros<S: serde::Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_u64(duration.as_micros() as u64)
+}

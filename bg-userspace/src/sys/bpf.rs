@@ -1,0 +1,113 @@
+//! Commands of bpf(2): what a pinned link is attached to, and look-ups of many entries in one call.
+
+use std::{
+    ffi::CString,
+    io,
+    os::{
+        fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
+        unix::ffi::OsStrExt as _,
+    },
+    path::Path,
+};
+
+use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_link_info, bpf_link_type};
+use bytemuck::Pod;
+
+/// What a pinned link is and where it stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct LinkInfo {
+    /// Id of the program that it runs.
+    pub(crate) program_id: u32,
+    /// The interface; 0 once the interface is gone, which leaves the link without effect.
+    pub(crate) ifindex: u32,
+}
+
+/// Reads what a pinned XDP or TCX link says of itself.
+pub(crate) fn link_info(path: &Path) -> io::Result<LinkInfo> {
+    let fd = object(path)?;
+    // SAFETY: plain old data, for which zeros are valid.
+    let mut info: bpf_link_info = unsafe { std::mem::zeroed() };
+    let mut attr = empty_attr();
+    attr.info.bpf_fd = fd.as_raw_fd() as u32;
+    attr.info.info_len = size_of::<bpf_link_info>() as u32;
+    attr.info.info = &raw mut info as u64;
+    // SAFETY: `info` is `info_len` bytes long and outlives the call.
+    unsafe { bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr)? };
+    let ifindex = if info.type_ == bpf_link_type::BPF_LINK_TYPE_XDP as u32 {
+        // SAFETY: the kernel has filled in the member that belongs to this type.
+        unsafe { info.__bindgen_anon_1.xdp.ifindex }
+    } else if info.type_ == bpf_link_type::BPF_LINK_TYPE_TCX as u32 {
+        // SAFETY: as above.
+        unsafe { info.__bindgen_anon_1.tcx.ifindex }
+    } else {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("a link of type {}", info.type_)));
+    };
+    Ok(LinkInfo { program_id: info.prog_id, ifindex })
+}
+
+/// All entries of a hash map, read in batches: two orders of magnitude fewer system calls than one for
+/// each entry. Entries that come or go meanwhile may be missed; none is torn.
+pub(crate) fn lookup_batch<K: Pod, V: Pod>(map: BorrowedFd<'_>, mut each: impl FnMut(K, V)) -> io::Result<()> {
+    // A bucket that does not fit makes the kernel answer ENOSPC; buckets are far shorter than this.
+    let mut capacity = 4096;
+    let mut position = 0_u64;
+    let mut is_first = true;
+    loop {
+        let mut keys = vec![K::zeroed(); capacity];
+        let mut values = vec![V::zeroed(); capacity];
+        let mut next = 0_u64;
+        let mut attr = empty_attr();
+        attr.batch.in_batch = if is_first { 0 } else { &raw const position as u64 };
+        attr.batch.out_batch = &raw mut next as u64;
+        attr.batch.keys = keys.as_mut_ptr() as u64;
+        attr.batch.values = values.as_mut_ptr() as u64;
+        attr.batch.count = capacity as u32;
+        attr.batch.map_fd = map.as_raw_fd() as u32;
+        // SAFETY: both arrays hold `count` elements of the map's key and value size, which the caller's
+        // types have; a position is a bucket's number, four bytes. All outlive the call.
+        let result = unsafe { bpf(bpf_cmd::BPF_MAP_LOOKUP_BATCH, &mut attr) };
+        let at_end = match result {
+            Ok(_) => false,
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
+            Err(error) if error.raw_os_error() == Some(libc::ENOSPC) => {
+                capacity *= 2;
+                continue;
+            }
+            Err(error) if error.raw_os_error() == Some(libc::EINTR) => continue,
+            Err(error) => return Err(error),
+        };
+        // SAFETY: `batch` is the member that this command uses.
+        let count = unsafe { attr.batch.count } as usize;
+        for (key, value) in keys.into_iter().zip(values).take(count) {
+            each(key, value);
+        }
+        if at_end {
+            return Ok(());
+        }
+        (position, is_first) = (next, false);
+    }
+}
+
+fn object(path: &Path) -> io::Result<OwnedFd> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut attr = empty_attr();
+    attr.__bindgen_anon_4.pathname = path.as_ptr() as u64;
+    // SAFETY: `path` ends in a zero octet and outlives the call.
+    let fd = unsafe { bpf(bpf_cmd::BPF_OBJ_GET, &mut attr)? };
+    // SAFETY: the call has just opened it, and nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn empty_attr() -> bpf_attr {
+    // SAFETY: plain old data, for which zeros are valid.
+    unsafe { std::mem::zeroed() }
+}
+
+/// # Safety
+/// Each pointer in `attr` that the command uses is valid for what it does with it.
+unsafe fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<i32> {
+    // SAFETY: `attr` is of the size told; the caller vouches for the pointers in it.
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, command as u32, std::ptr::from_mut(attr), size_of::<bpf_attr>()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as i32) }
+}

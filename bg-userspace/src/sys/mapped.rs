@@ -1,0 +1,78 @@
+//! Array maps in this process's memory (`BPF_F_MMAPABLE`): reading and writing rows without system calls,
+//! as atomic words, because the programs in the kernel read and write them at the same time.
+
+use std::{
+    io,
+    marker::PhantomData,
+    os::fd::{AsFd as _, AsRawFd as _},
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use aya::maps::MapData;
+use bytemuck::Pod;
+use memmap2::{MmapOptions, MmapRaw};
+
+/// All rows of an array map. A row is a whole number of 8-byte words; the kernel pads it to that.
+#[derive(Debug)]
+pub(crate) struct Mapped<T> {
+    memory: MmapRaw,
+    rows: usize,
+    row: PhantomData<T>,
+}
+
+impl<T: Pod> Mapped<T> {
+    /// Words that a row takes.
+    const WORDS: usize = size_of::<T>().div_ceil(8);
+
+    /// Maps `map`, which has `rows` rows of type `T`: the caller has checked its specification.
+    pub(crate) fn new(map: &MapData, rows: u32) -> io::Result<Self> {
+        let rows = rows as usize;
+        let memory = MmapOptions::new().len(rows * Self::WORDS * 8).map_raw(map.fd().as_fd().as_raw_fd())?;
+        Ok(Self { memory, rows, row: PhantomData })
+    }
+
+    pub(crate) fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// The words of one row.
+    ///
+    /// # Panics
+    /// If there is no such row.
+    pub(crate) fn words(&self, row: usize) -> &[AtomicU64] {
+        let words = self.rows * Self::WORDS;
+        // SAFETY: the mapping is that long, aligned to a page, and lives as long as `self`. Everybody
+        // in this process sees it as atomics only; other writers are outside of Rust's memory model,
+        // and write aligned words as well.
+        let all = unsafe { std::slice::from_raw_parts(self.memory.as_mut_ptr().cast::<AtomicU64>(), words) };
+        &all[row * Self::WORDS..][..Self::WORDS]
+    }
+
+    /// Reads a row word by word.
+    pub(crate) fn read(&self, row: usize) -> T {
+        let mut value = T::zeroed();
+        for (to, from) in bytemuck::bytes_of_mut(&mut value).chunks_mut(8).zip(self.words(row)) {
+            let word = from.load(Ordering::Relaxed).to_ne_bytes();
+            to.copy_from_slice(&word[..to.len()]);
+        }
+        value
+    }
+
+    /// Writes a row, its last word first and its first word last: the words before stand when the
+    /// first one does.
+    pub(crate) fn write(&self, row: usize, value: &T) {
+        for (from, to) in bytemuck::bytes_of(value).chunks(8).zip(self.words(row)).rev() {
+            let mut word = [0; 8];
+            word[..from.len()].copy_from_slice(from);
+            to.store(u64::from_ne_bytes(word), Ordering::Release);
+        }
+    }
+
+    /// Writes one word of a row, from what stands there in `value`.
+    pub(crate) fn write_word(&self, row: usize, value: &T, word: usize) {
+        let mut octets = [0; 8];
+        let from = bytemuck::bytes_of(value).chunks(8).nth(word).unwrap_or_default();
+        octets[..from.len()].copy_from_slice(from);
+        self.words(row)[word].store(u64::from_ne_bytes(octets), Ordering::Release);
+    }
+}
