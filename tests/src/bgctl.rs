@@ -5,7 +5,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use std::{
     fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, Output},
     sync::Arc,
 };
@@ -21,14 +21,19 @@ pub struct Bgctl {
 }
 
 impl Bgctl {
-    pub(crate) fn new(edge: &Arc<Namespace>, sandbox: &Sandbox) -> Result<Self> {
-        Ok(Self {
-            program: program()?,
+    pub(crate) fn new(program: PathBuf, edge: &Arc<Namespace>, sandbox: &Sandbox) -> Self {
+        Self {
+            program,
             edge: edge.clone(),
             pin_root: sandbox.pin_root().to_owned(),
             state_dir: sandbox.state_dir(),
             config: sandbox.dir().join("bgctl.toml"),
-        })
+        }
+    }
+
+    /// The program itself.
+    pub fn program(&self) -> &Path {
+        &self.program
     }
 
     /// A bgctl that is ready to run with these arguments.
@@ -81,7 +86,7 @@ impl Bgctl {
 }
 
 /// The bgctl under test: `$BGCTL`, else the one that was built beside the tests.
-fn program() -> Result<PathBuf> {
+pub(crate) fn program_under_test() -> Result<PathBuf> {
     if let Some(path) = std::env::var_os("BGCTL") {
         return Ok(path.into());
     }

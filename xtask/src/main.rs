@@ -1,6 +1,7 @@
 //! `cargo xtask`: what a person who works on this repository types. One subcommand a file.
 
 mod build_ebpf;
+mod demo;
 mod packages;
 mod process;
 mod setup;
@@ -25,16 +26,23 @@ enum Task {
     Setup,
     /// Build the BPF object that bgctl embeds.
     BuildEbpf(build_ebpf::Args),
+    /// Show real connections move from blue to green and back. Needs root or sudo.
+    Demo(demo::Args),
     /// Run every check and test. Needs root or sudo, for network namespaces.
     Test(test::Args),
     /// What continuous integration runs: the same as `test`.
     Ci(test::Args),
+    /// A backend of the demo.
+    #[command(hide = true)]
+    Backend(demo::backend::Args),
 }
 
 fn main() -> ExitCode {
     let result = match Cli::parse().task {
         Task::Setup => setup::run(),
         Task::BuildEbpf(args) => build_ebpf::run(&args),
+        Task::Demo(args) => demo::run(&args),
+        Task::Backend(args) => demo::backend::run(&args),
         Task::Test(args) | Task::Ci(args) => test::run(&args),
     };
     match result {

@@ -51,7 +51,7 @@ impl Fresh {
             while !stop.is_set() {
                 match within_patience(ask_once(server)).await {
                     Ok(colour) => tally.answered(colour),
-                    Err(error) => tally.failed(&error),
+                    Err(error) => tally.broke(&error),
                 }
                 sleep(self.pause).await;
             }

@@ -28,7 +28,7 @@ pub struct Counts {
     pub failures: u64,
     /// Connections that were reset.
     pub resets: u64,
-    /// Open connections that a cut was allowed to end, and did.
+    /// Connections that ended early while a cut was expected to end them.
     pub cut: u64,
     /// Answers of another colour than the one their connection began with.
     pub strayed: u64,
@@ -87,7 +87,7 @@ impl Tally {
         }
     }
 
-    /// A connection that had worked ended early.
+    /// A connection that may have worked before ended early.
     pub(super) fn broke(&self, error: &anyhow::Error) {
         if self.may_be_cut.load(Ordering::SeqCst) {
             self.cut.fetch_add(1, Ordering::Relaxed);

@@ -49,14 +49,25 @@ impl Echo {
         Ok(Self { socket })
     }
 
-    /// How long [`Self::ask`] waits; a second unless told.
+    /// How long it waits for an answer; a second unless told.
     pub fn set_patience(&self, patience: Duration) -> Result<()> {
         Ok(self.socket.set_read_timeout(Some(patience))?)
     }
 
     /// Sends a datagram and waits for its answer. Answers to earlier ones, come late, are passed over.
     pub fn ask(&self, payload: &str) -> Result<Answer> {
+        self.send(payload)?;
+        self.receive(payload)
+    }
+
+    /// Sends a datagram.
+    pub fn send(&self, payload: &str) -> Result<()> {
         self.socket.send(payload.as_bytes()).context("cannot send a datagram")?;
+        Ok(())
+    }
+
+    /// Waits for the answer to a datagram that held this.
+    pub fn receive(&self, payload: &str) -> Result<Answer> {
         let mut buffer = [0; 2048];
         loop {
             let length = self.socket.recv(&mut buffer).context("no answer")?;

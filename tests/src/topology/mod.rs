@@ -8,10 +8,16 @@ mod bridge;
 mod wire;
 mod zones;
 
-use crate::{bgctl::Bgctl, netns::Namespace, nginx::Nginx, sandbox::Sandbox, server::Server};
+use crate::{
+    bgctl::{Bgctl, program_under_test},
+    netns::Namespace,
+    nginx::Nginx,
+    sandbox::Sandbox,
+    server::Server,
+};
 use anyhow::Result;
 use bg_common::Colour;
-use std::{net::IpAddr, sync::Arc};
+use std::{net::IpAddr, path::PathBuf, sync::Arc};
 
 /// What stands between the edge and its backends in a lab of machines on wires.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,7 +92,12 @@ impl Lab {
 
     /// The bgctl of this lab's edge, with its own pins and state.
     pub fn bgctl(&self) -> Result<Bgctl> {
-        Bgctl::new(&self.edge, &self.sandbox)
+        Ok(self.bgctl_at(program_under_test()?))
+    }
+
+    /// The same, with this program as bgctl.
+    pub fn bgctl_at(&self, program: PathBuf) -> Bgctl {
+        Bgctl::new(program, &self.edge, &self.sandbox)
     }
 
     /// Starts a [`Server`] on each backend.

@@ -1,0 +1,133 @@
+//! The instant of a switch, measured from both sides: the store into the live word, and where probes
+//! of new flows arrive, one flow a probe.
+
+use crate::{
+    live::Live,
+    load::{Answer, Echo},
+    netns::Namespace,
+    server::monotonic_ns,
+};
+use anyhow::{Context, Result, anyhow, bail};
+use bg_common::Colour;
+use std::{
+    net::SocketAddr,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+/// What was measured. Times are nanoseconds of `CLOCK_MONOTONIC`.
+#[derive(Clone, Debug)]
+pub struct SwitchInstant {
+    /// When the new live word was seen in the map.
+    pub stored_ns: u64,
+    /// When the command had returned.
+    pub returned_ns: u64,
+    /// How long the command took, from its start as a process to its end.
+    pub command: Duration,
+    /// The probes, in the order of sending.
+    pub probes: Vec<Probe>,
+}
+
+/// One datagram of a flow of its own.
+#[derive(Clone, Debug)]
+pub struct Probe {
+    /// When it was sent.
+    pub sent_ns: u64,
+    /// What came back, if it came.
+    pub answer: Option<Answer>,
+}
+
+impl SwitchInstant {
+    const MAX_PROBES: usize = 6000;
+    const INTERVAL: Duration = Duration::from_micros(100);
+    const LEAD: Duration = Duration::from_millis(20);
+
+    /// Runs `switch` while probes go from the client to the echo at `server`, and watches the word of
+    /// deployment 0.
+    pub fn measure(
+        client: &Namespace,
+        server: SocketAddr,
+        live: &Live,
+        switch: impl FnOnce() -> Result<()> + Send,
+    ) -> Result<Self> {
+        allow_descriptors(Self::MAX_PROBES as u64 + 1000)?;
+        let (stop, before) = (AtomicBool::new(false), live.word(0));
+        thread::scope(|scope| {
+            let prober = scope.spawn(|| client.enter(|| probe(server, &stop))?);
+            let watcher = scope.spawn(|| {
+                while live.word(0) == before && !stop.load(Ordering::Relaxed) {
+                    thread::yield_now();
+                }
+                monotonic_ns()
+            });
+            thread::sleep(Self::LEAD);
+            let start = Instant::now();
+            let switched = switch();
+            let (command, returned_ns) = (start.elapsed(), monotonic_ns());
+            thread::sleep(Self::LEAD);
+            stop.store(true, Ordering::Relaxed);
+            let stored_ns = watcher.join().map_err(|_| anyhow!("the watcher panicked"))?;
+            let probes = prober.join().map_err(|_| anyhow!("the prober panicked"))??;
+            switched?;
+            if live.word(0) == before {
+                bail!("the live word did not change");
+            }
+            Ok(Self { stored_ns, returned_ns, command, probes })
+        })
+    }
+
+    /// Time from the store to the arrival of the first probe at this colour.
+    pub fn first_arrival(&self, colour: Colour) -> Option<Duration> {
+        let answers = self.probes.iter().filter_map(|probe| probe.answer.as_ref());
+        let first = answers.filter(|answer| answer.colour == colour).map(|answer| answer.arrived_ns).min();
+        first.map(|arrived| Duration::from_nanos(arrived.saturating_sub(self.stored_ns)))
+    }
+
+    /// Probes sent after the command had returned that reached another colour than this one.
+    pub fn late(&self, colour: Colour) -> usize {
+        let after = self.probes.iter().filter(|probe| probe.sent_ns > self.returned_ns);
+        after.filter(|probe| probe.answer.as_ref().is_some_and(|answer| answer.colour != colour)).count()
+    }
+
+    /// Probes without an answer.
+    pub fn lost(&self) -> usize {
+        self.probes.iter().filter(|probe| probe.answer.is_none()).count()
+    }
+}
+
+/// Sends datagrams, each from a socket of its own, until told to stop; reads the answers afterwards: they
+/// say themselves when the datagrams arrived.
+fn probe(server: SocketAddr, stop: &AtomicBool) -> Result<Vec<Probe>> {
+    let mut sent = Vec::with_capacity(SwitchInstant::MAX_PROBES);
+    while !stop.load(Ordering::Relaxed) && sent.len() < SwitchInstant::MAX_PROBES {
+        let echo = Echo::open_here(server)?;
+        let sent_ns = monotonic_ns();
+        echo.send("probe")?;
+        sent.push((sent_ns, echo));
+        thread::sleep(SwitchInstant::INTERVAL);
+    }
+    thread::sleep(SwitchInstant::LEAD);
+    let patience = Duration::from_millis(200);
+    sent.into_iter()
+        .map(|(sent_ns, echo)| {
+            echo.set_patience(patience)?;
+            Ok(Probe { sent_ns, answer: echo.receive("probe").ok() })
+        })
+        .collect()
+}
+
+/// Raises the number of files that this process may have open, where it is lower.
+fn allow_descriptors(number: u64) -> Result<()> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the pointer is to an rlimit that outlives the call.
+    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } == 0 && limit.rlim_cur >= number {
+        return Ok(());
+    }
+    limit = libc::rlimit { rlim_cur: number, rlim_max: limit.rlim_max.max(number) };
+    // SAFETY: as above; the kernel only reads it.
+    match unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) } {
+        0 => Ok(()),
+        _ => Err(std::io::Error::last_os_error()).context("cannot open as many sockets as there are probes"),
+    }
+}

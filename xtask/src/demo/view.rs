@@ -1,0 +1,102 @@
+//! What the demo shows: the loads' accounts, once a second, as a line; in colour on a terminal.
+
+use bg_common::Colour;
+use bg_tests::load::{Counts, Load};
+use std::{
+    io::IsTerminal,
+    thread,
+    time::{Duration, Instant},
+};
+
+/// The loads that are watched, and what they had answered when they were last looked at.
+pub(super) struct View {
+    start: Instant,
+    loads: Vec<(&'static str, Load, Counts)>,
+    paint: bool,
+}
+
+impl View {
+    pub(super) fn new(loads: Vec<(&'static str, Load)>) -> Self {
+        let paint = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+        let loads = loads.into_iter().map(|(name, load)| (name, load, Counts::default())).collect();
+        Self { start: Instant::now(), loads, paint }
+    }
+
+    /// Tells all loads whether connections may be cut from now on.
+    pub(super) fn expect_cut(&self, expected: bool) {
+        self.loads.iter().for_each(|(_, load, _)| load.tally().expect_cut(expected));
+    }
+
+    /// Shows `seconds` lines, one a second.
+    pub(super) fn watch(&mut self, seconds: u32) {
+        for _ in 0..seconds {
+            let (since, at) = (Instant::now(), self.start.elapsed().as_secs() + 1);
+            thread::sleep(Duration::from_secs(1));
+            let line = self.line(at, since);
+            println!("{line}");
+        }
+    }
+
+    /// Ends the loads and returns their accounts.
+    pub(super) fn finish(self) -> anyhow::Result<Vec<(&'static str, Counts)>> {
+        self.loads.into_iter().map(|(name, load, _)| Ok((name, load.finish()?))).collect()
+    }
+
+    fn line(&mut self, at: u64, since: Instant) -> String {
+        let (paint, seconds) = (self.paint, since.elapsed().as_secs_f64());
+        let (mut line, mut failures, mut all) = (format!("{at:>4} s"), 0, [0.0; 2]);
+        for (name, load, before) in &mut self.loads {
+            let now = load.tally().counts();
+            line += &format!(" | {name}");
+            for colour in Colour::ALL {
+                let index = colour as usize;
+                let rate = (now.answers[index] - before.answers[index]) as f64 / seconds;
+                all[index] += rate;
+                line += &painted(paint, colour, &format!(" {} {rate:>5.0}/s", colour.name()));
+            }
+            if now.connections != [0, 0] {
+                line += &format!(" (open: {} blue, {} green)", now.connections[0], now.connections[1]);
+            }
+            failures += now.failures;
+            *before = now;
+        }
+        format!("{line} | {} failures {failures}", bar(paint, all))
+    }
+}
+
+/// A bar that is divided as the requests are.
+fn bar(paint: bool, rates: [f64; 2]) -> String {
+    const WIDTH: usize = 16;
+    let total = rates[0] + rates[1];
+    if total == 0.0 {
+        return " ".repeat(WIDTH);
+    }
+    let mut blue = (rates[0] / total * WIDTH as f64).round() as usize;
+    // A colour that has any requests is seen.
+    if rates[0] > 0.0 && rates[1] > 0.0 {
+        blue = blue.clamp(1, WIDTH - 1);
+    }
+    painted(paint, Colour::Blue, &"#".repeat(blue)) + &painted(paint, Colour::Green, &"=".repeat(WIDTH - blue))
+}
+
+fn painted(paint: bool, colour: Colour, text: &str) -> String {
+    let code = match colour {
+        Colour::Blue => 34,
+        Colour::Green => 32,
+    };
+    if paint { format!("\x1b[1;{code}m{text}\x1b[0m") } else { text.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::bar;
+
+    #[test]
+    fn the_bar_shows_the_smallest_share_and_no_share_that_is_not_there() {
+        assert_eq!(bar(false, [1.0, 0.0]), "################");
+        assert_eq!(bar(false, [0.0, 5.0]), "================");
+        assert_eq!(bar(false, [1.0, 999.0]), "#===============");
+        assert_eq!(bar(false, [1.0, 1.0]), "########========");
+        assert_eq!(bar(false, [0.0, 0.0]), " ".repeat(16));
+    }
+}
