@@ -1,3 +1,106 @@
-//! What this machine can do, and how to mend what it cannot.
+//! What this machine can do, and how to mend what it cannot: each finding says what was looked at, how
+//! it is, and what to do about it.
 
+mod configuration;
+mod drivers;
+mod host;
+mod interface;
 pub mod preconditions;
+
+use serde::Serialize;
+
+use crate::{
+    Paths, attach,
+    config::Config,
+    net::{self, NetError},
+};
+
+/// How bad it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    /// As it should be.
+    Ok,
+    /// It works, but not as well as it could, or not for everybody.
+    Warn,
+    /// It does not work until this is mended.
+    Fail,
+}
+
+impl Level {
+    /// As it is printed.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Warn => "warn",
+            Self::Fail => "fail",
+        }
+    }
+}
+
+/// One thing that was looked at.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// What it belongs to: "host", an interface's name, or a service.
+    pub subject: String,
+    /// What was looked at.
+    pub check: &'static str,
+    /// How bad it is.
+    pub level: Level,
+    /// How it is.
+    pub message: String,
+    /// What to do about it, unless all is well.
+    pub remedy: Option<String>,
+}
+
+impl Finding {
+    fn ok(subject: &str, check: &'static str, message: impl Into<String>) -> Self {
+        Self { subject: subject.to_owned(), check, level: Level::Ok, message: message.into(), remedy: None }
+    }
+
+    fn warn(subject: &str, check: &'static str, message: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { level: Level::Warn, remedy: Some(remedy.into()), ..Self::ok(subject, check, message) }
+    }
+
+    fn fail(subject: &str, check: &'static str, message: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { level: Level::Fail, ..Self::warn(subject, check, message, remedy) }
+    }
+}
+
+/// Everything that was looked at.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Report {
+    /// In the order in which a reader wants them: the host, its interfaces, the configuration.
+    pub findings: Vec<Finding>,
+}
+
+impl Report {
+    /// The worst of all levels.
+    pub fn worst(&self) -> Level {
+        self.findings.iter().map(|finding| finding.level).max().unwrap_or(Level::Ok)
+    }
+}
+
+/// Looks at the host, at the interfaces named (at all of them, if none is), and at a configuration.
+///
+/// # Errors
+/// Only if there is nothing to look at: an interface that does not exist, or no rtnetlink.
+pub fn examine(paths: &Paths, interfaces: &[String], config: Option<&Config>) -> Result<Report, NetError> {
+    let interfaces = if interfaces.is_empty() {
+        net::interfaces()?
+    } else {
+        interfaces.iter().map(|name| net::interface(name)).collect::<Result<_, _>>()?
+    };
+    // Without an instance, or without the right to look at it, no interface is ours.
+    let ours: Vec<String> = attach::attached_interfaces(paths)
+        .map(|attached| attached.into_iter().map(|interface| interface.name).collect())
+        .unwrap_or_default();
+    let mut findings = host::examine(paths, config);
+    for interface in &interfaces {
+        findings.extend(interface::examine(interface, ours.contains(&interface.name)));
+    }
+    if let Some(config) = config {
+        findings.extend(configuration::examine(config));
+    }
+    Ok(Report { findings })
+}

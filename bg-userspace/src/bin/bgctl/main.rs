@@ -1,1 +1,26 @@
-fn main() {}
+//! `bgctl`: the command line over the library. Results go to stdout, messages to stderr, and the exit
+//! code tells a script how it went.
+
+mod args;
+mod cmd;
+mod exit;
+mod output;
+
+use std::process::ExitCode;
+
+use bg_userspace::config::ConfigError;
+use clap::Parser as _;
+
+fn main() -> ExitCode {
+    let args = args::Args::parse();
+    match cmd::run(&args) {
+        Ok(outcome) => outcome.into(),
+        Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Problems of a configuration begin with their place, as editors understand it.
+            let prefix = if error.is::<ConfigError>() { "" } else { "bgctl: " };
+            eprintln!("{prefix}{error:#}");
+            exit::Outcome::of(&error).into()
+        }
+    }
+}

@@ -1,0 +1,231 @@
+//! The command line's grammar, and nothing of what it does.
+
+use std::path::PathBuf;
+
+use bg_common::Colour;
+use bg_userspace::{Paths, config::OnSwitch};
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+
+/// Blue-green traffic switcher in the network card's path.
+#[derive(Debug, Parser)]
+#[command(name = "bgctl", version, max_term_width = 100)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What every command takes.
+#[derive(Debug, ClapArgs)]
+#[command(next_help_heading = "Global options")]
+pub(crate) struct Global {
+    /// Directory of the instance's pins, on a BPF file system
+    #[arg(long, global = true, value_name = "DIR", env = "BGCTL_PIN_ROOT", default_value = Paths::PIN_ROOT)]
+    pub(crate) pin_root: PathBuf,
+    /// Directory of the history, the last live colours and the locks
+    #[arg(long, global = true, value_name = "DIR", env = "BGCTL_STATE_DIR", default_value = Paths::STATE_DIR)]
+    pub(crate) state_dir: PathBuf,
+    /// Print the result as JSON
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// Tell more: on stderr what is done and how long it takes, in `status` all counters
+    #[arg(short, long, global = true)]
+    pub(crate) verbose: bool,
+}
+
+impl Global {
+    pub(crate) fn paths(&self) -> Paths {
+        Paths { pin_root: self.pin_root.clone(), state_dir: self.state_dir.clone() }
+    }
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Tell what this kernel, these NICs and this configuration can do, and how to mend what they cannot
+    Doctor(Doctor),
+    /// Load if needed, attach to interfaces, pin; an attached interface is updated in place
+    Attach(Attach),
+    /// Detach from interfaces; --all also removes every pin
+    Detach(Detach),
+    /// Validate a configuration, change nothing
+    Check(ConfigFile),
+    /// Tell what `apply` would change; exit code 0 nothing, 5 something
+    Plan(ConfigFile),
+    /// Make the running state match a configuration, without disturbing flows that need no change
+    Apply(ConfigFile),
+    /// Live colour, phase, flows and counters
+    Status(Status),
+    /// Make a colour live for all new flows, at one instant
+    Switch(Switch),
+    /// Back to the colour that was live before
+    Rollback(Rollback),
+    /// The flow table
+    Flows(OneDeployment),
+    /// Who switched what, when, why, from which generation to which
+    History(OneDeployment),
+    /// Print a shell's completions
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+    /// Write the manual pages into a directory
+    Man {
+        /// Where to; made if it is missing
+        dir: PathBuf,
+    },
+}
+
+/// Which configuration.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct ConfigFile {
+    /// The configuration
+    #[arg(short, long, value_name = "FILE", default_value = "/etc/bgctl/bgctl.toml")]
+    pub(crate) config: PathBuf,
+}
+
+/// Which deployment, if only one.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct OneDeployment {
+    /// Only this deployment
+    pub(crate) deployment: Option<String>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Doctor {
+    /// Only these interfaces; without any, all of this network namespace
+    #[arg(value_name = "IFACE")]
+    pub(crate) interfaces: Vec<String>,
+    /// Look at this configuration too [default: /etc/bgctl/bgctl.toml, if it is there]
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Attach {
+    /// Interfaces to attach to
+    #[arg(value_name = "IFACE", required = true)]
+    pub(crate) interfaces: Vec<String>,
+    /// Where the program runs
+    #[arg(long, value_enum, default_value_t = Mode::Auto)]
+    pub(crate) mode: Mode,
+    /// Flows to make room for, at the first attach [default: 262144]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 26))]
+    pub(crate) flows: Option<u32>,
+    /// A pinned XDP program that gets what is not for a VIP
+    #[arg(long, value_name = "PROGRAM")]
+    pub(crate) next: Option<PathBuf>,
+}
+
+/// How to attach.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Mode {
+    /// Native XDP on a NIC whose driver has it, tc on virtual interfaces
+    Auto,
+    /// XDP in the driver
+    Native,
+    /// XDP in the network stack, on any interface
+    Generic,
+    /// tc in both directions: right where checksums may be unfinished (veth, tap, bridge)
+    Tc,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Detach {
+    /// Interfaces to detach from
+    #[arg(value_name = "IFACE", required_unless_present = "all", conflicts_with = "all")]
+    pub(crate) interfaces: Vec<String>,
+    /// From all interfaces, and remove every pin; open flows are forgotten
+    #[arg(long)]
+    pub(crate) all: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Status {
+    #[command(flatten)]
+    pub(crate) only: OneDeployment,
+    /// Show it anew every second, until interrupted; with --json one line each time
+    #[arg(short, long)]
+    pub(crate) watch: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Switch {
+    /// The deployment
+    pub(crate) deployment: String,
+    /// The colour to make live [default: the idle one]
+    #[arg(value_enum)]
+    pub(crate) to: Option<ColourName>,
+    #[command(flatten)]
+    pub(crate) change: Change,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Rollback {
+    /// The deployment
+    pub(crate) deployment: String,
+    #[command(flatten)]
+    pub(crate) change: Change,
+}
+
+/// The terms of a change of colour.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Change {
+    /// What becomes of open flows [default: as the configuration says]
+    #[arg(long, value_enum, value_name = "WHAT")]
+    pub(crate) on_switch: Option<OnSwitchName>,
+    /// Refuse unless the deployment is at this generation
+    #[arg(long, value_name = "N")]
+    pub(crate) if_generation: Option<u32>,
+    /// Switch though nobody would see it: no interface is attached
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Why, for the history
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) reason: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ColourName {
+    Blue,
+    Green,
+}
+
+impl From<ColourName> for Colour {
+    fn from(name: ColourName) -> Self {
+        match name {
+            ColourName::Blue => Self::Blue,
+            ColourName::Green => Self::Green,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OnSwitchName {
+    /// They stay on their backend until they end
+    Drain,
+    /// They end or move at once
+    Cut,
+}
+
+impl From<OnSwitchName> for OnSwitch {
+    fn from(name: OnSwitchName) -> Self {
+        match name {
+            OnSwitchName::Drain => Self::Drain,
+            OnSwitchName::Cut => Self::Cut,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_grammar_is_sound() {
+        Args::command().debug_assert();
+    }
+}

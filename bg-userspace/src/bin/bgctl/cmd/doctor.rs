@@ -1,0 +1,41 @@
+//! `bgctl doctor`: what this machine can do.
+
+use std::path::Path;
+
+use bg_userspace::{
+    config,
+    doctor::{self, Level},
+};
+
+use crate::{
+    args::{Doctor, Global},
+    exit::Outcome,
+    output,
+};
+
+const USUAL_CONFIG: &str = "/etc/bgctl/bgctl.toml";
+
+pub(super) fn run(global: &Global, args: &Doctor) -> anyhow::Result<Outcome> {
+    let usual = || Some(Path::new(USUAL_CONFIG)).filter(|path| path.exists());
+    let config = args.config.as_deref().or_else(usual).map(config::load).transpose()?;
+    let report =
+        doctor::examine(&global.paths(), &args.interfaces, config.as_ref()).map_err(bg_userspace::Error::from)?;
+    if global.json {
+        output::print_json(&report)?;
+    } else {
+        let mut text = String::new();
+        let mut subject = "";
+        for finding in &report.findings {
+            if finding.subject != subject {
+                subject = &finding.subject;
+                text += &format!("{subject}\n");
+            }
+            text += &format!("  {:4}  {}: {}\n", finding.level.name(), finding.check, finding.message);
+            if let Some(remedy) = &finding.remedy {
+                text += &format!("        -> {remedy}\n");
+            }
+        }
+        output::print(&text)?;
+    }
+    Ok(if report.worst() == Level::Fail { Outcome::Failed } else { Outcome::Done })
+}

@@ -1,0 +1,22 @@
+//! `bgctl plan`: what an apply would change.
+
+use bg_userspace::{Instance, config};
+
+use crate::{
+    args::{ConfigFile, Global},
+    exit::Outcome,
+    output,
+};
+
+pub(super) fn run(global: &Global, file: &ConfigFile) -> anyhow::Result<Outcome> {
+    let config = config::load(&file.config)?;
+    let plan = Instance::open(&global.paths())?.plan(&config)?;
+    if global.json {
+        output::print_json(&plan)?;
+    } else if plan.is_empty() {
+        output::print("nothing to change\n")?;
+    } else {
+        output::print(&plan.to_string())?;
+    }
+    Ok(if plan.is_empty() { Outcome::Done } else { Outcome::Changes })
+}

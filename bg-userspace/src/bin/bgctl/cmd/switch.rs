@@ -1,0 +1,61 @@
+//! `bgctl switch` and `bgctl rollback`: another colour, at one instant.
+
+use std::time::Instant;
+
+use bg_userspace::{Instance, SwitchRequest, Switched, history::Moment};
+
+use crate::{
+    args::{Change, Global, Rollback, Switch},
+    exit::Outcome,
+    output,
+};
+
+pub(super) fn run(global: &Global, args: &Switch) -> anyhow::Result<Outcome> {
+    let request = SwitchRequest { to: args.to.map(Into::into), ..request(&args.change) };
+    change(global, |instance| instance.switch(&args.deployment, &request))
+}
+
+pub(super) fn run_rollback(global: &Global, args: &Rollback) -> anyhow::Result<Outcome> {
+    let request = request(&args.change);
+    change(global, |instance| instance.rollback(&args.deployment, &request))
+}
+
+fn request(change: &Change) -> SwitchRequest {
+    SwitchRequest {
+        to: None,
+        on_switch: change.on_switch.map(Into::into),
+        if_generation: change.if_generation,
+        force: change.force,
+        reason: change.reason.clone(),
+    }
+}
+
+fn change(
+    global: &Global,
+    change: impl FnOnce(&Instance) -> Result<Switched, bg_userspace::Error>,
+) -> anyhow::Result<Outcome> {
+    let start = Instant::now();
+    let instance = Instance::open(&global.paths())?;
+    let switched = change(&instance)?;
+    if global.verbose {
+        eprintln!("bgctl: took {:.1?}, of which the fence {:.1?}", start.elapsed(), switched.fence);
+    }
+    if global.json {
+        output::print_json(&switched)?;
+    } else {
+        output::print(&render(&switched))?;
+    }
+    Ok(Outcome::Done)
+}
+
+fn render(switched: &Switched) -> String {
+    let Switched { deployment, changed, from, to, on_switch, .. } = switched;
+    let Moment { generation, live } = to;
+    let live = live.name();
+    if *changed {
+        let from = from.live.name();
+        format!("{deployment}: {from} -> {live}, generation {generation}, open flows: {}\n", on_switch.name())
+    } else {
+        format!("{deployment}: {live} is live already, generation {generation}, nothing changed\n")
+    }
+}

@@ -1,0 +1,40 @@
+//! Exit codes, which are part of the public interface.
+
+use std::process::ExitCode;
+
+use bg_userspace::{Error, ErrorClass, config::ConfigError};
+
+/// How a command ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// Done.
+    Done = 0,
+    /// Something failed, or `doctor` found something that must be mended.
+    Failed = 1,
+    /// Usage or configuration.
+    Usage = 2,
+    /// A precondition does not hold; nothing has been changed.
+    Refused = 3,
+    /// `plan` found that `apply` would change something.
+    Changes = 5,
+}
+
+impl Outcome {
+    /// The outcome that an error stands for.
+    pub(crate) fn of(error: &anyhow::Error) -> Self {
+        if error.is::<ConfigError>() {
+            return Self::Usage;
+        }
+        match error.downcast_ref::<Error>().map(Error::class) {
+            Some(ErrorClass::Usage) => Self::Usage,
+            Some(ErrorClass::Refused) => Self::Refused,
+            Some(ErrorClass::Failed) | None => Self::Failed,
+        }
+    }
+}
+
+impl From<Outcome> for ExitCode {
+    fn from(outcome: Outcome) -> Self {
+        Self::from(outcome as u8)
+    }
+}

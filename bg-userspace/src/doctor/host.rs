@@ -1,0 +1,133 @@
+//! The kernel, the privileges, the two directories, and the settings that forwarding depends on.
+
+use std::{fs, path::Path};
+
+use bg_common::Mode;
+
+use super::{
+    Finding,
+    preconditions::{self, KernelVersion, PreconditionError},
+};
+use crate::{Paths, config::Config};
+
+const HOST: &str = "host";
+
+/// From here on, tc programs are attached by links.
+const TCX: KernelVersion = KernelVersion { major: 6, minor: 6 };
+
+pub(super) fn examine(paths: &Paths, config: Option<&Config>) -> Vec<Finding> {
+    let mut findings = vec![kernel(), privileges(), pins(&paths.pin_root), state(&paths.state_dir), jit(), btf()];
+    findings.extend(tc());
+    findings.extend(forwarding(config));
+    findings
+}
+
+fn kernel() -> Finding {
+    match preconditions::kernel() {
+        Ok((_, release)) => {
+            Finding::ok(HOST, "kernel", format!("{release}, {} or later is needed", preconditions::MINIMUM_KERNEL))
+        }
+        Err(error) => Finding::fail(HOST, "kernel", error.to_string(), "boot a newer kernel"),
+    }
+}
+
+fn privileges() -> Finding {
+    match preconditions::capabilities() {
+        Ok(()) => Finding::ok(HOST, "privileges", "BPF programs may be loaded and attached"),
+        Err(PreconditionError::MissingCapabilities { missing }) => {
+            let missing: Vec<_> = missing.iter().map(|capability| capability.name()).collect();
+            Finding::fail(HOST, "privileges", format!("missing {}", missing.join(" and ")), "run bgctl as root")
+        }
+        Err(error) => Finding::warn(HOST, "privileges", error.to_string(), "mount /proc"),
+    }
+}
+
+fn pins(pin_root: &Path) -> Finding {
+    let path = pin_root.display();
+    match preconditions::bpf_file_system(pin_root) {
+        Ok(()) => Finding::ok(HOST, "pins", format!("{path} is on a BPF file system")),
+        Err(_) if pin_root.starts_with("/sys/fs/bpf") => Finding::warn(
+            HOST,
+            "pins",
+            format!("{path} is not on a BPF file system yet"),
+            "attach mounts one; at boot: mount -t bpf bpf /sys/fs/bpf",
+        ),
+        Err(_) => Finding::fail(
+            HOST,
+            "pins",
+            format!("{path} is not on a BPF file system"),
+            "mount one there (mount -t bpf bpf DIR), or leave --pin-root away",
+        ),
+    }
+}
+
+fn state(state_dir: &Path) -> Finding {
+    use std::os::unix::ffi::OsStrExt as _;
+    let existing = state_dir.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+    let writable = std::ffi::CString::new(existing.as_os_str().as_bytes())
+        // SAFETY: the path ends in a zero octet and outlives the call.
+        .is_ok_and(|path| unsafe { libc::access(path.as_ptr(), libc::W_OK | libc::X_OK) } == 0);
+    if writable && existing.is_dir() {
+        Finding::ok(HOST, "state", format!("{} can be written", state_dir.display()))
+    } else {
+        let remedy = "make it writable, or name another by --state-dir";
+        Finding::fail(HOST, "state", format!("{} cannot be written", state_dir.display()), remedy)
+    }
+}
+
+fn jit() -> Finding {
+    const SETTING: &str = "/proc/sys/net/core/bpf_jit_enable";
+    match fs::read_to_string(SETTING).as_deref().map(str::trim) {
+        Ok("0") => Finding::warn(
+            HOST,
+            "jit",
+            "BPF programs are interpreted, which is many times slower",
+            "sysctl -w net.core.bpf_jit_enable=1",
+        ),
+        Ok(_) => Finding::ok(HOST, "jit", "BPF programs are compiled"),
+        // The setting is not shown in other network namespaces than the first.
+        Err(_) => Finding::ok(HOST, "jit", "not told in this network namespace"),
+    }
+}
+
+fn btf() -> Finding {
+    if Path::new("/sys/kernel/btf/vmlinux").exists() {
+        Finding::ok(HOST, "btf", "the kernel describes its types")
+    } else {
+        let remedy = "nothing for bgctl itself; a kernel with CONFIG_DEBUG_INFO_BTF if you need them";
+        Finding::warn(HOST, "btf", "the kernel does not describe its types; tools such as bpftool show less", remedy)
+    }
+}
+
+fn tc() -> Option<Finding> {
+    let (version, _) = KernelVersion::running().ok()?;
+    let message =
+        if version >= TCX { "attached by TCX links" } else { "attached by clsact: TCX begins with Linux 6.6" };
+    Some(Finding::ok(HOST, "tc", message))
+}
+
+/// The FIB look-up of the data path asks for these, and so does the host's stack, which stands in for it.
+fn forwarding(config: Option<&Config>) -> Vec<Finding> {
+    let services = || config.iter().flat_map(|config| &config.deployments).flat_map(|deployment| &deployment.services);
+    let nat = |is_ipv4| services().any(|service| service.mode == Mode::Nat && service.vip.is_ipv4() == is_ipv4);
+    let check = |check, is_ipv4, setting: &str, key| {
+        let value = fs::read_to_string(setting).ok()?;
+        if value.trim() != "0" {
+            return Some(Finding::ok(HOST, check, "on"));
+        }
+        let (message, remedy) =
+            ("off: no packet of a `nat` service would reach its backend", format!("sysctl -w {key}=1"));
+        Some(if nat(is_ipv4) {
+            Finding::fail(HOST, check, message, remedy)
+        } else {
+            Finding::warn(HOST, check, message, remedy + " (`local` services do without)")
+        })
+    };
+    [
+        check("ipv4 forwarding", true, "/proc/sys/net/ipv4/conf/all/forwarding", "net.ipv4.ip_forward"),
+        check("ipv6 forwarding", false, "/proc/sys/net/ipv6/conf/all/forwarding", "net.ipv6.conf.all.forwarding"),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}

@@ -1,0 +1,147 @@
+//! One interface: how to attach to it, and what would be in the way.
+
+use std::fs;
+
+use super::{Finding, drivers};
+use crate::net::{ARPHRD_ETHER, ARPHRD_LOOPBACK, Interface};
+
+/// What most drivers take in native mode without fragments: a page, less headroom and tailroom.
+const LARGEST_NATIVE_MTU: u32 = 3498;
+
+pub(super) fn examine(interface: &Interface, is_ours: bool) -> Vec<Finding> {
+    let name = interface.name.as_str();
+    if !matches!(interface.arphrd, ARPHRD_ETHER | ARPHRD_LOOPBACK) {
+        let message = format!("carries no Ethernet frames (ARPHRD {}): cannot be attached to", interface.arphrd);
+        return vec![Finding::warn(name, "type", message, "attach to the Ethernet interface below it")];
+    }
+    let native = !interface.is_virtual() && interface.driver.as_deref().is_some_and(drivers::has_native_xdp);
+    let mut findings = vec![mode(interface, native)];
+    if native && interface.mtu > LARGEST_NATIVE_MTU {
+        let message = format!("{}: most drivers refuse native XDP above about {LARGEST_NATIVE_MTU}", interface.mtu);
+        findings.push(Finding::warn(
+            name,
+            "mtu",
+            message,
+            format!("a smaller MTU (ip link set dev {name} mtu 1500), or --mode tc"),
+        ));
+    }
+    if interface.large_receive_offload {
+        let message = "LRO is on: packets arrive merged, which XDP must not see";
+        findings.push(Finding::warn(name, "lro", message, format!("ethtool -K {name} lro off")));
+    }
+    if !interface.up {
+        findings.push(Finding::warn(name, "link", "is down", format!("ip link set dev {name} up")));
+    }
+    findings.extend(other_xdp(interface, is_ours));
+    findings.extend(reverse_path(name));
+    findings
+}
+
+fn mode(interface: &Interface, native: bool) -> Finding {
+    let name = interface.name.as_str();
+    let driver = interface.driver.as_deref().unwrap_or("unknown");
+    match &interface.kind {
+        Some(kind) => Finding::ok(
+            name,
+            "mode",
+            format!(
+                "tc, as it is virtual ({kind}): packets there may have unfinished checksums, which XDP does not tell"
+            ),
+        ),
+        None if interface.arphrd == ARPHRD_LOOPBACK => Finding::ok(name, "mode", "tc, as it is the loopback"),
+        None if native => Finding::ok(name, "mode", format!("native XDP, as the driver ({driver}) has it")),
+        None => Finding::warn(
+            name,
+            "mode",
+            format!("the driver ({driver}) is not known to have native XDP; --mode auto tries it, then takes tc"),
+            "a NIC with native XDP, for the full speed",
+        ),
+    }
+}
+
+fn other_xdp(interface: &Interface, is_ours: bool) -> Option<Finding> {
+    let name = interface.name.as_str();
+    let attachment = interface.xdp.first()?;
+    let (mode, id) = (attachment.mode.name(), attachment.program_id);
+    Some(if is_ours {
+        Finding::ok(name, "xdp", format!("carries this instance's program (id {id}, {mode})"))
+    } else {
+        let remedy = format!("ip link set dev {name} xdp off (if nobody needs it), or --mode tc");
+        Finding::warn(name, "xdp", format!("carries the XDP program of somebody else (id {id}, {mode})"), remedy)
+    })
+}
+
+/// Strict reverse path filtering drops what comes by another way than its answer would go: what the
+/// data path hands to the host's stack for want of a next hop, and all of a `local` service.
+fn reverse_path(name: &str) -> Option<Finding> {
+    let setting = |name: &str| -> Option<u8> {
+        fs::read_to_string(format!("/proc/sys/net/ipv4/conf/{name}/rp_filter")).ok()?.trim().parse().ok()
+    };
+    // The kernel takes the larger of both.
+    let strict = setting(name)?.max(setting("all")?) == 1;
+    strict.then(|| {
+        Finding::warn(
+            name,
+            "rp_filter",
+            "strict: packets that come by another way than their answers go are dropped by the host's stack",
+            format!("sysctl -w net.ipv4.conf.{name}.rp_filter=2, if paths are asymmetric"),
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        doctor::Level,
+        net::{XdpAttachment, XdpMode},
+    };
+
+    fn nic() -> Interface {
+        Interface {
+            name: "no-such-nic".into(),
+            index: 7,
+            mtu: 1500,
+            mac: Some([2, 0, 0, 0, 0, 1]),
+            arphrd: ARPHRD_ETHER,
+            kind: None,
+            up: true,
+            xdp: Vec::new(),
+            driver: Some("ixgbe".into()),
+            large_receive_offload: false,
+        }
+    }
+
+    fn levels(interface: &Interface, is_ours: bool) -> Vec<(&'static str, Level)> {
+        examine(interface, is_ours).iter().map(|finding| (finding.check, finding.level)).collect()
+    }
+
+    #[test]
+    fn a_nic_with_native_xdp_has_nothing_to_mend() {
+        assert_eq!(levels(&nic(), false), [("mode", Level::Ok)]);
+    }
+
+    #[test]
+    fn what_is_in_the_way_of_native_xdp_is_told() {
+        let interface = Interface { mtu: 9000, large_receive_offload: true, up: false, ..nic() };
+        let warn = |check| (check, Level::Warn);
+        assert_eq!(levels(&interface, false), [("mode", Level::Ok), warn("mtu"), warn("lro"), warn("link")]);
+        assert_eq!(levels(&Interface { driver: Some("e1000e".into()), ..nic() }, false), [warn("mode")]);
+        assert_eq!(levels(&Interface { arphrd: 65534, kind: Some("tun".into()), ..nic() }, false), [warn("type")]);
+    }
+
+    #[test]
+    fn tc_is_right_for_what_is_virtual() {
+        let veth = Interface { kind: Some("veth".into()), mtu: 65_535, driver: Some("veth".into()), ..nic() };
+        let findings = examine(&veth, false);
+        assert_eq!(findings.len(), 1);
+        assert!(findings[0].message.starts_with("tc, as it is virtual (veth)"));
+    }
+
+    #[test]
+    fn an_xdp_program_is_ours_or_in_the_way() {
+        let interface = Interface { xdp: vec![XdpAttachment { mode: XdpMode::Native, program_id: 9 }], ..nic() };
+        assert_eq!(levels(&interface, true)[1], ("xdp", Level::Ok));
+        assert_eq!(levels(&interface, false)[1], ("xdp", Level::Warn));
+    }
+}

@@ -1,0 +1,228 @@
+//! The command line as a script meets it: what goes to stdout, what to stderr, and the exit code. None of
+//! these needs privileges or touches an instance.
+
+use std::{
+    fs,
+    path::Path,
+    process::{Command, Output},
+};
+
+use tempfile::TempDir;
+
+const GOOD: &str = r#"[[deployments.shop.services]]
+name = "web"
+vip = "203.0.113.10:443"
+protocol = "tcp"
+mode = "nat"
+blue = ["10.0.1.11:8443"]
+green = ["10.0.2.11:8443", "10.0.2.12:8443"]
+"#;
+
+/// A directory for an instance that does not exist.
+struct Nowhere(TempDir);
+
+impl Nowhere {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    /// A file in it.
+    fn file(&self, name: &str, content: impl AsRef<[u8]>) -> String {
+        let path = self.path().join(name);
+        fs::write(&path, content).unwrap();
+        path.to_str().unwrap().to_owned()
+    }
+
+    fn bgctl(&self, words: &[&str]) -> Ended {
+        let output = Command::new(env!("CARGO_BIN_EXE_bgctl"))
+            .args(words)
+            .env("BGCTL_PIN_ROOT", self.path().join("pins"))
+            .env("BGCTL_STATE_DIR", self.path().join("state"))
+            .output()
+            .unwrap();
+        Ended(output)
+    }
+}
+
+struct Ended(Output);
+
+impl Ended {
+    fn stdout(&self) -> String {
+        String::from_utf8(self.0.stdout.clone()).unwrap()
+    }
+
+    fn stderr(&self) -> String {
+        String::from_utf8(self.0.stderr.clone()).unwrap()
+    }
+
+    fn json(&self) -> serde_json::Value {
+        serde_json::from_slice(&self.0.stdout).unwrap()
+    }
+
+    /// Asserts the exit code, and that results and messages are where they belong.
+    #[track_caller]
+    fn code(self, expected: i32) -> Self {
+        assert_eq!(self.0.status.code(), Some(expected), "stdout {:?}, stderr {:?}", self.stdout(), self.stderr());
+        self
+    }
+
+    /// Asserts that it failed with one message on stderr which has all these parts, and no result.
+    #[track_caller]
+    fn says(self, code: i32, parts: &[&str]) {
+        let ended = self.code(code);
+        assert_eq!(ended.stdout(), "");
+        for part in parts {
+            assert!(ended.stderr().contains(part), "{part:?} is not in {:?}", ended.stderr());
+        }
+    }
+}
+
+#[test]
+fn a_valid_configuration_is_counted() {
+    let nowhere = Nowhere::new();
+    let file = nowhere.file("bgctl.toml", GOOD);
+    let ended = nowhere.bgctl(&["check", "-c", &file]).code(0);
+    assert_eq!(ended.stdout(), format!("{file} is valid: 1 deployment, 1 service, 3 backends\n"));
+    assert_eq!(ended.stderr(), "");
+    let ended = nowhere.bgctl(&["check", "-c", &file, "--json"]).code(0);
+    assert_eq!(ended.json()["backends"], 3);
+}
+
+#[test]
+fn a_bad_configuration_is_a_usage_error_with_every_problem() {
+    let nowhere = Nowhere::new();
+    let bad = GOOD.replace("vip", "vips").replace("10.0.2.12:8443", "10.0.2.12:0");
+    let file = nowhere.file("bgctl.toml", bad);
+    for command in ["check", "plan", "apply"] {
+        nowhere.bgctl(&[command, "-c", &file]).says(
+            2,
+            &[
+                &format!("{file}:3:1: deployment \"shop\", service \"web\": unknown key \"vips\", expected one of"),
+                &format!("{file}:1:1: deployment \"shop\", service \"web\": missing key \"vip\""),
+                &format!(
+                    "{file}:7:28: deployment \"shop\", service \"web\": bad backend \"10.0.2.12:0\", expected a port"
+                ),
+            ],
+        );
+    }
+    assert!(!nowhere.path().join("state").exists(), "nothing was touched");
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_a_usage_error() {
+    let nowhere = Nowhere::new();
+    let missing = nowhere.path().join("missing.toml");
+    nowhere
+        .bgctl(&["check", "-c", missing.to_str().unwrap()])
+        .says(2, &["missing.toml", "No such file", "-c names another"]);
+    nowhere.bgctl(&["check", "-c", nowhere.path().to_str().unwrap()]).says(2, &["Is a directory"]);
+    let file = nowhere.file("latin1.toml", b"# gr\xfcn\n");
+    nowhere.bgctl(&["check", "-c", &file]).says(2, &["latin1.toml:1:5: not UTF-8"]);
+}
+
+#[test]
+fn what_the_grammar_does_not_know_is_a_usage_error() {
+    let nowhere = Nowhere::new();
+    for words in [
+        &[][..],
+        &["swich", "shop"],
+        &["switch"],
+        &["switch", "shop", "red"],
+        &["switch", "shop", "--on-switch", "kill"],
+        &["switch", "shop", "--if-generation", "-1"],
+        &["attach"],
+        &["attach", "lo", "--mode", "fast"],
+        &["attach", "lo", "--flows", "0"],
+        &["detach"],
+        &["detach", "lo", "--all"],
+        &["check", "--frobnicate"],
+    ] {
+        let ended = nowhere.bgctl(words).code(2);
+        assert!(ended.stderr().contains("--help"), "{words:?}: {}", ended.stderr());
+    }
+}
+
+#[test]
+fn without_an_instance_there_is_nothing_to_switch() {
+    let nowhere = Nowhere::new();
+    let file = nowhere.file("bgctl.toml", GOOD);
+    for words in [
+        &["status"][..],
+        &["switch", "shop"],
+        &["rollback", "shop"],
+        &["flows"],
+        &["plan", "-c", &file],
+        &["apply", "-c", &file],
+    ] {
+        nowhere.bgctl(words).says(1, &["no instance at", "bgctl attach IFACE"]);
+    }
+}
+
+#[test]
+fn an_interface_that_does_not_exist_is_answered_with_those_that_do() {
+    Nowhere::new().bgctl(&["doctor", "no-such-nic"]).says(2, &["\"no-such-nic\"", "there are:", "lo"]);
+}
+
+#[test]
+fn the_history_is_empty_then_told_and_survives_a_torn_line() {
+    let nowhere = Nowhere::new();
+    let ended = nowhere.bgctl(&["history", "--json"]).code(0);
+    assert_eq!(ended.json(), serde_json::json!({ "records": [] }));
+
+    fs::create_dir(nowhere.path().join("state")).unwrap();
+    let record = serde_json::json!({
+        "time": "2025-03-01T12:00:00.123456789Z", "deployment": "shop", "action": "switch",
+        "from": { "generation": 3, "live": "blue" }, "to": { "generation": 4, "live": "green" },
+        "who": { "user": "alice", "uid": 1000 }, "reason": "release 7", "command": "bgctl switch shop",
+    });
+    nowhere.file("state/history.jsonl", format!("{record}\n{}", &record.to_string()[..40]));
+    let ended = nowhere.bgctl(&["history", "shop"]).code(0);
+    let line = "2025-03-01T12:00:00Z  shop        switch  blue@3  green@4  alice  release 7";
+    assert!(ended.stdout().lines().any(|l| l == line), "{}", ended.stdout());
+    assert!(ended.stderr().contains("1 line of"), "{}", ended.stderr());
+    assert_eq!(nowhere.bgctl(&["history", "--json"]).code(0).json()["records"], serde_json::json!([record]));
+    assert_eq!(nowhere.bgctl(&["history", "other", "--json"]).code(0).json()["records"], serde_json::json!([]));
+}
+
+#[test]
+fn packagers_get_completions_and_manual_pages() {
+    let nowhere = Nowhere::new();
+    for shell in ["bash", "zsh", "fish"] {
+        assert!(nowhere.bgctl(&["completions", shell]).code(0).stdout().contains("rollback"), "{shell}");
+    }
+    let dir = nowhere.path().join("man/man1");
+    nowhere.bgctl(&["man", dir.to_str().unwrap()]).code(0);
+    let page = fs::read_to_string(dir.join("bgctl-switch.1")).unwrap();
+    assert!(page.contains("if\\-generation"));
+}
+
+#[test]
+fn the_doctor_finds_something_wherever_it_looks() {
+    let nowhere = Nowhere::new();
+    // Whether this host is fit is not the test's business, but the pin root is on no BPF file system.
+    let ended = nowhere.bgctl(&["doctor", "lo", "--json"]).code(1);
+    let json = ended.json();
+    let findings = json["findings"].as_array().unwrap();
+    let find = |subject: &str, check: &str| {
+        let mut found = findings.iter().filter(|finding| finding["subject"] == subject && finding["check"] == check);
+        found.next().unwrap_or_else(|| panic!("{subject} {check} in {findings:?}")).clone()
+    };
+    assert_eq!(find("host", "pins")["level"], "fail");
+    assert!(find("host", "pins")["remedy"].as_str().unwrap().contains("mount -t bpf"));
+    assert_eq!(find("lo", "mode")["level"], "ok");
+    assert!(find("host", "kernel")["message"].is_string());
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_failure() {
+    let program = env!("CARGO_BIN_EXE_bgctl");
+    let pipe = format!("set -o pipefail; {program} completions bash | true");
+    for _ in 0..5 {
+        let status = Command::new("bash").args(["-c", &pipe]).status().unwrap();
+        assert!(status.success(), "{status}");
+    }
+}
