@@ -3,6 +3,7 @@
 use std::{fs, path::Path};
 
 use bg_common::Mode;
+use rustix::fs::Access;
 
 use super::{
     Finding,
@@ -62,11 +63,8 @@ fn pins(pin_root: &Path) -> Finding {
 }
 
 fn state(state_dir: &Path) -> Finding {
-    use std::os::unix::ffi::OsStrExt as _;
     let existing = state_dir.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
-    let writable = std::ffi::CString::new(existing.as_os_str().as_bytes())
-        // SAFETY: the path ends in a zero octet and outlives the call.
-        .is_ok_and(|path| unsafe { libc::access(path.as_ptr(), libc::W_OK | libc::X_OK) } == 0);
+    let writable = rustix::fs::access(existing, Access::WRITE_OK | Access::EXEC_OK).is_ok();
     if writable && existing.is_dir() {
         Finding::ok(HOST, "state", format!("{} can be written", state_dir.display()))
     } else {

@@ -9,6 +9,9 @@ use std::{
 /// The oldest kernel that is supported.
 pub const MINIMUM_KERNEL: KernelVersion = KernelVersion { major: 5, minor: 15 };
 
+/// `BPF_FS_MAGIC` of linux/magic.h.
+const BPF_FS_MAGIC: u32 = 0xcafe_4a11;
+
 /// A kernel's version, as far as it matters here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct KernelVersion {
@@ -136,12 +139,11 @@ pub fn capabilities() -> Result<(), PreconditionError> {
 /// The pin root is on a BPF file system, or will be when its missing directories are made.
 pub fn bpf_file_system(pin_root: &Path) -> Result<(), PreconditionError> {
     let existing = pin_root.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
-    let source = match file_system_type(existing) {
-        Ok(libc::BPF_FS_MAGIC) => return Ok(()),
-        Ok(_) => return Err(PreconditionError::NoBpfFileSystem { pin_root: pin_root.to_owned() }),
-        Err(source) => source,
-    };
-    Err(PreconditionError::Unreadable { path: existing.to_owned(), source })
+    match rustix::fs::statfs(existing) {
+        Ok(statfs) if statfs.f_type as u32 == BPF_FS_MAGIC => Ok(()),
+        Ok(_) => Err(PreconditionError::NoBpfFileSystem { pin_root: pin_root.to_owned() }),
+        Err(error) => Err(PreconditionError::Unreadable { path: existing.to_owned(), source: error.into() }),
+    }
 }
 
 fn effective_set(status: &str) -> Option<u64> {
@@ -157,18 +159,6 @@ fn missing_of(effective: u64) -> Vec<Capability> {
         needed.extend([Capability::Bpf, Capability::Perfmon]);
     }
     needed.into_iter().filter(|capability| !has(*capability)).collect()
-}
-
-fn file_system_type(path: &Path) -> io::Result<libc::c_long> {
-    use std::os::unix::ffi::OsStrExt as _;
-    let path = std::ffi::CString::new(path.as_os_str().as_bytes())?;
-    // SAFETY: `statfs` is plain old data, for which zeros are valid.
-    let mut statfs: libc::statfs = unsafe { std::mem::zeroed() };
-    // SAFETY: `path` ends in a zero octet, and `statfs` is what the call fills.
-    match unsafe { libc::statfs(path.as_ptr(), &raw mut statfs) } {
-        0 => Ok(statfs.f_type as libc::c_long),
-        _ => Err(io::Error::last_os_error()),
-    }
 }
 
 fn names(capabilities: &[Capability]) -> String {

@@ -18,8 +18,7 @@ impl Who {
         if let (Some(user), Some(uid)) = (sudo("SUDO_USER"), sudo("SUDO_UID").and_then(|uid| uid.parse().ok())) {
             return Self { user: Some(user), uid };
         }
-        // SAFETY: the call has no arguments and cannot fail.
-        let uid = unsafe { libc::getuid() };
+        let uid = rustix::process::getuid().as_raw();
         let user = std::fs::read_to_string("/etc/passwd").ok().and_then(|passwd| name_in(&passwd, uid));
         Self { user, uid }
     }
