@@ -50,7 +50,7 @@ pub(super) static TERMS: Array<[SwitchTerms; 2], { MAX_DEPLOYMENTS as usize }, M
 
 /// Settings of each deployment.
 #[btf_map(name = "deployments")]
-pub(super) static DEPLOYMENTS: Array<DeploymentRow, { MAX_DEPLOYMENTS as usize }> = Array::new();
+pub(super) static DEPLOYMENTS: Array<DeploymentRow, { MAX_DEPLOYMENTS as usize }, MMAPABLE> = Array::new();
 
 /// VIPs and preview addresses.
 #[btf_map(name = "services")]
@@ -58,11 +58,11 @@ pub(super) static SERVICES: HashMap<ServiceKey, ServiceRow, { 2 * MAX_SERVICES a
 
 /// Both addresses of each service, by `2 * service + role`.
 #[btf_map(name = "vips")]
-pub(super) static VIPS: Array<ServiceKey, { 2 * MAX_SERVICES as usize }> = Array::new();
+pub(super) static VIPS: Array<ServiceKey, { 2 * MAX_SERVICES as usize }, MMAPABLE> = Array::new();
 
 /// Names and modes of services.
 #[btf_map(name = "service_info")]
-pub(super) static SERVICE_INFO: Array<ServiceInfo, { MAX_SERVICES as usize }> = Array::new();
+pub(super) static SERVICE_INFO: Array<ServiceInfo, { MAX_SERVICES as usize }, MMAPABLE> = Array::new();
 
 /// Backends of all services and colours.
 #[btf_map(name = "backends")]
