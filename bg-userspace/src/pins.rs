@@ -8,6 +8,7 @@
 use std::{fs, io, path::Path};
 
 use aya::maps::{Array, Map, MapData};
+use aya_obj::generated::BPF_F_MMAPABLE;
 use bg_common::{
     ABI_VERSION, Backend, Clock, DeploymentRow, Event, Flow, FlowKey4, FlowKey6, LiveWord, MAX_BACKENDS,
     MAX_DEPLOYMENTS, MAX_INTERFACES, MAX_SERVICES, MAX_TABLE_ENTRIES, MAX_TESTERS, Meta, ServiceInfo, ServiceKey,
@@ -23,18 +24,20 @@ pub(crate) struct MapSpec {
     value_size: usize,
     /// `None`: the loader chooses.
     max_entries: Option<u32>,
+    /// Whether user space maps it into its memory.
+    mappable: bool,
 }
 
 /// All maps of an instance, but `meta` last: see the module's text.
 pub(crate) const MAPS: [MapSpec; 18] = [
-    map::<u32, LiveWord>("live", MAX_DEPLOYMENTS),
-    map::<u32, [SwitchTerms; 2]>("terms", MAX_DEPLOYMENTS),
-    map::<u32, DeploymentRow>("deployments", MAX_DEPLOYMENTS),
+    array::<LiveWord>("live", MAX_DEPLOYMENTS),
+    array::<[SwitchTerms; 2]>("terms", MAX_DEPLOYMENTS),
+    array::<DeploymentRow>("deployments", MAX_DEPLOYMENTS),
     map::<ServiceKey, ServiceRow>("services", 2 * MAX_SERVICES),
-    map::<u32, ServiceKey>("vips", 2 * MAX_SERVICES),
-    map::<u32, ServiceInfo>("service_info", MAX_SERVICES),
-    map::<u32, Backend>("backends", MAX_BACKENDS),
-    map::<u32, u32>("maglev", MAX_TABLE_ENTRIES),
+    array::<ServiceKey>("vips", 2 * MAX_SERVICES),
+    array::<ServiceInfo>("service_info", MAX_SERVICES),
+    array::<Backend>("backends", MAX_BACKENDS),
+    array::<u32>("maglev", MAX_TABLE_ENTRIES),
     map::<(u32, TesterKey), u32>("testers", MAX_TESTERS),
     MapSpec { max_entries: None, ..map::<FlowKey4, Flow>("flows4", 0) },
     MapSpec { max_entries: None, ..map::<FlowKey6, Flow>("flows6", 0) },
@@ -48,7 +51,17 @@ pub(crate) const MAPS: [MapSpec; 18] = [
 ];
 
 const fn map<K, V>(name: &'static str, max_entries: u32) -> MapSpec {
-    MapSpec { name, key_size: size_of::<K>(), value_size: size_of::<V>(), max_entries: Some(max_entries) }
+    MapSpec {
+        name,
+        key_size: size_of::<K>(),
+        value_size: size_of::<V>(),
+        max_entries: Some(max_entries),
+        mappable: false,
+    }
+}
+
+const fn array<V>(name: &'static str, max_entries: u32) -> MapSpec {
+    MapSpec { mappable: true, ..map::<u32, V>(name, max_entries) }
 }
 
 /// What a pin root holds.
@@ -100,6 +113,9 @@ impl MapSpec {
         if sizes != (self.key_size, self.value_size) {
             let expected = (self.key_size, self.value_size);
             return Err(foreign(format!("expected keys and values of {expected:?} bytes, got {sizes:?}")));
+        }
+        if self.mappable && info.map_flags() & BPF_F_MMAPABLE == 0 {
+            return Err(foreign("expected the flag BPF_F_MMAPABLE".to_owned()));
         }
         match self.max_entries {
             Some(expected) if expected != info.max_entries() => {
