@@ -11,6 +11,7 @@
 
 mod addr;
 mod backend;
+mod bench;
 mod counters;
 mod flow;
 mod live;
@@ -18,6 +19,7 @@ mod service;
 
 pub use addr::{Addr, Be16, Family, Protocol};
 pub use backend::{Backend, Identity, Mode, NextHop};
+pub use bench::FrameTemplate;
 pub use counters::{Event, Traffic};
 pub use flow::{Flow, FlowKey4, FlowKey6, FlowRole, TcpState};
 pub use live::{Colour, FULL_SHARE, LiveFlags, LiveWord, SwitchTerms};
@@ -92,6 +94,7 @@ mod pod {
         };
     }
     impl_pod!(
+        FrameTemplate,
         Meta,
         Clock,
         Backend,

@@ -46,8 +46,17 @@ pub(crate) struct Built {
     record: Record,
 }
 
-/// Compiles the object.
+/// Compiles the object that bgctl embeds.
 pub(crate) fn build() -> Result<Built> {
+    compile("bg-ebpf")
+}
+
+/// Compiles the programs that the benchmarks measure with; tells where the object is.
+pub(crate) fn build_bench() -> Result<PathBuf> {
+    compile("bg-bench").map(|built| built.path)
+}
+
+fn compile(program: &str) -> Result<Built> {
     let toolchain = Toolchain::require()?;
     let linker = toolchain::require_bpf_linker()?;
     let compiler = toolchain.version()?;
@@ -60,7 +69,7 @@ pub(crate) fn build() -> Result<Built> {
         .current_dir(workspace::root())
         .env("PATH", toolchain::path_with_cargo_bin())
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
-        .args(["build", "--release", "--package", "bg-ebpf", "--bin", "bg-ebpf"])
+        .args(["build", "--release", "--package", "bg-ebpf", "--bin", program])
         .args(["-Z", "build-std=core", "--target", TARGET, "--target-dir"])
         .arg(&target_dir);
     for setting in profile() {
@@ -74,8 +83,8 @@ pub(crate) fn build() -> Result<Built> {
         )
     })?;
 
-    let linked = target_dir.join(TARGET).join("release/bg-ebpf");
-    let path = target_dir.join("bg.bpf.o");
+    let linked = target_dir.join(TARGET).join("release").join(program);
+    let path = target_dir.join(program).with_extension("bpf.o");
     strip(&linked, &path)?;
     let object = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
     let sources = sources::checksum(&[codegen_flags(), profile()].concat())?;

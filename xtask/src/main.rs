@@ -1,5 +1,6 @@
 //! `cargo xtask`: what a person who works on this repository types. One subcommand a file.
 
+mod bench;
 mod build_ebpf;
 mod demo;
 mod packages;
@@ -28,6 +29,8 @@ enum Task {
     BuildEbpf(build_ebpf::Args),
     /// Show real connections move from blue to green and back. Needs root or sudo.
     Demo(demo::Args),
+    /// Measure, each figure beside its baseline. Needs root.
+    Bench(bench::Args),
     /// Run every check and test. Needs root or sudo, for network namespaces.
     Test(test::Args),
     /// What continuous integration runs: the same as `test`.
@@ -43,6 +46,7 @@ fn main() -> ExitCode {
         Task::BuildEbpf(args) => build_ebpf::run(&args),
         Task::Demo(args) => demo::run(&args),
         Task::Backend(args) => demo::backend::run(&args),
+        Task::Bench(args) => bench::run(&args),
         Task::Test(args) | Task::Ci(args) => test::run(&args),
     };
     match result {

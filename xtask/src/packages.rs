@@ -12,15 +12,25 @@ struct Tool {
     program: &'static str,
     package: &'static str,
     used_for: &'static str,
+    demo: bool,
     /// A unit that installing the package would start.
     service: Option<&'static str>,
 }
 
+/// Whose tools.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Tools {
+    /// Those of the demo alone.
+    Demo,
+    /// Those of the demo and of all tests.
+    All,
+}
+
 const TOOLS: [Tool; 9] = [
-    tool("ip", "iproute2", "namespaces and interfaces of labs"),
-    tool("ethtool", "ethtool", "finished checksums on the wires of labs"),
-    tool("ping", "iputils-ping", "warming up labs"),
-    tool("curl", "curl", "playing with the demo"),
+    Tool { demo: true, ..tool("ip", "iproute2", "namespaces and interfaces of labs") },
+    Tool { demo: true, ..tool("ethtool", "ethtool", "finished checksums on the wires of labs") },
+    Tool { demo: true, ..tool("ping", "iputils-ping", "warming up labs") },
+    Tool { demo: true, ..tool("curl", "curl", "playing with the demo") },
     tool("wrk", "wrk", "load"),
     tool("iperf3", "iperf3", "a TCP stream across switches"),
     tool("bpftool", "bpftool", "loading the object without bgctl"),
@@ -29,7 +39,7 @@ const TOOLS: [Tool; 9] = [
 ];
 
 const fn tool(program: &'static str, package: &'static str, used_for: &'static str) -> Tool {
-    Tool { program, package, used_for, service: None }
+    Tool { program, package, used_for, demo: false, service: None }
 }
 
 impl Tool {
@@ -47,10 +57,14 @@ fn search_path() -> impl Iterator<Item = PathBuf> {
 }
 
 /// Installs what is missing; services that come with it are neither started nor enabled.
-pub(crate) fn install_tools() -> Result<()> {
-    let missing: Vec<_> = TOOLS.iter().filter(|tool| !tool.is_there()).collect();
+pub(crate) fn install_tools(tools: Tools) -> Result<()> {
+    let wanted = TOOLS.iter().filter(|tool| tool.demo || tools == Tools::All);
+    let missing: Vec<_> = wanted.filter(|tool| !tool.is_there()).collect();
     if missing.is_empty() {
-        say("all programs that tests and the demo use are there");
+        say(match tools {
+            Tools::Demo => "all programs that the demo uses are there",
+            Tools::All => "all programs that tests and the demo use are there",
+        });
         return Ok(());
     }
     for tool in &missing {

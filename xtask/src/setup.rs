@@ -2,7 +2,7 @@
 //! second run finds everything and changes nothing.
 
 use crate::{
-    packages::{apt_install, install_tools, is_installed},
+    packages::{Tools, apt_install, install_tools, is_installed},
     process::{run as run_command, say},
     toolchain::{self, BPF_LINKER, LLVM, NIGHTLY, Toolchain},
 };
@@ -12,7 +12,7 @@ use std::process::Command;
 pub(crate) fn run() -> Result<()> {
     compiler()?;
     linker()?;
-    install_tools()
+    install_tools(Tools::All)
 }
 
 fn compiler() -> Result<()> {

@@ -83,7 +83,8 @@ impl Kernel {
             self.array::<ServiceKey>("vips")?.set(*row, key, 0)?;
         }
         for (slot, backend) in scenario.backends.iter().enumerate() {
-            let next_hop = NextHop { learned: tick, ..backend.next_hop };
+            let learned = if backend.next_hop.is_some() { tick } else { 0 };
+            let next_hop = NextHop { learned, ..backend.next_hop };
             self.array::<Backend>("backends")?.set(slot as u32, Backend { next_hop, ..*backend }, 0)?;
             if next_hop.is_some() {
                 let mut egress: DevMapHash<_> = self.object.map_mut("egress").context("egress")?.try_into()?;

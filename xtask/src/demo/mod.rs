@@ -8,6 +8,7 @@ mod summary;
 mod view;
 
 use crate::{
+    packages::{Tools, install_tools},
     process::{as_root, can_be_root, is_root, run as run_command, say},
     workspace,
 };
@@ -50,6 +51,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         sweep::kept();
         return Ok(());
     }
+    install_tools(Tools::Demo)?;
     show(args.keep)
 }
 
@@ -97,13 +99,13 @@ fn play(lab: &Lab, bgctl: &Bgctl) -> Result<Summary> {
     let live = Live::open(lab.sandbox.pin_root())?;
     let stream = Echo::open(&lab.client, udp)?;
     let mut view = View::new(vec![
-        ("keep-alive", KeepAlive { clients: 6, pause: Duration::from_millis(5) }.start(&lab.client, vip)?),
-        ("new connections", Fresh { clients: 3, pause: Duration::from_millis(3) }.start(&lab.client, vip)?),
+        ("kept", KeepAlive { clients: 6, pause: Duration::from_millis(5) }.start(&lab.client, vip)?),
+        ("new", Fresh { clients: 3, pause: Duration::from_millis(3) }.start(&lab.client, vip)?),
         ("IPv6", Fresh { clients: 1, pause: Duration::from_millis(3) }.start(&lab.client, http_vip(address::VIP_V6))?),
     ]);
     let mut summary = Summary::default();
 
-    say("HTTP over connections that are kept, over a new one for each request, and over IPv6: all on blue");
+    say("requests a second over kept connections, over a new one for each, over new ones by IPv6: all on blue");
     summary.stream(stream.ask("before the switch")?.colour == Colour::Blue);
     view.watch(3);
 
@@ -124,7 +126,7 @@ fn play(lab: &Lab, bgctl: &Bgctl) -> Result<Summary> {
     let cut = SwitchInstant::measure(&lab.client, udp, &live, || {
         typed(bgctl, &["switch", DEPLOYMENT, "green", "--on-switch", "cut"])
     })?;
-    summary.instant("cut", Colour::Green, &cut);
+    summary.cut(&cut);
     summary.stream(stream.ask("after the cut")?.colour == Colour::Green);
     view.watch(1);
     view.expect_cut(false);

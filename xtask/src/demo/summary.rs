@@ -7,7 +7,7 @@ use bg_tests::{
     config::{DEPLOYMENT, PREVIEW_PORT},
     load::Counts,
 };
-use std::fmt;
+use std::{fmt, time::Duration};
 
 /// What happened in the demo.
 #[derive(Default)]
@@ -22,19 +22,30 @@ pub(super) struct Summary {
 }
 
 impl Summary {
-    /// Takes up one change of the live colour, to `colour`.
+    /// Takes up a switch or a rollback to `colour`.
     pub(super) fn instant(&mut self, verb: &str, colour: Colour, measured: &SwitchInstant) {
+        self.lost += measured.lost();
+        self.line(verb, colour, measured);
+    }
+
+    /// Takes up a cut to green: the answer to a probe that was under way then is dropped, as asked.
+    pub(super) fn cut(&mut self, measured: &SwitchInstant) {
+        self.lost += measured.lost_outside(Duration::from_millis(5));
+        self.line("cut", Colour::Green, measured);
+    }
+
+    fn line(&mut self, verb: &str, colour: Colour, measured: &SwitchInstant) {
         let arrival = match measured.first_arrival(colour) {
+            Some(Duration::ZERO) => "under 1µs".to_owned(),
             Some(time) => format!("{time:.0?}"),
             None => "never".to_owned(),
         };
         self.instants.push(format!(
-            "{verb:<9} {arrival:>8} from the store to the first packet on {}; the command took {:.0?} in all",
+            "{verb:<9} {arrival:>9} from the store to the first packet on {}; the command took {:.0?} in all",
             colour.name(),
             measured.command,
         ));
         self.probes += measured.probes.len();
-        self.lost += measured.lost();
         self.late += measured.late(colour);
     }
 
@@ -67,7 +78,7 @@ impl fmt::Display for Summary {
         for (name, counts) in &self.accounts {
             writeln!(
                 f,
-                "  {name:<16} {:>7} requests: {} blue, {} green; {} failures, {} resets; {} ended by the cut, as asked",
+                "  {name:<10} {:>6} requests: {} blue, {} green; {} failures, {} resets; {} ended by the cut, as asked",
                 counts.total(),
                 counts.answers[0],
                 counts.answers[1],
@@ -81,7 +92,7 @@ impl fmt::Display for Summary {
         }
         writeln!(
             f,
-            "  {:<16} {:>7} flows of one datagram around the switches: {} lost, {} late on the old colour",
+            "  {:<10} {:>6} flows of one datagram around the switches: {} lost, {} late on the old colour",
             "UDP probes", self.probes, self.lost, self.late
         )?;
         self.instants.iter().try_for_each(|instant| writeln!(f, "  {instant}"))

@@ -44,7 +44,7 @@ impl View {
 
     fn line(&mut self, at: u64, since: Instant) -> String {
         let (paint, seconds) = (self.paint, since.elapsed().as_secs_f64());
-        let (mut line, mut failures, mut all) = (format!("{at:>4} s"), 0, [0.0; 2]);
+        let (mut line, mut failures, mut all, mut open) = (format!("{at:>4} s"), 0, [0.0; 2], [0; 2]);
         for (name, load, before) in &mut self.loads {
             let now = load.tally().counts();
             line += &format!(" | {name}");
@@ -52,15 +52,14 @@ impl View {
                 let index = colour as usize;
                 let rate = (now.answers[index] - before.answers[index]) as f64 / seconds;
                 all[index] += rate;
-                line += &painted(paint, colour, &format!(" {} {rate:>5.0}/s", colour.name()));
-            }
-            if now.connections != [0, 0] {
-                line += &format!(" (open: {} blue, {} green)", now.connections[0], now.connections[1]);
+                open[index] += now.connections[index];
+                line += &painted(paint, colour, &format!(" {} {rate:>4.0}", colour.name()));
             }
             failures += now.failures;
             *before = now;
         }
-        format!("{line} | {} failures {failures}", bar(paint, all))
+        let open = format!("kept open: {} blue {} green", open[0], open[1]);
+        format!("{line} | {open} | {} | failures {failures}", bar(paint, all))
     }
 }
 
