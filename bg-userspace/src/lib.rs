@@ -36,6 +36,7 @@ mod attach;
 pub mod config;
 pub mod doctor;
 mod error;
+mod fence;
 mod flows;
 pub mod history;
 mod instance;

@@ -4,7 +4,7 @@
 use std::{collections::HashMap as StdHashMap, os::fd::AsFd as _};
 
 use aya::{
-    maps::{Array, ArrayOfMaps, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, lpm_trie::Key},
+    maps::{HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, lpm_trie::Key},
     programs::Xdp,
 };
 use aya_obj::programs::XdpAttachType;
@@ -143,19 +143,6 @@ pub(crate) fn events(paths: &Paths) -> Result<Vec<(Event, u64)>, Error> {
     Event::ALL.into_iter().map(count).collect()
 }
 
-/// Waits until every program that ran when it was called has ended, on every CPU: no packet is decided
-/// by anything read before.
-///
-/// An update of a map of maps waits for an RCU grace period before the system call returns (since Linux
-/// 4.19, so that programs do not meet the old inner map afterwards), and every program runs within one.
-/// Nothing in user space can tell the same: a thread that has run on each CPU only knows that they have
-/// scheduled, which programs need not prevent where softirqs are preemptible (PREEMPT_RT).
-pub(crate) fn fence(paths: &Paths) -> Result<(), Error> {
-    let mut map: ArrayOfMaps<MapData, Array<MapData, u32>> = typed(paths, "fence")?;
-    let inner = Array::<MapData, u32>::create(1, 0).map_err(Error::map("make", "fence"))?;
-    map.set(0, &inner, 0).map_err(Error::map("write", "fence"))
-}
-
 /// Reads the data path's clocks.
 pub(crate) fn clock(paths: &Paths) -> Result<Clock, Error> {
     let program = Xdp::from_pin(paths.program(READ_CLOCK), XdpAttachType::Interface);
@@ -167,7 +154,7 @@ fn pinned(paths: &Paths, name: &'static str) -> Result<MapData, Error> {
     MapData::from_pin(paths.map(name)).map_err(Error::map("open", name))
 }
 
-fn typed<T: TryFrom<Map, Error = MapError>>(paths: &Paths, name: &'static str) -> Result<T, Error> {
+pub(crate) fn typed<T: TryFrom<Map, Error = MapError>>(paths: &Paths, name: &'static str) -> Result<T, Error> {
     Map::from_map_data(pinned(paths, name)?).and_then(T::try_from).map_err(Error::map("open", name))
 }
 

@@ -9,10 +9,10 @@ use super::Work;
 use crate::{
     Error,
     config::{Config, Deployment},
+    fence::fence,
     history::{Action, History, LastLive, Moment, Record},
     live::moment,
     lock::Lock,
-    maps::fence,
     plan::{self, Plan},
     running::tester_key,
     time::TickLength,

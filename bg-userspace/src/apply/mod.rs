@@ -33,8 +33,9 @@ use self::{
 use crate::{
     Error, Paths,
     config::{Config, Deployment, Service},
+    fence::fence,
     lock::Lock,
-    maps::{Tables, TrafficCounters, Words, fence},
+    maps::{Tables, TrafficCounters, Words},
     plan::{self, Plan},
     recover::recover,
     running::{Running, RunningService, service_key},
