@@ -22,7 +22,7 @@ use std::{
 
 use aya::maps::{Array, ArrayOfMaps, MapData};
 
-use crate::{Error, Paths, maps::typed, sys::try_lock};
+use crate::{Error, Paths, lock::try_lock, maps::typed};
 
 const RCU_EXPEDITED: &str = "/sys/kernel/rcu_expedited";
 

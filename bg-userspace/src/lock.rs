@@ -11,7 +11,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{Error, Paths, history::prepare_state_dir, sys::try_lock};
+use rustix::{fs::FlockOperation, io::Errno};
+
+use crate::{Error, Paths, history::prepare_state_dir};
 
 /// A held lock; dropping it lets go.
 #[derive(Debug)]
@@ -62,6 +64,16 @@ impl Lock {
         // As above: the lock is ours, whether or not its file says so.
         let _ = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| file.write_all(line.as_bytes()));
         Ok(Self { _file: file })
+    }
+}
+
+/// Locks a file for this process alone; `Ok(false)` if another one holds it. The kernel lets go of the lock
+/// when its holder dies, however it dies.
+pub(crate) fn try_lock(file: &File) -> std::io::Result<bool> {
+    match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(true),
+        Err(Errno::WOULDBLOCK) => Ok(false),
+        Err(error) => Err(error.into()),
     }
 }
 

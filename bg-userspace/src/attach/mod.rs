@@ -16,6 +16,7 @@ use aya::{
     programs::{Xdp, xdp::XdpMode},
 };
 use aya_obj::programs::XdpAttachType;
+use rustix::mount::MountFlags;
 use serde::Serialize;
 
 pub(crate) use hook::Hook;
@@ -29,7 +30,6 @@ use crate::{
     lock::Lock,
     net::{self, ARPHRD_ETHER, ARPHRD_LOOPBACK, Interface},
     pins::{self, PinRoot},
-    sys::mount_bpf_file_system,
 };
 
 /// How to attach.
@@ -247,7 +247,7 @@ fn check_machine(pin_root: &Path) -> Result<(), Error> {
     match preconditions::bpf_file_system(pin_root) {
         Err(error) if pin_root.starts_with(USUAL_PLACE) => {
             // As bpftool and iproute2 do. If it does not help, the first message says what would.
-            mount_bpf_file_system(Path::new(USUAL_PLACE)).map_err(|_| error)?;
+            rustix::mount::mount("bpf", USUAL_PLACE, "bpf", MountFlags::empty(), c"mode=0700").map_err(|_| error)?;
             preconditions::bpf_file_system(pin_root)?;
         }
         result => result?,

@@ -1,0 +1,109 @@
+//! An instance of its own in a network namespace of its own, for tests that need the kernel.
+
+use std::{
+    path::PathBuf,
+    process::Command,
+    sync::atomic::{AtomicU32, Ordering},
+};
+
+use bg_userspace::{
+    AttachMode, AttachOptions, Attached, Colour, Error, Instance, Paths, Protocol, Target, attach,
+    config::{BackendSpec, Config, Deployment, OnSwitch, Service},
+    detach,
+};
+
+/// Pins, state directory and namespace of one test. The namespace belongs to the test's thread, so that the
+/// library and the commands that it starts are in it; it goes with the thread.
+pub(crate) struct Lab {
+    pub(crate) paths: Paths,
+    directory: tempfile::TempDir,
+}
+
+impl Lab {
+    /// `None` without privileges: then there is nothing to be tested, and the test says so.
+    pub(crate) fn new() -> Option<Self> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("skipped: this test loads BPF programs, run it as root");
+            return None;
+        }
+        // SAFETY: the namespace of this thread alone changes; nothing of it is shared by memory.
+        let unshared = unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) };
+        unshared.expect("a network namespace for this thread");
+        let name = format!("bgctl-test-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let directory = tempfile::tempdir().expect("a directory for state");
+        let paths =
+            Paths { pin_root: PathBuf::from("/sys/fs/bpf").join(name), state_dir: directory.path().join("state") };
+        let lab = Self { paths, directory };
+        lab.ip("link add v0 type veth peer name v1");
+        lab.ip("link set v0 up");
+        lab.ip("link set v1 up");
+        Some(lab)
+    }
+
+    /// Runs ip(8) in the namespace.
+    pub(crate) fn ip(&self, words: &str) {
+        let output = Command::new("ip").args(words.split(' ')).output().expect("iproute2 is installed");
+        assert!(output.status.success(), "ip {words}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    /// Runs this build's bgctl on the instance.
+    pub(crate) fn bgctl(&self) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_bgctl"));
+        command.arg("--pin-root").arg(&self.paths.pin_root).arg("--state-dir").arg(&self.paths.state_dir);
+        command
+    }
+
+    pub(crate) fn attach(&self, interface: &str, mode: AttachMode) -> Result<Vec<Attached>, Error> {
+        attach(&self.paths, &[interface.to_owned()], &AttachOptions { mode, ..AttachOptions::default() })
+    }
+
+    pub(crate) fn instance(&self) -> Instance {
+        Instance::open(&self.paths).expect("the instance opens")
+    }
+
+    /// A file of the test's own.
+    pub(crate) fn file(&self, name: &str, content: &str) -> PathBuf {
+        let path = self.directory.path().join(name);
+        std::fs::write(&path, content).expect("a file in a directory of our own");
+        path
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        if let Err(error) = detach(&self.paths, &Target::All) {
+            eprintln!("{error}");
+        }
+    }
+}
+
+/// A deployment of one service with these last octets and weights as its backends.
+pub(crate) fn config(name: &str, blue: &[(u8, u32)], green: &[(u8, u32)]) -> Config {
+    let backends = |colour: Colour, backends: &[(u8, u32)]| {
+        let spec = |(octet, weight): &(u8, u32)| BackendSpec {
+            address: ([10, 0, colour as u8, *octet], 8443).into(),
+            weight: *weight,
+        };
+        backends.iter().map(spec).collect()
+    };
+    Config {
+        deployments: vec![Deployment {
+            name: name.to_owned(),
+            initial: Colour::Blue,
+            on_switch: OnSwitch::Drain,
+            drain_timeout: None,
+            tcp_idle_timeout: std::time::Duration::from_secs(7200),
+            udp_idle_timeout: std::time::Duration::from_secs(60),
+            testers: Vec::new(),
+            services: vec![Service {
+                name: "web".to_owned(),
+                vip: ([203, 0, 113, 10], 443).into(),
+                protocol: Protocol::Tcp,
+                mode: bg_common::Mode::Nat,
+                preview: None,
+                backends: [backends(Colour::Blue, blue), backends(Colour::Green, green)],
+            }],
+        }],
+    }
+}

@@ -1,0 +1,196 @@
+//! Pins and links through their life: attached, updated in place, refused, left half-made, taken off.
+
+use crate::lab::Lab;
+use aya::{
+    maps::{Array, Map, MapData},
+    programs::links::{FdLink, PinnedLink},
+};
+use bg_common::Meta;
+use bg_userspace::{AttachMode, AttachOptions, Error, ErrorClass, Instance, Mode, Target, attach, detach};
+
+/// Ids of a pinned link and of the program that it runs.
+fn link(lab: &Lab, name: &str) -> (u32, u32) {
+    let link: FdLink = PinnedLink::from_pin(lab.paths.links().join(name)).expect("a pinned link").into();
+    let info = link.info().unwrap();
+    (info.id(), info.program_id())
+}
+
+fn pins(lab: &Lab) -> Vec<String> {
+    let names = std::fs::read_dir(lab.paths.links()).unwrap().map(|entry| entry.unwrap().file_name());
+    let mut names: Vec<_> = names.map(|name| name.into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn each_mode_puts_its_programs_where_they_belong() {
+    let Some(lab) = Lab::new() else { return };
+    for (mode, expected, ingress) in [
+        (AttachMode::Auto, Mode::Tc, "v0:tc_ingress"),
+        (AttachMode::Native, Mode::Native, "v0:native"),
+        (AttachMode::Tc, Mode::Tc, "v0:tc_ingress"),
+        (AttachMode::Generic, Mode::Generic, "v0:generic"),
+    ] {
+        let attached = lab.attach("v0", mode).unwrap();
+        assert_eq!(attached[0].mode, expected);
+        assert_eq!(pins(&lab), {
+            let mut pins = [ingress, "v0:tc_egress"];
+            pins.sort_unstable();
+            pins
+        });
+        let status = lab.instance().status(None).unwrap();
+        assert_eq!((status.interfaces[0].name.as_str(), status.interfaces[0].mode), ("v0", expected));
+    }
+}
+
+#[test]
+fn attaching_again_gives_the_same_links_the_new_program() {
+    let Some(lab) = Lab::new() else { return };
+    lab.attach("v0", AttachMode::Native).unwrap();
+    lab.attach("v1", AttachMode::Tc).unwrap();
+    let names = ["v0:native", "v0:tc_egress", "v1:tc_ingress", "v1:tc_egress"];
+    let before = names.map(|name| link(&lab, name));
+    let attached = lab.attach("v0", AttachMode::Auto).unwrap();
+    assert!(attached[0].updated && attached[0].mode == Mode::Native);
+    for (name, (id, program)) in names.into_iter().zip(before) {
+        let now = link(&lab, name);
+        assert_eq!(now.0, id, "{name} was never taken off");
+        assert_ne!(now.1, program, "{name} runs the new program");
+    }
+}
+
+#[test]
+fn native_and_generic_do_not_stand_side_by_side() {
+    let Some(lab) = Lab::new() else { return };
+    lab.attach("v0", AttachMode::Native).unwrap();
+    let error = lab.attach("v0", AttachMode::Generic).unwrap_err();
+    assert!(matches!(error, Error::ModeChange { .. }), "{error}");
+    assert_eq!(lab.instance().status(None).unwrap().interfaces[0].mode, Mode::Native, "nothing has been changed");
+}
+
+#[test]
+fn another_xdp_program_is_left_where_it_is() {
+    let Some(lab) = Lab::new() else { return };
+    lab.attach("v0", AttachMode::Native).unwrap();
+    let mut other = lab.paths.clone();
+    other.pin_root = lab.paths.pin_root.with_file_name("bgctl-test-none");
+    let options = AttachOptions { mode: AttachMode::Native, ..AttachOptions::default() };
+    let error = attach(&other, &["v0".to_owned()], &options).unwrap_err();
+    assert!(matches!(&error, Error::OtherXdpProgram { program, .. } if program == "ingress"), "{error}");
+    assert!(error.to_string().contains("v0") && error.to_string().contains("xdp off"), "{error}");
+    assert!(!other.pin_root.exists(), "nothing has been made");
+}
+
+#[test]
+fn what_is_no_ethernet_interface_is_refused() {
+    let Some(lab) = Lab::new() else { return };
+    let error = lab.attach("nothing", AttachMode::Auto).unwrap_err();
+    assert!(error.class() == ErrorClass::Usage && error.to_string().contains("v0"), "{error}");
+    lab.ip("tuntap add dev t0 mode tun");
+    let error = lab.attach("t0", AttachMode::Auto).unwrap_err();
+    assert!(matches!(error, Error::NotEthernet { arphrd: 65534, .. }), "{error}");
+    assert!(!lab.paths.pin_root.exists(), "nothing has been made");
+}
+
+#[test]
+fn an_interface_with_a_dot_in_its_name_can_be_attached() {
+    let Some(lab) = Lab::new() else { return };
+    lab.ip("link add v2.100 type veth peer name v3");
+    lab.attach("v2.100", AttachMode::Tc).unwrap();
+    assert_eq!(lab.instance().status(None).unwrap().interfaces[0].name, "v2.100");
+    detach(&lab.paths, &Target::Interfaces(vec!["v2.100".to_owned()])).unwrap();
+    assert_eq!(pins(&lab), [""; 0]);
+}
+
+#[test]
+fn an_interface_that_was_made_anew_is_attached_anew() {
+    let Some(lab) = Lab::new() else { return };
+    lab.attach("v0", AttachMode::Native).unwrap();
+    lab.ip("link del v0");
+    assert_eq!(lab.instance().status(None).unwrap().interfaces, []);
+    lab.ip("link add v0 type veth peer name v1");
+    let attached = lab.attach("v0", AttachMode::Native).unwrap();
+    assert!(!attached[0].updated);
+    assert_eq!(lab.instance().status(None).unwrap().interfaces.len(), 1);
+    assert_eq!(pins(&lab), ["v0:native", "v0:tc_egress"]);
+}
+
+#[test]
+fn pins_of_another_abi_version_are_refused_and_can_be_removed() {
+    let Some(lab) = Lab::new() else { return };
+    lab.attach("v0", AttachMode::Tc).unwrap();
+    let map = MapData::from_pin(lab.paths.map("meta")).and_then(Map::from_map_data).unwrap();
+    let mut meta: Array<_, Meta> = map.try_into().unwrap();
+    meta.set(0, Meta { abi_version: 99, hz: 250 }, 0).unwrap();
+    let before = link(&lab, "v0:tc_ingress");
+    for error in [lab.attach("v0", AttachMode::Auto).unwrap_err(), Instance::open(&lab.paths).unwrap_err()] {
+        assert!(matches!(error, Error::OtherAbi { got: 99, .. }), "{error}");
+        assert!(error.to_string().contains("bgctl detach --all"), "{error}");
+    }
+    assert_eq!(link(&lab, "v0:tc_ingress"), before, "nothing has been changed");
+    detach(&lab.paths, &Target::All).unwrap();
+    assert!(!lab.paths.pin_root.exists());
+}
+
+#[test]
+fn a_half_made_instance_is_made_anew() {
+    let Some(lab) = Lab::new() else { return };
+    lab.attach("v0", AttachMode::Tc).unwrap();
+    detach(&lab.paths, &Target::Interfaces(vec!["v0".to_owned()])).unwrap();
+    // As a killed attach or detach leaves it: some maps, no meta.
+    for map in ["meta", "services", "flows6"] {
+        std::fs::remove_file(lab.paths.map(map)).unwrap();
+    }
+    assert!(matches!(Instance::open(&lab.paths), Err(Error::NoInstance { .. })));
+    lab.attach("v0", AttachMode::Tc).unwrap();
+    assert_eq!(lab.instance().status(None).unwrap().interfaces.len(), 1);
+}
+
+#[test]
+fn the_flow_table_of_an_instance_keeps_its_size() {
+    let Some(lab) = Lab::new() else { return };
+    let attach = |flows| {
+        let options = AttachOptions { flows, mode: AttachMode::Tc, next: None };
+        attach(&lab.paths, &["v0".to_owned()], &options)
+    };
+    attach(Some(1000)).unwrap();
+    let error = attach(Some(2000)).unwrap_err();
+    assert!(matches!(error, Error::OtherFlowTableSize { expected: 2000, got: 1000 }), "{error}");
+    attach(Some(1000)).unwrap();
+    attach(None).unwrap();
+}
+
+#[test]
+fn two_at_once_are_told_of_each_other() {
+    let Some(lab) = Lab::new() else { return };
+    lab.attach("v0", AttachMode::Tc).unwrap();
+    let lock = std::fs::File::open(lab.paths.state_dir.join("apply.lock")).unwrap();
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    let error = detach(&lab.paths, &Target::All).unwrap_err();
+    assert!(matches!(error, Error::Busy { .. }), "{error}");
+    drop(lock);
+    detach(&lab.paths, &Target::All).unwrap();
+}
+
+#[test]
+fn a_killed_attach_or_detach_is_completed_by_a_rerun() {
+    let Some(lab) = Lab::new() else { return };
+    let run = |words: &[&str], millis: u64| {
+        let mut child = lab.bgctl().args(words).stdout(std::process::Stdio::null()).spawn().unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(millis));
+        child.kill().unwrap();
+        child.wait().unwrap();
+    };
+    let options = AttachOptions { mode: AttachMode::Native, flows: Some(1000), next: None };
+    // A whole attach takes a few hundred milliseconds, most of it in the verifier.
+    for round in 0..12 {
+        run(&["attach", "v0", "--mode", "native", "--flows", "1000"], round * 23);
+        attach(&lab.paths, &["v0".to_owned()], &options).unwrap();
+        assert_eq!(lab.instance().status(None).unwrap().interfaces.len(), 1);
+        run(&["detach", "--all"], round);
+        if round % 2 == 0 {
+            detach(&lab.paths, &Target::All).unwrap();
+            assert!(!lab.paths.pin_root.exists());
+        }
+    }
+}

@@ -1,0 +1,6 @@
+//! Instances on the running kernel: their pins and links, and what their maps hold after each operation.
+//! Each test has a network namespace and a pin root of its own.
+
+mod control;
+mod lab;
+mod lifecycle;
