@@ -210,7 +210,7 @@ pub(crate) fn address_of(key: &ServiceKey) -> SocketAddr {
 pub(crate) fn tester_key(deployment: u16, prefix: &Prefix) -> Key<TesterKey> {
     let key = TesterKey {
         deployment: u32::from(deployment).to_be(),
-        family: u32::from_ne_bytes([Family::of(prefix.addr) as u8, 0, 0, 0]),
+        family: u32::from(Family::of(prefix.addr) as u8).to_be(),
         addr: prefix.addr.into(),
     };
     Key::new(TesterKey::PREFIX_BITS + u32::from(prefix.len), key)
