@@ -56,8 +56,8 @@ mod switch;
 mod sys;
 mod time;
 
-pub use attach::{AttachMode, AttachOptions, Attached, AttachedInterface, Mode, Target, attach, detach};
-pub use bg_common::{Colour, Protocol};
+pub use attach::{AttachMode, AttachOptions, Attached, AttachedInterface, AttachedMode, Target, attach, detach};
+pub use bg_common::{Colour, Mode, Protocol};
 pub use error::{Error, ErrorClass, Refusal};
 pub use flows::FlowStatus;
 pub use instance::Instance;

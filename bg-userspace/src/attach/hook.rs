@@ -3,13 +3,13 @@
 //! A pin is called `<interface>:<place>`. The BPF file system refuses dots in names, which interfaces may
 //! have, so that a dot stands as `%` there: the kernel lets no interface be called so.
 
-use super::Mode;
+use super::AttachedMode;
 
 /// A place on an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Hook {
     /// XDP, native or generic: a link.
-    Xdp(Mode),
+    Xdp(AttachedMode),
     /// tc ingress: a TCX link.
     TcIngress,
     /// tc egress: a TCX link.
@@ -22,8 +22,8 @@ pub(crate) enum Hook {
 
 impl Hook {
     const ALL: [Self; 6] = [
-        Self::Xdp(Mode::Native),
-        Self::Xdp(Mode::Generic),
+        Self::Xdp(AttachedMode::Native),
+        Self::Xdp(AttachedMode::Generic),
         Self::TcIngress,
         Self::TcEgress,
         Self::ClsactIngress,
@@ -31,10 +31,10 @@ impl Hook {
     ];
 
     /// The mode that a program here means; none for the way out, which every mode uses.
-    pub(crate) const fn mode(self) -> Option<Mode> {
+    pub(crate) const fn mode(self) -> Option<AttachedMode> {
         match self {
             Self::Xdp(mode) => Some(mode),
-            Self::TcIngress | Self::ClsactIngress => Some(Mode::Tc),
+            Self::TcIngress | Self::ClsactIngress => Some(AttachedMode::Tc),
             Self::TcEgress | Self::ClsactEgress => None,
         }
     }

@@ -49,7 +49,7 @@ pub enum AttachMode {
 /// How an interface is attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Mode {
+pub enum AttachedMode {
     /// XDP in the driver.
     Native,
     /// XDP in the stack.
@@ -58,7 +58,7 @@ pub enum Mode {
     Tc,
 }
 
-impl Mode {
+impl AttachedMode {
     /// As the command line spells it.
     pub const fn name(self) -> &'static str {
         match self {
@@ -87,7 +87,7 @@ pub struct Attached {
     /// Its name.
     pub name: String,
     /// How it is attached.
-    pub mode: Mode,
+    pub mode: AttachedMode,
     /// Whether it carried them before, and has them newly now without a gap.
     pub updated: bool,
 }
@@ -162,7 +162,7 @@ pub fn detach(paths: &Paths, target: &Target) -> Result<(), Error> {
 
 /// What is to be done with one interface.
 struct Plan {
-    mode: Mode,
+    mode: AttachedMode,
     /// Whether tc will do, if the driver has no XDP after all.
     or_tc: bool,
 }
@@ -170,18 +170,20 @@ struct Plan {
 fn plan(interface: &Interface, wanted: AttachMode, ours: &[PinnedLink]) -> Result<Plan, Error> {
     let current = ours.iter().filter(|link| link.is_on(interface)).find_map(|link| link.hook.mode());
     let (mode, or_tc) = match wanted {
-        AttachMode::Native => (Mode::Native, false),
-        AttachMode::Generic => (Mode::Generic, false),
-        AttachMode::Tc => (Mode::Tc, false),
+        AttachMode::Native => (AttachedMode::Native, false),
+        AttachMode::Generic => (AttachedMode::Generic, false),
+        AttachMode::Tc => (AttachedMode::Tc, false),
         AttachMode::Auto => match current {
             Some(current) => (current, false),
-            None if interface.is_virtual() => (Mode::Tc, false),
-            None => (Mode::Native, true),
+            None if interface.is_virtual() => (AttachedMode::Tc, false),
+            None => (AttachedMode::Native, true),
         },
     };
     match (current, mode) {
         // The kernel keeps native and generic XDP apart; between XDP and tc both may stand for a moment.
-        (Some(got @ (Mode::Native | Mode::Generic)), Mode::Native | Mode::Generic) if got != mode => {
+        (Some(got @ (AttachedMode::Native | AttachedMode::Generic)), AttachedMode::Native | AttachedMode::Generic)
+            if got != mode =>
+        {
             return Err(Error::ModeChange {
                 interface: interface.name.clone(),
                 expected: mode.name(),
@@ -190,7 +192,7 @@ fn plan(interface: &Interface, wanted: AttachMode, ours: &[PinnedLink]) -> Resul
         }
         _ => {}
     }
-    if mode != Mode::Tc {
+    if mode != AttachedMode::Tc {
         let is_ours = |id| ours.iter().any(|link| link.program_id() == Some(id));
         if let Some(other) = interface.xdp.iter().find(|attachment| !is_ours(attachment.program_id)) {
             return Err(Error::OtherXdpProgram {
@@ -214,17 +216,17 @@ fn attach_one(
     let present = |hook: Hook| ours.iter().any(|link| link.hook.is_same_place(hook) && link.is_on(interface));
     let mut mode = plan.mode;
     let updated = match mode {
-        Mode::Native | Mode::Generic => present(Hook::Xdp(mode)),
-        Mode::Tc => present(Hook::TcIngress),
+        AttachedMode::Native | AttachedMode::Generic => present(Hook::Xdp(mode)),
+        AttachedMode::Tc => present(Hook::TcIngress),
     };
-    if !updated && mode != Mode::Tc {
-        let xdp_mode = if mode == Mode::Native { XdpMode::Driver } else { XdpMode::Skb };
+    if !updated && mode != AttachedMode::Tc {
+        let xdp_mode = if mode == AttachedMode::Native { XdpMode::Driver } else { XdpMode::Skb };
         match xdp::attach(paths, loaded, interface, mode, xdp_mode) {
-            Err(_) if plan.or_tc => mode = Mode::Tc,
+            Err(_) if plan.or_tc => mode = AttachedMode::Tc,
             result => result?,
         }
     }
-    if mode == Mode::Tc && !present(Hook::TcIngress) {
+    if mode == AttachedMode::Tc && !present(Hook::TcIngress) {
         tc::attach(paths, loaded.classifier(TC_INGRESS)?, interface, Hook::TcIngress)?;
     }
     if !present(Hook::TcEgress) {

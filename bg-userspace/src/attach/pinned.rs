@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use aya::programs::links::{FdLink, PinnedLink as AyaPinnedLink};
 
-use super::{Hook, Mode, tc};
+use super::{AttachedMode, Hook, tc};
 use crate::{
     Error, Paths,
     loader::{INGRESS, Loaded, TC_EGRESS, TC_INGRESS},
@@ -54,7 +54,7 @@ pub struct AttachedInterface {
     /// Its name.
     pub name: String,
     /// How it is attached.
-    pub mode: Mode,
+    pub mode: AttachedMode,
 }
 
 /// The interfaces that carry an instance's programs, by name.
@@ -117,7 +117,7 @@ impl PinnedLink {
                 self.open().and_then(|link| program.attach_to_link(link.try_into()?).map_err(Into::into)).map(drop)
             }
         };
-        let mode = self.hook.mode().unwrap_or(Mode::Tc).name();
+        let mode = self.hook.mode().unwrap_or(AttachedMode::Tc).name();
         let hint = "; nothing has been changed there. `bgctl detach` and attach it again if it stays so";
         result.map_err(|source: Box<dyn std::error::Error + Send + Sync>| Error::Attach {
             interface: self.name(),

@@ -9,7 +9,7 @@ use aya::{
     util::KernelVersion,
 };
 
-use super::{Hook, Mode};
+use super::{AttachedMode, Hook};
 use crate::{Error, Paths, net::Interface, pins};
 
 /// Where our filters stand among those of clsact: a fixed place, so that a rerun finds them.
@@ -104,8 +104,57 @@ fn failed(interface: &str) -> impl Fn(Source) -> Error + use<> {
     let interface = interface.to_owned();
     move |source| Error::Attach {
         interface: interface.clone(),
-        mode: Mode::Tc.name(),
+        mode: AttachedMode::Tc.name(),
         hint: "; see `bgctl doctor`",
         source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+    use crate::{
+        Target,
+        attach::{detach, pinned_links},
+        loader::{Loaded, TC_INGRESS},
+    };
+
+    fn run(program: &str, words: &str) -> String {
+        let output = Command::new(program).args(words.split(' ')).output().expect("iproute2 is installed");
+        assert!(output.status.success(), "{program} {words}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// Kernels before 6.6 have no TCX; what they do instead works on later ones too.
+    #[test]
+    fn a_clsact_filter_is_attached_replaced_and_taken_off() {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("skipped: this test loads BPF programs, run it as root");
+            return;
+        }
+        // SAFETY: the namespace of this thread alone changes; nothing of it is shared by memory.
+        unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }.unwrap();
+        run("ip", "link add v0.1 type veth peer name v1");
+        let directory = tempfile::tempdir().unwrap();
+        let pin_root = format!("/sys/fs/bpf/bgctl-test-clsact-{}", std::process::id()).into();
+        let paths = Paths { pin_root, state_dir: directory.path().to_owned() };
+        let mut loaded = Loaded::load(&paths, Some(1000)).unwrap();
+        let filters = || run("tc", "filter show dev v0.1 ingress").matches("direct-action").count();
+
+        let program = loaded.classifier(TC_INGRESS).unwrap();
+        attach_clsact(&paths, program, "v0.1", Hook::ClsactIngress).unwrap();
+        attach_clsact(&paths, program, "v0.1", Hook::ClsactIngress).unwrap();
+        assert_eq!(filters(), 1, "the second took the first one's place");
+        let links = pinned_links(&paths).unwrap();
+        assert!(links.len() == 1 && links[0].is_alive() && links[0].hook == Hook::ClsactIngress);
+        links[0].update(&mut loaded, &paths).unwrap();
+        drop(loaded);
+        assert_eq!(filters(), 1, "it outlives its loader");
+
+        detach(&paths, &Target::All).unwrap();
+        assert_eq!(filters(), 0);
+        assert!(!paths.pin_root.exists());
     }
 }

@@ -2,7 +2,7 @@
 
 use aya::programs::{ProgramInfo, links::FdLink, loaded_programs, xdp::XdpMode};
 
-use super::{Hook, Mode};
+use super::{AttachedMode, Hook};
 use crate::{
     Error, Paths,
     loader::{INGRESS, Loaded},
@@ -15,7 +15,7 @@ pub(super) fn attach(
     paths: &Paths,
     loaded: &mut Loaded,
     interface: &Interface,
-    mode: Mode,
+    mode: AttachedMode,
     xdp_mode: XdpMode,
 ) -> Result<(), Error> {
     let failed = |source: Box<dyn std::error::Error + Send + Sync>| Error::Attach {
@@ -36,9 +36,9 @@ pub(super) fn attach(
     Ok(())
 }
 
-const fn hint(mode: Mode) -> &'static str {
+const fn hint(mode: AttachedMode) -> &'static str {
     match mode {
-        Mode::Native => {
+        AttachedMode::Native => {
             "; its driver may have no XDP, or not with its present MTU, number of queues or LRO: see `bgctl doctor`, or use --mode tc"
         }
         _ => "; see `bgctl doctor`, or use --mode tc",

@@ -100,7 +100,7 @@ pub(crate) fn config(name: &str, blue: &[(u8, u32)], green: &[(u8, u32)]) -> Con
                 name: "web".to_owned(),
                 vip: ([203, 0, 113, 10], 443).into(),
                 protocol: Protocol::Tcp,
-                mode: bg_common::Mode::Nat,
+                mode: bg_userspace::Mode::Nat,
                 preview: None,
                 backends: [backends(Colour::Blue, blue), backends(Colour::Green, green)],
             }],

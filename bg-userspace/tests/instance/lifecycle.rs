@@ -6,7 +6,7 @@ use aya::{
     programs::links::{FdLink, PinnedLink},
 };
 use bg_common::Meta;
-use bg_userspace::{AttachMode, AttachOptions, Error, ErrorClass, Instance, Mode, Target, attach, detach};
+use bg_userspace::{AttachMode, AttachOptions, AttachedMode, Error, ErrorClass, Instance, Target, attach, detach};
 
 /// Ids of a pinned link and of the program that it runs.
 fn link(lab: &Lab, name: &str) -> (u32, u32) {
@@ -26,10 +26,10 @@ fn pins(lab: &Lab) -> Vec<String> {
 fn each_mode_puts_its_programs_where_they_belong() {
     let Some(lab) = Lab::new() else { return };
     for (mode, expected, ingress) in [
-        (AttachMode::Auto, Mode::Tc, "v0:tc_ingress"),
-        (AttachMode::Native, Mode::Native, "v0:native"),
-        (AttachMode::Tc, Mode::Tc, "v0:tc_ingress"),
-        (AttachMode::Generic, Mode::Generic, "v0:generic"),
+        (AttachMode::Auto, AttachedMode::Tc, "v0:tc_ingress"),
+        (AttachMode::Native, AttachedMode::Native, "v0:native"),
+        (AttachMode::Tc, AttachedMode::Tc, "v0:tc_ingress"),
+        (AttachMode::Generic, AttachedMode::Generic, "v0:generic"),
     ] {
         let attached = lab.attach("v0", mode).unwrap();
         assert_eq!(attached[0].mode, expected);
@@ -51,7 +51,7 @@ fn attaching_again_gives_the_same_links_the_new_program() {
     let names = ["v0:native", "v0:tc_egress", "v1:tc_ingress", "v1:tc_egress"];
     let before = names.map(|name| link(&lab, name));
     let attached = lab.attach("v0", AttachMode::Auto).unwrap();
-    assert!(attached[0].updated && attached[0].mode == Mode::Native);
+    assert!(attached[0].updated && attached[0].mode == AttachedMode::Native);
     for (name, (id, program)) in names.into_iter().zip(before) {
         let now = link(&lab, name);
         assert_eq!(now.0, id, "{name} was never taken off");
@@ -65,7 +65,11 @@ fn native_and_generic_do_not_stand_side_by_side() {
     lab.attach("v0", AttachMode::Native).unwrap();
     let error = lab.attach("v0", AttachMode::Generic).unwrap_err();
     assert!(matches!(error, Error::ModeChange { .. }), "{error}");
-    assert_eq!(lab.instance().status(None).unwrap().interfaces[0].mode, Mode::Native, "nothing has been changed");
+    assert_eq!(
+        lab.instance().status(None).unwrap().interfaces[0].mode,
+        AttachedMode::Native,
+        "nothing has been changed"
+    );
 }
 
 #[test]

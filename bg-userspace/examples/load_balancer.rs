@@ -1,0 +1,137 @@
+//! The control loop of a small bare-metal load balancer on this library.
+//!
+//! It attaches to the interfaces that it is given, applies a configuration built in code, and then does what
+//! a load balancer's control plane does: it looks at the health of every backend by connecting to it, gives
+//! backends that do not answer the weight zero, and when a whole live colour is down makes the other one live.
+//! Packets never pass through this process: kill it, and traffic goes on as it was decided last.
+//!
+//! ```console
+//! # cargo run --example load_balancer -- 203.0.113.10:80 10.0.1.11:80,10.0.1.12:80 10.0.2.11:80 eth0 eth1
+//! ```
+
+use std::{
+    net::{SocketAddr, TcpStream},
+    time::Duration,
+};
+
+use bg_userspace::{
+    AttachOptions, Colour, Error, Instance, Mode, Paths, Protocol, SwitchRequest, attach,
+    config::{BackendSpec, Config, Deployment, OnSwitch, Service},
+};
+
+const DEPLOYMENT: &str = "example";
+const PERIOD: Duration = Duration::from_secs(2);
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(300);
+
+type AnyError = Box<dyn std::error::Error>;
+
+fn main() -> Result<(), AnyError> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [vip, blue, green, interfaces @ ..] = arguments.as_slice() else {
+        return Err("usage: load_balancer VIP:PORT BLUE,BLUE,... GREEN,GREEN,... INTERFACE...".into());
+    };
+    let vip: SocketAddr = vip.parse()?;
+    let backends = [addresses(blue)?, addresses(green)?];
+
+    // An instance of its own, so that it does not meddle with one that bgctl manages.
+    let paths =
+        Paths { pin_root: "/sys/fs/bpf/example-load-balancer".into(), state_dir: "/run/example-load-balancer".into() };
+    for attached in attach(&paths, interfaces, &AttachOptions::default())? {
+        println!("{} attached in {} mode", attached.name, attached.mode.name());
+    }
+    let instance = Instance::open(&paths)?;
+    loop {
+        let healthy = backends.each_ref().map(|backends| backends.iter().map(is_healthy).collect::<Vec<_>>());
+        // Weight zero keeps the flows that a backend has; those that it no longer answers will time out or
+        // be reset by their clients, which then come back to another one.
+        let weights = |colour: Colour| -> Vec<(SocketAddr, bool)> {
+            backends[colour as usize].iter().copied().zip(healthy[colour as usize].iter().copied()).collect()
+        };
+        let config = configuration(vip, [weights(Colour::Blue), weights(Colour::Green)]);
+        for change in instance.apply(&config)?.changes {
+            println!("{change}");
+        }
+        fail_over(&instance, healthy.map(|colour| colour.contains(&true)))?;
+        report(&instance)?;
+        std::thread::sleep(PERIOD);
+    }
+}
+
+/// Makes the idle colour live if the live one is down and the idle one is not.
+fn fail_over(instance: &Instance, is_up: [bool; 2]) -> Result<(), Error> {
+    let status = instance.status(Some(DEPLOYMENT))?;
+    let deployment = &status.deployments[0];
+    let live = if deployment.live == Colour::Blue.name() { Colour::Blue } else { Colour::Green };
+    if is_up[live as usize] || !is_up[live.other() as usize] {
+        return Ok(());
+    }
+    let request = SwitchRequest {
+        to: Some(live.other()),
+        // Flows on dead backends are of no use to anybody.
+        on_switch: Some(OnSwitch::Cut),
+        // If an operator has switched since we looked, he knows better.
+        if_generation: Some(deployment.generation),
+        reason: Some(format!("no backend of {} answers", live.name())),
+        ..SwitchRequest::default()
+    };
+    match instance.switch(DEPLOYMENT, &request) {
+        Ok(switched) => println!("{} is live, fence {:?}", switched.to.live.name(), switched.fence),
+        Err(Error::Refused(refusal)) => println!("not switched: {refusal}"),
+        Err(error) => return Err(error),
+    }
+    Ok(())
+}
+
+fn report(instance: &Instance) -> Result<(), Error> {
+    let status = instance.status(Some(DEPLOYMENT))?;
+    let deployment = &status.deployments[0];
+    let service = &deployment.services[0];
+    println!(
+        "{} is live at generation {}, {}: open flows {} blue, {} green; packets {} blue, {} green",
+        deployment.live,
+        deployment.generation,
+        deployment.phase,
+        deployment.flows.blue,
+        deployment.flows.green,
+        service.colours.blue.packets,
+        service.colours.green.packets,
+    );
+    Ok(())
+}
+
+/// The configuration with these backends, by colour, and whether each is healthy.
+fn configuration(vip: SocketAddr, backends: [Vec<(SocketAddr, bool)>; 2]) -> Config {
+    let specs = |backends: Vec<(SocketAddr, bool)>| -> Vec<BackendSpec> {
+        // A colour must have somewhere to send flows, even if nobody answers there just now.
+        let nobody = backends.iter().all(|(_, healthy)| !healthy);
+        let weight = |healthy: bool| u32::from(healthy || nobody);
+        backends.into_iter().map(|(address, healthy)| BackendSpec { address, weight: weight(healthy) }).collect()
+    };
+    Config {
+        deployments: vec![Deployment {
+            name: DEPLOYMENT.to_owned(),
+            initial: Colour::Blue,
+            on_switch: OnSwitch::Drain,
+            drain_timeout: Some(Duration::from_secs(600)),
+            tcp_idle_timeout: Duration::from_secs(7200),
+            udp_idle_timeout: Duration::from_secs(60),
+            testers: Vec::new(),
+            services: vec![Service {
+                name: "web".to_owned(),
+                vip,
+                protocol: Protocol::Tcp,
+                mode: Mode::Nat,
+                preview: None,
+                backends: backends.map(specs),
+            }],
+        }],
+    }
+}
+
+fn is_healthy(backend: &SocketAddr) -> bool {
+    TcpStream::connect_timeout(backend, CONNECT_TIMEOUT).is_ok()
+}
+
+fn addresses(list: &str) -> Result<Vec<SocketAddr>, AnyError> {
+    list.split(',').map(|address| Ok(address.parse()?)).collect()
+}
