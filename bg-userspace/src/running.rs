@@ -218,7 +218,7 @@ pub(crate) fn tester_key(deployment: u16, prefix: &Prefix) -> Key<TesterKey> {
 
 fn prefix_of(key: Key<TesterKey>) -> (u16, Prefix) {
     let data = key.data();
-    let family = Family::from_u8(data.family.to_ne_bytes()[0]).unwrap_or(Family::V4);
+    let family = Family::from_u8(u32::from_be(data.family) as u8).unwrap_or(Family::V4);
     let len = key.prefix_len().saturating_sub(TesterKey::PREFIX_BITS) as u8;
     (u32::from_be(data.deployment) as u16, Prefix { addr: data.addr.to_ip(family), len })
 }
