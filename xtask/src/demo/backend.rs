@@ -4,6 +4,7 @@ use anyhow::{Result, bail};
 use bg_tests::{Backend, HTTP_PORT, Process};
 use std::{
     net::{IpAddr, SocketAddr, TcpStream},
+    os::unix::process::CommandExt,
     process::Stdio,
     thread,
     time::{Duration, Instant},
@@ -26,7 +27,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 pub(super) fn start(backend: &Backend) -> Result<Process> {
     let mut command = backend.namespace.command(std::env::current_exe()?);
     command.arg("backend").arg(backend.says()).args(backend.addresses.map(|address| address.to_string()));
-    let mut process = Process::spawn(command.stdin(Stdio::null()).stdout(Stdio::null()))?;
+    // A group and streams of its own: with `--keep` it stays when the demo's terminal is closed.
+    command.process_group(0).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut process = Process::spawn(&mut command)?;
     let end = Instant::now() + Duration::from_secs(5);
     let connect = || TcpStream::connect(SocketAddr::new(backend.addresses[0], HTTP_PORT));
     while backend.namespace.enter(connect)?.is_err() {
