@@ -9,6 +9,7 @@
 mod bgctl;
 mod command;
 pub mod config;
+pub mod frames;
 mod instant;
 mod live;
 pub mod load;
