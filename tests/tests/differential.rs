@@ -285,7 +285,7 @@ fn rows() -> impl Iterator<Item = (u16, u8)> {
 }
 
 fn cases() -> u32 {
-    if std::env::var_os("BG_TEST_FULL").is_some() { 20_000 } else { 1_500 }
+    if std::env::var_os("BG_FULL").is_some() { 20_000 } else { 1_500 }
 }
 
 fn compare(program: Program) {
