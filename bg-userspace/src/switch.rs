@@ -1,8 +1,8 @@
 //! Making a colour live.
 //!
-//! Under the switch lock, for microseconds: read the word, look at the preconditions, write the terms of the
-//! next generation into the slot that the present one does not use, compare-exchange the word. Then wait
-//! until no program holds the old word (invariant 3), then write the journal.
+//! Under the switch lock: read the word, look at the preconditions, write the terms of the next generation into
+//! the slot that the present one does not use, compare-exchange the word, wait until no program holds the old
+//! word (invariant 3). Then write the journal.
 
 use std::{sync::atomic::Ordering, time::Duration};
 
@@ -116,10 +116,11 @@ impl Instance {
             }
             // Somebody who does not know the lock has changed the word meanwhile: look again.
         };
-        drop(lock);
         let start = std::time::Instant::now();
         fence(&self.paths)?;
         let fence = start.elapsed();
+        // Not before: the next switch writes the terms that belong to the word which the fence has just retired.
+        drop(lock);
         let (from, to) = (moment(from), moment(to));
         self.remember(name, action, from, to, request.reason.as_deref())?;
         Ok(Switched { deployment: name.to_owned(), changed: true, from, to, on_switch, fence })
