@@ -1,7 +1,7 @@
 //! The locks of an instance.
 //!
 //! `apply.lock` belongs to who changes pins or tables, for as long as that takes. `switch.lock` is held
-//! for microseconds, around writing the terms and the live word, so that a stuck apply never blocks an
+//! from writing the terms and the live word to the end of the fence, so that a stuck apply never blocks an
 //! emergency rollback.
 
 use std::{
