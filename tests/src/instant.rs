@@ -118,10 +118,10 @@ fn probe(server: SocketAddr, stop: &AtomicBool) -> Result<Vec<Probe>> {
         thread::sleep(SwitchInstant::INTERVAL);
     }
     thread::sleep(SwitchInstant::LEAD);
-    let patience = Duration::from_millis(200);
+    let end = Instant::now() + Duration::from_millis(500);
     sent.into_iter()
         .map(|(sent_ns, echo)| {
-            echo.set_patience(patience)?;
+            echo.set_patience(end.saturating_duration_since(Instant::now()).max(Duration::from_millis(1)))?;
             Ok(Probe { sent_ns, answer: echo.receive("probe").ok() })
         })
         .collect()

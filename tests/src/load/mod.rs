@@ -3,10 +3,12 @@
 mod http;
 mod tally;
 mod udp;
+mod wrk;
 
 pub use http::{Fresh, KeepAlive};
 pub use tally::{Counts, Tally};
 pub use udp::{Answer, Echo};
+pub use wrk::{Wrk, WrkReport};
 
 use crate::worker::Worker;
 use std::{sync::Arc, time::Duration};

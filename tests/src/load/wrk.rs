@@ -1,0 +1,66 @@
+//! wrk: keep-alive connections at full speed, and its own account of what went wrong.
+
+use crate::{command::Process, netns::Namespace};
+use anyhow::{Context, Result, bail};
+use std::{io::Read, net::SocketAddr, process::Stdio, time::Duration};
+
+/// A running wrk.
+#[derive(Debug)]
+pub struct Wrk {
+    process: Process,
+    duration: Duration,
+}
+
+/// What wrk says at its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WrkReport {
+    /// Answered requests.
+    pub requests: u64,
+    /// Connections, reads and writes that failed, time-outs, and answers that were no success.
+    pub failures: u64,
+}
+
+impl Wrk {
+    /// Starts wrk with this many connections, for so long (whole seconds).
+    pub fn start(namespace: &Namespace, server: SocketAddr, connections: u32, duration: Duration) -> Result<Self> {
+        let mut command = namespace.command("wrk");
+        command.args(["--threads", "1", "--connections", &connections.to_string()]);
+        command.args(["--duration", &format!("{}s", duration.as_secs()), "--timeout", "5s"]);
+        command.arg(format!("http://{server}/")).stdin(Stdio::null()).stdout(Stdio::piped());
+        Ok(Self { process: Process::spawn(&mut command)?, duration })
+    }
+
+    /// Waits for its end.
+    pub fn report(mut self) -> Result<WrkReport> {
+        if self.process.wait(self.duration + Duration::from_secs(10))?.is_none() {
+            bail!("wrk does not end");
+        }
+        let mut text = String::new();
+        self.process.child().stdout.take().context("wrk has no output")?.read_to_string(&mut text)?;
+        parse(&text).with_context(|| format!("wrk said: {text}"))
+    }
+}
+
+fn parse(text: &str) -> Result<WrkReport> {
+    let requests = text.lines().find_map(|line| line.trim().split_once(" requests in "));
+    let requests = requests.context("expected a line `N requests in`")?.0.parse()?;
+    let numbers = |line: &str| line.split([' ', ',']).filter_map(|word| word.parse::<u64>().ok()).sum::<u64>();
+    let bad = text.lines().filter(|line| line.contains("Socket errors:") || line.contains("Non-2xx"));
+    Ok(WrkReport { requests, failures: bad.map(numbers).sum() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failures_of_each_kind_are_counted() {
+        let good = "  252984 requests in 5.10s, 18.34MB read\nRequests/sec:  49615.12\n";
+        assert_eq!(parse(good).unwrap(), WrkReport { requests: 252_984, failures: 0 });
+        let bad = format!(
+            "{good}  Socket errors: connect 1, read 20, write 300, timeout 4000\n  Non-2xx or 3xx responses: 50000\n"
+        );
+        assert_eq!(parse(&bad).unwrap().failures, 54_321);
+        assert!(parse("unable to connect").is_err());
+    }
+}
