@@ -202,6 +202,22 @@ pub enum Error {
         /// What there is.
         existing: Vec<String>,
     },
+    /// The switch is done, and the state directory does not know of it.
+    #[error(
+        "the switch is done, {live} is live at generation {generation}, but it could not be recorded; when that is \
+         mended, the next command that changes \"{deployment}\" records it"
+    )]
+    NotRecorded {
+        /// Name of the deployment.
+        deployment: String,
+        /// Its live colour now.
+        live: &'static str,
+        /// Its generation now.
+        generation: u32,
+        /// Why not.
+        #[source]
+        source: Box<Error>,
+    },
     /// A switch was refused by a precondition; nothing has been changed.
     #[error(transparent)]
     Refused(#[from] Refusal),

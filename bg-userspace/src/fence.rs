@@ -1,7 +1,7 @@
 //! Waiting until every program that ran when the wait began has ended, on every CPU: then no packet is
 //! decided by anything read before.
 //!
-//! An update of a map of maps returns only after an RCU grace period (since Linux 4.19, so that programs
+//! An update of a map of maps returns only after an RCU grace period (since Linux 4.20, so that programs
 //! do not meet the old inner map afterwards), and every XDP and tc program runs inside one RCU read-side
 //! section. That is the fence. Nothing that user space can do by itself tells the same: a thread that has
 //! run on each CPU in turn knows that each has scheduled, but where softirqs can be preempted (PREEMPT_RT)

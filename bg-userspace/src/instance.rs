@@ -6,6 +6,7 @@ use crate::{
     Error, Paths,
     apply::apply,
     config::Config,
+    doctor::preconditions::capabilities,
     maps::{Tables, Words},
     pins::PinRoot,
     plan::{self, Plan},
@@ -14,7 +15,7 @@ use crate::{
 };
 
 /// An instance that `attach` has made. Opening it changes nothing, and dropping it neither; several
-/// processes may have it open.
+/// processes may have it open. It stays with the maps that it has opened: after `detach --all`, open it anew. It stays with the pins that it has opened: after a `detach --all`, open it anew.
 #[derive(Debug)]
 pub struct Instance {
     pub(crate) paths: Paths,
@@ -25,7 +26,9 @@ pub struct Instance {
 impl Instance {
     /// Opens what is pinned in `paths`.
     pub fn open(paths: &Paths) -> Result<Self, Error> {
-        let meta: Meta = match PinRoot::inspect(paths)? {
+        // Who lacks privileges is told so rather than which file he may not read.
+        let pin_root = PinRoot::inspect(paths).or_else(|error| capabilities().map_err(Error::from).and(Err(error)))?;
+        let meta: Meta = match pin_root {
             PinRoot::Instance { meta, .. } => meta,
             PinRoot::Empty | PinRoot::Unfinished => {
                 return Err(Error::NoInstance { pin_root: paths.pin_root.clone() });

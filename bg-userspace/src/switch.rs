@@ -2,7 +2,8 @@
 //!
 //! Under the switch lock: read the word, look at the preconditions, write the terms of the next generation into
 //! the slot that the present one does not use, compare-exchange the word, wait until no program holds the old
-//! word (invariant 3). Then write the journal.
+//! word (invariant 3). The journal comes last, and nothing about it holds up a switch: an emergency must not fail
+//! for want of a disk.
 
 use std::{sync::atomic::Ordering, time::Duration};
 
@@ -11,7 +12,7 @@ use serde::Serialize;
 
 use crate::{
     Error, Instance, Refusal,
-    attach::attached_interfaces,
+    attach::is_attached,
     config::OnSwitch,
     fence::fence,
     history::{Action, History, LastLive, Moment, Record},
@@ -79,10 +80,11 @@ impl Instance {
         action: Action,
         target: impl Fn(&str, LiveWord) -> Result<Colour, Refusal>,
     ) -> Result<Switched, Error> {
-        recover(&self.paths, &self.words)?;
+        // What is wrong with the journal is told when the switch is done.
+        let recovered = recover(&self.paths, &self.words);
         let (index, row) = self.deployment(name)?;
         let on_switch = request.on_switch.unwrap_or(if row.on_switch == 0 { OnSwitch::Drain } else { OnSwitch::Cut });
-        let is_attached = request.force || !attached_interfaces(&self.paths)?.is_empty();
+        let is_attached = request.force || is_attached(&self.paths)?;
 
         let services = self.services_of(index)?;
 
@@ -122,7 +124,13 @@ impl Instance {
         // Not before: the next switch writes the terms that belong to the word which the fence has just retired.
         drop(lock);
         let (from, to) = (moment(from), moment(to));
-        self.remember(name, action, from, to, request.reason.as_deref())?;
+        let recorded = recovered.and_then(|()| self.remember(name, action, from, to, request.reason.as_deref()));
+        recorded.map_err(|source| Error::NotRecorded {
+            deployment: name.to_owned(),
+            live: to.live.name(),
+            generation: to.generation,
+            source: Box::new(source),
+        })?;
         Ok(Switched { deployment: name.to_owned(), changed: true, from, to, on_switch, fence })
     }
 

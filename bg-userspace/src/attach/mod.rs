@@ -21,7 +21,7 @@ use serde::Serialize;
 
 pub(crate) use hook::Hook;
 pub use pinned::AttachedInterface;
-pub(crate) use pinned::{PinnedLink, attached_interfaces, pinned_links};
+pub(crate) use pinned::{PinnedLink, attached_interfaces, is_attached, pinned_links};
 
 use crate::{
     Error, Paths,
@@ -111,14 +111,30 @@ pub fn attach(paths: &Paths, interfaces: &[String], options: &AttachOptions) -> 
     let mut next = options.next.as_deref().map(open_next).transpose()?;
     let _lock = Lock::apply(paths)?;
     // Refuses other versions' pins before anything is touched.
-    PinRoot::inspect(paths)?;
+    let is_new = !matches!(PinRoot::inspect(paths)?, PinRoot::Instance { .. });
     let ours = pinned_links(paths)?;
     let modes: Vec<Plan> =
         interfaces.iter().map(|interface| plan(interface, options.mode, &ours)).collect::<Result<_, _>>()?;
 
+    let attached = load_and_attach(paths, &interfaces, modes, &ours, options, next.as_mut());
+    if attached.is_err() && is_new && !is_attached(paths)? {
+        // An instance that is attached nowhere would only hold memory.
+        pins::remove_all(paths)?;
+    }
+    attached
+}
+
+fn load_and_attach(
+    paths: &Paths,
+    interfaces: &[Interface],
+    modes: Vec<Plan>,
+    ours: &[PinnedLink],
+    options: &AttachOptions,
+    next: Option<&mut Xdp>,
+) -> Result<Vec<Attached>, Error> {
     let mut loaded = Loaded::load(paths, options.flows)?;
-    if let Some(next) = &mut next {
-        set_next(paths, next, options.next.as_deref().unwrap_or(Path::new("")))?;
+    if let (Some(next), Some(path)) = (next, &options.next) {
+        set_next(paths, next, path)?;
     }
     loaded.pin_programs(paths)?;
     for link in ours.iter().filter(|link| link.is_alive()) {
@@ -126,7 +142,7 @@ pub fn attach(paths: &Paths, interfaces: &[String], options: &AttachOptions) -> 
     }
     let mut attached = Vec::new();
     for (interface, plan) in interfaces.iter().zip(modes) {
-        attached.push(attach_one(paths, &mut loaded, interface, plan, &ours)?);
+        attached.push(attach_one(paths, &mut loaded, interface, plan, ours)?);
     }
     Ok(attached)
 }

@@ -66,6 +66,18 @@ pub(crate) fn attached_interfaces(paths: &Paths) -> Result<Vec<AttachedInterface
     Ok(interfaces)
 }
 
+/// Whether any interface carries an instance's programs: asks for less than [`attached_interfaces`].
+pub(crate) fn is_attached(paths: &Paths) -> Result<bool, Error> {
+    for pin in pins::entries(&paths.links())? {
+        let name = pin.file_name().and_then(|name| name.to_str());
+        let Some((_, hook)) = name.and_then(Hook::parse) else { continue };
+        if hook.is_clsact() || link_info(&pin).map_err(Error::io("read link", &pin))?.ifindex != 0 {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 impl PinnedLink {
     /// Whether the interface is still there.
     pub(crate) fn is_alive(&self) -> bool {

@@ -97,6 +97,16 @@ fn what_is_no_ethernet_interface_is_refused() {
 }
 
 #[test]
+fn a_failed_first_attach_leaves_nothing() {
+    let Some(lab) = Lab::new() else { return };
+    lab.ip("link add v2 type bridge");
+    let error = lab.attach("v2", AttachMode::Native).unwrap_err();
+    assert!(matches!(error, Error::Attach { mode: "native", .. }), "{error}");
+    assert!(error.to_string().contains("--mode tc"), "{error}");
+    assert!(!lab.paths.pin_root.exists());
+}
+
+#[test]
 fn an_interface_with_a_dot_in_its_name_can_be_attached() {
     let Some(lab) = Lab::new() else { return };
     lab.ip("link add v2.100 type veth peer name v3");
