@@ -97,6 +97,22 @@ fn what_is_no_ethernet_interface_is_refused() {
 }
 
 #[test]
+fn the_next_program_is_one_that_can_be_called() {
+    let Some(lab) = Lab::new() else { return };
+    let attach = |next: std::path::PathBuf| {
+        let options = AttachOptions { mode: AttachMode::Native, next: Some(next), ..AttachOptions::default() };
+        attach(&lab.paths, &["v0".to_owned()], &options)
+    };
+    let error = attach("/sys/fs/bpf/nothing".into()).unwrap_err();
+    assert!(matches!(error, Error::Next { .. }) && error.class() == ErrorClass::Usage, "{error}");
+    lab.attach("v0", AttachMode::Native).unwrap();
+    // Any XDP program will do; this one is at hand.
+    attach(lab.paths.program("read_clock")).unwrap();
+    let error = attach(lab.paths.program("tc_egress")).unwrap_err();
+    assert!(matches!(error, Error::Next { .. }), "{error}");
+}
+
+#[test]
 fn a_failed_first_attach_leaves_nothing() {
     let Some(lab) = Lab::new() else { return };
     lab.ip("link add v2 type bridge");
