@@ -10,8 +10,8 @@ use crate::{
 use anyhow::{Context, Result, anyhow, bail};
 use bg_common::Colour;
 use std::{
-    net::SocketAddr,
-    sync::atomic::{AtomicBool, Ordering},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::atomic::{AtomicBool, AtomicU16, Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -111,7 +111,7 @@ impl SwitchInstant {
 fn probe(server: SocketAddr, stop: &AtomicBool) -> Result<Vec<Probe>> {
     let mut sent = Vec::with_capacity(SwitchInstant::MAX_PROBES);
     while !stop.load(Ordering::Relaxed) && sent.len() < SwitchInstant::MAX_PROBES {
-        let echo = Echo::open_here(server)?;
+        let echo = open_unused(server)?;
         let sent_ns = monotonic_ns();
         echo.send("probe")?;
         sent.push((sent_ns, echo));
@@ -125,6 +125,16 @@ fn probe(server: SocketAddr, stop: &AtomicBool) -> Result<Vec<Probe>> {
             Ok(Probe { sent_ns, answer: echo.receive("probe").ok() })
         })
         .collect()
+}
+
+/// Opens a socket on a port that no earlier probe of this process has used: a port that comes again would belong
+/// to a flow that is open already, and a drain keeps that where it is.
+fn open_unused(server: SocketAddr) -> Result<Echo> {
+    static NEXT: AtomicU16 = AtomicU16::new(10_000);
+    let any: IpAddr = if server.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    // A port may be taken by another socket of the namespace: then the next one will do.
+    let open = || Echo::open_from(SocketAddr::new(any, NEXT.fetch_add(1, Ordering::Relaxed)), server);
+    open().or_else(|_| open()).or_else(|_| open())
 }
 
 /// Lets the calling thread have a processor before others do.

@@ -8,6 +8,7 @@ use crate::{
 use anyhow::{Context, Result};
 use std::{
     net::IpAddr,
+    os::fd::AsRawFd,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -77,6 +78,7 @@ impl Sockets {
         let bind = |address: IpAddr| {
             let tcp = std::net::TcpListener::bind((address, HTTP_PORT))?;
             let udp = std::net::UdpSocket::bind((address, UDP_PORT))?;
+            hold_bursts(&udp)?;
             tcp.set_nonblocking(true)?;
             udp.set_nonblocking(true)?;
             std::io::Result::Ok((tcp, udp))
@@ -94,6 +96,23 @@ impl Sockets {
         }
         Ok(())
     }
+}
+
+/// Gives a socket room for datagrams that come while its server waits for a processor: a datagram that the
+/// lab itself loses would look like one that a switch has lost.
+fn hold_bursts(socket: &std::net::UdpSocket) -> std::io::Result<()> {
+    let bytes: libc::c_int = 16 << 20;
+    // SAFETY: the pointer is to an integer of the length given, which outlives the call.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_RCVBUFFORCE,
+            (&raw const bytes).cast(),
+            size_of_val(&bytes) as libc::socklen_t,
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
 }
 
 async fn serve_http(listener: TcpListener, says: Arc<str>, requests: Arc<AtomicU64>) {

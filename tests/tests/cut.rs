@@ -1,0 +1,135 @@
+//! A cut moves open flows at once: a UDP flow with its first packet after the switch; a TCP client sees a
+//! reset, and finds the new colour when it comes again.
+
+use anyhow::{Context, Result};
+use bg_common::Colour;
+use bg_tests::{
+    Fabric, Lab, Live, Ready, SwitchInstant, address,
+    config::{DEPLOYMENT, http_vip, shop, udp_vip},
+    load::{Echo, KeepAlive},
+};
+use std::{
+    io::{ErrorKind, Read, Write},
+    net::{IpAddr, SocketAddr, TcpStream},
+    time::{Duration, Instant},
+};
+
+const CUT: [&str; 4] = ["switch", DEPLOYMENT, "--on-switch", "cut"];
+const ROUNDS: usize = 10;
+
+fn connect(lab: &Lab, server: SocketAddr) -> Result<TcpStream> {
+    let stream = lab.client.enter(|| TcpStream::connect_timeout(&server, Duration::from_secs(2)))??;
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+    Ok(stream)
+}
+
+/// Asks over an open connection and returns the colour that answers.
+fn ask(stream: &mut TcpStream) -> std::io::Result<String> {
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: shop\r\n\r\n")?;
+    let mut answer = [0; 1024];
+    let length = stream.read(&mut answer)?;
+    let text = String::from_utf8_lossy(&answer[..length]).into_owned();
+    let body = text.split("\r\n\r\n").nth(1).and_then(|body| body.split(' ').next());
+    body.map(str::to_owned).ok_or_else(|| std::io::Error::new(ErrorKind::UnexpectedEof, text.clone()))
+}
+
+/// Round after round, an open UDP flow and an open TCP connection meet a cut.
+fn open_flows_move_at_once(ready: &Ready, vip: IpAddr) -> Result<()> {
+    let (lab, bgctl) = (&ready.lab, &ready.bgctl);
+    let udp = Echo::open(&lab.client, udp_vip(vip))?;
+    for round in 0..ROUNDS {
+        let old = udp.ask(&format!("{round}, before"))?.colour;
+        let mut tcp = connect(lab, http_vip(vip))?;
+        assert_eq!(ask(&mut tcp)?, old.name());
+
+        bgctl.run(&CUT)?;
+
+        assert_eq!(udp.ask(&format!("{round}, after"))?.colour, old.other(), "the first datagram after the cut");
+        let start = Instant::now();
+        let error = ask(&mut tcp).expect_err("the connection was cut");
+        let after = start.elapsed();
+        assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}");
+        assert!(after < Duration::from_millis(100), "the reset took {after:?}; a round trip here is far below that");
+        assert_eq!(ask(&mut connect(lab, http_vip(vip))?)?, old.other().name(), "the next connection");
+    }
+    Ok(())
+}
+
+#[test]
+fn open_flows_move_at_once_with_native_xdp() -> Result<()> {
+    let ready = Ready::native("")?;
+    open_flows_move_at_once(&ready, address::VIP_V4)?;
+    open_flows_move_at_once(&ready, address::VIP_V6)
+}
+
+#[test]
+fn open_flows_move_at_once_with_tc() -> Result<()> {
+    let lab = Lab::bridge()?;
+    let config = shop(&lab, "nat", "");
+    let ready = Ready::with(lab, "tc", &config)?;
+    open_flows_move_at_once(&ready, address::VIP_V4)?;
+    open_flows_move_at_once(&ready, address::VIP_V6)
+}
+
+#[test]
+fn open_flows_move_at_once_between_zones() -> Result<()> {
+    let lab = Lab::zones(bg_tests::Offloads::Default)?;
+    let config = shop(&lab, "local", "");
+    let ready = Ready::with(lab, "tc", &config)?;
+    open_flows_move_at_once(&ready, address::VIP_V4)?;
+    open_flows_move_at_once(&ready, address::VIP_V6)
+}
+
+#[test]
+fn kept_connections_come_again_on_the_new_colour_and_lose_one_request_each() -> Result<()> {
+    let ready = Ready::native("on_switch = \"cut\"")?;
+    let clients = 20;
+    let load =
+        KeepAlive { clients, pause: Duration::from_millis(1) }.start(&ready.lab.client, http_vip(address::VIP_V4))?;
+    let all_on = |colour: Colour| {
+        let end = Instant::now() + Duration::from_secs(2);
+        while load.tally().counts().connections[colour as usize] < clients as u64 {
+            assert!(Instant::now() < end, "{:?}", load.tally().counts());
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    };
+    all_on(Colour::Blue);
+    load.tally().expect_cut(true);
+    for round in 1..=10 {
+        ready.bgctl.run(&["switch", DEPLOYMENT])?;
+        all_on(if round % 2 == 1 { Colour::Green } else { Colour::Blue });
+    }
+    let counts = load.finish()?;
+    assert_eq!(counts.failures, 0, "{:?}", counts.first_failures);
+    assert_eq!(counts.strayed, 0, "an answer of the other colour over an open connection");
+    assert_eq!(counts.cut, 10 * clients as u64);
+    Ok(())
+}
+
+/// A switch under a stream of new flows: every datagram sent after the command has returned is on the
+/// new colour, and the first one gets there within a moment of the store.
+#[test]
+fn after_the_switch_has_returned_no_new_flow_is_on_the_old_colour() -> Result<()> {
+    let ready = Ready::native("")?;
+    let live = Live::open(ready.lab.sandbox.pin_root())?;
+    let mut colour = Colour::Blue;
+    for _ in 0..20 {
+        colour = colour.other();
+        let switch = || ready.bgctl.run(&["switch", DEPLOYMENT]).map(drop);
+        let measured = SwitchInstant::measure(&ready.lab.client, udp_vip(address::VIP_V4), &live, switch)?;
+        assert_eq!(measured.late(colour), 0);
+        assert_eq!(measured.lost(), 0, "of {} probes", measured.probes.len());
+        let first = measured.first_arrival(colour).context("no probe has reached the new colour")?;
+        assert!(first < Duration::from_millis(50), "{first:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn machines_behind_a_router_are_cut_as_neighbours_are() -> Result<()> {
+    let lab = Lab::wire(Fabric::Router)?;
+    let config = shop(&lab, "nat", "");
+    let ready = Ready::with(lab, "generic", &config)?;
+    open_flows_move_at_once(&ready, address::VIP_V6)
+}
