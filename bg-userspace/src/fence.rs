@@ -22,16 +22,32 @@ use std::{
 
 use aya::maps::{Array, ArrayOfMaps, MapData};
 
-use crate::{Error, Paths, lock::try_lock, maps::typed};
+use crate::{Error, Paths, doctor::preconditions::capabilities, lock::try_lock, maps::typed};
 
 const RCU_EXPEDITED: &str = "/sys/kernel/rcu_expedited";
 
-/// Waits until no program that ran before runs any more.
-pub(crate) fn fence(paths: &Paths) -> Result<(), Error> {
-    let mut map: ArrayOfMaps<MapData, Array<MapData, u32>> = typed(paths, "fence")?;
-    let inner = Array::<MapData, u32>::create(1, 0).map_err(Error::map("make", "fence"))?;
-    let _expedited = Expedited::begin();
-    map.set(0, &inner, 0).map_err(Error::map("write", "fence"))
+/// All that the wait needs, so that it is not found missing after the change that is to be waited for.
+pub(crate) struct Fence {
+    map: ArrayOfMaps<MapData, Array<MapData, u32>>,
+    inner: Array<MapData, u32>,
+}
+
+impl Fence {
+    /// Opens and makes what is needed; takes `CAP_BPF`.
+    pub(crate) fn prepare(paths: &Paths) -> Result<Self, Error> {
+        let map = typed(paths, "fence")?;
+        // Who lacks privileges is told so rather than which map he may not make.
+        let inner = Array::create(1, 0)
+            .map_err(Error::map("make", "fence"))
+            .or_else(|error| capabilities().map_err(Error::from).and(Err(error)))?;
+        Ok(Self { map, inner })
+    }
+
+    /// Waits until no program that ran before runs any more.
+    pub(crate) fn wait(&mut self) -> Result<(), Error> {
+        let _expedited = Expedited::begin();
+        self.map.set(0, &self.inner, 0).map_err(Error::map("write", "fence"))
+    }
 }
 
 /// While it lives, the kernel expedites grace periods.

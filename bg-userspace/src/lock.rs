@@ -13,7 +13,10 @@ use std::{
 
 use rustix::{fs::FlockOperation, io::Errno};
 
-use crate::{Error, Paths, history::prepare_state_dir};
+use crate::{
+    Error, Paths,
+    history::{HistoryError, prepare_state_dir},
+};
 
 /// A held lock; dropping it lets go.
 #[derive(Debug)]
@@ -47,7 +50,7 @@ impl Lock {
             .create(true)
             .truncate(false)
             .open(&path)
-            .map_err(Error::io("open", &path))?;
+            .map_err(|source| HistoryError::Io { doing: "open", path: path.clone(), source })?;
         let start = Instant::now();
         while !try_lock(&file).map_err(Error::io("lock", &path))? {
             if start.elapsed() >= patience {

@@ -14,7 +14,7 @@ use crate::{
     Error, Instance, Refusal,
     attach::is_attached,
     config::OnSwitch,
-    fence::fence,
+    fence::Fence,
     history::{Action, History, LastLive, Moment, Record},
     live::{self, Order, moment},
     lock::Lock,
@@ -87,6 +87,7 @@ impl Instance {
         let is_attached = request.force || is_attached(&self.paths)?;
 
         let services = self.services_of(index)?;
+        let mut fence = Fence::prepare(&self.paths)?;
 
         let lock = Lock::switch(&self.paths)?;
         let (from, to) = loop {
@@ -119,7 +120,7 @@ impl Instance {
             // Somebody who does not know the lock has changed the word meanwhile: look again.
         };
         let start = std::time::Instant::now();
-        fence(&self.paths)?;
+        fence.wait()?;
         let fence = start.elapsed();
         // Not before: the next switch writes the terms that belong to the word which the fence has just retired.
         drop(lock);

@@ -9,7 +9,6 @@ use super::Work;
 use crate::{
     Error,
     config::{Config, Deployment},
-    fence::fence,
     history::{Action, History, LastLive, Moment, Record},
     live::moment,
     lock::Lock,
@@ -92,7 +91,7 @@ pub(super) fn end(work: &mut Work<'_>, config: &Config, plan: &Plan) -> Result<(
         }
     }
     // All that has been published or withdrawn holds for every packet from here on.
-    fence(work.paths)?;
+    work.fence.wait()?;
     {
         let _switch = Lock::switch(work.paths)?;
         for (_, running) in &removed {

@@ -33,7 +33,7 @@ use self::{
 use crate::{
     Error, Paths,
     config::{Config, Deployment, Service},
-    fence::fence,
+    fence::Fence,
     lock::Lock,
     maps::{Tables, TrafficCounters, Words},
     plan::{self, Plan},
@@ -69,6 +69,7 @@ pub(crate) fn apply(paths: &Paths, words: &Words, length: TickLength, config: &C
 /// An apply in progress.
 struct Work<'a> {
     paths: &'a Paths,
+    fence: Fence,
     words: &'a Words,
     tables: Tables,
     traffic: TrafficCounters,
@@ -117,6 +118,7 @@ impl<'a> Work<'a> {
         debug_assert_eq!(running.used.slots.len(), MAX_BACKENDS as usize);
         Ok(Self {
             paths,
+            fence: Fence::prepare(paths)?,
             words,
             tables,
             traffic: TrafficCounters::open(paths)?,
@@ -238,7 +240,7 @@ impl<'a> Work<'a> {
         if self.retired.is_empty() {
             return Ok(());
         }
-        fence(self.paths)?;
+        self.fence.wait()?;
         let Retired { services, slots, spans } = std::mem::take(&mut self.retired);
         for slot in slots {
             let mut backend = self.tables.backends.read(slot as usize);
