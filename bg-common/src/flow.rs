@@ -91,7 +91,8 @@ pub struct Flow {
     pub colour: u8,
     /// Bits of [`TcpState`] for the client's end; in the forward entry.
     pub client_state: u8,
-    /// Bits of [`TcpState`] for the backend's end; in the forward entry.
+    /// Bits of [`TcpState`] for the backend's end; in the forward entry. In a reply entry
+    /// [`TcpState::RESET`] says that its flow is over and the entry rewrites nothing any more.
     pub backend_state: u8,
     /// Always zero.
     pub reserved: u32,

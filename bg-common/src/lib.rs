@@ -38,8 +38,9 @@ pub const MAX_BACKENDS: u32 = 262_144;
 pub const MAX_TABLE_ENTRIES: u32 = 12 * 1024 * 1024;
 /// Tester prefixes that one instance can hold, over all deployments.
 pub const MAX_TESTERS: u32 = 65_536;
-/// Interfaces that packets can be redirected to.
-pub const MAX_INTERFACES: u32 = 256;
+/// Interface indexes that frames can be redirected to are below this: as many as [`NextHop`] has room for, so
+/// that the map is an array and a redirect costs no hash.
+pub const MAX_INTERFACES: u32 = 65_536;
 
 /// One tick of the data path's clock is `jiffies >> TICK_SHIFT`: coarse enough that a busy flow
 /// writes its "last seen" a few times a second, fine enough for time-outs of seconds.

@@ -73,7 +73,8 @@ impl LiveFlags {
     /// No flag: what an open flow does is not touched by any switch, and its packets read no terms.
     pub const NONE: Self = Self(0);
     /// Flows of the previous colour may still be open: a TCP segment without a flow entry belongs to
-    /// one of them (second chance), and [`SwitchTerms::drain_deadline`] applies.
+    /// one of them (second chance) until [`SwitchTerms::second_chance_until`], and
+    /// [`SwitchTerms::drain_deadline`] applies.
     pub const DRAINING: Self = Self(0b0100);
     /// [`SwitchTerms::ended_before`] applies.
     pub const CUT: Self = Self(0b1000);
@@ -175,12 +176,14 @@ pub struct SwitchTerms {
     /// Tick after which flows of the colour that is not live, opened before this generation, have
     /// ended; zero is never. Read under [`LiveFlags::DRAINING`].
     pub drain_deadline: u32,
-    /// Always zero.
-    pub reserved: u32,
+    /// Tick after which a TCP segment without a flow entry follows the live colour again; zero is never.
+    /// Read under [`LiveFlags::DRAINING`]. Not later than the drain's deadline, nor than flows from
+    /// before the switch can have stayed silent and still be open.
+    pub second_chance_until: u32,
 }
 
 crate::assert_layout!(LiveWord, size 8, align 8);
-crate::assert_layout!(SwitchTerms, size 16, align 4, ended_before at 0, drain_deadline at 8, reserved at 12);
+crate::assert_layout!(SwitchTerms, size 16, align 4, ended_before at 0, drain_deadline at 8, second_chance_until at 12);
 
 #[cfg(test)]
 mod tests {

@@ -6,7 +6,7 @@
 use crate::{
     flow_ref::BackendRef,
     headers::{Headers, IpVersion},
-    lifetime::drain_is_over,
+    lifetime::is_past,
     tables::Tables,
 };
 use bg_common::{
@@ -20,6 +20,9 @@ pub struct ColourChoice {
     pub colour: Colour,
     /// The flow is a tester's or came by the preview address: it must never be on the live colour.
     pub idle_only: bool,
+    /// Generation that the flow counts as opened in: the word's, or the one before for a flow that was open
+    /// before the switch.
+    pub generation: u32,
 }
 
 /// The key under which the packet's destination would be a virtual address.
@@ -44,16 +47,17 @@ pub fn colour<V: IpVersion>(
     now: u32,
 ) -> ColourChoice {
     if row.role == Role::Preview as u8 || (row.has_testers != 0 && is_tester(headers, row, tables)) {
-        return ColourChoice { colour: word.live().other(), idle_only: true };
+        return ColourChoice { colour: word.live().other(), idle_only: true, generation: word.generation() };
     }
     // Second chance: while a drain lasts, a segment that opens nothing belongs to a connection from
     // before the switch whose entry was lost.
     let of_open_connection = headers.protocol == Protocol::Tcp && !headers.opens_connection();
-    if of_open_connection && word.flags().has(LiveFlags::DRAINING) && !past_drain(row, word, tables, now) {
+    if of_open_connection && word.flags().has(LiveFlags::DRAINING) && has_second_chance(row, word, tables, now) {
         tables.count(Event::SecondChance);
-        return ColourChoice { colour: of_share(word.previous_share(), hash), idle_only: false };
+        let generation = word.generation().wrapping_sub(1);
+        return ColourChoice { colour: of_share(word.previous_share(), hash), idle_only: false, generation };
     }
-    ColourChoice { colour: of_share(word.target_share(), hash), idle_only: false }
+    ColourChoice { colour: of_share(word.target_share(), hash), idle_only: false, generation: word.generation() }
 }
 
 /// The colour that a share of green flows gives to this hash. Uses the upper half of the hash; the
@@ -68,8 +72,8 @@ fn of_share(share: u16, hash: u32) -> Colour {
 }
 
 #[inline(always)]
-fn past_drain(row: &ServiceRow, word: LiveWord, tables: &impl Tables, now: u32) -> bool {
-    tables.terms(row.deployment, word.terms_slot()).is_some_and(|terms| drain_is_over(&terms, now))
+fn has_second_chance(row: &ServiceRow, word: LiveWord, tables: &impl Tables, now: u32) -> bool {
+    tables.terms(row.deployment, word.terms_slot()).is_some_and(|terms| !is_past(terms.second_chance_until, now))
 }
 
 #[inline(always)]

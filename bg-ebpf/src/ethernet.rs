@@ -50,6 +50,12 @@ pub fn payload(packet: &Packet<'_>) -> Option<([u8; 2], usize)> {
     Some((ether_type, offset))
 }
 
+/// Whether there are tags before what begins at `offset`.
+#[inline(always)]
+pub const fn is_tagged(offset: usize) -> bool {
+    offset != size_of::<Ethernet>()
+}
+
 /// Both MAC addresses of a frame on its way to a next hop: three words as they stand on the wire.
 #[inline(always)]
 pub const fn macs_towards(hop: NextHop) -> [u32; 3] {

@@ -95,6 +95,50 @@ impl FlowRef {
         TcpState::ended(client, backend)
     }
 
+    /// Whether both are entries of one flow: the same backend, in the same life of its slot.
+    #[inline(always)]
+    pub fn is_flow_of(self, other: Self) -> bool {
+        self.backend() == other.backend() && self.epoch() == other.epoch()
+    }
+
+    /// Whether the client has answered the backend's SYN.
+    #[inline(always)]
+    pub fn is_established(self) -> bool {
+        self.states().0 & TcpState::ESTABLISHED != 0
+    }
+
+    /// Notes a SYN that does not belong to the connection.
+    #[inline(always)]
+    pub fn note_syn(self, sequence: u32) {
+        write!(self.0, sequence, isn);
+    }
+
+    /// For a reply entry: its flow is over, and it rewrites nothing any more.
+    #[inline(always)]
+    pub fn retire(self) {
+        self.add_backend_state(TcpState::RESET);
+    }
+
+    /// What the entry of the other direction would hold, had it not been lost.
+    #[inline(always)]
+    pub fn other_direction(self) -> Flow {
+        Flow {
+            backend: self.backend(),
+            epoch: self.epoch(),
+            generation: self.generation(),
+            last_seen: read!(self.0, last_seen),
+            isn: self.isn(),
+            service: self.service(),
+            deployment: self.deployment(),
+            role: self.role() ^ FlowRole::REPLY,
+            colour: self.colour(),
+            client_state: read!(self.0, client_state),
+            backend_state: 0,
+            reserved: 0,
+            next_hop: NextHop::NONE,
+        }
+    }
+
     /// Notes what the client's end has shown. Writes only news.
     #[inline(always)]
     pub fn add_client_state(self, bits: u8) {
@@ -129,6 +173,13 @@ impl FlowRef {
         }
     }
 
+    /// Whether this is the flow's first packet in this direction for a span of sixteen ticks, one to ten
+    /// seconds by the kernel's tick rate: the occasion to look after the other direction's entry.
+    #[inline(always)]
+    pub fn is_first_in_span(self, now: u32) -> bool {
+        (read!(self.0, last_seen) ^ now) >> 4 != 0
+    }
+
     /// Next hop towards the client.
     #[inline(always)]
     pub fn next_hop(self) -> HopCache {
@@ -142,10 +193,12 @@ impl FlowRef {
 pub struct BackendRef(pub *mut Backend);
 
 impl BackendRef {
-    /// Whose slot it is.
+    /// Whose slot it is. One load: both halves change at once.
     #[inline(always)]
     pub fn identity(self) -> Identity {
-        Identity { epoch: read!(self.0, identity.epoch), in_use: read!(self.0, identity.in_use) }
+        // SAFETY: an aligned field of eight octets, of a row that lives as long as the program runs.
+        let word = unsafe { (&raw const (*self.0).identity).cast::<u64>().read_volatile() };
+        Identity { epoch: word as u32, in_use: (word >> 32) as u32 }
     }
 
     /// Whether the slot still holds the backend that had this epoch.

@@ -41,18 +41,47 @@ pub fn known<V: IpVersion, T: Tables + FlowTable<V::Key>>(
         return Err(None);
     };
     let backend = BackendRef(backend);
-    let reply = || tables.flow(&reply_key(headers, backend)).map(FlowRef);
-    let silent = || lifetime::is_silent(flow, reply, headers.protocol, tables, now);
-    let over = match headers.protocol {
-        Protocol::Udp => silent(),
-        Protocol::Tcp => headers.opens_connection() && (lifetime::is_reused_by(flow, headers) || silent()),
-    };
-    if over || !backend.is(flow.epoch()) || lifetime::ended_by_switch(flow, word, tables, now) {
-        return Err(Some((deployment, word)));
+    let over = Err(Some((deployment, word)));
+    if !backend.is(flow.epoch())
+        || lifetime::ended_by_switch(flow, word, tables, now)
+        || is_other_preview(headers, flow, tables)
+    {
+        return over;
+    }
+    let silent = lifetime::is_silent(flow, headers.protocol, flow.is_established(), tables, now);
+    if silent || headers.opens_connection() || flow.is_first_in_span(now) {
+        let key = reply_key(headers, backend);
+        let reply = tables.flow(&key).map(FlowRef);
+        let is_over = match headers.protocol {
+            Protocol::Udp => {
+                silent && !reply.is_some_and(|reply| lifetime::is_open(flow, reply, headers.protocol, tables, now))
+            }
+            Protocol::Tcp => {
+                headers.opens_connection()
+                    && (lifetime::is_reused_by(flow, reply, headers, now)
+                        || silent
+                            && !reply
+                                .is_some_and(|reply| lifetime::is_open(flow, reply, headers.protocol, tables, now)))
+            }
+        };
+        if is_over {
+            return over;
+        }
+        if reply.is_none() {
+            // Lost under pressure. Without it the backend's answers would bear the backend's address.
+            tables.store(&key, &flow.other_direction(), Insert::IfAbsent);
+        }
     }
     flow.seen(now);
     flow.add_client_state(state_bits(headers));
     Ok(Target { backend, service: flow.service(), colour: flow.colour(), opened: false })
+}
+
+/// Whether the address that the flow came by has ceased to be its service's preview address.
+#[inline(always)]
+fn is_other_preview<V: IpVersion>(headers: &Headers<V>, flow: FlowRef, tables: &impl Tables) -> bool {
+    flow.role() & FlowRole::PREVIEW != 0
+        && tables.vip(vip_row(flow)).is_none_or(|vip| *vip != choice::service_key(headers))
 }
 
 /// The target of a packet that no valid entry covers: it opens a flow if its destination is a virtual
@@ -73,7 +102,7 @@ pub fn open<V: IpVersion, T: Tables + FlowTable<V::Key>>(
     let mut hash = V::hash(headers);
     let choice = choice::colour(headers, hash, row, word, tables, now);
     let mut flow = Flow {
-        generation: word.generation(),
+        generation: choice.generation,
         last_seen: now,
         isn: if headers.opens_connection() { headers.sequence } else { 0 },
         service: row.service,
@@ -98,8 +127,8 @@ pub fn open<V: IpVersion, T: Tables + FlowTable<V::Key>>(
                 tables.count(Event::Unpinned);
                 return Ok(target);
             }
-            // Another place of the table: a third of the 32-bit range further on.
-            Remembered::LooksLikeAnother => hash = hash.wrapping_add(u32::MAX / CHOICES),
+            // Another place of the table. The step (the golden ratio's) is no multiple of any table's length.
+            Remembered::LooksLikeAnother => hash = hash.wrapping_add(0x9e37_79b9),
         }
     }
     Err(Verdict::drop(tables, Event::ReplyCollision))
@@ -123,17 +152,22 @@ fn remember<V: IpVersion, T: Tables + FlowTable<V::Key>>(
     now: u32,
 ) -> Remembered {
     let reply_key = reply_key(headers, backend);
-    let mut how = Insert::IfAbsent;
-    if let Some(other) = tables.flow(&reply_key) {
-        if belongs_to_another::<V, T>(FlowRef(other), flow, headers, tables, now) {
+    // Twice at most: another CPU may store one between the look and the attempt.
+    for _ in 0..2 {
+        let there = tables.flow(&reply_key).map(FlowRef);
+        if there.is_some_and(|there| belongs_to_another::<V, T>(there, flow, headers, tables, now)) {
             return Remembered::LooksLikeAnother;
         }
-        how = Insert::Replace;
+        let how = if there.is_some() { Insert::Replace } else { Insert::IfAbsent };
+        flow.role |= FlowRole::REPLY;
+        let stored = tables.store(&reply_key, flow, how);
+        flow.role &= !FlowRole::REPLY;
+        if stored {
+            let stored = tables.store(key, flow, Insert::Replace);
+            return if stored { Remembered::Yes } else { Remembered::TableFull };
+        }
     }
-    flow.role |= FlowRole::REPLY;
-    let reply_stored = tables.store(&reply_key, flow, how);
-    flow.role &= !FlowRole::REPLY;
-    if reply_stored && tables.store(key, flow, Insert::Replace) { Remembered::Yes } else { Remembered::TableFull }
+    Remembered::TableFull
 }
 
 /// Whether a reply entry that is already there serves another flow that is still open.
@@ -146,18 +180,14 @@ fn belongs_to_another<V: IpVersion, T: Tables + FlowTable<V::Key>>(
     now: u32,
 ) -> bool {
     let same_vip = reply.service() == flow.service && (reply.role() ^ flow.role) & FlowRole::PREVIEW == 0;
-    if same_vip {
+    if same_vip || reply.connection_ended() {
         return false;
     }
     let Some(vip) = tables.vip(vip_row(reply)) else { return false };
-    let Some(forward) = tables.flow(&forward_key::<V>(headers.src, headers.src_port(), vip, headers)) else {
-        return false;
-    };
-    let forward = FlowRef(forward);
-    forward.backend() == reply.backend()
-        && forward.epoch() == reply.epoch()
-        && !forward.connection_ended()
-        && !lifetime::is_silent(forward, || Some(reply), headers.protocol, tables, now)
+    let key = forward_key::<V>(headers.src, headers.src_port(), vip, headers);
+    tables.flow(&key).map(FlowRef).is_some_and(|forward| {
+        forward.is_flow_of(reply) && lifetime::is_open(forward, reply, headers.protocol, tables, now)
+    })
 }
 
 /// Row of the virtual address that a flow's client sends to.

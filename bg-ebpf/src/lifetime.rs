@@ -5,12 +5,12 @@ use crate::{
     headers::{Headers, IpVersion},
     tables::Tables,
 };
-use bg_common::{Colour, DeploymentRow, FlowRole, LiveFlags, LiveWord, Protocol, SwitchTerms, TcpState};
+use bg_common::{Colour, FlowRole, LiveFlags, LiveWord, Protocol};
 
-/// Whether the drain of this generation is past its deadline.
+/// Whether a tick is reached. Zero never is.
 #[inline(always)]
-pub fn drain_is_over(terms: &SwitchTerms, now: u32) -> bool {
-    terms.drain_deadline != 0 && now.wrapping_sub(terms.drain_deadline) < u32::MAX / 2
+pub const fn is_past(tick: u32, now: u32) -> bool {
+    tick != 0 && now.wrapping_sub(tick) < u32::MAX / 2
 }
 
 /// Whether the live word takes the flow's colour away from it: by a cut, by a drain's deadline, or
@@ -33,43 +33,54 @@ pub fn ended_by_switch(flow: FlowRef, word: LiveWord, tables: &impl Tables, now:
     let drained = word.flags().has(LiveFlags::DRAINING)
         && !on_live
         && flow.generation() < word.generation()
-        && drain_is_over(&terms, now);
+        && is_past(terms.drain_deadline, now);
     cut || drained
 }
 
-/// Ticks after which a silent flow is over.
+/// Whether one direction has been silent for longer than the deployment lets a flow be. `established` is what
+/// the client's end has shown.
 #[inline(always)]
-fn idle_limit(protocol: Protocol, established: bool, row: &DeploymentRow) -> u32 {
-    match (protocol, established) {
+pub fn is_silent(direction: FlowRef, protocol: Protocol, established: bool, tables: &impl Tables, now: u32) -> bool {
+    let idle = direction.idle(now);
+    if idle == 0 {
+        return false;
+    }
+    let Some(row) = tables.deployment(direction.deployment()) else { return true };
+    idle > match (protocol, established) {
         (Protocol::Udp, _) => row.udp_idle,
         (Protocol::Tcp, true) => row.tcp_idle,
         (Protocol::Tcp, false) => row.tcp_opening,
     }
 }
 
-/// Whether neither direction has shown a packet for the deployment's time-out. `reply` is the other
-/// direction's entry, asked for only if this one is silent.
+/// Whether a flow is still open, by both its entries: its connection has not ended and one of its directions
+/// is not silent.
 #[inline(always)]
-pub fn is_silent(
-    flow: FlowRef,
-    reply: impl FnOnce() -> Option<FlowRef>,
-    protocol: Protocol,
-    tables: &impl Tables,
-    now: u32,
-) -> bool {
-    let Some(row) = tables.deployment(flow.deployment()) else { return true };
-    let limit = idle_limit(protocol, flow.states().0 & TcpState::ESTABLISHED != 0, row);
-    if flow.idle(now) <= limit {
-        return false;
-    }
-    reply().is_none_or(|reply| reply.idle(now) > limit)
+pub fn is_open(forward: FlowRef, reply: FlowRef, protocol: Protocol, tables: &impl Tables, now: u32) -> bool {
+    let established = forward.is_established();
+    !forward.connection_ended()
+        && !(is_silent(forward, protocol, established, tables, now)
+            && is_silent(reply, protocol, established, tables, now))
 }
 
-/// Whether a SYN on a known five-tuple opens another connection, rather than being sent again: the
-/// old one has ended, or never came to be and this is not its SYN. A SYN inside an established
-/// connection decides nothing: it may be forged (RFC 5961).
+/// Whether a SYN on a known five-tuple opens another connection, rather than being sent again.
+///
+/// It does if the old one has ended, or never came to be and this is not its SYN. Inside an established
+/// connection a SYN may be forged, and a backend that is alive answers it with a challenge (RFC 5961), which
+/// makes an honest client reset the old connection. So such a SYN is only noted; if it comes again and the
+/// backend has said nothing since, nobody is there to answer.
 #[inline(always)]
-pub fn is_reused_by<V: IpVersion>(flow: FlowRef, headers: &Headers<V>) -> bool {
-    let (client, _) = flow.states();
-    flow.connection_ended() || (client & TcpState::ESTABLISHED == 0 && flow.isn() != headers.sequence)
+pub fn is_reused_by<V: IpVersion>(flow: FlowRef, reply: Option<FlowRef>, headers: &Headers<V>, now: u32) -> bool {
+    if flow.connection_ended() {
+        return true;
+    }
+    let is_same_syn = flow.isn() == headers.sequence;
+    if !flow.is_established() {
+        return !is_same_syn;
+    }
+    if !is_same_syn {
+        flow.note_syn(headers.sequence);
+        return false;
+    }
+    reply.is_none_or(|reply| reply.idle(now) > flow.idle(now))
 }

@@ -13,8 +13,8 @@ use crate::{
 use bg_common::{Event, NextHop};
 
 /// The next hop from `src` to `dst`. [`NextHop::NONE`], counted: the host's stack has to find the way, because the
-/// neighbour is not resolved, the egress interface cannot be redirected to, or the packet is too big
-/// for it.
+/// neighbour is not resolved, the egress interface cannot be redirected to, the packet is too big for it, or
+/// the frame is of a VLAN.
 #[inline(always)]
 pub fn towards<V: IpVersion>(
     src: V::Address,
@@ -24,6 +24,10 @@ pub fn towards<V: IpVersion>(
     hook: &Hook<'_, impl Tables, impl Writer>,
     now: u32,
 ) -> NextHop {
+    if hook.tagged {
+        hook.tables.count(Event::NextHopByStack);
+        return NextHop::NONE;
+    }
     let hop = match cache.read(now) {
         Some(hop) => hop,
         None => {

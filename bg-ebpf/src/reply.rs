@@ -7,7 +7,7 @@ use crate::{
     headers::{Headers, tcp_flags},
     lifetime, next_hop,
     rewrite::{Edit, End, Rewritable, Writer},
-    tables::{FlowTable, Tables},
+    tables::{FlowTable, Insert, Tables},
 };
 use bg_common::{Event, NextHop, Protocol};
 
@@ -23,27 +23,37 @@ pub fn restore<V: Rewritable, T: Tables + FlowTable<V::Key>>(
     let (Some(backend), Some(vip)) = (tables.backend(flow.backend()), tables.vip(vip_row(flow))) else {
         return Verdict::drop(tables, Event::MissingRow);
     };
-    if !BackendRef(backend).is(flow.epoch()) {
+    if !BackendRef(backend).is(flow.epoch()) || flow.connection_ended() {
         return Verdict::PASS;
     }
-    match headers.protocol {
-        // What a cut has ended must not be heard of again. A TCP client must: its answer to this
-        // segment meets the new colour, which resets it.
-        Protocol::Udp => {
-            let Some(word) = tables.live(flow.deployment()) else { return Verdict::drop(tables, Event::MissingRow) };
-            if lifetime::ended_by_switch(flow, word, tables, now) {
-                return Verdict::drop(tables, Event::EndedFlow);
-            }
+    if headers.protocol == Protocol::Udp {
+        // What a cut has ended must not be heard of again. A TCP client must: its answer to this segment meets
+        // the new colour, which resets it.
+        let Some(word) = tables.live(flow.deployment()) else { return Verdict::drop(tables, Event::MissingRow) };
+        if lifetime::ended_by_switch(flow, word, tables, now) {
+            return Verdict::drop(tables, Event::EndedFlow);
         }
-        Protocol::Tcp => {
-            if headers.flags & (tcp_flags::FIN | tcp_flags::RST) != 0 {
-                let key = forward_key::<V>(headers.dst, headers.dst_port(), vip, headers);
-                if let Some(forward) = tables.flow(&key).map(FlowRef)
-                    && forward.backend() == flow.backend()
-                    && forward.epoch() == flow.epoch()
-                {
+    }
+    let silent = headers.protocol == Protocol::Udp && lifetime::is_silent(flow, Protocol::Udp, true, tables, now);
+    // An answer that begins something, after a SYN or a long silence, may belong to a flow that never came by
+    // the VIP: the client talks to the backend itself, by a port that it once used for the VIP.
+    let begins = silent || headers.flags & tcp_flags::SYN != 0;
+    let ends = headers.flags & (tcp_flags::FIN | tcp_flags::RST) != 0;
+    if begins || ends || flow.is_first_in_span(now) {
+        let key = forward_key::<V>(headers.dst, headers.dst_port(), vip, headers);
+        match tables.flow(&key).map(FlowRef).filter(|forward| forward.is_flow_of(flow)) {
+            Some(forward) if !begins || lifetime::is_open(forward, flow, headers.protocol, tables, now) => {
+                if ends {
                     forward.add_backend_state(state_bits(headers));
                 }
+            }
+            _ if begins => {
+                flow.retire();
+                return Verdict::PASS;
+            }
+            _ => {
+                // Lost under pressure, unless the client's packets have gone elsewhere since.
+                tables.store(&key, &flow.other_direction(), Insert::IfAbsent);
             }
         }
     }

@@ -13,8 +13,31 @@ pub(crate) struct Order {
     pub(crate) on_switch: OnSwitch,
     /// Tick after which a drain ends what is left; 0 is never.
     pub(crate) drain_deadline: u32,
+    /// Tick after which nothing is left that a second chance could save; 0 is never.
+    pub(crate) second_chance_until: u32,
     /// The tick of this moment; asked for only if [`needs_clock`].
     pub(crate) now: u32,
+}
+
+impl Order {
+    /// An order to drain: what is silent for `tcp_idle` ticks is over, and so is what is left after
+    /// `drain_timeout`.
+    pub(crate) fn drain(to: Colour, now: u32, tcp_idle: u32, drain_timeout: Option<u32>) -> Self {
+        // Zero stands for never.
+        let in_ticks = |ticks: u32| now.wrapping_add(ticks).max(1);
+        Self {
+            to,
+            on_switch: OnSwitch::Drain,
+            drain_deadline: drain_timeout.map_or(0, in_ticks),
+            second_chance_until: in_ticks(drain_timeout.map_or(tcp_idle, |timeout| timeout.min(tcp_idle))),
+            now,
+        }
+    }
+
+    /// An order to cut.
+    pub(crate) fn cut(to: Colour, now: u32) -> Self {
+        Self { to, on_switch: OnSwitch::Cut, drain_deadline: 0, second_chance_until: 0, now }
+    }
 }
 
 /// A deployment's state as the journal has it.
@@ -38,19 +61,16 @@ pub(crate) fn next(word: LiveWord, terms: &SwitchTerms, order: Order) -> Option<
         *drained = (*drained).max(word.generation());
     }
     let mut flags = LiveFlags::NONE;
-    let mut drain_deadline = 0;
     match order.on_switch {
         OnSwitch::Cut => ended_before[order.to.other() as usize] = generation,
-        OnSwitch::Drain => {
-            flags = flags.with(LiveFlags::DRAINING);
-            drain_deadline = order.drain_deadline;
-        }
+        OnSwitch::Drain => flags = flags.with(LiveFlags::DRAINING),
     }
     if ended_before != [0; 2] {
         flags = flags.with(LiveFlags::CUT);
     }
     let word = LiveWord::new(generation, flags, word.target_share(), order.to.full_share());
-    Some((word, SwitchTerms { ended_before, drain_deadline, reserved: 0 }))
+    let Order { drain_deadline, second_chance_until, .. } = order;
+    Some((word, SwitchTerms { ended_before, drain_deadline, second_chance_until }))
 }
 
 #[cfg(test)]
@@ -67,7 +87,11 @@ mod tests {
     }
 
     fn switch((word, terms): (LiveWord, SwitchTerms), to: Colour, on_switch: OnSwitch) -> (LiveWord, SwitchTerms) {
-        next(word, &terms, Order { to, on_switch, drain_deadline: 0, now: 0 }).unwrap()
+        let order = match on_switch {
+            OnSwitch::Drain => Order::drain(to, 0, 1000, None),
+            OnSwitch::Cut => Order::cut(to, 0),
+        };
+        next(word, &terms, order).unwrap()
     }
 
     #[test]
@@ -75,7 +99,7 @@ mod tests {
         let (word, terms) = switch(first(), Colour::Green, OnSwitch::Drain);
         assert_eq!((word.generation(), word.live(), word.previous()), (2, Colour::Green, Colour::Blue));
         assert_eq!(word.flags(), LiveFlags::DRAINING);
-        assert_eq!(terms, SwitchTerms::default());
+        assert_eq!(terms, SwitchTerms { second_chance_until: 1000, ..SwitchTerms::default() });
     }
 
     #[test]
@@ -97,18 +121,26 @@ mod tests {
     #[test]
     fn what_a_deadline_has_ended_stays_ended() {
         let (word, terms) = first();
-        let order = Order { to: Colour::Green, on_switch: OnSwitch::Drain, drain_deadline: 100, now: 50 };
-        let (word, terms) = next(word, &terms, order).unwrap();
-        assert_eq!(terms.drain_deadline, 100);
-        let back = Order { to: Colour::Blue, drain_deadline: 0, now: 99, ..order };
+        let (word, terms) = next(word, &terms, Order::drain(Colour::Green, 50, 1000, Some(50))).unwrap();
+        assert_eq!((terms.drain_deadline, terms.second_chance_until), (100, 100));
+        let back = Order::drain(Colour::Blue, 99, 1000, None);
         assert_eq!(next(word, &terms, back).unwrap().1.ended_before, [0, 0]);
         let back = Order { now: 100, ..back };
         assert_eq!(next(word, &terms, back).unwrap().1.ended_before[BLUE], 2);
     }
 
     #[test]
+    fn a_second_chance_ends_when_nothing_can_be_left() {
+        let order = |now, timeout| Order::drain(Colour::Green, now, 1000, timeout);
+        assert_eq!((order(5, None).drain_deadline, order(5, None).second_chance_until), (0, 1005));
+        assert_eq!((order(5, Some(3000)).drain_deadline, order(5, Some(3000)).second_chance_until), (3005, 1005));
+        let wrapped = order(u32::MAX - 999, Some(1000));
+        assert_eq!((wrapped.drain_deadline, wrapped.second_chance_until), (1, 1), "zero would be never");
+    }
+
+    #[test]
     fn generations_do_not_wrap() {
-        let order = Order { to: Colour::Green, on_switch: OnSwitch::Drain, drain_deadline: 0, now: 0 };
+        let order = Order::drain(Colour::Green, 0, 1000, None);
         assert_eq!(next(LiveWord::new(u32::MAX, LiveFlags::NONE, 0, 0), &SwitchTerms::default(), order), None);
     }
 

@@ -147,12 +147,15 @@ impl Instance {
     ) -> Result<Option<LiveWord>, Error> {
         let mut terms = self.words.terms.read(index.into());
         let old = terms[word.terms_slot()];
-        let wants_deadline = on_switch == OnSwitch::Drain && row.drain_timeout_ms != 0;
-        let now = if wants_deadline || live::needs_clock(word, &old) { tick(clock(&self.paths)?) } else { 0 };
-        let timeout = self.tick_length.ticks(Duration::from_millis(row.drain_timeout_ms));
-        // Zero stands for never.
-        let drain_deadline = if wants_deadline { now.wrapping_add(timeout).max(1) } else { 0 };
-        let order = Order { to, on_switch, drain_deadline, now };
+        let needs_clock = on_switch == OnSwitch::Drain || live::needs_clock(word, &old);
+        let now = if needs_clock { tick(clock(&self.paths)?) } else { 0 };
+        let order = match on_switch {
+            OnSwitch::Cut => Order::cut(to, now),
+            OnSwitch::Drain => {
+                let timeout = (row.drain_timeout_ms != 0).then(|| Duration::from_millis(row.drain_timeout_ms));
+                Order::drain(to, now, row.tcp_idle, timeout.map(|timeout| self.tick_length.ticks(timeout)))
+            }
+        };
         let Some((new, new_terms)) = live::next(word, &old, order) else {
             return Err(Refusal::GenerationsExhausted { deployment: name.to_owned() }.into());
         };

@@ -234,14 +234,103 @@ fn a_drain_ends_what_is_left_at_its_deadline() {
     let mut host = host();
     sent_to(&host, &tcp(CLIENT, WEB, SYN));
     sent_to(&host, &tcp(CLIENT, WEB, ACK));
-    switch(&mut host, LiveFlags::DRAINING, SwitchTerms { drain_deadline: NOW + 10, ..SwitchTerms::default() });
-    host.tick.set(NOW + 3);
+    let terms = SwitchTerms { drain_deadline: NOW + 10, second_chance_until: NOW + 10, ..SwitchTerms::default() };
+    switch(&mut host, LiveFlags::DRAINING, terms);
+    host.later(NOW + 9);
     assert_eq!(sent_to(&host, &tcp(CLIENT, WEB, ACK)), at(BLUE));
-    host.tick.set(NOW + 10);
-    host.change_backend(1, |green| green.next_hop.learned = NOW + 10);
+    host.later(NOW + 10);
     assert_eq!(sent_to(&host, &tcp(CLIENT, WEB, ACK)), at(GREEN));
     host.forget_flows();
     assert_eq!(sent_to(&host, &tcp(CLIENT, WEB, ACK)), at(GREEN), "no second chance after the deadline");
+}
+
+#[test]
+fn a_connection_that_had_a_second_chance_ends_at_the_deadline_too() {
+    let mut host = host();
+    let terms = SwitchTerms { drain_deadline: NOW + 10, second_chance_until: NOW + 10, ..SwitchTerms::default() };
+    switch(&mut host, LiveFlags::DRAINING, terms);
+    assert_eq!(sent_to(&host, &tcp(CLIENT, WEB, ACK)), at(BLUE));
+    host.later(NOW + 10);
+    assert_eq!(sent_to(&host, &tcp(CLIENT, WEB, ACK)), at(GREEN));
+}
+
+#[test]
+fn an_entry_lost_in_one_direction_is_restored_from_the_other() {
+    for replies in [true, false] {
+        let mut host = host();
+        sent_to(&host, &tcp(CLIENT, WEB, SYN));
+        sent_to(&host, &tcp(CLIENT, WEB, ACK));
+        answers_as(&host, &tcp(BLUE, CLIENT, ACK));
+        host.forget_direction(replies);
+        cut_of_nothing(&mut host);
+        host.later(NOW + 16);
+        if replies {
+            sent_to(&host, &tcp(CLIENT, WEB, ACK));
+            assert_eq!(answers_as(&host, &tcp(BLUE, CLIENT, ACK)), at(WEB));
+        } else {
+            answers_as(&host, &tcp(BLUE, CLIENT, ACK));
+            assert_eq!(sent_to(&host, &tcp(CLIENT, WEB, ACK)), at(BLUE), "though green is live and nothing drains");
+        }
+    }
+}
+
+/// Makes the other colour live and lets every open flow stay, for as long as it is known.
+fn cut_of_nothing(host: &mut Host) {
+    switch(host, LiveFlags::NONE, SwitchTerms::default());
+}
+
+#[test]
+fn a_client_that_talks_to_a_backend_itself_is_not_answered_by_the_vip() {
+    let mut host = host();
+    for flags in [SYN, ACK, RST] {
+        sent_to(&host, &tcp(CLIENT, WEB, flags));
+    }
+    for flags in [SYN | ACK, ACK, FIN | ACK] {
+        let answer = tcp(BLUE, CLIENT, flags).frame();
+        assert_eq!(host.egress(&answer), Outcome { action: Action::Pass, frame: answer }, "{flags:#x}");
+    }
+    host.scenario.deployments[0].0.udp_idle = 100;
+    sent_to(&host, &udp(CLIENT, DNS));
+    host.later(NOW + 300);
+    let answer = udp(BLUE_DNS, CLIENT).frame();
+    assert_eq!(host.egress(&answer), Outcome { action: Action::Pass, frame: answer });
+}
+
+#[test]
+fn a_client_that_comes_again_to_a_dead_backend_is_sent_elsewhere() {
+    let mut host = host();
+    sent_to(&host, &tcp(CLIENT, WEB, SYN));
+    sent_to(&host, &tcp(CLIENT, WEB, ACK));
+    drain(&mut host);
+    let again = PacketSpec { sequence: 77, ..tcp(CLIENT, WEB, SYN) };
+    host.later(NOW + 5);
+    assert_eq!(sent_to(&host, &again), at(BLUE), "it may be forged");
+    host.later(NOW + 10);
+    assert_eq!(sent_to(&host, &again), at(GREEN), "blue had the time to object");
+}
+
+#[test]
+fn a_backend_that_objects_to_a_forged_syn_keeps_its_connection() {
+    let mut host = host();
+    sent_to(&host, &tcp(CLIENT, WEB, SYN));
+    sent_to(&host, &tcp(CLIENT, WEB, ACK));
+    drain(&mut host);
+    let forged = PacketSpec { sequence: 77, ..tcp(CLIENT, WEB, SYN) };
+    for second in 1..5 {
+        host.later(NOW + 5 * second);
+        assert_eq!(sent_to(&host, &forged), at(BLUE));
+        answers_as(&host, &tcp(BLUE, CLIENT, ACK));
+    }
+}
+
+#[test]
+fn flows_of_a_preview_address_end_when_it_becomes_something_else() {
+    let mut host = host();
+    sent_to(&host, &tcp(CLIENT, WEB_PREVIEW, SYN));
+    host.scenario.vips.iter_mut().filter(|(row, _)| *row == 1).for_each(|(_, key)| *key = Default::default());
+    host.scenario.services.retain(|(key, _)| key.port.host() != 9443);
+    let packet = tcp(CLIENT, WEB_PREVIEW, ACK).frame();
+    assert_eq!(host.ingress(&packet), Outcome { action: Action::Pass, frame: packet });
 }
 
 #[test]
@@ -298,10 +387,7 @@ fn a_silent_udp_flow_is_over_unless_its_backend_still_talks() {
         if backend_talks {
             answers_as(&host, &udp(BLUE_DNS, CLIENT));
         }
-        host.tick.set(NOW + 150);
-        for slot in [2, 3] {
-            host.change_backend(slot, |backend| backend.next_hop.learned = NOW + 150);
-        }
+        host.later(NOW + 150);
         assert_eq!(sent_to(&host, &udp(CLIENT, DNS)), at(expected));
     }
 }
@@ -386,7 +472,8 @@ fn vlan_tags_and_padding_are_kept_and_a_missing_udp_checksum_stays_missing() {
     for tags in 1..=2 {
         let mut frame = PacketSpec { tags, ..tcp(CLIENT, WEB, SYN) }.frame();
         frame.extend([0xaa; 6]);
-        let out = host.ingress(&frame).frame;
+        let Outcome { action, frame: out } = host.ingress(&frame);
+        assert_eq!(action, Action::Deliver, "only the stack knows which interface its VLAN leaves by");
         assert_eq!(out[12..12 + 4 * usize::from(tags)], frame[12..12 + 4 * usize::from(tags)]);
         assert_eq!(out[out.len() - 6..], [0xaa; 6]);
         assert_eq!(ends(&out).1, at(BLUE));

@@ -16,7 +16,7 @@
 //! | `events` | [`Event`] → count | programs, per CPU | drops by reason, and what came close |
 //! | `meta` | 0 → [`Meta`] | user space, once | ABI version of the instance |
 //! | `clock` | 0 → [`Clock`] | the program `read_clock` | turns ticks into time |
-//! | `egress` | ifindex → interface | user space | interfaces that frames may be redirected to |
+//! | `egress` | ifindex → interface | user space | interfaces that XDP may redirect frames to |
 //! | `next` | 0 → XDP program | user space | who gets what is not ours |
 //! | `fence` | 0 → an inner map | user space | an update waits until no program holds an old word |
 //!
@@ -24,7 +24,7 @@
 //! reading back the running state costs no system call a row.
 
 use aya_ebpf::{
-    btf_maps::{Array, ArrayOfMaps, DevMapHash, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray},
+    btf_maps::{Array, ArrayOfMaps, DevMap, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray},
     macros::btf_map,
 };
 use bg_common::{
@@ -100,9 +100,10 @@ pub(super) static META: Array<Meta, 1> = Array::new();
 #[btf_map(name = "clock")]
 pub(super) static CLOCK: Array<Clock, 1> = Array::new();
 
-/// Interfaces that frames may be redirected to, keyed by ifindex.
+/// Interfaces that XDP may redirect frames to, keyed by ifindex. The kernel lets programs of one type use such a
+/// map; those of tc need none.
 #[btf_map(name = "egress")]
-pub(super) static EGRESS: DevMapHash<{ MAX_INTERFACES as usize }> = DevMapHash::new();
+pub(super) static EGRESS: DevMap<{ MAX_INTERFACES as usize }> = DevMap::new();
 
 /// The program behind this one in the interface's chain.
 #[btf_map(name = "next")]

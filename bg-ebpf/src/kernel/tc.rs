@@ -46,12 +46,15 @@ fn run(context: TcContext, direction: Direction) -> i32 {
         let _ = context.pull_data(len.min(LONGEST_HEADERS));
     }
     // SAFETY: the context is the program's own.
-    let (ifindex, gso_size) = unsafe { ((*context.skb.skb).ifindex, (*context.skb.skb).gso_size) };
-    let world = World { context: context.as_ptr(), ingress_ifindex: ifindex };
+    let (ifindex, gso_size, tagged) = unsafe {
+        let skb = context.skb.skb;
+        ((*skb).ifindex, (*skb).gso_size, (*skb).vlan_present != 0)
+    };
+    let world = World::<false> { context: context.as_ptr(), ingress_ifindex: ifindex };
     // SAFETY: the bounds that the kernel gave; the engine reads nothing through them once the writer has
     // called the first helper that may move the packet.
     let packet = unsafe { Packet::new(context.data() as *mut u8, context.data_end() as *mut u8) };
-    let frame = Frame { direction, len: len as usize, gso_size };
+    let frame = Frame { direction, len: len as usize, gso_size, tagged };
     let verdict = process(&packet, frame, &world, &mut SkbWriter(&context));
     match verdict.action {
         // Whoever comes next on this hook sees rewritten packets too.

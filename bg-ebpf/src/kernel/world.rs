@@ -20,15 +20,16 @@ const AF_INET6: u64 = 10;
 /// Prefix length that covers a whole key of the tester trie, in bits.
 const WHOLE_KEY: u32 = 8 * size_of::<TesterKey>() as u32;
 
-/// All there is to ask, at one hook.
-pub(super) struct World {
+/// All there is to ask, at one hook. `XDP` tells what can be redirected to: for XDP the interfaces that user space
+/// has put into `egress`, for tc every interface.
+pub(super) struct World<const XDP: bool> {
     /// Context of the running program: `xdp_md` or `__sk_buff`.
     pub(super) context: *mut c_void,
     /// Interface that the frame came in by.
     pub(super) ingress_ifindex: u32,
 }
 
-impl World {
+impl<const XDP: bool> World<XDP> {
     #[inline(always)]
     fn find<K, const N: usize>(table: &LruHashMap<K, Flow, N>, key: &K) -> Option<*mut Flow> {
         table.get_ptr_mut(key)
@@ -44,7 +45,7 @@ impl World {
     }
 }
 
-impl FlowTable<FlowKey4> for World {
+impl<const XDP: bool> FlowTable<FlowKey4> for World<XDP> {
     #[inline(always)]
     fn flow(&self, key: &FlowKey4) -> Option<*mut Flow> {
         Self::find(&maps::FLOWS4, key)
@@ -56,7 +57,7 @@ impl FlowTable<FlowKey4> for World {
     }
 }
 
-impl FlowTable<FlowKey6> for World {
+impl<const XDP: bool> FlowTable<FlowKey6> for World<XDP> {
     #[inline(always)]
     fn flow(&self, key: &FlowKey6) -> Option<*mut Flow> {
         Self::find(&maps::FLOWS6, key)
@@ -68,7 +69,7 @@ impl FlowTable<FlowKey6> for World {
     }
 }
 
-impl Tables for World {
+impl<const XDP: bool> Tables for World<XDP> {
     #[inline(always)]
     fn live(&self, deployment: u16) -> Option<LiveWord> {
         let word = maps::LIVE.get_ptr(deployment.into())?;
@@ -90,8 +91,8 @@ impl Tables for World {
 
     #[inline(always)]
     fn service(&self, key: &ServiceKey) -> Option<&ServiceRow> {
-        // SAFETY: user space replaces rows as a whole, and a replaced one is not given to another key
-        // while programs that may have found it still run.
+        // SAFETY: user space replaces rows as a whole, and waits for programs that may have found the old one
+        // before the next replacement, which the kernel may put in its place.
         unsafe { maps::SERVICES.get(key) }
     }
 
@@ -138,7 +139,11 @@ impl Tables for World {
             return None;
         }
         let hop = params.next_hop(self.tick());
-        maps::EGRESS.get_ifindex(hop.ifindex()).map(|_| hop)
+        // A frame that XDP redirects to an interface which cannot take it vanishes, and nobody tells.
+        if XDP && maps::EGRESS.get_ifindex(hop.ifindex()).is_none() {
+            return None;
+        }
+        Some(hop)
     }
 
     #[inline(always)]

@@ -4,6 +4,7 @@
 //! leave. The tc mode puts `tc_ingress` and `tc_egress` on it. All are links that are pinned, so that no
 //! process needs to live; where the interface has ours already, the link is given the new program in place.
 
+mod egress;
 mod hook;
 mod pinned;
 mod tc;
@@ -12,7 +13,7 @@ mod xdp;
 use std::path::{Path, PathBuf};
 
 use aya::{
-    maps::{Map, MapData, ProgramArray, xdp::DevMapHash},
+    maps::{MapData, ProgramArray},
     programs::{Xdp, xdp::XdpMode},
 };
 use aya_obj::programs::XdpAttachType;
@@ -28,6 +29,7 @@ use crate::{
     doctor::preconditions,
     loader::{Loaded, TC_EGRESS, TC_INGRESS},
     lock::Lock,
+    maps::typed,
     net::{self, ARPHRD_ETHER, ARPHRD_LOOPBACK, Interface},
     pins::{self, PinRoot},
 };
@@ -144,6 +146,7 @@ fn load_and_attach(
     for (interface, plan) in interfaces.iter().zip(modes) {
         attached.push(attach_one(paths, &mut loaded, interface, plan, ours)?);
     }
+    egress::refresh(paths, &pinned_links(paths)?)?;
     Ok(attached)
 }
 
@@ -167,7 +170,7 @@ pub fn detach(paths: &Paths, target: &Target) -> Result<(), Error> {
             }
             for link in links.iter().filter(|link| names.iter().any(|name| link.is_of(name))) {
                 if let Some(ifindex) = link.ifindex() {
-                    forget_egress(paths, ifindex)?;
+                    egress::forget(paths, ifindex)?;
                 }
                 link.remove(paths)?;
             }
@@ -254,7 +257,6 @@ fn attach_one(
             link.remove(paths)?;
         }
     }
-    egress(paths)?.insert(interface.index, interface.index, None, 0).map_err(Error::map("write", "egress"))?;
     Ok(Attached { name: interface.name.clone(), mode, updated })
 }
 
@@ -281,28 +283,13 @@ fn ethernet(name: &str) -> Result<Interface, Error> {
     }
 }
 
-fn egress(paths: &Paths) -> Result<DevMapHash<MapData>, Error> {
-    let map = MapData::from_pin(paths.map("egress")).and_then(Map::from_map_data);
-    map.and_then(DevMapHash::try_from).map_err(Error::map("open", "egress"))
-}
-
-fn forget_egress(paths: &Paths, ifindex: u32) -> Result<(), Error> {
-    match egress(paths)?.remove(ifindex) {
-        // Not there: the interface is gone, or its attach was killed before.
-        Err(aya::maps::MapError::KeyNotFound) => Ok(()),
-        Err(aya::maps::MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
-        result => result.map_err(Error::map("write", "egress")),
-    }
-}
-
 fn open_next(path: &Path) -> Result<Xdp, Error> {
     Xdp::from_pin(path, XdpAttachType::Interface)
         .map_err(|error| Error::Next { path: path.to_owned(), detail: format!("no pinned program: {error}") })
 }
 
 fn set_next(paths: &Paths, next: &mut Xdp, path: &Path) -> Result<(), Error> {
-    let map = MapData::from_pin(paths.map("next")).and_then(Map::from_map_data);
-    let mut map: ProgramArray<_> = map.and_then(ProgramArray::try_from).map_err(Error::map("open", "next"))?;
+    let mut map: ProgramArray<MapData> = typed(paths, "next")?;
     let refused = |error: String| Error::Next {
         path: path.to_owned(),
         detail: format!(

@@ -2,8 +2,8 @@
 
 use super::{Flows, Outcome, Scenario, comparable, key4, key6};
 use bg_common::{
-    Backend, DeploymentRow, Event, Flow, FlowKey4, FlowKey6, LiveWord, NextHop, ServiceKey, ServiceRow, SwitchTerms,
-    TesterKey, Traffic,
+    Backend, DeploymentRow, Event, Flow, FlowKey4, FlowKey6, FlowRole, LiveWord, NextHop, ServiceKey, ServiceRow,
+    SwitchTerms, TesterKey, Traffic,
 };
 use bg_ebpf::{
     Direction, Frame, Verdict,
@@ -76,7 +76,7 @@ impl Host {
         // written through the second.
         let (packet, mut writer) =
             unsafe { (Packet::new(range.start, range.end), Packet::new(range.start, range.end)) };
-        let about = Frame { direction, len: frame.len(), gso_size: 0 };
+        let about = Frame { direction, len: frame.len(), gso_size: 0, tagged: false };
         let Verdict { action, .. } = process(&packet, about, self, &mut writer);
         assert!(
             self.live_reads.borrow().values().all(|&reads| reads == 1),
@@ -104,6 +104,13 @@ impl Host {
         self.flows6.borrow_mut().clear();
     }
 
+    /// Forgets the entries of one direction, as a full table may.
+    pub fn forget_direction(&self, replies: bool) {
+        let keep = |entry: &mut Box<UnsafeCell<Flow>>| (entry.get_mut().role & FlowRole::REPLY != 0) != replies;
+        self.flows4.borrow_mut().retain(|_, entry| keep(entry));
+        self.flows6.borrow_mut().retain(|_, entry| keep(entry));
+    }
+
     /// How often an event was counted.
     pub fn events(&self, event: Event) -> u64 {
         self.events.borrow()[event as usize]
@@ -117,6 +124,12 @@ impl Host {
     /// Traffic of a service and colour.
     pub fn traffic(&self, service: u16, colour: u8) -> Traffic {
         self.traffic.borrow().get(&(service, colour)).copied().unwrap_or_default()
+    }
+
+    /// Moves the clock, and makes all next hops fresh.
+    pub fn later(&mut self, tick: u32) {
+        self.tick.set(tick);
+        self.backends.iter_mut().for_each(|backend| backend.get_mut().next_hop.learned = tick);
     }
 
     /// Changes a backend's row between frames.

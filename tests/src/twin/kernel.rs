@@ -4,7 +4,7 @@ use super::{Flows, Outcome, Scenario, comparable, key4, key6};
 use anyhow::{Context, Result, bail};
 use aya::{
     Ebpf, EbpfLoader, Pod, TestRun as _,
-    maps::{Array, DevMapHash, HashMap, LpmTrie, MapData, PerCpuArray, lpm_trie::Key as PrefixKey},
+    maps::{Array, DevMap, HashMap, LpmTrie, MapData, PerCpuArray, lpm_trie::Key as PrefixKey},
     programs::{SchedClassifier, TestRunOptions, Xdp},
 };
 use bg_common::{
@@ -87,9 +87,9 @@ impl Kernel {
             let next_hop = NextHop { learned, ..backend.next_hop };
             self.array::<Backend>("backends")?.set(slot as u32, Backend { next_hop, ..*backend }, 0)?;
             if next_hop.is_some() {
-                let mut egress: DevMapHash<_> = self.object.map_mut("egress").context("egress")?.try_into()?;
+                let mut egress: DevMap<_> = self.object.map_mut("egress").context("egress")?.try_into()?;
                 // Loopback stands for it: nothing is sent in a test run.
-                egress.insert(next_hop.ifindex(), 1, None, 0)?;
+                egress.set(next_hop.ifindex(), 1, None, 0)?;
             }
         }
         for (entry, slot) in scenario.maglev.iter().enumerate() {

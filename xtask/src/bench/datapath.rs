@@ -9,7 +9,7 @@ use crate::{build_ebpf, process::say};
 use anyhow::{Context, Result, ensure};
 use aya::{
     Ebpf, EbpfLoader, TestRun as _,
-    maps::{Array, DevMapHash, ProgramArray},
+    maps::{Array, DevMap, ProgramArray},
     programs::{ProgramFd, TestRunOptions, Xdp},
 };
 use bg_common::{FrameTemplate, Mode, Protocol};
@@ -161,9 +161,9 @@ fn measure_case(
 ) -> Result<(Summary, Summary)> {
     kernel.forget_flows()?;
     kernel.fill(&scenario(case))?;
-    let mut egress: DevMapHash<_> = kernel.object().map_mut("egress").context("egress")?.try_into()?;
+    let mut egress: DevMap<_> = kernel.object().map_mut("egress").context("egress")?.try_into()?;
     for ifindex in [sides.client, sides.backend] {
-        egress.insert(ifindex, ifindex, None, 0)?;
+        egress.set(ifindex, ifindex, None, 0)?;
     }
     let ours = program(kernel.object(), "ingress")?.fd()?.try_clone()?;
     let empty = program(wrapper, "empty")?.fd()?.try_clone()?;
