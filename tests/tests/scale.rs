@@ -1,0 +1,84 @@
+//! 1,000 services of 100 backends a colour: applied in seconds, switched in milliseconds, all by one store.
+
+use anyhow::Result;
+use bg_common::Colour;
+use bg_tests::{Fabric, Lab, Live, SwitchInstant, address, config::DEPLOYMENT};
+use std::{
+    fmt::Write,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    time::{Duration, Instant},
+};
+
+const SERVICES: u16 = 1000;
+const BACKENDS: u8 = 100;
+
+/// Services on ports of one VIP. Those on the port of the echo lead to the lab's backends; the others to
+/// machines that are not there.
+fn config(lab: &Lab, changed: Option<u16>) -> String {
+    let mut config = format!("[deployments.{DEPLOYMENT}]\n");
+    for service in 0..SERVICES {
+        let vip = SocketAddr::new(address::VIP_V4, 10_000 + service);
+        write!(config, "[[deployments.{DEPLOYMENT}.services]]\nvip = \"{vip}\"\nprotocol = \"udp\"\nmode = \"nat\"\n")
+            .unwrap();
+        for colour in Colour::ALL {
+            let backend = |number: u8| -> SocketAddr {
+                if service == 0 {
+                    let of_colour = lab.backends.iter().filter(|backend| backend.colour == colour);
+                    let addresses: Vec<_> = of_colour.map(|backend| backend.addresses[0]).collect();
+                    return SocketAddr::new(addresses[number as usize % 2], bg_tests::UDP_PORT);
+                }
+                let shift = if changed == Some(service) { 100 } else { 0 };
+                let [high, low] = service.to_be_bytes();
+                SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 16 * (colour as u8 + 1) + high, low, number + shift)), 53)
+            };
+            let number = if service == 0 { 2 } else { BACKENDS };
+            let list: Vec<_> = (1..=number).map(|number| format!("\"{}\"", backend(number))).collect();
+            writeln!(config, "{} = [{}]", colour.name(), list.join(", ")).unwrap();
+        }
+    }
+    config
+}
+
+#[test]
+fn a_thousand_services_are_applied_in_seconds_and_switched_in_milliseconds() -> Result<()> {
+    let lab = Lab::wire(Fabric::Switch)?;
+    let _servers = lab.servers()?;
+    let bgctl = lab.bgctl()?;
+    bgctl.run(&[&["attach", "--mode", "native"], lab.interfaces.as_slice()].concat())?;
+
+    let file = bgctl.write_config(&config(&lab, None))?;
+    let apply = |what: &str, limit: Duration| -> Result<()> {
+        let start = Instant::now();
+        bgctl.run(&["apply", "-c", &file])?;
+        let took = start.elapsed();
+        println!("{what}: {took:?}");
+        assert!(took < limit, "{what} took {took:?}, expected less than {limit:?}");
+        Ok(())
+    };
+    apply("the first apply", Duration::from_secs(5))?;
+    apply("an apply that changes nothing", Duration::from_secs(3))?;
+    bgctl.write_config(&config(&lab, Some(500)))?;
+    apply("an apply that changes one service", Duration::from_secs(3))?;
+
+    let live = Live::open(lab.sandbox.pin_root())?;
+    let mut colour = Colour::Blue;
+    let mut times = Vec::new();
+    for _ in 0..20 {
+        let start = Instant::now();
+        bgctl.run(&["switch", DEPLOYMENT])?;
+        times.push(start.elapsed());
+        colour = colour.other();
+    }
+    times.sort();
+    println!("switch, as a process: fastest {:?}, median {:?}, slowest {:?}", times[0], times[10], times[19]);
+    // What it costs, not what else this machine has to do meanwhile.
+    assert!(times[2] < Duration::from_millis(20), "{times:?}");
+
+    // And it does what it says: new flows of a service follow.
+    let vip = SocketAddr::new(address::VIP_V4, 10_000);
+    let switch = || bgctl.run(&["switch", DEPLOYMENT]).map(drop);
+    let measured = SwitchInstant::measure(&lab.client, vip, &live, switch)?;
+    assert_eq!((measured.late(colour.other()), measured.lost()), (0, 0));
+    assert!(measured.first_arrival(colour.other()).is_some());
+    Ok(())
+}
