@@ -7,6 +7,7 @@
 //! directory for temporary files.
 
 mod bgctl;
+mod chance;
 mod command;
 pub mod config;
 pub mod frames;
@@ -25,6 +26,7 @@ pub mod twin;
 mod worker;
 
 pub use bgctl::Bgctl;
+pub use chance::Chance;
 pub use command::{Process, output, run};
 pub use instant::{Probe, SwitchInstant};
 pub use live::Live;
