@@ -35,10 +35,10 @@ fn table(lab: &Lab, colour: Colour) -> Vec<u32> {
     (span.base..span.base + span.len).map(|entry| maglev.get(&entry, 0).unwrap()).collect()
 }
 
-fn attached() -> Option<Lab> {
-    let lab = Lab::new()?;
+fn attached() -> Lab {
+    let lab = Lab::new();
     lab.attach("v0", AttachMode::Tc).unwrap();
-    Some(lab)
+    lab
 }
 
 /// Applies and proves that nothing is left to do.
@@ -51,7 +51,7 @@ fn apply(lab: &Lab, config: &Config) {
 
 #[test]
 fn a_backend_that_stays_keeps_its_slot_and_epoch() {
-    let Some(lab) = attached() else { return };
+    let lab = attached();
     apply(&lab, &config("shop", &[(1, 1), (2, 1)], &[(1, 1)]));
     let before = backends(&lab);
     apply(&lab, &config("shop", &[(2, 5), (3, 1), (4, 0)], &[(1, 1)]));
@@ -78,7 +78,7 @@ fn a_backend_that_stays_keeps_its_slot_and_epoch() {
 
 #[test]
 fn the_table_of_the_other_colour_is_not_touched() {
-    let Some(lab) = attached() else { return };
+    let lab = attached();
     apply(&lab, &config("shop", &[(1, 1)], &[(1, 1), (2, 1)]));
     let before = services(&lab).values().next().unwrap().tables;
     apply(&lab, &config("shop", &[(1, 1), (9, 1)], &[(1, 1), (2, 1)]));
@@ -89,7 +89,7 @@ fn the_table_of_the_other_colour_is_not_touched() {
 
 #[test]
 fn an_address_that_moves_to_another_deployment_is_never_unserved() {
-    let Some(lab) = attached() else { return };
+    let lab = attached();
     apply(&lab, &config("old", &[(1, 1)], &[(1, 1)]));
     let key = *services(&lab).keys().next().unwrap();
     apply(&lab, &config("new", &[(2, 1)], &[(2, 1)]));
@@ -102,7 +102,7 @@ fn an_address_that_moves_to_another_deployment_is_never_unserved() {
 
 #[test]
 fn preview_testers_and_settings_come_and_go() {
-    let Some(lab) = attached() else { return };
+    let lab = attached();
     let plain = config("shop", &[(1, 1)], &[(1, 1)]);
     let mut full = plain.clone();
     let deployment = &mut full.deployments[0];
@@ -128,7 +128,7 @@ fn preview_testers_and_settings_come_and_go() {
 
 #[test]
 fn an_apply_leaves_the_live_colour_alone() {
-    let Some(lab) = attached() else { return };
+    let lab = attached();
     apply(&lab, &config("shop", &[(1, 1)], &[(1, 1)]));
     lab.instance().switch("shop", &SwitchRequest::default()).unwrap();
     apply(&lab, &config("shop", &[(1, 1), (2, 1)], &[(7, 1)]));
@@ -138,7 +138,7 @@ fn an_apply_leaves_the_live_colour_alone() {
 
 #[test]
 fn an_empty_colour_cannot_be_applied() {
-    let Some(lab) = attached() else { return };
+    let lab = attached();
     for config in [config("shop", &[(1, 1)], &[]), config("shop", &[(1, 0)], &[(1, 1)])] {
         let error = lab.instance().apply(&config).unwrap_err();
         assert!(error.class() == ErrorClass::Usage && error.to_string().contains("empty"), "{error}");
@@ -148,7 +148,7 @@ fn an_empty_colour_cannot_be_applied() {
 
 #[test]
 fn a_switch_is_refused_by_its_preconditions_and_changes_nothing() {
-    let Some(lab) = attached() else { return };
+    let lab = attached();
     apply(&lab, &config("shop", &[(1, 1)], &[(1, 1)]));
     let instance = lab.instance();
     let refused = |result: Result<_, Error>| match result.unwrap_err() {
@@ -176,7 +176,7 @@ fn a_switch_is_refused_by_its_preconditions_and_changes_nothing() {
 
 #[test]
 fn a_switch_that_nobody_recorded_is_recorded_by_the_next_command() {
-    let Some(lab) = attached() else { return };
+    let lab = attached();
     apply(&lab, &config("shop", &[(1, 1)], &[(1, 1)]));
     // As a load balancer of another language, or a bgctl that was killed at once after the store.
     let mut live: Array<_, LiveWord> = map(&lab, "live").try_into().unwrap();
@@ -189,7 +189,7 @@ fn a_switch_that_nobody_recorded_is_recorded_by_the_next_command() {
 
 #[test]
 fn an_emergency_does_not_fail_for_want_of_a_journal() {
-    let Some(lab) = attached() else { return };
+    let lab = attached();
     apply(&lab, &config("shop", &[(1, 1)], &[(1, 1)]));
     std::fs::write(lab.paths.state_dir.join("live.json"), "torn").unwrap();
     let error = lab.instance().switch("shop", &SwitchRequest::default()).unwrap_err();
@@ -204,7 +204,7 @@ fn an_emergency_does_not_fail_for_want_of_a_journal() {
 
 #[test]
 fn after_a_reboot_the_live_colour_is_what_it_was() {
-    let Some(lab) = attached() else { return };
+    let lab = attached();
     let shop = config("shop", &[(1, 1)], &[(1, 1)]);
     apply(&lab, &shop);
     lab.instance().switch("shop", &SwitchRequest::default()).unwrap();
@@ -219,7 +219,7 @@ fn after_a_reboot_the_live_colour_is_what_it_was() {
 
 #[test]
 fn a_deployment_that_is_removed_is_forgotten() {
-    let Some(lab) = attached() else { return };
+    let lab = attached();
     let shop = config("shop", &[(1, 1)], &[(1, 1)]);
     apply(&lab, &shop);
     lab.instance().switch("shop", &SwitchRequest::default()).unwrap();
@@ -232,7 +232,7 @@ fn a_deployment_that_is_removed_is_forgotten() {
 
 #[test]
 fn a_killed_apply_is_completed_by_a_rerun() {
-    let Some(lab) = attached() else { return };
+    let lab = attached();
     let large = |salt: u8| {
         let mut config = config("shop", &[], &[]);
         let service = config.deployments[0].services[0].clone();

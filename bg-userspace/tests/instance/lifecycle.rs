@@ -24,7 +24,7 @@ fn pins(lab: &Lab) -> Vec<String> {
 
 #[test]
 fn each_mode_puts_its_programs_where_they_belong() {
-    let Some(lab) = Lab::new() else { return };
+    let lab = Lab::new();
     for (mode, expected, ingress) in [
         (AttachMode::Auto, AttachedMode::Tc, "v0:tc_ingress"),
         (AttachMode::Native, AttachedMode::Native, "v0:native"),
@@ -45,7 +45,7 @@ fn each_mode_puts_its_programs_where_they_belong() {
 
 #[test]
 fn attaching_again_gives_the_same_links_the_new_program() {
-    let Some(lab) = Lab::new() else { return };
+    let lab = Lab::new();
     lab.attach("v0", AttachMode::Native).unwrap();
     lab.attach("v1", AttachMode::Tc).unwrap();
     let names = ["v0:native", "v0:tc_egress", "v1:tc_ingress", "v1:tc_egress"];
@@ -61,7 +61,7 @@ fn attaching_again_gives_the_same_links_the_new_program() {
 
 #[test]
 fn native_and_generic_do_not_stand_side_by_side() {
-    let Some(lab) = Lab::new() else { return };
+    let lab = Lab::new();
     lab.attach("v0", AttachMode::Native).unwrap();
     let error = lab.attach("v0", AttachMode::Generic).unwrap_err();
     assert!(matches!(error, Error::ModeChange { .. }), "{error}");
@@ -74,7 +74,7 @@ fn native_and_generic_do_not_stand_side_by_side() {
 
 #[test]
 fn another_xdp_program_is_left_where_it_is() {
-    let Some(lab) = Lab::new() else { return };
+    let lab = Lab::new();
     lab.attach("v0", AttachMode::Native).unwrap();
     let mut other = lab.paths.clone();
     other.pin_root = lab.paths.pin_root.with_file_name("bgctl-test-none");
@@ -87,7 +87,7 @@ fn another_xdp_program_is_left_where_it_is() {
 
 #[test]
 fn what_is_no_ethernet_interface_is_refused() {
-    let Some(lab) = Lab::new() else { return };
+    let lab = Lab::new();
     let error = lab.attach("nothing", AttachMode::Auto).unwrap_err();
     assert!(error.class() == ErrorClass::Usage && error.to_string().contains("v0"), "{error}");
     lab.ip("tuntap add dev t0 mode tun");
@@ -98,7 +98,7 @@ fn what_is_no_ethernet_interface_is_refused() {
 
 #[test]
 fn the_next_program_is_one_that_can_be_called() {
-    let Some(lab) = Lab::new() else { return };
+    let lab = Lab::new();
     let attach = |next: std::path::PathBuf| {
         let options = AttachOptions { mode: AttachMode::Native, next: Some(next), ..AttachOptions::default() };
         attach(&lab.paths, &["v0".to_owned()], &options)
@@ -114,7 +114,7 @@ fn the_next_program_is_one_that_can_be_called() {
 
 #[test]
 fn a_failed_first_attach_leaves_nothing() {
-    let Some(lab) = Lab::new() else { return };
+    let lab = Lab::new();
     lab.ip("link add v2 type bridge");
     let error = lab.attach("v2", AttachMode::Native).unwrap_err();
     assert!(matches!(error, Error::Attach { mode: "native", .. }), "{error}");
@@ -124,7 +124,7 @@ fn a_failed_first_attach_leaves_nothing() {
 
 #[test]
 fn an_interface_with_a_dot_in_its_name_can_be_attached() {
-    let Some(lab) = Lab::new() else { return };
+    let lab = Lab::new();
     lab.ip("link add v2.100 type veth peer name v3");
     lab.attach("v2.100", AttachMode::Tc).unwrap();
     assert_eq!(lab.instance().status(None).unwrap().interfaces[0].name, "v2.100");
@@ -134,7 +134,7 @@ fn an_interface_with_a_dot_in_its_name_can_be_attached() {
 
 #[test]
 fn an_interface_that_was_made_anew_is_attached_anew() {
-    let Some(lab) = Lab::new() else { return };
+    let lab = Lab::new();
     lab.attach("v0", AttachMode::Native).unwrap();
     lab.ip("link del v0");
     assert_eq!(lab.instance().status(None).unwrap().interfaces, []);
@@ -147,7 +147,7 @@ fn an_interface_that_was_made_anew_is_attached_anew() {
 
 #[test]
 fn pins_of_another_abi_version_are_refused_and_can_be_removed() {
-    let Some(lab) = Lab::new() else { return };
+    let lab = Lab::new();
     lab.attach("v0", AttachMode::Tc).unwrap();
     let map = MapData::from_pin(lab.paths.map("meta")).and_then(Map::from_map_data).unwrap();
     let mut meta: Array<_, Meta> = map.try_into().unwrap();
@@ -164,7 +164,7 @@ fn pins_of_another_abi_version_are_refused_and_can_be_removed() {
 
 #[test]
 fn a_half_made_instance_is_made_anew() {
-    let Some(lab) = Lab::new() else { return };
+    let lab = Lab::new();
     lab.attach("v0", AttachMode::Tc).unwrap();
     detach(&lab.paths, &Target::Interfaces(vec!["v0".to_owned()])).unwrap();
     // As a killed attach or detach leaves it: some maps, no meta.
@@ -178,7 +178,7 @@ fn a_half_made_instance_is_made_anew() {
 
 #[test]
 fn the_flow_table_of_an_instance_keeps_its_size() {
-    let Some(lab) = Lab::new() else { return };
+    let lab = Lab::new();
     let attach = |flows| {
         let options = AttachOptions { flows, mode: AttachMode::Tc, next: None };
         attach(&lab.paths, &["v0".to_owned()], &options)
@@ -192,7 +192,7 @@ fn the_flow_table_of_an_instance_keeps_its_size() {
 
 #[test]
 fn two_at_once_are_told_of_each_other() {
-    let Some(lab) = Lab::new() else { return };
+    let lab = Lab::new();
     lab.attach("v0", AttachMode::Tc).unwrap();
     let lock = std::fs::File::open(lab.paths.state_dir.join("apply.lock")).unwrap();
     rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
@@ -204,7 +204,7 @@ fn two_at_once_are_told_of_each_other() {
 
 #[test]
 fn a_killed_attach_or_detach_is_completed_by_a_rerun() {
-    let Some(lab) = Lab::new() else { return };
+    let lab = Lab::new();
     let run = |words: &[&str], millis: u64| {
         let mut child = lab.bgctl().args(words).stdout(std::process::Stdio::null()).spawn().unwrap();
         std::thread::sleep(std::time::Duration::from_millis(millis));
