@@ -60,6 +60,21 @@ impl Namespace {
         self.enter(move || fs::write(to, value))?.with_context(|| format!("{}: cannot write {path}", self.name))
     }
 
+    /// Names of its interfaces, but for the loopback.
+    pub fn interfaces(&self) -> Result<Vec<String>> {
+        let links: serde_json::Value = serde_json::from_str(&self.ip("-json link show")?)?;
+        let names = links.as_array().into_iter().flatten().filter_map(|link| link["ifname"].as_str());
+        Ok(names.filter(|name| *name != "lo").map(str::to_owned).collect())
+    }
+
+    /// The MAC address of an interface.
+    pub fn mac(&self, interface: &str) -> Result<[u8; 6]> {
+        let links: serde_json::Value = serde_json::from_str(&self.ip(&format!("-json link show dev {interface}"))?)?;
+        let text = links[0]["address"].as_str().with_context(|| format!("no MAC address in {links}"))?;
+        let octets = text.split(':').map(|octet| u8::from_str_radix(octet, 16)).collect::<Result<Vec<_>, _>>()?;
+        octets.try_into().map_err(|_| anyhow!("expected six octets, got {text}"))
+    }
+
     /// Moves the calling thread into it, for good.
     pub fn adopt_thread(&self) -> Result<()> {
         // SAFETY: the descriptor is open and refers to a network namespace.

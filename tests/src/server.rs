@@ -98,9 +98,9 @@ impl Sockets {
     }
 }
 
-/// Gives a socket room for datagrams that come while its server waits for a processor: a datagram that the
-/// lab itself loses would look like one that a switch has lost.
-fn hold_bursts(socket: &std::net::UdpSocket) -> std::io::Result<()> {
+/// Gives a socket room for what comes while its reader waits for a processor: what the lab itself loses would
+/// look like something that a switch has lost.
+pub(crate) fn hold_bursts(socket: &impl AsRawFd) -> std::io::Result<()> {
     let bytes: libc::c_int = 16 << 20;
     // SAFETY: the pointer is to an integer of the length given, which outlives the call.
     let result = unsafe {

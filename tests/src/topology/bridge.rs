@@ -31,7 +31,7 @@ pub(super) fn build() -> Result<Lab> {
         namespace.ip(&format!("-6 route add default via {BACK_V6}"))?;
         backends.push(Backend { name, colour, addresses: [v4, v6], namespace });
     }
-    let lab = Lab { client, edge, backends, interfaces: vec!["front", "br0"], _others: vec![], sandbox };
+    let lab = Lab { client, edge, backends, interfaces: vec!["front", "br0"], others: vec![], sandbox };
     lab.warm_up()?;
     Ok(lab)
 }

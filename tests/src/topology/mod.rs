@@ -69,7 +69,7 @@ pub struct Lab {
     /// Interfaces of the edge that bgctl is to be attached to, the client's side first.
     pub interfaces: Vec<&'static str>,
     /// Machines that only pass on.
-    _others: Vec<Arc<Namespace>>,
+    others: Vec<Arc<Namespace>>,
     /// Last: a lab's directories go when its namespaces have gone.
     pub sandbox: Sandbox,
 }
@@ -125,6 +125,13 @@ impl Lab {
             self.client.run(&format!("ping -n -q -c 1 -W 2 {address}"))?;
         }
         Ok(())
+    }
+
+    /// Every machine with its network cards.
+    pub fn cards(&self) -> Vec<(&Namespace, Vec<String>)> {
+        let backends = self.backends.iter().map(|backend| &backend.namespace);
+        let machines = [&self.client, &self.edge].into_iter().chain(backends).chain(&self.others);
+        machines.map(|machine| (machine.as_ref(), machine.interfaces().unwrap_or_default())).collect()
     }
 
     /// Leaves the lab as it is when this process ends, until [`crate::sweep::kept`] removes it.

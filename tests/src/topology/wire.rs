@@ -59,7 +59,7 @@ pub(super) fn build(fabric: Fabric) -> Result<Lab> {
         }
         backends.push(Backend { name, colour, addresses: [v4, v6], namespace });
     }
-    let lab = Lab { client, edge, backends, interfaces: vec!["front", "back"], _others: vec![middle], sandbox };
+    let lab = Lab { client, edge, backends, interfaces: vec!["front", "back"], others: vec![middle], sandbox };
     lab.warm_up()?;
     Ok(lab)
 }

@@ -17,7 +17,7 @@ pub(super) fn build(offloads: Offloads) -> Result<Lab> {
         addresses(&edge, "lo", &[&format!("{v4}/32"), &format!("{v6}/128")])?;
         backends.push(Backend { name, colour, addresses: [v4, v6], namespace: edge.clone() });
     }
-    let lab = Lab { client, edge, backends, interfaces: vec!["front"], _others: vec![], sandbox };
+    let lab = Lab { client, edge, backends, interfaces: vec!["front"], others: vec![], sandbox };
     lab.warm_up()?;
     Ok(lab)
 }
