@@ -58,9 +58,8 @@ pub fn is_silent(direction: FlowRef, protocol: Protocol, established: bool, tabl
 #[inline(always)]
 pub fn is_open(forward: FlowRef, reply: FlowRef, protocol: Protocol, tables: &impl Tables, now: u32) -> bool {
     let established = forward.is_established();
-    !forward.connection_ended()
-        && !(is_silent(forward, protocol, established, tables, now)
-            && is_silent(reply, protocol, established, tables, now))
+    let shows = |flow| !is_silent(flow, protocol, established, tables, now);
+    !forward.connection_ended() && (shows(forward) || shows(reply))
 }
 
 /// Whether a SYN on a known five-tuple opens another connection, rather than being sent again.
