@@ -1,7 +1,7 @@
 //! Ethernet, with up to two VLAN tags (IEEE 802.1Q, 802.1ad). Tags are parsed through and kept.
 
-use crate::packet::{Header, Packet};
-use bg_common::NextHop;
+use crate::packet::{Header, Packet, octets::load16};
+use bg_common::{Be16, NextHop};
 
 /// Ethernet header of octets alone: at any address, unlike one with a 16-bit field.
 #[repr(C)]
@@ -26,24 +26,24 @@ unsafe impl Header for Ethernet {}
 // SAFETY: a struct of octet arrays.
 unsafe impl Header for VlanTag {}
 
-/// EtherType of IPv4.
-pub const IPV4: [u8; 2] = [0x08, 0x00];
-/// EtherType of IPv6.
-pub const IPV6: [u8; 2] = [0x86, 0xdd];
-const DOT1Q: [u8; 2] = [0x81, 0x00];
-const DOT1AD: [u8; 2] = [0x88, 0xa8];
+/// EtherType of IPv4, as on the wire.
+pub const IPV4: Be16 = Be16::new(0x0800);
+/// EtherType of IPv6, as on the wire.
+pub const IPV6: Be16 = Be16::new(0x86dd);
+const DOT1Q: Be16 = Be16::new(0x8100);
+const DOT1AD: Be16 = Be16::new(0x88a8);
 
 /// The EtherType behind at most two tags, and the offset of what it announces.
 #[inline(always)]
-pub fn payload(packet: &Packet<'_>) -> Option<([u8; 2], usize)> {
-    let mut ether_type = packet.header::<Ethernet>(0)?.ether_type;
+pub fn payload(packet: &Packet<'_>) -> Option<(Be16, usize)> {
+    let mut ether_type = Be16(load16(&packet.header::<Ethernet>(0)?.ether_type));
     let mut offset = size_of::<Ethernet>();
     if ether_type != DOT1Q && ether_type != DOT1AD {
         return Some((ether_type, offset));
     }
     for _ in 0..2 {
         if ether_type == DOT1Q || ether_type == DOT1AD {
-            ether_type = packet.header::<VlanTag>(offset)?.ether_type;
+            ether_type = Be16(load16(&packet.header::<VlanTag>(offset)?.ether_type));
             offset += size_of::<VlanTag>();
         }
     }

@@ -165,10 +165,16 @@ impl FlowRef {
         if idle > u32::MAX / 2 { 0 } else { idle }
     }
 
+    /// Whether a packet in this direction was seen in this tick already.
+    #[inline(always)]
+    pub fn was_seen_at(self, now: u32) -> bool {
+        read!(self.0, last_seen) == now
+    }
+
     /// Notes a packet. Writes once a tick, so that a busy flow's line is not passed about.
     #[inline(always)]
     pub fn seen(self, now: u32) {
-        if read!(self.0, last_seen) != now {
+        if !self.was_seen_at(now) {
             write!(self.0, now, last_seen);
         }
     }

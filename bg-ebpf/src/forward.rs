@@ -48,33 +48,42 @@ pub fn known<V: IpVersion, T: Tables + FlowTable<V::Key>>(
     {
         return over;
     }
-    let silent = lifetime::is_silent(flow, headers.protocol, flow.is_established(), tables, now);
-    if silent || headers.opens_connection() || flow.is_first_in_span(now) {
-        let key = reply_key(headers, backend);
-        let reply = tables.flow(&key).map(FlowRef);
-        let is_over = match headers.protocol {
-            Protocol::Udp => {
-                silent && !reply.is_some_and(|reply| lifetime::is_open(flow, reply, headers.protocol, tables, now))
-            }
-            Protocol::Tcp => {
-                headers.opens_connection()
-                    && (lifetime::is_reused_by(flow, reply, headers, now)
-                        || silent
-                            && !reply
-                                .is_some_and(|reply| lifetime::is_open(flow, reply, headers.protocol, tables, now)))
-            }
-        };
-        if is_over {
+    if headers.opens_connection() || !flow.was_seen_at(now) {
+        if is_over(headers, flow, backend, tables, now) {
             return over;
         }
-        if reply.is_none() {
-            // Lost under pressure. Without it the backend's answers would bear the backend's address.
-            tables.store(&key, &flow.other_direction(), Insert::IfAbsent);
-        }
+        flow.seen(now);
     }
-    flow.seen(now);
     flow.add_client_state(state_bits(headers));
     Ok(Target { backend, service: flow.service(), colour: flow.colour(), opened: false })
+}
+
+/// Whether the flow is over for a reason of its own: long silence, or a SYN that opens another connection. Asked
+/// at a flow's first packet in a tick, and for a SYN; now and then it looks after the reply's entry.
+#[inline(always)]
+fn is_over<V: IpVersion, T: Tables + FlowTable<V::Key>>(
+    headers: &Headers<V>,
+    flow: FlowRef,
+    backend: BackendRef,
+    tables: &T,
+    now: u32,
+) -> bool {
+    let silent = lifetime::is_silent(flow, headers.protocol, flow.is_established(), tables, now);
+    if !silent && !headers.opens_connection() && !flow.is_first_in_span(now) {
+        return false;
+    }
+    let key = reply_key(headers, backend);
+    let reply = tables.flow(&key).map(FlowRef);
+    let silent = silent && !reply.is_some_and(|reply| lifetime::is_open(flow, reply, headers.protocol, tables, now));
+    let over = match headers.protocol {
+        Protocol::Udp => silent,
+        Protocol::Tcp => headers.opens_connection() && (silent || lifetime::is_reused_by(flow, reply, headers, now)),
+    };
+    if !over && reply.is_none() {
+        // Lost under pressure. Without it the backend's answers would bear the backend's address.
+        tables.store(&key, &flow.other_direction(), Insert::IfAbsent);
+    }
+    over
 }
 
 /// Whether the address that the flow came by has ceased to be its service's preview address.
