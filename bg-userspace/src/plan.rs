@@ -177,7 +177,7 @@ pub(crate) fn plan(config: &Config, running: &Running, length: TickLength) -> Pl
         }
     }
     plan.changes.extend(removals(config, running));
-    let is_unfinished = !running.left_over.services.is_empty() || !running.left_over.slots.is_empty();
+    let is_unfinished = !running.left_over.is_empty();
     if is_unfinished && plan.is_empty() {
         plan.changes.push(Change { deployment: "(all)".to_owned(), service: None, action: Action::Finish });
     }

@@ -1,7 +1,9 @@
 //! The running state: what the maps say, read back into what a configuration says.
 //!
-//! The `services` map is the truth. A service, backend or table that no row of it leads to is left over
-//! from a call that was killed, and free as soon as no program can hold it any more.
+//! The `services` map is the truth, as far as the `vips` array agrees: a row whose address is not the one that
+//! its service has there is left over from a call that was killed, and so is the row of a preview address whose
+//! service has no VIP any more. A service, backend or table that no other row leads to is left over as well,
+//! and free as soon as no program can hold it any more.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -48,11 +50,18 @@ pub(crate) struct Used {
     pub(crate) spans: Vec<TableSpan>,
 }
 
-/// Services and slots that nothing leads to.
+/// Rows of the `services` map that belong to nothing, and services and slots that nothing leads to.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct LeftOver {
+    pub(crate) rows: Vec<ServiceKey>,
     pub(crate) services: Vec<u16>,
     pub(crate) slots: Vec<u32>,
+}
+
+impl LeftOver {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.rows.is_empty() && self.services.is_empty() && self.slots.is_empty()
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -117,12 +126,14 @@ impl Running {
     }
 
     fn read_services(&mut self, tables: &Tables) {
-        let mut of_service: HashMap<u16, [Option<(ServiceKey, ServiceRow)>; 2]> = HashMap::new();
-        for (key, row) in &self.published {
-            let role = usize::from(row.role == Role::Preview as u8);
-            of_service.entry(row.service).or_default()[role] = Some((*key, *row));
-            self.used.spans.extend(row.tables);
-        }
+        let (of_service, left_over) = sort_rows(&self.published, |key, row| {
+            let is_in_use =
+                u32::from(row.service) < MAX_SERVICES && tables.services.info.read(row.service.into()).in_use != 0;
+            is_in_use && tables.services.vips.read(vip_row(row.service, role_of(row))) == *key
+        });
+        self.left_over.rows = left_over;
+        // Not those of rows that are left over: these go before anything is taken.
+        self.used.spans.extend(of_service.values().flatten().flatten().flat_map(|(_, row)| row.tables));
         for index in 0..MAX_SERVICES as u16 {
             let info = tables.services.info.read(index.into());
             if info.in_use == 0 {
@@ -168,6 +179,41 @@ impl Running {
             });
         }
     }
+}
+
+/// A service's rows, VIP and preview.
+type Rows = [Option<(ServiceKey, ServiceRow)>; 2];
+
+/// The rows of each service, and those that are left over; `is_right` tells whether its service knows a row.
+fn sort_rows(
+    published: &HashMap<ServiceKey, ServiceRow>,
+    is_right: impl Fn(&ServiceKey, &ServiceRow) -> bool,
+) -> (HashMap<u16, Rows>, Vec<ServiceKey>) {
+    let mut of_service: HashMap<u16, Rows> = HashMap::new();
+    let mut left_over = Vec::new();
+    for (key, row) in published {
+        if is_right(key, row) {
+            of_service.entry(row.service).or_default()[role_of(row) as usize] = Some((*key, *row));
+        } else {
+            left_over.push(*key);
+        }
+    }
+    of_service.retain(|_, [vip, preview]| {
+        if vip.is_none() {
+            left_over.extend(preview.map(|(key, _)| key));
+        }
+        vip.is_some()
+    });
+    (of_service, left_over)
+}
+
+fn role_of(row: &ServiceRow) -> Role {
+    if row.role == Role::Preview as u8 { Role::Preview } else { Role::Vip }
+}
+
+/// A service's row of the `vips` array.
+pub(crate) fn vip_row(service: u16, role: Role) -> usize {
+    2 * usize::from(service) + role as usize
 }
 
 /// Rows that hold a deployment, with their indexes.
@@ -248,5 +294,27 @@ mod tests {
         }
         let vip: SocketAddr = "[2001:db8::10]:443".parse().unwrap();
         assert_eq!(address_of(&service_key(vip, Protocol::Tcp)), vip);
+    }
+
+    #[test]
+    fn a_row_that_its_service_does_not_know_is_left_over() {
+        let key = |port| service_key(([203, 0, 113, 10], port).into(), Protocol::Tcp);
+        let row = |service, role| ServiceRow { service, role: role as u8, ..ServiceRow::default() };
+        // 0: whole; 1: its preview address has changed; 2: its VIP is gone.
+        let published = HashMap::from([
+            (key(1), row(0, Role::Vip)),
+            (key(2), row(0, Role::Preview)),
+            (key(3), row(1, Role::Vip)),
+            (key(4), row(1, Role::Preview)),
+            (key(5), row(1, Role::Preview)),
+            (key(6), row(2, Role::Preview)),
+        ]);
+        let (of_service, mut left_over) = sort_rows(&published, |at, _| *at != key(4));
+        left_over.sort();
+        assert_eq!(left_over, [key(4), key(6)]);
+        let keys = |service| of_service[&service].map(|row| row.map(|(key, _)| key));
+        assert_eq!(keys(0), [Some(key(1)), Some(key(2))]);
+        assert_eq!(keys(1), [Some(key(3)), Some(key(5))]);
+        assert!(!of_service.contains_key(&2));
     }
 }

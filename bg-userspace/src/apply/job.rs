@@ -12,7 +12,7 @@ use crate::{
     Error,
     config::{BackendSpec, Deployment, Service},
     maglev,
-    running::{RunningBackend, RunningService, UNSETTLED, padded, service_key, table},
+    running::{RunningBackend, RunningService, UNSETTLED, padded, service_key, table, vip_row},
 };
 
 /// What is to be written for a service, and in which order.
@@ -176,16 +176,16 @@ impl Job {
 
     /// Writes all that may be written before the service's rows are replaced.
     pub(super) fn write_rows(&self, work: &mut Work<'_>) -> Result<(), Error> {
-        let service = usize::from(self.row.service);
+        let service = self.row.service;
         if self.is_new {
             for colour in Colour::ALL {
-                work.traffic.clear(2 * u32::from(self.row.service) + colour as u32)?;
+                work.traffic.clear(2 * u32::from(service) + colour as u32)?;
             }
-            work.tables.services.info.write(service, &self.info);
+            work.tables.services.info.write(service.into(), &self.info);
         }
-        work.tables.services.vips.write(2 * service + Role::Vip as usize, &self.vip);
+        work.tables.services.vips.write(vip_row(service, Role::Vip), &self.vip);
         if let Some(preview) = &self.preview {
-            work.tables.services.vips.write(2 * service + Role::Preview as usize, preview);
+            work.tables.services.vips.write(vip_row(service, Role::Preview), preview);
         }
         for (slot, backend) in &self.new_backends {
             work.tables.backends.write(*slot as usize, backend);
@@ -198,13 +198,16 @@ impl Job {
 
     /// Replaces the service's rows; the tables are written.
     pub(super) fn publish(self, work: &mut Work<'_>) -> Result<(), Error> {
-        let mut put = |key: ServiceKey, role: Role| {
-            let row = ServiceRow { role: role as u8, ..self.row };
-            work.tables.services.rows.insert(key, row, 0).map_err(Error::map("write", "services"))
-        };
-        put(self.vip, Role::Vip)?;
-        if let Some(preview) = self.preview {
-            put(preview, Role::Preview)?;
+        let row = |role: Role| ServiceRow { role: role as u8, ..self.row };
+        work.write_row(self.vip, row(Role::Vip))?;
+        match self.preview {
+            Some(preview) => work.write_row(preview, row(Role::Preview))?,
+            // Flows that came by an address which is not there any more are over. Before its row goes, so that a
+            // killed call leaves the row to tell of it.
+            None => {
+                let vip_row = vip_row(self.row.service, Role::Preview);
+                work.tables.services.vips.write(vip_row, &ServiceKey::default());
+            }
         }
         if let Some(old) = self.old_preview.filter(|old| Some(*old) != self.preview) {
             work.withdraw(old)?;

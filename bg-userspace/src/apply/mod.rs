@@ -3,11 +3,15 @@
 //! The order is such that no packet meets a half-written row, and that a call killed at any instant is
 //! completed by the same call:
 //!
-//! 1. services that are no longer wanted leave the `services` map; after a fence, what they had is free;
+//! 1. rows that a killed call has left and services that are no longer wanted leave the `services` map; after
+//!    a fence, what they had is ended;
 //! 2. deployments' rows and testers, and the live word of new deployments, before any service leads to them;
 //! 3. for each service that changes: backends and tables are written where nothing refers to, then its
 //!    rows are replaced, each at once, then weights are settled;
 //! 4. after a fence, backends, tables and deployments that nothing leads to are ended.
+//!
+//! Backends that are ended are free only after a second fence: a program that has found one alive just
+//! before may still use its slot and the rows of its service.
 //!
 //! A backend that stays keeps its slot and epoch, and with them its flows, whatever happens to its weight
 //! or its neighbours. The live word of a deployment that exists is never touched.
@@ -17,11 +21,13 @@ mod check;
 mod deployments;
 mod fill;
 mod job;
+mod rows;
 
 use std::collections::{HashMap, HashSet};
 
 use bg_common::{
-    Identity, MAX_BACKENDS, MAX_DEPLOYMENTS, MAX_SERVICES, MAX_TABLE_ENTRIES, ServiceInfo, ServiceKey, TableSpan,
+    Identity, MAX_BACKENDS, MAX_DEPLOYMENTS, MAX_SERVICES, MAX_TABLE_ENTRIES, Role, ServiceInfo, ServiceKey,
+    ServiceRow, TableSpan,
 };
 use bytemuck::Zeroable as _;
 
@@ -29,6 +35,7 @@ use self::{
     alloc::{Indexes, Spans},
     fill::fill,
     job::Job,
+    rows::Rows,
 };
 use crate::{
     Error, Paths,
@@ -38,7 +45,7 @@ use crate::{
     maps::{Tables, TrafficCounters, Words},
     plan::{self, Plan},
     recover::recover,
-    running::{Running, RunningService, service_key},
+    running::{Running, RunningService, service_key, vip_row},
     time::TickLength,
 };
 
@@ -78,6 +85,7 @@ struct Work<'a> {
     services: Indexes,
     slots: Indexes,
     spans: Spans,
+    rows: Rows,
     /// Keys that the configuration has: never removed from the `services` map.
     wanted: HashSet<ServiceKey>,
     retired: Retired,
@@ -127,16 +135,23 @@ impl<'a> Work<'a> {
             services: Indexes::new(flags(&running.used.services, MAX_SERVICES)),
             slots: Indexes::new(running.used.slots.clone()),
             spans: Spans::new(running.used.spans.clone(), MAX_TABLE_ENTRIES),
+            rows: Rows::new(running.published.keys().copied()),
             wanted: keys.collect(),
             retired: Retired::default(),
         })
     }
 
-    /// Frees what a killed call has left.
+    /// Frees what a killed call has left. Waits even if nothing is to be seen of it: it may have let go of
+    /// something a moment ago.
     fn retire_left_over(&mut self) -> Result<(), Error> {
-        self.retired.services.extend(&self.running.left_over.services);
-        self.retired.slots.extend(&self.running.left_over.slots);
-        self.release()
+        let left_over = &self.running.left_over;
+        for key in &left_over.rows {
+            self.remove_row(key)?;
+        }
+        self.retired.services.extend(&left_over.services);
+        self.retired.slots.extend(&left_over.slots);
+        self.wait()?;
+        self.free()
     }
 
     /// Takes out services that the configuration does not have. Returns those whose address another
@@ -176,13 +191,35 @@ impl<'a> Work<'a> {
         if self.wanted.contains(&key) {
             return Ok(());
         }
-        match self.tables.services.rows.remove(&key) {
-            Err(aya::maps::MapError::KeyNotFound) => Ok(()),
-            Err(aya::maps::MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOENT) => {
-                Ok(())
-            }
-            result => result.map_err(Error::map("write", "services")),
+        self.remove_row(&key)
+    }
+
+    /// Writes a row: a new one, or in the place of the one that is there.
+    fn write_row(&mut self, key: ServiceKey, row: ServiceRow) -> Result<(), Error> {
+        if self.rows.need_fence() {
+            self.wait()?;
         }
+        self.tables.services.rows.insert(key, row, 0).map_err(Error::map("write", "services"))?;
+        self.rows.written(key);
+        Ok(())
+    }
+
+    /// Removes a row, if it is there.
+    fn remove_row(&mut self, key: &ServiceKey) -> Result<(), Error> {
+        match self.tables.services.rows.remove(key) {
+            Err(aya::maps::MapError::KeyNotFound) => {}
+            Err(aya::maps::MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOENT) => {}
+            result => result.map_err(Error::map("write", "services"))?,
+        }
+        self.rows.removed(key);
+        Ok(())
+    }
+
+    /// Waits until no program runs that has read what was there before.
+    fn wait(&mut self) -> Result<(), Error> {
+        self.fence.wait()?;
+        self.rows.fenced();
+        Ok(())
     }
 
     /// Publishes every service that is new or changes.
@@ -240,15 +277,29 @@ impl<'a> Work<'a> {
         if self.retired.is_empty() {
             return Ok(());
         }
-        self.fence.wait()?;
+        self.wait()?;
+        self.free()
+    }
+
+    /// Frees what is retired; no program finds it any more.
+    fn free(&mut self) -> Result<(), Error> {
         let Retired { services, slots, spans } = std::mem::take(&mut self.retired);
-        for slot in slots {
-            let mut backend = self.tables.backends.read(slot as usize);
+        for slot in &slots {
+            let mut backend = self.tables.backends.read(*slot as usize);
             backend.identity = Identity { in_use: 0, ..backend.identity };
-            self.tables.backends.write_word(slot as usize, &backend, 0);
+            self.tables.backends.write_word(*slot as usize, &backend, 0);
+        }
+        if !slots.is_empty() {
+            // A packet of an open flow finds its slot in the flow's entry: one may have found it alive just now.
+            self.wait()?;
+        }
+        for slot in slots {
             self.slots.give(slot as usize);
         }
         for service in services {
+            for role in [Role::Vip, Role::Preview] {
+                self.tables.services.vips.write(vip_row(service, role), &ServiceKey::default());
+            }
             self.tables.services.info.write(service.into(), &ServiceInfo::zeroed());
             self.services.give(service.into());
         }

@@ -2,5 +2,6 @@
 //! Each test has a network namespace and a pin root of its own.
 
 mod control;
+mod killed;
 mod lab;
 mod lifecycle;
