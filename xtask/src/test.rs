@@ -45,7 +45,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     tests.env("BGCTL_BPF_OBJECT", &object.path);
     tests.env("BGCTL", workspace::target_dir().join("release/bgctl"));
     if args.full {
-        tests.env("BG_FULL", "1");
+        tests.env("BG_TEST_FULL", "1");
     }
     if !is_root() {
         // Only the finished test programs run as root, so that no file of the target directory becomes root's.
