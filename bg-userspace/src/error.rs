@@ -238,6 +238,15 @@ pub enum Refusal {
         /// What it is at.
         got: u32,
     },
+    /// Expected a live word.
+    #[error(
+        "deployment \"{deployment}\" runs no more, or not yet: an apply has just removed it, or was killed before it \
+         began. Look at `bgctl status`; applying the configuration again completes it"
+    )]
+    NotRunning {
+        /// Its name.
+        deployment: String,
+    },
     /// Nothing was live before.
     #[error(
         "deployment \"{deployment}\" has always been {live}: there is nothing to roll back to; `bgctl switch {deployment}` makes the idle colour live"

@@ -50,7 +50,7 @@ impl Loaded {
                 }
             }
             PinRoot::Unfinished => {
-                pins::remove_all(paths)?;
+                pins::clear(paths)?;
                 (None, flows.unwrap_or(DEFAULT_FLOWS))
             }
             PinRoot::Empty => (None, flows.unwrap_or(DEFAULT_FLOWS)),

@@ -37,7 +37,7 @@ pub(crate) const MAPS: [MapSpec; 18] = [
     array::<ServiceKey>("vips", 2 * MAX_SERVICES),
     array::<ServiceInfo>("service_info", MAX_SERVICES),
     array::<Backend>("backends", MAX_BACKENDS),
-    array::<u32>("maglev", MAX_TABLE_ENTRIES),
+    array::<[u32; 2]>("maglev", MAX_TABLE_ENTRIES / 2),
     map::<(u32, TesterKey), u32>("testers", MAX_TESTERS),
     MapSpec { max_entries: None, ..map::<FlowKey4, Flow>("flows4", 0) },
     MapSpec { max_entries: None, ..map::<FlowKey6, Flow>("flows6", 0) },
@@ -143,18 +143,25 @@ pub(crate) fn make_directories(paths: &Paths) -> Result<(), Error> {
 
 /// Removes all pins and the directories.
 pub(crate) fn remove_all(paths: &Paths) -> Result<(), Error> {
+    clear(paths)?;
+    remove_directory(&paths.pin_root)
+}
+
+/// Removes all pins and leaves the pin root, which its holder has locked.
+pub(crate) fn clear(paths: &Paths) -> Result<(), Error> {
     let of = |directory| entries(directory);
     let ordered = [of(&paths.links())?, of(&paths.programs())?, vec![paths.map("meta")], of(&paths.maps())?];
     for entry in ordered.concat() {
         remove(&entry)?;
     }
-    for directory in [paths.maps(), paths.programs(), paths.links(), paths.pin_root.clone()] {
-        match fs::remove_dir(&directory) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(Error::io("remove", directory)(error)),
-            _ => {}
-        }
+    [paths.maps(), paths.programs(), paths.links()].iter().try_for_each(|directory| remove_directory(directory))
+}
+
+fn remove_directory(directory: &Path) -> Result<(), Error> {
+    match fs::remove_dir(directory) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io("remove", directory)(error)),
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 /// Removes a pin, if it is there.

@@ -1,11 +1,18 @@
 //! Making a colour live.
 //!
-//! Under the switch lock: read the word, look at the preconditions, write the terms of the next generation into
-//! the slot that the present one does not use, compare-exchange the word, wait until no program holds the old
-//! word (invariant 3). The journal comes last, and nothing about it holds up a switch: an emergency must not fail
-//! for want of a disk.
+//! Under the switch lock: read the word, look at the preconditions, wait until no program holds an older word,
+//! write the terms of the next generation into the slot that the present one does not use, compare-exchange the
+//! word, wait until no program holds the old one (invariant 3). The journal comes last, and nothing about it
+//! holds up a switch: an emergency must not fail for want of a disk.
+//!
+//! The first wait is for a process that was killed between its exchange and its fence: an older word's terms
+//! stand in the slot that is about to be written, and whoever finds its colour live already returns only when
+//! every packet goes there.
 
-use std::{sync::atomic::Ordering, time::Duration};
+use std::{
+    sync::atomic::Ordering,
+    time::{Duration, Instant},
+};
 
 use bg_common::{Colour, DeploymentRow, LiveWord, MAX_SERVICES, Role, ServiceRow, SwitchTerms};
 use serde::Serialize;
@@ -52,7 +59,7 @@ pub struct Switched {
     pub to: Moment,
     /// What happens to flows that are open.
     pub on_switch: OnSwitch,
-    /// From the store to the end of the fence: no packet is decided by the old word after that.
+    /// From the store, if there was one, to the end of the fence: no packet is decided by the old word after that.
     #[serde(serialize_with = "micros", rename = "fence_us")]
     pub fence: Duration,
 }
@@ -82,16 +89,22 @@ impl Instance {
     ) -> Result<Switched, Error> {
         // What is wrong with the journal is told when the switch is done.
         let recovered = recover(&self.paths, &self.words);
-        let (index, row) = self.deployment(name)?;
-        let on_switch = request.on_switch.unwrap_or(if row.on_switch == 0 { OnSwitch::Drain } else { OnSwitch::Cut });
+        let (index, _) = self.deployment(name)?;
         let is_attached = request.force || is_attached(&self.paths)?;
 
         let services = self.services_of(index)?;
         let mut fence = Fence::prepare(&self.paths)?;
 
+        let recording = Lock::recording(&self.paths);
         let lock = Lock::switch(&self.paths)?;
+        // As it is now, whatever it was before the lock.
+        let row = self.words.deployments.read(index.into());
+        let on_switch = request.on_switch.unwrap_or(if row.on_switch == 0 { OnSwitch::Drain } else { OnSwitch::Cut });
         let (from, to) = loop {
             let word = self.words.live.read(index.into());
+            if row.in_use == 0 || text(&row.name) != name || word.generation() == 0 {
+                return Err(Refusal::NotRunning { deployment: name.to_owned() }.into());
+            }
             if let Some(expected) = request.if_generation.filter(|expected| *expected != word.generation()) {
                 let refusal =
                     Refusal::OtherGeneration { deployment: name.to_owned(), expected, got: word.generation() };
@@ -99,33 +112,26 @@ impl Instance {
             }
             let to = target(name, word)?;
             if to == word.live() {
-                let now = moment(word);
-                let deployment = name.to_owned();
-                return Ok(Switched {
-                    deployment,
-                    changed: false,
-                    from: now,
-                    to: now,
-                    on_switch,
-                    fence: Duration::ZERO,
-                });
+                let fence = timed(&mut fence)?;
+                let (deployment, now) = (name.to_owned(), moment(word));
+                return Ok(Switched { deployment, changed: false, from: now, to: now, on_switch, fence });
             }
             if !is_attached {
                 return Err(Refusal::NoInterface.into());
             }
             self.check_colour(name, &services, to)?;
+            fence.wait()?;
             if let Some(new) = self.exchange(name, index, &row, word, to, on_switch)? {
                 break (word, new);
             }
             // Somebody who does not know the lock has changed the word meanwhile: look again.
         };
-        let start = std::time::Instant::now();
-        fence.wait()?;
-        let fence = start.elapsed();
+        let fence = timed(&mut fence)?;
         // Not before: the next switch writes the terms that belong to the word which the fence has just retired.
         drop(lock);
         let (from, to) = (moment(from), moment(to));
-        let recorded = recovered.and_then(|()| self.remember(name, action, from, to, request.reason.as_deref()));
+        let recorded = recovered.and_then(|()| self.remember(name, action, from, to, request));
+        drop(recording);
         recorded.map_err(|source| Error::NotRecorded {
             deployment: name.to_owned(),
             live: to.live.name(),
@@ -204,11 +210,12 @@ impl Instance {
         action: Action,
         from: Moment,
         to: Moment,
-        reason: Option<&str>,
+        request: &SwitchRequest,
     ) -> Result<(), Error> {
         let state_dir = self.paths.state_dir();
         let _lock = Lock::history(&self.paths)?;
-        History::new(state_dir).append(&Record::now(name, action, Some(from), Some(to), reason))?;
+        let record = Record::now(name, action, Some(from), Some(to), request.reason.as_deref());
+        History::new(state_dir).append(&record)?;
         LastLive::update(state_dir, |deployments| {
             // A later switch may have been quicker.
             if deployments.get(name).is_none_or(|known| known.generation < to.generation) {
@@ -226,6 +233,13 @@ impl Instance {
             existing: deployment_rows(&self.words).map(|(_, row)| text(&row.name)).collect(),
         })
     }
+}
+
+/// Waits, and tells for how long.
+fn timed(fence: &mut Fence) -> Result<Duration, Error> {
+    let start = Instant::now();
+    fence.wait()?;
+    Ok(start.elapsed())
 }
 
 fn micros<S: serde::Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {

@@ -111,14 +111,28 @@ pub fn attach(paths: &Paths, interfaces: &[String], options: &AttachOptions) -> 
     check_machine(&paths.pin_root)?;
     let interfaces: Vec<Interface> = interfaces.iter().map(|name| ethernet(name)).collect::<Result<_, _>>()?;
     let mut next = options.next.as_deref().map(open_next).transpose()?;
-    let _lock = Lock::apply(paths)?;
+    let attached = attach_locked(paths, &interfaces, options, next.as_mut());
+    if attached.is_err() {
+        // The lock has made the directory. It goes only if it is empty.
+        let _ = std::fs::remove_dir(&paths.pin_root);
+    }
+    attached
+}
+
+fn attach_locked(
+    paths: &Paths,
+    interfaces: &[Interface],
+    options: &AttachOptions,
+    next: Option<&mut Xdp>,
+) -> Result<Vec<Attached>, Error> {
+    let _lock = Lock::attach(paths)?;
     // Refuses other versions' pins before anything is touched.
     let is_new = !matches!(PinRoot::inspect(paths)?, PinRoot::Instance { .. });
     let ours = pinned_links(paths)?;
     let modes: Vec<Plan> =
         interfaces.iter().map(|interface| plan(interface, options.mode, &ours)).collect::<Result<_, _>>()?;
 
-    let attached = load_and_attach(paths, &interfaces, modes, &ours, options, next.as_mut());
+    let attached = load_and_attach(paths, interfaces, modes, &ours, options, next);
     if attached.is_err() && is_new && !is_attached(paths)? {
         // An instance that is attached nowhere would only hold memory.
         pins::remove_all(paths)?;

@@ -1,6 +1,7 @@
 //! Instances on the running kernel: their pins and links, and what their maps hold after each operation.
 //! Each test has a network namespace and a pin root of its own.
 
+mod at_once;
 mod control;
 mod killed;
 mod lab;
