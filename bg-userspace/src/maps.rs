@@ -68,7 +68,7 @@ impl Services {
 pub(crate) struct Tables {
     pub(crate) services: Services,
     pub(crate) backends: Mapped<Backend>,
-    pub(crate) maglev: Mapped<u32>,
+    pub(crate) maglev: Mapped<[u32; 2]>,
     pub(crate) testers: LpmTrie<MapData, TesterKey, u32>,
 }
 
@@ -77,7 +77,7 @@ impl Tables {
         Ok(Self {
             services: Services::open(paths)?,
             backends: mapped(paths, "backends", MAX_BACKENDS)?,
-            maglev: mapped(paths, "maglev", MAX_TABLE_ENTRIES)?,
+            maglev: mapped(paths, "maglev", MAX_TABLE_ENTRIES / 2)?,
             testers: typed(paths, "testers")?,
         })
     }

@@ -9,7 +9,7 @@
 //! | `vips` | 2 × service + role → [`ServiceKey`] | user space | the source that a reply gets back |
 //! | `service_info` | service → [`ServiceInfo`] | user space | names; the programs do not read it |
 //! | `backends` | slot → [`Backend`] | user space; programs cache the next hop in it | where a flow goes |
-//! | `maglev` | entry → slot of `backends` | user space | backend choice of new flows |
+//! | `maglev` | entry / 2 → two slots of `backends` | user space | backend choice of new flows |
 //! | `testers` | [`TesterKey`] prefix → deployment | user space | sources that reach the idle colour |
 //! | `flows4`, `flows6` | five-tuple → [`Flow`] | programs | open flows, an entry for each direction |
 //! | `traffic` | 2 × service + colour → [`Traffic`] | programs, per CPU | counters |
@@ -69,8 +69,9 @@ pub(super) static SERVICE_INFO: Array<ServiceInfo, { MAX_SERVICES as usize }, MM
 pub(super) static BACKENDS: Array<Backend, { MAX_BACKENDS as usize }, MMAPABLE> = Array::new();
 
 /// The flat Maglev array; service rows hold spans of it.
+/// Two entries a row, since the kernel pads a row to eight octets.
 #[btf_map(name = "maglev")]
-pub(super) static MAGLEV: Array<u32, { MAX_TABLE_ENTRIES as usize }, MMAPABLE> = Array::new();
+pub(super) static MAGLEV: Array<[u32; 2], { MAX_TABLE_ENTRIES as usize / 2 }, MMAPABLE> = Array::new();
 
 /// Tester prefixes of all deployments.
 #[btf_map(name = "testers")]

@@ -103,7 +103,8 @@ impl<const XDP: bool> Tables for World<XDP> {
 
     #[inline(always)]
     fn maglev(&self, entry: u32) -> Option<u32> {
-        maps::MAGLEV.get(entry).copied()
+        let pair = maps::MAGLEV.get(entry / 2)?;
+        Some(if entry % 2 == 0 { pair[0] } else { pair[1] })
     }
 
     #[inline(always)]

@@ -21,17 +21,18 @@ pub(super) struct Fill {
 }
 
 impl Fill {
-    fn write(&self, maglev: &Mapped<u32>) {
+    fn write(&self, maglev: &Mapped<[u32; 2]>) {
         let mut table = vec![0; self.span.len as usize];
         maglev::fill(&self.ids, &self.weights, &mut table);
-        for (entry, backend) in (self.span.base as usize..).zip(table) {
-            maglev.write(entry, &self.slots[backend as usize]);
+        // By halves of a row: the other half may be another table's, which another thread writes.
+        for (entry, backend) in maglev.halves()[self.span.base as usize..].iter().zip(table) {
+            entry.store(self.slots[backend as usize], Ordering::Release);
         }
     }
 }
 
 /// Writes all of them.
-pub(super) fn fill(fills: &[&Fill], maglev: &Mapped<u32>) {
+pub(super) fn fill(fills: &[&Fill], maglev: &Mapped<[u32; 2]>) {
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(fills.len());
     let next = AtomicUsize::new(0);
     let work = || {

@@ -5,7 +5,7 @@ use std::{
     io,
     marker::PhantomData,
     os::fd::{AsFd as _, AsRawFd as _},
-    sync::atomic::{AtomicU64, Ordering},
+    sync::atomic::{AtomicU32, AtomicU64, Ordering},
 };
 
 use aya::maps::MapData;
@@ -74,5 +74,13 @@ impl<T: Pod> Mapped<T> {
         let from = bytemuck::bytes_of(value).chunks(8).nth(word).unwrap_or_default();
         octets[..from.len()].copy_from_slice(from);
         self.words(row)[word].store(u64::from_ne_bytes(octets), Ordering::Release);
+    }
+}
+
+impl Mapped<[u32; 2]> {
+    /// All rows, as halves.
+    pub(crate) fn halves(&self) -> &[AtomicU32] {
+        // SAFETY: as for `words`; a row is two halves, and nobody looks at these rows as whole words.
+        unsafe { std::slice::from_raw_parts(self.memory.as_mut_ptr().cast::<AtomicU32>(), 2 * self.rows) }
     }
 }

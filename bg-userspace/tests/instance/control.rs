@@ -31,8 +31,9 @@ fn services(lab: &Lab) -> HashMap<ServiceKey, ServiceRow> {
 /// Slots in a service's table of a colour.
 fn table(lab: &Lab, colour: Colour) -> Vec<u32> {
     let span = services(lab).values().next().unwrap().tables[colour as usize];
-    let maglev: Array<_, u32> = map(lab, "maglev").try_into().unwrap();
-    (span.base..span.base + span.len).map(|entry| maglev.get(&entry, 0).unwrap()).collect()
+    let maglev: Array<_, [u32; 2]> = map(lab, "maglev").try_into().unwrap();
+    let slot = |entry: u32| maglev.get(&(entry / 2), 0).unwrap()[entry as usize % 2];
+    (span.base..span.base + span.len).map(slot).collect()
 }
 
 fn attached() -> Lab {

@@ -92,8 +92,9 @@ impl Kernel {
                 egress.set(next_hop.ifindex(), 1, None, 0)?;
             }
         }
-        for (entry, slot) in scenario.maglev.iter().enumerate() {
-            self.array::<u32>("maglev")?.set(entry as u32, slot, 0)?;
+        for (row, pair) in scenario.maglev.chunks(2).enumerate() {
+            let pair = [pair[0], pair.get(1).copied().unwrap_or(0)];
+            self.array::<[u32; 2]>("maglev")?.set(row as u32, pair, 0)?;
         }
         for (prefix, key) in &scenario.testers {
             let mut testers: LpmTrie<_, TesterKey, u32> =
