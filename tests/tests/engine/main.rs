@@ -1,0 +1,104 @@
+//! What the engine decides, frame by frame, on the host build. The differential test says that the loaded
+//! programs do the same.
+
+mod idle_only;
+mod packets;
+mod switches;
+mod tuples;
+
+use bg_common::{Event, Identity, LiveFlags, LiveWord, Mode, Protocol, SwitchTerms};
+use bg_ebpf::{Action, checksum::Delta};
+use bg_tests::{
+    frames::{PacketSpec, assert_checksums, ends, tcp_flags::*},
+    twin::{BackendAt, Host, Outcome, Scenario, ServiceAt},
+};
+use proptest::prelude::*;
+use std::net::SocketAddr;
+
+const OUT: u32 = 9;
+/// A moment that is not the beginning of time.
+const NOW: u32 = 1_000_000;
+
+const WEB: &str = "203.0.113.10:443";
+const WEB_PREVIEW: &str = "203.0.113.10:9443";
+const DNS: &str = "203.0.113.10:53";
+const CLIENT: &str = "192.0.2.1:40000";
+const TESTER: &str = "198.51.100.5:40000";
+
+fn at(address: &str) -> SocketAddr {
+    address.parse().expect("an address")
+}
+
+fn service(vip: &str, preview: Option<&str>, protocol: Protocol, blue: &str, green: &str) -> ServiceAt {
+    let backends = |address| vec![BackendAt { address: at(address), out_of: Some(OUT) }];
+    ServiceAt {
+        deployment: 0,
+        vip: at(vip),
+        preview: preview.map(at),
+        protocol,
+        mode: Mode::Nat,
+        backends: [backends(blue), backends(green)],
+    }
+}
+
+const BLUE: &str = "10.0.1.11:8443";
+const GREEN: &str = "10.0.2.11:8443";
+const BLUE_DNS: &str = "10.0.1.11:5353";
+const GREEN_DNS: &str = "10.0.2.11:5353";
+
+/// One deployment, blue live, with a TCP and a UDP service of one backend a colour.
+fn shop() -> Scenario {
+    let mut scenario = Scenario::default();
+    scenario.deployment();
+    scenario.service(&service(WEB, Some(WEB_PREVIEW), Protocol::Tcp, BLUE, GREEN));
+    scenario.service(&service(DNS, None, Protocol::Udp, BLUE_DNS, GREEN_DNS));
+    scenario
+}
+
+fn host() -> Host {
+    Host::load(shop(), NOW)
+}
+
+/// Changes the live state as a switch does.
+fn switch(host: &mut Host, flags: LiveFlags, terms: SwitchTerms) {
+    let (_, word, slots) = &mut host.scenario.deployments[0];
+    *word = LiveWord::new(word.generation() + 1, flags, word.target_share(), word.live().other().full_share());
+    slots[word.terms_slot()] = terms;
+}
+
+fn drain(host: &mut Host) {
+    switch(host, LiveFlags::DRAINING, SwitchTerms::default());
+}
+
+fn cut(host: &mut Host) {
+    let (_, word, _) = host.scenario.deployments[0];
+    let mut terms = SwitchTerms::default();
+    terms.ended_before[word.live() as usize] = word.generation() + 1;
+    switch(host, LiveFlags::CUT, terms);
+}
+
+fn tcp(from: &str, to: &str, flags: u8) -> PacketSpec {
+    PacketSpec::tcp(at(from), at(to), flags)
+}
+
+fn udp(from: &str, to: &str) -> PacketSpec {
+    PacketSpec::udp(at(from), at(to))
+}
+
+/// Where a packet from outside is sent to.
+#[track_caller]
+fn sent_to(host: &Host, packet: &PacketSpec) -> SocketAddr {
+    let Outcome { action, frame } = host.ingress(&packet.frame());
+    assert_eq!(action, Action::Redirect, "{packet:?}");
+    assert_checksums(&frame);
+    ends(&frame).1
+}
+
+/// Whom an answer that leaves this host seems to come from.
+#[track_caller]
+fn answers_as(host: &Host, packet: &PacketSpec) -> SocketAddr {
+    let Outcome { action, frame } = host.egress(&packet.frame());
+    assert_eq!(action, Action::Deliver, "{packet:?}");
+    assert_checksums(&frame);
+    ends(&frame).0
+}
