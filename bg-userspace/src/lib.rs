@@ -37,6 +37,7 @@ pub mod config;
 pub mod doctor;
 mod error;
 mod fence;
+mod flow_table;
 mod flows;
 pub mod history;
 mod instance;

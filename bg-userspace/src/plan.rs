@@ -197,7 +197,7 @@ pub(crate) fn deployment_changes(
         return std::iter::once(change(Action::AddDeployment)).chain(testers).collect();
     };
     let mut changes: Vec<Change> = settings_changes(wanted, &current.row, length).into_iter().map(change).collect();
-    if current.word.generation() == 0 {
+    if current.word.generation() == 0 || current.is_unsettled {
         changes.push(change(Action::Finish));
     }
     let added = wanted.testers.iter().filter(|prefix| !current.testers.contains(prefix));
@@ -205,6 +205,12 @@ pub(crate) fn deployment_changes(
     let removed = current.testers.iter().filter(|prefix| !wanted.testers.contains(prefix));
     changes.extend(removed.map(|prefix| change(Action::RemoveTester { prefix: tester(prefix) })));
     changes
+}
+
+/// Whether other sources are testers than before, or an apply was killed while it changed them.
+pub(crate) fn testers_change(wanted: &Deployment, current: &RunningDeployment) -> bool {
+    let same = |a: &[Prefix], b: &[Prefix]| a.iter().all(|prefix| b.contains(prefix));
+    current.is_unsettled || !same(&wanted.testers, &current.testers) || !same(&current.testers, &wanted.testers)
 }
 
 fn settings_changes(wanted: &Deployment, row: &DeploymentRow, length: TickLength) -> Vec<Action> {

@@ -70,6 +70,8 @@ pub(crate) struct RunningDeployment {
     pub(crate) row: DeploymentRow,
     pub(crate) word: LiveWord,
     pub(crate) testers: Vec<Prefix>,
+    /// Whether a killed apply may have left open flows as they were before it changed the testers.
+    pub(crate) is_unsettled: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -111,7 +113,12 @@ impl Running {
 
     fn read_deployments(&mut self, words: &Words, tables: &Tables) -> Result<(), Error> {
         let mut testers: HashMap<u16, Vec<Prefix>> = HashMap::new();
+        let mut unsettled = HashSet::new();
         for key in tables.tester_keys()? {
+            if key.data().family == NO_FAMILY {
+                unsettled.insert(u32::from_be(key.data().deployment) as u16);
+                continue;
+            }
             let (index, prefix) = prefix_of(key);
             testers.entry(index).or_default().push(prefix);
         }
@@ -120,7 +127,8 @@ impl Running {
             testers.sort_by_key(|prefix| (prefix.addr, prefix.len));
             let word = words.live.read(index.into());
             self.used.deployments.insert(index);
-            self.deployments.insert(text(&row.name), RunningDeployment { index, row, word, testers });
+            let is_unsettled = unsettled.contains(&index);
+            self.deployments.insert(text(&row.name), RunningDeployment { index, row, word, testers, is_unsettled });
         }
         Ok(())
     }
@@ -260,6 +268,16 @@ pub(crate) fn tester_key(deployment: u16, prefix: &Prefix) -> Key<TesterKey> {
         addr: prefix.addr.into(),
     };
     Key::new(TesterKey::PREFIX_BITS + u32::from(prefix.len), key)
+}
+
+/// What [`TesterKey::family`] is in a key that no packet matches.
+const NO_FAMILY: u32 = 0;
+
+/// A key of the trie that stands for no source: while it is there, testers are being changed, so that a killed
+/// apply does not look finished before open flows have been looked at.
+pub(crate) fn unsettled_key(deployment: u16) -> Key<TesterKey> {
+    let addr = bg_common::Addr::default();
+    Key::new(TesterKey::PREFIX_BITS, TesterKey { deployment: u32::from(deployment).to_be(), family: NO_FAMILY, addr })
 }
 
 fn prefix_of(key: Key<TesterKey>) -> (u16, Prefix) {

@@ -9,11 +9,12 @@ use super::Work;
 use crate::{
     Error,
     config::{Config, Deployment},
+    flow_table::unless_missing,
     history::{Action, History, LastLive, Moment, Record},
     live::moment,
     lock::Lock,
     plan::{self, Plan},
-    running::tester_key,
+    running::{tester_key, unsettled_key},
     time::TickLength,
 };
 
@@ -39,6 +40,13 @@ pub(super) fn begin<'c>(
         indexes.insert(deployment.name.as_str(), index);
         if !plan::deployment_changes(deployment, current, length).is_empty() {
             work.words.deployments.write(index.into(), &plan::deployment_row(deployment, length));
+            if current.is_some_and(|current| plan::testers_change(deployment, current)) {
+                work.tables
+                    .testers
+                    .insert(&unsettled_key(index), u32::from(index), 0)
+                    .map_err(Error::map("write", "testers"))?;
+                work.sweep.testers.insert(index, deployment.testers.clone());
+            }
             for prefix in &deployment.testers {
                 let key = tester_key(index, prefix);
                 work.tables.testers.insert(&key, u32::from(index), 0).map_err(Error::map("write", "testers"))?;
@@ -92,6 +100,12 @@ pub(super) fn end(work: &mut Work<'_>, config: &Config, plan: &Plan) -> Result<(
     }
     // All that has been published or withdrawn holds for every packet from here on.
     work.fence.wait()?;
+    work.sweep.run(work.paths, || work.fence.wait())?;
+    let unsettled =
+        work.running.deployments.values().filter(|running| running.is_unsettled).map(|running| running.index);
+    for index in unsettled.chain(work.sweep.testers.keys().copied()) {
+        unless_missing(work.tables.testers.remove(&unsettled_key(index))).map_err(Error::map("write", "testers"))?;
+    }
     {
         let _switch = Lock::switch(work.paths)?;
         for (_, running) in &removed {

@@ -207,6 +207,9 @@ impl Job {
             None => {
                 let vip_row = vip_row(self.row.service, Role::Preview);
                 work.tables.services.vips.write(vip_row, &ServiceKey::default());
+                if self.old_preview.is_some() {
+                    work.sweep.previews.insert(self.row.service);
+                }
             }
         }
         if let Some(old) = self.old_preview.filter(|old| Some(*old) != self.preview) {

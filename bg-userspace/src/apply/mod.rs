@@ -8,7 +8,8 @@
 //! 2. deployments' rows and testers, and the live word of new deployments, before any service leads to them;
 //! 3. for each service that changes: backends and tables are written where nothing refers to, then its
 //!    rows are replaced, each at once, then weights are settled;
-//! 4. after a fence, backends, tables and deployments that nothing leads to are ended.
+//! 4. after a fence, backends, tables and deployments that nothing leads to are ended, and so are open flows
+//!    of sources that have become testers or are testers no more.
 //!
 //! Backends that are ended are free only after a second fence: a program that has found one alive just
 //! before may still use its slot and the rows of its service.
@@ -22,6 +23,7 @@ mod deployments;
 mod fill;
 mod job;
 mod rows;
+mod sweep;
 
 use std::collections::{HashMap, HashSet};
 
@@ -36,11 +38,13 @@ use self::{
     fill::fill,
     job::Job,
     rows::Rows,
+    sweep::Sweep,
 };
 use crate::{
     Error, Paths,
     config::{Config, Deployment, Service},
     fence::Fence,
+    flow_table::unless_missing,
     lock::Lock,
     maps::{Tables, TrafficCounters, Words},
     plan::{self, Plan},
@@ -89,6 +93,7 @@ struct Work<'a> {
     /// Keys that the configuration has: never removed from the `services` map.
     wanted: HashSet<ServiceKey>,
     retired: Retired,
+    sweep: Sweep,
 }
 
 /// What no row leads to any more, though a program that runs may still hold it.
@@ -138,6 +143,7 @@ impl<'a> Work<'a> {
             rows: Rows::new(running.published.keys().copied()),
             wanted: keys.collect(),
             retired: Retired::default(),
+            sweep: Sweep::default(),
         })
     }
 
@@ -206,11 +212,7 @@ impl<'a> Work<'a> {
 
     /// Removes a row, if it is there.
     fn remove_row(&mut self, key: &ServiceKey) -> Result<(), Error> {
-        match self.tables.services.rows.remove(key) {
-            Err(aya::maps::MapError::KeyNotFound) => {}
-            Err(aya::maps::MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOENT) => {}
-            result => result.map_err(Error::map("write", "services"))?,
-        }
+        unless_missing(self.tables.services.rows.remove(key)).map_err(Error::map("write", "services"))?;
         self.rows.removed(key);
         Ok(())
     }

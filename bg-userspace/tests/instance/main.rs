@@ -6,3 +6,4 @@ mod control;
 mod killed;
 mod lab;
 mod lifecycle;
+mod testers;
