@@ -50,12 +50,6 @@ impl Process {
         &mut self.child
     }
 
-    /// Sends it a signal.
-    pub fn signal(&self, signal: libc::c_int) {
-        // SAFETY: `kill` takes no pointers. The child has not been waited for, so its id is still its own.
-        unsafe { libc::kill(self.child.id().cast_signed(), signal) };
-    }
-
     /// Waits for its end, at most so long.
     pub fn wait(&mut self, patience: Duration) -> Result<Option<ExitStatus>> {
         let end = Instant::now() + patience;
@@ -74,7 +68,8 @@ impl Drop for Process {
         if matches!(self.child.try_wait(), Ok(Some(_))) {
             return;
         }
-        self.signal(libc::SIGTERM);
+        // SAFETY: `kill` takes no pointers. The child has not been waited for, so its id is still its own.
+        unsafe { libc::kill(self.child.id().cast_signed(), libc::SIGTERM) };
         if !matches!(self.wait(Self::PATIENCE), Ok(Some(_))) {
             // Both errors mean that it has ended meanwhile.
             let _ = self.child.kill();
