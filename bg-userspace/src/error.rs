@@ -156,6 +156,16 @@ pub enum Error {
         /// The mode that it is attached in.
         got: &'static str,
     },
+    /// The pins of this name belong to another interface.
+    #[error(
+        "this instance is attached to another interface that was called {interface}, in another network namespace or \
+         under a name that has changed, and its pins bear that name: `bgctl detach` it first, or give this one another \
+         name or an instance of its own (--pin-root)"
+    )]
+    NameTaken {
+        /// The name.
+        interface: String,
+    },
     /// `--next` names something that cannot be called.
     #[error("--next {}: {detail}", path.display())]
     Next {

@@ -201,6 +201,9 @@ struct Plan {
 }
 
 fn plan(interface: &Interface, wanted: AttachMode, ours: &[PinnedLink]) -> Result<Plan, Error> {
+    if ours.iter().any(|link| link.stands_in_the_way_of(interface)) {
+        return Err(Error::NameTaken { interface: interface.name.clone() });
+    }
     let current = ours.iter().filter(|link| link.is_on(interface)).find_map(|link| link.hook.mode());
     let (mode, or_tc) = match wanted {
         AttachMode::Native => (AttachedMode::Native, false),

@@ -33,19 +33,35 @@ pub(crate) fn pinned_links(paths: &Paths) -> Result<Vec<PinnedLink>, Error> {
         return Ok(Vec::new());
     }
     let interfaces = net::interfaces()?;
+    let named: Vec<_> = pins
+        .into_iter()
+        .filter_map(|pin| pin.file_name().and_then(|name| name.to_str()).and_then(Hook::parse).map(|name| (pin, name)))
+        .collect();
     let mut links = Vec::new();
-    for pin in pins {
-        let name = pin.file_name().and_then(|name| name.to_str());
-        let Some((interface, hook)) = name.and_then(Hook::parse) else { continue };
+    for (pin, (interface, hook)) in named.iter().cloned() {
         let info = if hook.is_clsact() { None } else { Some(link_info(&pin).map_err(Error::io("read link", &pin))?) };
         let now = match info {
-            Some(info) => interfaces.iter().find(|other| other.index == info.ifindex),
+            // In another network namespace the index means another interface. That has not this program; or if it
+            // has, then by a link of its own, whose pin bears its name.
+            Some(info) => interfaces.iter().find(|other| {
+                let has_its_own =
+                    || other.name != interface && named.iter().any(|(_, name)| *name == (other.name.clone(), hook));
+                other.index == info.ifindex && carries(other, hook, info.program_id) && !has_its_own()
+            }),
             None => interfaces.iter().find(|other| other.name == interface),
         };
         let now = now.map(|interface| (interface.index, interface.name.clone()));
         links.push(PinnedLink { hook, pin, interface, info, now });
     }
     Ok(links)
+}
+
+/// Whether a program is attached to this place of an interface.
+fn carries(interface: &Interface, hook: Hook, program_id: u32) -> bool {
+    match hook {
+        Hook::Xdp(_) => interface.xdp.iter().any(|attachment| attachment.program_id == program_id),
+        _ => tc::carries(&interface.name, hook, program_id),
+    }
 }
 
 /// An interface that carries the programs now.
@@ -86,6 +102,11 @@ impl PinnedLink {
             Some(info) => info.ifindex != 0,
             None => self.now.is_some(),
         }
+    }
+
+    /// Whether it works, but somewhere else than on the interface that has the name of its pin.
+    pub(crate) fn stands_in_the_way_of(&self, interface: &Interface) -> bool {
+        self.interface == interface.name && self.is_alive() && !self.is_on(interface)
     }
 
     /// Whether it stands on this interface.

@@ -22,6 +22,10 @@ fn pins(lab: &Lab) -> Vec<String> {
     names
 }
 
+fn ids(lab: &Lab) -> Vec<u32> {
+    pins(lab).iter().map(|name| link(lab, name).0).collect()
+}
+
 #[test]
 fn each_mode_puts_its_programs_where_they_belong() {
     let lab = Lab::new();
@@ -222,5 +226,30 @@ fn a_killed_attach_or_detach_is_completed_by_a_rerun() {
             detach(&lab.paths, &Target::All).unwrap();
             assert!(!lab.paths.pin_root.exists());
         }
+    }
+}
+
+#[test]
+fn an_interface_of_another_namespace_is_another_one() {
+    for mode in [AttachMode::Tc, AttachMode::Native] {
+        let lab = Lab::new();
+        lab.attach("v0", mode).unwrap();
+        let first = std::fs::File::open("/proc/thread-self/ns/net").unwrap();
+        // SAFETY: the namespace of this thread alone changes; nothing of it is shared by memory.
+        unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }.unwrap();
+        // As the first ones were made, so that their indexes are the same.
+        lab.ip("link add w0 type veth peer name w1");
+        let attached = lab.attach("w0", mode).unwrap();
+        assert!(!attached[0].updated, "{mode:?}: it carried nothing");
+        assert_eq!(pins(&lab).len(), 4);
+        // Now it carries the same program as the other one.
+        assert!(lab.attach("w0", mode).unwrap()[0].updated);
+        assert_eq!(pins(&lab).len(), 4);
+        lab.ip("link add v0 type veth peer name v1");
+        let before = ids(&lab);
+        let error = lab.attach("v0", mode).unwrap_err();
+        assert!(matches!(error, Error::NameTaken { .. }), "{error}");
+        assert_eq!(ids(&lab), before, "nothing has been taken off");
+        drop(first);
     }
 }
