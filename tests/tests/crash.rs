@@ -139,6 +139,15 @@ impl Bystander {
     }
 }
 
+/// Says that it is over when it is dropped, be it by a panic: else the others would watch for ever.
+struct StopAtEnd<'a>(&'a AtomicBool);
+
+impl Drop for StopAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Does `work` while bystanders watch; nothing may be lost to them.
 fn unnoticed(ready: &Ready, bystanders: &[Bystander], work: impl FnOnce() -> Result<()>) -> Result<()> {
     let stop = AtomicBool::new(false);
@@ -147,8 +156,10 @@ fn unnoticed(ready: &Ready, bystanders: &[Bystander], work: impl FnOnce() -> Res
         let watch = |bystander| scope.spawn(move || Bystander::watch(bystander, ready, stop));
         let watching: Vec<_> = bystanders.iter().map(watch).collect();
         thread::sleep(Duration::from_millis(50));
-        let result = work();
-        stop.store(true, Ordering::Relaxed);
+        let result = {
+            let _stop = StopAtEnd(stop);
+            work()
+        };
         for bystander in watching {
             let asked = bystander.join().map_err(|_| anyhow!("a bystander panicked"))??;
             println!("a bystander was answered {} times", 2 * asked);

@@ -127,7 +127,11 @@ fn a_tcp_client_in_the_middle_of_a_transfer_is_reset_and_then_reaches_the_new_co
             let transfer = scope.spawn(|| {
                 let (mut received, mut stored) = (0, None);
                 let mut buffer = vec![0; 256 * 1024];
+                let end = Instant::now() + Duration::from_secs(5);
                 loop {
+                    if Instant::now() > end {
+                        break (received, ErrorKind::TimedOut, stored, Instant::now());
+                    }
                     let result = client.stream.read(&mut buffer);
                     if stored.is_none() && live.word(0) != before {
                         stored = Some(Instant::now());

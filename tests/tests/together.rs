@@ -10,7 +10,7 @@
 //! - no question stays unanswered, and the numbers of each backend are complete, so that nothing has
 //!   arrived anywhere without being seen here.
 
-use anyhow::{Result, anyhow};
+use anyhow::{Result, anyhow, ensure};
 use bg_common::Colour;
 use bg_tests::{
     Asked, NewFlows, Ready, address,
@@ -60,7 +60,9 @@ fn probe(ready: &Ready, prober: usize) -> Result<Vec<Question>> {
     let mut questions = Vec::with_capacity(2 * PROBES / PROBERS);
     for _ in 0..PROBES / PROBERS {
         for (service, flows) in flows.iter_mut().enumerate() {
-            questions.push(Question { service, asked: flows.ask(&live)? });
+            let asked = flows.ask(&live)?;
+            ensure!(asked.answer.is_some(), "no answer from service {service}: {asked:?}");
+            questions.push(Question { service, asked });
         }
     }
     Ok(questions)
