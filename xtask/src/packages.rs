@@ -106,7 +106,7 @@ fn without_starting(services: &[&str], install: impl FnOnce() -> Result<()>) -> 
     let installed = install();
     systemctl(&["unmask", "--runtime", "--quiet"])?;
     installed?;
-    systemctl(&["disable", "--quiet"])
+    systemctl(&["disable", "--now", "--quiet"])
 }
 
 /// Whether a Debian package is installed.
