@@ -28,7 +28,7 @@ const BYSTANDER_PORT: u16 = 5300;
 const CHANGING_PORT: u16 = 5400;
 
 fn rounds() -> usize {
-    if std::env::var_os("BG_TEST_FULL").is_some() { 200 } else { 20 }
+    if std::env::var_os("BG_TEST_FULL").is_some() { 200 } else { 12 }
 }
 
 /// Kills commands at random instants of the time that they take.
@@ -281,7 +281,7 @@ fn a_switch_that_is_killed_is_completed_by_the_next_and_the_journal_knows_it() -
     let mut new = [(address::VIP_V4, address::CLIENT_V4), (address::VIP_V6, address::CLIENT_V6)]
         .map(|(vip, client)| NewFlows::new(udp_vip(vip), &[client], 60_000..62_000));
     // Short commands need more rounds to be met at every instant.
-    let rounds = 4 * rounds();
+    let rounds = 5 * rounds();
     unnoticed(&ready, &[UNCONCERNED], || {
         for round in 0..rounds {
             let to = [Colour::Blue, Colour::Green][round % 2];

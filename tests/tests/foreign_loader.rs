@@ -107,8 +107,9 @@ fn bpftool_alone_loads_attaches_fills_and_switches() -> Result<()> {
         let of_colour = lab.backends.iter().find(|backend| backend.colour == colour).context("no backend")?;
         let address = SocketAddr::new(of_colour.addresses[0], UDP_PORT);
         instance.put("backends", bytes_of(&slot(colour)), bytes_of(&backend(address, colour)))?;
-        instance.put("maglev", bytes_of(&slot(colour)), bytes_of(&slot(colour)))?;
     }
+    // Two entries a row: one row holds both colours' tables of one entry.
+    instance.put("maglev", bytes_of(&0_u32), bytes_of(&Colour::ALL.map(slot)))?;
     instance.put("vips", bytes_of(&0_u32), bytes_of(&key))?;
     instance.make_live(1, Colour::Blue)?;
     let tables = Colour::ALL.map(|colour| TableSpan { base: slot(colour), len: 1 });

@@ -32,12 +32,12 @@ impl State {
         walk(lab.sandbox.pin_root(), &mut pins)?;
         let mut files = Vec::new();
         walk(&lab.sandbox.state_dir(), &mut files)?;
-        // Who has held a lock last is no state.
-        let content = |path: &Path| if path.extension()? == "lock" { None } else { fs::read(path).ok() };
+        // A lock is no state, and neither is who has held it last.
+        files.retain(|path| path.extension().is_none_or(|extension| extension != "lock"));
         let status = bgctl.try_run(&["--json", "status"])?;
         Ok(Self {
             pins,
-            files: files.into_iter().map(|path| (path.clone(), content(&path))).collect(),
+            files: files.into_iter().map(|path| (path.clone(), fs::read(path).ok())).collect(),
             programs: lab.edge.run("bpftool net show")?,
             status: String::from_utf8([status.stdout, status.stderr].concat())?,
         })
