@@ -65,7 +65,7 @@ impl Killer {
     /// Asserts that there was something to complete.
     fn assert_was_deadly(&self) {
         println!("{} of {} were killed before they had ended", self.killed, self.tried);
-        assert!(self.killed * 3 > self.tried, "{} of {} were killed", self.killed, self.tried);
+        assert!(self.killed * 10 > self.tried, "{} of {} were killed", self.killed, self.tried);
     }
 }
 
