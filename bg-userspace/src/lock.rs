@@ -31,9 +31,10 @@ pub(crate) struct Lock {
 }
 
 impl Lock {
-    /// The lock of detach and apply. Another holder is an error at once.
+    /// The lock of detach and apply. Another holder is an error, after a moment: a thread of this process that
+    /// starts a program gives it all open files, and with them a lock that has been let go, until it runs.
     pub(crate) fn apply(paths: &Paths) -> Result<Self, Error> {
-        Self::take(paths, "apply.lock", Some(&paths.pin_root), Duration::ZERO)
+        Self::take(paths, "apply.lock", Some(&paths.pin_root), Duration::from_millis(500))
     }
 
     /// The same for attach, which makes the pin root if there is none.

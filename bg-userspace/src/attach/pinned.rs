@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use aya::programs::links::{FdLink, PinnedLink as AyaPinnedLink};
+use aya_obj::generated::bpf_attach_type;
 
 use super::{AttachedMode, Hook, tc};
 use crate::{
@@ -10,7 +11,7 @@ use crate::{
     loader::{INGRESS, Loaded, TC_EGRESS, TC_INGRESS},
     net::{self, Interface},
     pins,
-    sys::{LinkInfo, link_info},
+    sys::{LinkInfo, link_info, tcx_links},
 };
 
 /// A pin in the directory of links.
@@ -41,13 +42,16 @@ pub(crate) fn pinned_links(paths: &Paths) -> Result<Vec<PinnedLink>, Error> {
     for (pin, (interface, hook)) in named.iter().cloned() {
         let info = if hook.is_clsact() { None } else { Some(link_info(&pin).map_err(Error::io("read link", &pin))?) };
         let now = match info {
-            // In another network namespace the index means another interface. That has not this program; or if it
-            // has, then by a link of its own, whose pin bears its name.
-            Some(info) => interfaces.iter().find(|other| {
-                let has_its_own =
-                    || other.name != interface && named.iter().any(|(_, name)| *name == (other.name.clone(), hook));
-                other.index == info.ifindex && carries(other, hook, info.program_id) && !has_its_own()
-            }),
+            // In another network namespace the index means another interface. That does not carry this link; or if it
+            // carries the same XDP program, then by a link of its own, whose pin bears its name.
+            Some(info) => match interfaces.iter().find(|other| other.index == info.ifindex) {
+                Some(other) => {
+                    let is_its_own = |(_, name): &(PathBuf, (String, Hook))| *name == (other.name.clone(), hook);
+                    let is_here = other.name == interface || !named.iter().any(is_its_own);
+                    (is_here && carries(other, hook, info)?).then_some(other)
+                }
+                None => None,
+            },
             None => interfaces.iter().find(|other| other.name == interface),
         };
         let now = now.map(|interface| (interface.index, interface.name.clone()));
@@ -56,12 +60,15 @@ pub(crate) fn pinned_links(paths: &Paths) -> Result<Vec<PinnedLink>, Error> {
     Ok(links)
 }
 
-/// Whether a program is attached to this place of an interface.
-fn carries(interface: &Interface, hook: Hook, program_id: u32) -> bool {
-    match hook {
-        Hook::Xdp(_) => interface.xdp.iter().any(|attachment| attachment.program_id == program_id),
-        _ => tc::carries(&interface.name, hook, program_id),
-    }
+/// Whether a link may be one of this interface: for TCX, whether it is; for XDP, whether its program is there.
+fn carries(interface: &Interface, hook: Hook, link: LinkInfo) -> Result<bool, Error> {
+    let place = match hook {
+        Hook::Xdp(_) => return Ok(interface.xdp.iter().any(|attachment| attachment.program_id == link.program_id)),
+        Hook::TcEgress | Hook::ClsactEgress => bpf_attach_type::BPF_TCX_EGRESS,
+        Hook::TcIngress | Hook::ClsactIngress => bpf_attach_type::BPF_TCX_INGRESS,
+    };
+    let links = tcx_links(interface.index, place).map_err(Error::io("ask for the TCX links of", &interface.name))?;
+    Ok(links.contains(&link.id))
 }
 
 /// An interface that carries the programs now.

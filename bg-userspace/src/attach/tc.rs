@@ -81,12 +81,6 @@ pub(super) fn attach_clsact(
     std::fs::rename(&temporary, &pin).map_err(Error::io("replace", pin))
 }
 
-/// Whether a program is among those that TCX runs there.
-pub(super) fn carries(interface: &str, hook: Hook, program_id: u32) -> bool {
-    SchedClassifier::query_tcx(interface, direction(hook))
-        .is_ok_and(|(_, programs)| programs.iter().any(|program| program.id() == program_id))
-}
-
 /// Takes our filter off; one that is not there is no error.
 pub(super) fn detach_clsact(interface: &str, hook: Hook) -> Result<(), Error> {
     let link = place(interface, hook).map_err(|error| failed(interface)(error.into()))?;

@@ -1,4 +1,5 @@
-//! Commands of bpf(2): what a pinned link is attached to, and look-ups of many entries in one call.
+//! Commands of bpf(2): what a pinned link is attached to, which links an interface has, and look-ups of many
+//! entries in one call.
 
 use std::{
     ffi::CString,
@@ -10,12 +11,14 @@ use std::{
     path::Path,
 };
 
-use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_link_info, bpf_link_type};
+use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd, bpf_link_info, bpf_link_type};
 use bytemuck::Pod;
 
 /// What a pinned link is and where it stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct LinkInfo {
+    /// The kernel's id of it.
+    pub(crate) id: u32,
     /// Id of the program that it runs.
     pub(crate) program_id: u32,
     /// The interface; 0 once the interface is gone, which leaves the link without effect.
@@ -42,7 +45,27 @@ pub(crate) fn link_info(path: &Path) -> io::Result<LinkInfo> {
     } else {
         return Err(io::Error::new(io::ErrorKind::InvalidData, format!("a link of type {}", info.type_)));
     };
-    Ok(LinkInfo { program_id: info.prog_id, ifindex })
+    Ok(LinkInfo { id: info.id, program_id: info.prog_id, ifindex })
+}
+
+/// Ids of the TCX links at one place of an interface of the caller's network namespace. Zeros among them are
+/// programs without a link.
+pub(crate) fn tcx_links(ifindex: u32, place: bpf_attach_type) -> io::Result<Vec<u32>> {
+    // The kernel takes no more at one place.
+    const MOST: usize = 64;
+    let mut programs = [0_u32; MOST];
+    let mut links = [0_u32; MOST];
+    let mut attr = empty_attr();
+    attr.query.__bindgen_anon_1.target_ifindex = ifindex;
+    attr.query.attach_type = place as u32;
+    attr.query.prog_ids = programs.as_mut_ptr() as u64;
+    attr.query.link_ids = links.as_mut_ptr() as u64;
+    attr.query.__bindgen_anon_2.prog_cnt = MOST as u32;
+    // SAFETY: both arrays hold as many elements as are told, and outlive the call.
+    unsafe { bpf(bpf_cmd::BPF_PROG_QUERY, &mut attr)? };
+    // SAFETY: `query` is the member that this command uses, and the count the only one of its union.
+    let count = unsafe { attr.query.__bindgen_anon_2.prog_cnt } as usize;
+    Ok(links.into_iter().take(count).collect())
 }
 
 /// All entries of a hash map, read in batches: two orders of magnitude fewer system calls than one for

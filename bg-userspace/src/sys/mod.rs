@@ -4,5 +4,5 @@
 mod bpf;
 mod mapped;
 
-pub(crate) use bpf::{LinkInfo, link_info, lookup_batch};
+pub(crate) use bpf::{LinkInfo, link_info, lookup_batch, tcx_links};
 pub(crate) use mapped::Mapped;
