@@ -23,7 +23,8 @@ pub fn restore<V: Rewritable, T: Tables + FlowTable<V::Key>>(
     let (Some(backend), Some(vip)) = (tables.backend(flow.backend()), tables.vip(vip_row(flow))) else {
         return Verdict::drop(tables, Event::MissingRow);
     };
-    if !BackendRef(backend).is(flow.epoch()) || flow.connection_ended() {
+    // A row of zeros: the preview address that the client sent to is none any more.
+    if !BackendRef(backend).is(flow.epoch()) || flow.connection_ended() || vip.family == 0 {
         return Verdict::PASS;
     }
     if headers.protocol == Protocol::Udp {

@@ -8,6 +8,8 @@ fn flows_of_a_preview_address_end_when_it_becomes_something_else() {
     sent_to(&host, &tcp(CLIENT, WEB_PREVIEW, SYN));
     host.scenario.vips.iter_mut().filter(|(row, _)| *row == 1).for_each(|(_, key)| *key = Default::default());
     host.scenario.services.retain(|(key, _)| key.port.host() != 9443);
+    let answer = tcp(GREEN, CLIENT, ACK).frame();
+    assert_eq!(host.egress(&answer), Outcome { action: Action::Pass, frame: answer });
     let packet = tcp(CLIENT, WEB_PREVIEW, ACK).frame();
     assert_eq!(host.ingress(&packet), Outcome { action: Action::Pass, frame: packet });
 }
