@@ -98,6 +98,17 @@ fn a_connection_that_had_a_second_chance_ends_at_the_deadline_too() {
 }
 
 #[test]
+fn a_preview_opened_since_the_switch_outlasts_the_drain() {
+    let mut host = host();
+    let terms = SwitchTerms { drain_deadline: NOW + 10, second_chance_until: NOW + 10, ..SwitchTerms::default() };
+    switch(&mut host, LiveFlags::DRAINING, terms);
+    assert_eq!(sent_to(&host, &tcp(CLIENT, WEB_PREVIEW, SYN)), at(BLUE));
+    host.later(NOW + 10);
+    assert_eq!(sent_to(&host, &tcp(CLIENT, WEB_PREVIEW, ACK)), at(BLUE));
+    assert_eq!(host.traffic(0, 0).flows_opened, 1, "it is the same flow");
+}
+
+#[test]
 fn an_entry_lost_in_one_direction_is_restored_from_the_other() {
     for replies in [true, false] {
         let mut host = host();
