@@ -105,7 +105,7 @@ pub struct ServiceInfo {
 pub struct TesterKey {
     /// Index of the deployment in network order, so that the trie compares it first.
     pub deployment: u32,
-    /// [`crate::Family`] in the lowest octet, the others zero: keeps `0.0.0.0/0` from matching IPv6.
+    /// [`crate::Family`] as a number in network order: keeps `0.0.0.0/0` from matching IPv6.
     pub family: u32,
     /// The client's address.
     pub addr: Addr,
