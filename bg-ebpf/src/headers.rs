@@ -27,9 +27,6 @@ pub mod tcp_flags {
     pub const ACK: u8 = 0x10;
 }
 
-/// Octet of the TCP header whose upper half is the header's length in words.
-const DATA_OFFSET: usize = offset_of!(TcpHdr, ack_seq) + 4;
-
 /// A parsed packet: where its headers stand, and what they say.
 #[derive(Clone, Copy)]
 pub struct Headers<V: IpVersion> {
@@ -248,12 +245,14 @@ fn transport<V: IpVersion>(
     let ip_end = headers.l3 + headers.ip_len as usize;
     let needed = match headers.protocol {
         Protocol::Tcp => {
-            let Some(tcp) = packet.header::<TcpHdr>(headers.l4) else { return Parsed::Malformed(headers) };
-            headers.sequence = load32(&tcp.seq);
-            let Some(&[words, flags]) = packet.header::<[u8; 2]>(headers.l4 + DATA_OFFSET) else {
+            // As octets: the header's own type keeps flags in a bit field without a name for the octet. One
+            // check covers all of it.
+            let Some(tcp) = packet.header::<[[u8; 4]; TcpHdr::LEN / 4]>(headers.l4) else {
                 return Parsed::Malformed(headers);
             };
-            headers.flags = flags;
+            let [_, sequence, _, [words, flags, ..], _] = tcp;
+            headers.sequence = load32(sequence);
+            headers.flags = *flags;
             let header_len = ((words >> 4) as usize) * 4;
             if header_len < TcpHdr::LEN {
                 return Parsed::Malformed(headers);
@@ -289,4 +288,4 @@ const fn fold(x: u64) -> u32 {
     (x ^ (x >> 32)) as u32
 }
 
-const _: () = assert!(DATA_OFFSET == 12);
+const _: () = assert!(offset_of!(TcpHdr, seq) == 4 && offset_of!(TcpHdr, window) == 14);
