@@ -72,8 +72,6 @@ pub struct Verdict {
 impl Verdict {
     /// [`Action::Pass`].
     pub const PASS: Self = Self { action: Action::Pass, ifindex: 0 };
-    /// [`Action::Deliver`].
-    pub const DELIVER: Self = Self { action: Action::Deliver, ifindex: 0 };
 
     /// [`Action::Redirect`] to a next hop, or [`Action::Deliver`] if there is none.
     #[inline(always)]

@@ -52,6 +52,8 @@ pub fn restore<V: Rewritable, T: Tables + FlowTable<V::Key>>(
                 flow.retire();
                 return Verdict::PASS;
             }
+            // Nothing to restore: an entry made by the end of a connection would look open.
+            _ if ends => {}
             _ => {
                 // Lost under pressure, unless the client's packets have gone elsewhere since.
                 tables.store(&key, &flow.other_direction(), Insert::IfAbsent);

@@ -128,6 +128,19 @@ fn an_entry_lost_in_one_direction_is_restored_from_the_other() {
     }
 }
 
+#[test]
+fn the_end_of_a_connection_does_not_restore_an_entry_that_would_look_open() {
+    for flags in [RST, FIN | ACK] {
+        let mut host = host();
+        sent_to(&host, &tcp(CLIENT, WEB, SYN));
+        host.forget_direction(false);
+        host.later(NOW + 16);
+        answers_as(&host, &tcp(BLUE, CLIENT, flags));
+        drain(&mut host);
+        assert_eq!(sent_to(&host, &tcp(CLIENT, WEB, SYN)), at(GREEN), "{flags:#x}");
+    }
+}
+
 /// Makes the other colour live and lets every open flow stay, for as long as it is known.
 fn cut_of_nothing(host: &mut Host) {
     switch(host, LiveFlags::NONE, SwitchTerms::default());
