@@ -1,6 +1,7 @@
 //! `bench`: figures that anyone can make again, each beside its baseline from the same run.
 
 mod datapath;
+mod report;
 mod stats;
 
 use anyhow::Result;

@@ -1,13 +1,16 @@
 //! Median and spread.
 
+use serde::Serialize;
 use std::fmt;
 
 /// A sample's median and the quartiles around it.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize)]
 pub(crate) struct Summary {
     pub(crate) median: f64,
-    low: f64,
-    high: f64,
+    /// Lower quartile.
+    pub(crate) low: f64,
+    /// Upper quartile.
+    pub(crate) high: f64,
 }
 
 impl Summary {

@@ -1,0 +1,101 @@
+//! What a part of the benchmarks has found: tables and plots, printed, kept as JSON, and drawn.
+
+use super::stats::Summary;
+use serde::Serialize;
+
+/// What one part has found.
+#[derive(Debug, Serialize)]
+pub(crate) struct Report {
+    /// Name of the part, as in `cargo xtask bench <part>`.
+    pub(crate) part: &'static str,
+    /// What was measured and how, in a few sentences.
+    pub(crate) about: String,
+    /// Tables, in the order in which they are shown.
+    pub(crate) tables: Vec<Table>,
+    /// Plots, in the order in which they are shown.
+    pub(crate) plots: Vec<Plot>,
+}
+
+/// A table: each row has a cell for each column.
+#[derive(Debug, Serialize)]
+pub(crate) struct Table {
+    /// Title, one line.
+    pub(crate) title: String,
+    /// What a reader must know to read it.
+    pub(crate) about: String,
+    /// Heads of the columns, with their units.
+    pub(crate) columns: Vec<String>,
+    /// Rows.
+    pub(crate) rows: Vec<Vec<Cell>>,
+}
+
+/// What stands in a table.
+#[derive(Debug, Clone, Serialize)]
+#[serde(untagged)]
+pub(crate) enum Cell {
+    /// Words.
+    Text(String),
+    /// A count, or a figure that was taken once.
+    Number(f64),
+    /// A figure with its spread.
+    Figure(Summary),
+    /// Nothing: not measured, or not possible.
+    Empty,
+}
+
+/// Lines over a common axis.
+#[derive(Debug, Serialize)]
+pub(crate) struct Plot {
+    /// Name of the file, without extension.
+    pub(crate) name: &'static str,
+    /// Title, one line.
+    pub(crate) title: String,
+    /// What stands along the horizontal axis, with its unit.
+    pub(crate) x: Axis,
+    /// What stands along the vertical axis, with its unit.
+    pub(crate) y: Axis,
+    /// The lines.
+    pub(crate) series: Vec<Series>,
+}
+
+/// An axis.
+#[derive(Debug, Serialize)]
+pub(crate) struct Axis {
+    /// Its label, with the unit.
+    pub(crate) label: String,
+    /// Logarithmic rather than linear.
+    pub(crate) logarithmic: bool,
+}
+
+/// One line of a plot.
+#[derive(Debug, Serialize)]
+pub(crate) struct Series {
+    /// Its name in the legend.
+    pub(crate) name: String,
+    /// Its points: x, and y with its spread.
+    pub(crate) points: Vec<(f64, Summary)>,
+}
+
+impl From<&str> for Cell {
+    fn from(text: &str) -> Self {
+        Self::Text(text.to_owned())
+    }
+}
+
+impl From<String> for Cell {
+    fn from(text: String) -> Self {
+        Self::Text(text)
+    }
+}
+
+impl From<f64> for Cell {
+    fn from(number: f64) -> Self {
+        Self::Number(number)
+    }
+}
+
+impl From<Summary> for Cell {
+    fn from(figure: Summary) -> Self {
+        Self::Figure(figure)
+    }
+}
