@@ -4,7 +4,10 @@
 //! program behind the same wrapper is the baseline. Verdict and counters are checked, so that what is
 //! measured is the whole job: parse, flow look-up, rewrite, checksums, next hop, counters, redirect.
 
-use super::stats::Summary;
+use super::{
+    report::{Axis, Plot, Report, Series, Table},
+    stats::Summary,
+};
 use crate::{build_ebpf, process::say};
 use anyhow::{Context, Result, ensure};
 use aya::{
@@ -35,6 +38,19 @@ pub(crate) struct Args {
     /// Numbers of flows, powers of two.
     #[arg(long, value_delimiter = ',', default_values_t = [1, 65_536])]
     flows: Vec<u32>,
+    /// A few rounds of few packets: seconds, and figures that are worth little.
+    #[arg(long)]
+    quick: bool,
+}
+
+impl Args {
+    fn rounds(&self) -> u32 {
+        if self.quick { 3 } else { self.rounds }
+    }
+
+    fn packets(&self) -> u32 {
+        if self.quick { 1 << 16 } else { self.packets }
+    }
 }
 
 /// XDP_REDIRECT and XDP_TX (linux/bpf.h).
@@ -65,7 +81,7 @@ impl Case {
     }
 }
 
-pub(crate) fn run(args: &Args) -> Result<()> {
+pub(crate) fn run(args: &Args) -> Result<Report> {
     let object = build_ebpf::build_bench()?;
     // The table holds both directions of every flow, with room: an LRU that is full measures its own evictions.
     let entries = 4 * args.flows.iter().max().context("no number of flows")?.max(&65_536);
@@ -133,22 +149,47 @@ fn cases() -> Result<Vec<Case>> {
     ])
 }
 
-fn measure(args: &Args, object: &Path, entries: u32, sides: Sides) -> Result<()> {
+fn measure(args: &Args, object: &Path, entries: u32, sides: Sides) -> Result<Report> {
     let mut kernel = Kernel::load(entries)?;
     let mut wrapper = EbpfLoader::new().load_file(object)?;
     for name in ["restore", "empty"] {
         program(&mut wrapper, name)?.load()?;
     }
-    say(format_args!("{} rounds of {} packets; ns a packet, median [quartiles]", args.rounds, args.packets));
-    println!("{:<30} {:>8} {:>18} {:>18} {:>8}", "", "flows", "ours", "empty program", "ours less");
+    let (mut rows, mut lines) = (Vec::new(), Vec::new());
     for case in cases()? {
+        let mut line = Series { name: case.name.into(), points: Vec::new() };
         for &flows in &args.flows {
             let (ours, empty) = measure_case(args, &case, flows, sides, &mut kernel, &mut wrapper)?;
             let less = ours.median - empty.median;
-            println!("{:<30} {flows:>8} {ours:>18} {empty:>18} {less:>8.1}", case.name);
+            say(format_args!("{:<30} {flows:>8} flows: {ours} ns, empty program {empty} ns", case.name));
+            line.points.push((flows.into(), ours));
+            rows.push(vec![case.name.into(), f64::from(flows).into(), ours.into(), empty.into(), less.into()]);
         }
+        lines.push(line);
     }
-    Ok(())
+    let columns = ["packet", "flows", "ours, ns", "empty program, ns", "ours less that, ns"];
+    let table = Table {
+        title: "A packet of an open flow".into(),
+        about: format!("{} rounds of {} packets, flows in random order.", args.rounds(), args.packets()),
+        columns: columns.map(Into::into).into(),
+        rows,
+    };
+    let plot = Plot {
+        name: "datapath-flows".into(),
+        title: "A packet of an open flow, by number of flows".into(),
+        x: Axis { label: "open flows".into(), logarithmic: true },
+        y: Axis { label: "ns a packet".into(), logarithmic: false },
+        series: lines,
+    };
+    Ok(Report {
+        part: "datapath".into(),
+        about: "Nanoseconds a packet, by test runs of the loaded program, the frame restored before each run by a \
+                wrapper that tail-calls it. An empty program behind the same wrapper is the baseline of the same run. \
+                Verdicts and counters are checked."
+            .into(),
+        tables: vec![table],
+        plots: vec![plot],
+    })
 }
 
 fn measure_case(
@@ -178,18 +219,18 @@ fn measure_case(
     let template = template(case, case.reply, flows, Order::Random)?;
     let before = kernel.traffic(0, 0)?.packets;
     let (mut ours_ns, mut empty_ns) = (Vec::new(), Vec::new());
-    for _ in 0..args.rounds {
+    for _ in 0..args.rounds() {
         aim(wrapper, &empty, &template)?;
-        let (ns, verdict) = shoot(wrapper, ingress, args.packets)?;
+        let (ns, verdict) = shoot(wrapper, ingress, args.packets())?;
         ensure!(verdict == TX, "the empty program returned {verdict}");
         empty_ns.push(ns);
         aim(wrapper, &ours, &template)?;
-        let (ns, verdict) = shoot(wrapper, ingress, args.packets)?;
+        let (ns, verdict) = shoot(wrapper, ingress, args.packets())?;
         ensure!(verdict == case.verdict(), "{}: returned {verdict}; events {:?}", case.name, kernel.all_events()?);
         ours_ns.push(ns);
     }
     let counted = kernel.traffic(0, 0)?;
-    let expected = if case.reply { 0 } else { u64::from(args.rounds) * u64::from(args.packets) };
+    let expected = if case.reply { 0 } else { u64::from(args.rounds()) * u64::from(args.packets()) };
     ensure!(
         counted.packets - before == expected,
         "{}: {} packets counted, {expected} sent",

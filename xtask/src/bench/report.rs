@@ -1,13 +1,14 @@
-//! What a part of the benchmarks has found: tables and plots, printed, kept as JSON, and drawn.
+//! What a part of the benchmarks has found: tables and plots. Printed by `text`, kept by `record`, drawn by `plot`.
 
-use super::stats::Summary;
-use serde::Serialize;
+use super::stats::{Summary, number};
+use serde::{Deserialize, Serialize};
+use std::fmt;
 
 /// What one part has found.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Report {
     /// Name of the part, as in `cargo xtask bench <part>`.
-    pub(crate) part: &'static str,
+    pub(crate) part: String,
     /// What was measured and how, in a few sentences.
     pub(crate) about: String,
     /// Tables, in the order in which they are shown.
@@ -17,7 +18,7 @@ pub(crate) struct Report {
 }
 
 /// A table: each row has a cell for each column.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Table {
     /// Title, one line.
     pub(crate) title: String,
@@ -30,7 +31,7 @@ pub(crate) struct Table {
 }
 
 /// What stands in a table.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub(crate) enum Cell {
     /// Words.
@@ -44,10 +45,10 @@ pub(crate) enum Cell {
 }
 
 /// Lines over a common axis.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Plot {
     /// Name of the file, without extension.
-    pub(crate) name: &'static str,
+    pub(crate) name: String,
     /// Title, one line.
     pub(crate) title: String,
     /// What stands along the horizontal axis, with its unit.
@@ -59,7 +60,7 @@ pub(crate) struct Plot {
 }
 
 /// An axis.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Axis {
     /// Its label, with the unit.
     pub(crate) label: String,
@@ -68,7 +69,7 @@ pub(crate) struct Axis {
 }
 
 /// One line of a plot.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Series {
     /// Its name in the legend.
     pub(crate) name: String,
@@ -97,5 +98,26 @@ impl From<f64> for Cell {
 impl From<Summary> for Cell {
     fn from(figure: Summary) -> Self {
         Self::Figure(figure)
+    }
+}
+
+/// As it is shown, on the terminal and on the page alike.
+impl fmt::Display for Cell {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Text(text) => f.pad(text),
+            Self::Number(value) => f.pad(&number(*value)),
+            Self::Figure(summary) => summary.fmt(f),
+            Self::Empty => f.pad("–"),
+        }
+    }
+}
+
+impl Table {
+    /// Whether a column holds words rather than figures.
+    pub(crate) fn is_words(&self, column: usize) -> bool {
+        let cells = self.rows.iter().filter_map(|row| row.get(column));
+        let mut said = cells.filter(|cell| **cell != Cell::Empty).peekable();
+        said.peek().is_none() || said.all(|cell| matches!(cell, Cell::Text(_)))
     }
 }

@@ -1,10 +1,10 @@
-//! Median and spread.
+//! Median and spread, and how figures are written.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::fmt;
 
 /// A sample's median and the quartiles around it.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Summary {
     pub(crate) median: f64,
     /// Lower quartile.
@@ -22,10 +22,46 @@ impl Summary {
     }
 }
 
+/// `86.1 [85.9..86.4]`: the quartiles with as many decimals as the median.
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:6.1} [{:.0}..{:.0}]", self.median, self.low, self.high)
+        let values = [self.median, self.low, self.high];
+        let whole = values.iter().all(|value| value.fract() == 0.0);
+        let decimals = if whole { 0 } else { decimals(self.median) };
+        let [median, low, high] = values.map(|value| fixed(value, decimals));
+        f.pad(&format!("{median} [{low}..{high}]"))
     }
+}
+
+/// A figure as a person reads it: whole if it is a count, else with three digits that say something.
+pub(crate) fn number(value: f64) -> String {
+    let whole = value.fract() == 0.0;
+    fixed(value, if whole { 0 } else { decimals(value) })
+}
+
+/// Decimals that leave a figure three significant digits, and none to a large one.
+fn decimals(value: f64) -> usize {
+    match value.abs() {
+        0.0 => 0,
+        100.0.. => 0,
+        small => (2 - small.log10().floor() as i32).clamp(0, 9) as usize,
+    }
+}
+
+/// With thousands set apart.
+fn fixed(value: f64, decimals: usize) -> String {
+    let plain = format!("{value:.decimals$}");
+    let digits = plain.find(|c: char| c.is_ascii_digit());
+    let Some(start) = digits.filter(|_| value.abs() >= 10_000.0) else { return plain };
+    let end = plain.find('.').unwrap_or(plain.len());
+    let mut out = plain[..start].to_owned();
+    for (index, digit) in plain[start..end].chars().enumerate() {
+        if index > 0 && (end - start - index) % 3 == 0 {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out + &plain[end..]
 }
 
 #[cfg(test)]
@@ -36,5 +72,17 @@ mod tests {
     fn a_median_is_not_moved_by_one_bad_run() {
         let summary = Summary::of(vec![1.0, 900.0, 3.0, 2.0, 4.0]);
         assert_eq!((summary.median, summary.low, summary.high), (3.0, 2.0, 4.0));
+    }
+
+    #[test]
+    fn figures_are_as_exact_as_they_are_worth() {
+        let shown = [0.0, 1.0, 0.9312, 86.12, 340.6, 4_194_304.0, 3_730_112.25, -12_345.6, 0.000_042_1].map(number);
+        assert_eq!(shown, ["0", "1", "0.931", "86.1", "341", "4,194,304", "3,730,112", "-12,346", "0.0000421"]);
+    }
+
+    #[test]
+    fn quartiles_have_the_decimals_of_the_median() {
+        let summary = Summary { median: 86.12, low: 85.0, high: 101.26 };
+        assert_eq!(format!("{summary:>20}"), "  86.1 [85.0..101.3]");
     }
 }
