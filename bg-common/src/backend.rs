@@ -136,8 +136,23 @@ pub struct Backend {
     pub next_hop: NextHop,
     /// Weight of its share of the colour's new flows. For user space: the data path has the tables.
     pub weight: u32,
+    /// Index of its service's deployment.
+    pub deployment: u16,
     /// Always zero.
-    pub reserved2: u32,
+    pub reserved2: u16,
+}
+
+/// A row of `next_hops`: where clients' packets go, numbered so that a flow's entry can name it.
+///
+/// The first word is written once, by whoever claims the row, and never changes: a number means the same
+/// interface and destination MAC for ever.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct NumberedHop {
+    /// As in [`NextHop`]; zero is free.
+    pub ifindex_and_dmac: u64,
+    /// As in [`NextHop`].
+    pub mtu_and_smac: u64,
 }
 
 crate::assert_layout!(Identity, size 8, align 8, epoch at 0, in_use at 4);
@@ -145,8 +160,9 @@ crate::assert_layout!(NextHop, size 24, align 8, ifindex_and_dmac at 0, mtu_and_
 crate::assert_layout!(
     Backend, size 64, align 8,
     identity at 0, addr at 8, port at 24, family at 26, mode at 27, service at 28, colour at 30, reserved at 31,
-    next_hop at 32, weight at 56, reserved2 at 60
+    next_hop at 32, weight at 56, deployment at 60, reserved2 at 62
 );
+crate::assert_layout!(NumberedHop, size 16, align 8, ifindex_and_dmac at 0, mtu_and_smac at 8);
 
 #[cfg(test)]
 mod tests {

@@ -42,11 +42,13 @@ pub enum Event {
     Unpinned = 8,
     /// Not dropped: a TCP segment without an entry went to the previous colour while it drains.
     SecondChance = 9,
+    /// Not dropped: a new flow has taken the place of one that was open, because the table is short of places.
+    PushedOut = 10,
 }
 
 impl Event {
     /// All, in the order of their rows.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Malformed,
         Self::ReplyCollision,
         Self::EndedFlow,
@@ -57,6 +59,7 @@ impl Event {
         Self::TooBig,
         Self::Unpinned,
         Self::SecondChance,
+        Self::PushedOut,
     ];
     /// Number of rows of the `events` map.
     pub const COUNT: u32 = Self::ALL.len() as u32;
@@ -79,6 +82,7 @@ impl Event {
             Self::TooBig => "too_big",
             Self::Unpinned => "unpinned",
             Self::SecondChance => "second_chance",
+            Self::PushedOut => "pushed_out",
         }
     }
 }

@@ -18,15 +18,15 @@ mod live;
 mod service;
 
 pub use addr::{Addr, Be16, Family, Protocol};
-pub use backend::{Backend, Identity, Mode, NextHop};
+pub use backend::{Backend, Identity, Mode, NextHop, NumberedHop};
 pub use bench::FrameTemplate;
 pub use counters::{Event, Traffic};
-pub use flow::{Flow, FlowKey4, FlowKey6, FlowRole, TcpState};
+pub use flow::{CachedHop, Flow, FlowBackend, FlowHash, FlowKey4, FlowKey6, FlowState, FlowTables};
 pub use live::{Colour, FULL_SHARE, LiveFlags, LiveWord, SwitchTerms};
 pub use service::{DeploymentRow, Role, ServiceInfo, ServiceKey, ServiceRow, TableSpan, TesterKey};
 
 /// Version of everything in this crate. Pins that carry another one are refused, never guessed at.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// Deployments that one instance can hold: entries of the `live` map.
 pub const MAX_DEPLOYMENTS: u32 = 1024;
@@ -41,6 +41,12 @@ pub const MAX_TESTERS: u32 = 65_536;
 /// Interface indexes that frames can be redirected to are below this: as many as [`NextHop`] has room for, so
 /// that the map is an array and a redirect costs no hash.
 pub const MAX_INTERFACES: u32 = 65_536;
+/// Next hops towards clients that an instance can number.
+pub const MAX_NEXT_HOPS: u32 = 65_536;
+/// Bits of the filter before `services`: a bit that is set says that no virtual address has this hash.
+pub const FILTER_BITS: u32 = 1 << 17;
+/// Entries of a bucket of the flow tables.
+pub const FLOW_WAYS: u32 = 4;
 
 /// One tick of the data path's clock is `jiffies >> TICK_SHIFT`: coarse enough that a busy flow
 /// writes its "last seen" a few times a second, fine enough for time-outs of seconds.
@@ -55,6 +61,8 @@ pub struct Meta {
     pub abi_version: u32,
     /// Timer ticks a second of the running kernel (`CONFIG_HZ`), measured at the first attach.
     pub hz: u32,
+    /// Keys of the flow tables' hash.
+    pub flow_hash: FlowHash,
 }
 
 /// What the `clock` program writes: the two clocks of the data path read at one moment, so that user
@@ -80,7 +88,7 @@ macro_rules! assert_layout {
     };
 }
 
-assert_layout!(Meta, size 8, align 4, abi_version at 0, hz at 4);
+assert_layout!(Meta, size 96, align 8, abi_version at 0, hz at 4, flow_hash at 8);
 assert_layout!(Clock, size 16, align 8, jiffies at 0, monotonic_ns at 8);
 
 #[cfg(feature = "user")]
@@ -103,6 +111,8 @@ mod pod {
         Flow,
         FlowKey4,
         FlowKey6,
+        FlowTables,
+        NumberedHop,
         LiveWord,
         SwitchTerms,
         DeploymentRow,

@@ -10,7 +10,8 @@ use crate::{
     tables::Tables,
 };
 use bg_common::{
-    Colour, Event, FULL_SHARE, LiveFlags, LiveWord, Protocol, Role, ServiceKey, ServiceRow, TableSpan, TesterKey,
+    Colour, Event, FILTER_BITS, FULL_SHARE, FlowBackend, LiveFlags, LiveWord, Protocol, Role, ServiceKey, ServiceRow,
+    TableSpan, TesterKey,
 };
 
 /// Where a new flow's colour comes from.
@@ -34,6 +35,17 @@ pub fn service_key<V: IpVersion>(headers: &Headers<V>) -> ServiceKey {
         protocol: headers.protocol as u8,
         family: V::FAMILY as u8,
     }
+}
+
+/// Hash of an address in the filter that spares most packets the look-up of a service: cheap, and of no consequence
+/// but time if two are the same. Below [`FILTER_BITS`].
+#[inline(always)]
+pub const fn filter_hash(key: &ServiceKey) -> u32 {
+    let [a, b, c, d] = key.addr.0;
+    let words = (a ^ c) as u64 | ((b ^ d) as u64) << 32;
+    let rest = key.port.0 as u64 | (key.protocol as u64) << 16;
+    let sum = words.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ rest.wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    (sum.wrapping_mul(0x94d0_49bb_1331_11eb) >> (64 - FILTER_BITS.ilog2())) as u32
 }
 
 /// Chooses the colour of a flow that has no entry.
@@ -85,32 +97,38 @@ fn is_tester<V: IpVersion>(headers: &Headers<V>, row: &ServiceRow, tables: &impl
     })
 }
 
-/// A backend that was chosen: its slot, the epoch of it that the flow will remember, its row.
+/// A backend that was chosen.
 #[derive(Clone, Copy)]
 pub struct Chosen {
-    /// Slot in `backends`.
+    /// Its slot.
     pub slot: u32,
-    /// Epoch of the slot.
-    pub epoch: u32,
+    /// Its slot in `backends`, and the epoch of it that the flow will remember.
+    pub name: FlowBackend,
     /// The row.
     pub backend: BackendRef,
 }
 
-/// The backend at this hash's place in the colour's Maglev table.
+/// Where the Maglev table of a colour stands.
 #[inline(always)]
-pub fn backend(row: &ServiceRow, colour: Colour, hash: u32, tables: &impl Tables) -> Result<Chosen, Event> {
-    let TableSpan { base, len } = match colour {
+pub const fn table(row: &ServiceRow, colour: Colour) -> TableSpan {
+    match colour {
         Colour::Blue => row.tables[0],
         Colour::Green => row.tables[1],
-    };
-    if len == 0 {
-        return Err(Event::MissingRow);
     }
-    let slot = tables.maglev(base.wrapping_add(hash % len)).ok_or(Event::MissingRow)?;
-    let backend = BackendRef(tables.backend(slot).ok_or(Event::MissingRow)?);
+}
+
+/// The backend at this hash's place in a Maglev table.
+#[inline(always)]
+pub fn backend(table: TableSpan, hash: u32, tables: &impl Tables) -> Option<Chosen> {
+    let TableSpan { base, len } = table;
+    if len == 0 {
+        return None;
+    }
+    let slot = tables.maglev(base.wrapping_add(hash % len))?;
+    let backend = BackendRef(tables.backend(slot)?);
     let identity = backend.identity();
     if identity.in_use == 0 {
-        return Err(Event::MissingRow);
+        return None;
     }
-    Ok(Chosen { slot, epoch: identity.epoch, backend })
+    Some(Chosen { slot, name: FlowBackend::new(slot, identity.epoch), backend })
 }

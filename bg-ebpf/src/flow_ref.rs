@@ -1,12 +1,13 @@
 //! Access to entries that other CPUs and user space share.
 //!
 //! Rows of the flow tables and of `backends` are read and written in place, without a lock, while
-//! others do the same. So they are never borrowed: each field is read or written by one volatile
-//! access, and each field is one of which any mixture of old and new is harmless (argued where it is
-//! declared, in `bg-common`).
+//! others do the same. So they are never borrowed. A flow's entry is read once, as a whole, and changed by
+//! compare-exchange; see [`crate::flow_table`]. Each field of a backend's row is read or written by one volatile
+//! access, and each is one of which any mixture of old and new is harmless (argued where it is declared, in
+//! `bg-common`).
 
-use crate::headers::IpVersion;
-use bg_common::{Addr, Backend, Be16, Flow, FlowRole, Identity, NextHop, TcpState};
+use crate::{flow_table::Words, headers::IpVersion};
+use bg_common::{Addr, Backend, Be16, CachedHop, Flow, FlowBackend, FlowState, Identity, NextHop};
 
 macro_rules! read {
     ($row:expr, $($field:tt)+) => {
@@ -23,174 +24,257 @@ macro_rules! write {
     };
 }
 
-/// An entry of a flow table.
-#[derive(Clone, Copy)]
-pub struct FlowRef(pub *mut Flow);
+/// Words of shared memory by their address: map memory in the kernel, any memory on the host.
+#[derive(Clone, Copy, Debug)]
+pub struct RawWords(*mut u64);
 
-impl FlowRef {
-    /// Slot of the backend.
+impl RawWords {
+    /// Nowhere.
+    pub const NONE: Self = Self(core::ptr::null_mut());
+
+    /// Whether it is [`Self::NONE`].
     #[inline(always)]
-    pub fn backend(self) -> u32 {
-        read!(self.0, backend)
+    pub fn is_none(self) -> bool {
+        self.0.is_null()
     }
 
-    /// Epoch of the backend's slot when the flow was opened.
+    /// # Safety
+    ///
+    /// As many words as will be asked for must be there, aligned, for as long as this is used, and be accessed in no
+    /// other way meanwhile.
     #[inline(always)]
-    pub fn epoch(self) -> u32 {
-        read!(self.0, epoch)
+    pub const unsafe fn new(words: *mut u64) -> Self {
+        Self(words)
     }
 
-    /// Generation that opened it.
+    /// The address.
     #[inline(always)]
-    pub fn generation(self) -> u32 {
-        read!(self.0, generation)
+    pub fn as_ptr(self) -> *mut u64 {
+        self.0
+    }
+}
+
+#[cfg(target_arch = "bpf")]
+impl Words for RawWords {
+    #[inline(always)]
+    fn from(self, word: usize) -> Self {
+        Self(self.0.wrapping_add(word))
     }
 
-    /// Sequence number of its SYN.
     #[inline(always)]
-    pub fn isn(self) -> u32 {
-        read!(self.0, isn)
+    fn before(self, words: usize) -> Self {
+        Self(self.0.wrapping_sub(words))
     }
 
-    /// Index of the service.
     #[inline(always)]
-    pub fn service(self) -> u16 {
-        read!(self.0, service)
+    fn load(self, word: usize) -> u64 {
+        // SAFETY: see `new`.
+        unsafe { self.0.wrapping_add(word).read_volatile() }
     }
 
-    /// Index of the deployment.
     #[inline(always)]
-    pub fn deployment(self) -> u16 {
-        read!(self.0, deployment)
+    fn store(self, word: usize, value: u64) {
+        // SAFETY: see `new`.
+        unsafe { self.0.wrapping_add(word).write_volatile(value) }
     }
 
-    /// Bits of [`FlowRole`].
     #[inline(always)]
-    pub fn role(self) -> u8 {
-        read!(self.0, role)
+    fn store_low(self, word: usize, value: u32) {
+        // SAFETY: see `new`.
+        unsafe { self.0.wrapping_add(word).cast::<u32>().write_volatile(value) }
+    }
+
+    #[inline(always)]
+    fn exchange(self, word: usize, old: u64, new: u64) -> bool {
+        use core::intrinsics::{AtomicOrdering::SeqCst, atomic_cxchg};
+        // SAFETY: see `new`.
+        unsafe { atomic_cxchg::<u64, { SeqCst }, { SeqCst }>(self.0.wrapping_add(word), old, new).1 }
+    }
+}
+
+#[cfg(not(target_arch = "bpf"))]
+impl RawWords {
+    fn atomic<'a>(self, word: usize) -> &'a core::sync::atomic::AtomicU64 {
+        // SAFETY: see `new`.
+        unsafe { core::sync::atomic::AtomicU64::from_ptr(self.0.add(word)) }
+    }
+}
+
+#[cfg(not(target_arch = "bpf"))]
+impl Words for RawWords {
+    fn from(self, word: usize) -> Self {
+        // SAFETY: see `new`.
+        Self(unsafe { self.0.add(word) })
+    }
+
+    fn before(self, words: usize) -> Self {
+        // SAFETY: see `new`.
+        Self(unsafe { self.0.sub(words) })
+    }
+
+    fn load(self, word: usize) -> u64 {
+        self.atomic(word).load(core::sync::atomic::Ordering::Relaxed)
+    }
+
+    fn store(self, word: usize, value: u64) {
+        self.atomic(word).store(value, core::sync::atomic::Ordering::Relaxed);
+    }
+
+    fn store_low(self, word: usize, value: u32) {
+        // SAFETY: see `new`. Mixed sizes, as in the kernel; on one thread at a time.
+        unsafe { self.0.add(word).cast::<u32>().write_volatile(value) }
+    }
+
+    fn exchange(self, word: usize, old: u64, new: u64) -> bool {
+        use core::sync::atomic::Ordering::SeqCst;
+        self.atomic(word).compare_exchange(old, new, SeqCst, SeqCst).is_ok()
+    }
+}
+
+/// An entry of a flow table: as it was found, and where.
+#[derive(Clone, Copy, Debug)]
+pub struct FlowRef<W = RawWords> {
+    flow: Flow,
+    words: W,
+}
+
+impl<W: Words> FlowRef<W> {
+    /// What was found at `words`.
+    #[inline(always)]
+    pub fn new(words: W, flow: Flow) -> Self {
+        Self { flow, words }
+    }
+
+    /// As it was found.
+    #[inline(always)]
+    pub fn flow(&self) -> &Flow {
+        &self.flow
+    }
+
+    /// Where it is: head, origin, times.
+    #[inline(always)]
+    pub fn words(&self) -> W {
+        self.words
+    }
+
+    /// Its state, as it was found.
+    #[inline(always)]
+    pub fn state(&self) -> FlowState {
+        self.flow.state
     }
 
     /// Whether it is the entry of the reply direction.
     #[inline(always)]
-    pub fn is_reply(self) -> bool {
-        self.role() & FlowRole::REPLY != 0
+    pub fn is_reply(&self) -> bool {
+        self.flow.state.has(FlowState::REPLY)
     }
 
-    /// Colour of the backend, as a number.
+    /// Whether the sender of this direction has sent something beyond its SYN.
     #[inline(always)]
-    pub fn colour(self) -> u8 {
-        read!(self.0, colour)
+    pub fn is_established(&self) -> bool {
+        self.flow.state.has(FlowState::ESTABLISHED)
     }
 
-    /// Both ends' [`TcpState`]: client, backend.
+    /// Backend of the flow.
     #[inline(always)]
-    pub fn states(self) -> (u8, u8) {
-        (read!(self.0, client_state), read!(self.0, backend_state))
-    }
-
-    /// Whether either end has reset the connection or both have finished it.
-    #[inline(always)]
-    pub fn connection_ended(self) -> bool {
-        let (client, backend) = self.states();
-        TcpState::ended(client, backend)
+    pub fn backend(&self) -> FlowBackend {
+        self.flow.backend
     }
 
     /// Whether both are entries of one flow: the same backend, in the same life of its slot.
     #[inline(always)]
-    pub fn is_flow_of(self, other: Self) -> bool {
-        self.backend() == other.backend() && self.epoch() == other.epoch()
-    }
-
-    /// Whether the client has answered the backend's SYN.
-    #[inline(always)]
-    pub fn is_established(self) -> bool {
-        self.states().0 & TcpState::ESTABLISHED != 0
-    }
-
-    /// Notes a SYN that does not belong to the connection.
-    #[inline(always)]
-    pub fn note_syn(self, sequence: u32) {
-        write!(self.0, sequence, isn);
-    }
-
-    /// For a reply entry: its flow is over, and it rewrites nothing any more.
-    #[inline(always)]
-    pub fn retire(self) {
-        self.add_backend_state(TcpState::RESET);
+    pub fn is_flow_of(&self, other: &Self) -> bool {
+        self.flow.backend == other.flow.backend
     }
 
     /// What the entry of the other direction would hold, had it not been lost.
     #[inline(always)]
-    pub fn other_direction(self) -> Flow {
-        Flow {
-            backend: self.backend(),
-            epoch: self.epoch(),
-            generation: self.generation(),
-            last_seen: read!(self.0, last_seen),
-            isn: self.isn(),
-            service: self.service(),
-            deployment: self.deployment(),
-            role: self.role() ^ FlowRole::REPLY,
-            colour: self.colour(),
-            client_state: read!(self.0, client_state),
-            backend_state: 0,
-            reserved: 0,
-            next_hop: NextHop::NONE,
-        }
+    pub fn other_direction(&self) -> Flow {
+        // Whether that direction's sender has confirmed the connection is not known here.
+        let state = FlowState((self.flow.state.0 ^ FlowState::REPLY) & !FlowState::ESTABLISHED);
+        // A connection that lasts is known by the client's end alone.
+        let state =
+            if self.is_reply() { FlowState(state.0 | self.flow.state.0 & FlowState::ESTABLISHED) } else { state };
+        Flow { state, note: 0, ..self.flow }
     }
 
-    /// Notes what the client's end has shown. Writes only news.
+    /// Notes bits of the state. Writes only news, and only into the entry that was found.
     #[inline(always)]
-    pub fn add_client_state(self, bits: u8) {
-        let old = read!(self.0, client_state);
-        if old | bits != old {
-            write!(self.0, old | bits, client_state);
-        }
+    pub fn note(&mut self, bits: u32) {
+        self.become_state(self.flow.state.with(bits));
     }
 
-    /// Notes what the backend's end has shown. Writes only news.
+    /// Changes the state, from what was found.
     #[inline(always)]
-    pub fn add_backend_state(self, bits: u8) {
-        let old = read!(self.0, backend_state);
-        if old | bits != old {
-            write!(self.0, old | bits, backend_state);
+    pub fn become_state(&mut self, state: FlowState) {
+        if state == self.flow.state {
+            return;
         }
+        let head = |state: FlowState| u64::from(self.flow.ports) | u64::from(state.0) << 32;
+        let old = head(self.flow.state);
+        if !self.words.exchange(0, old, head(state)) {
+            // The other direction, on another CPU, has noted something at the same time; or the entry is gone.
+            let now = self.words.load(0);
+            let found = FlowState((now >> 32) as u32);
+            let is_gone = (now ^ old) & (u64::from(FlowState::IDENTITY) << 32 | 0xffff_ffff) != 0;
+            if is_gone || !self.words.exchange(0, now, head(found.merged(self.flow.state, state))) {
+                return;
+            }
+        }
+        self.flow.state = state;
     }
 
     /// Ticks since the last packet in this direction.
     #[inline(always)]
-    pub fn idle(self, now: u32) -> u32 {
-        let idle = now.wrapping_sub(read!(self.0, last_seen));
+    pub fn idle(&self, now: u32) -> u32 {
+        let idle = now.wrapping_sub(self.flow.last_seen);
         // Another CPU may have seen a later tick than this one had read: that is no idleness.
         if idle > u32::MAX / 2 { 0 } else { idle }
     }
 
     /// Whether a packet in this direction was seen in this tick already.
     #[inline(always)]
-    pub fn was_seen_at(self, now: u32) -> bool {
-        read!(self.0, last_seen) == now
+    pub fn was_seen_at(&self, now: u32) -> bool {
+        self.flow.last_seen == now
     }
 
-    /// Notes a packet. Writes once a tick, so that a busy flow's line is not passed about.
+    /// Notes a packet. Writes once a tick, so that a busy flow's line is not passed about. Should the entry have become
+    /// another's meanwhile, that one was written in this tick too.
     #[inline(always)]
-    pub fn seen(self, now: u32) {
+    pub fn seen(&mut self, now: u32) {
         if !self.was_seen_at(now) {
-            write!(self.0, now, last_seen);
+            self.words.store_low(2, now);
+            self.flow.last_seen = now;
         }
     }
 
     /// Whether this is the flow's first packet in this direction for a span of sixteen ticks, one to ten
     /// seconds by the kernel's tick rate: the occasion to look after the other direction's entry.
     #[inline(always)]
-    pub fn is_first_in_span(self, now: u32) -> bool {
-        (read!(self.0, last_seen) ^ now) >> 4 != 0
+    pub fn is_first_in_span(&self, now: u32) -> bool {
+        (self.flow.last_seen ^ now) >> 4 != 0
     }
 
-    /// Next hop towards the client.
+    /// The SYN of a forward entry: sequence number as on the wire.
     #[inline(always)]
-    pub fn next_hop(self) -> HopCache {
-        // SAFETY: a field of a row that lives as long as the program runs.
-        HopCache(unsafe { &raw mut (*self.0).next_hop })
+    pub fn syn(&self) -> u32 {
+        self.flow.note
+    }
+
+    /// The next hop that a reply entry has cached.
+    #[inline(always)]
+    pub fn cached_hop(&self) -> CachedHop {
+        CachedHop(self.flow.note)
+    }
+
+    /// Notes a SYN in a forward entry, or a cached hop in a reply entry.
+    #[inline(always)]
+    pub fn set_note(&mut self, note: u32) {
+        let times = |note: u32| u64::from(self.flow.last_seen) | u64::from(note) << 32;
+        // Should the entry have become another's, or a packet on another CPU have come first, it is not noted.
+        if self.words.exchange(2, times(self.flow.note), times(note)) {
+            self.flow.note = note;
+        }
     }
 }
 
@@ -207,10 +291,10 @@ impl BackendRef {
         Identity { epoch: word as u32, in_use: (word >> 32) as u32 }
     }
 
-    /// Whether the slot still holds the backend that had this epoch.
+    /// Whether the slot still holds this backend.
     #[inline(always)]
-    pub fn is(self, epoch: u32) -> bool {
-        self.identity() == Identity { epoch, in_use: 1 }
+    pub fn is(self, backend: FlowBackend) -> bool {
+        backend.is(self.identity())
     }
 
     /// Address.
@@ -232,6 +316,24 @@ impl BackendRef {
         read!(self.0, mode)
     }
 
+    /// Index of the service that it serves.
+    #[inline(always)]
+    pub fn service(self) -> u16 {
+        read!(self.0, service)
+    }
+
+    /// Index of that service's deployment.
+    #[inline(always)]
+    pub fn deployment(self) -> u16 {
+        read!(self.0, deployment)
+    }
+
+    /// Colour that it belongs to, as a number.
+    #[inline(always)]
+    pub fn colour(self) -> u8 {
+        read!(self.0, colour)
+    }
+
     /// Next hop towards it.
     #[inline(always)]
     pub fn next_hop(self) -> HopCache {
@@ -240,27 +342,19 @@ impl BackendRef {
     }
 }
 
-/// A cached next hop in a shared row; see [`NextHop`] for why it needs no lock.
+/// A cached next hop in a backend's row; see [`NextHop`] for why it needs no lock.
 #[derive(Clone, Copy)]
 pub struct HopCache(*mut NextHop);
 
 impl HopCache {
-    /// Ticks that a look-up is trusted for: a quarter of a second to three, by the kernel's tick rate.
-    const TRUSTED: u32 = 4;
-
-    /// The cached look-up, if it is recent. `ifindex()` zero: the host's stack has to find the way.
+    /// The cached look-up, if it is recent: asked within so many ticks. `ifindex()` zero: the host's stack has to
+    /// find the way.
     #[inline(always)]
-    pub fn read(self, now: u32) -> Option<NextHop> {
-        let learned = read!(self.0, learned);
-        if now.wrapping_sub(learned) >= Self::TRUSTED {
-            return None;
-        }
-        Some(NextHop {
-            ifindex_and_dmac: read!(self.0, ifindex_and_dmac),
-            mtu_and_smac: read!(self.0, mtu_and_smac),
-            learned,
-            reserved: 0,
-        })
+    pub fn read(self, hop: &mut NextHop, now: u32, trusted: u32) -> bool {
+        hop.learned = read!(self.0, learned);
+        hop.ifindex_and_dmac = read!(self.0, ifindex_and_dmac);
+        hop.mtu_and_smac = read!(self.0, mtu_and_smac);
+        now.wrapping_sub(hop.learned) < trusted
     }
 
     /// Keeps a look-up.

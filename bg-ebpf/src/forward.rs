@@ -1,209 +1,314 @@
 //! Client to backend.
 
 use crate::{
-    Hook, Verdict,
+    Action, Hook, Verdict,
     choice::{self, Chosen},
+    desk::{Desk, desk},
     flow_ref::{BackendRef, FlowRef},
+    flow_table::{Stored, rolled},
     headers::{Headers, IpVersion, ports, tcp_flags},
     lifetime, next_hop,
     rewrite::{Edit, End, Rewritable, Writer},
-    tables::{FlowTable, Insert, Tables},
+    tables::{Aside, FlowTable, Tables},
 };
-use bg_common::{
-    Be16, Event, Flow, FlowRole, LiveWord, Mode, NextHop, Protocol, Role, ServiceKey, ServiceRow, TcpState,
-};
+use bg_common::{Be16, Event, Flow, FlowState, LiveWord, Mode, NextHop, Protocol, Role, ServiceKey, ServiceRow};
 
 /// How many places of a Maglev table are tried for a flow whose reply would look like another's.
 const CHOICES: u32 = 3;
 
-/// Where a packet goes, and what it counts as.
+/// Where a packet goes, and whether it has opened its flow.
 #[derive(Clone, Copy)]
 pub struct Target {
     backend: BackendRef,
-    service: u16,
-    colour: u8,
     opened: bool,
 }
 
 /// The live word that a packet has read, and whose it is. A packet reads it once.
-pub type LiveReading = Option<(u16, LiveWord)>;
-
-/// The target of a packet whose flow has an entry; or, if that flow is over, the live word that said so.
-#[inline(always)]
-pub fn known<V: IpVersion, T: Tables + FlowTable<V::Key>>(
-    headers: &Headers<V>,
-    flow: FlowRef,
-    tables: &T,
-    now: u32,
-) -> Result<Target, LiveReading> {
-    let deployment = flow.deployment();
-    let (Some(word), Some(backend)) = (tables.live(deployment), tables.backend(flow.backend())) else {
-        return Err(None);
-    };
-    let backend = BackendRef(backend);
-    let over = Err(Some((deployment, word)));
-    if !backend.is(flow.epoch())
-        || lifetime::ended_by_switch(flow, word, tables, now)
-        || is_other_preview(headers, flow, tables)
-    {
-        return over;
-    }
-    if headers.opens_connection() || !flow.was_seen_at(now) {
-        if is_over(headers, flow, backend, tables, now) {
-            return over;
-        }
-        flow.seen(now);
-    }
-    flow.add_client_state(state_bits(headers));
-    Ok(Target { backend, service: flow.service(), colour: flow.colour(), opened: false })
+#[derive(Clone, Copy)]
+pub struct LiveReading {
+    /// Index of the deployment; of no deployment if nothing has been read.
+    deployment: u32,
+    word: LiveWord,
 }
 
-/// Whether the flow is over for a reason of its own: long silence, or a SYN that opens another connection. Asked
-/// at a flow's first packet in a tick, and for a SYN; now and then it looks after the reply's entry.
-#[inline(always)]
-fn is_over<V: IpVersion, T: Tables + FlowTable<V::Key>>(
-    headers: &Headers<V>,
-    flow: FlowRef,
-    backend: BackendRef,
-    tables: &T,
-    now: u32,
-) -> bool {
-    let silent = lifetime::is_silent(flow, headers.protocol, flow.is_established(), tables, now);
-    if !silent && !headers.opens_connection() && !flow.is_first_in_span(now) {
-        return false;
-    }
-    let key = reply_key(headers, backend);
-    let reply = tables.flow(&key).map(FlowRef);
-    let silent = silent && !reply.is_some_and(|reply| lifetime::is_open(flow, reply, headers.protocol, tables, now));
-    let over = match headers.protocol {
-        Protocol::Udp => silent,
-        Protocol::Tcp => headers.opens_connection() && (silent || lifetime::is_reused_by(flow, reply, headers, now)),
-    };
-    if !over && reply.is_none() {
-        // Lost under pressure. Without it the backend's answers would bear the backend's address.
-        tables.store(&key, &flow.other_direction(), Insert::IfAbsent);
-    }
-    over
+impl LiveReading {
+    /// Nothing has been read.
+    pub const NONE: Self = Self { deployment: u32::MAX, word: LiveWord(0) };
 }
 
-/// Whether the address that the flow came by has ceased to be its service's preview address.
+/// The target of a packet. Most have a flow that stands, and nothing to tell of it: these are done here. The others
+/// are looked at more closely, in a call.
 #[inline(always)]
-fn is_other_preview<V: IpVersion>(headers: &Headers<V>, flow: FlowRef, tables: &impl Tables) -> bool {
-    flow.role() & FlowRole::PREVIEW != 0
-        && tables.vip(vip_row(flow)).is_none_or(|vip| *vip != choice::service_key(headers))
-}
-
-/// The target of a packet that no valid entry covers: it opens a flow if its destination is a virtual
-/// address.
-#[inline(always)]
-pub fn open<V: IpVersion, T: Tables + FlowTable<V::Key>>(
+pub fn target<V: IpVersion, T: Tables + FlowTable<V::Key> + Aside<V>>(
     headers: &Headers<V>,
-    key: &V::Key,
-    reading: LiveReading,
+    there: Option<FlowRef>,
     tables: &T,
     now: u32,
 ) -> Result<Target, Verdict> {
-    let Some(row) = tables.service(&choice::service_key(headers)) else { return Err(Verdict::PASS) };
-    let word = match reading {
-        Some((deployment, word)) if deployment == row.deployment => word,
-        _ => tables.live(row.deployment).ok_or_else(|| Verdict::drop(tables, Event::MissingRow))?,
-    };
-    let mut hash = V::hash(headers);
-    let choice = choice::colour(headers, hash, row, word, tables, now);
-    let mut flow = Flow {
-        generation: choice.generation,
-        last_seen: now,
-        isn: if headers.opens_connection() { headers.sequence } else { 0 },
-        service: row.service,
-        deployment: row.deployment,
-        role: role(row, choice.idle_only),
-        colour: choice.colour as u8,
-        client_state: state_bits(headers),
-        ..Flow::default()
-    };
-    for _ in 0..CHOICES {
-        let Chosen { slot, epoch, backend } =
-            choice::backend(row, choice.colour, hash, tables).map_err(|event| Verdict::drop(tables, event))?;
-        (flow.backend, flow.epoch) = (slot, epoch);
-        let target = Target { backend, service: row.service, colour: choice.colour as u8, opened: true };
+    let mut standing = None;
+    let mut reading = LiveReading::NONE;
+    if let Some(flow) = there {
+        if let Some(backend) = tables.backend(flow.backend().slot()).map(BackendRef)
+            && backend.is(flow.backend())
+            && let Some(word) = tables.live(backend.deployment())
+        {
+            reading = LiveReading { deployment: backend.deployment().into(), word };
+            if !lifetime::ended_by_switch(&flow, backend, word, tables, now) {
+                if has_no_news(headers, flow, backend, tables, now) {
+                    return Ok(Target { backend, opened: false });
+                }
+                standing = Some(backend);
+            }
+        }
+    } else if !tables.may_be_service(choice::filter_hash(&choice::service_key(headers))) {
+        return Err(Verdict::PASS);
+    }
+    let Some(desk) = desk::<V>(tables) else { return Err(Verdict::PASS) };
+    // SAFETY: it is this CPU's, and the packet's that the CPU is at.
+    let desk = unsafe { &mut *desk };
+    (desk.headers, desk.now, desk.reading) = (*headers, now, reading);
+    desk.key = V::key(headers.src, headers.dst, headers.ports, headers.protocol);
+    if let Some(backend) = standing {
+        desk.other_key = reply_key(headers, backend);
+        let stay = tables.stay(desk);
+        if stay == Stay::WithoutReply as u32 {
+            // Lost under pressure. Without it the backend's answers would bear the backend's address.
+            tables.store(&desk.other_key, &desk.new_other, false, now);
+        }
+        if stay != Stay::Over as u32 {
+            return Ok(Target { backend, opened: false });
+        }
+    }
+    open(desk, tables)
+}
+
+/// Whether a packet of a flow that no switch has ended says nothing new of it but that it is there, which is noted.
+#[inline(always)]
+fn has_no_news<V: IpVersion>(
+    headers: &Headers<V>,
+    mut flow: FlowRef,
+    backend: BackendRef,
+    tables: &impl Tables,
+    now: u32,
+) -> bool {
+    let state = flow.state();
+    if headers.opens_connection() || !state.has(shown_by_client(headers)) || state.has(FlowState::PREVIEW) {
+        return false;
+    }
+    if flow.was_seen_at(now) {
+        return true;
+    }
+    if flow.is_first_in_span(now)
+        || lifetime::is_silent(&flow, flow.is_established(), backend.deployment(), tables, now)
+    {
+        return false;
+    }
+    flow.seen(now);
+    true
+}
+
+/// The target of the packet on the desk, which opens a flow if its destination is a virtual address.
+#[inline(always)]
+fn open<V: IpVersion, T: Tables + FlowTable<V::Key> + Aside<V>>(
+    desk: &mut Desk<V>,
+    tables: &T,
+) -> Result<Target, Verdict> {
+    if tables.choose_colour(desk) == 0 {
+        return Err(desk.verdict());
+    }
+    for _ in 0..rolled(CHOICES) {
+        let Some(backend) = tables.backend(tables.choose_backend(desk)).map(BackendRef) else {
+            tables.count(Event::MissingRow);
+            return Err(Verdict { action: Action::Drop, ifindex: 0 });
+        };
+        let target = Target { backend, opened: true };
         // The end of a connection that nobody remembers is passed on, not remembered either.
-        if headers.flags & tcp_flags::RST != 0 {
+        if desk.headers.flags & tcp_flags::RST != 0 {
             return Ok(Target { opened: false, ..target });
         }
-        match remember(headers, key, &mut flow, backend, tables, now) {
+        match remember(desk, tables) {
             Remembered::Yes => return Ok(target),
-            Remembered::TableFull => {
+            Remembered::No => {
                 tables.count(Event::Unpinned);
                 return Ok(target);
             }
             // Another place of the table. The step (the golden ratio's) is no multiple of any table's length.
-            Remembered::LooksLikeAnother => hash = hash.wrapping_add(0x9e37_79b9),
+            Remembered::LooksLikeAnother => desk.hash = desk.hash.wrapping_add(0x9e37_79b9),
         }
     }
     Err(Verdict::drop(tables, Event::ReplyCollision))
 }
 
+/// Whether a flow takes a packet.
+#[repr(u32)]
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Stay {
+    /// No: it is over.
+    Over,
+    /// Yes.
+    Yes,
+    /// Yes, and its reply entry, which is on the desk, is to be stored again.
+    WithoutReply,
+}
+
+/// Whether a flow that no switch has ended takes the packet. It is over for a reason of its own by long silence, by
+/// a SYN that opens another connection, or because the preview address that it came by is none any more.
+///
+/// News of the connection's end are noted in the reply's entry too.
+#[inline(always)]
+pub fn stay<V: IpVersion, T: Tables + FlowTable<V::Key>>(desk: &mut Desk<V>, tables: &T) -> Stay {
+    let (headers, now) = (&desk.headers, desk.now);
+    let Some(mut flow) = tables.flow_slowly(&desk.key) else { return Stay::Over };
+    let Some(backend) = tables.backend(flow.backend().slot()).map(BackendRef) else { return Stay::Over };
+    if is_other_preview(headers, &flow, backend, tables) {
+        return Stay::Over;
+    }
+    let mut reply = tables.flow_slowly(&desk.other_key);
+    let deployment = backend.deployment();
+    let bits = shown_by_client(headers);
+    if let Some(reply) = &mut reply {
+        reply.note(bits & ENDS);
+    }
+    let silent = lifetime::is_silent(&flow, flow.is_established(), deployment, tables, now)
+        && !reply.is_some_and(|reply| lifetime::is_open(&flow, &reply, deployment, tables, now));
+    let over = match headers.protocol {
+        Protocol::Udp => silent,
+        Protocol::Tcp => {
+            headers.opens_connection() && (silent || lifetime::is_reused_by(&mut flow, reply, headers, now))
+        }
+    };
+    if over {
+        return Stay::Over;
+    }
+    flow.seen(now);
+    lifetime::note(&mut flow, bits, deployment, tables);
+    if reply.is_some() {
+        return Stay::Yes;
+    }
+    desk.new_other = Flow { ports: reply_ports(headers, backend), ..flow.other_direction() };
+    Stay::WithoutReply
+}
+
+/// Whether the address that the flow came by has ceased to be its service's preview address.
+#[inline(always)]
+fn is_other_preview<V: IpVersion>(
+    headers: &Headers<V>,
+    flow: &FlowRef,
+    backend: BackendRef,
+    tables: &impl Tables,
+) -> bool {
+    flow.state().has(FlowState::PREVIEW)
+        && tables.vip(vip_row(flow, backend)).is_none_or(|vip| *vip != choice::service_key(headers))
+}
+
+/// Chooses the colour of the packet on the desk, which opens a flow if its destination is a virtual address; false if it
+/// is none.
+#[inline(always)]
+pub fn choose_colour<V: IpVersion, T: Tables>(desk: &mut Desk<V>, tables: &T) -> bool {
+    let (headers, now, reading) = (&desk.headers, desk.now, desk.reading);
+    desk.dropped = false;
+    let Some(row) = tables.service(&choice::service_key(headers)) else { return false };
+    let word = if reading.deployment == u32::from(row.deployment) {
+        reading.word
+    } else if let Some(word) = tables.live(row.deployment) {
+        word
+    } else {
+        tables.count(Event::MissingRow);
+        desk.dropped = true;
+        return false;
+    };
+    desk.hash = V::hash(headers);
+    let choice = choice::colour(headers, desk.hash, row, word, tables, now);
+    desk.backends = choice::table(row, choice.colour);
+    let bits = shown_by_client(headers);
+    let limit = tables
+        .deployment(row.deployment)
+        .map_or(0, |deployment| lifetime::limit(deployment, headers.protocol, bits & FlowState::ESTABLISHED != 0));
+    let state = FlowState(FlowState::of_protocol(headers.protocol) | role(row, choice.idle_only));
+    desk.new_flow = Flow {
+        ports: headers.ports,
+        state: state.with(bits).with_limit(limit),
+        generation: choice.generation,
+        last_seen: now,
+        note: if headers.opens_connection() { headers.sequence } else { 0 },
+        ..Flow::default()
+    };
+    true
+}
+
+/// Chooses the backend at the hash on the desk, and lays out the reply's entry. Its slot, or one that there is not.
+#[inline(always)]
+pub fn choose_backend<V: IpVersion, T: Tables>(desk: &mut Desk<V>, tables: &T) -> u32 {
+    let Some(Chosen { slot, name, backend }) = choice::backend(desk.backends, desk.hash, tables) else {
+        return u32::MAX;
+    };
+    desk.new_flow.backend = name;
+    desk.other_key = reply_key(&desk.headers, backend);
+    let state = FlowState(desk.new_flow.state.0 & !FlowState::ESTABLISHED | FlowState::REPLY);
+    desk.new_other = Flow { ports: reply_ports(&desk.headers, backend), state, note: 0, ..desk.new_flow };
+    slot
+}
+
 enum Remembered {
     Yes,
-    TableFull,
+    /// The table would not take it, or another CPU was at it.
+    No,
     LooksLikeAnother,
 }
 
 /// Stores the entries of both directions, the reply's first: it decides whether the backend could tell
 /// this flow from another one of the same client.
 #[inline(always)]
-fn remember<V: IpVersion, T: Tables + FlowTable<V::Key>>(
-    headers: &Headers<V>,
-    key: &V::Key,
-    flow: &mut Flow,
-    backend: BackendRef,
-    tables: &T,
-    now: u32,
-) -> Remembered {
-    let reply_key = reply_key(headers, backend);
+fn remember<V: IpVersion, T: Tables + FlowTable<V::Key> + Aside<V>>(desk: &mut Desk<V>, tables: &T) -> Remembered {
+    let now = desk.now;
     // Twice at most: another CPU may store one between the look and the attempt.
-    for _ in 0..2 {
-        let there = tables.flow(&reply_key).map(FlowRef);
-        if there.is_some_and(|there| belongs_to_another::<V, T>(there, flow, headers, tables, now)) {
+    for _ in 0..rolled(2) {
+        if tables.looks_like_another(desk) != 0 {
             return Remembered::LooksLikeAnother;
         }
-        let how = if there.is_some() { Insert::Replace } else { Insert::IfAbsent };
-        flow.role |= FlowRole::REPLY;
-        let stored = tables.store(&reply_key, flow, how);
-        flow.role &= !FlowRole::REPLY;
-        if stored {
-            let stored = tables.store(key, flow, Insert::Replace);
-            return if stored { Remembered::Yes } else { Remembered::TableFull };
+        if stores(tables, &desk.other_key, &desk.new_other, now) {
+            let stored = stores(tables, &desk.key, &desk.new_flow, now);
+            return if stored { Remembered::Yes } else { Remembered::No };
         }
     }
-    Remembered::TableFull
+    Remembered::No
 }
 
-/// Whether a reply entry that is already there serves another flow that is still open.
+/// Stores an entry, and counts the flow that may have had to give way.
 #[inline(always)]
-fn belongs_to_another<V: IpVersion, T: Tables + FlowTable<V::Key>>(
-    reply: FlowRef,
-    flow: &Flow,
-    headers: &Headers<V>,
-    tables: &T,
-    now: u32,
-) -> bool {
-    let same_vip = reply.service() == flow.service && (reply.role() ^ flow.role) & FlowRole::PREVIEW == 0;
-    if same_vip || reply.connection_ended() {
+fn stores<K, T: Tables + FlowTable<K>>(tables: &T, key: &K, flow: &Flow, now: u32) -> bool {
+    let stored = tables.store(key, flow, true, now);
+    if stored == Stored::PushedOut {
+        tables.count(Event::PushedOut);
+    }
+    stored != Stored::No
+}
+
+/// Whether the reply entry on the desk is there already and serves another flow that is still open.
+#[inline(always)]
+pub fn looks_like_another<V: IpVersion, T: Tables + FlowTable<V::Key>>(desk: &mut Desk<V>, tables: &T) -> bool {
+    let Some(reply) = tables.flow_slowly(&desk.other_key) else { return false };
+    let Some(its) = tables.backend(reply.backend().slot()).map(BackendRef) else { return false };
+    if !its.is(reply.backend()) || reply.state().has_ended() {
         return false;
     }
-    let Some(vip) = tables.vip(vip_row(reply)) else { return false };
-    let key = forward_key::<V>(headers.src, headers.src_port(), vip, headers);
-    tables.flow(&key).map(FlowRef).is_some_and(|forward| {
-        forward.is_flow_of(reply) && lifetime::is_open(forward, reply, headers.protocol, tables, now)
+    let Some(ours) = tables.backend(desk.new_other.backend.slot()).map(BackendRef) else { return false };
+    let same_address = (reply.state().0 ^ desk.new_flow.state.0) & FlowState::PREVIEW == 0;
+    if its.service() == ours.service() && same_address {
+        return false;
+    }
+    let Some(vip) = tables.vip(vip_row(&reply, its)) else { return false };
+    let headers = &desk.headers;
+    desk.others_key = forward_key::<V>(headers.src, headers.src_port(), vip, headers);
+    tables.flow_slowly(&desk.others_key).is_some_and(|forward| {
+        forward.is_flow_of(&reply) && lifetime::is_open(&forward, &reply, its.deployment(), tables, desk.now)
     })
 }
 
 /// Row of the virtual address that a flow's client sends to.
 #[inline(always)]
-pub fn vip_row(flow: FlowRef) -> u32 {
-    let preview = flow.role() & FlowRole::PREVIEW != 0;
-    2 * flow.service() as u32 + preview as u32
+pub fn vip_row(flow: &FlowRef, backend: BackendRef) -> u32 {
+    2 * backend.service() as u32 + flow.state().has(FlowState::PREVIEW) as u32
 }
 
 /// Key of the forward entry of a client's flow to `vip`.
@@ -220,32 +325,45 @@ pub fn forward_key<V: IpVersion>(
 /// Key of the reply entry: what the backend's answers look like.
 #[inline(always)]
 fn reply_key<V: IpVersion>(headers: &Headers<V>, backend: BackendRef) -> V::Key {
-    V::key(backend.address::<V>(), headers.src, ports(backend.port(), headers.src_port()), headers.protocol)
+    V::key(backend.address::<V>(), headers.src, reply_ports(headers, backend), headers.protocol)
 }
 
 #[inline(always)]
-fn role(row: &ServiceRow, idle_only: bool) -> u8 {
-    let preview = if row.role == Role::Preview as u8 { FlowRole::PREVIEW } else { 0 };
-    if idle_only { preview | FlowRole::IDLE_ONLY } else { preview }
+fn reply_ports<V: IpVersion>(headers: &Headers<V>, backend: BackendRef) -> u32 {
+    ports(backend.port(), headers.src_port())
 }
 
-/// What a segment shows of its sender's end.
 #[inline(always)]
-pub fn state_bits<V: IpVersion>(headers: &Headers<V>) -> u8 {
+fn role(row: &ServiceRow, idle_only: bool) -> u32 {
+    let preview = if row.role == Role::Preview as u8 { FlowState::PREVIEW } else { 0 };
+    if idle_only { preview | FlowState::IDLE_ONLY } else { preview }
+}
+
+/// What ends a connection, from either end.
+pub const ENDS: u32 =
+    FlowState::CLIENT_FIN | FlowState::CLIENT_RESET | FlowState::BACKEND_FIN | FlowState::BACKEND_RESET;
+
+/// What a segment of the client shows of its end. UDP shows nothing.
+#[inline(always)]
+fn shown_by_client<V: IpVersion>(headers: &Headers<V>) -> u32 {
+    shown(headers, FlowState::CLIENT_FIN, FlowState::CLIENT_RESET)
+}
+
+/// What a segment of the backend shows of its end.
+#[inline(always)]
+pub fn shown_by_backend<V: IpVersion>(headers: &Headers<V>) -> u32 {
+    shown(headers, FlowState::BACKEND_FIN, FlowState::BACKEND_RESET)
+}
+
+#[inline(always)]
+fn shown<V: IpVersion>(headers: &Headers<V>, fin: u32, reset: u32) -> u32 {
     if headers.protocol == Protocol::Udp {
         return 0;
     }
-    let mut bits = 0;
-    if headers.flags & tcp_flags::SYN == 0 {
-        bits |= TcpState::ESTABLISHED;
-    }
-    if headers.flags & tcp_flags::FIN != 0 {
-        bits |= TcpState::FIN;
-    }
-    if headers.flags & tcp_flags::RST != 0 {
-        bits |= TcpState::RESET;
-    }
-    bits
+    let bit = |flag: u8, bit: u32| if headers.flags & flag != 0 { bit } else { 0 };
+    (bit(tcp_flags::SYN, FlowState::ESTABLISHED) ^ FlowState::ESTABLISHED)
+        | bit(tcp_flags::FIN, fin)
+        | bit(tcp_flags::RST, reset)
 }
 
 /// Rewrites the packet towards its target.
@@ -256,7 +374,7 @@ pub fn send<V: Rewritable, T: Tables>(
     hook: Hook<'_, T, impl Writer>,
     now: u32,
 ) -> Verdict {
-    let Target { backend, service, colour, opened } = target;
+    let Target { backend, opened } = target;
     let address = backend.address::<V>();
     let hop = if backend.mode() == Mode::Local as u8 {
         NextHop::NONE
@@ -265,12 +383,12 @@ pub fn send<V: Rewritable, T: Tables>(
         hook.tables.count(Event::TtlExpired);
         return Verdict::PASS;
     } else {
-        next_hop::towards::<V>(headers.src, address, headers, backend.next_hop(), &hook, now)
+        next_hop::to_backend(backend, headers, &hook, now)
     };
     let edit = Edit { end: End::Destination, address, port: backend.port(), hop };
     if hook.writer.rewrite(headers, &edit).is_none() {
         return Verdict::drop(hook.tables, Event::Malformed);
     }
-    hook.tables.count_packet(service, colour, hook.frame_len as u64, opened);
+    hook.tables.count_packet(backend.service(), backend.colour(), hook.frame_len as u64, opened);
     Verdict::out_of(hop)
 }

@@ -95,7 +95,7 @@ pub trait IpVersion: Copy {
     /// An address, as words that stand as on the wire.
     type Address: Copy + PartialEq;
     /// Key of the flow table.
-    type Key: Copy;
+    type Key: crate::flow_table::Tuple;
 
     /// Reads the headers from offset `l3` on. `frame_len` is the length of the whole frame, of which
     /// the packet's bytes may be only the first part (tc).

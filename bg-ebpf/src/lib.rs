@@ -15,19 +15,27 @@
 //!   a flow is over.
 //! - [`reply`]: backend to client.
 //! - [`next_hop`], [`rewrite`], [`checksum`]: the way out.
-//! - [`tables`]: what the engine asks of maps, clock and routes; [`flow_ref`]: access to what it shares there.
+//! - [`tables`]: what the engine asks of maps, clock and routes; [`flow_table`]: how flows are kept there;
+//!   [`flow_ref`]: access to what is shared.
 //!
 //! The library is `no_std`, does not allocate, panics nowhere and has no global state. `main.rs` and
 //! `kernel/` put XDP and tc around it; tests put buffers and plain collections around it.
 #![no_std]
+#![cfg_attr(target_arch = "bpf", feature(core_intrinsics))]
+#![cfg_attr(
+    target_arch = "bpf",
+    expect(internal_features, reason = "compare-exchange: the target has no atomics in core")
+)]
 
 #[cfg(target_endian = "big")]
 compile_error!("addresses and MACs are kept as little-endian words; a big-endian port needs them reviewed");
 
 pub mod checksum;
 pub mod choice;
+pub mod desk;
 pub mod ethernet;
 pub mod flow_ref;
+pub mod flow_table;
 pub mod forward;
 pub mod headers;
 pub mod lifetime;
@@ -38,11 +46,10 @@ pub mod rewrite;
 pub mod tables;
 
 use bg_common::{Event, FlowKey4, FlowKey6, NextHop, Protocol};
-use flow_ref::FlowRef;
 use headers::{Parsed, V4, V6};
 use packet::Packet;
 use rewrite::{Rewritable, Writer};
-use tables::{FlowTable, Tables};
+use tables::{Aside, FlowTable, Tables};
 
 /// What to do with a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -130,17 +137,22 @@ pub struct Frame {
 /// Processes one frame. `packet` is for reading; `writer` makes the changes, and may work on the same
 /// bytes, since nothing is read after the first change.
 #[inline(always)]
-pub fn process<W: Writer>(packet: &Packet<'_>, frame: Frame, tables: &impl Tables, writer: &mut W) -> Verdict {
+pub fn process<T: Tables + Aside<V4> + Aside<V6>, W: Writer>(
+    packet: &Packet<'_>,
+    frame: Frame,
+    tables: &T,
+    writer: &mut W,
+) -> Verdict {
     let Some((ether_type, l3)) = ethernet::payload(packet) else { return Verdict::PASS };
     match ether_type {
-        ethernet::IPV4 => of_version::<V4, _>(packet, l3, frame, tables, writer),
-        ethernet::IPV6 => of_version::<V6, _>(packet, l3, frame, tables, writer),
+        ethernet::IPV4 => of_version::<V4, T>(packet, l3, frame, tables, writer),
+        ethernet::IPV6 => of_version::<V6, T>(packet, l3, frame, tables, writer),
         _ => Verdict::PASS,
     }
 }
 
 #[inline(always)]
-fn of_version<V: Rewritable, T: Tables + FlowTable<V::Key>>(
+fn of_version<V: Rewritable, T: Tables + FlowTable<V::Key> + Aside<V>>(
     packet: &Packet<'_>,
     l3: usize,
     frame: Frame,
@@ -165,13 +177,13 @@ fn of_version<V: Rewritable, T: Tables + FlowTable<V::Key>>(
     let tagged = frame.tagged || ethernet::is_tagged(l3);
     let hook = Hook { direction: frame.direction, frame_len: frame.len, segment_len, tagged, tables, writer };
     let now = tables.tick();
-    let target = match tables.flow(&key).map(FlowRef) {
+    let there = tables.flow(&key);
+    match there {
         Some(flow) if flow.is_reply() => return reply::restore(&headers, flow, hook, now),
         _ if frame.direction == Direction::Egress => return Verdict::PASS,
-        Some(flow) => forward::known(&headers, flow, tables, now),
-        None => Err(None),
-    };
-    match target.or_else(|reading| forward::open(&headers, &key, reading, tables, now)) {
+        _ => {}
+    }
+    match forward::target(&headers, there, tables, now) {
         Ok(target) => forward::send(&headers, target, hook, now),
         Err(verdict) => verdict,
     }

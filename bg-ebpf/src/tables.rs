@@ -3,19 +3,18 @@
 //! In the kernel this is BPF maps and helpers (`kernel/`), on the host plain collections. The trait is
 //! monomorphised, so the seam costs nothing.
 
+use crate::{
+    desk::Desk,
+    flow_ref::{FlowRef, RawWords},
+    flow_table::Stored,
+    forward,
+    headers::IpVersion,
+    reply,
+};
 use bg_common::{
     Backend, DeploymentRow, Event, Family, Flow, FlowKey4, FlowKey6, LiveWord, NextHop, ServiceKey, ServiceRow,
     SwitchTerms, TesterKey,
 };
-
-/// How a flow entry is stored.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Insert {
-    /// Only if there is none under this key.
-    IfAbsent,
-    /// In place of whatever there is.
-    Replace,
-}
 
 /// A route look-up's question.
 #[derive(Clone, Copy)]
@@ -30,13 +29,40 @@ pub struct RouteQuery {
 
 /// A table of flows, for one kind of key.
 ///
-/// Entries are shared with other CPUs and with user space, so they are handed out as pointers and
-/// accessed through [`crate::flow_ref::FlowRef`] only.
+/// Entries are shared with other CPUs and with user space: what is found is a copy, and where to note changes.
 pub trait FlowTable<K> {
     /// The entry under `key`.
-    fn flow(&self, key: &K) -> Option<*mut Flow>;
-    /// Stores an entry; false if the table would not take it.
-    fn store(&self, key: &K, flow: &Flow, how: Insert) -> bool;
+    fn flow(&self, key: &K) -> Option<FlowRef>;
+    /// The same, for those who are in no hurry.
+    fn flow_slowly(&self, key: &K) -> Option<FlowRef>;
+    /// Stores an entry under `key`: in place of the one that is there, if it `replaces` one.
+    fn store(&self, key: &K, flow: &Flow, replaces: bool, now: u32) -> Stored;
+}
+
+/// What is done aside: seldom, and in calls of their own, one after the other and not one inside another, so that each
+/// has what a program has left of its stack to itself. The work is on the desk, and a number comes back: in the
+/// kernel each is a global function, which the verifier looks at once and not at every call.
+pub trait Aside<V: IpVersion>: Tables + FlowTable<V::Key> + Sized {
+    /// [`forward::stay`].
+    fn stay(&self, desk: &mut Desk<V>) -> u32 {
+        forward::stay(desk, self) as u32
+    }
+    /// [`forward::choose_colour`].
+    fn choose_colour(&self, desk: &mut Desk<V>) -> u32 {
+        forward::choose_colour(desk, self) as u32
+    }
+    /// [`forward::choose_backend`].
+    fn choose_backend(&self, desk: &mut Desk<V>) -> u32 {
+        forward::choose_backend(desk, self)
+    }
+    /// [`forward::looks_like_another`].
+    fn looks_like_another(&self, desk: &mut Desk<V>) -> u32 {
+        forward::looks_like_another(desk, self) as u32
+    }
+    /// [`reply::answer`].
+    fn answer(&self, desk: &mut Desk<V>) -> u32 {
+        reply::answer(desk, self) as u32
+    }
 }
 
 /// Everything else.
@@ -47,6 +73,8 @@ pub trait Tables: FlowTable<FlowKey4> + FlowTable<FlowKey6> {
     fn terms(&self, deployment: u16, slot: usize) -> Option<SwitchTerms>;
     /// Settings of a deployment.
     fn deployment(&self, deployment: u16) -> Option<&DeploymentRow>;
+    /// Whether there may be a service at a virtual address of this hash; see [`crate::choice::filter_hash`].
+    fn may_be_service(&self, hash: u32) -> bool;
     /// The service at a virtual address.
     fn service(&self, key: &ServiceKey) -> Option<&ServiceRow>;
     /// Row `2 * service + role` of the virtual addresses.
@@ -55,10 +83,14 @@ pub trait Tables: FlowTable<FlowKey4> + FlowTable<FlowKey6> {
     fn maglev(&self, entry: u32) -> Option<u32>;
     /// A backend's row. Shared with user space, and with other CPUs that refresh its next hop.
     fn backend(&self, slot: u32) -> Option<*mut Backend>;
+    /// A row of the numbered next hops, as words.
+    fn numbered_hop(&self, number: u32) -> Option<RawWords>;
     /// Whether a tester prefix of the deployment covers the address.
     fn is_tester(&self, key: &TesterKey) -> bool;
-    /// Asks the kernel's routes. `None`: the host's stack has to find the way.
-    fn route(&self, query: &RouteQuery) -> Option<NextHop>;
+    /// Asks the kernel's routes. A hop that is left as it was: the host's stack has to find the way.
+    fn route(&self, query: &RouteQuery, hop: &mut NextHop);
+    /// Memory for the packet that this CPU is at, of [`crate::desk::WORDS`] words.
+    fn desk(&self) -> Option<*mut u64>;
     /// The coarse clock, see [`bg_common::TICK_SHIFT`].
     fn tick(&self) -> u32;
     /// Counts an event.

@@ -2,15 +2,18 @@
 
 use super::maps;
 use aya_ebpf::{
-    bindings::{BPF_ANY, BPF_FIB_LKUP_RET_SUCCESS, BPF_NOEXIST},
-    btf_maps::{LruHashMap, lpm_trie::Key as PrefixKey},
+    bindings::BPF_FIB_LKUP_RET_SUCCESS,
+    btf_maps::lpm_trie::Key as PrefixKey,
     helpers::{bpf_jiffies64, generated::bpf_fib_lookup},
 };
 use bg_common::{
-    Backend, DeploymentRow, Event, Family, Flow, FlowKey4, FlowKey6, LiveWord, NextHop, ServiceKey, ServiceRow,
-    SwitchTerms, TICK_SHIFT, TesterKey,
+    Backend, DeploymentRow, Event, Family, LiveWord, NextHop, ServiceKey, ServiceRow, SwitchTerms, TICK_SHIFT,
+    TesterKey,
 };
-use bg_ebpf::tables::{FlowTable, Insert, RouteQuery, Tables};
+use bg_ebpf::{
+    flow_ref::RawWords,
+    tables::{RouteQuery, Tables},
+};
 use core::{ffi::c_void, mem::MaybeUninit};
 
 /// Families as `bpf_fib_lookup` wants them (linux/socket.h).
@@ -27,46 +30,6 @@ pub(super) struct World<const XDP: bool> {
     pub(super) context: *mut c_void,
     /// Interface that the frame came in by.
     pub(super) ingress_ifindex: u32,
-}
-
-impl<const XDP: bool> World<XDP> {
-    #[inline(always)]
-    fn find<K, const N: usize>(table: &LruHashMap<K, Flow, N>, key: &K) -> Option<*mut Flow> {
-        table.get_ptr_mut(key)
-    }
-
-    #[inline(always)]
-    fn put<K, const N: usize>(table: &LruHashMap<K, Flow, N>, key: &K, flow: &Flow, how: Insert) -> bool {
-        let flags = match how {
-            Insert::IfAbsent => BPF_NOEXIST,
-            Insert::Replace => BPF_ANY,
-        };
-        table.insert(key, flow, flags.into()).is_ok()
-    }
-}
-
-impl<const XDP: bool> FlowTable<FlowKey4> for World<XDP> {
-    #[inline(always)]
-    fn flow(&self, key: &FlowKey4) -> Option<*mut Flow> {
-        Self::find(&maps::FLOWS4, key)
-    }
-
-    #[inline(always)]
-    fn store(&self, key: &FlowKey4, flow: &Flow, how: Insert) -> bool {
-        Self::put(&maps::FLOWS4, key, flow, how)
-    }
-}
-
-impl<const XDP: bool> FlowTable<FlowKey6> for World<XDP> {
-    #[inline(always)]
-    fn flow(&self, key: &FlowKey6) -> Option<*mut Flow> {
-        Self::find(&maps::FLOWS6, key)
-    }
-
-    #[inline(always)]
-    fn store(&self, key: &FlowKey6, flow: &Flow, how: Insert) -> bool {
-        Self::put(&maps::FLOWS6, key, flow, how)
-    }
 }
 
 impl<const XDP: bool> Tables for World<XDP> {
@@ -87,6 +50,11 @@ impl<const XDP: bool> Tables for World<XDP> {
     #[inline(always)]
     fn deployment(&self, deployment: u16) -> Option<&DeploymentRow> {
         maps::DEPLOYMENTS.get(deployment.into())
+    }
+
+    #[inline(always)]
+    fn may_be_service(&self, hash: u32) -> bool {
+        maps::VIP_FILTER.get(hash / 64).is_none_or(|word| word >> (hash % 64) & 1 == 0)
     }
 
     #[inline(always)]
@@ -113,52 +81,38 @@ impl<const XDP: bool> Tables for World<XDP> {
     }
 
     #[inline(always)]
+    fn numbered_hop(&self, number: u32) -> Option<RawWords> {
+        // SAFETY: a row is two words, and lives as long as the program runs.
+        maps::NEXT_HOPS.get_ptr_mut(number).map(|row| unsafe { RawWords::new(row.cast()) })
+    }
+
+    #[inline(always)]
     fn is_tester(&self, key: &TesterKey) -> bool {
         maps::TESTERS.get(&PrefixKey::new(WHOLE_KEY, *key)).is_some()
     }
 
     #[inline(always)]
-    fn route(&self, query: &RouteQuery) -> Option<NextHop> {
-        let family = match query.family {
-            Family::V4 => AF_INET,
-            Family::V6 => AF_INET6,
-        };
-        let pair = |words: &[u32; 4], at: usize| u64::from(words[at]) | u64::from(words[at + 1]) << 32;
-        let mut params = FibLookup(MaybeUninit::uninit());
-        params.write(0, family | FibLookup::ANY_LEN << 48);
-        params.write(1, self.ingress_ifindex.into());
-        params.write(2, pair(&query.src.0, 0));
-        params.write(3, pair(&query.src.0, 2));
-        params.write(4, pair(&query.dst.0, 0));
-        params.write(5, pair(&query.dst.0, 2));
-        params.write(6, 0);
-        params.write(7, 0);
-        let len = size_of::<FibLookup>() as i32;
-        // SAFETY: the context is the program's own; the struct is laid out as the kernel's.
-        let found = unsafe { bpf_fib_lookup(self.context, params.0.as_mut_ptr().cast(), len, 0) };
-        if found != BPF_FIB_LKUP_RET_SUCCESS.into() {
-            return None;
-        }
-        let hop = params.next_hop(self.tick());
+    fn route(&self, query: &RouteQuery, hop: &mut NextHop) {
+        route(self.context, self.ingress_ifindex, query, hop);
         // A frame that XDP redirects to an interface which cannot take it vanishes, and nobody tells.
         if XDP && maps::EGRESS.get_ifindex(hop.ifindex()).is_none() {
-            return None;
+            *hop = NextHop::NONE;
         }
-        Some(hop)
+    }
+
+    #[inline(always)]
+    fn desk(&self) -> Option<*mut u64> {
+        maps::DESK.get_ptr_mut(0).map(|words| words.cast())
     }
 
     #[inline(always)]
     fn tick(&self) -> u32 {
-        // SAFETY: takes nothing, reads the kernel's counter.
-        (unsafe { bpf_jiffies64() } >> TICK_SHIFT) as u32
+        tick()
     }
 
     #[inline(always)]
     fn count(&self, event: Event) {
-        if let Some(counter) = maps::EVENTS.get_ptr_mut(event as u32) {
-            // SAFETY: this CPU's own counter.
-            unsafe { *counter += 1 };
-        }
+        count(event as u32);
     }
 
     #[inline(always)]
@@ -174,6 +128,46 @@ impl<const XDP: bool> Tables for World<XDP> {
             }
         }
     }
+}
+
+/// Asks the kernel's routes. A call: it is seldom needed, at several places.
+#[inline(never)]
+fn route(context: *mut c_void, ingress_ifindex: u32, query: &RouteQuery, hop: &mut NextHop) {
+    let family = match query.family {
+        Family::V4 => AF_INET,
+        Family::V6 => AF_INET6,
+    };
+    let pair = |words: &[u32; 4], at: usize| u64::from(words[at]) | u64::from(words[at + 1]) << 32;
+    let mut params = FibLookup(MaybeUninit::uninit());
+    params.write(0, family | FibLookup::ANY_LEN << 48);
+    params.write(1, ingress_ifindex.into());
+    params.write(2, pair(&query.src.0, 0));
+    params.write(3, pair(&query.src.0, 2));
+    params.write(4, pair(&query.dst.0, 0));
+    params.write(5, pair(&query.dst.0, 2));
+    params.write(6, 0);
+    params.write(7, 0);
+    let len = size_of::<FibLookup>() as i32;
+    // SAFETY: the context is the program's own; the struct is laid out as the kernel's.
+    let found = unsafe { bpf_fib_lookup(context, params.0.as_mut_ptr().cast(), len, 0) };
+    if found == BPF_FIB_LKUP_RET_SUCCESS.into() {
+        *hop = params.next_hop(tick());
+    }
+}
+
+/// Counts an event. A call, for it stands in many places and is seldom made.
+#[inline(never)]
+fn count(event: u32) {
+    if let Some(counter) = maps::EVENTS.get_ptr_mut(event) {
+        // SAFETY: this CPU's own counter.
+        unsafe { *counter += 1 };
+    }
+}
+
+#[inline(always)]
+fn tick() -> u32 {
+    // SAFETY: takes nothing, reads the kernel's counter.
+    (unsafe { bpf_jiffies64() } >> TICK_SHIFT) as u32
 }
 
 /// `struct bpf_fib_lookup` (linux/bpf.h, kernel 5.12 and later) as whole words, little-endian.

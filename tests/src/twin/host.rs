@@ -2,14 +2,17 @@
 
 use super::{Flows, Outcome, Scenario, comparable, key4, key6};
 use bg_common::{
-    Backend, DeploymentRow, Event, Flow, FlowKey4, FlowKey6, FlowRole, LiveWord, NextHop, ServiceKey, ServiceRow,
+    Backend, DeploymentRow, Event, Flow, FlowKey4, FlowKey6, FlowState, LiveWord, NextHop, ServiceKey, ServiceRow,
     SwitchTerms, TesterKey, Traffic,
 };
 use bg_ebpf::{
     Direction, Frame, Verdict,
+    flow_ref::{FlowRef, RawWords},
+    flow_table::{Stored, Words as _},
+    headers::{V4, V6},
     packet::Packet,
     process,
-    tables::{FlowTable, Insert, RouteQuery, Tables},
+    tables::{Aside, FlowTable, RouteQuery, Tables},
 };
 use std::{
     cell::{Cell, RefCell, UnsafeCell},
@@ -17,8 +20,8 @@ use std::{
     hash::Hash,
 };
 
-/// A flow table whose entries stay where they are.
-type Entries<K> = RefCell<HashMap<K, Box<UnsafeCell<Flow>>>>;
+/// A flow table of unlimited size, which shares nothing with the one under test. Entries stay where they are.
+type Entries<K> = RefCell<HashMap<K, Box<UnsafeCell<[u64; 3]>>>>;
 
 /// All maps, a clock that stands still until it is set, and routes that lead nowhere.
 pub struct Host {
@@ -33,6 +36,7 @@ pub struct Host {
     traffic: RefCell<HashMap<(u16, u8), Traffic>>,
     /// How often each deployment's live word was read since the last frame began.
     live_reads: RefCell<HashMap<u16, u32>>,
+    desk: UnsafeCell<[u64; bg_ebpf::desk::WORDS]>,
 }
 
 impl Host {
@@ -55,6 +59,7 @@ impl Host {
             events: RefCell::default(),
             traffic: RefCell::default(),
             live_reads: RefCell::default(),
+            desk: UnsafeCell::new([0; bg_ebpf::desk::WORDS]),
         }
     }
 
@@ -88,9 +93,9 @@ impl Host {
 
     /// All flow entries.
     pub fn flows(&self) -> Flows {
-        let flow = |cell: &UnsafeCell<Flow>| {
+        let flow = |cell: &UnsafeCell<[u64; 3]>| {
             // SAFETY: no frame is being processed.
-            unsafe { *cell.get() }
+            Flow::from_words(unsafe { *cell.get() })
         };
         let (flows4, flows6) = (self.flows4.borrow(), self.flows6.borrow());
         let of4 = flows4.iter().map(|(key, entry)| comparable(key4(key), flow(entry)));
@@ -106,7 +111,9 @@ impl Host {
 
     /// Forgets the entries of one direction, as a full table may.
     pub fn forget_direction(&self, replies: bool) {
-        let keep = |entry: &mut Box<UnsafeCell<Flow>>| (entry.get_mut().role & FlowRole::REPLY != 0) != replies;
+        let keep = |entry: &mut Box<UnsafeCell<[u64; 3]>>| {
+            Flow::from_words(*entry.get_mut()).state.has(FlowState::REPLY) != replies
+        };
         self.flows4.borrow_mut().retain(|_, entry| keep(entry));
         self.flows6.borrow_mut().retain(|_, entry| keep(entry));
     }
@@ -138,39 +145,48 @@ impl Host {
     }
 }
 
-fn find<K: Eq + Hash>(table: &Entries<K>, key: &K) -> Option<*mut Flow> {
-    table.borrow().get(key).map(|entry| entry.get())
+fn find<K: Eq + Hash>(table: &Entries<K>, key: &K) -> Option<FlowRef> {
+    table.borrow().get(key).map(|entry| {
+        // SAFETY: three words, which stay where they are until flows are forgotten.
+        let words = unsafe { RawWords::new(entry.get().cast()) };
+        FlowRef::new(words, Flow::from_words([words.load(0), words.load(1), words.load(2)]))
+    })
 }
 
-fn put<K: Eq + Hash + Copy>(table: &Entries<K>, key: &K, flow: &Flow, how: Insert) -> bool {
+fn put<K: Eq + Hash + Copy>(table: &Entries<K>, key: &K, flow: &Flow, replaces: bool) -> Stored {
     let mut entries = table.borrow_mut();
-    if how == Insert::IfAbsent && entries.contains_key(key) {
-        return false;
+    if !replaces && entries.contains_key(key) {
+        return Stored::No;
     }
-    // Like the kernel's, an entry that is replaced is another one: pointers to the old do not see it.
-    entries.insert(*key, Box::new(UnsafeCell::new(*flow)));
-    true
+    let words = Flow { state: flow.state.with(FlowState::LIVE), ..*flow }.words();
+    // In place: who has found it may still look at it.
+    *entries.entry(*key).or_default().get_mut() = words;
+    Stored::Yes
 }
 
-impl FlowTable<FlowKey4> for Host {
-    fn flow(&self, key: &FlowKey4) -> Option<*mut Flow> {
-        find(&self.flows4, key)
-    }
+macro_rules! flow_table {
+    ($key:ty, $entries:ident) => {
+        impl FlowTable<$key> for Host {
+            fn flow(&self, key: &$key) -> Option<FlowRef> {
+                find(&self.$entries, key)
+            }
 
-    fn store(&self, key: &FlowKey4, flow: &Flow, how: Insert) -> bool {
-        put(&self.flows4, key, flow, how)
-    }
+            fn flow_slowly(&self, key: &$key) -> Option<FlowRef> {
+                find(&self.$entries, key)
+            }
+
+            fn store(&self, key: &$key, flow: &Flow, replaces: bool, _now: u32) -> Stored {
+                put(&self.$entries, key, flow, replaces)
+            }
+        }
+    };
 }
 
-impl FlowTable<FlowKey6> for Host {
-    fn flow(&self, key: &FlowKey6) -> Option<*mut Flow> {
-        find(&self.flows6, key)
-    }
+flow_table!(FlowKey4, flows4);
+flow_table!(FlowKey6, flows6);
 
-    fn store(&self, key: &FlowKey6, flow: &Flow, how: Insert) -> bool {
-        put(&self.flows6, key, flow, how)
-    }
-}
+impl Aside<V4> for Host {}
+impl Aside<V6> for Host {}
 
 impl Tables for Host {
     fn live(&self, deployment: u16) -> Option<LiveWord> {
@@ -184,6 +200,14 @@ impl Tables for Host {
 
     fn deployment(&self, deployment: u16) -> Option<&DeploymentRow> {
         self.scenario.deployments.get(usize::from(deployment)).map(|(row, ..)| row)
+    }
+
+    fn may_be_service(&self, hash: u32) -> bool {
+        self.scenario.services.iter().any(|(key, _)| bg_ebpf::choice::filter_hash(key) == hash)
+    }
+
+    fn numbered_hop(&self, _number: u32) -> Option<RawWords> {
+        None
     }
 
     fn service(&self, key: &ServiceKey) -> Option<&ServiceRow> {
@@ -206,8 +230,10 @@ impl Tables for Host {
         self.scenario.covers(key)
     }
 
-    fn route(&self, _query: &RouteQuery) -> Option<NextHop> {
-        None
+    fn route(&self, _query: &RouteQuery, _hop: &mut NextHop) {}
+
+    fn desk(&self) -> Option<*mut u64> {
+        Some(self.desk.get().cast())
     }
 
     fn tick(&self) -> u32 {

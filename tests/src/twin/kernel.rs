@@ -1,18 +1,22 @@
 //! The loaded program: maps filled by system calls, frames run by `BPF_PROG_TEST_RUN`.
 
 use super::{Flows, Outcome, Scenario, comparable, key4, key6};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use aya::{
     Ebpf, EbpfLoader, Pod, TestRun as _,
-    maps::{Array, DevMap, HashMap, LpmTrie, MapData, PerCpuArray, lpm_trie::Key as PrefixKey},
+    maps::{Array, DevMap, HashMap, LpmTrie, Map, MapData, PerCpuArray, lpm_trie::Key as PrefixKey},
     programs::{SchedClassifier, TestRunOptions, Xdp},
 };
 use bg_common::{
-    Backend, Clock, DeploymentRow, Event, Flow, FlowKey4, FlowKey6, LiveWord, Meta, NextHop, ServiceKey, ServiceRow,
-    SwitchTerms, TICK_SHIFT, TesterKey, Traffic,
+    Addr, Backend, Clock, DeploymentRow, Event, FILTER_BITS, FLOW_WAYS, Flow, FlowHash, FlowKey4, FlowKey6, FlowState,
+    FlowTables, LiveWord, Meta, NextHop, ServiceKey, ServiceRow, SwitchTerms, TICK_SHIFT, TesterKey, Traffic,
 };
-use bg_ebpf::Action;
-use std::path::PathBuf;
+use bg_ebpf::{Action, choice::filter_hash};
+use memmap2::{MmapOptions, MmapRaw};
+use std::{
+    os::fd::{AsFd as _, AsRawFd as _},
+    path::{Path, PathBuf},
+};
 
 /// A program that frames can be run through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,22 +32,38 @@ pub enum Program {
 /// A loaded object, attached to nothing.
 pub struct Kernel {
     object: Ebpf,
+    /// Rows of each flow table.
+    rows: u32,
 }
 
 impl Kernel {
     /// Flows that the tables are made for.
     pub const FLOWS: u32 = 65_536;
 
-    /// Loads the object under test: the one that `BGCTL_BPF_OBJECT` names, else the committed one.
+    /// Loads the object under test: the one that `BGCTL_BPF_OBJECT` names, else the committed one. Each flow table gets
+    /// `flow_entries` entries, a power of two, of which a flow takes two.
     pub fn load(flow_entries: u32) -> Result<Self> {
         let path = std::env::var_os("BGCTL_BPF_OBJECT").map_or_else(
             || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../bg-userspace/bpf/bg.bpf.o"),
             PathBuf::from,
         );
+        Self::load_object(&path, flow_entries)
+    }
+
+    /// Loads an object, whether its flow tables are this project's own or the kernel's.
+    pub fn load_object(path: &Path, flow_entries: u32) -> Result<Self> {
+        let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let parsed = aya_obj::Object::parse(&bytes).with_context(|| format!("cannot parse {}", path.display()))?;
+        let is_array = parsed.maps.get("flows4").context("no map flows4")?.map_type()
+            == aya_obj::generated::bpf_map_type::BPF_MAP_TYPE_ARRAY as u32;
+        let rows = if is_array { flow_entries / FLOW_WAYS } else { flow_entries };
+        ensure!(rows.is_power_of_two() && rows > 1, "{flow_entries} is no number of entries");
+        let tables = FlowTables { hash: FlowHash::PUBLIC, masks: [rows - 1; 2], weakly_ordered: 0 };
         let mut object = EbpfLoader::new()
-            .map_max_entries("flows4", flow_entries)
-            .map_max_entries("flows6", flow_entries)
-            .load_file(&path)
+            .map_max_entries("flows4", rows)
+            .map_max_entries("flows6", rows)
+            .override_global("FLOW_TABLES", &tables, is_array)
+            .load(&bytes)
             .with_context(|| format!("cannot load {}", path.display()))?;
         for name in ["ingress", "read_clock"] {
             let program: &mut Xdp = object.program_mut(name).context(name)?.try_into()?;
@@ -53,7 +73,7 @@ impl Kernel {
             let program: &mut SchedClassifier = object.program_mut(name).context(name)?.try_into()?;
             program.load()?;
         }
-        Ok(Self { object })
+        Ok(Self { object, rows })
     }
 
     /// The object itself, for what is not offered here.
@@ -74,10 +94,22 @@ impl Kernel {
     /// Puts a scenario into the maps. Next hops are fresh for about a quarter of a second.
     pub fn fill(&mut self, scenario: &Scenario) -> Result<()> {
         let tick = self.tick()?;
-        self.array("meta")?.set(0, Meta { abi_version: bg_common::ABI_VERSION, hz: 0 }, 0)?;
+        self.array("meta")?.set(
+            0,
+            Meta { abi_version: bg_common::ABI_VERSION, hz: 0, flow_hash: FlowHash::PUBLIC },
+            0,
+        )?;
         self.set_deployments(scenario)?;
         for (key, row) in &scenario.services {
             self.hash::<ServiceKey, ServiceRow>("services")?.insert(key, row, 0)?;
+        }
+        let mut filter = vec![u64::MAX; FILTER_BITS as usize / 64];
+        for (key, _) in &scenario.services {
+            let hash = filter_hash(key);
+            filter[hash as usize / 64] &= !(1 << (hash % 64));
+        }
+        for (row, word) in filter.into_iter().enumerate() {
+            self.array::<u64>("vip_filter")?.set(row as u32, word, 0)?;
         }
         for (row, key) in &scenario.vips {
             self.array::<ServiceKey>("vips")?.set(*row, key, 0)?;
@@ -182,6 +214,15 @@ impl Kernel {
     /// All flow entries.
     pub fn flows(&mut self) -> Result<Flows> {
         let mut flows = Flows::new();
+        if self.has_buckets() {
+            for (key, flow) in self.entries("flows4", 4)?.iter().filter_map(|words| entry4(words)) {
+                flows.extend([comparable(key4(&key), flow)]);
+            }
+            for (key, flow) in self.entries("flows6", 8)?.iter().filter_map(|words| entry6(words)) {
+                flows.extend([comparable(key6(&key), flow)]);
+            }
+            return Ok(flows);
+        }
         for entry in self.hash::<FlowKey4, Flow>("flows4")?.iter() {
             let (key, flow) = entry?;
             flows.extend([comparable(key4(&key), flow)]);
@@ -195,6 +236,14 @@ impl Kernel {
 
     /// Forgets all flows.
     pub fn forget_flows(&mut self) -> Result<()> {
+        if self.has_buckets() {
+            for (name, words) in [("flows4", 4), ("flows6", 8)] {
+                let memory = self.flow_memory(name, words)?;
+                // SAFETY: the mapping is so long, and no program runs.
+                unsafe { memory.as_mut_ptr().write_bytes(0, memory.len()) };
+            }
+            return Ok(());
+        }
         let mut flows4 = self.hash::<FlowKey4, Flow>("flows4")?;
         for key in flows4.keys().collect::<Result<Vec<_>, _>>()? {
             flows4.remove(&key)?;
@@ -204,6 +253,26 @@ impl Kernel {
             flows6.remove(&key)?;
         }
         Ok(())
+    }
+
+    /// Whether the flow tables are this project's own.
+    pub fn has_buckets(&self) -> bool {
+        matches!(self.object.map("flows4"), Some(Map::Array(_)))
+    }
+
+    fn flow_memory(&self, name: &str, words: usize) -> Result<MmapRaw> {
+        let Some(Map::Array(data)) = self.object.map(name) else { bail!("{name} is no array") };
+        let len = self.rows as usize * FLOW_WAYS as usize * words * 8;
+        Ok(MmapOptions::new().len(len).map_raw(data.fd().as_fd().as_raw_fd())?)
+    }
+
+    /// Entries of a flow table, as so many words each.
+    fn entries(&self, name: &str, words: usize) -> Result<Vec<Vec<u64>>> {
+        let memory = self.flow_memory(name, words)?;
+        let mut all = vec![0_u64; memory.len() / 8];
+        // SAFETY: the mapping is so long, and no program runs.
+        unsafe { std::ptr::copy_nonoverlapping(memory.as_mut_ptr().cast(), all.as_mut_ptr(), all.len()) };
+        Ok(all.chunks(words).map(<[u64]>::to_vec).collect())
     }
 
     /// All events that were counted, over all CPUs.
@@ -227,4 +296,25 @@ impl Kernel {
         }
         Ok(sum)
     }
+}
+
+/// A live entry of `flows4`: addresses, head, origin, times; see the documentation of the pinned ABI.
+fn entry4(words: &[u64]) -> Option<(FlowKey4, Flow)> {
+    let flow = live(&words[1..4])?;
+    let (src, dst) = (words[0] as u32, (words[0] >> 32) as u32);
+    Some((FlowKey4 { src, dst, ports: flow.ports, protocol: flow.state.protocol() as u32 }, flow))
+}
+
+/// A live entry of `flows6`: four words of addresses, and the same.
+fn entry6(words: &[u64]) -> Option<(FlowKey6, Flow)> {
+    let flow = live(&words[4..7])?;
+    let address =
+        |words: &[u64]| Addr([words[0] as u32, (words[0] >> 32) as u32, words[1] as u32, (words[1] >> 32) as u32]);
+    let (src, dst) = (address(&words[..2]), address(&words[2..4]));
+    Some((FlowKey6 { src, dst, ports: flow.ports, protocol: flow.state.protocol() as u32 }, flow))
+}
+
+fn live(words: &[u64]) -> Option<Flow> {
+    let flow = Flow::from_words([words[0], words[1], words[2]]);
+    (flow.state.0 & FlowState::STATUS == FlowState::LIVE).then_some(flow)
 }

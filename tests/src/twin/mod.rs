@@ -12,7 +12,7 @@ pub use host::Host;
 pub use kernel::{Kernel, Program};
 pub use scenario::{BackendAt, Scenario, ServiceAt, TICKS_LONG};
 
-use bg_common::{Flow, FlowKey4, FlowKey6};
+use bg_common::{Flow, FlowKey4, FlowKey6, FlowState};
 use bg_ebpf::Action;
 use std::collections::BTreeMap;
 
@@ -28,9 +28,11 @@ pub struct Outcome {
 /// All flow entries, by their key's bytes, with what depends on the moment left out.
 pub type Flows = BTreeMap<Vec<u8>, Flow>;
 
-/// A key and its entry as [`Flows`] holds them: without ticks, and without cached next hops.
+/// A key and its entry as [`Flows`] holds them: without ticks, cached next hops, and what is the table's business.
 fn comparable(key: &[u8], flow: Flow) -> (Vec<u8>, Flow) {
-    (key.to_vec(), Flow { last_seen: 0, next_hop: bg_common::NextHop::NONE, ..flow })
+    let state = FlowState(flow.state.0 & !FlowState::IDENTITY);
+    let note = if state.has(FlowState::REPLY) { 0 } else { flow.note };
+    (key.to_vec(), Flow { state, last_seen: 0, note, ..flow })
 }
 
 /// Keys of both tables as bytes.

@@ -89,6 +89,7 @@ impl Scenario {
                         NextHop::pack(ifindex, 1500, 0x0200_0000_0000 | u64::from(slot), 0x0600_0000_0001, 0)
                     }),
                     weight: 1,
+                    deployment: service.deployment,
                     ..Backend::default()
                 });
                 // A few entries for each, so that neighbouring hashes meet different backends.

@@ -1,0 +1,63 @@
+//! Where a packet is laid that has to be looked at more closely.
+//!
+//! The stack of a program is 512 octets for a whole chain of calls. So what opens flows, and asks for them, works in
+//! memory that a CPU has for the one packet that it is at. Pointers do not lie here: the verifier would take
+//! them for numbers.
+
+use crate::{
+    Action, Verdict,
+    forward::LiveReading,
+    headers::{Headers, IpVersion},
+    tables::{RouteQuery, Tables},
+};
+use bg_common::{Flow, NextHop, TableSpan};
+
+/// Words of a desk.
+pub const WORDS: usize = 64;
+
+/// All that is worked on. Only what the code at hand has put there means something.
+pub struct Desk<V: IpVersion> {
+    /// What the packet says.
+    pub headers: Headers<V>,
+    /// The clock.
+    pub now: u32,
+    /// The live word that was read for the packet.
+    pub reading: LiveReading,
+    /// Where the backends of its colour stand.
+    pub backends: TableSpan,
+    /// Which of them is taken.
+    pub hash: u32,
+    /// Whether an answer may be the first of a flow that is not ours.
+    pub begins: bool,
+    /// Whether the packet is to be dropped, having no target.
+    pub dropped: bool,
+    /// The packet's five-tuple.
+    pub key: V::Key,
+    /// The five-tuple of the other direction.
+    pub other_key: V::Key,
+    /// The five-tuple of another flow, whose other direction looks the same.
+    pub others_key: V::Key,
+    /// An entry to store under the first.
+    pub new_flow: Flow,
+    /// An entry to store under the second.
+    pub new_other: Flow,
+    /// A question to the kernel's routes.
+    pub query: RouteQuery,
+    /// Its answer.
+    pub hop: NextHop,
+}
+
+impl<V: IpVersion> Desk<V> {
+    /// What becomes of a packet that has no target.
+    #[inline(always)]
+    pub fn verdict(&self) -> Verdict {
+        Verdict { action: if self.dropped { Action::Drop } else { Action::Pass }, ifindex: 0 }
+    }
+}
+
+/// This CPU's desk.
+#[inline(always)]
+pub fn desk<V: IpVersion>(tables: &impl Tables) -> Option<*mut Desk<V>> {
+    const { assert!(size_of::<Desk<V>>() <= 8 * WORDS && align_of::<Desk<V>>() <= 8) };
+    Some(tables.desk()?.cast())
+}
