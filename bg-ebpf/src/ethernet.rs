@@ -1,6 +1,9 @@
 //! Ethernet, with up to two VLAN tags (IEEE 802.1Q, 802.1ad). Tags are parsed through and kept.
 
-use crate::packet::{Header, Packet, octets::load16};
+use crate::{
+    packet::{Header, Packet, octets::load16},
+    unlikely,
+};
 use bg_common::{Be16, NextHop};
 
 /// Ethernet header of octets alone: at any address, unlike one with a 16-bit field.
@@ -38,11 +41,8 @@ const DOT1AD: Be16 = Be16::new(0x88a8);
 pub fn payload(packet: &Packet<'_>) -> Option<(Be16, usize)> {
     let mut ether_type = Be16(load16(&packet.header::<Ethernet>(0)?.ether_type));
     let mut offset = size_of::<Ethernet>();
-    if ether_type != DOT1Q && ether_type != DOT1AD {
-        return Some((ether_type, offset));
-    }
     for _ in 0..2 {
-        if ether_type == DOT1Q || ether_type == DOT1AD {
+        if unlikely(ether_type == DOT1Q || ether_type == DOT1AD) {
             ether_type = Be16(load16(&packet.header::<VlanTag>(offset)?.ether_type));
             offset += size_of::<VlanTag>();
         }

@@ -10,6 +10,7 @@ use crate::{
     lifetime, next_hop,
     rewrite::{Edit, End, Rewritable, Writer},
     tables::{Aside, FlowTable, Tables},
+    unlikely,
 };
 use bg_common::{Be16, Event, Flow, FlowState, LiveWord, Mode, NextHop, Protocol, Role, ServiceKey, ServiceRow};
 
@@ -53,14 +54,14 @@ pub fn target<V: IpVersion, T: Tables + FlowTable<V::Key> + Aside<V>>(
             && let Some(word) = tables.live(backend.deployment())
         {
             reading = LiveReading { deployment: backend.deployment().into(), word };
-            if !lifetime::ended_by_switch(&flow, backend, word, tables, now) {
-                if has_no_news(headers, flow, backend, tables, now) {
+            if !unlikely(lifetime::ended_by_switch(&flow, backend, word, tables, now)) {
+                if !unlikely(!has_no_news(headers, flow, backend, tables, now)) {
                     return Ok(Target { backend, opened: false });
                 }
                 standing = Some(backend);
             }
         }
-    } else if !tables.may_be_service(choice::filter_hash(&choice::service_key(headers))) {
+    } else if unlikely(!tables.may_be_service(choice::filter_hash(&choice::service_key(headers)))) {
         return Err(Verdict::PASS);
     }
     let Some(desk) = desk::<V>(tables) else { return Err(Verdict::PASS) };
@@ -92,10 +93,10 @@ fn has_no_news<V: IpVersion>(
     now: u32,
 ) -> bool {
     let state = flow.state();
-    if headers.opens_connection() || !state.has(shown_by_client(headers)) || state.has(FlowState::PREVIEW) {
+    if unlikely(headers.opens_connection() || !state.has(shown_by_client(headers)) || state.has(FlowState::PREVIEW)) {
         return false;
     }
-    if flow.was_seen_at(now) {
+    if !unlikely(!flow.was_seen_at(now)) {
         return true;
     }
     if flow.is_first_in_span(now)

@@ -51,6 +51,16 @@ use packet::Packet;
 use rewrite::{Rewritable, Writer};
 use tables::{Aside, FlowTable, Tables};
 
+/// The condition, which seldom holds: what depends on it stands aside of the code of most packets.
+#[inline(always)]
+pub(crate) fn unlikely(condition: bool) -> bool {
+    #[cfg(target_arch = "bpf")]
+    if condition {
+        core::hint::cold_path();
+    }
+    condition
+}
+
 /// What to do with a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {

@@ -4,6 +4,7 @@ use crate::{
     flow_ref::{BackendRef, FlowRef},
     headers::{Headers, IpVersion},
     tables::Tables,
+    unlikely,
 };
 use bg_common::{Colour, DeploymentRow, FlowState, LiveFlags, LiveWord, Protocol};
 
@@ -17,7 +18,7 @@ pub const fn is_past(tick: u32, now: u32) -> bool {
 /// because a tester's flow would be on the live colour (invariant: testers never meet it).
 #[inline(always)]
 pub fn ended_by_switch(flow: &FlowRef, backend: BackendRef, word: LiveWord, tables: &impl Tables, now: u32) -> bool {
-    if !flow.state().has(FlowState::IDLE_ONLY) && word.flags() == LiveFlags::NONE {
+    if !unlikely(flow.state().has(FlowState::IDLE_ONLY) || word.flags() != LiveFlags::NONE) {
         return false;
     }
     let colour = backend.colour();

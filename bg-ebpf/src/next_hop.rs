@@ -12,6 +12,7 @@ use crate::{
     headers::{Headers, IpVersion},
     rewrite::Writer,
     tables::{RouteQuery, Tables},
+    unlikely,
 };
 use bg_common::{CachedHop, Event, MAX_NEXT_HOPS, NextHop};
 
@@ -31,7 +32,7 @@ pub fn to_backend<V: IpVersion>(
 ) -> NextHop {
     let cache = backend.next_hop();
     let mut hop = NextHop::NONE;
-    if !cache.read(&mut hop, now, TRUSTED) {
+    if unlikely(!cache.read(&mut hop, now, TRUSTED)) {
         hop = look_up::<V>(headers.src, backend.address::<V>(), hook.tables, now);
         cache.write(hop);
     }
@@ -50,7 +51,7 @@ pub fn to_client<V: IpVersion>(
     let cached = reply.cached_hop();
     let mut hop = NextHop::NONE;
     // Ages are kept modulo 65,536: after a longer silence the cached one may look young again.
-    if cached.place() != 0 && cached.age(now) < TRUSTED && !reply.is_first_in_span(now) {
+    if !unlikely(cached.place() == 0 || cached.age(now) >= TRUSTED || reply.is_first_in_span(now)) {
         if let Some(row) = hook.tables.numbered_hop(cached.place()) {
             (hop.ifindex_and_dmac, hop.mtu_and_smac) = (row.load(0), row.load(1));
         }
@@ -77,13 +78,13 @@ fn look_up<V: IpVersion>(src: V::Address, dst: V::Address, tables: &impl Tables,
 /// resolved, the egress interface cannot be redirected to, the packet is too big for it, or the frame is of a VLAN.
 #[inline(always)]
 fn usable<V: IpVersion>(hop: NextHop, headers: &Headers<V>, hook: &Hook<'_, impl Tables, impl Writer>) -> NextHop {
-    if hook.tagged || !hop.is_some() {
+    if unlikely(hook.tagged || !hop.is_some()) {
         hook.tables.count(Event::NextHopByStack);
         return NextHop::NONE;
     }
     // A GSO packet is cut into segments on the way out; those have to fit, not the whole.
     let size = if hook.segment_len != 0 { hook.segment_len } else { headers.ip_len };
-    if size > hop.mtu() {
+    if unlikely(size > hop.mtu()) {
         hook.tables.count(Event::TooBig);
         return NextHop::NONE;
     }

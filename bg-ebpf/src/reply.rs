@@ -9,6 +9,7 @@ use crate::{
     lifetime, next_hop,
     rewrite::{Edit, End, Rewritable, Writer},
     tables::{Aside, FlowTable, Tables},
+    unlikely,
 };
 use bg_common::{Event, FlowState, NextHop, Protocol};
 
@@ -46,7 +47,7 @@ pub fn restore<V: Rewritable, T: Tables + FlowTable<V::Key> + Aside<V>>(
     // the VIP: the client talks to the backend itself, by a port that it once used for the VIP.
     let begins = silent || headers.flags & tcp_flags::SYN != 0;
     let bits = shown_by_backend(headers);
-    if begins || !flow.state().has(bits & ENDS) || flow.is_first_in_span(now) {
+    if unlikely(begins || !flow.state().has(bits & ENDS) || flow.is_first_in_span(now)) {
         let Some(desk) = desk::<V>(tables) else { return Verdict::PASS };
         // SAFETY: it is this CPU's, and the packet's that the CPU is at.
         let desk = unsafe { &mut *desk };
