@@ -1,23 +1,20 @@
 //! The flow table, as people read it: flows that are open, with both directions of each as one.
 
-use std::{
-    collections::HashMap,
-    hash::Hash,
-    net::{IpAddr, SocketAddr},
-    time::Duration,
-};
+use std::{net::SocketAddr, time::Duration};
 
 use bg_common::{
-    Addr, Backend, Colour, DeploymentRow, Family, Flow, FlowKey4, FlowKey6, FlowRole, LiveFlags, LiveWord, Protocol,
-    SwitchTerms, TcpState,
+    Backend, Colour, DeploymentRow, Family, Flow, FlowKey4, FlowKey6, FlowState, LiveFlags, LiveWord, MAX_DEPLOYMENTS,
+    Protocol, SwitchTerms,
 };
 use serde::{Serialize, Serializer};
 
 use crate::{
     Error, Instance,
     config::protocol_name,
-    maps::{self, FlowTables, Tables},
-    running::text,
+    flow_table::{Entry, FlowKey, FlowTable, Which, ends},
+    maps::{self, Tables, flows4, flows6},
+    running::{Running, deployment_rows, text},
+    sys::Mapped,
     time::{is_past, since, tick},
 };
 
@@ -56,180 +53,175 @@ impl Instance {
     pub fn flows(&self, deployment: Option<&str>) -> Result<Vec<FlowStatus>, Error> {
         let only = deployment.map(|name| self.deployment(name)).transpose()?.map(|(index, _)| index);
         let tables = Tables::open(&self.paths)?;
-        let mut flows = Vec::new();
-        self.each_open_flow(&tables, |open| {
-            let flow = open.flow;
-            if only.is_some_and(|only| only != flow.deployment) {
+        let running = Running::read(&self.words, &tables)?;
+        let view = View { tables: &tables, running: &running, idle: Idle::Exact };
+        let flows = self.fold_open_flows(&view, Vec::new, |flows, open| {
+            let (flow, backend) = (&open.flow, open.backend);
+            if only.is_some_and(|only| only != backend.deployment) {
                 return;
             }
-            let (client, destination) = open.addresses;
+            let family = Family::of(open.ends.0.ip());
             flows.push(FlowStatus {
-                deployment: text(&self.words.deployments.read(flow.deployment.into()).name),
-                service: text(&tables.services.info.read(flow.service.into()).name),
-                protocol: open.protocol,
-                client,
-                destination,
-                colour: Colour::from_u8(flow.colour),
-                backend: open.backend,
-                state: state(open.protocol, flow),
-                via: via(flow),
+                deployment: text(&open.deployment.row.name),
+                service: text(&tables.services.info.read(backend.service.into()).name),
+                protocol: flow.state.protocol(),
+                client: open.ends.0,
+                destination: open.ends.1,
+                colour: Colour::from_u8(backend.colour),
+                backend: SocketAddr::new(backend.addr.to_ip(family), backend.port.host()),
+                state: state(flow.state),
+                via: via(flow.state),
                 generation: flow.generation,
                 idle: self.tick_length.duration(open.idle),
             });
         })?;
+        let mut flows = flows.concat();
         flows.sort_by(|a, b| (&a.deployment, &a.service, a.client).cmp(&(&b.deployment, &b.service, b.client)));
         Ok(flows)
     }
 
-    /// Calls `each` with every flow that is open.
-    pub(crate) fn each_open_flow(&self, tables: &Tables, mut each: impl FnMut(&OpenFlow<'_>)) -> Result<(), Error> {
-        let flows = FlowTables::read(&self.paths)?;
-        let now = tick(maps::clock(&self.paths)?);
-        // Rows of deployments are read once: there may be a million flows.
-        let mut states: HashMap<u16, DeploymentState> = HashMap::new();
-        let mut state_of = |index: u16| {
-            *states.entry(index).or_insert_with(|| {
-                let row = usize::from(index);
-                let word = self.words.live.read(row);
-                let terms = self.words.terms.read(row)[word.terms_slot()];
-                DeploymentState { row: self.words.deployments.read(row), word, terms }
-            })
+    /// Calls `each` with every flow that is open, on all CPUs: each thread adds to an own sum, which is `empty` at
+    /// first. Returns the sums.
+    pub(crate) fn fold_open_flows<A: Send>(
+        &self,
+        view: &View<'_>,
+        empty: impl Fn() -> A + Sync,
+        each: impl Fn(&mut A, &OpenFlow<'_>) + Sync,
+    ) -> Result<Vec<A>, Error> {
+        let scan = Scan {
+            now: tick(maps::clock(&self.paths)?),
+            backends: &view.tables.backends,
+            deployments: self.deployment_states(),
+            idle: view.idle,
         };
-        for_each(&flows.v4, tables, now, &mut state_of, &mut each);
-        for_each(&flows.v6, tables, now, &mut state_of, &mut each);
-        Ok(())
+        let mut sums = Vec::new();
+        // A table of a family that no backend has has no flow that is open: it is not even mapped.
+        if view.running.families.contains(&Family::V4) {
+            let words = flows4(&self.paths)?;
+            sums.extend(scan.fold(&FlowTable::<FlowKey4>::new(words.all(), &self.flow_hash), &empty, &each));
+        }
+        if view.running.families.contains(&Family::V6) {
+            let words = flows6(&self.paths)?;
+            sums.extend(scan.fold(&FlowTable::<FlowKey6>::new(words.all(), &self.flow_hash), &empty, &each));
+        }
+        Ok(sums)
     }
+
+    /// By index. Read once: there may be millions of flows.
+    fn deployment_states(&self) -> Vec<Option<DeploymentState>> {
+        let mut states = vec![None; MAX_DEPLOYMENTS as usize];
+        for (index, row) in deployment_rows(&self.words) {
+            let word = self.words.live.read(index.into());
+            let terms = self.words.terms.read(index.into())[word.terms_slot()];
+            states[usize::from(index)] = Some(DeploymentState { row, word, terms });
+        }
+        states
+    }
+}
+
+/// What flows are read beside.
+pub(crate) struct View<'a> {
+    pub(crate) tables: &'a Tables,
+    pub(crate) running: &'a Running,
+    pub(crate) idle: Idle,
+}
+
+/// What is wanted of the time for which a flow has been silent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Idle {
+    /// Whether it is open: the reply's entry is looked at only if the client has been silent for too long.
+    Enough,
+    /// The time itself, of both directions.
+    Exact,
 }
 
 /// A flow that is open, not yet in words.
 pub(crate) struct OpenFlow<'a> {
-    pub(crate) flow: &'a Flow,
-    protocol: Protocol,
+    pub(crate) flow: Flow,
+    pub(crate) backend: &'a Backend,
+    pub(crate) deployment: &'a DeploymentState,
     /// Client and where it sends to.
-    addresses: (SocketAddr, SocketAddr),
-    backend: SocketAddr,
-    /// Ticks.
+    ends: (SocketAddr, SocketAddr),
+    /// Ticks; no less than the truth, and the truth if it is asked for.
     idle: u32,
 }
 
-#[derive(Clone, Copy)]
-struct DeploymentState {
+/// Settings and live state of a deployment.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct DeploymentState {
     row: DeploymentRow,
-    word: LiveWord,
+    pub(crate) word: LiveWord,
     terms: SwitchTerms,
 }
 
-/// A five-tuple of either family.
-trait Key: Copy + Eq + Hash {
-    const FAMILY: Family;
-    fn source(self) -> Addr;
-    fn destination(self) -> Addr;
-    fn ports(self) -> u32;
-    fn protocol(self) -> u32;
-    /// The key of the reply: from the backend to the client.
-    fn reply(self, backend: &Backend) -> Self;
-}
-
-impl Key for FlowKey4 {
-    const FAMILY: Family = Family::V4;
-    fn source(self) -> Addr {
-        Addr([self.src, 0, 0, 0])
-    }
-    fn destination(self) -> Addr {
-        Addr([self.dst, 0, 0, 0])
-    }
-    fn ports(self) -> u32 {
-        self.ports
-    }
-    fn protocol(self) -> u32 {
-        self.protocol
-    }
-    fn reply(self, backend: &Backend) -> Self {
-        Self { src: backend.addr.0[0], dst: self.src, ports: reply_ports(self.ports, backend), protocol: self.protocol }
+impl DeploymentState {
+    /// Ticks that both directions may be silent; `state` is the forward entry's.
+    fn limit(&self, state: FlowState) -> u32 {
+        match state.protocol() {
+            Protocol::Udp => self.row.udp_idle,
+            Protocol::Tcp if state.has(FlowState::ESTABLISHED) => self.row.tcp_idle,
+            Protocol::Tcp => self.row.tcp_opening,
+        }
     }
 }
 
-impl Key for FlowKey6 {
-    const FAMILY: Family = Family::V6;
-    fn source(self) -> Addr {
-        self.src
-    }
-    fn destination(self) -> Addr {
-        self.dst
-    }
-    fn ports(self) -> u32 {
-        self.ports
-    }
-    fn protocol(self) -> u32 {
-        self.protocol
-    }
-    fn reply(self, backend: &Backend) -> Self {
-        Self { src: backend.addr, dst: self.src, ports: reply_ports(self.ports, backend), protocol: self.protocol }
-    }
-}
-
-/// Source and destination port, in the host's order.
-fn split_ports(ports: u32) -> (u16, u16) {
-    let [a, b, c, d] = ports.to_ne_bytes();
-    (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]))
-}
-
-fn reply_ports(ports: u32, backend: &Backend) -> u32 {
-    let [a, b, _, _] = ports.to_ne_bytes();
-    let [p, q] = backend.port.host().to_be_bytes();
-    u32::from_ne_bytes([p, q, a, b])
-}
-
-fn for_each<K: Key>(
-    flows: &HashMap<K, Flow>,
-    tables: &Tables,
+/// What tells whether a flow is open: whether the data path would keep its next packet on its backend.
+struct Scan<'a> {
     now: u32,
-    state_of: &mut impl FnMut(u16) -> DeploymentState,
-    each: &mut impl FnMut(&OpenFlow<'_>),
-) {
-    for (key, flow) in flows.iter().filter(|(_, flow)| flow.role & FlowRole::REPLY == 0) {
-        let Some(protocol) = Protocol::from_u8(key.protocol() as u8) else { continue };
-        if flow.backend as usize >= tables.backends.rows() {
-            continue;
+    backends: &'a Mapped<Backend>,
+    deployments: Vec<Option<DeploymentState>>,
+    idle: Idle,
+}
+
+impl Scan<'_> {
+    fn fold<K: FlowKey + Sync, A: Send>(
+        &self,
+        table: &FlowTable<'_, K>,
+        empty: impl Fn() -> A + Sync,
+        each: impl Fn(&mut A, &OpenFlow<'_>) + Sync,
+    ) -> Vec<A> {
+        table.fold(Which::Forward, empty, |sum, entry| {
+            let backend = self.backends.read(entry.flow.backend.slot() as usize);
+            let deployment = self.deployments.get(usize::from(backend.deployment)).and_then(Option::as_ref);
+            if let Some(deployment) = deployment
+                && let Some(idle) = self.idle_if_open(&entry, &backend, deployment, |reply| table.find(reply))
+            {
+                each(sum, &OpenFlow { flow: entry.flow, backend: &backend, deployment, ends: ends(&entry.key), idle });
+            }
+        })
+    }
+
+    /// Ticks for which a flow has been silent, if it is open; `reply` finds the entry of the other direction.
+    fn idle_if_open<K: FlowKey>(
+        &self,
+        entry: &Entry<'_, K>,
+        backend: &Backend,
+        deployment: &DeploymentState,
+        reply: impl Fn(&K) -> Option<Flow>,
+    ) -> Option<u32> {
+        let flow = &entry.flow;
+        let is_over = !flow.backend.is(backend.identity)
+            || flow.state.has_ended()
+            || is_ended_by_switch(flow, Colour::from_u8(backend.colour), deployment, self.now);
+        if is_over {
+            return None;
         }
-        let backend = tables.backends.read(flow.backend as usize);
-        let state = state_of(flow.deployment);
-        let reply = flows.get(&key.reply(&backend));
-        let idle = since(flow.last_seen, now).min(reply.map_or(u32::MAX, |reply| since(reply.last_seen, now)));
-        if !is_open(flow, protocol, &backend, &state, idle, now) {
-            continue;
+        let limit = deployment.limit(flow.state);
+        let mut idle = since(flow.last_seen, self.now);
+        if idle > limit || (self.idle == Idle::Exact && idle > 0) {
+            // What stands there may be the entry of another flow, whose client talks to the backend itself.
+            let reply = reply(&entry.key.reply(backend)).filter(|reply| reply.backend == flow.backend);
+            idle = idle.min(reply.map_or(u32::MAX, |reply| since(reply.last_seen, self.now)));
         }
-        let (source_port, destination_port) = split_ports(key.ports());
-        let address = |addr: Addr, port| SocketAddr::new(ip(addr, K::FAMILY), port);
-        each(&OpenFlow {
-            flow,
-            protocol,
-            addresses: (address(key.source(), source_port), address(key.destination(), destination_port)),
-            backend: address(backend.addr, backend.port.host()),
-            idle,
-        });
+        (idle <= limit).then_some(idle)
     }
 }
 
-/// Whether the data path would keep the flow's next packet on its backend.
-fn is_open(flow: &Flow, protocol: Protocol, backend: &Backend, state: &DeploymentState, idle: u32, now: u32) -> bool {
-    let is_its_backend = backend.identity.in_use != 0 && backend.identity.epoch == flow.epoch;
-    let is_established = flow.client_state & TcpState::ESTABLISHED != 0;
-    let limit = match protocol {
-        Protocol::Udp => state.row.udp_idle,
-        Protocol::Tcp if is_established => state.row.tcp_idle,
-        Protocol::Tcp => state.row.tcp_opening,
-    };
-    let has_ended = protocol == Protocol::Tcp && TcpState::ended(flow.client_state, flow.backend_state);
-    is_its_backend && !has_ended && idle <= limit && !is_ended_by_switch(flow, state, now)
-}
-
-fn is_ended_by_switch(flow: &Flow, state: &DeploymentState, now: u32) -> bool {
-    let (word, terms) = (state.word, state.terms);
-    let colour = Colour::from_u8(flow.colour);
+fn is_ended_by_switch(flow: &Flow, colour: Colour, deployment: &DeploymentState, now: u32) -> bool {
+    let (word, terms) = (deployment.word, deployment.terms);
     let is_live = colour == word.live();
     let flags = word.flags();
-    let is_tester_on_live = is_live && flow.role & FlowRole::IDLE_ONLY != 0;
+    let is_tester_on_live = is_live && flow.state.has(FlowState::IDLE_ONLY);
     let is_cut = flags.has(LiveFlags::CUT) && flow.generation < terms.ended_before[colour as usize];
     let is_drained = flags.has(LiveFlags::DRAINING)
         && !is_live
@@ -239,26 +231,22 @@ fn is_ended_by_switch(flow: &Flow, state: &DeploymentState, now: u32) -> bool {
     is_tester_on_live || is_cut || is_drained
 }
 
-fn ip(addr: Addr, family: Family) -> IpAddr {
-    addr.to_ip(family)
-}
-
-fn state(protocol: Protocol, flow: &Flow) -> &'static str {
-    if protocol == Protocol::Udp {
+fn state(state: FlowState) -> &'static str {
+    if state.protocol() == Protocol::Udp {
         "established"
-    } else if (flow.client_state | flow.backend_state) & TcpState::FIN != 0 {
+    } else if state.0 & (FlowState::CLIENT_FIN | FlowState::BACKEND_FIN) != 0 {
         "closing"
-    } else if flow.client_state & TcpState::ESTABLISHED != 0 {
+    } else if state.has(FlowState::ESTABLISHED) {
         "established"
     } else {
         "opening"
     }
 }
 
-fn via(flow: &Flow) -> &'static str {
-    if flow.role & FlowRole::PREVIEW != 0 {
+fn via(state: FlowState) -> &'static str {
+    if state.has(FlowState::PREVIEW) {
         "preview"
-    } else if flow.role & FlowRole::IDLE_ONLY != 0 {
+    } else if state.has(FlowState::IDLE_ONLY) {
         "tester"
     } else {
         "user"
@@ -279,61 +267,5 @@ fn seconds<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S
 
 #[cfg(test)]
 mod tests {
-    use bg_common::{Be16, Identity};
-
     use super::*;
-
-    fn flow(colour: Colour, generation: u32) -> Flow {
-        Flow { epoch: 3, generation, colour: colour as u8, client_state: TcpState::ESTABLISHED, ..Flow::default() }
-    }
-
-    fn backend() -> Backend {
-        Backend { identity: Identity { epoch: 3, in_use: 1 }, port: Be16::new(8443), ..Backend::default() }
-    }
-
-    fn state(word: LiveWord, terms: SwitchTerms) -> DeploymentState {
-        let row = DeploymentRow { tcp_idle: 100, tcp_opening: 10, udp_idle: 5, ..bytemuck::Zeroable::zeroed() };
-        DeploymentState { row, word, terms }
-    }
-
-    #[test]
-    fn a_flow_is_open_until_its_end() {
-        let steady = state(LiveWord::new(1, LiveFlags::NONE, 0, 0), SwitchTerms::default());
-        let open = |flow: &Flow, backend: &Backend, idle| is_open(flow, Protocol::Tcp, backend, &steady, idle, 1000);
-        let blue = flow(Colour::Blue, 1);
-        assert!(open(&blue, &backend(), 100));
-        assert!(!open(&blue, &backend(), 101), "silent for too long");
-        let opening = Flow { client_state: 0, ..blue };
-        assert!(open(&opening, &backend(), 10) && !open(&opening, &backend(), 11));
-        let reset = Flow { backend_state: TcpState::RESET, ..blue };
-        assert!(!open(&reset, &backend(), 0));
-        let reused = Backend { identity: Identity { epoch: 4, in_use: 1 }, ..backend() };
-        assert!(!open(&blue, &reused, 0), "the slot is another backend's");
-        let removed = Backend { identity: Identity { epoch: 3, in_use: 0 }, ..backend() };
-        assert!(!open(&blue, &removed, 0));
-    }
-
-    #[test]
-    fn a_switch_ends_what_its_terms_say() {
-        let draining = LiveWord::new(2, LiveFlags::DRAINING, 0, 10_000);
-        let until = |drain_deadline| state(draining, SwitchTerms { drain_deadline, ..SwitchTerms::default() });
-        let (old, new) = (flow(Colour::Blue, 1), flow(Colour::Green, 2));
-        assert!(!is_ended_by_switch(&old, &until(0), 1000), "no deadline");
-        assert!(!is_ended_by_switch(&old, &until(1001), 1000) && is_ended_by_switch(&old, &until(1000), 1000));
-        assert!(!is_ended_by_switch(&new, &until(1000), 1000));
-        let tester = Flow { role: FlowRole::IDLE_ONLY, ..new };
-        assert!(is_ended_by_switch(&tester, &until(0), 1000), "testers never meet the live colour");
-        let cut = state(
-            LiveWord::new(2, LiveFlags::CUT, 0, 10_000),
-            SwitchTerms { ended_before: [2, 0], ..SwitchTerms::default() },
-        );
-        assert!(is_ended_by_switch(&old, &cut, 0) && !is_ended_by_switch(&new, &cut, 0));
-    }
-
-    #[test]
-    fn the_reply_comes_from_the_backend() {
-        let key = FlowKey4 { src: 1, dst: 2, ports: u32::from_ne_bytes([0xc0, 0x01, 0x01, 0xbb]), protocol: 6 };
-        let reply = key.reply(&Backend { addr: Addr([9, 0, 0, 0]), ..backend() });
-        assert_eq!((reply.src, reply.dst, split_ports(reply.ports)), (9, 1, (8443, 0xc001)));
-    }
 }

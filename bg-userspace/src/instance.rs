@@ -1,6 +1,6 @@
 //! A pinned instance, opened.
 
-use bg_common::Meta;
+use bg_common::{FlowHash, Meta};
 
 use crate::{
     Error, Paths,
@@ -15,12 +15,15 @@ use crate::{
 };
 
 /// An instance that `attach` has made. Opening it changes nothing, and dropping it neither; several
-/// processes may have it open. It stays with the maps that it has opened: after `detach --all`, open it anew. It stays with the pins that it has opened: after a `detach --all`, open it anew.
+/// processes may have it open. It stays with the maps that it has opened: after
+/// `detach --all`, open it anew.
 #[derive(Debug)]
 pub struct Instance {
     pub(crate) paths: Paths,
     pub(crate) words: Words,
     pub(crate) tick_length: TickLength,
+    /// Keys by which the flow tables are ordered.
+    pub(crate) flow_hash: FlowHash,
 }
 
 impl Instance {
@@ -34,7 +37,8 @@ impl Instance {
                 return Err(Error::NoInstance { pin_root: paths.pin_root.clone() });
             }
         };
-        Ok(Self { paths: paths.clone(), words: Words::open(paths)?, tick_length: TickLength::new(meta) })
+        let (words, tick_length) = (Words::open(paths)?, TickLength::new(meta));
+        Ok(Self { paths: paths.clone(), words, tick_length, flow_hash: meta.flow_hash })
     }
 
     /// Where it lives.

@@ -8,7 +8,8 @@ use aya::{
     maps::{Array, Map, MapData},
     programs::{Program, ProgramError, SchedClassifier, TestRun as _, TestRunOptions, Xdp},
 };
-use bg_common::{ABI_VERSION, Clock, Meta};
+use bg_common::{ABI_VERSION, Clock, FLOW_WAYS, FlowHash, FlowTables, Meta};
+use rustix::rand::{GetRandomFlags, getrandom};
 
 use crate::{
     Error, Paths,
@@ -18,8 +19,9 @@ use crate::{
 /// Flows that an instance has room for unless told otherwise.
 pub const DEFAULT_FLOWS: u32 = 262_144;
 
-/// Entries that a flow takes: one for each direction.
-const ENTRIES_PER_FLOW: u32 = 2;
+/// Entries that there are for a flow: it takes one for each direction, and of two entries one is to be free. A fuller
+/// table pushes out open flows now and then; see [`bg_ebpf::flow_table`].
+const ENTRIES_PER_FLOW: u32 = 4;
 
 /// The object chosen by the build script; empty if there was none.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/bg.bpf.o"));
@@ -41,25 +43,33 @@ impl Loaded {
         if OBJECT.is_empty() {
             return Err(Error::NoObject);
         }
-        let (meta, flows) = match PinRoot::inspect(paths)? {
-            PinRoot::Instance { meta, flow_entries } => {
-                let got = flow_entries / ENTRIES_PER_FLOW;
-                match flows {
-                    Some(expected) if expected != got => return Err(Error::OtherFlowTableSize { expected, got }),
-                    _ => (Some(meta), got),
+        let new_buckets = [flow_buckets(flows.unwrap_or(DEFAULT_FLOWS)); 2];
+        let (meta, buckets) = match PinRoot::inspect(paths)? {
+            PinRoot::Instance { meta, flow_buckets: [v4, v6] } => match flows {
+                Some(expected) if flow_buckets(expected) != v4 => {
+                    let got = v4.saturating_mul(FLOW_WAYS) / ENTRIES_PER_FLOW;
+                    return Err(Error::OtherFlowTableSize { expected, got });
                 }
-            }
+                _ => (Some(meta), [v4, v6]),
+            },
             PinRoot::Unfinished => {
                 pins::clear(paths)?;
-                (None, flows.unwrap_or(DEFAULT_FLOWS))
+                (None, new_buckets)
             }
-            PinRoot::Empty => (None, flows.unwrap_or(DEFAULT_FLOWS)),
+            PinRoot::Empty => (None, new_buckets),
         };
         pins::make_directories(paths)?;
 
-        let entries = flows.saturating_mul(ENTRIES_PER_FLOW);
+        // The entries of an instance stand where its keys say.
+        let hash = meta.map_or_else(draw_flow_hash, |meta| Ok(meta.flow_hash))?;
+        let tables = FlowTables {
+            hash,
+            masks: buckets.map(|buckets| buckets - 1),
+            weakly_ordered: cfg!(not(target_arch = "x86_64")).into(),
+        };
         let mut loader = EbpfLoader::new();
-        loader.map_max_entries("flows4", entries).map_max_entries("flows6", entries);
+        loader.map_max_entries("flows4", buckets[0]).map_max_entries("flows6", buckets[1]);
+        loader.override_global("FLOW_TABLES", &tables, true);
         for map in &MAPS {
             loader.map_pin_path(map.name, paths.map(map.name));
         }
@@ -76,7 +86,8 @@ impl Loaded {
         if meta.is_none() {
             let hz = measure_hz(loaded.xdp(READ_CLOCK)?, &paths.map("clock"))?;
             let mut map = open_array::<Meta>(&paths.map("meta"), "meta")?;
-            map.set(0, Meta { abi_version: ABI_VERSION, hz }, 0).map_err(Error::map("write", "meta"))?;
+            map.set(0, Meta { abi_version: ABI_VERSION, hz, flow_hash: hash }, 0)
+                .map_err(Error::map("write", "meta"))?;
         }
         Ok(loaded)
     }
@@ -105,6 +116,28 @@ impl Loaded {
         let missing = || Error::program("find", name)("the object has no program of this name");
         self.ebpf.program_mut(name).ok_or_else(missing)
     }
+}
+
+/// Buckets of a table that has room for so many flows.
+fn flow_buckets(flows: u32) -> u32 {
+    const LARGEST: u32 = 1 << 31;
+    let buckets = u64::from(flows) * u64::from(ENTRIES_PER_FLOW) / u64::from(FLOW_WAYS);
+    // The largest is more than any machine has memory for: the kernel says so.
+    u32::try_from(buckets.next_power_of_two()).unwrap_or(LARGEST).max(2)
+}
+
+/// Keys that nobody can know: flows could be aimed at a bucket by them.
+fn draw_flow_hash() -> Result<FlowHash, Error> {
+    let mut keys = [0_u64; 11];
+    let mut octets: &mut [u8] = bytemuck::bytes_of_mut(&mut keys);
+    while !octets.is_empty() {
+        match getrandom(&mut *octets, GetRandomFlags::empty()) {
+            Ok(drawn) => octets = &mut octets[drawn..],
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(Error::io("ask for random numbers from", "getrandom(2)")(error.into())),
+        }
+    }
+    Ok(FlowHash(keys))
 }
 
 /// Lets the kernel's clocks be read at one moment.
@@ -148,6 +181,15 @@ fn nearest_hz(jiffies: u64, nanoseconds: u64) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_table_of_flows_is_half_full_at_most() {
+        for (flows, buckets) in [(1, 2), (2, 2), (3, 4), (1000, 1024), (262_144, 262_144), (262_145, 524_288)] {
+            assert_eq!(flow_buckets(flows), buckets, "{flows}");
+            assert!(2 * flows <= buckets * FLOW_WAYS / 2);
+        }
+        assert_eq!(flow_buckets(u32::MAX), 1 << 31);
+    }
 
     #[test]
     fn frequencies_are_told_apart_though_the_end_is_seen_late() {

@@ -9,12 +9,13 @@ use aya::{
 };
 use aya_obj::programs::XdpAttachType;
 use bg_common::{
-    Backend, Clock, DeploymentRow, Event, Flow, FlowKey4, FlowKey6, LiveWord, MAX_BACKENDS, MAX_DEPLOYMENTS,
-    MAX_SERVICES, MAX_TABLE_ENTRIES, ServiceInfo, ServiceKey, ServiceRow, SwitchTerms, TesterKey, Traffic,
+    Backend, Clock, DeploymentRow, Event, FILTER_BITS, LiveWord, MAX_BACKENDS, MAX_DEPLOYMENTS, MAX_SERVICES,
+    MAX_TABLE_ENTRIES, ServiceInfo, ServiceKey, ServiceRow, SwitchTerms, TesterKey, Traffic,
 };
 
 use crate::{
     Error, Paths,
+    flow_table::{Bucket4, Bucket6},
     loader::{READ_CLOCK, open_array, read_clock},
     sys::{Mapped, lookup_batch},
 };
@@ -42,6 +43,8 @@ pub(crate) struct Services {
     pub(crate) rows: HashMap<MapData, ServiceKey, ServiceRow>,
     pub(crate) vips: Mapped<ServiceKey>,
     pub(crate) info: Mapped<ServiceInfo>,
+    /// Hashes that no row's key has; see [`bg_ebpf::choice::filter_hash`].
+    pub(crate) filter: Mapped<u64>,
     fd: MapData,
 }
 
@@ -51,6 +54,7 @@ impl Services {
             rows: typed(paths, "services")?,
             vips: mapped(paths, "vips", 2 * MAX_SERVICES)?,
             info: mapped(paths, "service_info", MAX_SERVICES)?,
+            filter: mapped(paths, "vip_filter", FILTER_BITS / 64)?,
             fd: pinned(paths, "services")?,
         })
     }
@@ -88,22 +92,20 @@ impl Tables {
     }
 }
 
-/// All entries of both flow tables, both directions of every flow.
-#[derive(Debug, Default)]
-pub(crate) struct FlowTables {
-    pub(crate) v4: StdHashMap<FlowKey4, Flow>,
-    pub(crate) v6: StdHashMap<FlowKey6, Flow>,
+/// Opens `flows4`.
+pub(crate) fn flows4(paths: &Paths) -> Result<Mapped<Bucket4>, Error> {
+    flow_buckets(paths, "flows4")
 }
 
-impl FlowTables {
-    pub(crate) fn read(paths: &Paths) -> Result<Self, Error> {
-        let mut flows = Self::default();
-        lookup_batch(pinned(paths, "flows4")?.fd().as_fd(), |key, flow| _ = flows.v4.insert(key, flow))
-            .map_err(Error::map("read", "flows4"))?;
-        lookup_batch(pinned(paths, "flows6")?.fd().as_fd(), |key, flow| _ = flows.v6.insert(key, flow))
-            .map_err(Error::map("read", "flows6"))?;
-        Ok(flows)
-    }
+/// Opens `flows6`.
+pub(crate) fn flows6(paths: &Paths) -> Result<Mapped<Bucket6>, Error> {
+    flow_buckets(paths, "flows6")
+}
+
+fn flow_buckets<T: bytemuck::Pod>(paths: &Paths, name: &'static str) -> Result<Mapped<T>, Error> {
+    let map = pinned(paths, name)?;
+    let buckets = map.info().map_err(Error::map("open", name))?.max_entries();
+    Mapped::new(&map, buckets).map_err(Error::map("map into memory", name))
 }
 
 /// Traffic counters, which are kept for each CPU.
@@ -148,6 +150,15 @@ pub(crate) fn clock(paths: &Paths) -> Result<Clock, Error> {
     let program = Xdp::from_pin(paths.program(READ_CLOCK), XdpAttachType::Interface);
     let program = program.map_err(Error::program("open", READ_CLOCK))?;
     read_clock(&program, &open_array(&paths.map("clock"), "clock")?)
+}
+
+/// What was to be removed may be gone already.
+pub(crate) fn unless_missing(removed: Result<(), MapError>) -> Result<(), MapError> {
+    match removed {
+        Err(MapError::KeyNotFound) => Ok(()),
+        Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+        result => result,
+    }
 }
 
 fn pinned(paths: &Paths, name: &'static str) -> Result<MapData, Error> {

@@ -10,37 +10,43 @@ use std::{fs, io, path::Path};
 use aya::maps::{Array, Map, MapData};
 use aya_obj::generated::BPF_F_MMAPABLE;
 use bg_common::{
-    ABI_VERSION, Backend, Clock, DeploymentRow, Event, Flow, FlowKey4, FlowKey6, LiveWord, MAX_BACKENDS,
-    MAX_DEPLOYMENTS, MAX_INTERFACES, MAX_SERVICES, MAX_TABLE_ENTRIES, MAX_TESTERS, Meta, ServiceInfo, ServiceKey,
-    ServiceRow, SwitchTerms, TesterKey, Traffic,
+    ABI_VERSION, Backend, Clock, DeploymentRow, Event, FILTER_BITS, LiveWord, MAX_BACKENDS, MAX_DEPLOYMENTS,
+    MAX_INTERFACES, MAX_NEXT_HOPS, MAX_SERVICES, MAX_TABLE_ENTRIES, MAX_TESTERS, Meta, NumberedHop, ServiceInfo,
+    ServiceKey, ServiceRow, SwitchTerms, TesterKey, Traffic,
 };
 
-use crate::{Error, Paths};
+use crate::{
+    Error, Paths,
+    flow_table::{Bucket4, Bucket6},
+};
 
 /// What the kernel must say of a pinned map.
 pub(crate) struct MapSpec {
     pub(crate) name: &'static str,
     key_size: usize,
     value_size: usize,
-    /// `None`: the loader chooses.
+    /// `None`: buckets of a flow table, a power of two that the loader chooses.
     max_entries: Option<u32>,
     /// Whether user space maps it into its memory.
     mappable: bool,
 }
 
-/// All maps of an instance, but `meta` last: see the module's text.
-pub(crate) const MAPS: [MapSpec; 18] = [
+/// All maps of an instance, but `meta` last: see the module's text. Not `desk`: what lies there means something to the
+/// program that has put it there, for one packet.
+pub(crate) const MAPS: [MapSpec; 20] = [
     array::<LiveWord>("live", MAX_DEPLOYMENTS),
     array::<[SwitchTerms; 2]>("terms", MAX_DEPLOYMENTS),
     array::<DeploymentRow>("deployments", MAX_DEPLOYMENTS),
+    array::<u64>("vip_filter", FILTER_BITS / 64),
     map::<ServiceKey, ServiceRow>("services", 2 * MAX_SERVICES),
     array::<ServiceKey>("vips", 2 * MAX_SERVICES),
     array::<ServiceInfo>("service_info", MAX_SERVICES),
     array::<Backend>("backends", MAX_BACKENDS),
     array::<[u32; 2]>("maglev", MAX_TABLE_ENTRIES / 2),
     map::<(u32, TesterKey), u32>("testers", MAX_TESTERS),
-    MapSpec { max_entries: None, ..map::<FlowKey4, Flow>("flows4", 0) },
-    MapSpec { max_entries: None, ..map::<FlowKey6, Flow>("flows6", 0) },
+    MapSpec { max_entries: None, ..array::<Bucket4>("flows4", 0) },
+    MapSpec { max_entries: None, ..array::<Bucket6>("flows6", 0) },
+    map::<u32, NumberedHop>("next_hops", MAX_NEXT_HOPS),
     map::<u32, Traffic>("traffic", 2 * MAX_SERVICES),
     map::<u32, u64>("events", Event::COUNT),
     map::<u32, Clock>("clock", 1),
@@ -72,7 +78,11 @@ pub(crate) enum PinRoot {
     /// What a killed attach or detach has left; nothing of it is in use.
     Unfinished,
     /// An instance of this ABI version.
-    Instance { meta: Meta, flow_entries: u32 },
+    Instance {
+        meta: Meta,
+        /// Buckets of `flows4` and of `flows6`.
+        flow_buckets: [u32; 2],
+    },
 }
 
 impl PinRoot {
@@ -93,14 +103,16 @@ impl PinRoot {
                 got: meta.abi_version,
             });
         }
-        let mut flow_entries = 0;
+        let mut flow_buckets = [0; 2];
         for spec in &MAPS {
             let entries = spec.check(&paths.map(spec.name))?;
-            if spec.name == "flows4" {
-                flow_entries = entries;
+            match spec.name {
+                "flows4" => flow_buckets[0] = entries,
+                "flows6" => flow_buckets[1] = entries,
+                _ => {}
             }
         }
-        Ok(Self::Instance { meta, flow_entries })
+        Ok(Self::Instance { meta, flow_buckets })
     }
 }
 
@@ -120,6 +132,9 @@ impl MapSpec {
         match self.max_entries {
             Some(expected) if expected != info.max_entries() => {
                 Err(foreign(format!("expected {expected} entries, got {}", info.max_entries())))
+            }
+            None if !info.max_entries().is_power_of_two() || info.max_entries() < 2 => {
+                Err(foreign(format!("expected a power of two of at least 2 entries, got {}", info.max_entries())))
             }
             _ => Ok(info.max_entries()),
         }

@@ -35,6 +35,8 @@ pub(crate) struct Running {
     pub(crate) services: Vec<RunningService>,
     /// Rows of the `services` map.
     pub(crate) published: HashMap<ServiceKey, ServiceRow>,
+    /// Address families of backends in use.
+    pub(crate) families: Vec<Family>,
     /// What is used up.
     pub(crate) used: Used,
     /// What a killed call has left.
@@ -174,7 +176,9 @@ impl Running {
                 continue;
             }
             self.used.slots[slot as usize] = true;
-            let known = position.get(&backend.service).zip(Family::from_u8(backend.family));
+            let family = Family::from_u8(backend.family);
+            self.families.extend(family.filter(|family| !self.families.contains(family)));
+            let known = position.get(&backend.service).zip(family);
             let Some((position, family)) = known else {
                 self.left_over.slots.push(slot);
                 continue;

@@ -2,13 +2,14 @@
 
 use std::{collections::BTreeMap, net::SocketAddr};
 
-use bg_common::{Colour, Event, FlowRole, LiveFlags, Protocol};
+use bg_common::{Colour, Event, FlowState, LiveFlags, MAX_DEPLOYMENTS, Protocol};
 use serde::Serialize;
 
 use crate::{
     Error, Instance,
     attach::{AttachedInterface, attached_interfaces},
     config::{mode_name, protocol_name},
+    flows::{Idle, View},
     maps::{self, Tables, TrafficCounters},
     running::{Running, RunningDeployment, RunningService, UNSETTLED, address_of},
 };
@@ -124,6 +125,14 @@ struct FlowCount {
     draining: u64,
 }
 
+impl FlowCount {
+    fn add(&mut self, other: &Self) {
+        self.open.blue += other.open.blue;
+        self.open.green += other.open.green;
+        self.draining += other.draining;
+    }
+}
+
 impl Instance {
     /// What runs: one deployment or all, and the instance as a whole.
     pub fn status(&self, deployment: Option<&str>) -> Result<Status, Error> {
@@ -131,12 +140,12 @@ impl Instance {
         let tables = Tables::open(&self.paths)?;
         let running = Running::read(&self.words, &tables)?;
         let counters = TrafficCounters::open(&self.paths)?;
-        let flows = self.count_flows(&tables)?;
+        let flows = self.count_flows(&tables, &running)?;
 
         let mut deployments = Vec::new();
         for (name, deployment) in &running.deployments {
             if only.is_none_or(|only| only == deployment.index) {
-                let count = flows.get(&deployment.index).copied().unwrap_or_default();
+                let count = flows.get(usize::from(deployment.index)).copied().unwrap_or_default();
                 let mut services = Vec::new();
                 for service in running.services_of(deployment.index) {
                     services.push(service_status(service, &counters)?);
@@ -159,19 +168,25 @@ impl Instance {
         })
     }
 
-    fn count_flows(&self, tables: &Tables) -> Result<BTreeMap<u16, FlowCount>, Error> {
-        let mut counts: BTreeMap<u16, FlowCount> = BTreeMap::new();
-        self.each_open_flow(tables, |open| {
-            let colour = Colour::from_u8(open.flow.colour);
-            let count = counts.entry(open.flow.deployment).or_default();
+    /// Counts open flows; by index of deployments.
+    fn count_flows(&self, tables: &Tables, running: &Running) -> Result<Vec<FlowCount>, Error> {
+        let empty = || vec![FlowCount::default(); MAX_DEPLOYMENTS as usize];
+        let view = View { tables, running, idle: Idle::Enough };
+        let counts = self.fold_open_flows(&view, empty, |counts, open| {
+            let colour = Colour::from_u8(open.backend.colour);
+            // It has a state, so there is such a deployment.
+            let count = &mut counts[usize::from(open.backend.deployment)];
             *count.open.of_mut(colour) += 1;
-            let is_idle = self.words.live.read(open.flow.deployment.into()).live() != colour;
             // Testers belong on the idle colour: nothing of theirs drains.
-            if is_idle && open.flow.role & FlowRole::IDLE_ONLY == 0 {
+            if open.deployment.word.live() != colour && !open.flow.state.has(FlowState::IDLE_ONLY) {
                 count.draining += 1;
             }
         })?;
-        Ok(counts)
+        let mut sums = empty();
+        for counts in &counts {
+            std::iter::zip(&mut sums, counts).for_each(|(sum, count)| sum.add(count));
+        }
+        Ok(sums)
     }
 }
 

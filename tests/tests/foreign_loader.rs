@@ -83,6 +83,7 @@ fn backend(address: SocketAddr, colour: Colour) -> Backend {
         reserved: 0,
         next_hop: NextHop::NONE,
         weight: 1,
+        deployment: 0,
         reserved2: 0,
     }
 }

@@ -9,10 +9,10 @@ use super::Work;
 use crate::{
     Error,
     config::{Config, Deployment},
-    flow_table::unless_missing,
     history::{Action, History, LastLive, Moment, Record},
     live::moment,
     lock::Lock,
+    maps::unless_missing,
     plan::{self, Plan},
     running::{tester_key, unsettled_key},
     time::TickLength,
@@ -100,7 +100,7 @@ pub(super) fn end(work: &mut Work<'_>, config: &Config, plan: &Plan) -> Result<(
     }
     // All that has been published or withdrawn holds for every packet from here on.
     work.fence.wait()?;
-    work.sweep.run(work.paths, || work.fence.wait())?;
+    work.sweep.run(work.paths, &work.tables.backends, || work.fence.wait())?;
     let unsettled =
         work.running.deployments.values().filter(|running| running.is_unsettled).map(|running| running.index);
     for index in unsettled.chain(work.sweep.testers.keys().copied()) {

@@ -170,6 +170,7 @@ impl Job {
             reserved: 0,
             next_hop: NextHop::default(),
             weight: UNSETTLED,
+            deployment: self.row.deployment,
             reserved2: 0,
         }
     }

@@ -9,7 +9,7 @@
 //! 3. for each service that changes: backends and tables are written where nothing refers to, then its
 //!    rows are replaced, each at once, then weights are settled;
 //! 4. after a fence, backends, tables and deployments that nothing leads to are ended, and so are open flows
-//!    of sources that have become testers or are testers no more.
+//!    of sources that have become testers or are testers no more; last the filter before the `services` map.
 //!
 //! Backends that are ended are free only after a second fence: a program that has found one alive just
 //! before may still use its slot and the rows of its service.
@@ -21,6 +21,7 @@ mod alloc;
 mod check;
 mod deployments;
 mod fill;
+mod filter;
 mod job;
 mod rows;
 mod sweep;
@@ -44,9 +45,8 @@ use crate::{
     Error, Paths,
     config::{Config, Deployment, Service},
     fence::Fence,
-    flow_table::unless_missing,
     lock::Lock,
-    maps::{Tables, TrafficCounters, Words},
+    maps::{Tables, TrafficCounters, Words, unless_missing},
     plan::{self, Plan},
     recover::recover,
     running::{Running, RunningService, service_key, vip_row},
@@ -62,6 +62,7 @@ pub(crate) fn apply(paths: &Paths, words: &Words, length: TickLength, config: &C
     let running = Running::read(words, &tables)?;
     let plan = plan::plan(config, &running, length);
     if plan.is_empty() {
+        filter::settle(&tables.services)?;
         return Ok(plan);
     }
     let mut work = Work::new(paths, words, tables, &running, config)?;
@@ -74,6 +75,7 @@ pub(crate) fn apply(paths: &Paths, words: &Words, length: TickLength, config: &C
     }
     work.release()?;
     deployments::end(&mut work, config, &plan)?;
+    filter::settle(&work.tables.services)?;
     Ok(plan)
 }
 
@@ -205,6 +207,8 @@ impl<'a> Work<'a> {
         if self.rows.need_fence() {
             self.wait()?;
         }
+        // Before the row: nobody needs the bit as long as there is none.
+        filter::admit(&self.tables.services.filter, &key);
         self.tables.services.rows.insert(key, row, 0).map_err(Error::map("write", "services"))?;
         self.rows.written(key);
         Ok(())

@@ -10,12 +10,14 @@ use std::{
     net::IpAddr,
 };
 
-use bg_common::{Family, Flow, FlowKey4, FlowKey6, FlowRole};
+use bg_common::{Backend, Family, FlowHash, FlowKey4, FlowKey6, FlowState};
 
 use crate::{
     Error, Paths,
     config::Prefix,
-    flow_table::{FlowKey, FlowTable},
+    flow_table::{FlowKey, FlowTable, Which},
+    maps::{flows4, flows6},
+    sys::Mapped,
 };
 
 /// What has changed.
@@ -30,48 +32,50 @@ pub(super) struct Sweep {
 impl Sweep {
     /// Removes wrong entries, of both directions. All that has changed holds for every packet already; `wait` is
     /// the fence.
-    pub(super) fn run(&self, paths: &Paths, mut wait: impl FnMut() -> Result<(), Error>) -> Result<(), Error> {
+    pub(super) fn run(
+        &self,
+        paths: &Paths,
+        backends: &Mapped<Backend>,
+        mut wait: impl FnMut() -> Result<(), Error>,
+    ) -> Result<(), Error> {
         if self.testers.is_empty() && self.previews.is_empty() {
             return Ok(());
         }
-        let mut v4 = FlowTable::<FlowKey4>::open(paths, "flows4")?;
-        let mut v6 = FlowTable::<FlowKey6>::open(paths, "flows6")?;
-        let gone = (self.remove(&mut v4)?, self.remove(&mut v6)?);
-        if gone.0.is_empty() && gone.1.is_empty() {
-            return Ok(());
-        }
-        // A packet that had found one direction before it went may just have restored the other one from it.
-        wait()?;
-        self.remove_again(&mut v4, &gone.0)?;
-        self.remove_again(&mut v6, &gone.1)
-    }
-
-    fn remove<K: FlowKey>(&self, table: &mut FlowTable<K>) -> Result<Vec<K>, Error> {
-        let mut wrong = Vec::new();
-        table.each(|key, flow| {
-            if self.is_wrong(key.client(&flow), &flow) {
-                wrong.push(key);
-            }
-        })?;
-        wrong.iter().try_for_each(|key| table.remove(key))?;
-        Ok(wrong)
-    }
-
-    fn remove_again<K: FlowKey>(&self, table: &mut FlowTable<K>, gone: &[K]) -> Result<(), Error> {
-        for key in gone {
-            if table.flow(key)?.is_some_and(|flow| self.is_wrong(key.client(&flow), &flow)) {
-                table.remove(key)?;
-            }
+        let (v4, v6) = (flows4(paths)?, flows6(paths)?);
+        // Nothing is looked up by its hash here.
+        let hash = FlowHash::PUBLIC;
+        let (v4, v6) = (FlowTable::<FlowKey4>::new(v4.all(), &hash), FlowTable::<FlowKey6>::new(v6.all(), &hash));
+        while self.remove(&v4, backends) + self.remove(&v6, backends) > 0 {
+            // A packet that had found one direction before it went may just have restored the other one from it.
+            wait()?;
         }
         Ok(())
     }
 
-    fn is_wrong(&self, client: IpAddr, flow: &Flow) -> bool {
-        if flow.role & FlowRole::PREVIEW != 0 {
-            return self.previews.contains(&flow.service);
+    /// Removes what is wrong; returns how many entries that were.
+    fn remove<K: FlowKey + Sync>(&self, table: &FlowTable<'_, K>, backends: &Mapped<Backend>) -> usize {
+        let removed = table.fold(
+            Which::Either,
+            || 0,
+            |removed, entry| {
+                let backend = backends.read(entry.flow.backend.slot() as usize);
+                // The entry of a backend that is gone leads nowhere any more.
+                if entry.flow.backend.is(backend.identity)
+                    && self.is_wrong(entry.client().to_ip(K::FAMILY), entry.flow.state, &backend)
+                {
+                    *removed += usize::from(entry.remove());
+                }
+            },
+        );
+        removed.into_iter().sum()
+    }
+
+    fn is_wrong(&self, client: IpAddr, state: FlowState, backend: &Backend) -> bool {
+        if state.has(FlowState::PREVIEW) {
+            return self.previews.contains(&backend.service);
         }
-        let is_confined = flow.role & FlowRole::IDLE_ONLY != 0;
-        let testers = self.testers.get(&flow.deployment);
+        let is_confined = state.has(FlowState::IDLE_ONLY);
+        let testers = self.testers.get(&backend.deployment);
         testers.is_some_and(|testers| testers.iter().any(|prefix| covers(prefix, client)) != is_confined)
     }
 }
@@ -111,18 +115,19 @@ mod tests {
     fn a_flow_is_wrong_if_its_role_is_not_what_its_source_has_now() {
         let sweep =
             Sweep { testers: HashMap::from([(3, vec![prefix("198.51.100.0/24")])]), previews: HashSet::from([9]) };
-        let wrong = |deployment, client: [u8; 4], role| {
-            sweep.is_wrong(client.into(), &Flow { deployment, role, service: 8, ..Flow::default() })
+        let wrong = |deployment, client: [u8; 4], state| {
+            let backend = Backend { deployment, service: 8, ..Backend::default() };
+            sweep.is_wrong(client.into(), FlowState(FlowState::LIVE | state), &backend)
         };
         let (tester, user) = ([198, 51, 100, 1], [203, 0, 113, 1]);
-        for reply in [0, FlowRole::REPLY] {
-            assert!(wrong(3, tester, reply) && !wrong(3, tester, reply | FlowRole::IDLE_ONLY));
-            assert!(!wrong(3, user, reply) && wrong(3, user, reply | FlowRole::IDLE_ONLY));
+        for reply in [0, FlowState::REPLY] {
+            assert!(wrong(3, tester, reply) && !wrong(3, tester, reply | FlowState::IDLE_ONLY));
+            assert!(!wrong(3, user, reply) && wrong(3, user, reply | FlowState::IDLE_ONLY));
             assert!(!wrong(4, tester, reply), "of another deployment");
-            let preview = reply | FlowRole::IDLE_ONLY | FlowRole::PREVIEW;
+            let preview = reply | FlowState::IDLE_ONLY | FlowState::PREVIEW;
             assert!(!wrong(3, user, preview), "confined by its address");
-            let flow = Flow { deployment: 3, role: preview, service: 9, ..Flow::default() };
-            assert!(sweep.is_wrong(user.into(), &flow), "its address is gone");
+            let backend = Backend { deployment: 3, service: 9, ..Backend::default() };
+            assert!(sweep.is_wrong(user.into(), FlowState(preview), &backend), "its address is gone");
         }
     }
 }

@@ -35,17 +35,21 @@ impl<T: Pod> Mapped<T> {
         self.rows
     }
 
+    /// The words of all rows.
+    pub(crate) fn all(&self) -> &[AtomicU64] {
+        let words = self.rows * Self::WORDS;
+        // SAFETY: the mapping is that long, aligned to a page, and lives as long as `self`. Everybody
+        // in this process sees it as atomics only; other writers are outside of Rust's memory model,
+        // and write aligned words as well.
+        unsafe { std::slice::from_raw_parts(self.memory.as_mut_ptr().cast::<AtomicU64>(), words) }
+    }
+
     /// The words of one row.
     ///
     /// # Panics
     /// If there is no such row.
     pub(crate) fn words(&self, row: usize) -> &[AtomicU64] {
-        let words = self.rows * Self::WORDS;
-        // SAFETY: the mapping is that long, aligned to a page, and lives as long as `self`. Everybody
-        // in this process sees it as atomics only; other writers are outside of Rust's memory model,
-        // and write aligned words as well.
-        let all = unsafe { std::slice::from_raw_parts(self.memory.as_mut_ptr().cast::<AtomicU64>(), words) };
-        &all[row * Self::WORDS..][..Self::WORDS]
+        &self.all()[row * Self::WORDS..][..Self::WORDS]
     }
 
     /// Reads a row word by word.
