@@ -16,6 +16,20 @@ pub struct Ethernet {
     pub ether_type: [u8; 2],
 }
 
+/// The addresses of an Ethernet header, in the parts that a next hop has them in.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Macs {
+    /// First four octets of the destination.
+    pub dmac: [u8; 4],
+    /// Its last two.
+    pub dmac_end: [u8; 2],
+    /// First two octets of the source.
+    pub smac: [u8; 2],
+    /// Its last four.
+    pub smac_end: [u8; 4],
+}
+
 /// What follows an Ethernet header whose type is a tag protocol.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -26,6 +40,8 @@ struct VlanTag {
 
 // SAFETY: a struct of octet arrays.
 unsafe impl Header for Ethernet {}
+// SAFETY: a struct of octet arrays.
+unsafe impl Header for Macs {}
 // SAFETY: a struct of octet arrays.
 unsafe impl Header for VlanTag {}
 

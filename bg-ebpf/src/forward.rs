@@ -12,7 +12,9 @@ use crate::{
     tables::{Aside, FlowTable, Tables},
     unlikely,
 };
-use bg_common::{Be16, Event, Flow, FlowState, LiveWord, Mode, NextHop, Protocol, Role, ServiceKey, ServiceRow};
+use bg_common::{
+    Be16, Event, Flow, FlowState, LiveFlags, LiveWord, Mode, NextHop, Protocol, Role, ServiceKey, ServiceRow,
+};
 
 /// How many places of a Maglev table are tried for a flow whose reply would look like another's.
 const CHOICES: u32 = 3;
@@ -53,6 +55,9 @@ pub fn target<V: IpVersion, T: Tables + FlowTable<V::Key> + Aside<V>>(
             && backend.is(flow.backend())
             && let Some(word) = tables.live(backend.deployment())
         {
+            if !unlikely(!is_plain(headers, &flow, word, now)) {
+                return Ok(Target { backend, opened: false });
+            }
             reading = LiveReading { deployment: backend.deployment().into(), word };
             if !unlikely(lifetime::ended_by_switch(&flow, backend, word, tables, now)) {
                 if !unlikely(!has_no_news(headers, flow, backend, tables, now)) {
@@ -81,6 +86,17 @@ pub fn target<V: IpVersion, T: Tables + FlowTable<V::Key> + Aside<V>>(
         }
     }
     open(desk, tables)
+}
+
+/// Whether this is what most packets are: of an established flow of a user, under a word that asks nothing of open flows,
+/// seen in this tick already, and neither the beginning nor the end of anything.
+#[inline(always)]
+fn is_plain<V: IpVersion>(headers: &Headers<V>, flow: &FlowRef, word: LiveWord, now: u32) -> bool {
+    const STATE: u32 = FlowState::ESTABLISHED | FlowState::PREVIEW | FlowState::IDLE_ONLY;
+    flow.state().0 & STATE == FlowState::ESTABLISHED
+        && headers.flags & (tcp_flags::SYN | tcp_flags::FIN | tcp_flags::RST) == 0
+        && flow.was_seen_at(now)
+        && word.flags() == LiveFlags::NONE
 }
 
 /// Whether a packet of a flow that no switch has ended says nothing new of it but that it is there, which is noted.
@@ -344,7 +360,7 @@ fn role(row: &ServiceRow, idle_only: bool) -> u32 {
 pub const ENDS: u32 =
     FlowState::CLIENT_FIN | FlowState::CLIENT_RESET | FlowState::BACKEND_FIN | FlowState::BACKEND_RESET;
 
-/// What a segment of the client shows of its end. UDP shows nothing.
+/// What a segment of the client shows of its end. A datagram shows that it is there, and never an end.
 #[inline(always)]
 fn shown_by_client<V: IpVersion>(headers: &Headers<V>) -> u32 {
     shown(headers, FlowState::CLIENT_FIN, FlowState::CLIENT_RESET)
@@ -358,9 +374,6 @@ pub fn shown_by_backend<V: IpVersion>(headers: &Headers<V>) -> u32 {
 
 #[inline(always)]
 fn shown<V: IpVersion>(headers: &Headers<V>, fin: u32, reset: u32) -> u32 {
-    if headers.protocol == Protocol::Udp {
-        return 0;
-    }
     let bit = |flag: u8, bit: u32| if headers.flags & flag != 0 { bit } else { 0 };
     (bit(tcp_flags::SYN, FlowState::ESTABLISHED) ^ FlowState::ESTABLISHED)
         | bit(tcp_flags::FIN, fin)

@@ -45,7 +45,7 @@ pub mod reply;
 pub mod rewrite;
 pub mod tables;
 
-use bg_common::{Event, FlowKey4, FlowKey6, NextHop, Protocol};
+use bg_common::{Event, FlowKey4, FlowKey6, NextHop};
 use headers::{Parsed, V4, V6};
 use packet::Packet;
 use rewrite::{Rewritable, Writer};
@@ -120,11 +120,6 @@ pub struct Hook<'a, T, W> {
     pub direction: Direction,
     /// Octets of the whole frame.
     pub frame_len: usize,
-    /// Octets of the IP packets that the frame will be cut into, or zero if it is one (see GSO).
-    pub segment_len: u32,
-    /// Whether the frame is of a VLAN. A tag must not leave by an interface for which it was not meant, and
-    /// routes are told apart by VLAN interfaces, which only the host's stack knows.
-    pub tagged: bool,
     /// Maps, clock and routes.
     pub tables: &'a T,
     /// Carries out what is decided.
@@ -138,10 +133,6 @@ pub struct Frame {
     pub direction: Direction,
     /// Octets of the whole frame; the packet may hold only the first of them (tc).
     pub len: usize,
-    /// Payload octets of each segment that a GSO frame will be cut into; zero if it is none.
-    pub gso_size: u32,
-    /// Whether it has a VLAN tag that is not among its bytes (tc).
-    pub tagged: bool,
 }
 
 /// Processes one frame. `packet` is for reading; `writer` makes the changes, and may work on the same
@@ -179,13 +170,8 @@ fn of_version<V: Rewritable, T: Tables + FlowTable<V::Key> + Aside<V>>(
             };
         }
     };
-    let segment_len = match frame.gso_size {
-        0 => 0,
-        size => size + (headers.l4 - headers.l3) as u32 + transport_header(headers.protocol),
-    };
     let key = V::key(headers.src, headers.dst, headers.ports, headers.protocol);
-    let tagged = frame.tagged || ethernet::is_tagged(l3);
-    let hook = Hook { direction: frame.direction, frame_len: frame.len, segment_len, tagged, tables, writer };
+    let hook = Hook { direction: frame.direction, frame_len: frame.len, tables, writer };
     let now = tables.tick();
     let there = tables.flow(&key);
     match there {
@@ -196,15 +182,6 @@ fn of_version<V: Rewritable, T: Tables + FlowTable<V::Key> + Aside<V>>(
     match forward::target(&headers, there, tables, now) {
         Ok(target) => forward::send(&headers, target, hook, now),
         Err(verdict) => verdict,
-    }
-}
-
-/// Octets of a transport header without options. Options count towards the segment too, but a sender keeps
-/// segments and options together below its own MTU, so the difference matters on no path that works.
-const fn transport_header(protocol: Protocol) -> u32 {
-    match protocol {
-        Protocol::Tcp => 20,
-        Protocol::Udp => 8,
     }
 }
 

@@ -7,6 +7,7 @@
 use crate::{
     Hook,
     desk::desk,
+    ethernet,
     flow_ref::{BackendRef, FlowRef, RawWords},
     flow_table::Words as _,
     headers::{Headers, IpVersion},
@@ -14,7 +15,7 @@ use crate::{
     tables::{RouteQuery, Tables},
     unlikely,
 };
-use bg_common::{CachedHop, Event, MAX_NEXT_HOPS, NextHop};
+use bg_common::{CachedHop, Event, MAX_NEXT_HOPS, NextHop, Protocol};
 
 /// Ticks that a look-up is trusted for: a quarter of a second to three, by the kernel's tick rate.
 const TRUSTED: u32 = 4;
@@ -78,13 +79,15 @@ fn look_up<V: IpVersion>(src: V::Address, dst: V::Address, tables: &impl Tables,
 /// resolved, the egress interface cannot be redirected to, the packet is too big for it, or the frame is of a VLAN.
 #[inline(always)]
 fn usable<V: IpVersion>(hop: NextHop, headers: &Headers<V>, hook: &Hook<'_, impl Tables, impl Writer>) -> NextHop {
-    if unlikely(hook.tagged || !hop.is_some()) {
+    // A tag must not leave by an interface for which it was not meant, and routes are told apart by VLAN interfaces, which
+    // only the host's stack knows.
+    let is_tagged = ethernet::is_tagged(headers.l3) || hook.tables.is_tagged();
+    if unlikely(is_tagged || !hop.is_some()) {
         hook.tables.count(Event::NextHopByStack);
         return NextHop::NONE;
     }
     // A GSO packet is cut into segments on the way out; those have to fit, not the whole.
-    let size = if hook.segment_len != 0 { hook.segment_len } else { headers.ip_len };
-    if unlikely(size > hop.mtu()) {
+    if unlikely(headers.ip_len > hop.mtu() && !segments_fit(headers, hook.tables.gso_size(), hop.mtu())) {
         hook.tables.count(Event::TooBig);
         return NextHop::NONE;
     }
@@ -110,6 +113,18 @@ fn number(ifindex_and_dmac: u64, mtu_and_smac: u64, tables: &impl Tables) -> u32
         }
     }
     0
+}
+
+/// Whether a GSO packet's segments fit. They have a transport header without options. Options count towards the segment
+/// too, but a sender keeps segments and options together below its own MTU, so the difference matters on no path
+/// that works.
+#[inline(always)]
+fn segments_fit<V: IpVersion>(headers: &Headers<V>, gso_size: u32, mtu: u32) -> bool {
+    let transport_header = match headers.protocol {
+        Protocol::Tcp => 20,
+        Protocol::Udp => 8,
+    };
+    gso_size != 0 && gso_size + (headers.l4 - headers.l3) as u32 + transport_header <= mtu
 }
 
 #[inline(always)]

@@ -181,11 +181,12 @@ impl Writer for Packet<'_> {
             }
         }
         if edit.hop.is_some() {
-            let [a, b, c] = self.header_mut::<[[u8; 4]; 3]>(0)?;
-            let words = ethernet::macs_towards(edit.hop);
-            store32(a, words[0]);
-            store32(b, words[1]);
-            store32(c, words[2]);
+            let macs = self.header_mut::<ethernet::Macs>(0)?;
+            let (dmac, smac) = (edit.hop.ifindex_and_dmac, edit.hop.mtu_and_smac);
+            store32(&mut macs.dmac, dmac as u32);
+            store16(&mut macs.dmac_end, (dmac >> 32) as u16);
+            store16(&mut macs.smac, smac as u16);
+            store32(&mut macs.smac_end, (smac >> 16) as u32);
         }
         Some(())
     }

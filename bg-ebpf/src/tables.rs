@@ -91,6 +91,14 @@ pub trait Tables: FlowTable<FlowKey4> + FlowTable<FlowKey6> {
     fn route(&self, query: &RouteQuery, hop: &mut NextHop);
     /// Memory for the packet that this CPU is at, of [`crate::desk::WORDS`] words.
     fn desk(&self) -> Option<*mut u64>;
+    /// Payload octets of each segment that the frame will be cut into, if it is a GSO frame; else zero.
+    fn gso_size(&self) -> u32 {
+        0
+    }
+    /// Whether the frame has a VLAN tag that is not among its bytes.
+    fn is_tagged(&self) -> bool {
+        false
+    }
     /// The coarse clock, see [`bg_common::TICK_SHIFT`].
     fn tick(&self) -> u32;
     /// Counts an event.

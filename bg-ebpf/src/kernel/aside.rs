@@ -10,7 +10,7 @@ use bg_ebpf::{
 };
 
 /// The world of a function that needs neither packet nor hook.
-const WORLD: World<true> = World { context: core::ptr::null_mut(), ingress_ifindex: 0 };
+const WORLD: World<true> = World { context: core::ptr::null_mut() };
 
 macro_rules! aside {
     ($version:ty, $($name:ident: $function:ident = $engine:path),+) => {

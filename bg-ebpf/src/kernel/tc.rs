@@ -45,16 +45,11 @@ fn run(context: TcContext, direction: Direction) -> i32 {
         // that fails, the engine sees a short packet.
         let _ = context.pull_data(len.min(LONGEST_HEADERS));
     }
-    // SAFETY: the context is the program's own.
-    let (ifindex, gso_size, tagged) = unsafe {
-        let skb = context.skb.skb;
-        ((*skb).ifindex, (*skb).gso_size, (*skb).vlan_present != 0)
-    };
-    let world = World::<false> { context: context.as_ptr(), ingress_ifindex: ifindex };
+    let world = World::<false> { context: context.as_ptr() };
     // SAFETY: the bounds that the kernel gave; the engine reads nothing through them once the writer has
     // called the first helper that may move the packet.
     let packet = unsafe { Packet::new(context.data() as *mut u8, context.data_end() as *mut u8) };
-    let frame = Frame { direction, len: len as usize, gso_size, tagged };
+    let frame = Frame { direction, len: len as usize };
     let verdict = process(&packet, frame, &world, &mut SkbWriter(&context));
     match verdict.action {
         // Whoever comes next on this hook sees rewritten packets too.

@@ -2,7 +2,7 @@
 
 use super::maps;
 use aya_ebpf::{
-    bindings::BPF_FIB_LKUP_RET_SUCCESS,
+    bindings::{__sk_buff, BPF_FIB_LKUP_RET_SUCCESS, xdp_md},
     btf_maps::lpm_trie::Key as PrefixKey,
     helpers::{bpf_jiffies64, generated::bpf_fib_lookup},
 };
@@ -28,8 +28,21 @@ const WHOLE_KEY: u32 = 8 * size_of::<TesterKey>() as u32;
 pub(super) struct World<const XDP: bool> {
     /// Context of the running program: `xdp_md` or `__sk_buff`.
     pub(super) context: *mut c_void,
+}
+
+impl<const XDP: bool> World<XDP> {
     /// Interface that the frame came in by.
-    pub(super) ingress_ifindex: u32,
+    #[inline(always)]
+    pub(super) fn ingress_ifindex(&self) -> u32 {
+        // SAFETY: the program's own context, of the type that belongs to its hook.
+        unsafe {
+            if XDP {
+                (*self.context.cast::<xdp_md>()).ingress_ifindex
+            } else {
+                (*self.context.cast::<__sk_buff>()).ifindex
+            }
+        }
+    }
 }
 
 impl<const XDP: bool> Tables for World<XDP> {
@@ -93,7 +106,7 @@ impl<const XDP: bool> Tables for World<XDP> {
 
     #[inline(always)]
     fn route(&self, query: &RouteQuery, hop: &mut NextHop) {
-        route(self.context, self.ingress_ifindex, query, hop);
+        route(self.context, self.ingress_ifindex(), query, hop);
         // A frame that XDP redirects to an interface which cannot take it vanishes, and nobody tells.
         if XDP && maps::EGRESS.get_ifindex(hop.ifindex()).is_none() {
             *hop = NextHop::NONE;
@@ -103,6 +116,18 @@ impl<const XDP: bool> Tables for World<XDP> {
     #[inline(always)]
     fn desk(&self) -> Option<*mut u64> {
         maps::DESK.get_ptr_mut(0).map(|words| words.cast())
+    }
+
+    #[inline(always)]
+    fn gso_size(&self) -> u32 {
+        // SAFETY: the program's own context, of the type that belongs to its hook.
+        if XDP { 0 } else { unsafe { (*self.context.cast::<__sk_buff>()).gso_size } }
+    }
+
+    #[inline(always)]
+    fn is_tagged(&self) -> bool {
+        // SAFETY: as above.
+        !XDP && unsafe { (*self.context.cast::<__sk_buff>()).vlan_present != 0 }
     }
 
     #[inline(always)]

@@ -15,13 +15,13 @@ use bg_ebpf::{Action, Direction, Frame, packet::Packet, process, tables::Tables 
 #[xdp]
 pub(super) fn ingress(context: XdpContext) -> u32 {
     let (start, end) = (context.data(), context.data_end());
-    let world = World::<true> { context: context.as_ptr(), ingress_ifindex: context.ingress_ifindex() as u32 };
+    let world = World::<true> { context: context.as_ptr() };
     // SAFETY: the bounds that the kernel gave; no helper that the engine calls moves the packet. The
     // engine reads nothing through the first once it has written through the second.
     let packet = unsafe { Packet::new(start as *mut u8, end as *mut u8) };
     // SAFETY: as above.
     let mut writer = unsafe { Packet::new(start as *mut u8, end as *mut u8) };
-    let frame = Frame { direction: Direction::Ingress, len: end - start, gso_size: 0, tagged: false };
+    let frame = Frame { direction: Direction::Ingress, len: end - start };
     let verdict = process(&packet, frame, &world, &mut writer);
     match verdict.action {
         Action::Pass => {
@@ -30,11 +30,17 @@ pub(super) fn ingress(context: XdpContext) -> u32 {
             XDP_PASS
         }
         Action::Deliver => XDP_PASS,
-        Action::Redirect if verdict.ifindex == world.ingress_ifindex => XDP_TX,
-        Action::Redirect => maps::EGRESS.redirect(verdict.ifindex, XDP_DROP.into()).unwrap_or_else(|action| {
-            world.count(Event::EgressGone);
+        Action::Redirect if verdict.ifindex == world.ingress_ifindex() => XDP_TX,
+        Action::Redirect => {
+            // XDP_REDIRECT, or what is given for an interface that is not there.
+            let action = match maps::EGRESS.redirect(verdict.ifindex, XDP_DROP.into()) {
+                Ok(action) | Err(action) => action,
+            };
+            if action == XDP_DROP {
+                world.count(Event::EgressGone);
+            }
             action
-        }),
+        }
         Action::Drop => XDP_DROP,
     }
 }

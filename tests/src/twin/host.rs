@@ -81,7 +81,7 @@ impl Host {
         // written through the second.
         let (packet, mut writer) =
             unsafe { (Packet::new(range.start, range.end), Packet::new(range.start, range.end)) };
-        let about = Frame { direction, len: frame.len(), gso_size: 0, tagged: false };
+        let about = Frame { direction, len: frame.len() };
         let Verdict { action, .. } = process(&packet, about, self, &mut writer);
         assert!(
             self.live_reads.borrow().values().all(|&reads| reads == 1),
