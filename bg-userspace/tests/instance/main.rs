@@ -3,6 +3,8 @@
 
 mod at_once;
 mod control;
+mod flow_map;
+mod flows;
 mod killed;
 mod lab;
 mod lifecycle;

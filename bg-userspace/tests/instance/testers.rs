@@ -1,18 +1,22 @@
 //! Open flows of sources that become testers or are testers no more, and of preview addresses that go.
 
-use aya::maps::{Array, HashMap as BpfHashMap, Map, MapData, lpm_trie::LpmTrie};
-use bg_common::{Flow, FlowKey4, FlowRole, LiveWord, TesterKey};
+use aya::maps::{Array, Map, MapData, lpm_trie::LpmTrie};
+use bg_common::{Backend, Colour, Flow, FlowBackend, FlowKey4, FlowState, LiveWord, TesterKey};
+use bg_ebpf::flow_table::Stored;
 use bg_userspace::{
     AttachMode,
     config::{Config, Prefix},
 };
 
-use crate::lab::{Lab, config};
+use crate::{
+    flow_map::FlowMap,
+    lab::{Lab, config},
+};
 
 const TESTER: [u8; 4] = [198, 51, 100, 7];
 const USER: [u8; 4] = [203, 0, 113, 200];
-const CONFINED: u8 = FlowRole::IDLE_ONLY;
-const PREVIEW: u8 = FlowRole::IDLE_ONLY | FlowRole::PREVIEW;
+const CONFINED: u32 = FlowState::IDLE_ONLY;
+const PREVIEW: u32 = FlowState::IDLE_ONLY | FlowState::PREVIEW;
 
 fn shop(testers: &[[u8; 4]], preview: Option<u16>) -> Config {
     let mut config = config("shop", &[(1, 1)], &[(1, 1)]);
@@ -28,11 +32,15 @@ fn map(lab: &Lab, name: &str) -> Map {
 
 /// Runs `before` with open flows of these clients and roles, applies `after`, and tells which flows are left. A
 /// flow is one only if both directions are there.
-fn left_over(before: &Config, after: &Config, flows: &[([u8; 4], u8)]) -> Vec<([u8; 4], u8)> {
+fn left_over(before: &Config, after: &Config, flows: &[([u8; 4], u32)]) -> Vec<([u8; 4], u32)> {
     let lab = Lab::new();
     lab.attach("v0", AttachMode::Tc).unwrap();
     lab.instance().apply(before).unwrap();
-    let mut table: BpfHashMap<_, FlowKey4, Flow> = map(&lab, "flows4").try_into().unwrap();
+    let table = FlowMap::open(&lab);
+    let backends: Array<_, Backend> = map(&lab, "backends").try_into().unwrap();
+    let backends = (0..8).map(|slot| (slot, backends.get(&slot, 0).unwrap()));
+    let (slot, row) = backends.into_iter().find(|(_, row)| row.identity.in_use == 1).unwrap();
+    assert_eq!(row.colour, Colour::Blue as u8);
     let vip = u32::from_ne_bytes([203, 0, 113, 10]);
     let backend = u32::from_ne_bytes([10, 0, 0, 1]);
     let keys = |client: [u8; 4]| {
@@ -42,17 +50,21 @@ fn left_over(before: &Config, after: &Config, flows: &[([u8; 4], u8)]) -> Vec<([
     };
     for (client, role) in flows {
         let (forward, reply) = keys(*client);
-        table.insert(forward, Flow { role: *role, ..Flow::default() }, 0).unwrap();
-        table.insert(reply, Flow { role: *role | FlowRole::REPLY, ..Flow::default() }, 0).unwrap();
+        for (key, role) in [(forward, *role), (reply, *role | FlowState::REPLY)] {
+            let state = FlowState(role | FlowState::UDP);
+            let backend = FlowBackend::new(slot, row.identity.epoch);
+            let flow = Flow { ports: key.ports, state, backend, ..Flow::default() };
+            assert_eq!(table.insert(&key, &flow, 0), Stored::Yes);
+        }
     }
     let word = |lab: &Lab| Array::<_, LiveWord>::try_from(map(lab, "live")).unwrap().get(&0, 0).unwrap();
     let live = word(&lab);
     lab.instance().apply(after).unwrap();
     assert!(lab.instance().plan(after).unwrap().is_empty());
     assert_eq!(word(&lab), live);
-    let is_left = |(client, _): &&([u8; 4], u8)| {
+    let is_left = |(client, _): &&([u8; 4], u32)| {
         let (forward, reply) = keys(*client);
-        let found = [table.get(&forward, 0).is_ok(), table.get(&reply, 0).is_ok()];
+        let found = [table.find(&forward).is_some(), table.find(&reply).is_some()];
         assert_eq!(found[0], found[1], "one direction would bring the other one back");
         found[0]
     };

@@ -1,0 +1,247 @@
+//! The flow table as the programs and user space share it: where an entry stands, and how many flows are open.
+
+use std::{collections::HashMap, net::Ipv4Addr, time::Instant};
+
+use aya::{
+    maps::{Array, Map, MapData},
+    programs::{TestRun as _, TestRunOptions, Xdp},
+};
+use aya_obj::programs::XdpAttachType;
+use bg_common::{
+    Backend, Clock, Colour, DeploymentRow, Flow, FlowBackend, FlowKey4, FlowState, LiveWord, SwitchTerms, TICK_SHIFT,
+};
+use bg_ebpf::flow_table::Stored;
+use bg_userspace::{AttachMode, AttachOptions, Protocol, SwitchRequest, attach, config::OnSwitch};
+
+use crate::{
+    flow_map::{FlowMap, meta},
+    lab::{Lab, config},
+};
+
+const VIP: [u8; 4] = [203, 0, 113, 10];
+
+fn attached(flows: u32) -> Lab {
+    let lab = Lab::new();
+    let options = AttachOptions { flows: Some(flows), mode: AttachMode::Native, next: None };
+    attach(&lab.paths, &["v0".to_owned()], &options).unwrap();
+    lab
+}
+
+fn array<T: aya::Pod>(lab: &Lab, name: &str) -> Array<MapData, T> {
+    MapData::from_pin(lab.paths.map(name)).and_then(Map::from_map_data).unwrap().try_into().unwrap()
+}
+
+fn ports(source: u16, destination: u16) -> u32 {
+    let ([a, b], [c, d]) = (source.to_be_bytes(), destination.to_be_bytes());
+    u32::from_ne_bytes([a, b, c, d])
+}
+
+fn key(client: [u8; 4], source: u16, protocol: Protocol) -> FlowKey4 {
+    FlowKey4 {
+        src: u32::from_ne_bytes(client),
+        dst: u32::from_ne_bytes(VIP),
+        ports: ports(source, 443),
+        protocol: protocol as u32,
+    }
+}
+
+/// Runs a datagram of a client through the pinned program.
+fn send(lab: &Lab, client: [u8; 4], source: u16) {
+    let mut frame = vec![0; 12];
+    frame.extend([0x08, 0x00, 0x45, 0, 0, 32, 0, 0, 0, 0, 64, 17, 0, 0]);
+    frame.extend(client.into_iter().chain(VIP));
+    frame.extend(source.to_be_bytes().into_iter().chain(443_u16.to_be_bytes()));
+    frame.extend([0, 12, 0, 0, 1, 2, 3, 4]);
+    frame.resize(60, 0);
+    let program = Xdp::from_pin(lab.paths.program("ingress"), XdpAttachType::Interface).unwrap();
+    program.test_run(TestRunOptions { data_in: Some(&frame), ..Default::default() }).unwrap();
+}
+
+#[test]
+fn each_instance_has_hash_keys_of_its_own_and_keeps_them() {
+    let labs = [attached(1000), attached(1000)];
+    let keys = labs.each_ref().map(|lab| meta(lab).flow_hash);
+    assert_ne!(keys[0], keys[1]);
+    assert_ne!(keys[0], bg_common::FlowHash::PUBLIC);
+
+    let [_, lab] = &labs;
+    let mut shop = config("shop", &[(1, 1)], &[(1, 1)]);
+    shop.deployments[0].services[0].protocol = Protocol::Udp;
+    lab.instance().apply(&shop).unwrap();
+    let map = FlowMap::open(lab);
+    let clients = |from: u8, to: u8| (from..to).map(|octet| [198, 51, 100, octet]);
+    clients(0, 40).for_each(|client| send(lab, client, 5000));
+    lab.attach("v0", AttachMode::Auto).unwrap();
+    assert_eq!(meta(lab).flow_hash, keys[1]);
+    clients(0, 80).for_each(|client| send(lab, client, 5000));
+    assert_eq!(map.entries().len(), 2 * 80, "the new program finds what the old one has opened");
+    for client in clients(0, 80) {
+        assert!(map.find(&key(client, 5000, Protocol::Udp)).is_some(), "{client:?} stands where the keys say");
+    }
+    let open = lab.instance().flows(None).unwrap();
+    assert_eq!(open.len(), 80);
+    assert!(open.iter().all(|flow| flow.backend.to_string() == "10.0.0.1:8443" && flow.via == "user"));
+    let listed: Vec<_> = open.iter().map(|flow| flow.client).collect();
+    let expected: Vec<_> = clients(0, 80).map(|client| (Ipv4Addr::from(client), 5000).into()).collect();
+    assert_eq!(listed, expected);
+}
+
+/// Numbers that are the same in each run.
+struct Numbers(u64);
+
+impl Numbers {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
+        (self.0 >> 33) % bound
+    }
+
+    fn one_in(&mut self, n: u64) -> bool {
+        self.below(n) == 0
+    }
+}
+
+/// Fills the table with both entries of flows of all sorts, some of which have lost one.
+fn fill(lab: &Lab, flows: u32, now: u32) {
+    let map = FlowMap::open(lab);
+    let backends: Array<_, Backend> = array(lab, "backends");
+    let backends: Vec<(u32, Backend)> = (0..8)
+        .map(|slot| (slot, backends.get(&slot, 0).unwrap()))
+        .filter(|(_, backend)| backend.identity.in_use == 1)
+        .collect();
+    let mut numbers = Numbers(1);
+    let mut pushed_out = 0;
+    for number in 0..flows {
+        let protocol = if numbers.one_in(3) { Protocol::Udp } else { Protocol::Tcp };
+        let [a, b, c, d] = number.to_be_bytes();
+        let forward = key([198, 18 | a, b, c], u16::from(d) + 1024, protocol);
+        let (slot, backend) = backends[numbers.below(backends.len() as u64) as usize];
+        let reply = FlowKey4 {
+            src: backend.addr.0[0],
+            dst: forward.src,
+            ports: ports(u16::from(d) + 1024, 8443).rotate_left(16),
+            ..forward
+        };
+        let epoch = backend.identity.epoch + u32::from(numbers.one_in(10));
+        let mut bits = FlowState::of_protocol(protocol);
+        for (bit, chance) in [
+            (FlowState::IDLE_ONLY, 10),
+            (FlowState::CLIENT_FIN, 10),
+            (FlowState::BACKEND_FIN, 10),
+            (FlowState::CLIENT_RESET, 20),
+            (FlowState::BACKEND_RESET, 20),
+        ] {
+            bits |= if numbers.one_in(chance) { bit } else { 0 };
+        }
+        bits |= if numbers.one_in(10) { 0 } else { FlowState::ESTABLISHED };
+        // Far from each limit, so that a few ticks more or less do not matter.
+        let mut silent = || [0, 2, 100, 600, 20_000, 1_000_000][numbers.below(6) as usize];
+        let flow = Flow {
+            state: FlowState(bits),
+            backend: FlowBackend::new(slot, epoch),
+            generation: 1 + number % 3,
+            last_seen: now.wrapping_sub(silent()),
+            ..Flow::default()
+        };
+        let other = Flow {
+            state: FlowState(bits | FlowState::REPLY),
+            backend: FlowBackend::new(slot, epoch + u32::from(number % 20 == 7)),
+            last_seen: now.wrapping_sub(silent()),
+            ..flow
+        };
+        for (key, flow) in [(&forward, &flow), (&reply, &other)] {
+            if (number % 16 != 3) || flow.state.has(FlowState::REPLY) == (number % 32 == 3) {
+                let stored = map.insert(key, &Flow { ports: key.ports, ..*flow }, now);
+                assert_ne!(stored, Stored::No);
+                pushed_out += u32::from(stored == Stored::PushedOut);
+            }
+        }
+    }
+    assert!(pushed_out <= flows / 1000, "{pushed_out} of {flows} were pushed out at half load");
+}
+
+/// Open flows of the first deployment by colour, counted in another way than the library's.
+fn count(lab: &Lab, now: u32) -> [u64; 2] {
+    let entries: HashMap<FlowKey4, Flow> = FlowMap::open(lab).entries().into_iter().collect();
+    let backends: Array<_, Backend> = array(lab, "backends");
+    let backends: Vec<Backend> = (0..8).map(|slot| backends.get(&slot, 0).unwrap()).collect();
+    let row = array::<DeploymentRow>(lab, "deployments").get(&0, 0).unwrap();
+    let word = array::<LiveWord>(lab, "live").get(&0, 0).unwrap();
+    let terms = array::<[SwitchTerms; 2]>(lab, "terms").get(&0, 0).unwrap()[word.generation() as usize % 2];
+    let mut counts = [0; 2];
+    for (key, flow) in entries.iter().filter(|(_, flow)| !flow.state.has(FlowState::REPLY)) {
+        let backend = backends[flow.backend.slot() as usize];
+        let from = u32::from(u16::from_be_bytes([key.ports.to_ne_bytes()[0], key.ports.to_ne_bytes()[1]]));
+        let reply = FlowKey4 { src: backend.addr.0[0], dst: key.src, ports: ports(8443, from as u16), ..*key };
+        let reply = entries.get(&reply).filter(|reply| reply.backend == flow.backend);
+        let silence = [Some(flow), reply].into_iter().flatten().map(|flow| now.wrapping_sub(flow.last_seen)).min();
+        let limit = match (key.protocol, flow.state.has(FlowState::ESTABLISHED)) {
+            (17, _) => row.udp_idle,
+            (_, true) => row.tcp_idle,
+            (_, false) => row.tcp_opening,
+        };
+        let is_live = backend.colour == word.live() as u8;
+        let is_open = flow.backend == FlowBackend::new(flow.backend.slot(), backend.identity.epoch)
+            && !flow.state.has(FlowState::CLIENT_FIN | FlowState::BACKEND_FIN)
+            && !flow.state.has(FlowState::CLIENT_RESET)
+            && !flow.state.has(FlowState::BACKEND_RESET)
+            && silence.unwrap() <= limit
+            && !(is_live && flow.state.has(FlowState::IDLE_ONLY))
+            && flow.generation >= terms.ended_before[usize::from(backend.colour)];
+        counts[usize::from(backend.colour)] += u64::from(is_open);
+    }
+    counts
+}
+
+/// An instance whose deployment was cut over once, and now.
+fn switched(flows: u32) -> (Lab, u32) {
+    let lab = attached(flows);
+    let mut shop = config("shop", &[(1, 1), (2, 1)], &[(1, 1), (2, 1)]);
+    shop.deployments[0].on_switch = OnSwitch::Cut;
+    lab.instance().apply(&shop).unwrap();
+    let force = SwitchRequest { force: true, ..SwitchRequest::default() };
+    assert_eq!(lab.instance().switch("shop", &force).unwrap().to.live, Colour::Green);
+    lab.instance().status(None).unwrap();
+    // Reading the status has read the clock.
+    let clock: Clock = array(&lab, "clock").get(&0, 0).unwrap();
+    (lab, (clock.jiffies >> TICK_SHIFT) as u32)
+}
+
+#[test]
+fn the_count_of_open_flows_is_that_of_the_table() {
+    for flows in [50, 70_000] {
+        let (lab, now) = switched(flows);
+        fill(&lab, flows, now);
+        let counted = lab.instance().status(None).unwrap().deployments[0].flows;
+        assert_eq!([counted.blue, counted.green], count(&lab, now), "{flows}");
+        assert!(counted.blue > 0 && counted.green > 0);
+        let listed = lab.instance().flows(Some("shop")).unwrap();
+        assert_eq!(listed.len() as u64, counted.blue + counted.green);
+    }
+}
+
+/// `cargo test --release -p bg-userspace --test instance a_million -- --ignored --nocapture`
+#[test]
+#[ignore = "measures"]
+fn a_million_flows_are_counted_in_milliseconds() {
+    const FLOWS: u32 = 1_000_000;
+    let time = |lab: &Lab| {
+        let instance = lab.instance();
+        let mut times: Vec<_> = (0..21)
+            .map(|_| {
+                let start = Instant::now();
+                instance.status(None).unwrap();
+                start.elapsed()
+            })
+            .collect();
+        times.sort();
+        format!("fastest {:?}, median {:?}, slowest {:?}", times[0], times[10], times[20])
+    };
+    println!("status of an instance with room for two flows: {}", time(&switched(2).0));
+    let (lab, now) = switched(FLOWS);
+    println!("with room for {FLOWS}: {}", time(&lab));
+    fill(&lab, FLOWS, now);
+    println!("with {FLOWS} flows: {}", time(&lab));
+    let counted = lab.instance().status(None).unwrap().deployments[0].flows;
+    assert_eq!([counted.blue, counted.green], count(&lab, now));
+    println!("{counted:?}");
+}
