@@ -3,9 +3,12 @@
 //! IPv4 (RFC 791) and IPv6 (RFC 8200) differ in [`IpVersion`] alone; everything above is written once and
 //! compiled for both. TCP is RFC 9293, UDP RFC 768.
 
-use crate::packet::{
-    Packet,
-    octets::{load16, load32},
+use crate::{
+    packet::{
+        Packet,
+        octets::{load16, load32},
+    },
+    unlikely,
 };
 use bg_common::{Addr, Be16, Family, FlowKey4, FlowKey6, Protocol};
 use core::mem::offset_of;
@@ -239,7 +242,7 @@ fn transport<V: IpVersion>(
     let Some(ports) = packet.header::<[u8; 4]>(headers.l4) else { return Parsed::Other };
     headers.ports = load32(ports);
     // A packet beyond 64 KiB, which only a GSO stack hands out (tc), says zero where its length would be.
-    if frame_len > 0xffff && headers.ip_len <= ip_header_len as u32 {
+    if unlikely(headers.ip_len <= ip_header_len as u32) && frame_len > 0xffff {
         headers.ip_len = (frame_len - headers.l3) as u32;
     }
     let ip_end = headers.l3 + headers.ip_len as usize;

@@ -53,7 +53,7 @@ use tables::{Aside, FlowTable, Tables};
 
 /// The condition, which seldom holds: what depends on it stands aside of the code of most packets.
 #[inline(always)]
-pub(crate) fn unlikely(condition: bool) -> bool {
+pub fn unlikely(condition: bool) -> bool {
     #[cfg(target_arch = "bpf")]
     if condition {
         core::hint::cold_path();

@@ -4,12 +4,12 @@ use super::{maps, world::World};
 use aya_ebpf::{
     EbpfContext as _,
     bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_TX},
-    helpers::{bpf_jiffies64, bpf_ktime_get_ns},
+    helpers::{bpf_jiffies64, bpf_ktime_get_ns, bpf_redirect_map},
     macros::xdp,
     programs::XdpContext,
 };
 use bg_common::{Clock, Event};
-use bg_ebpf::{Action, Direction, Frame, packet::Packet, process, tables::Tables as _};
+use bg_ebpf::{Action, Direction, Frame, packet::Packet, process, tables::Tables as _, unlikely};
 
 /// The switch.
 #[xdp]
@@ -32,11 +32,11 @@ pub(super) fn ingress(context: XdpContext) -> u32 {
         Action::Deliver => XDP_PASS,
         Action::Redirect if verdict.ifindex == world.ingress_ifindex() => XDP_TX,
         Action::Redirect => {
-            // XDP_REDIRECT, or what is given for an interface that is not there.
-            let action = match maps::EGRESS.redirect(verdict.ifindex, XDP_DROP.into()) {
-                Ok(action) | Err(action) => action,
-            };
-            if action == XDP_DROP {
+            let map = core::ptr::from_ref(&maps::EGRESS).cast_mut().cast();
+            // SAFETY: a map.
+            let action = unsafe { bpf_redirect_map(map, verdict.ifindex.into(), XDP_DROP.into()) } as u32;
+            // XDP_REDIRECT, or what was given for an interface that is not there.
+            if unlikely(action == XDP_DROP) {
                 world.count(Event::EgressGone);
             }
             action
