@@ -309,3 +309,132 @@ impl<'a, K: FlowKey> FlowTable<'a, K> {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use bg_common::{Be16, FlowBackend};
+    use bg_ebpf::flow_table::{Stored, insert, replace};
+
+    use super::*;
+
+    type Table<'a> = FlowTable<'a, FlowKey4>;
+
+    fn memory(buckets: usize) -> Vec<AtomicU64> {
+        (0..buckets * WAYS * FlowKey4::ENTRY).map(|_| AtomicU64::new(0)).collect()
+    }
+
+    fn key(number: u32) -> FlowKey4 {
+        FlowKey4 { src: number, dst: !number, ports: number.rotate_left(7), protocol: 6 }
+    }
+
+    fn flow(number: u32, state: u32) -> Flow {
+        let ports = key(number).ports;
+        let state = FlowState(state);
+        Flow { ports, state, backend: FlowBackend(number), generation: number, last_seen: number, note: number }
+    }
+
+    fn all(table: &Table<'_>, which: Which) -> Vec<(FlowKey4, Flow)> {
+        table.fold(which, Vec::new, |all, entry| all.push((entry.key, entry.flow))).concat()
+    }
+
+    #[test]
+    fn what_is_inserted_is_read_and_found() {
+        let memory = memory(1 << 15);
+        let table = Table::new(&memory, &FlowHash::PUBLIC);
+        let count = 60_000;
+        for number in 0..count {
+            let state = if number % 3 == 0 { FlowState::REPLY } else { 0 };
+            // At tick zero none has been silent for long.
+            assert_ne!(insert(&table, &key(number), &flow(number, state), 0), Stored::No);
+        }
+        let either: HashMap<_, _> = all(&table, Which::Either).into_iter().collect();
+        assert!(either.len() > count as usize * 999 / 1000);
+        for (key, found) in &either {
+            assert_eq!(table.find(key), Some(*found));
+            assert_eq!(*key, self::key(found.generation));
+        }
+        let forward = all(&table, Which::Forward);
+        assert_eq!(forward.len(), either.values().filter(|flow| !flow.state.has(FlowState::REPLY)).count());
+        assert!(forward.iter().all(|(key, flow)| either[key] == *flow && !flow.state.has(FlowState::REPLY)));
+    }
+
+    #[test]
+    fn an_ipv6_flow_is_read_and_found() {
+        let memory: Vec<_> = (0..2 * WAYS * FlowKey6::ENTRY).map(|_| AtomicU64::new(0)).collect();
+        let table = FlowTable::<FlowKey6>::new(&memory, &FlowHash::PUBLIC);
+        let key = FlowKey6 { src: Addr([1, 2, 3, 4]), dst: Addr([5, 6, 7, 8]), ports: 9, protocol: 17 };
+        insert(&table, &key, &Flow { ports: 9, state: FlowState(FlowState::UDP), ..Flow::default() }, 0);
+        assert_eq!(table.fold(Which::Forward, Vec::new, |all, entry| all.push(entry.key)).concat(), [key]);
+        assert!(table.find(&key).is_some());
+    }
+
+    #[test]
+    fn an_entry_that_is_being_written_is_not_there() {
+        let memory = memory(2);
+        let table = Table::new(&memory, &FlowHash::PUBLIC);
+        insert(&table, &key(1), &flow(1, 0), 0);
+        let head = memory.iter().skip(1).step_by(4).find(|head| head.load(Ordering::Relaxed) != 0).unwrap();
+        let live = head.load(Ordering::Relaxed);
+        let status = u64::from(FlowState::STATUS) << 32;
+        head.store(live & !status | u64::from(FlowState::BUSY) << 32, Ordering::Relaxed);
+        assert!(all(&table, Which::Either).is_empty() && table.find(&key(1)).is_none());
+        head.store(live, Ordering::Relaxed);
+        assert_eq!(all(&table, Which::Either).len(), 1);
+    }
+
+    #[test]
+    fn an_entry_that_changes_while_it_is_read_is_not_torn() {
+        let memory = memory(2);
+        let table = Table::new(&memory, &FlowHash::PUBLIC);
+        let is_over = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            // All fields tell which flow it is; the table is so small that each pushes out another.
+            scope.spawn(|| {
+                for number in 0..400_000 {
+                    if insert(&table, &key(number), &flow(number, 0), number) != Stored::No && number % 2 == 0 {
+                        let there = flow_table::find(&table, &key(number)).unwrap();
+                        replace::<FlowKey4, _>(&table, there, &flow(number, FlowState::CLIENT_FIN));
+                    }
+                }
+                is_over.store(true, Ordering::Relaxed);
+            });
+            let mut seen = 0;
+            while !is_over.load(Ordering::Relaxed) {
+                for (key, flow) in all(&table, Which::Either) {
+                    let number = flow.generation;
+                    assert_eq!((key, flow.backend.0), (self::key(number), number));
+                    assert_eq!((flow.last_seen, flow.note), (number, number));
+                    seen += 1;
+                }
+            }
+            assert!(seen > 0);
+        });
+    }
+
+    #[test]
+    fn an_entry_is_removed_whatever_is_noted_meanwhile_and_no_other_in_its_place() {
+        let memory = memory(2);
+        let table = Table::new(&memory, &FlowHash::PUBLIC);
+        insert(&table, &key(1), &flow(1, 0), 0);
+        let entry = table.fold(Which::Either, Vec::new, |all, entry| all.push(entry)).concat()[0];
+        let mut there = flow_table::find(&table, &key(1)).unwrap();
+        there.note(FlowState::CLIENT_FIN);
+        assert!(entry.remove());
+        assert!(table.find(&key(1)).is_none() && !entry.remove());
+        insert(&table, &key(1), &flow(1, 0), 0);
+        assert!(!entry.remove(), "the same tuple, but another flow");
+        assert!(table.find(&key(1)).is_some());
+    }
+
+    #[test]
+    fn the_reply_comes_from_the_backend() {
+        let backend = Backend { addr: Addr([9, 0, 0, 0]), port: Be16::new(8443), ..Backend::default() };
+        let key = FlowKey4 { src: 1, dst: 2, ports: u32::from_ne_bytes([0xc0, 0x01, 0x01, 0xbb]), protocol: 6 };
+        let reply = key.reply(&backend);
+        assert_eq!((reply.src, reply.dst, ends(&reply).0.port(), ends(&reply).1.port()), (9, 1, 8443, 0xc001));
+        let client: SocketAddr = "1.0.0.0:49153".parse().unwrap();
+        assert_eq!(ends(&key), (client, "2.0.0.0:443".parse().unwrap()));
+    }
+}

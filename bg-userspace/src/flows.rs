@@ -11,7 +11,7 @@ use serde::{Serialize, Serializer};
 use crate::{
     Error, Instance,
     config::protocol_name,
-    flow_table::{Entry, FlowKey, FlowTable, Which, ends},
+    flow_table::{FlowKey, FlowTable, Which, ends},
     maps::{self, Tables, flows4, flows6},
     running::{Running, deployment_rows, text},
     sys::Mapped,
@@ -88,21 +88,18 @@ impl Instance {
         empty: impl Fn() -> A + Sync,
         each: impl Fn(&mut A, &OpenFlow<'_>) + Sync,
     ) -> Result<Vec<A>, Error> {
-        let scan = Scan {
-            now: tick(maps::clock(&self.paths)?),
-            backends: &view.tables.backends,
-            deployments: self.deployment_states(),
-            idle: view.idle,
-        };
+        let scan =
+            Scan { now: tick(maps::clock(&self.paths)?), deployments: self.deployment_states(), idle: view.idle };
+        let backends = &view.tables.backends;
         let mut sums = Vec::new();
         // A table of a family that no backend has has no flow that is open: it is not even mapped.
         if view.running.families.contains(&Family::V4) {
             let words = flows4(&self.paths)?;
-            sums.extend(scan.fold(&FlowTable::<FlowKey4>::new(words.all(), &self.flow_hash), &empty, &each));
+            sums.extend(scan.fold(&FlowTable::<FlowKey4>::new(words.all(), &self.flow_hash), backends, &empty, &each));
         }
         if view.running.families.contains(&Family::V6) {
             let words = flows6(&self.paths)?;
-            sums.extend(scan.fold(&FlowTable::<FlowKey6>::new(words.all(), &self.flow_hash), &empty, &each));
+            sums.extend(scan.fold(&FlowTable::<FlowKey6>::new(words.all(), &self.flow_hash), backends, &empty, &each));
         }
         Ok(sums)
     }
@@ -166,25 +163,27 @@ impl DeploymentState {
 }
 
 /// What tells whether a flow is open: whether the data path would keep its next packet on its backend.
-struct Scan<'a> {
+struct Scan {
     now: u32,
-    backends: &'a Mapped<Backend>,
+    /// By index.
     deployments: Vec<Option<DeploymentState>>,
     idle: Idle,
 }
 
-impl Scan<'_> {
+impl Scan {
     fn fold<K: FlowKey + Sync, A: Send>(
         &self,
         table: &FlowTable<'_, K>,
+        backends: &Mapped<Backend>,
         empty: impl Fn() -> A + Sync,
         each: impl Fn(&mut A, &OpenFlow<'_>) + Sync,
     ) -> Vec<A> {
         table.fold(Which::Forward, empty, |sum, entry| {
-            let backend = self.backends.read(entry.flow.backend.slot() as usize);
+            let backend = backends.read(entry.flow.backend.slot() as usize);
             let deployment = self.deployments.get(usize::from(backend.deployment)).and_then(Option::as_ref);
             if let Some(deployment) = deployment
-                && let Some(idle) = self.idle_if_open(&entry, &backend, deployment, |reply| table.find(reply))
+                && let Some(idle) =
+                    self.idle_if_open(&entry.flow, &backend, deployment, || table.find(&entry.key.reply(&backend)))
             {
                 each(sum, &OpenFlow { flow: entry.flow, backend: &backend, deployment, ends: ends(&entry.key), idle });
             }
@@ -192,14 +191,13 @@ impl Scan<'_> {
     }
 
     /// Ticks for which a flow has been silent, if it is open; `reply` finds the entry of the other direction.
-    fn idle_if_open<K: FlowKey>(
+    fn idle_if_open(
         &self,
-        entry: &Entry<'_, K>,
+        flow: &Flow,
         backend: &Backend,
         deployment: &DeploymentState,
-        reply: impl Fn(&K) -> Option<Flow>,
+        reply: impl Fn() -> Option<Flow>,
     ) -> Option<u32> {
-        let flow = &entry.flow;
         let is_over = !flow.backend.is(backend.identity)
             || flow.state.has_ended()
             || is_ended_by_switch(flow, Colour::from_u8(backend.colour), deployment, self.now);
@@ -210,7 +208,7 @@ impl Scan<'_> {
         let mut idle = since(flow.last_seen, self.now);
         if idle > limit || (self.idle == Idle::Exact && idle > 0) {
             // What stands there may be the entry of another flow, whose client talks to the backend itself.
-            let reply = reply(&entry.key.reply(backend)).filter(|reply| reply.backend == flow.backend);
+            let reply = reply().filter(|reply| reply.backend == flow.backend);
             idle = idle.min(reply.map_or(u32::MAX, |reply| since(reply.last_seen, self.now)));
         }
         (idle <= limit).then_some(idle)
@@ -267,5 +265,75 @@ fn seconds<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S
 
 #[cfg(test)]
 mod tests {
+    use bg_common::{FlowBackend, Identity};
+
     use super::*;
+
+    fn flow(generation: u32, state: u32) -> Flow {
+        Flow { backend: FlowBackend::new(7, 3), generation, state: FlowState(state), ..Flow::default() }
+    }
+
+    fn backend() -> Backend {
+        Backend { identity: Identity { epoch: 3, in_use: 1 }, ..Backend::default() }
+    }
+
+    fn deployment(word: LiveWord, terms: SwitchTerms) -> DeploymentState {
+        let row = DeploymentRow { tcp_idle: 100, tcp_opening: 10, udp_idle: 5, ..bytemuck::Zeroable::zeroed() };
+        DeploymentState { row, word, terms }
+    }
+
+    /// For how long a flow counts as silent, if it is open.
+    fn idle(forward: &Flow, reply: Option<Flow>, backend: &Backend, wanted: Idle) -> Option<u32> {
+        let steady = deployment(LiveWord::new(1, LiveFlags::NONE, 0, 0), SwitchTerms::default());
+        Scan { now: 1000, deployments: Vec::new(), idle: wanted }.idle_if_open(forward, backend, &steady, || reply)
+    }
+
+    #[test]
+    fn a_flow_is_open_until_its_end() {
+        const ESTABLISHED: u32 = FlowState::ESTABLISHED;
+        let seen = |ago: u32, state| Flow { last_seen: 1000 - ago, ..flow(1, state) };
+        let open = |flow: &Flow, backend: &Backend| idle(flow, None, backend, Idle::Enough);
+        assert_eq!(open(&seen(100, ESTABLISHED), &backend()), Some(100));
+        assert_eq!(open(&seen(101, ESTABLISHED), &backend()), None, "silent for too long");
+        assert_eq!(open(&seen(10, 0), &backend()), Some(10));
+        assert_eq!(open(&seen(11, 0), &backend()), None);
+        for ended in [FlowState::BACKEND_RESET, FlowState::CLIENT_RESET, FlowState::CLIENT_FIN | FlowState::BACKEND_FIN]
+        {
+            assert_eq!(open(&seen(0, ESTABLISHED | ended), &backend()), None);
+        }
+        assert_eq!(open(&seen(0, ESTABLISHED | FlowState::CLIENT_FIN), &backend()), Some(0));
+        let reused = Backend { identity: Identity { epoch: 4, in_use: 1 }, ..backend() };
+        assert_eq!(open(&seen(0, ESTABLISHED), &reused), None, "the slot is another backend's");
+        let removed = Backend { identity: Identity { epoch: 3, in_use: 0 }, ..backend() };
+        assert_eq!(open(&seen(0, ESTABLISHED), &removed), None);
+    }
+
+    #[test]
+    fn either_direction_shows_that_a_flow_is_open() {
+        let seen = |ago: u32| Flow { last_seen: 1000 - ago, ..flow(1, FlowState::ESTABLISHED) };
+        let idle = |wanted, forward, reply| idle(&forward, reply, &backend(), wanted);
+        assert_eq!(idle(Idle::Enough, seen(500), Some(seen(20))), Some(20));
+        assert_eq!(idle(Idle::Enough, seen(50), Some(seen(20))), Some(50), "not looked at");
+        assert_eq!(idle(Idle::Exact, seen(50), Some(seen(20))), Some(20));
+        assert_eq!(idle(Idle::Exact, seen(50), None), Some(50));
+        let of_other = Flow { backend: FlowBackend::new(7, 2), ..seen(20) };
+        assert_eq!(idle(Idle::Enough, seen(500), Some(of_other)), None, "of another flow");
+    }
+
+    #[test]
+    fn a_switch_ends_what_its_terms_say() {
+        let draining = LiveWord::new(2, LiveFlags::DRAINING, 0, 10_000);
+        let until = |drain_deadline| deployment(draining, SwitchTerms { drain_deadline, ..SwitchTerms::default() });
+        let ends = |generation, colour, state, deployment: &DeploymentState| {
+            is_ended_by_switch(&flow(generation, state), colour, deployment, 1000)
+        };
+        let (blue, green) = (Colour::Blue, Colour::Green);
+        assert!(!ends(1, blue, 0, &until(0)), "no deadline");
+        assert!(!ends(1, blue, 0, &until(1001)) && ends(1, blue, 0, &until(1000)));
+        assert!(!ends(2, green, 0, &until(1000)));
+        assert!(ends(2, green, FlowState::IDLE_ONLY, &until(0)), "testers never meet the live colour");
+        let word = LiveWord::new(2, LiveFlags::CUT, 0, 10_000);
+        let cut = deployment(word, SwitchTerms { ended_before: [2, 0], ..SwitchTerms::default() });
+        assert!(ends(1, blue, 0, &cut) && !ends(2, green, 0, &cut));
+    }
 }

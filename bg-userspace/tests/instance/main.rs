@@ -3,6 +3,7 @@
 
 mod at_once;
 mod control;
+mod filter;
 mod flow_map;
 mod flows;
 mod killed;
