@@ -94,6 +94,7 @@ const LIVE: u64 = (FlowState::LIVE as u64) << 32;
 const BUSY: u64 = (FlowState::BUSY as u64) << 32;
 const STATUS: u64 = (FlowState::STATUS as u64) << 32;
 const TUPLE: u64 = PORTS | (FlowState::UDP as u64) << 32;
+const REPLY: u64 = (FlowState::REPLY as u64) << 32;
 const IDENTITY: u64 = (FlowState::IDENTITY as u64) << 32;
 
 /// A tuple's part of a head.
@@ -224,6 +225,9 @@ pub fn replace<K: Tuple, M: Memory<K>>(memory: &M, there: FlowRef<M::Words>, flo
 fn publish<K, M: Memory<K>>(memory: &M, entry: M::Words, tuple: u64, version: FlowState, flow: &Flow) {
     let [head, origin, times] = flow.words();
     let state = (head & !(TUPLE | IDENTITY)) | u64::from(version.0) << 32;
+    // A reply's entry begins with no next hop, place zero. The rest of the note is the version: who still has the
+    // entry before this one in hand shall not find its times unchanged, and cache another client's next hop here.
+    let times = if head & REPLY != 0 { times & PORTS | u64::from(version.0) << 32 } else { times };
     entry.store(1, origin);
     entry.store(2, times);
     memory.order();
@@ -337,11 +341,14 @@ pub fn insert<K: Tuple, M: Memory<K>>(memory: &M, key: &K, flow: &Flow, now: u32
     if best < u64::from(WAYS) {
         return Stored::No;
     }
-    let entry = entry::<K, _>(bucket, hash, WAYS - 1 - best as u32 % WAYS);
+    let nth = WAYS - 1 - best as u32 % WAYS;
+    let entry = entry::<K, _>(bucket, hash, nth);
     let head = entry.from(K::HEAD);
     let old = head.load(0);
-    // Unless another CPU has been here since.
-    if old & STATUS == BUSY {
+    memory.order();
+    // Unless another CPU has been here since, or its entry was seen with the times of the one before it: a flow that
+    // was just opened is not what was given away.
+    if worth(old, head.load(2), nth, now).0 != best {
         return Stored::No;
     }
     let tuple = tuple_bits(key);
