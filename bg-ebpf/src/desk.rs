@@ -23,6 +23,8 @@ pub struct Desk<V: IpVersion> {
     pub now: u32,
     /// The live word that was read for the packet.
     pub reading: LiveReading,
+    /// Whether there is an entry under its five-tuple.
+    pub is_known: bool,
     /// Where the backends of its colour stand.
     pub backends: TableSpan,
     /// Which of them is taken.

@@ -25,9 +25,8 @@
 //! then TCP flows that have never answered the backend's SYN, so that a flood of SYNs displaces itself; then the one
 //! that has been silent longest.
 
-use crate::flow_ref::FlowRef;
+use crate::{flow_ref::FlowRef, opaque, unlikely};
 use bg_common::{Flow, FlowKey4, FlowKey6, FlowState};
-use core::hint::black_box;
 
 /// Entries of a bucket.
 pub const WAYS: u32 = bg_common::FLOW_WAYS;
@@ -178,7 +177,6 @@ pub fn find_slowly<K: Tuple, M: Memory<K>>(memory: &M, key: &K) -> Option<FlowRe
         let bucket = if nth < WAYS { hash & mask } else { second(hash, mask) };
         let Some(bucket) = memory.bucket(bucket) else { break };
         let entry = entry::<K, _>(bucket, hash, nth % WAYS);
-        let key = black_box(key);
         if entry.load(K::HEAD) & (TUPLE | STATUS) == tuple_bits(key) | LIVE {
             memory.order();
             if has_address(entry, key) {
@@ -237,7 +235,7 @@ fn publish<K, M: Memory<K>>(memory: &M, entry: M::Words, tuple: u64, version: Fl
 /// A bound that the compiler does not know: a loop that is no part of the hot path stays a loop, and small.
 #[inline(always)]
 pub fn rolled(bound: u32) -> u32 {
-    black_box(bound)
+    opaque(bound.into()) as u32
 }
 
 /// What the places of a bucket are worth to a newcomer.
@@ -267,24 +265,24 @@ mod class {
 /// being written.
 ///
 /// Without a branch: of eight places the verifier would follow each way through each. So bits are moved to where they
-/// are wanted, and `black_box` keeps the compiler from seeing a condition in them.
+/// are wanted, and `opaque` keeps the compiler from seeing a condition in them.
 #[inline(always)]
 fn worth(head: u64, times: u64, nth: u32, now: u32) -> (u64, u64) {
     use FlowState as S;
     let state = FlowState((head >> 32) as u32);
-    let bits = black_box(head >> 32);
+    let bits = opaque(head >> 32);
     let at = |mask: u32| bits >> mask.trailing_zeros();
     let is_live = at(S::LIVE) & 1;
     let is_empty = !(at(S::LIVE) | at(S::BUSY)) & 1;
     // Another CPU may have seen a later tick than this one had read: that is no silence.
-    let silence = now.wrapping_sub(times as u32) as i32;
-    let silence = u64::from((silence & !black_box(silence >> 31)) as u32);
-    let is_silent = black_box(u64::from(state.limit()).wrapping_sub(silence)) >> 63;
+    let silence = now.wrapping_sub(times as u32);
+    let silence = u64::from(silence) & opaque(u64::from(silence >> 31).wrapping_sub(1));
+    let is_silent = opaque(u64::from(state.limit()).wrapping_sub(silence)) >> 63;
     let has_ended = at(S::CLIENT_RESET) | at(S::BACKEND_RESET) | at(S::GONE) | (at(S::CLIENT_FIN) & at(S::BACKEND_FIN));
     let is_over = has_ended & 1 | is_silent;
     let is_unconfirmed = !(at(S::UDP) | at(S::ESTABLISHED)) & 1;
     let class = class::OPEN | (class::UNCONFIRMED * is_unconfirmed) | (class::OVER * is_over);
-    let if_live = 0_u64.wrapping_sub(black_box(is_live));
+    let if_live = 0_u64.wrapping_sub(opaque(is_live));
     let worth = if_live & (class << class::SHIFT | silence << 2) | (class::EMPTY * is_empty) << class::SHIFT;
     (worth | u64::from(WAYS - 1 - nth), is_empty | (is_live & is_over))
 }
@@ -297,25 +295,21 @@ fn survey<K: Tuple, W: Words>(bucket: W, hash: u32, now: u32) -> Survey {
         let entry = entry::<K, _>(bucket, hash, nth);
         let (worth, free) = worth(entry.load(K::HEAD), entry.load(K::HEAD + 2), nth, now);
         // The greater one, without a branch.
-        let is_less = black_box(((survey.best.wrapping_sub(worth)) as i64 >> 63) as u64);
+        let is_less = opaque((survey.best.wrapping_sub(worth) as i64 >> 63) as u64);
         survey.best ^= (survey.best ^ worth) & is_less;
         survey.free += free;
     }
     survey
 }
 
-/// How many places of both buckets hold the tuple, or are claimed for what may be it.
+/// How many places of a bucket hold the tuple, or are claimed for what may be it.
 #[inline(always)]
-fn count_of<K: Tuple, M: Memory<K>>(memory: &M, hash: u32, key: &K) -> u32 {
-    let mask = memory.mask();
+fn count_of<K: Tuple, M: Memory<K>>(memory: &M, bucket: M::Words, hash: u32, key: &K) -> u32 {
     let mut count = 0;
-    for nth in 0..rolled(2 * WAYS) {
-        let bucket = if nth < WAYS { hash & mask } else { second(hash, mask) };
-        let Some(bucket) = memory.bucket(bucket) else { break };
-        let entry = entry::<K, _>(bucket, hash, nth % WAYS);
-        let key = black_box(key);
+    for nth in 0..WAYS {
+        let entry = entry::<K, _>(bucket, hash, nth);
         let head = entry.load(K::HEAD);
-        if (head ^ tuple_bits(key)) & TUPLE == 0 && head & STATUS != 0 {
+        if unlikely((head ^ tuple_bits(key)) & TUPLE == 0 && head & STATUS != 0) {
             memory.order();
             if head & STATUS == BUSY || has_address(entry, key) {
                 count += 1;
@@ -323,6 +317,26 @@ fn count_of<K: Tuple, M: Memory<K>>(memory: &M, hash: u32, key: &K) -> u32 {
         }
     }
     count
+}
+
+/// A set of the places of a bucket: how many are in it, and the first one's turn.
+struct Places {
+    count: u64,
+    first: u32,
+}
+
+/// Places of a bucket that are empty. Without a branch, as [`worth`], and much shorter.
+#[inline(always)]
+fn empty_places<K: Tuple, W: Words>(bucket: W, hash: u32) -> Places {
+    // By the set's bits: how many there are, and which is the lowest.
+    const COUNTS: u64 = 0x4332_3221_3221_2110;
+    const LOWEST: u64 = 0x0102_0103_0102_0100;
+    let mut set = 0;
+    for nth in 0..WAYS {
+        let status = opaque(entry::<K, _>(bucket, hash, nth).load(K::HEAD) & STATUS);
+        set |= (status.wrapping_sub(1) >> 63) << nth;
+    }
+    Places { count: COUNTS >> (4 * set) & 0xf, first: (LOWEST >> (4 * set)) as u32 & 0xf }
 }
 
 /// Stores a flow under a tuple that was not found.
@@ -333,16 +347,22 @@ pub fn insert<K: Tuple, M: Memory<K>>(memory: &M, key: &K, flow: &Flow, now: u32
     let (Some(first), Some(second)) = (memory.bucket(hash & mask), memory.bucket(second(hash, mask))) else {
         return Stored::No;
     };
-    let (in_first, in_second) = (survey::<K, _>(first, hash, now), survey::<K, _>(second, hash, now));
-    // The better of two buckets: that with more places that nobody misses; if there are none, with the better place.
-    let takes_second =
-        in_second.free > in_first.free || (in_first.free == 0 && in_second.best >> 2 > in_first.best >> 2);
-    let (bucket, best) = if takes_second { (second, in_second.best) } else { (first, in_first.best) };
+    // The better of two buckets: the one with more places that are empty, or else that nobody misses; or else with
+    // the better place.
+    let (in_first, in_second) = (empty_places::<K, _>(first, hash), empty_places::<K, _>(second, hash));
+    let mut is_second = in_second.count > in_first.count;
+    let mut nth = if is_second { in_second.first } else { in_first.first };
+    let mut best = class::EMPTY << class::SHIFT | u64::from(WAYS - 1 - nth);
+    if in_first.count + in_second.count == 0 {
+        let (in_first, in_second) = (survey::<K, _>(first, hash, now), survey::<K, _>(second, hash, now));
+        is_second = in_second.free > in_first.free || (in_first.free == 0 && in_second.best >> 2 > in_first.best >> 2);
+        best = if is_second { in_second.best } else { in_first.best };
+        nth = WAYS - 1 - best as u32 % WAYS;
+    }
     if best < u64::from(WAYS) {
         return Stored::No;
     }
-    let nth = WAYS - 1 - best as u32 % WAYS;
-    let entry = entry::<K, _>(bucket, hash, nth);
+    let entry = entry::<K, _>(if is_second { second } else { first }, hash, nth);
     let head = entry.from(K::HEAD);
     let old = head.load(0);
     memory.order();
@@ -357,7 +377,7 @@ pub fn insert<K: Tuple, M: Memory<K>>(memory: &M, key: &K, flow: &Flow, now: u32
         return Stored::No;
     }
     // Our own claim is one of them.
-    if count_of(memory, hash, key) > 1 {
+    if count_of(memory, first, hash, key) + count_of(memory, second, hash, key) > 1 {
         head.store(0, u64::from(version.0) << 32);
         return Stored::No;
     }

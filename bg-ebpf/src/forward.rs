@@ -72,7 +72,7 @@ pub fn target<V: IpVersion, T: Tables + FlowTable<V::Key> + Aside<V>>(
     let Some(desk) = desk::<V>(tables) else { return Err(Verdict::PASS) };
     // SAFETY: it is this CPU's, and the packet's that the CPU is at.
     let desk = unsafe { &mut *desk };
-    (desk.headers, desk.now, desk.reading) = (*headers, now, reading);
+    (desk.headers, desk.now, desk.reading, desk.is_known) = (*headers, now, reading, there.is_some());
     desk.key = V::key(headers.src, headers.dst, headers.ports, headers.protocol);
     if let Some(backend) = standing {
         desk.other_key = reply_key(headers, backend);
@@ -280,11 +280,13 @@ fn remember<V: IpVersion, T: Tables + FlowTable<V::Key> + Aside<V>>(desk: &mut D
     let now = desk.now;
     // Twice at most: another CPU may store one between the look and the attempt.
     for _ in 0..rolled(2) {
-        if tables.looks_like_another(desk) != 0 {
+        let reply = tables.reply_place(desk);
+        if reply == ReplyPlace::Anothers as u32 {
             return Remembered::LooksLikeAnother;
         }
-        if stores(tables, &desk.other_key, &desk.new_other, now) {
-            let stored = stores(tables, &desk.key, &desk.new_flow, now);
+        let replaces = reply == ReplyPlace::Ours as u32;
+        if stores(tables, &desk.other_key, &desk.new_other, replaces, now) {
+            let stored = stores(tables, &desk.key, &desk.new_flow, desk.is_known, now);
             return if stored { Remembered::Yes } else { Remembered::No };
         }
     }
@@ -293,33 +295,46 @@ fn remember<V: IpVersion, T: Tables + FlowTable<V::Key> + Aside<V>>(desk: &mut D
 
 /// Stores an entry, and counts the flow that may have had to give way.
 #[inline(always)]
-fn stores<K, T: Tables + FlowTable<K>>(tables: &T, key: &K, flow: &Flow, now: u32) -> bool {
-    let stored = tables.store(key, flow, true, now);
+fn stores<K, T: Tables + FlowTable<K>>(tables: &T, key: &K, flow: &Flow, replaces: bool, now: u32) -> bool {
+    let stored = tables.store(key, flow, replaces, now);
     if stored == Stored::PushedOut {
         tables.count(Event::PushedOut);
     }
     stored != Stored::No
 }
 
-/// Whether the reply entry on the desk is there already and serves another flow that is still open.
+/// What stands where the reply's entry is to be.
+#[repr(u32)]
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum ReplyPlace {
+    /// Nothing.
+    Free,
+    /// An entry of this service, or one that nobody needs.
+    Ours,
+    /// That of another flow that is still open: a backend could not tell the two apart.
+    Anothers,
+}
+
+/// What stands where the reply's entry, which is on the desk, is to be.
 #[inline(always)]
-pub fn looks_like_another<V: IpVersion, T: Tables + FlowTable<V::Key>>(desk: &mut Desk<V>, tables: &T) -> bool {
-    let Some(reply) = tables.flow_slowly(&desk.other_key) else { return false };
-    let Some(its) = tables.backend(reply.backend().slot()).map(BackendRef) else { return false };
+pub fn reply_place<V: IpVersion, T: Tables + FlowTable<V::Key>>(desk: &mut Desk<V>, tables: &T) -> ReplyPlace {
+    let Some(reply) = tables.flow_slowly(&desk.other_key) else { return ReplyPlace::Free };
+    let Some(its) = tables.backend(reply.backend().slot()).map(BackendRef) else { return ReplyPlace::Ours };
     if !its.is(reply.backend()) || reply.state().has_ended() {
-        return false;
+        return ReplyPlace::Ours;
     }
-    let Some(ours) = tables.backend(desk.new_other.backend.slot()).map(BackendRef) else { return false };
+    let Some(ours) = tables.backend(desk.new_other.backend.slot()).map(BackendRef) else { return ReplyPlace::Ours };
     let same_address = (reply.state().0 ^ desk.new_flow.state.0) & FlowState::PREVIEW == 0;
     if its.service() == ours.service() && same_address {
-        return false;
+        return ReplyPlace::Ours;
     }
-    let Some(vip) = tables.vip(vip_row(&reply, its)) else { return false };
+    let Some(vip) = tables.vip(vip_row(&reply, its)) else { return ReplyPlace::Ours };
     let headers = &desk.headers;
     desk.others_key = forward_key::<V>(headers.src, headers.src_port(), vip, headers);
-    tables.flow_slowly(&desk.others_key).is_some_and(|forward| {
+    let is_open = tables.flow_slowly(&desk.others_key).is_some_and(|forward| {
         forward.is_flow_of(&reply) && lifetime::is_open(&forward, &reply, its.deployment(), tables, desk.now)
-    })
+    });
+    if is_open { ReplyPlace::Anothers } else { ReplyPlace::Ours }
 }
 
 /// Row of the virtual address that a flow's client sends to.

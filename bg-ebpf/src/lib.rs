@@ -21,7 +21,7 @@
 //! The library is `no_std`, does not allocate, panics nowhere and has no global state. `main.rs` and
 //! `kernel/` put XDP and tc around it; tests put buffers and plain collections around it.
 #![no_std]
-#![cfg_attr(target_arch = "bpf", feature(core_intrinsics))]
+#![cfg_attr(target_arch = "bpf", feature(core_intrinsics, asm_experimental_arch))]
 #![cfg_attr(
     target_arch = "bpf",
     expect(internal_features, reason = "compare-exchange: the target has no atomics in core")
@@ -59,6 +59,20 @@ pub fn unlikely(condition: bool) -> bool {
         core::hint::cold_path();
     }
     condition
+}
+
+/// The value, of which the compiler knows nothing any more: like `core::hint::black_box`, but it stays in its register.
+#[inline(always)]
+pub(crate) fn opaque(value: u64) -> u64 {
+    #[cfg(target_arch = "bpf")]
+    let value = {
+        let mut value = value;
+        // One instruction: with none, two lines of source would claim the same one, and the kernel refuses that.
+        // SAFETY: a move of the register to itself.
+        unsafe { core::arch::asm!("{0} = {0}", inout(reg) value, options(pure, nomem, nostack, preserves_flags)) };
+        value
+    };
+    value
 }
 
 /// What to do with a frame.

@@ -55,9 +55,9 @@ pub trait Aside<V: IpVersion>: Tables + FlowTable<V::Key> + Sized {
     fn choose_backend(&self, desk: &mut Desk<V>) -> u32 {
         forward::choose_backend(desk, self)
     }
-    /// [`forward::looks_like_another`].
-    fn looks_like_another(&self, desk: &mut Desk<V>) -> u32 {
-        forward::looks_like_another(desk, self) as u32
+    /// [`forward::reply_place`].
+    fn reply_place(&self, desk: &mut Desk<V>) -> u32 {
+        forward::reply_place(desk, self) as u32
     }
     /// [`reply::answer`].
     fn answer(&self, desk: &mut Desk<V>) -> u32 {

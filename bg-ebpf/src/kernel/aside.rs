@@ -45,13 +45,13 @@ aside!(V4,
     stay: stay4 = forward::stay,
     choose_colour: choose_colour4 = forward::choose_colour,
     choose_backend: choose_backend4 = forward::choose_backend,
-    looks_like_another: looks_like_another4 = forward::looks_like_another,
+    reply_place: reply_place4 = forward::reply_place,
     answer: answer4 = reply::answer
 );
 aside!(V6,
     stay: stay6 = forward::stay,
     choose_colour: choose_colour6 = forward::choose_colour,
     choose_backend: choose_backend6 = forward::choose_backend,
-    looks_like_another: looks_like_another6 = forward::looks_like_another,
+    reply_place: reply_place6 = forward::reply_place,
     answer: answer6 = reply::answer
 );
