@@ -17,8 +17,10 @@ impl Summary {
     /// Of a sample that is not empty.
     pub(crate) fn of(mut sample: Vec<f64>) -> Self {
         sample.sort_by(f64::total_cmp);
-        let at = |share: f64| sample[((sample.len() - 1) as f64 * share).round() as usize];
-        Self { median: at(0.5), low: at(0.25), high: at(0.75) }
+        let last = (sample.len() - 1) as f64;
+        // Of small samples the outer of two neighbours: the spread is rather told too large than too small.
+        let (low, high) = ((last * 0.25).floor() as usize, (last * 0.75).ceil() as usize);
+        Self { median: sample[(last * 0.5).round() as usize], low: sample[low], high: sample[high] }
     }
 }
 
