@@ -31,7 +31,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 }
 
 /// The committed object.
-fn committed() -> PathBuf {
+pub(crate) fn committed() -> PathBuf {
     workspace::root().join("bg-userspace/bpf/bg.bpf.o")
 }
 
