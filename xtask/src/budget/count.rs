@@ -7,6 +7,7 @@ use crate::{
 };
 use anyhow::{Context, Result, bail, ensure};
 use std::{
+    collections::{BTreeSet, HashMap},
     fs,
     path::{Path, PathBuf},
     process::Command,
@@ -86,15 +87,43 @@ fn attribute(paths: &str, profile: &str, program: &Path) -> Result<(Numbers, Num
         let sum = sums.next().with_context(|| format!("callgrind has counted nothing for {name}"))?;
         ensure!(sum > 0.0, "callgrind has not met {COUNTED} on {name}");
         let numbers = if which == "engine" { &mut engine } else { &mut twice };
-        ensure!(numbers.insert(name.to_owned(), sum / packets).is_none(), "{name} was counted twice");
+        // As exact as it is written down.
+        let per_packet = (10.0 * sum / packets).round() / 10.0;
+        ensure!(numbers.insert(name.to_owned(), per_packet).is_none(), "{name} was counted twice");
     }
     ensure!(!engine.is_empty() && engine.keys().eq(twice.keys()), "both engines take the same paths");
     ensure!(sums.all(|rest| rest == 0.0), "callgrind has counted beyond the last path");
-    // A function of another library differs from system to system, and by the processor.
-    let objects = profile.lines().filter_map(|line| line.strip_prefix("ob=")?.split_once(") "));
-    let foreign: Vec<_> = objects.map(|(_, object)| object).filter(|object| Path::new(object) != program).collect();
+    let foreign = foreign_code(profile, program);
     ensure!(foreign.is_empty(), "a packet's way leads through {foreign:?}, which is no code of the engine");
     Ok((engine, twice))
+}
+
+/// Other programs and libraries that instructions were counted in. Their code differs from system to system, and by the
+/// processor.
+///
+/// The format is callgrind's: `ob=(id) name` begins an object, later `ob=(id)` alone; a line of costs is of the
+/// function itself, unless it follows a line `calls=`, when it is of the function that is called.
+fn foreign_code(profile: &str, program: &Path) -> BTreeSet<String> {
+    let (mut names, mut object, mut is_call) = (HashMap::new(), "", false);
+    let mut foreign = BTreeSet::new();
+    for line in profile.lines() {
+        let (key, value) = line.split_once('=').unwrap_or_default();
+        if let "ob" | "cob" = key {
+            let (id, name) = value.split_once(' ').unwrap_or((value, ""));
+            if !name.is_empty() {
+                names.insert(id, name);
+            }
+            if key == "ob" {
+                object = names.get(id).copied().unwrap_or(id);
+            }
+        }
+        let is_cost = line.starts_with(|c: char| c.is_ascii_digit() || "+-*".contains(c));
+        if is_cost && !is_call && Path::new(object) != program {
+            foreign.insert(object.to_owned());
+        }
+        is_call = key == "calls";
+    }
+    foreign
 }
 
 #[cfg(test)]
@@ -104,7 +133,7 @@ mod tests {
     const PATHS: &str = "engine\topen\t10\nengine\tnew\t10\ntwice\topen\t10\ntwice\tnew\t10";
 
     fn profile(sums: [u32; 5]) -> String {
-        sums.iter().map(|sum| format!("part: 1\nob=(1) /it\nfn=(3) packet\ntotals: {sum}\n")).collect()
+        sums.iter().map(|sum| format!("part: 1\nob=(1) /it\nfn=(3) packet\n0 5\ntotals: {sum}\n")).collect()
     }
 
     #[test]
@@ -119,5 +148,14 @@ mod tests {
         assert!(error([2000, 0, 2500, 3500, 0], "/it").contains("not met"));
         assert!(error([2000, 3000, 2500, 3500, 1], "/it").contains("beyond"));
         assert!(error([2000, 3000, 2500, 3500, 0], "/other").contains("no code of the engine"));
+    }
+
+    #[test]
+    fn callers_are_no_part_of_a_packets_way_and_callees_are() {
+        let callers = "ob=(1) /it\nfn=(1) packet\n0 5\nob=(2) /lib/libc.so\nfn=(2) main\ncob=(1)\ncalls=1 0\n0 5\n";
+        assert!(foreign_code(callers, Path::new("/it")).is_empty());
+        let callee =
+            "ob=(1) /it\nfn=(1) packet\n0 5\ncob=(2) /lib/libc.so\ncalls=1 0\n0 5\nob=(2)\nfn=(2) bcmp\n+3 5\n";
+        assert_eq!(foreign_code(callee, Path::new("/it")), BTreeSet::from(["/lib/libc.so".to_owned()]));
     }
 }
