@@ -1,5 +1,6 @@
 //! `bench`: figures that anyone can make again, each beside its baseline from the same run.
 
+mod bars;
 mod datapath;
 mod machine;
 mod page;
@@ -46,8 +47,9 @@ enum Part {
 }
 
 impl Part {
-    /// All parts, in the order in which they are run and shown, with the headings of their chapters.
-    const ALL: &[(&str, &str)] = &[("datapath", "What a packet costs")];
+    /// All parts, in the order in which they are run and shown: name, heading of the chapter, and whether its tables
+    /// are drawn as bars.
+    const ALL: &[(&str, &str, bool)] = &[("datapath", "What a packet costs", false)];
 
     fn run(&self) -> Result<Report> {
         match self {
@@ -143,7 +145,7 @@ fn measure(args: &Args) -> Result<()> {
 /// One after the other; what fails does not take the others with it.
 fn measure_all(quick: bool) -> Result<()> {
     let mut failed = Vec::new();
-    for (name, _) in Part::ALL {
+    for (name, ..) in Part::ALL {
         say(format_args!("bench {name}"));
         Record::forget(name)?;
         if let Err(error) = Part::by_name(name, quick).and_then(|part| measure_part(&part)) {
@@ -167,6 +169,6 @@ fn measure_part(part: &Part) -> Result<()> {
 }
 
 fn chapters() -> Result<Vec<Chapter>> {
-    let chapter = |&(part, title)| Ok(Chapter { part, title, record: Record::read(part)? });
+    let chapter = |&(part, title, bars)| Ok(Chapter { part, title, bars, record: Record::read(part)? });
     Part::ALL.iter().map(chapter).collect()
 }

@@ -1,10 +1,11 @@
 //! `docs/performance.md`: made as a whole from what the parts have found, with the plots beside it.
 
 use super::{
+    bars,
     machine::Fact,
     plot,
     record::{self, Record},
-    report::{Plot, Report, Table},
+    report::{Report, Table},
 };
 use crate::{process::say, workspace};
 use anyhow::{Context, Result, bail};
@@ -26,6 +27,8 @@ pub(crate) struct Chapter {
     pub(crate) part: &'static str,
     /// Heading of its chapter.
     pub(crate) title: &'static str,
+    /// Whether its tables are drawn as bars too: those in which contenders stand one below the other.
+    pub(crate) bars: bool,
     /// What was found last.
     pub(crate) record: Option<Record>,
 }
@@ -45,12 +48,11 @@ pub(crate) fn write(chapters: &[Chapter]) -> Result<PathBuf> {
     let plots = dir.join(PLOTS);
     fs::create_dir_all(&plots)?;
     remove_plots(&plots)?;
-    for report in chapters.iter().filter_map(|chapter| Some(&chapter.record.as_ref()?.report)) {
-        for plot in &report.plots {
-            put(&plots.join(&plot.name).with_extension("svg"), &plot::svg(plot)?)?;
-        }
+    let (text, drawn) = render(chapters)?;
+    for (name, svg) in &drawn {
+        put(&plots.join(name).with_extension("svg"), svg)?;
     }
-    put(&page, &text(chapters)?)?;
+    put(&page, &text)?;
     say(format_args!("wrote {}, with {}", page.display(), plots.display()));
     if quick {
         say("a quick run is not for docs/performance.md, which is left as it was");
@@ -73,13 +75,16 @@ fn remove_plots(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The page.
-fn text(chapters: &[Chapter]) -> Result<String> {
-    let mut figures = String::new();
+/// Plots by name.
+type Drawn = Vec<(String, String)>;
+
+/// The page, and the plots that it shows.
+fn render(chapters: &[Chapter]) -> Result<(String, Drawn)> {
+    let (mut figures, mut drawn) = (String::new(), Drawn::new());
     for chapter in chapters {
         writeln!(figures, "## {}\n", chapter.title)?;
         match &chapter.record {
-            Some(record) => report(&mut figures, &record.report)?,
+            Some(record) => report(&mut figures, &mut drawn, &record.report, chapter.bars)?,
             None => writeln!(figures, "No figures: `cargo xtask bench {}` was not run, or failed.\n", chapter.part)?,
         }
     }
@@ -92,7 +97,7 @@ fn text(chapters: &[Chapter]) -> Result<String> {
         ("@runs@", runs(chapters)?),
         ("@figures@", figures.trim_end().to_owned()),
     ];
-    Ok(filled.iter().fold(TEMPLATE.to_owned(), |text, (mark, value)| text.replace(mark, value)))
+    Ok((filled.iter().fold(TEMPLATE.to_owned(), |text, (mark, value)| text.replace(mark, value)), drawn))
 }
 
 /// Facts as a table; more than one if the parts were not measured on the same machine.
@@ -130,14 +135,26 @@ fn runs(chapters: &[Chapter]) -> Result<String> {
     Ok(out.trim_end().to_owned())
 }
 
-fn report(out: &mut String, report: &Report) -> fmt::Result {
+fn report(out: &mut String, drawn: &mut Drawn, report: &Report, bars: bool) -> Result<()> {
     writeln!(out, "{}\n", report.about)?;
-    for table in &report.tables {
+    for (index, table) in report.tables.iter().enumerate() {
         self::table(out, table)?;
+        if bars && let Some(svg) = bars::svg(table)? {
+            show(out, drawn, &format!("{}-{}", report.part, index + 1), &table.title, svg)?;
+        }
     }
-    for Plot { name, title, .. } in &report.plots {
-        writeln!(out, "![{title}]({PLOTS}/{name}.svg)\n")?;
+    for plot in &report.plots {
+        show(out, drawn, &plot.name, &plot.title, plot::svg(plot)?)?;
     }
+    Ok(())
+}
+
+fn show(out: &mut String, drawn: &mut Drawn, name: &str, title: &str, svg: String) -> Result<()> {
+    if drawn.iter().any(|(other, _)| other == name) {
+        bail!("two plots are named {name}");
+    }
+    writeln!(out, "![{title}]({PLOTS}/{name}.svg)\n")?;
+    drawn.push((name.to_owned(), svg));
     Ok(())
 }
 
@@ -188,12 +205,13 @@ mod tests {
     }
 
     fn chapter(part: &'static str, record: Option<Record>) -> Chapter {
-        Chapter { part, title: "Data path", record }
+        Chapter { part, title: "Data path", bars: false, record }
     }
 
     #[test]
     fn the_page_says_what_was_measured_and_what_was_not() {
-        let page = text(&[chapter("datapath", Some(measured("datapath", false))), chapter("scale", None)]).unwrap();
+        let (page, _) =
+            render(&[chapter("datapath", Some(measured("datapath", false))), chapter("scale", None)]).unwrap();
         for said in [
             "| CPU | a fast one |",
             "| `datapath` | 2026-01-01 10:00 UTC | abc | 7 s | load: 0.1 |",
@@ -209,8 +227,8 @@ mod tests {
     fn another_machine_is_told_apart() {
         let mut other = measured("scale", false);
         other.machine[0].1 = "a slow one".into();
-        let page =
-            text(&[chapter("datapath", Some(measured("datapath", false))), chapter("scale", Some(other))]).unwrap();
+        let (page, _) =
+            render(&[chapter("datapath", Some(measured("datapath", false))), chapter("scale", Some(other))]).unwrap();
         assert!(
             page.contains("For datapath:\n\n| | |\n| --- | --- |\n| CPU | a fast one |\n\nFor scale:\n\n"),
             "{page}"
@@ -219,7 +237,7 @@ mod tests {
 
     #[test]
     fn a_quick_run_says_that_it_was_one() {
-        let page = text(&[chapter("datapath", Some(measured("datapath", true)))]).unwrap();
+        let (page, _) = render(&[chapter("datapath", Some(measured("datapath", true)))]).unwrap();
         assert!(page.contains("quick run"), "{page}");
     }
 }

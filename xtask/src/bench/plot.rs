@@ -12,10 +12,10 @@ use std::ops::Range;
 const SIZE: (u32, u32) = (670, 460);
 /// A line of the legend, and where the first of them stands.
 const LEGEND: (i32, i32) = (22, 64);
-const INK: RGBColor = RGBColor(40, 40, 40);
+pub(crate) const INK: RGBColor = RGBColor(40, 40, 40);
 const GRID: RGBColor = RGBColor(224, 224, 224);
 /// Okabe and Ito's colours, which the colour-blind tell apart, but for the yellow, which is too light on white.
-const COLOURS: [RGBColor; 7] = [
+pub(crate) const COLOURS: [RGBColor; 7] = [
     RGBColor(0, 114, 178),
     RGBColor(213, 94, 0),
     RGBColor(0, 158, 115),
@@ -24,6 +24,14 @@ const COLOURS: [RGBColor; 7] = [
     RGBColor(230, 159, 0),
     RGBColor(0, 0, 0),
 ];
+
+/// A line of more points than this is drawn without marks.
+const MARKED: usize = 30;
+
+/// The font of all plots.
+pub(crate) fn font(size: u32) -> TextStyle<'static> {
+    ("sans-serif", size).into_font().color(&INK)
+}
 
 /// Draws a plot.
 pub(crate) fn svg(plot: &Plot) -> Result<String> {
@@ -36,8 +44,6 @@ fn draw(plot: &Plot, svg: &mut String) -> Result<(), Box<dyn std::error::Error>>
     let points = || plot.series.iter().flat_map(|series| &series.points);
     let x = Scale::over(&plot.x, points().map(|(x, _)| *x));
     let y = Scale::over(&plot.y, points().flat_map(|(_, y)| [y.low, y.median, y.high]));
-    let font = |size: u32| ("sans-serif", size).into_font().color(&INK);
-
     let longest = plot.series.iter().map(|series| series.name.chars().count()).max().unwrap_or(0);
     let entries = plot.series.len() as i32;
     // There is no font to measure by: a letter of this size is about so wide.
@@ -66,6 +72,9 @@ fn draw(plot: &Plot, svg: &mut String) -> Result<(), Box<dyn std::error::Error>>
         let line = colour.stroke_width(2);
         let median = points.iter().map(|(at, figure)| (*at, figure.median));
         chart.draw_series([PathElement::new(median.clone().collect::<Vec<_>>(), line)])?;
+        if points.len() > MARKED {
+            continue;
+        }
         chart.draw_series(median.map(|at| Circle::new(at, 4, colour.filled())))?;
         let spread = points.iter().map(|(at, figure)| [(*at, figure.low), (*at, figure.high)]);
         chart.draw_series(spread.map(|spread| PathElement::new(spread, line)))?;
