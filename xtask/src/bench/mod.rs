@@ -108,7 +108,7 @@ fn prepare() -> Result<PathBuf> {
         bail!("expected root or sudo: the benchmarks make network namespaces and load BPF programs");
     }
     setup::run()?;
-    build_ebpf::build_bench()?;
+    build_ebpf::prebuild_benches()?;
     say("building bgctl");
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.current_dir(workspace::root());
