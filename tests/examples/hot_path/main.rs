@@ -12,7 +12,13 @@ mod path;
 mod world;
 
 use bg_common::Protocol::{Tcp, Udp};
-use bg_ebpf::{Action, Direction, Frame, Verdict, packet::Packet, process, tables::Tables};
+use bg_ebpf::{
+    Action, Direction, Frame, Verdict,
+    headers::{V4, V6},
+    packet::Packet,
+    process,
+    tables::{Aside, Tables},
+};
 use path::{Kind, Path};
 use world::{Twice, World};
 
@@ -53,7 +59,7 @@ fn counted_packet_twice(world: &Twice<'_>, frame: &mut [u8]) -> Verdict {
 }
 
 #[inline(always)]
-fn one_packet(tables: &impl Tables, frame: &mut [u8]) -> Verdict {
+fn one_packet<T: Tables + Aside<V4> + Aside<V6>>(tables: &T, frame: &mut [u8]) -> Verdict {
     let about = Frame { direction: Direction::Ingress, len: frame.len(), gso_size: 0, tagged: false };
     let range = frame.as_mut_ptr_range();
     // SAFETY: the buffer outlives both, and the engine reads nothing through the first once it has written
