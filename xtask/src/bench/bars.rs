@@ -45,7 +45,8 @@ impl<'a> Panel<'a> {
             _ => None,
         };
         let bars: Vec<_> = table.rows.iter().filter_map(bar).collect();
-        (!bars.is_empty()).then(|| Self { title: &table.columns[column], bars })
+        // A column of nothing but zeros, as losses are, needs no picture.
+        bars.iter().any(|(_, figure)| figure.high > 0.0).then(|| Self { title: &table.columns[column], bars })
     }
 
     fn height(&self) -> i32 {

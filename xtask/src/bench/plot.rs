@@ -82,7 +82,9 @@ fn draw(plot: &Plot, svg: &mut String) -> Result<(), Box<dyn std::error::Error>>
     for (index, series) in plot.series.iter().enumerate() {
         let (colour, height) = (COLOURS[index % COLOURS.len()], LEGEND.1 + LEGEND.0 * index as i32);
         legend.draw(&PathElement::new([(0, height), (22, height)], colour.stroke_width(2)))?;
-        legend.draw(&Circle::new((11, height), 4, colour.filled()))?;
+        if series.points.len() <= MARKED {
+            legend.draw(&Circle::new((11, height), 4, colour.filled()))?;
+        }
         legend.draw(&Text::new(series.name.as_str(), (30, height - 7), font(14)))?;
     }
     root.present()?;
