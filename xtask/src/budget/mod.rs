@@ -27,10 +27,11 @@ pub(crate) struct Args {
 }
 
 /// Above a budget by more than this fails. Counts of one compiler do not vary at all, so any margin is for changes:
-/// this one lets a few instructions pass, and is a tenth of what one more look-up costs.
+/// this one lets eight instructions of an open flow pass. One more look-up costs a third of all of them, and 4 % of
+/// what it takes to open one.
 const SAME_COMPILER: Margin = Margin { percent: 2.0 };
 
-/// Another compiler makes other code of the same sources. This still catches an extra look-up.
+/// Another compiler makes other code of the same sources. This still catches an extra look-up of an open flow.
 const OTHER_COMPILER: Margin = Margin { percent: 10.0 };
 
 pub(crate) fn run(args: &Args) -> Result<()> {
@@ -56,7 +57,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         }
         failed += report("instructions of a packet", judge(&budgets.packet, &engine, margin));
         // Else a broken check would be taken for a fast engine. Each path that reads the flow table has to fail.
-        let caught = judge(&engine, &twice, margin).iter().filter(|finding| finding.is_over()).count();
+        let caught = judge(&engine, &twice, SAME_COMPILER).iter().filter(|finding| finding.is_over()).count();
         if caught != engine.len() {
             bail!(
                 "the check does not work: of {} paths with an extra look-up of the flow only {caught} were found slower",
