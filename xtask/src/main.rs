@@ -1,6 +1,7 @@
 //! `cargo xtask`: what a person who works on this repository types. One subcommand a file.
 
 mod bench;
+mod budget;
 mod build_ebpf;
 mod demo;
 mod packages;
@@ -31,6 +32,8 @@ enum Task {
     Demo(demo::Args),
     /// Measure, each figure beside its baseline. Needs root.
     Bench(bench::Args),
+    /// Count instructions of the hot paths, and hold them to their budgets. Part of `test`.
+    Budget(budget::Args),
     /// Run every check and test. Needs root or sudo, for network namespaces.
     Test(test::Args),
     /// What continuous integration runs: the same as `test`.
@@ -47,6 +50,7 @@ fn main() -> ExitCode {
         Task::Demo(args) => demo::run(&args),
         Task::Backend(args) => demo::backend::run(&args),
         Task::Bench(args) => bench::run(&args),
+        Task::Budget(args) => budget::run(&args),
         Task::Test(args) | Task::Ci(args) => test::run(&args),
     };
     match result {

@@ -26,7 +26,7 @@ pub(crate) enum Tools {
     All,
 }
 
-const TOOLS: [Tool; 9] = [
+const TOOLS: [Tool; 10] = [
     Tool { demo: true, ..tool("ip", "iproute2", "namespaces and interfaces of labs") },
     Tool { demo: true, ..tool("ethtool", "ethtool", "finished checksums on the wires of labs") },
     Tool { demo: true, ..tool("ping", "iputils-ping", "warming up labs") },
@@ -34,6 +34,7 @@ const TOOLS: [Tool; 9] = [
     tool("wrk", "wrk", "load"),
     tool("iperf3", "iperf3", "a TCP stream across switches"),
     tool("bpftool", "bpftool", "loading the object without bgctl"),
+    tool("valgrind", "valgrind", "counting instructions"),
     Tool { service: Some("nginx.service"), ..tool("nginx", "nginx-light", "HTTP backends") },
     Tool { service: Some("postgresql.service"), ..tool("initdb", "postgresql", "a transaction across switches") },
 ];

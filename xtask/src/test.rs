@@ -1,7 +1,7 @@
 //! `test`: everything that must hold before a change goes in, from formatting to labs.
 
 use crate::{
-    build_ebpf,
+    budget, build_ebpf,
     process::{can_be_root, is_root, output, run as run_command, say},
     setup, workspace,
 };
@@ -31,6 +31,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     step("clippy");
     run_command(cargo().args(["clippy", "--workspace", "--all-targets", "--quiet", "--", "--deny", "warnings"]))?;
     licences()?;
+    step("budgets of the hot paths");
+    budget::run(&budget::Args::default())?;
 
     step("bgctl, with the object that was just built");
     run_command(cargo().env("BGCTL_BPF_OBJECT", &object.path).args([

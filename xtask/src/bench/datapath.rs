@@ -40,7 +40,7 @@ pub(crate) struct Args {
     flows: Vec<u32>,
     /// A few rounds of few packets: seconds, and figures that are worth little.
     #[arg(long)]
-    quick: bool,
+    pub(super) quick: bool,
 }
 
 impl Args {

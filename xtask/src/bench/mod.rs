@@ -1,15 +1,30 @@
 //! `bench`: figures that anyone can make again, each beside its baseline from the same run.
 
+mod bars;
 mod datapath;
+mod machine;
+mod page;
+mod plot;
+mod record;
 mod report;
 mod stats;
 mod text;
 
-use crate::{process::say, workspace};
-use anyhow::{Context, Result, bail};
+use crate::{
+    build_ebpf,
+    process::{as_root, can_be_root, is_root, run as run_command, say},
+    setup, toolchain, workspace,
+};
+use anyhow::{Result, bail};
 use clap::Parser;
+use page::Chapter;
+use record::Record;
 use report::Report;
-use std::fs;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 #[derive(clap::Args)]
 #[command(args_conflicts_with_subcommands = true)]
@@ -20,6 +35,9 @@ pub(crate) struct Args {
     /// All parts in seconds rather than minutes, with figures that are worth little.
     #[arg(long)]
     quick: bool,
+    /// Measure nothing: make the page again from what the parts found last.
+    #[arg(long, conflicts_with = "quick")]
+    page: bool,
 }
 
 #[derive(clap::Subcommand)]
@@ -29,50 +47,128 @@ enum Part {
 }
 
 impl Part {
-    /// All parts, in the order in which they are run and shown.
-    const NAMES: &[&str] = &["datapath"];
+    /// All parts, in the order in which they are run and shown: name, heading of the chapter, and whether its tables
+    /// are drawn as bars.
+    const ALL: &[(&str, &str, bool)] = &[("datapath", "What a packet costs", false)];
 
     fn run(&self) -> Result<Report> {
         match self {
             Self::Datapath(args) => datapath::run(args),
         }
     }
+
+    fn is_quick(&self) -> bool {
+        match self {
+            Self::Datapath(args) => args.quick,
+        }
+    }
+
+    /// A part by its name, with the defaults of its arguments.
+    fn by_name(name: &str, quick: bool) -> Result<Self> {
+        #[derive(clap::Parser)]
+        struct OnePart {
+            #[command(subcommand)]
+            part: Part,
+        }
+        let words = ["bench", name].into_iter().chain(quick.then_some("--quick"));
+        Ok(OnePart::try_parse_from(words)?.part)
+    }
 }
 
-/// Makes a part from its name, with the defaults of its arguments.
-#[derive(clap::Parser)]
-struct OnePart {
-    #[command(subcommand)]
-    part: Part,
-}
+/// Names the bgctl to measure: a finished one, not the one that happens to stand beside this program.
+const BGCTL: &str = "BGCTL";
 
 pub(crate) fn run(args: &Args) -> Result<()> {
-    if let Some(part) = &args.part {
-        return show(&part.run()?);
+    if args.page {
+        return page::write(&chapters()?).map(drop);
     }
+    if build_ebpf::is_prebuilt() {
+        // As root, started by the caller's process, which makes the page.
+        return measure(args);
+    }
+    let bgctl = prepare()?;
+    let measured = if is_root() {
+        // SAFETY: no other thread has been started yet.
+        unsafe { std::env::set_var(BGCTL, bgctl) };
+        measure(args)
+    } else {
+        measure_as_root(&bgctl)
+    };
+    if args.part.is_none() {
+        // What has been measured is shown, whatever failed.
+        let page = chapters().and_then(|chapters| page::write(&chapters));
+        return measured.and(page.map(drop));
+    }
+    measured
+}
+
+/// Installs what is missing and builds what is measured; tells where bgctl is.
+fn prepare() -> Result<PathBuf> {
+    if !is_root() && !can_be_root() {
+        bail!("expected root or sudo: the benchmarks make network namespaces and load BPF programs");
+    }
+    setup::run()?;
+    build_ebpf::prebuild_benches()?;
+    say("building bgctl");
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(workspace::root());
+    run_command(cargo.args(["build", "--release", "--quiet", "--package", "bg-userspace", "--bin", "bgctl"]))?;
+    fs::create_dir_all(record::dir())?;
+    Ok(workspace::target_dir().join("release/bgctl"))
+}
+
+/// Starts this program again, as root; it finds everything built, and makes no file in the caller's directories
+/// but the records.
+fn measure_as_root(bgctl: &Path) -> Result<()> {
+    let mut command = as_root("env");
+    command.arg(format!("{BGCTL}={}", bgctl.display()));
+    command.arg(format!("{}=1", build_ebpf::PREBUILT));
+    command.arg(format!("CARGO_TARGET_DIR={}", workspace::target_dir().display()));
+    command.arg(format!("PATH={}", toolchain::path_with_cargo_bin().display()));
+    // Else rustup, asked for versions, looks for toolchains of root's.
+    for name in ["HOME", "RUSTUP_HOME", "CARGO_HOME", "CARGO", "RUSTUP_TOOLCHAIN"] {
+        if let Some(value) = std::env::var_os(name) {
+            command.arg(format!("{name}={}", value.display()));
+        }
+    }
+    command.arg(std::env::current_exe()?);
+    run_command(command.args(std::env::args_os().skip(1)))
+}
+
+fn measure(args: &Args) -> Result<()> {
+    match &args.part {
+        Some(part) => measure_part(part),
+        None => measure_all(args.quick),
+    }
+}
+
+/// One after the other; what fails does not take the others with it.
+fn measure_all(quick: bool) -> Result<()> {
     let mut failed = Vec::new();
-    for name in Part::NAMES {
+    for (name, ..) in Part::ALL {
         say(format_args!("bench {name}"));
-        let words = ["bench", name].into_iter().chain(args.quick.then_some("--quick"));
-        let part = OnePart::try_parse_from(words)?.part;
-        if let Err(error) = part.run().and_then(|report| show(&report)) {
+        Record::forget(name)?;
+        if let Err(error) = Part::by_name(name, quick).and_then(|part| measure_part(&part)) {
             say(format_args!("{name} failed: {error:#}"));
             failed.push(format!("{name}: {error:#}"));
         }
     }
     if !failed.is_empty() {
-        bail!("{} of {} parts failed: {}", failed.len(), Part::NAMES.len(), failed.join("; "));
+        bail!("{} of {} parts failed: {}", failed.len(), Part::ALL.len(), failed.join("; "));
     }
     Ok(())
 }
 
-/// Prints a report and keeps it as JSON.
-fn show(report: &Report) -> Result<()> {
-    println!("{report}");
-    let dir = workspace::target_dir().join("bench");
-    fs::create_dir_all(&dir)?;
-    let path = dir.join(&report.part).with_extension("json");
-    fs::write(&path, serde_json::to_vec_pretty(report)?).with_context(|| format!("cannot write {}", path.display()))?;
+/// Measures, prints and keeps.
+fn measure_part(part: &Part) -> Result<()> {
+    let record = Record::measure(part.is_quick(), || part.run())?;
+    println!("{}", record.report);
+    let path = record.write()?;
     say(format_args!("wrote {}", path.display()));
     Ok(())
+}
+
+fn chapters() -> Result<Vec<Chapter>> {
+    let chapter = |&(part, title, bars)| Ok(Chapter { part, title, bars, record: Record::read(part)? });
+    Part::ALL.iter().map(chapter).collect()
 }

@@ -17,8 +17,11 @@ impl Summary {
     /// Of a sample that is not empty.
     pub(crate) fn of(mut sample: Vec<f64>) -> Self {
         sample.sort_by(f64::total_cmp);
-        let at = |share: f64| sample[((sample.len() - 1) as f64 * share).round() as usize];
-        Self { median: at(0.5), low: at(0.25), high: at(0.75) }
+        let last = (sample.len() - 1) as f64;
+        // Of small samples the outer of two neighbours: the spread is rather told too large than too small.
+        let (low, high) = ((last * 0.25).floor() as usize, (last * 0.75).ceil() as usize);
+        let median = (sample[(last / 2.0).floor() as usize] + sample[(last / 2.0).ceil() as usize]) / 2.0;
+        Self { median, low: sample[low], high: sample[high] }
     }
 }
 
@@ -72,6 +75,8 @@ mod tests {
     fn a_median_is_not_moved_by_one_bad_run() {
         let summary = Summary::of(vec![1.0, 900.0, 3.0, 2.0, 4.0]);
         assert_eq!((summary.median, summary.low, summary.high), (3.0, 2.0, 4.0));
+        let of_few = Summary::of(vec![5.0, 2.0]);
+        assert_eq!((of_few.median, of_few.low, of_few.high), (3.5, 2.0, 5.0));
     }
 
     #[test]
