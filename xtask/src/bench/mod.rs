@@ -1,9 +1,11 @@
 //! `bench`: figures that anyone can make again, each beside its baseline from the same run.
 
+mod bgctl;
 mod datapath;
 mod report;
 mod stats;
 mod text;
+mod throughput;
 
 use crate::{process::say, workspace};
 use anyhow::{Context, Result, bail};
@@ -26,15 +28,18 @@ pub(crate) struct Args {
 enum Part {
     /// Nanoseconds a packet, by test runs of the loaded program with the frame restored before each.
     Datapath(datapath::Args),
+    /// Packets a second across a network of veth interfaces.
+    Throughput(throughput::Args),
 }
 
 impl Part {
     /// All parts, in the order in which they are run and shown.
-    const NAMES: &[&str] = &["datapath"];
+    const NAMES: &[&str] = &["datapath", "throughput"];
 
     fn run(&self) -> Result<Report> {
         match self {
             Self::Datapath(args) => datapath::run(args),
+            Self::Throughput(args) => throughput::run(args),
         }
     }
 }
