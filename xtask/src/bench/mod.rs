@@ -1,6 +1,7 @@
 //! `bench`: figures that anyone can make again, each beside its baseline from the same run.
 
 mod bgctl;
+mod compare;
 mod datapath;
 mod report;
 mod stats;
@@ -30,16 +31,19 @@ enum Part {
     Datapath(datapath::Args),
     /// Packets a second across a network of veth interfaces.
     Throughput(throughput::Args),
+    /// The same network and traffic through what people would use instead.
+    Compare(compare::Args),
 }
 
 impl Part {
     /// All parts, in the order in which they are run and shown.
-    const NAMES: &[&str] = &["datapath", "throughput"];
+    const NAMES: &[&str] = &["datapath", "throughput", "compare"];
 
     fn run(&self) -> Result<Report> {
         match self {
             Self::Datapath(args) => datapath::run(args),
             Self::Throughput(args) => throughput::run(args),
+            Self::Compare(args) => compare::run(args),
         }
     }
 }

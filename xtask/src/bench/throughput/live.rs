@@ -18,7 +18,7 @@ use etherparse::{NetHeaders, PacketHeaders};
 use std::{
     net::{IpAddr, SocketAddr},
     path::Path,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 /// Frames that are sent before the next hop gets to work: as many as a driver takes at a time.
@@ -38,8 +38,6 @@ pub(in crate::bench) struct Shot {
     pub(in crate::bench) delivered: u64,
     /// How long the processor worked.
     pub(in crate::bench) worked: Duration,
-    /// How long it all took.
-    pub(in crate::bench) elapsed: Duration,
     /// The first frame that was delivered.
     sample: Vec<u8>,
 }
@@ -51,11 +49,6 @@ impl LiveFrames {
             program(&mut object, name)?.load()?;
         }
         Ok(Self { object, processor: Processor::last()? })
-    }
-
-    /// The processor that does it all.
-    pub(in crate::bench) fn processor(&self) -> &Processor {
-        &self.processor
     }
 
     /// Counts and drops at an interface what [`Self::send`] expects, for as long as the link is held.
@@ -100,16 +93,16 @@ impl LiveFrames {
         let frame = &bytemuck::bytes_of(&live.frame)[..length];
         let attrs = TestRunAttrs::new().xdp_live_frames(BATCH);
         let options = TestRunOptions { data_in: Some(frame), repeat: frames, attrs, ..TestRunOptions::new() };
-        let (worked, elapsed) = lab.client.enter(|| -> Result<_> {
+        let worked = lab.client.enter(|| -> Result<_> {
             processor.adopt_thread()?;
-            let (start, before) = (Instant::now(), processor.worked()?);
+            let before = processor.worked()?;
             generator.test_run(options).context("cannot send live frames (Linux 5.18 or later does)")?;
-            Ok((processor.worked()? - before, start.elapsed()))
+            Ok(processor.worked()? - before)
         })??;
         let delivered = self.received()?.delivered;
         let sample = self.array::<[u64; LiveFrame::MAX_LEN / 8]>("sample")?.get(&0, 0)?;
         let sample = bytemuck::bytes_of(&sample)[..length].to_vec();
-        Ok(Shot { sent: frames.into(), delivered, worked, elapsed, sample })
+        Ok(Shot { sent: frames.into(), delivered, worked, sample })
     }
 
     /// What has been counted, over all processors.

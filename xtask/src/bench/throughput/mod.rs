@@ -17,6 +17,7 @@ use super::{
 use crate::{build_ebpf, process::say};
 use anyhow::{Context, Result, ensure};
 use bg_common::Protocol;
+use bg_tests::Offloads;
 use std::path::Path;
 
 #[derive(clap::Args)]
@@ -87,7 +88,7 @@ pub(crate) fn run(args: &Args) -> Result<Report> {
 
 /// Sends each traffic this way, in a network of its own.
 fn send_all(args: &Args, way: Way, object: &Path, bgctl: &Path) -> Result<Vec<Shot>> {
-    let lab = lab()?;
+    let lab = lab(Offloads::Wire)?;
     let mut live = LiveFrames::load(object)?;
     let (far, interface) = match way {
         Way::Drop => (&lab.edge, "front"),

@@ -20,9 +20,9 @@ pub(in crate::bench) const SERVICES: [(&str, &str, u16, u16); 3] = [
     ("stream", "tcp", STREAM_PORT, STREAM_PORT),
 ];
 
-/// A client, an edge and backends as on wires, with a way back to all clients of the traffics.
-pub(in crate::bench) fn lab() -> Result<Lab> {
-    let lab = Lab::line(Offloads::Wire)?;
+/// A client, an edge and backends, with a way back to all clients of the traffics.
+pub(in crate::bench) fn lab(offloads: Offloads) -> Result<Lab> {
+    let lab = Lab::line(offloads)?;
     for (ipv6, via) in [(false, CLIENT_V4), (true, CLIENT_V6)] {
         let clients = Traffic { ipv6, protocol: bg_common::Protocol::Udp, flows: 1 }.clients();
         let family = if ipv6 { "-6 " } else { "" };
