@@ -169,11 +169,10 @@ fn udp(args: &Args, contender: Contender, lab: &Lab, running: &Running, object: 
     let mut live = LiveFrames::load(object)?;
     let _receiver = live.receive_at(&lab.backends[0].namespace, "eth0")?;
     let to = contender.target(TRAFFIC.vip(), TRAFFIC.backend());
-    let mut send = |frames| live.send(lab, TRAFFIC, to, TRAFFIC.backend(), frames);
-    send(1 << 16)?;
+    live.send(lab, TRAFFIC, to, TRAFFIC.backend(), 1 << 16)?;
     if !contender.is_proxy() {
         let before = running.bgctl.as_ref().map(counted).transpose()?;
-        let shot = send(args.frames())?;
+        let shot = live.send_alone(lab, TRAFFIC, to, TRAFFIC.backend(), args.frames())?;
         shot.check(Some(TRAFFIC.client()), TRAFFIC.backend())?;
         if let (Some(bgctl), Some(before)) = (&running.bgctl, before) {
             let counted = counted(bgctl)? - before;
@@ -182,10 +181,10 @@ fn udp(args: &Args, contender: Contender, lab: &Lab, running: &Running, object: 
         return Ok(Udp { mpps: shot.mpps(), ns: shot.ns(), lost: shot.lost() });
     }
     let process = running.process.as_ref().context("a proxy without a process")?.id();
-    settle(&mut live)?;
+    settle(&live)?;
     let (start, before) = (Instant::now(), tcp::worked(process)?);
     let mut shot: Shot = live.send(lab, TRAFFIC, to, TRAFFIC.backend(), args.frames())?;
-    let late = settle(&mut live)?;
+    let late = settle(&live)?;
     let (elapsed, worked) = (start.elapsed() - late, tcp::worked(process)? - before);
     shot.delivered = live.received()?.delivered;
     shot.check(None, TRAFFIC.backend())?;
@@ -195,7 +194,7 @@ fn udp(args: &Args, contender: Contender, lab: &Lab, running: &Running, object: 
 }
 
 /// Waits until nothing arrives any more; tells for how long nothing has.
-fn settle(live: &mut LiveFrames) -> Result<Duration> {
+fn settle(live: &LiveFrames) -> Result<Duration> {
     let (mut last, mut since) = (live.received()?, Instant::now());
     while since.elapsed() < Duration::from_millis(50) {
         thread::sleep(Duration::from_millis(1));

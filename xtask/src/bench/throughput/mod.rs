@@ -106,9 +106,9 @@ fn send_all(args: &Args, way: Way, object: &Path, bgctl: &Path) -> Result<Vec<Sh
     let mut send = |traffic: Traffic| -> Result<Shot> {
         let arrives = if ours.is_some() { traffic.backend() } else { traffic.vip() };
         // Opens the flows, and warms up what can be warmed.
-        live.send(&lab, traffic, traffic.vip(), arrives, (4 * traffic.flows).max(1 << 16))?;
+        live.send_alone(&lab, traffic, traffic.vip(), arrives, (4 * traffic.flows).max(1 << 16))?;
         let before = ours.as_ref().map(counted).transpose()?;
-        let shot = live.send(&lab, traffic, traffic.vip(), arrives, args.frames())?;
+        let shot = live.send_alone(&lab, traffic, traffic.vip(), arrives, args.frames())?;
         shot.check(Some(traffic.client()), arrives)?;
         if let (Some(bgctl), Some(before)) = (&ours, before) {
             let counted = counted(bgctl)? - before;
@@ -179,7 +179,7 @@ fn report(args: &Args, shots: &[Vec<Vec<Shot>>]) -> Report {
                 worked, of the sending thread and of ksoftirqd, by the packets delivered: all of it, sending and \
                 receiving included, which the bare drop shows. Packets a second are its inverse. The bare redirect is \
                 an XDP program that does nothing but redirect through a devmap. Ours is what `bgctl attach` and `apply` \
-                make. The first delivered frame of each call is taken apart, addresses and checksums verified, and \
+                make. A call some of whose frames were handled by another processor is made anew. The first delivered frame of each call is taken apart, addresses and checksums verified, and \
                 bgctl's counters are compared with what was sent."
             .into(),
         tables: vec![table],
