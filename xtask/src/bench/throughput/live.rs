@@ -10,6 +10,7 @@
 //! This is seen by where frames are counted, and such a call is made anew.
 
 use super::traffic::Traffic;
+use crate::process::say;
 use anyhow::{Context, Result, bail, ensure};
 use aya::{
     Ebpf, EbpfLoader, TestRun as _,
@@ -94,6 +95,8 @@ impl LiveFrames {
             if shot.strayed == 0 {
                 return Ok(shot);
             }
+            let Shot { strayed, delivered, .. } = shot;
+            say(format_args!("{strayed} of {delivered} frames were handled by another processor; sent anew"));
         }
         bail!("in {ATTEMPTS} attempts, another processor has handled some of the frames each time")
     }
