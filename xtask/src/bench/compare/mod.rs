@@ -242,7 +242,8 @@ fn report(args: &Args, missing: &[Option<&str>], rounds: &[Vec<Round>]) -> Repor
         title: "UDP packets".into(),
         about: format!(
             "{} frames of {} octets a round, of {} flows, made and counted as in `throughput`: generator, edge and \
-             receiver on one processor, and a packet's time is all that this processor worked. For the proxy, which \
+             receiver on one processor, and a packet's time is all that this processor worked; for all but native XDP there \
+             is in it that what comes out of the host's stack is made a frame again for the receiver. For the proxy, which \
              works when the scheduler lets it, packets a second are those delivered by the time it took, and a packet's \
              time is that of the proxy's own processes alone, without what the kernel does to hand it packets.",
             args.frames(),

@@ -20,7 +20,11 @@ pub(super) fn connections(client: &Namespace, server: SocketAddr, seconds: u32) 
     let mut command = client.command("wrk");
     command.args(["--threads", "1", "--connections", "64", "--timeout", "5s", "--header", "Connection: close"]);
     command.args(["--duration", &format!("{seconds}s")]).arg(format!("http://{server}/"));
-    let text = output(command.stdin(Stdio::null()))?;
+    rate(&output(command.stdin(Stdio::null()))?)
+}
+
+/// Requests a second by what wrk says at its end; none may have failed.
+fn rate(text: &str) -> Result<f64> {
     if text.contains("Socket errors:") || text.contains("Non-2xx") {
         bail!("expected no failures, wrk said: {text}");
     }
@@ -118,4 +122,18 @@ pub(super) fn worked(process: u32) -> Result<Duration> {
         }
     }
     Ok(Duration::from_nanos(sum))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::rate;
+
+    #[test]
+    fn a_rate_is_of_requests_that_were_answered() {
+        let good = "  252984 requests in 2.50s, 18.34MB read\nRequests/sec: 101193.60\n";
+        assert_eq!(rate(good).unwrap(), 252_984.0 / 2.5);
+        assert!(rate(&format!("{good}  Socket errors: connect 0, read 1, write 0, timeout 0\n")).is_err());
+        assert!(rate(&format!("{good}  Non-2xx or 3xx responses: 5\n")).is_err());
+        assert!(rate("unable to connect").is_err());
+    }
 }

@@ -257,3 +257,65 @@ fn ifindex(namespace: &Namespace, name: &str) -> Result<u32> {
 fn program<'a>(object: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {
     Ok(object.program_mut(name).with_context(|| format!("no program {name}"))?.try_into()?)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bg_common::{FrameTemplate, Protocol};
+
+    fn traffics() -> impl Iterator<Item = Traffic> {
+        let families = [false, true].into_iter();
+        families.flat_map(|ipv6| [Protocol::Tcp, Protocol::Udp].map(|protocol| Traffic { ipv6, protocol, flows: 1 }))
+    }
+
+    #[test]
+    fn checksums_hold_for_every_flow() {
+        for traffic in traffics() {
+            for flow in [0_u32, 1, 1023, 16_383, 16_384, 65_535] {
+                let (mut frame, at) = (traffic.frame(traffic.vip()).unwrap(), traffic.offsets());
+                assert_eq!(frame.len(), traffic.len());
+                // As the generator does.
+                let address = (flow >> FrameTemplate::PORT_BITS) as u16;
+                let port = (flow & ((1 << FrameTemplate::PORT_BITS) - 1)) as u16;
+                let first = u16::from_be_bytes([frame[at.address], frame[at.address + 1]]);
+                for (at, word) in [
+                    (at.address, first + address),
+                    (at.port, FrameTemplate::FIRST_PORT + port),
+                    (at.identification, !address),
+                    (at.filler, !address),
+                    (at.filler + 2, !port),
+                ] {
+                    frame[at..at + 2].copy_from_slice(&word.to_be_bytes());
+                }
+                check_checksums(&frame).unwrap_or_else(|error| panic!("{}, flow {flow}: {error}", traffic.name()));
+                let (from, to) = frames::ends(&frame);
+                assert_eq!((from.port(), to), (FrameTemplate::FIRST_PORT + port, traffic.vip()));
+                assert!(
+                    same_network(from.ip(), traffic.client()) && (flow < 16_384) == (from.ip() == traffic.client())
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_frame_that_was_rewritten_badly_is_seen() {
+        for traffic in traffics() {
+            let mut frame = traffic.frame(traffic.vip()).unwrap();
+            // The destination's port, without the checksum.
+            frame[traffic.offsets().port + 3] ^= 1;
+            assert!(check_checksums(&frame).is_err());
+        }
+    }
+
+    #[test]
+    fn a_destination_is_what_the_receiver_reads() {
+        for traffic in traffics() {
+            let frame = traffic.frame(traffic.backend()).unwrap();
+            let at = traffic.offsets().port;
+            let address: [u8; 4] = frame[at - 4..at].try_into().unwrap();
+            let port = u16::from_ne_bytes([frame[at + 2], frame[at + 3]]);
+            let expected = Destination { address: u32::from_ne_bytes(address), port: port.into() };
+            assert_eq!(destination(traffic.backend()), expected);
+        }
+    }
+}

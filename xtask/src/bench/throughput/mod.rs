@@ -179,7 +179,9 @@ fn report(args: &Args, shots: &[Vec<Vec<Shot>>]) -> Report {
                 worked, of the sending thread and of ksoftirqd, by the packets delivered: all of it, sending and \
                 receiving included, which the bare drop shows. Packets a second are its inverse. The bare redirect is \
                 an XDP program that does nothing but redirect through a devmap. Ours is what `bgctl attach` and `apply` \
-                make. A call some of whose frames were handled by another processor is made anew. The first delivered frame of each call is taken apart, addresses and checksums verified, and \
+                make. What has passed the host's stack (generic XDP, tc) is made a frame again for the receiver, which \
+                is in its time. A call some of whose frames were handled by another processor is made anew, its losses \
+                with it. The first delivered frame of each call is taken apart, addresses and checksums verified, and \
                 bgctl's counters are compared with what was sent."
             .into(),
         tables: vec![table],
