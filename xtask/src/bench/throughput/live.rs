@@ -9,7 +9,7 @@
 //! report of multicast groups for example, the frames are shared between the two, and lost if that one is the slower.
 //! This is seen by where frames are counted, and such a call is made anew.
 
-use super::traffic::Traffic;
+use super::{stage::counted, traffic::Traffic};
 use crate::process::say;
 use anyhow::{Context, Result, bail, ensure};
 use aya::{
@@ -18,7 +18,7 @@ use aya::{
     programs::{TestRunAttrs, TestRunOptions, Xdp, XdpMode, links::FdLink},
 };
 use bg_common::{Be16, Destination, LiveFrame, Received};
-use bg_tests::{Lab, Namespace, Processor, frames};
+use bg_tests::{Bgctl, Lab, Namespace, Processor, frames};
 use etherparse::{NetHeaders, PacketHeaders};
 use std::{
     net::{IpAddr, SocketAddr},
@@ -80,23 +80,34 @@ impl LiveFrames {
         Ok(program.take_link(id)?.try_into()?)
     }
 
-    /// Sends as [`Self::send`] does, until one processor has done it all.
+    /// Sends as [`Self::send`] does, until one processor has done it all. Then what arrived is checked, and so is, if it
+    /// was this bgctl's work, that it has counted the frames, and as those of flows that were open.
     pub(in crate::bench) fn send_alone(
         &mut self,
         lab: &Lab,
         traffic: Traffic,
-        to: SocketAddr,
-        expected: SocketAddr,
+        way: (SocketAddr, SocketAddr),
         frames: u32,
+        bgctl: Option<&Bgctl>,
     ) -> Result<Shot> {
         const ATTEMPTS: u32 = 20;
         for _ in 0..ATTEMPTS {
-            let shot = self.send(lab, traffic, to, expected, frames)?;
-            if shot.strayed == 0 {
-                return Ok(shot);
+            let before = bgctl.map(counted).transpose()?;
+            let shot = self.send(lab, traffic, way, frames)?;
+            let Shot { sent, delivered, strayed, .. } = shot;
+            if strayed != 0 {
+                say(format_args!("{strayed} of {delivered} frames were handled by another processor; sent anew"));
+                continue;
             }
-            let Shot { strayed, delivered, .. } = shot;
-            say(format_args!("{strayed} of {delivered} frames were handled by another processor; sent anew"));
+            shot.check(Some(traffic.client()), way.1)?;
+            if let (Some(bgctl), Some(before)) = (bgctl, before) {
+                let after = counted(bgctl)?;
+                let (packets, opened) = (after.packets - before.packets, after.flows_opened - before.flows_opened);
+                let is_right = (delivered..=sent).contains(&packets);
+                ensure!(is_right, "{sent} frames sent, {packets} counted by bgctl, {delivered} delivered");
+                ensure!(opened <= sent / 1000, "{opened} flows were opened by {sent} frames of open flows");
+            }
+            return Ok(shot);
         }
         bail!("in {ATTEMPTS} attempts, another processor has handled some of the frames each time")
     }
@@ -107,8 +118,7 @@ impl LiveFrames {
         &mut self,
         lab: &Lab,
         traffic: Traffic,
-        to: SocketAddr,
-        expected: SocketAddr,
+        (to, expected): (SocketAddr, SocketAddr),
         frames: u32,
     ) -> Result<Shot> {
         let (live, length) = live_frame(lab, traffic, to)?;

@@ -63,10 +63,20 @@ fn config(lab: &Lab) -> String {
     config
 }
 
-/// Packets from clients that bgctl has counted, over all services, for the blue colour.
-pub(in crate::bench) fn counted(bgctl: &Bgctl) -> Result<u64> {
+/// What bgctl has counted over all services, for the blue colour.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::bench) struct Counted {
+    /// Packets from clients.
+    pub(in crate::bench) packets: u64,
+    pub(in crate::bench) flows_opened: u64,
+}
+
+pub(in crate::bench) fn counted(bgctl: &Bgctl) -> Result<Counted> {
     let deployment = bgctl.deployment(DEPLOYMENT)?;
     let services = deployment["services"].as_array().context("no services in the status")?;
-    let packets = services.iter().map(|service| service["blue"]["packets"].as_u64());
-    packets.sum::<Option<u64>>().context("no packets in the status")
+    let sum = |key: &str| {
+        let of_services = services.iter().map(|service| service["blue"][key].as_u64());
+        of_services.sum::<Option<u64>>().with_context(|| format!("no {key} in the status"))
+    };
+    Ok(Counted { packets: sum("packets")?, flows_opened: sum("flows_opened")? })
 }
