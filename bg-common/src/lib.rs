@@ -19,7 +19,7 @@ mod service;
 
 pub use addr::{Addr, Be16, Family, Protocol};
 pub use backend::{Backend, Identity, Mode, NextHop, NumberedHop};
-pub use bench::FrameTemplate;
+pub use bench::{Destination, FrameTemplate, LiveFrame, Received};
 pub use counters::{Event, Traffic};
 pub use flow::{CachedHop, Flow, FlowBackend, FlowHash, FlowKey4, FlowKey6, FlowState, FlowTables};
 pub use live::{Colour, FULL_SHARE, LiveFlags, LiveWord, SwitchTerms};
@@ -104,6 +104,9 @@ mod pod {
     }
     impl_pod!(
         FrameTemplate,
+        Destination,
+        LiveFrame,
+        Received,
         Meta,
         Clock,
         Backend,

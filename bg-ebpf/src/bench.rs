@@ -1,19 +1,23 @@
-//! Programs that measure the data path: a wrapper that restores the frame and tail-calls the program under
-//! test, and an empty program to compare with.
+//! Programs that measure the data path. Not part of the object that bgctl embeds.
 //!
-//! `BPF_PROG_TEST_RUN` does not restore the packet between its repeats, so a program that rewrites would be
-//! measured on its own output. Not part of the object that bgctl embeds.
+//! For test runs: a wrapper that restores the frame and tail-calls the program under test, and an empty program to
+//! compare with. `BPF_PROG_TEST_RUN` does not restore the packet between its repeats, so a program that rewrites would
+//! be measured on its own output.
+//!
+//! For frames that really cross a network: a generator, a receiver that counts and drops, and a redirect that does
+//! nothing else. A live frame is recycled as it has become, so the generator writes it anew as well.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
 #[cfg(target_arch = "bpf")]
 mod kernel {
     use aya_ebpf::{
-        bindings::xdp_action::{XDP_ABORTED, XDP_TX},
-        btf_maps::{Array, PerCpuArray, ProgramArray},
+        bindings::xdp_action::{XDP_ABORTED, XDP_DROP, XDP_PASS, XDP_TX},
+        btf_maps::{Array, DevMap, PerCpuArray, ProgramArray},
+        helpers::bpf_redirect,
         macros::{btf_map, xdp},
         programs::XdpContext,
     };
-    use bg_common::FrameTemplate;
+    use bg_common::{Destination, FrameTemplate, LiveFrame, Received};
 
     /// What to restore, and how flows differ.
     #[btf_map(name = "template")]
@@ -67,6 +71,117 @@ mod kernel {
     #[xdp]
     fn empty(_context: XdpContext) -> u32 {
         XDP_TX
+    }
+
+    /// What to send, and how flows differ.
+    #[btf_map(name = "live_frame")]
+    static LIVE_FRAME: Array<LiveFrame, 1> = Array::new();
+
+    /// What a frame has to be addressed to.
+    #[btf_map(name = "destination")]
+    static DESTINATION: Array<Destination, 1> = Array::new();
+
+    /// What has come.
+    #[btf_map(name = "received")]
+    static RECEIVED: PerCpuArray<Received, 1> = PerCpuArray::new();
+
+    /// The first frame that was delivered since the counter was zero.
+    #[btf_map(name = "sample")]
+    static SAMPLE: Array<[u64; LiveFrame::MAX_LEN / 8], 1> = Array::new();
+
+    /// The interface that [`redirect`] sends by.
+    #[btf_map(name = "way_out")]
+    static WAY_OUT: DevMap<1> = DevMap::new();
+
+    const SHORT: usize = LiveFrame::MIN_LEN / 8;
+
+    /// Writes the next flow's frame and sends it. Run as a live frame, it is a generator.
+    #[xdp]
+    fn generate(context: XdpContext) -> u32 {
+        let (start, end) = (context.data(), context.data_end());
+        let (Some(live), Some(number)) = (LIVE_FRAME.get(0), FLOW_NUMBER.get_ptr_mut(0)) else { return XDP_ABORTED };
+        if start + LiveFrame::MIN_LEN > end {
+            return XDP_ABORTED;
+        }
+        // SAFETY: so many octets lie inside the packet and the template; the counter is this CPU's own.
+        let flow = unsafe {
+            *(start as *mut [u64; SHORT]) = (&raw const live.frame).cast::<[u64; SHORT]>().read();
+            *number = number.read().wrapping_mul(live.multiplier).wrapping_add(live.increment) & live.mask;
+            *number
+        };
+        if start + LiveFrame::MAX_LEN <= end {
+            // SAFETY: this word, too, lies inside both.
+            unsafe { *((start + LiveFrame::MIN_LEN) as *mut u64) = live.frame[SHORT] };
+        }
+        let address = (flow >> FrameTemplate::PORT_BITS) as u16;
+        let port = (flow & ((1 << FrameTemplate::PORT_BITS) - 1)) as u16;
+        let written = put(start, end, live.address_at, live.address as u16 + address)
+            & put(start, end, live.port_at, FrameTemplate::FIRST_PORT + port)
+            & put(start, end, live.identification_at, !address)
+            & put(start, end, live.filler_at, !address)
+            & put(start, end, live.filler_at + 2, !port);
+        if !written {
+            return XDP_ABORTED;
+        }
+        // SAFETY: takes two numbers.
+        unsafe { bpf_redirect(live.ifindex, 0) as u32 }
+    }
+
+    /// Writes a word in network order; false if it is not in the packet.
+    #[inline(always)]
+    fn put(start: usize, end: usize, at: u32, word: u16) -> bool {
+        // The verifier wants the offset bounded, and compared with the end as the pointer that is used.
+        let at = start + (at & 0x7f) as usize;
+        if at + 2 > end {
+            return false;
+        }
+        // SAFETY: the word lies inside the packet.
+        unsafe { *(at as *mut u16) = word.to_be() };
+        true
+    }
+
+    /// Counts what is addressed as expected and drops it; passes what is not, so that neighbours are found.
+    #[xdp]
+    fn receive(context: XdpContext) -> u32 {
+        let (start, end) = (context.data(), context.data_end());
+        let (Some(expected), Some(received)) = (DESTINATION.get(0), RECEIVED.get_ptr_mut(0)) else {
+            return XDP_ABORTED;
+        };
+        if start + LiveFrame::MIN_LEN > end {
+            return XDP_PASS;
+        }
+        // SAFETY: all offsets are below the length that was checked.
+        let (address, port) = unsafe {
+            match u16::from_be(*((start + 12) as *const u16)) {
+                0x0800 => (*((start + 14 + 16) as *const u32), *((start + 14 + 20 + 2) as *const u16)),
+                0x86dd => (*((start + 14 + 36) as *const u32), *((start + 14 + 40 + 2) as *const u16)),
+                _ => return XDP_PASS,
+            }
+        };
+        // SAFETY: this CPU's own counters.
+        let received = unsafe { &mut *received };
+        if address != expected.address || u32::from(port) != expected.port {
+            received.others += 1;
+            return XDP_PASS;
+        }
+        if received.delivered == 0
+            && let Some(sample) = SAMPLE.get_ptr_mut(0)
+        {
+            // SAFETY: so many octets lie inside the packet and the map's value.
+            unsafe { sample.cast::<[u64; SHORT]>().write((start as *const [u64; SHORT]).read()) };
+            if start + LiveFrame::MAX_LEN <= end {
+                // SAFETY: this word, too, lies inside both.
+                unsafe { (*sample)[SHORT] = *((start + LiveFrame::MIN_LEN) as *const u64) };
+            }
+        }
+        received.delivered += 1;
+        XDP_DROP
+    }
+
+    /// Sends every frame out of one interface: the least that a program on the way can do.
+    #[xdp]
+    fn redirect(_context: XdpContext) -> u32 {
+        WAY_OUT.redirect(0, XDP_ABORTED.into()).unwrap_or_else(|action| action)
     }
 
     #[panic_handler]

@@ -151,7 +151,7 @@ impl Connection {
 }
 
 /// The body of an answer that has arrived whole.
-fn complete_body(answer: &[u8]) -> Result<Option<&str>> {
+pub(super) fn complete_body(answer: &[u8]) -> Result<Option<&str>> {
     let text = std::str::from_utf8(answer).context("an answer that is no text")?;
     let Some((head, body)) = text.split_once("\r\n\r\n") else { return Ok(None) };
     if !head.starts_with("HTTP/1.1 200 ") {

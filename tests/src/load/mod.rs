@@ -1,11 +1,13 @@
 //! Load with exact accounts: every request ends as an answer of a colour or as a failure that is named.
 
 mod http;
+mod paced;
 mod tally;
 mod udp;
 mod wrk;
 
 pub use http::{Fresh, KeepAlive};
+pub use paced::Paced;
 pub use tally::{Counts, Tally};
 pub use udp::{Answer, Echo};
 pub use wrk::{Wrk, WrkReport};

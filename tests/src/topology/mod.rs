@@ -1,10 +1,11 @@
 //! The networks that labs consist of.
 //!
-//! Each has a client, an edge (the host that bgctl runs on), and two backends of each colour. All speak
-//! IPv4 and IPv6, with the same addresses in each lab ([`address`]).
+//! Each has a client, an edge (the host that bgctl runs on), and two backends of each colour, or one in the lab that
+//! measurements are made in. All speak IPv4 and IPv6, with the same addresses in each lab ([`address`]).
 
 pub mod address;
 mod bridge;
+mod line;
 mod wire;
 mod zones;
 
@@ -64,7 +65,7 @@ pub struct Lab {
     pub client: Arc<Namespace>,
     /// Where bgctl runs.
     pub edge: Arc<Namespace>,
-    /// Two of each colour, blue first.
+    /// Those of each colour, blue first.
     pub backends: Vec<Backend>,
     /// Interfaces of the edge that bgctl is to be attached to, the client's side first.
     pub interfaces: Vec<&'static str>,
@@ -88,6 +89,11 @@ impl Lab {
     /// Backends that are addresses of the edge host itself; `offloads` are those of the client's side.
     pub fn zones(offloads: Offloads) -> Result<Self> {
         zones::build(offloads)
+    }
+
+    /// One machine of backends, one of each colour, on a cable to the edge: as little as can be beside what is measured.
+    pub fn line(offloads: Offloads) -> Result<Self> {
+        line::build(offloads)
     }
 
     /// The bgctl of this lab's edge, with its own pins and state.

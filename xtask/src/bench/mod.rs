@@ -1,6 +1,8 @@
 //! `bench`: figures that anyone can make again, each beside its baseline from the same run.
 
 mod bars;
+mod bgctl;
+mod compare;
 mod datapath;
 mod machine;
 mod page;
@@ -9,6 +11,7 @@ mod record;
 mod report;
 mod stats;
 mod text;
+mod throughput;
 
 use crate::{
     build_ebpf,
@@ -44,22 +47,34 @@ pub(crate) struct Args {
 enum Part {
     /// Nanoseconds a packet, by test runs of the loaded program with the frame restored before each.
     Datapath(datapath::Args),
+    /// Packets a second across a network of veth interfaces.
+    Throughput(throughput::Args),
+    /// The same network and traffic through what people would use instead.
+    Compare(compare::Args),
 }
 
 impl Part {
     /// All parts, in the order in which they are run and shown: name, heading of the chapter, and whether its tables
     /// are drawn as bars.
-    const ALL: &[(&str, &str, bool)] = &[("datapath", "What a packet costs", false)];
+    const ALL: &[(&str, &str, bool)] = &[
+        ("datapath", "What a packet costs", false),
+        ("throughput", "Packets a second across a network", true),
+        ("compare", "Beside what else there is", true),
+    ];
 
     fn run(&self) -> Result<Report> {
         match self {
             Self::Datapath(args) => datapath::run(args),
+            Self::Throughput(args) => throughput::run(args),
+            Self::Compare(args) => compare::run(args),
         }
     }
 
     fn is_quick(&self) -> bool {
         match self {
             Self::Datapath(args) => args.quick,
+            Self::Throughput(args) => args.quick,
+            Self::Compare(args) => args.quick,
         }
     }
 

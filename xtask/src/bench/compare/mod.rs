@@ -1,0 +1,292 @@
+//! `bench compare`: the same network and the same traffic through what people would use instead, in one run.
+
+mod contender;
+mod tcp;
+
+use super::{
+    bgctl,
+    report::{Cell, Report, Table},
+    stats::Summary,
+    throughput::{LiveFrames, STREAM_PORT, Shot, Traffic, counted, lab},
+};
+use crate::{build_ebpf, process::say};
+use anyhow::{Context, Result, ensure};
+use bg_common::Protocol;
+use bg_tests::{
+    HTTP_PORT, Lab, Offloads,
+    address::{BACKENDS, VIP_V4},
+    config::http_vip,
+};
+use contender::{Contender, Running};
+use std::{
+    fs,
+    net::SocketAddr,
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Rounds; each measures every contender.
+    #[arg(long, default_value_t = 5)]
+    rounds: u32,
+    /// Frames of UDP a round.
+    #[arg(long, default_value_t = 2 << 20)]
+    frames: u32,
+    /// Seconds of each load of TCP.
+    #[arg(long, default_value_t = 2)]
+    seconds: u32,
+    /// Only contenders whose names contain this.
+    #[arg(long)]
+    only: Option<String>,
+    /// One short round, with figures that are worth little.
+    #[arg(long)]
+    quick: bool,
+}
+
+impl Args {
+    fn wants(&self, contender: Contender) -> bool {
+        self.only.as_ref().is_none_or(|part| contender.name().contains(part))
+    }
+
+    fn rounds(&self) -> u32 {
+        if self.quick { 1 } else { self.rounds }
+    }
+
+    fn frames(&self) -> u32 {
+        if self.quick { 1 << 17 } else { self.frames }
+    }
+
+    fn seconds(&self) -> u32 {
+        if self.quick { 1 } else { self.seconds }
+    }
+}
+
+const TRAFFIC: Traffic = Traffic { ipv6: false, protocol: Protocol::Udp, flows: 1024 };
+
+/// What one round has found of a contender.
+struct Round {
+    udp: Option<Udp>,
+    connections: f64,
+    wire: f64,
+    local: Option<f64>,
+    answers: tcp::Answers,
+}
+
+struct Udp {
+    mpps: f64,
+    /// Of a processor, for a delivered packet.
+    ns: f64,
+    lost: f64,
+}
+
+pub(crate) fn run(args: &Args) -> Result<Report> {
+    let (object, bgctl) = (build_ebpf::build_bench()?, bgctl::build()?);
+    let missing = Contender::ALL.map(|contender| match args.wants(contender) {
+        true => contender.missing(),
+        false => Some("not asked for"),
+    });
+    for (contender, missing) in Contender::ALL.into_iter().zip(missing) {
+        if let Some(missing) = missing {
+            say(format_args!("compare: without {}: {missing}", contender.name()));
+        }
+    }
+    let mut rounds = Contender::ALL.map(|_| Vec::new());
+    for number in 1..=args.rounds() {
+        for ((contender, missing), rounds) in Contender::ALL.into_iter().zip(missing).zip(&mut rounds) {
+            if missing.is_some() {
+                continue;
+            }
+            say(format_args!("compare, round {number} of {}: {}", args.rounds(), contender.name()));
+            rounds.push(measure(args, contender, &object, &bgctl).with_context(|| contender.name())?);
+        }
+    }
+    Ok(report(args, &missing, &rounds))
+}
+
+/// Measures a contender in networks of its own.
+fn measure(args: &Args, contender: Contender, object: &Path, bgctl: &Path) -> Result<Round> {
+    let blue = BACKENDS[0].2[0];
+    let web = contender.target(http_vip(VIP_V4), SocketAddr::new(blue, HTTP_PORT));
+    let streams = contender.target(SocketAddr::new(VIP_V4, STREAM_PORT), SocketAddr::new(blue, STREAM_PORT));
+
+    let (udp, connections, wire, answers) = {
+        let lab = lab(Offloads::Wire)?;
+        let (_servers, running) = start(&lab, contender, web, bgctl)?;
+        let udp = match contender.takes_udp() {
+            true => Some(udp(args, contender, &lab, &running, object).context("UDP")?),
+            false => None,
+        };
+        check_tracking(contender, &lab)?;
+        let before = running.bgctl.as_ref().map(counted).transpose()?;
+        let connections = tcp::connections(&lab.client, web, args.seconds()).context("connections")?;
+        if let (Some(bgctl), Some(before)) = (&running.bgctl, before) {
+            // A connection has its SYN, its request and its end, at the least.
+            let (counted, least) =
+                (counted(bgctl)?.packets - before.packets, 3.0 * connections * f64::from(args.seconds()));
+            ensure!(counted as f64 >= 0.9 * least, "expected {least} packets or more, bgctl counted {counted}");
+        }
+        let answers = tcp::answers(&lab.client, web, args.seconds()).context("answers")?;
+        let _server = tcp::stream_server(&lab.backends[0].namespace, STREAM_PORT)?;
+        let wire = tcp::stream(&lab.client, streams, args.seconds()).context("a stream, as on wires")?;
+        (udp, connections, wire, answers)
+    };
+    let local = if contender.takes_unfinished_checksums() {
+        let lab = lab(Offloads::Default)?;
+        let (_servers, _running) = start(&lab, contender, web, bgctl)?;
+        let _server = tcp::stream_server(&lab.backends[0].namespace, STREAM_PORT)?;
+        Some(tcp::stream(&lab.client, streams, args.seconds()).context("a stream, as on one host")?)
+    } else {
+        None
+    };
+    Ok(Round { udp, connections, wire, local, answers })
+}
+
+/// Starts the backends' servers and the contender, and lets it answer once.
+fn start(lab: &Lab, contender: Contender, web: SocketAddr, bgctl: &Path) -> Result<(Vec<bg_tests::Nginx>, Running)> {
+    let servers = lab.nginxes()?;
+    let running = contender.start(lab, bgctl)?;
+    let answer = tcp::answer(&lab.client, web)?;
+    let expected = lab.backends[0].says();
+    ensure!(answer.trim_end() == expected, "expected an answer of {expected}, got {answer:?}");
+    Ok((servers, running))
+}
+
+/// That the kernel tracks connections if the contender is one that leans on it, and only then.
+fn check_tracking(contender: Contender, lab: &Lab) -> Result<()> {
+    let read = || fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_count");
+    // Where the kernel has no connection tracking at all there is no such file.
+    let count: u32 = lab.edge.enter(read)?.map_or(Ok(0), |text| text.trim().parse())?;
+    if contender.is_tracked() {
+        ensure!(count >= TRAFFIC.flows, "expected {} tracked connections or more, got {count}", TRAFFIC.flows);
+    } else if contender.tracking_is_known() {
+        ensure!(count == 0, "expected no tracked connections, got {count}");
+    }
+    Ok(())
+}
+
+fn udp(args: &Args, contender: Contender, lab: &Lab, running: &Running, object: &Path) -> Result<Udp> {
+    let mut live = LiveFrames::load(object)?;
+    let _receiver = live.receive_at(&lab.backends[0].namespace, "eth0")?;
+    let way = (contender.target(TRAFFIC.vip(), TRAFFIC.backend()), TRAFFIC.backend());
+    live.send(lab, TRAFFIC, way, 1 << 16)?;
+    if !contender.is_proxy() {
+        let shot = live.send_alone(lab, TRAFFIC, way, args.frames(), running.bgctl.as_ref())?;
+        return Ok(Udp { mpps: shot.mpps(), ns: shot.ns(), lost: shot.lost() });
+    }
+    let process = running.process.as_ref().context("a proxy without a process")?.id();
+    settle(&live)?;
+    let (start, before) = (Instant::now(), tcp::worked(process)?);
+    let mut shot: Shot = live.send(lab, TRAFFIC, way, args.frames())?;
+    let late = settle(&live)?;
+    let (elapsed, worked) = (start.elapsed() - late, tcp::worked(process)? - before);
+    shot.delivered = live.received()?.delivered;
+    shot.check(None, TRAFFIC.backend())?;
+    let delivered = shot.delivered as f64;
+    let (mpps, ns) = (delivered / elapsed.as_nanos() as f64 * 1e3, worked.as_nanos() as f64 / delivered);
+    Ok(Udp { mpps, ns, lost: shot.lost() })
+}
+
+/// Waits until nothing arrives any more; tells for how long nothing has.
+fn settle(live: &LiveFrames) -> Result<Duration> {
+    let (mut last, mut since) = (live.received()?, Instant::now());
+    while since.elapsed() < Duration::from_millis(50) {
+        thread::sleep(Duration::from_millis(1));
+        let received = live.received()?;
+        if received != last {
+            (last, since) = (received, Instant::now());
+        }
+    }
+    Ok(since.elapsed())
+}
+
+fn report(args: &Args, missing: &[Option<&str>], rounds: &[Vec<Round>]) -> Report {
+    let (mut packets, mut connections) = (Vec::new(), Vec::new());
+    let tracked = Contender::ALL.iter().position(|contender| *contender == Contender::Stateful);
+    let stateful = tracked.map_or(&[][..], |index| &rounds[index]);
+    for ((contender, missing), rounds) in Contender::ALL.into_iter().zip(missing).zip(rounds) {
+        let remark = || Cell::from(missing.unwrap_or(contender.remark()));
+        let cell = |figure: &dyn Fn(&Round) -> Option<f64>| cell(rounds.iter().filter_map(figure).collect());
+        let udp = |figure: fn(&Udp) -> f64| cell(&|round| round.udp.as_ref().map(figure));
+        let against = rounds
+            .iter()
+            .zip(stateful)
+            .filter_map(|(round, stateful)| Some(round.udp.as_ref()?.mpps / stateful.udp.as_ref()?.mpps));
+        packets.push(vec![
+            contender.name().into(),
+            udp(|udp| udp.mpps),
+            udp(|udp| udp.ns),
+            self::cell(against.collect()),
+            udp(|udp| udp.lost),
+            remark(),
+        ]);
+        connections.push(vec![
+            contender.name().into(),
+            cell(&|round| Some(round.connections)),
+            cell(&|round| Some(round.wire)),
+            cell(&|round| round.local),
+            cell(&|round| Some(round.answers.p50)),
+            cell(&|round| Some(round.answers.p99)),
+            cell(&|round| Some(round.answers.processor)),
+            remark(),
+        ]);
+    }
+    let columns = ["through", "Mpps", "processor, ns a packet", "times nftables stateful", "lost, %", "remark"];
+    let packets = Table {
+        title: "UDP packets".into(),
+        about: format!(
+            "{} frames of {} octets a round, of {} flows, made and counted as in `throughput`: generator, edge and \
+             receiver on one processor, and a packet's time is all that this processor worked; for all but native XDP there \
+             is in it that what comes out of the host's stack is made a frame again for the receiver. For the proxy, which \
+             works when the scheduler lets it, packets a second are those delivered by the time it took, and a packet's \
+             time is that of the proxy's own processes alone, without what the kernel does to hand it packets.",
+            args.frames(),
+            TRAFFIC.len(),
+            TRAFFIC.flows,
+        ),
+        columns: columns.map(Into::into).into(),
+        rows: packets,
+    };
+    let columns = [
+        "through",
+        "connections/s",
+        "Gbit/s, as on wires",
+        "Gbit/s, as on one host",
+        "p50, µs",
+        "p99, µs",
+        "processor, µs a request",
+        "remark",
+    ];
+    let connections = Table {
+        title: "TCP".into(),
+        about: format!(
+            "Connections: wrk with `Connection: close`, 64 at a time. Gbit/s: one stream of iperf3; as on wires, that is with \
+             checksums finished by their sender (`ethtool -K tx off`, which takes segmentation offload with it), as frames \
+             come off a network card and as native XDP wants them between veth interfaces; and as on one host, nothing \
+             tweaked. p50 and p99: {} requests a second over 64 kept connections, each from the moment it was due. \
+             Processor: what all processors of the machine worked in that time, clients and backends included, by \
+             the requests; from the idle time in /proc/stat. Each load takes {} s; backends are nginx.",
+            tcp::RATE,
+            args.seconds(),
+        ),
+        columns: columns.map(Into::into).into(),
+        rows: connections,
+    };
+    Report {
+        part: "compare".into(),
+        about: format!(
+            "A client, an edge and a machine of backends on two veth pairs; on the edge each contender in turn, in a new \
+             network each time, {} rounds. All translate the same VIP to the same backend. Before a contender is \
+             measured it has to give the right answer of the right backend; the first frame delivered is taken apart and \
+             its checksums verified; and the kernel must be tracking connections for stateful nftables, and for nobody else.",
+            args.rounds(),
+        ),
+        tables: vec![packets, connections],
+        plots: vec![],
+    }
+}
+
+fn cell(sample: Vec<f64>) -> Cell {
+    if sample.is_empty() { Cell::Empty } else { Summary::of(sample).into() }
+}
