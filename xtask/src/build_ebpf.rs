@@ -56,6 +56,11 @@ pub(crate) fn build_bench() -> Result<PathBuf> {
     compile("bg-bench").map(|built| built.path)
 }
 
+/// Compiles the programs that measure the instant of a switch.
+pub(crate) fn build_bench_switch() -> Result<PathBuf> {
+    compile("bg-bench-switch").map(|built| built.path)
+}
+
 fn compile(program: &str) -> Result<Built> {
     let toolchain = Toolchain::require()?;
     let linker = toolchain::require_bpf_linker()?;
