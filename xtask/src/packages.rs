@@ -26,7 +26,7 @@ pub(crate) enum Tools {
     All,
 }
 
-const TOOLS: [Tool; 9] = [
+const TOOLS: [Tool; 13] = [
     Tool { demo: true, ..tool("ip", "iproute2", "namespaces and interfaces of labs") },
     Tool { demo: true, ..tool("ethtool", "ethtool", "finished checksums on the wires of labs") },
     Tool { demo: true, ..tool("ping", "iputils-ping", "warming up labs") },
@@ -35,6 +35,11 @@ const TOOLS: [Tool; 9] = [
     tool("iperf3", "iperf3", "a TCP stream across switches"),
     tool("bpftool", "bpftool", "loading the object without bgctl"),
     Tool { service: Some("nginx.service"), ..tool("nginx", "nginx-light", "HTTP backends") },
+    tool("nft", "nftables", "what switches are compared with"),
+    Tool { service: Some("haproxy.service"), ..tool("haproxy", "haproxy", "what switches are compared with") },
+    tool("socat", "socat", "HAProxy's runtime API"),
+    // Not a program, but found like one: an absolute path is in every directory.
+    tool("/usr/lib/nginx/modules/ngx_stream_module.so", "libnginx-mod-stream", "what switches are compared with"),
     Tool { service: Some("postgresql.service"), ..tool("initdb", "postgresql", "a transaction across switches") },
 ];
 

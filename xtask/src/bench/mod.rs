@@ -1,8 +1,10 @@
 //! `bench`: figures that anyone can make again, each beside its baseline from the same run.
 
 mod datapath;
+mod edge;
 mod report;
 mod stats;
+mod switch;
 mod text;
 
 use crate::{process::say, workspace};
@@ -26,15 +28,18 @@ pub(crate) struct Args {
 enum Part {
     /// Nanoseconds a packet, by test runs of the loaded program with the frame restored before each.
     Datapath(datapath::Args),
+    /// The instant of a switch under load, beside nftables, HAProxy and nginx.
+    Switch(switch::Args),
 }
 
 impl Part {
     /// All parts, in the order in which they are run and shown.
-    const NAMES: &[&str] = &["datapath"];
+    const NAMES: &[&str] = &["datapath", "switch"];
 
     fn run(&self) -> Result<Report> {
         match self {
             Self::Datapath(args) => datapath::run(args),
+            Self::Switch(args) => switch::run(args),
         }
     }
 }
