@@ -192,7 +192,7 @@ fn haproxy(lab: &Lab, processes: &mut Vec<Process>) -> Result<Contender> {
     let (config, map, socket) = (dir.join("haproxy.cfg"), dir.join("live.map"), dir.join("haproxy.sock"));
     fs::write(&map, "live blue\n")?;
     let mut text = format!(
-        "global\n  stats socket {} level admin\n  maxconn 10000\ndefaults\n  mode tcp\n  timeout connect 5s\n  \
+        "global\n  stats socket {} level admin\n  maxconn 2000\ndefaults\n  mode tcp\n  timeout connect 5s\n  \
          timeout client 30s\n  timeout server 30s\nfrontend front\n  bind {vip}\n  \
          use_backend %[str(live),map({},blue)]\n",
         socket.display(),

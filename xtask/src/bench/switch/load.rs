@@ -13,7 +13,6 @@ use aya::{
 };
 use aya_obj::programs::XdpAttachType;
 use bg_common::{ColourSeen, SWITCH_CPUS, SwitchLoad, SwitchSeen, SwitchSent};
-use bg_tests::monotonic_ns;
 use etherparse::PacketBuilder;
 use memmap2::{MmapOptions, MmapRaw};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
@@ -195,10 +194,9 @@ impl Load {
         for generator in &self.generators {
             generator.round_ends.store(generator.call_ends.load(Ordering::SeqCst), Ordering::SeqCst);
         }
-        let begun_ns = monotonic_ns();
         self.round.write(0, &round);
         for generator in &self.generators {
-            let has_begun = |seen: &SwitchSeen| seen.round == round && seen.colours[live].first_arrived > begun_ns;
+            let has_begun = |seen: &SwitchSeen| seen.round == round && seen.colours[live].first_decided != 0;
             self.wait(generator, end, has_begun).context("the load does not flow")?;
         }
         Ok(())
