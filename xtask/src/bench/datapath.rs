@@ -58,7 +58,7 @@ const REDIRECT: u32 = 4;
 const TX: u32 = 3;
 
 /// One row of the table.
-pub(super) struct Case {
+struct Case {
     name: &'static str,
     client: IpAddr,
     vip: SocketAddr,
@@ -93,7 +93,7 @@ pub(crate) fn run(args: &Args) -> Result<Report> {
 
 /// Indexes of the edge's interfaces.
 #[derive(Clone, Copy)]
-pub(super) struct Sides {
+struct Sides {
     client: u32,
     backend: u32,
 }
@@ -255,12 +255,12 @@ fn scenario(case: &Case) -> Scenario {
     scenario
 }
 
-pub(super) enum Order {
+enum Order {
     Linear,
     Random,
 }
 
-pub(super) fn template(case: &Case, reply: bool, flows: u32, order: Order) -> Result<FrameTemplate> {
+fn template(case: &Case, reply: bool, flows: u32, order: Order) -> Result<FrameTemplate> {
     let client = SocketAddr::new(case.client, FrameTemplate::FIRST_PORT);
     let (from, to) = if reply { (case.backend, client) } else { (client, case.vip) };
     let builder = PacketBuilder::ethernet2([2, 0, 0, 0, 0, 0x11], [2, 0, 0, 0, 0, 0x22]);

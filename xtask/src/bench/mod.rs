@@ -3,6 +3,7 @@
 mod datapath;
 mod edge;
 mod report;
+mod scale;
 mod stats;
 mod switch;
 mod text;
@@ -30,16 +31,19 @@ enum Part {
     Datapath(datapath::Args),
     /// The instant of a switch under load, beside nftables, HAProxy and nginx.
     Switch(switch::Args),
+    /// Commands, memory and packets with many services, backends and flows.
+    Scale(scale::Args),
 }
 
 impl Part {
     /// All parts, in the order in which they are run and shown.
-    const NAMES: &[&str] = &["datapath", "switch"];
+    const NAMES: &[&str] = &["datapath", "switch", "scale"];
 
     fn run(&self) -> Result<Report> {
         match self {
             Self::Datapath(args) => datapath::run(args),
             Self::Switch(args) => switch::run(args),
+            Self::Scale(args) => scale::run(args),
         }
     }
 }
