@@ -18,7 +18,11 @@ use anyhow::{Context, Result, ensure};
 use packets::Packets;
 use serde_json::Value;
 use size::{NETWORKS, Size};
-use std::{path::Path, time::Duration};
+use std::{
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -70,6 +74,8 @@ impl Args {
 
 /// Flows that are open while sizes of configurations are measured.
 const SOME_FLOWS: u32 = 1 << 12;
+/// How long attaching anew may fail.
+const PATIENCE: Duration = Duration::from_secs(2);
 /// Switches a round.
 const SWITCHES: u32 = 5;
 
@@ -95,7 +101,7 @@ pub(crate) fn run(args: &Args) -> Result<Report> {
                 Nanoseconds a packet are test runs of the pinned program, the frame restored before each run by a wrapper, \
                 flows in random order, beside an empty program behind the same wrapper."
             .into(),
-        tables: vec![configurations(&configured, args), flow_tables(&filled, args)],
+        tables: vec![configurations(&configured, args), maps(&configured), flow_tables(&filled, args)],
         plots: vec![apply_plot(&configured), flows_plot(&filled)],
     })
 }
@@ -111,7 +117,7 @@ struct Configured {
     status: Vec<f64>,
     packet: Vec<f64>,
     empty: Vec<f64>,
-    octets: u64,
+    maps: Vec<(String, u64)>,
 }
 
 /// Times are milliseconds.
@@ -119,7 +125,7 @@ struct Configured {
 struct Filled {
     flows: u32,
     open: u64,
-    opening: Vec<f64>,
+    opening: f64,
     packet: Vec<f64>,
     empty: Vec<f64>,
     switch: Vec<f64>,
@@ -158,8 +164,9 @@ impl Bench<'_> {
             let (packet, empty) = packets.measure(size.vip(), SOME_FLOWS, self.args.packets())?;
             found.packet.push(packet);
             found.empty.push(empty);
+            self.account(size, SOME_FLOWS, 1)?;
         }
-        found.octets = memory::of_maps(&self.edge.paths().maps())?.iter().map(|(_, octets)| octets).sum();
+        found.maps = memory::of_maps(&self.edge.paths().maps())?;
         say(format_args!(
             "{} services of {} backends a colour: first apply {} ms",
             size.services,
@@ -190,22 +197,15 @@ impl Bench<'_> {
         let file = self.edge.write_config(&size.config(0))?;
         self.edge.run(&["apply", "-c", &file])?;
         let mut packets = self.packets()?;
-        let mut found = Filled { flows, opening: vec![packets.open(size.vip(), flows)?], ..Filled::default() };
-
-        let status = self.status()?;
-        let deployment = &status["deployments"][0];
-        let open = |colour: &str| deployment["flows"][colour].as_u64().context("no number of flows");
-        let opened = |colour: &str| deployment["services"][0][colour]["flows_opened"].as_u64().context("no counter");
-        found.open = open("blue")? + open("green")?;
-        let opened = opened("blue")? + opened("green")?;
-        ensure!(opened == u64::from(flows), "{flows} flows were to be opened, and {opened} were");
+        let mut found = Filled { flows, opening: packets.open(size.vip(), flows)?, ..Filled::default() };
 
         for _ in 0..self.args.rounds() {
             let (packet, empty) = packets.measure(size.vip(), flows, self.args.packets())?;
             found.packet.push(packet);
             found.empty.push(empty);
         }
-        for round in 1..=self.args.rounds() {
+        found.open = self.account(size, flows, self.args.rounds())?;
+        for round in 1..=self.rounds_of_commands(flows) {
             found.status.push(self.timed(&["status"])?);
             found.list.push(self.timed(&["flows"])?);
             found.switch.push(self.timed(&["switch", DEPLOYMENT])?);
@@ -222,6 +222,30 @@ impl Bench<'_> {
         Ok(found)
     }
 
+    /// That the program has opened so many flows, and counted every packet of so many rounds; tells how many of the
+    /// flows are open.
+    fn account(&self, size: Size, flows: u32, rounds: u32) -> Result<u64> {
+        let status = self.status()?;
+        let deployment = &status["deployments"][0];
+        let services = deployment["services"].as_array().context("no services")?;
+        let vip = size.vip().to_string();
+        let service = services.iter().find(|service| service["vip"] == vip.as_str()).context("no such service")?;
+        let sum = |of: &Value, key: &str| -> u64 {
+            let counts = ["blue", "green"].map(|colour| if key.is_empty() { &of[colour] } else { &of[colour][key] });
+            counts.iter().filter_map(|count| count.as_u64()).sum()
+        };
+        let (opened, packets) = (sum(service, "flows_opened"), sum(service, "packets"));
+        ensure!(opened == u64::from(flows), "{flows} flows were to be opened, and {opened} were");
+        let sent = u64::from(flows) + u64::from(rounds) * u64::from(self.args.packets());
+        ensure!(packets == sent, "{sent} packets were sent, and {packets} were counted");
+        Ok(sum(&deployment["flows"], ""))
+    }
+
+    /// Printing millions of flows takes long.
+    fn rounds_of_commands(&self, flows: u32) -> u32 {
+        if flows < 1 << 20 { self.args.rounds() } else { self.args.rounds().min(3) }
+    }
+
     /// A new instance.
     fn attach(&self, flows: Option<u32>) -> Result<()> {
         // There may be none yet.
@@ -231,7 +255,15 @@ impl Bench<'_> {
         let flows = flows.map(|flows| flows.to_string());
         let mut arguments = vec!["attach", "--mode", "native", CLIENT_SIDE, BACKEND_SIDE];
         arguments.extend(flows.iter().flat_map(|flows| ["--flows", flows]));
-        self.edge.run(&arguments).map(drop)
+        // The kernel lets go of an interface some time after the pin of the link has been removed.
+        let end = Instant::now() + PATIENCE;
+        loop {
+            match self.edge.run(&arguments) {
+                Ok(_) => return Ok(()),
+                Err(error) if Instant::now() > end => return Err(error),
+                Err(_) => thread::sleep(Duration::from_millis(20)),
+            }
+        }
     }
 
     fn packets(&self) -> Result<Packets> {
@@ -276,7 +308,7 @@ fn configurations(all: &[Configured], args: &Args) -> Table {
             figure(&found.status),
             figure(&found.packet),
             figure(&found.empty),
-            mebibytes(found.octets),
+            mebibytes(found.maps.iter().map(|(_, octets)| octets).sum()),
         ])
     };
     Table {
@@ -303,12 +335,37 @@ fn configurations(all: &[Configured], args: &Args) -> Table {
     }
 }
 
+/// What the memory is for.
+fn maps(all: &[Configured]) -> Table {
+    let (least, most) = (all.first(), all.last());
+    let of = |found: Option<&Configured>, name: &str| {
+        let maps = found.into_iter().flat_map(|found| &found.maps);
+        maps.filter(|(other, _)| name == other).map(|(_, octets)| octets).sum::<u64>()
+    };
+    let mut names: Vec<_> = most.into_iter().flat_map(|found| &found.maps).map(|(name, _)| name.as_str()).collect();
+    names.sort_by_key(|name| std::cmp::Reverse(of(most, name)));
+    let size = |found: Option<&Configured>| {
+        found
+            .and_then(|found| found.size)
+            .map_or(String::new(), |size| format!("{} services of {} backends, MiB", size.services, size.backends))
+    };
+    let row = |name: &&str| vec![Cell::from(*name), mebibytes(of(least, name)), mebibytes(of(most, name))];
+    Table {
+        title: "Memory by map".into(),
+        about: "With the default number of flows, after the last round of the first and of the last size above. What grows \
+                with the number of flows is below."
+            .into(),
+        columns: vec!["map".into(), size(least), size(most)],
+        rows: names.iter().map(row).collect(),
+    }
+}
+
 fn flow_tables(all: &[Filled], args: &Args) -> Table {
     let row = |found: &Filled| {
         vec![
             f64::from(found.flows).into(),
             (found.open as f64).into(),
-            figure(&found.opening),
+            found.opening.into(),
             figure(&found.packet),
             figure(&found.empty),
             figure(&found.status),
@@ -325,9 +382,11 @@ fn flow_tables(all: &[Filled], args: &Args) -> Table {
         about: format!(
             "IPv4 TCP flows of one service with ten backends a colour, each with its entry for the reply. The table is \
              made for {} times as many (`attach --flows`), for IPv4 and for IPv6. Opening is measured once, one packet \
-             a flow; then {} rounds. `status` counts the open flows, `flows` prints them all (to /dev/null).",
+             a flow; then {} rounds ({} of the commands from a \
+             million flows on). `status` counts the open flows, `flows` prints them all (to /dev/null).",
             args.room,
-            args.rounds()
+            args.rounds(),
+            args.rounds().min(3),
         ),
         columns: columns(&[
             "flows",

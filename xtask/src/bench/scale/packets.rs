@@ -10,6 +10,7 @@ use aya::{
 use aya_obj::programs::XdpAttachType;
 use bg_common::FrameTemplate;
 use etherparse::PacketBuilder;
+use rustix::thread::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
 use std::{
     net::{Ipv4Addr, SocketAddrV4},
     path::Path,
@@ -44,6 +45,7 @@ impl Packets {
     /// One packet of each flow, in order: opens them.
     pub(super) fn open(&mut self, vip: SocketAddrV4, flows: u32) -> Result<f64> {
         aim(&mut self.wrapper, &self.ours, &template(vip, flows, (1, 1))?)?;
+        let _pinned = Pinned::here()?;
         let (ns, verdict) = shoot(&mut self.wrapper, self.ingress, flows)?;
         ensure!(verdict == REDIRECT, "opening {flows} flows ended with verdict {verdict}, expected a redirect");
         Ok(ns)
@@ -53,6 +55,7 @@ impl Packets {
     pub(super) fn measure(&mut self, vip: SocketAddrV4, flows: u32, packets: u32) -> Result<(f64, f64)> {
         // Numerical Recipes' generator: full period modulo any power of two.
         let template = template(vip, flows, (1_664_525, 1_013_904_223))?;
+        let _pinned = Pinned::here()?;
         aim(&mut self.wrapper, &self.empty, &template)?;
         let (empty, verdict) = shoot(&mut self.wrapper, self.ingress, packets)?;
         ensure!(verdict == TX, "the empty program returned {verdict}");
@@ -60,6 +63,29 @@ impl Packets {
         let (ours, verdict) = shoot(&mut self.wrapper, self.ingress, packets)?;
         ensure!(verdict == REDIRECT, "a packet of an open flow got verdict {verdict}, expected a redirect");
         Ok((ours, empty))
+    }
+}
+
+/// While it lives, the calling thread stays on its CPU: the wrapper numbers flows on each CPU for itself, so one that
+/// is moved in the middle would begin anew.
+struct Pinned {
+    before: CpuSet,
+}
+
+impl Pinned {
+    fn here() -> Result<Self> {
+        let before = sched_getaffinity(None)?;
+        let mut here = CpuSet::new();
+        here.set(sched_getcpu());
+        sched_setaffinity(None, &here)?;
+        Ok(Self { before })
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        // It was allowed before.
+        let _ = sched_setaffinity(None, &self.before);
     }
 }
 
