@@ -149,3 +149,52 @@ fn on_monotonic_clock(instant: Instant) -> u64 {
     let now_ns = monotonic_ns();
     now_ns - Instant::now().saturating_duration_since(instant).as_nanos() as u64
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bg_userspace::{config::OnSwitch, history::Moment};
+
+    /// A switch to green that was stored at 1,000,000 ns; its fence returned 50,000 ns later.
+    fn judge(last_old: u64, first_new: u64) -> Result<Rounds> {
+        let moment = |generation, live| Moment { generation, live };
+        let switched = Switched {
+            deployment: DEPLOYMENT.into(),
+            changed: true,
+            from: moment(1, Colour::Blue),
+            to: moment(2, Colour::Green),
+            on_switch: OnSwitch::Drain,
+            stored: Instant::now(),
+            fence: Duration::from_micros(50),
+        };
+        let blue = ColourSeen { last_decided: last_old, ..ColourSeen::default() };
+        let green = ColourSeen { first_decided: first_new, first_arrived: first_new + 900, ..ColourSeen::default() };
+        let mut rounds = Rounds::default();
+        rounds.judge(&[[blue, green]], Colour::Green as usize, 1_000_000, &switched, Duration::from_millis(1))?;
+        Ok(rounds)
+    }
+
+    #[test]
+    fn times_are_since_the_store() {
+        let rounds = judge(1_000_200, 1_000_700).unwrap();
+        assert_eq!((rounds.overlap[0], rounds.decided[0], rounds.arrived[0]), (200.0, 700.0, 1600.0));
+        assert_eq!(judge(999_000, 1_000_700).unwrap().overlap, [-1000.0]);
+    }
+
+    #[test]
+    fn a_packet_by_the_old_word_after_the_fence_fails_the_benchmark() {
+        assert!(judge(1_049_999, 1_000_700).is_ok());
+        let error = judge(1_050_000, 1_000_700).err().unwrap();
+        assert!(error.to_string().contains("the fence had returned"), "{error}");
+    }
+
+    #[test]
+    fn an_instant_is_where_the_clock_was() {
+        let before = monotonic_ns();
+        let instant = Instant::now();
+        let after = monotonic_ns();
+        let found = on_monotonic_clock(instant);
+        // Early by what lies between two readings of the clock, unless the thread was preempted there.
+        assert!(found <= after && found + 100_000_000 > before, "{before} {found} {after}");
+    }
+}

@@ -49,12 +49,20 @@ pub(crate) struct Args {
 
 impl Args {
     /// As given, or a small part of it.
-    fn quickly(&self, number: u32) -> u32 {
-        if self.quick { (number / 20).max(3) } else { number }
+    fn switches(&self) -> u32 {
+        if self.quick { (self.switches / 100).max(3) } else { self.switches }
     }
 
     fn packets(&self) -> u64 {
-        if self.quick { self.packets / 20 } else { self.packets }
+        if self.quick { self.packets / 100 } else { self.packets }
+    }
+
+    fn commands(&self) -> u32 {
+        if self.quick { (self.commands / 20).max(3) } else { self.commands }
+    }
+
+    fn rounds(&self) -> u32 {
+        if self.quick { (self.rounds / 20).max(3) } else { self.rounds }
     }
 }
 
@@ -109,11 +117,8 @@ fn measure_ours(args: &Args, object: &Path) -> Result<Ours> {
         let instance = Instance::open(&paths)?;
         let mut live = Live::first();
 
-        say(format_args!(
-            "switches without load: {} by the library, as many by the command",
-            args.quickly(args.commands)
-        ));
-        let (idle_calls, idle_commands) = idle(&edge, &instance, args.quickly(args.commands), &mut live)?;
+        say(format_args!("switches without load: {} by the library, as many by the command", args.commands()));
+        let (idle_calls, idle_commands) = idle(&edge, &instance, args.commands(), &mut live)?;
 
         let call = if args.quick { CALL / 4 } else { CALL };
         let shape = Shape { ingress, vip, batch: args.batch, call };
@@ -121,12 +126,12 @@ fn measure_ours(args: &Args, object: &Path) -> Result<Ours> {
         let before = live.switches();
         say(format_args!(
             "switches under load: {} by the library, {} by the command",
-            args.quickly(args.switches),
-            args.quickly(args.commands)
+            args.switches(),
+            args.commands()
         ));
         let (rounds, commands) = load.during(args.packets(), || {
-            let rounds = by_library(&instance, &load, args.quickly(args.switches), &mut live)?;
-            let commands = by_command(&edge, &load, args.quickly(args.commands), &mut live)?;
+            let rounds = by_library(&instance, &load, args.switches(), &mut live)?;
+            let commands = by_command(&edge, &load, args.commands(), &mut live)?;
             Ok((rounds, commands))
         })?;
         let (sent, arrived) = load.sent();
@@ -168,7 +173,7 @@ struct Compared {
 
 fn measure_contenders(args: &Args) -> Result<Vec<Compared>> {
     let mut arena = Arena::build()?;
-    let rounds = args.quickly(args.rounds);
+    let rounds = args.rounds();
     say(format_args!("{rounds} switches of each of {} contenders, by turns", arena.contenders.len()));
     let new = |contender: &Contender| Compared {
         name: contender.name,
@@ -353,5 +358,19 @@ fn distribution(ours: &Ours) -> Plot {
             series("arrived at the backend", &ours.rounds.arrived),
             series("last packet by the old word", &ours.rounds.overlap),
         ],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_quantile_is_shown_if_the_sample_has_it() {
+        let sample: Vec<f64> = (1..=1000).rev().map(|number| f64::from(number) * 1000.0).collect();
+        let shown = quantiles(&sample, &[0.5, 0.99, 0.999, 1.0]);
+        assert_eq!(shown, [501.0, 990.0, 999.0, 1000.0].map(Cell::from));
+        let shown = quantiles(&sample[..100], &[0.99, 0.999, 1.0]);
+        assert_eq!(shown, [999.0.into(), Cell::Empty, 1000.0.into()]);
     }
 }
