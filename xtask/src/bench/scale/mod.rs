@@ -35,8 +35,8 @@ pub(crate) struct Args {
     /// Numbers of flows, powers of two.
     #[arg(long, value_delimiter = ',', default_values_t = [1 << 10, 1 << 14, 1 << 16, 1 << 18, 1 << 20, 1 << 22])]
     flows: Vec<u32>,
-    /// For each flow, room for so many in the table (`attach --flows`).
-    #[arg(long, default_value_t = 2)]
+    /// For each flow, room for so many in the table (`attach --flows`, which leaves a table of which that is half).
+    #[arg(long, default_value_t = 1)]
     room: u32,
     /// Rounds of each size.
     #[arg(long, default_value_t = 5)]
@@ -380,11 +380,11 @@ fn flow_tables(all: &[Filled], args: &Args) -> Table {
     Table {
         title: "Flows".into(),
         about: format!(
-            "IPv4 TCP flows of one service with ten backends a colour, each with its entry for the reply. The table is \
-             made for {} times as many (`attach --flows`), for IPv4 and for IPv6. Opening is measured once, one packet \
-             a flow; then {} rounds ({} of the commands from a \
-             million flows on). `status` counts the open flows, `flows` prints them all (to /dev/null).",
-            args.room,
+            "IPv4 TCP flows of one service with ten backends a colour, each with its entry for the reply. The tables, one \
+             for IPv4 and one for IPv6, are made for {} (`attach --flows`). Opening is measured once, one packet a \
+             flow; then {} rounds ({} of the commands from a million flows on). `status` counts the open flows, `flows` \
+             prints them all (to /dev/null).",
+            if args.room == 1 { "as many".to_owned() } else { format!("{} times as many", args.room) },
             args.rounds(),
             args.rounds().min(3),
         ),
