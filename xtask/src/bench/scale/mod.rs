@@ -243,7 +243,11 @@ impl Bench<'_> {
 
     /// Printing millions of flows takes long.
     fn rounds_of_commands(&self, flows: u32) -> u32 {
-        if flows < 1 << 20 { self.args.rounds() } else { self.args.rounds().min(3) }
+        match flows {
+            ..=0xf_ffff => self.args.rounds(),
+            ..=0x1f_ffff => self.args.rounds().min(3),
+            _ => 1,
+        }
     }
 
     /// A new instance.
@@ -382,11 +386,10 @@ fn flow_tables(all: &[Filled], args: &Args) -> Table {
         about: format!(
             "IPv4 TCP flows of one service with ten backends a colour, each with its entry for the reply. The tables, one \
              for IPv4 and one for IPv6, are made for {} (`attach --flows`). Opening is measured once, one packet a \
-             flow; then {} rounds ({} of the commands from a million flows on). `status` counts the open flows, `flows` \
+             flow; then {} rounds, fewer of the commands from a million flows on. `status` counts the open flows, `flows` \
              prints them all (to /dev/null).",
             if args.room == 1 { "as many".to_owned() } else { format!("{} times as many", args.room) },
             args.rounds(),
-            args.rounds().min(3),
         ),
         columns: columns(&[
             "flows",
