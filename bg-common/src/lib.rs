@@ -12,6 +12,7 @@
 mod addr;
 mod backend;
 mod bench;
+mod bench_switch;
 mod counters;
 mod flow;
 mod live;
@@ -20,6 +21,7 @@ mod service;
 pub use addr::{Addr, Be16, Family, Protocol};
 pub use backend::{Backend, Identity, Mode, NextHop, NumberedHop};
 pub use bench::{Destination, FrameTemplate, LiveFrame, Received};
+pub use bench_switch::{ColourSeen, SWITCH_CPUS, SwitchLoad, SwitchSeen, SwitchSent};
 pub use counters::{Event, Traffic};
 pub use flow::{CachedHop, Flow, FlowBackend, FlowHash, FlowKey4, FlowKey6, FlowState, FlowTables};
 pub use live::{Colour, FULL_SHARE, LiveFlags, LiveWord, SwitchTerms};
@@ -107,6 +109,9 @@ mod pod {
         Destination,
         LiveFrame,
         Received,
+        SwitchLoad,
+        SwitchSent,
+        SwitchSeen,
         Meta,
         Clock,
         Backend,

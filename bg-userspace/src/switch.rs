@@ -59,7 +59,10 @@ pub struct Switched {
     pub to: Moment,
     /// What happens to flows that are open.
     pub on_switch: OnSwitch,
-    /// From the store, if there was one, to the end of the fence: no packet is decided by the old word after that.
+    /// The moment before the store, or if there was none, before the fence.
+    #[serde(skip)]
+    pub stored: Instant,
+    /// From then to the end of the fence: no packet is decided by the old word after that.
     #[serde(serialize_with = "micros", rename = "fence_us")]
     pub fence: Duration,
 }
@@ -100,7 +103,7 @@ impl Instance {
         // As it is now, whatever it was before the lock.
         let row = self.words.deployments.read(index.into());
         let on_switch = request.on_switch.unwrap_or(if row.on_switch == 0 { OnSwitch::Drain } else { OnSwitch::Cut });
-        let (from, to) = loop {
+        let (from, to, stored) = loop {
             let word = self.words.live.read(index.into());
             if row.in_use == 0 || text(&row.name) != name || word.generation() == 0 {
                 return Err(Refusal::NotRunning { deployment: name.to_owned() }.into());
@@ -112,21 +115,23 @@ impl Instance {
             }
             let to = target(name, word)?;
             if to == word.live() {
-                let fence = timed(&mut fence)?;
-                let (deployment, now) = (name.to_owned(), moment(word));
-                return Ok(Switched { deployment, changed: false, from: now, to: now, on_switch, fence });
+                let stored = Instant::now();
+                fence.wait()?;
+                let (deployment, now, fence) = (name.to_owned(), moment(word), stored.elapsed());
+                return Ok(Switched { deployment, changed: false, from: now, to: now, on_switch, stored, fence });
             }
             if !is_attached {
                 return Err(Refusal::NoInterface.into());
             }
             self.check_colour(name, &services, to)?;
             fence.wait()?;
-            if let Some(new) = self.exchange(name, index, &row, word, to, on_switch)? {
-                break (word, new);
+            if let Some((new, stored)) = self.exchange(name, index, &row, word, to, on_switch)? {
+                break (word, new, stored);
             }
             // Somebody who does not know the lock has changed the word meanwhile: look again.
         };
-        let fence = timed(&mut fence)?;
+        fence.wait()?;
+        let fence = stored.elapsed();
         // Not before: the next switch writes the terms that belong to the word which the fence has just retired.
         drop(lock);
         let (from, to) = (moment(from), moment(to));
@@ -138,10 +143,10 @@ impl Instance {
             generation: to.generation,
             source: Box::new(source),
         })?;
-        Ok(Switched { deployment: name.to_owned(), changed: true, from, to, on_switch, fence })
+        Ok(Switched { deployment: name.to_owned(), changed: true, from, to, on_switch, stored, fence })
     }
 
-    /// Writes the next generation's terms, then the word, if it is still `word`.
+    /// Writes the next generation's terms, then the word, if it is still `word`; tells when.
     fn exchange(
         &self,
         name: &str,
@@ -150,7 +155,7 @@ impl Instance {
         word: LiveWord,
         to: Colour,
         on_switch: OnSwitch,
-    ) -> Result<Option<LiveWord>, Error> {
+    ) -> Result<Option<(LiveWord, Instant)>, Error> {
         let mut terms = self.words.terms.read(index.into());
         let old = terms[word.terms_slot()];
         let needs_clock = on_switch == OnSwitch::Drain || live::needs_clock(word, &old);
@@ -172,8 +177,9 @@ impl Instance {
             self.words.terms.write_word(index.into(), &terms, new.terms_slot() * words_each + part);
         }
         let live = &self.words.live.words(index.into())[0];
+        let stored = Instant::now();
         let exchanged = live.compare_exchange(word.0, new.0, Ordering::SeqCst, Ordering::SeqCst);
-        Ok(exchanged.is_ok().then_some(new))
+        Ok(exchanged.is_ok().then_some((new, stored)))
     }
 
     /// Refuses a colour in which a service has nowhere to send new flows.
@@ -233,13 +239,6 @@ impl Instance {
             existing: deployment_rows(&self.words).map(|(_, row)| text(&row.name)).collect(),
         })
     }
-}
-
-/// Waits, and tells for how long.
-fn timed(fence: &mut Fence) -> Result<Duration, Error> {
-    let start = Instant::now();
-    fence.wait()?;
-    Ok(start.elapsed())
 }
 
 fn micros<S: serde::Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {

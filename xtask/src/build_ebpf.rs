@@ -82,6 +82,11 @@ fn object_path(program: &str) -> PathBuf {
     workspace::target_dir().join("bpf").join(program).with_extension("bpf.o")
 }
 
+/// Compiles the programs that measure the instant of a switch.
+pub(crate) fn build_bench_switch() -> Result<PathBuf> {
+    compile("bg-bench-switch").map(|built| built.path)
+}
+
 fn compile(program: &str) -> Result<Built> {
     let toolchain = Toolchain::require()?;
     let linker = toolchain::require_bpf_linker()?;

@@ -98,14 +98,14 @@ struct Sides {
     backend: u32,
 }
 
-fn ifindex(namespace: &Namespace, name: &str) -> Result<u32> {
+pub(super) fn ifindex(namespace: &Namespace, name: &str) -> Result<u32> {
     let shown = namespace.ip(&format!("-oneline link show {name}"))?;
     let index = shown.split(':').next().and_then(|index| index.trim().parse().ok());
     index.with_context(|| format!("ip does not tell the index of {name}: {shown}"))
 }
 
 /// The edge with a client's and a backend's side, so that routes, neighbours and interfaces are real.
-fn wire(sandbox: &Sandbox) -> Result<Namespace> {
+pub(super) fn wire(sandbox: &Sandbox) -> Result<Namespace> {
     let edge = Namespace::create(sandbox.id(), "edge")?;
     for (name, side) in [("c0", "192.0.2.254/24 2001:db8:1::fe/64"), ("b0", "10.0.1.254/24 fd00:1::fe/64")] {
         edge.ip(&format!("link add {name} type veth peer name {name}-far"))?;
@@ -300,7 +300,7 @@ fn template(case: &Case, reply: bool, flows: u32, order: Order) -> Result<FrameT
 }
 
 /// Puts a program and a frame behind the wrapper.
-fn aim(wrapper: &mut Ebpf, target: &ProgramFd, template: &FrameTemplate) -> Result<()> {
+pub(super) fn aim(wrapper: &mut Ebpf, target: &ProgramFd, template: &FrameTemplate) -> Result<()> {
     let mut templates: Array<_, FrameTemplate> = wrapper.map_mut("template").context("template")?.try_into()?;
     templates.set(0, template, 0)?;
     let mut targets: ProgramArray<_> = wrapper.map_mut("target").context("target")?.try_into()?;
@@ -309,7 +309,7 @@ fn aim(wrapper: &mut Ebpf, target: &ProgramFd, template: &FrameTemplate) -> Resu
 }
 
 /// Runs the wrapper so many times; ns a run, and the last verdict.
-fn shoot(wrapper: &mut Ebpf, ingress: u32, packets: u32) -> Result<(f64, u32)> {
+pub(super) fn shoot(wrapper: &mut Ebpf, ingress: u32, packets: u32) -> Result<(f64, u32)> {
     let frame = [0; FrameTemplate::LEN];
     let context = context_of(ingress);
     let options =
@@ -319,7 +319,7 @@ fn shoot(wrapper: &mut Ebpf, ingress: u32, packets: u32) -> Result<(f64, u32)> {
 }
 
 /// A `struct xdp_md` (linux/bpf.h) for a frame that came in by an interface.
-fn context_of(ifindex: u32) -> [u8; 24] {
+pub(super) fn context_of(ifindex: u32) -> [u8; 24] {
     #[repr(C)]
     struct XdpMd {
         data: u32,
@@ -335,6 +335,6 @@ fn context_of(ifindex: u32) -> [u8; 24] {
     context
 }
 
-fn program<'a>(object: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {
+pub(super) fn program<'a>(object: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {
     Ok(object.program_mut(name).with_context(|| format!("no program {name}"))?.try_into()?)
 }

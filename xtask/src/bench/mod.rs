@@ -4,12 +4,15 @@ mod bars;
 mod bgctl;
 mod compare;
 mod datapath;
+mod edge;
 mod machine;
 mod page;
 mod plot;
 mod record;
 mod report;
+mod scale;
 mod stats;
+mod switch;
 mod text;
 mod throughput;
 
@@ -49,6 +52,10 @@ enum Part {
     Datapath(datapath::Args),
     /// Packets a second across a network of veth interfaces.
     Throughput(throughput::Args),
+    /// The instant of a switch under load, beside nftables, HAProxy and nginx.
+    Switch(switch::Args),
+    /// Commands, memory and packets with many services, backends and flows.
+    Scale(scale::Args),
     /// The same network and traffic through what people would use instead.
     Compare(compare::Args),
 }
@@ -59,6 +66,8 @@ impl Part {
     const ALL: &[(&str, &str, bool)] = &[
         ("datapath", "What a packet costs", false),
         ("throughput", "Packets a second across a network", true),
+        ("switch", "The instant of a switch", false),
+        ("scale", "With many services, backends and flows", false),
         ("compare", "Beside what else there is", true),
     ];
 
@@ -66,6 +75,8 @@ impl Part {
         match self {
             Self::Datapath(args) => datapath::run(args),
             Self::Throughput(args) => throughput::run(args),
+            Self::Switch(args) => switch::run(args),
+            Self::Scale(args) => scale::run(args),
             Self::Compare(args) => compare::run(args),
         }
     }
@@ -74,6 +85,8 @@ impl Part {
         match self {
             Self::Datapath(args) => args.quick,
             Self::Throughput(args) => args.quick,
+            Self::Switch(args) => args.quick,
+            Self::Scale(args) => args.quick,
             Self::Compare(args) => args.quick,
         }
     }

@@ -42,7 +42,7 @@ pub(crate) struct Args {
     only: Option<String>,
     /// One short round, with figures that are worth little.
     #[arg(long)]
-    quick: bool,
+    pub(super) quick: bool,
 }
 
 impl Args {

@@ -30,7 +30,7 @@ pub(crate) struct Args {
     frames: u32,
     /// Two rounds of few frames: seconds, and figures that are worth little.
     #[arg(long)]
-    quick: bool,
+    pub(super) quick: bool,
 }
 
 impl Args {

@@ -1,0 +1,92 @@
+//! An edge with bgctl on it, as `datapath` has one, for parts that measure commands: nothing but what they say runs
+//! in it.
+
+use super::datapath::wire;
+use crate::workspace;
+use anyhow::Result;
+use bg_tests::{Namespace, Sandbox, output};
+use bg_userspace::Paths;
+use std::{
+    fs,
+    path::PathBuf,
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+/// The deployment that is applied and switched.
+pub(super) const DEPLOYMENT: &str = "shop";
+/// Its interface towards clients.
+pub(super) const CLIENT_SIDE: &str = "c0";
+/// Its interface towards backends; what leaves by it arrives at [`BACKEND`].
+pub(super) const BACKEND_SIDE: &str = "b0";
+/// The other end of [`BACKEND_SIDE`].
+pub(super) const BACKEND: &str = "b0-far";
+
+/// The edge. Dropped, it is gone.
+pub(super) struct Edge {
+    /// Where bgctl runs.
+    pub(super) namespace: Namespace,
+    program: PathBuf,
+    /// Last: the directories go when the namespace has gone.
+    sandbox: Sandbox,
+}
+
+impl Edge {
+    /// Makes it; nothing is attached yet.
+    pub(super) fn create() -> Result<Self> {
+        let sandbox = Sandbox::create()?;
+        let namespace = wire(&sandbox)?;
+        // The green backends' network; the blue ones' is there.
+        namespace.ip(&format!("address add 10.0.2.254/24 dev {BACKEND_SIDE}"))?;
+        for address in ["10.0.1.11", "10.0.2.11"] {
+            let neighbour = format!("neighbour replace {address} lladdr 02:00:00:00:00:11");
+            namespace.ip(&format!("{neighbour} dev {BACKEND_SIDE} nud permanent"))?;
+        }
+        Ok(Self { namespace, program: bgctl(), sandbox })
+    }
+
+    /// Where the instance lives.
+    pub(super) fn paths(&self) -> Paths {
+        Paths { pin_root: self.sandbox.pin_root().to_owned(), state_dir: self.sandbox.state_dir() }
+    }
+
+    /// A bgctl that is ready to run. It runs in the namespace of the thread that starts it, which has to be the
+    /// edge's: nsenter would be measured with it.
+    pub(super) fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(&self.program);
+        command.arg("--pin-root").arg(self.sandbox.pin_root()).arg("--state-dir").arg(self.sandbox.state_dir());
+        command.args(arguments);
+        command
+    }
+
+    /// Runs it to its end and returns its results.
+    pub(super) fn run(&self, arguments: &[&str]) -> Result<String> {
+        output(&mut self.command(arguments))
+    }
+
+    /// Runs it to its end and tells how long that took, from before the process was started to after its end. Results
+    /// go nowhere; a failure is an error.
+    pub(super) fn timed(&self, arguments: &[&str]) -> Result<Duration> {
+        timed(&mut self.command(arguments))
+    }
+
+    /// Writes a configuration to the edge's file and returns its path.
+    pub(super) fn write_config(&self, config: &str) -> Result<String> {
+        let path = self.sandbox.dir().join("bgctl.toml");
+        fs::write(&path, config)?;
+        Ok(path.display().to_string())
+    }
+}
+
+/// Runs a command to its end and tells how long that took, from before its process was started to after its end.
+pub(super) fn timed(command: &mut Command) -> Result<Duration> {
+    command.stdout(Stdio::null());
+    let start = Instant::now();
+    output(command)?;
+    Ok(start.elapsed())
+}
+
+/// The bgctl to measure: the one that the variable BGCTL names, else the one of the release profile.
+pub(super) fn bgctl() -> PathBuf {
+    std::env::var_os("BGCTL").map_or_else(|| workspace::target_dir().join("release/bgctl"), PathBuf::from)
+}
