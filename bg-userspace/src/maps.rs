@@ -68,11 +68,10 @@ impl Services {
     }
 }
 
-/// Services, their backends, and the tables that lead to these.
+/// Services, their backends, and testers.
 pub(crate) struct Tables {
     pub(crate) services: Services,
     pub(crate) backends: Mapped<Backend>,
-    pub(crate) maglev: Mapped<[u32; 2]>,
     pub(crate) testers: LpmTrie<MapData, TesterKey, u32>,
 }
 
@@ -81,7 +80,6 @@ impl Tables {
         Ok(Self {
             services: Services::open(paths)?,
             backends: mapped(paths, "backends", MAX_BACKENDS)?,
-            maglev: mapped(paths, "maglev", MAX_TABLE_ENTRIES / 2)?,
             testers: typed(paths, "testers")?,
         })
     }
@@ -90,6 +88,11 @@ impl Tables {
     pub(crate) fn tester_keys(&self) -> Result<Vec<Key<TesterKey>>, Error> {
         self.testers.keys().collect::<Result<_, _>>().map_err(Error::map("read", "testers"))
     }
+}
+
+/// Opens the tables that lead to backends. Apart, since mapping so many pages takes time.
+pub(crate) fn maglev(paths: &Paths) -> Result<Mapped<[u32; 2]>, Error> {
+    mapped(paths, "maglev", MAX_TABLE_ENTRIES / 2)
 }
 
 /// Opens `flows4`.

@@ -46,10 +46,11 @@ use crate::{
     config::{Config, Deployment, Service},
     fence::Fence,
     lock::Lock,
-    maps::{Tables, TrafficCounters, Words, unless_missing},
+    maps::{Tables, TrafficCounters, Words, maglev, unless_missing},
     plan::{self, Plan},
     recover::recover,
     running::{Running, RunningService, service_key, vip_row},
+    sys::Mapped,
     time::TickLength,
 };
 
@@ -85,6 +86,7 @@ struct Work<'a> {
     fence: Fence,
     words: &'a Words,
     tables: Tables,
+    maglev: Mapped<[u32; 2]>,
     traffic: TrafficCounters,
     running: &'a Running,
     deployments: Indexes,
@@ -136,6 +138,7 @@ impl<'a> Work<'a> {
             fence: Fence::prepare(paths)?,
             words,
             tables,
+            maglev: maglev(paths)?,
             traffic: TrafficCounters::open(paths)?,
             running,
             deployments: Indexes::new(flags(&running.used.deployments, MAX_DEPLOYMENTS)),
@@ -271,7 +274,7 @@ impl<'a> Work<'a> {
             job.write_rows(self)?;
         }
         let fills: Vec<_> = batch.iter().flat_map(|job| &job.fills).collect();
-        fill(&fills, &self.tables.maglev);
+        fill(&fills, &self.maglev);
         for job in batch.drain(..) {
             job.publish(self)?;
         }

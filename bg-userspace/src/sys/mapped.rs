@@ -55,9 +55,15 @@ impl<T: Pod> Mapped<T> {
     /// Reads a row word by word.
     pub(crate) fn read(&self, row: usize) -> T {
         let mut value = T::zeroed();
-        for (to, from) in bytemuck::bytes_of_mut(&mut value).chunks_mut(8).zip(self.words(row)) {
-            let word = from.load(Ordering::Relaxed).to_ne_bytes();
-            to.copy_from_slice(&word[..to.len()]);
+        // Whole words, then what is left: so that a word is copied by one instruction.
+        let mut octets = bytemuck::bytes_of_mut(&mut value).chunks_exact_mut(8);
+        let mut words = self.words(row).iter().map(|word| word.load(Ordering::Relaxed).to_ne_bytes());
+        for (to, word) in octets.by_ref().zip(words.by_ref()) {
+            to.copy_from_slice(&word);
+        }
+        let rest = octets.into_remainder();
+        if let Some(word) = words.next() {
+            rest.copy_from_slice(&word[..rest.len()]);
         }
         value
     }
