@@ -12,12 +12,20 @@ pub struct Processor {
 }
 
 impl Processor {
-    /// The last of those that this process may use: the first one tends to get the machine's interrupts.
-    pub fn last() -> Result<Self> {
+    /// Those that this process may use.
+    pub fn all() -> Result<Vec<Self>> {
         let allowed = allowed()?;
         // SAFETY: the numbers are below the size of the set.
-        let is_allowed = |number: &usize| unsafe { libc::CPU_ISSET(*number, &allowed) };
-        let number = (0..libc::CPU_SETSIZE as usize).rev().find(is_allowed).context("no processor")?;
+        let numbers = (0..libc::CPU_SETSIZE as usize).filter(|number| unsafe { libc::CPU_ISSET(*number, &allowed) });
+        numbers.map(Self::numbered).collect()
+    }
+
+    /// The last of those that this process may use: the first one tends to get the machine's interrupts.
+    pub fn last() -> Result<Self> {
+        Self::all()?.pop().context("no processor")
+    }
+
+    fn numbered(number: usize) -> Result<Self> {
         let name = format!("ksoftirqd/{number}\n");
         for entry in fs::read_dir("/proc")?.flatten() {
             if fs::read_to_string(entry.path().join("comm")).is_ok_and(|comm| comm == name) {

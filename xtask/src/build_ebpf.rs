@@ -61,8 +61,11 @@ pub(crate) fn is_prebuilt() -> bool {
 }
 
 /// What the benchmarks measure with.
-const BENCHES: [&str; 1] = [BENCH];
+const BENCHES: [&str; 3] = [BENCH, BENCH_SWITCH, REFERENCE];
 const BENCH: &str = "bg-bench";
+const BENCH_SWITCH: &str = "bg-bench-switch";
+/// The object itself, with the kernel's own flow tables.
+const REFERENCE: &str = "bg-lru";
 
 /// Compiles all programs that the benchmarks measure with.
 pub(crate) fn prebuild_benches() -> Result<()> {
@@ -84,7 +87,12 @@ fn object_path(program: &str) -> PathBuf {
 
 /// Compiles the programs that measure the instant of a switch.
 pub(crate) fn build_bench_switch() -> Result<PathBuf> {
-    compile("bg-bench-switch").map(|built| built.path)
+    compiled(BENCH_SWITCH)
+}
+
+/// Compiles the object with the kernel's LRU hash for flow tables: what its own are compared with.
+pub(crate) fn build_reference() -> Result<PathBuf> {
+    compiled(REFERENCE)
 }
 
 fn compile(program: &str) -> Result<Built> {
@@ -95,12 +103,15 @@ fn compile(program: &str) -> Result<Built> {
 
     let target_dir = workspace::target_dir().join("bpf");
     let flags = [codegen_flags(), remap_flags(toolchain)?].concat();
+    let binary = if program == REFERENCE { "bg-ebpf" } else { program };
     let mut cargo = toolchain.cargo();
     cargo
         .current_dir(workspace::root())
         .env("PATH", toolchain::path_with_cargo_bin())
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
-        .args(["build", "--release", "--package", "bg-ebpf", "--bin", program])
+        .args(["build", "--release", "--package", "bg-ebpf"])
+        .args(["--bin", binary])
+        .args(if program == REFERENCE { &["--features", "lru"][..] } else { &[] })
         .args(["-Z", "build-std=core", "--target", TARGET, "--target-dir"])
         .arg(&target_dir);
     for setting in profile() {
@@ -114,7 +125,7 @@ fn compile(program: &str) -> Result<Built> {
         )
     })?;
 
-    let linked = target_dir.join(TARGET).join("release").join(program);
+    let linked = target_dir.join(TARGET).join("release").join(binary);
     let path = object_path(program);
     strip(&linked, &path)?;
     let object = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;

@@ -128,9 +128,17 @@ mod lru {
     use bg_common::FlowState;
     use bg_ebpf::flow_table::Words as _;
 
+    /// Nothing of what is missing is left undefined: the compiler might move it about, and the verifier refuses that.
     #[inline(always)]
-    fn read(row: RawWords) -> FlowRef {
-        FlowRef::new(row, Flow::from_words([row.load(0), row.load(1), row.load(2)]))
+    fn read(row: Option<*mut Flow>) -> Option<FlowRef> {
+        // SAFETY: a row is three words, and lives as long as the program runs.
+        let words = row.map_or(RawWords::NONE, |row| unsafe { RawWords::new(row.cast()) });
+        let mut flow = Flow::default();
+        if !words.is_none() {
+            flow = Flow::from_words([words.load(0), words.load(1), words.load(2)]);
+        }
+        let found = FlowRef::new(words, flow);
+        (!words.is_none()).then_some(found)
     }
 
     #[inline(always)]
@@ -152,9 +160,7 @@ mod lru {
             impl<const XDP: bool> FlowTable<$key> for World<XDP> {
                 #[inline(always)]
                 fn flow(&self, key: &$key) -> Option<FlowRef> {
-                    let row = maps::$map.get_ptr_mut(key)?;
-                    // SAFETY: a row is three words, and lives as long as the program runs.
-                    Some(read(unsafe { RawWords::new(row.cast()) }))
+                    read(maps::$map.get_ptr_mut(key))
                 }
 
                 #[inline(always)]

@@ -17,14 +17,15 @@ use aya::{
 };
 use bg_common::{FrameTemplate, Mode, Protocol};
 use bg_tests::{
-    Namespace, Sandbox,
+    Namespace, Processor, Sandbox,
     twin::{BackendAt, Kernel, Scenario, ServiceAt},
 };
 use etherparse::PacketBuilder;
 use std::{
     mem::offset_of,
     net::{IpAddr, SocketAddr},
-    path::Path,
+    path::{Path, PathBuf},
+    sync::Barrier,
 };
 
 #[derive(clap::Args)]
@@ -36,7 +37,7 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 1 << 20)]
     packets: u32,
     /// Numbers of flows, powers of two.
-    #[arg(long, value_delimiter = ',', default_values_t = [1, 65_536])]
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 65_536, 524_288, 1_048_576])]
     flows: Vec<u32>,
     /// A few rounds of few packets: seconds, and figures that are worth little.
     #[arg(long)]
@@ -51,13 +52,20 @@ impl Args {
     fn packets(&self) -> u32 {
         if self.quick { 1 << 16 } else { self.packets }
     }
+
+    fn flows(&self) -> Vec<u32> {
+        if self.quick { vec![1, 65_536] } else { self.flows.clone() }
+    }
 }
 
 /// XDP_REDIRECT and XDP_TX (linux/bpf.h).
 const REDIRECT: u32 = 4;
 const TX: u32 = 3;
+/// XDP_PASS.
+const PASS: u32 = 2;
 
 /// One row of the table.
+#[derive(Clone, Copy)]
 struct Case {
     name: &'static str,
     client: IpAddr,
@@ -82,13 +90,17 @@ impl Case {
 }
 
 pub(crate) fn run(args: &Args) -> Result<Report> {
-    let object = build_ebpf::build_bench()?;
-    // The table holds both directions of every flow, with room: an LRU that is full measures its own evictions.
-    let entries = 4 * args.flows.iter().max().context("no number of flows")?.max(&65_536);
+    let objects = Objects { bench: build_ebpf::build_bench()?, reference: build_ebpf::build_reference()? };
     let sandbox = Sandbox::create()?;
     let edge = wire(&sandbox)?;
     let sides = Sides { client: ifindex(&edge, "c0")?, backend: ifindex(&edge, "b0")? };
-    edge.enter(|| measure(args, &object, entries, sides))?
+    edge.enter(|| measure(args, &objects, sides))?
+}
+
+/// What is loaded beside the object under test.
+struct Objects {
+    bench: PathBuf,
+    reference: PathBuf,
 }
 
 /// Indexes of the edge's interfaces.
@@ -149,17 +161,137 @@ fn cases() -> Result<Vec<Case>> {
     ])
 }
 
-fn measure(args: &Args, object: &Path, entries: u32, sides: Sides) -> Result<Report> {
-    let mut kernel = Kernel::load(entries)?;
+/// A loaded object whose flow tables are in use, and the wrapper in front of it.
+struct Bench {
+    kernel: Kernel,
+    wrapper: Ebpf,
+    sides: Sides,
+}
+
+impl Bench {
+    /// Loads the object under test, or another, with room for so many flows at half load.
+    fn load(object: Option<&Path>, wrapper: &Path, flows: u32, sides: Sides) -> Result<Self> {
+        // An entry for each direction, half of them in use.
+        let entries = 4 * flows.max(65_536);
+        let kernel = match object {
+            Some(path) => Kernel::load_object(path, entries)?,
+            None => Kernel::load(entries)?,
+        };
+        Ok(Self { kernel, wrapper: load_wrapper(wrapper)?, sides })
+    }
+
+    fn ours(&mut self) -> Result<ProgramFd> {
+        Ok(program(self.kernel.object(), "ingress")?.fd()?.try_clone()?)
+    }
+
+    fn empty(&mut self) -> Result<ProgramFd> {
+        Ok(program(&mut self.wrapper, "empty")?.fd()?.try_clone()?)
+    }
+
+    /// Forgets all flows and fills the maps for a case.
+    fn prepare(&mut self, case: &Case) -> Result<()> {
+        self.kernel.forget_flows()?;
+        self.kernel.fill(&scenario(case))?;
+        let mut egress: DevMap<_> = self.kernel.object().map_mut("egress").context("egress")?.try_into()?;
+        for ifindex in [self.sides.client, self.sides.backend] {
+            egress.set(ifindex, ifindex, None, 0)?;
+        }
+        Ok(())
+    }
+
+    /// Sends packets of new flows, so many from the `first` on; ns a packet.
+    fn open(&mut self, case: &Case, first: u32, flows: u32) -> Result<f64> {
+        let ours = self.ours()?;
+        let template = FrameTemplate { first, ..template(case, false, flows, Order::Linear)? };
+        aim(&mut self.wrapper, &ours, &template)?;
+        // One flow needs more than one packet to count as seen.
+        let (ns, verdict) = shoot(&mut self.wrapper, case.ingress(false, self.sides), flows.max(16))?;
+        let events = self.kernel.all_events()?;
+        ensure!(verdict == case.verdict(), "{}: opening flows returned {verdict}; events {events:?}", case.name);
+        Ok(ns)
+    }
+
+    /// Rounds of packets of a template through the empty program and through ours; each must return this verdict.
+    fn rounds(
+        &mut self,
+        args: &Args,
+        name: &str,
+        ingress: u32,
+        template: &FrameTemplate,
+        expected: u32,
+    ) -> Result<(Summary, Summary)> {
+        let (ours, empty) = (self.ours()?, self.empty()?);
+        let (mut ours_ns, mut empty_ns) = (Vec::new(), Vec::new());
+        for _ in 0..args.rounds() {
+            aim(&mut self.wrapper, &empty, template)?;
+            let (ns, verdict) = shoot(&mut self.wrapper, ingress, args.packets())?;
+            ensure!(verdict == TX, "the empty program returned {verdict}");
+            empty_ns.push(ns);
+            aim(&mut self.wrapper, &ours, template)?;
+            let (ns, verdict) = shoot(&mut self.wrapper, ingress, args.packets())?;
+            ensure!(verdict == expected, "{name}: returned {verdict}; events {:?}", self.kernel.all_events()?);
+            ours_ns.push(ns);
+        }
+        Ok((Summary::of(ours_ns), Summary::of(empty_ns)))
+    }
+
+    /// A packet of an open flow, among so many.
+    fn open_flow(&mut self, args: &Args, case: &Case, flows: u32) -> Result<(Summary, Summary)> {
+        self.prepare(case)?;
+        self.open(case, 0, flows)?;
+        let before = self.kernel.traffic(0, 0)?;
+        let template = template(case, case.reply, flows, Order::Random)?;
+        let ingress = case.ingress(case.reply, self.sides);
+        let found = self.rounds(args, case.name, ingress, &template, case.verdict())?;
+        let counted = self.kernel.traffic(0, 0)?;
+        let expected = if case.reply { 0 } else { u64::from(args.rounds()) * u64::from(args.packets()) };
+        let packets = counted.packets - before.packets;
+        ensure!(packets == expected, "{}: {packets} packets counted, {expected} sent", case.name);
+        let reopened = counted.flows_opened - before.flows_opened;
+        // Those that the table had no room for.
+        ensure!(reopened * 1000 <= u64::from(flows), "{}: {reopened} of {flows} flows opened again", case.name);
+        Ok(found)
+    }
+}
+
+fn load_wrapper(object: &Path) -> Result<Ebpf> {
     let mut wrapper = EbpfLoader::new().load_file(object)?;
     for name in ["restore", "empty"] {
         program(&mut wrapper, name)?.load()?;
     }
+    Ok(wrapper)
+}
+
+fn measure(args: &Args, objects: &Objects, sides: Sides) -> Result<Report> {
+    // The wrapper counts flows on each processor by itself.
+    Processor::last()?.adopt_thread()?;
+    let (open, plot) = open_flows(args, objects, sides)?;
+    let tables = vec![
+        open,
+        reference(args, objects, sides)?,
+        new_flows(args, objects, sides)?,
+        others(args, objects, sides)?,
+        processors(args, objects, sides)?,
+    ];
+    Ok(Report {
+        part: "datapath".into(),
+        about: "Nanoseconds a packet, by test runs of the loaded program, the frame restored before each run by a \
+                wrapper that tail-calls it. An empty program behind the same wrapper is the baseline of the same run. \
+                Verdicts and counters are checked. Flows come in random order, and the table has room for twice as \
+                many."
+            .into(),
+        tables,
+        plots: vec![plot],
+    })
+}
+
+fn open_flows(args: &Args, objects: &Objects, sides: Sides) -> Result<(Table, Plot)> {
     let (mut rows, mut lines) = (Vec::new(), Vec::new());
     for case in cases()? {
         let mut line = Series { name: case.name.into(), points: Vec::new() };
-        for &flows in &args.flows {
-            let (ours, empty) = measure_case(args, &case, flows, sides, &mut kernel, &mut wrapper)?;
+        for flows in args.flows() {
+            let mut bench = Bench::load(None, &objects.bench, flows, sides)?;
+            let (ours, empty) = bench.open_flow(args, &case, flows)?;
             let less = ours.median - empty.median;
             say(format_args!("{:<30} {flows:>8} flows: {ours} ns, empty program {empty} ns", case.name));
             line.points.push((flows.into(), ours));
@@ -170,7 +302,7 @@ fn measure(args: &Args, object: &Path, entries: u32, sides: Sides) -> Result<Rep
     let columns = ["packet", "flows", "ours, ns", "empty program, ns", "ours less that, ns"];
     let table = Table {
         title: "A packet of an open flow".into(),
-        about: format!("{} rounds of {} packets, flows in random order.", args.rounds(), args.packets()),
+        about: format!("{} rounds of {} packets.", args.rounds(), args.packets()),
         columns: columns.map(Into::into).into(),
         rows,
     };
@@ -181,63 +313,186 @@ fn measure(args: &Args, object: &Path, entries: u32, sides: Sides) -> Result<Rep
         y: Axis { label: "ns a packet".into(), logarithmic: false },
         series: lines,
     };
-    Ok(Report {
-        part: "datapath".into(),
-        about: "Nanoseconds a packet, by test runs of the loaded program, the frame restored before each run by a \
-                wrapper that tail-calls it. An empty program behind the same wrapper is the baseline of the same run. \
-                Verdicts and counters are checked."
-            .into(),
-        tables: vec![table],
-        plots: vec![plot],
+    Ok((table, plot))
+}
+
+/// The two flow tables side by side.
+fn reference(args: &Args, objects: &Objects, sides: Sides) -> Result<Table> {
+    let case = &cases()?[0];
+    let mut rows = Vec::new();
+    for flows in args.flows() {
+        let mut row = vec![f64::from(flows).into()];
+        for object in [None, Some(&*objects.reference)] {
+            let mut bench = Bench::load(object, &objects.bench, flows, sides)?;
+            row.push(bench.open_flow(args, case, flows)?.0.into());
+        }
+        rows.push(row);
+    }
+    Ok(Table {
+        title: "The flow table, beside the kernel's LRU hash in its place".into(),
+        about: format!("{}. The same programs with another table behind the same trait.", case.name),
+        columns: ["flows", "set-associative, ns", "LRU hash, ns"].map(Into::into).into(),
+        rows,
     })
 }
 
-fn measure_case(
-    args: &Args,
-    case: &Case,
-    flows: u32,
-    sides: Sides,
-    kernel: &mut Kernel,
-    wrapper: &mut Ebpf,
-) -> Result<(Summary, Summary)> {
-    kernel.forget_flows()?;
-    kernel.fill(&scenario(case))?;
-    let mut egress: DevMap<_> = kernel.object().map_mut("egress").context("egress")?.try_into()?;
-    for ifindex in [sides.client, sides.backend] {
-        egress.set(ifindex, ifindex, None, 0)?;
+/// A packet that opens a flow: an entry in each direction.
+fn new_flows(args: &Args, objects: &Objects, sides: Sides) -> Result<Table> {
+    let flows: u32 = if args.quick { 1 << 14 } else { 1 << 18 };
+    let mut rows = Vec::new();
+    for case in cases()?.iter().filter(|case| !case.reply && !case.one_arm) {
+        for (name, object) in [("set-associative", None), ("LRU hash", Some(&*objects.reference))] {
+            let (mut to_half, mut full) = (Vec::new(), Vec::new());
+            for _ in 0..args.rounds() {
+                let mut bench = Bench::load(object, &objects.bench, flows, sides)?;
+                bench.prepare(case)?;
+                // At least 65,536 flows fit at half load.
+                let flows = flows.max(65_536);
+                to_half.push(bench.open(case, 0, flows)?);
+                bench.open(case, flows, flows)?;
+                full.push(bench.open(case, 2 * flows, flows)?);
+            }
+            let (to_half, full) = (Summary::of(to_half), Summary::of(full));
+            say(format_args!("{:<30} new flow, {name}: {to_half} ns, table full {full} ns", case.name));
+            rows.push(vec![case.name.into(), name.into(), to_half.into(), full.into()]);
+        }
     }
-    let ours = program(kernel.object(), "ingress")?.fd()?.try_clone()?;
-    let empty = program(wrapper, "empty")?.fd()?.try_clone()?;
+    Ok(Table {
+        title: "A packet that opens a flow".into(),
+        about: "Until the table is half full, and when it is full of flows that are open: then each new one takes the \
+                place of another, or is sent on without an entry."
+            .into(),
+        columns: ["packet", "flow table", "until half full, ns", "full, ns"].map(Into::into).into(),
+        rows,
+    })
+}
 
-    // Every flow once, in order: opens it.
-    aim(wrapper, &ours, &template(case, false, flows, Order::Linear)?)?;
-    let verdict = shoot(wrapper, case.ingress(false, sides), flows.max(16))?.1;
-    let events = kernel.all_events()?;
-    ensure!(verdict == case.verdict(), "{}: opening flows returned {verdict}; events {events:?}", case.name);
-
-    let ingress = case.ingress(case.reply, sides);
-    let template = template(case, case.reply, flows, Order::Random)?;
-    let before = kernel.traffic(0, 0)?.packets;
-    let (mut ours_ns, mut empty_ns) = (Vec::new(), Vec::new());
-    for _ in 0..args.rounds() {
-        aim(wrapper, &empty, &template)?;
-        let (ns, verdict) = shoot(wrapper, ingress, args.packets())?;
-        ensure!(verdict == TX, "the empty program returned {verdict}");
-        empty_ns.push(ns);
-        aim(wrapper, &ours, &template)?;
-        let (ns, verdict) = shoot(wrapper, ingress, args.packets())?;
-        ensure!(verdict == case.verdict(), "{}: returned {verdict}; events {:?}", case.name, kernel.all_events()?);
-        ours_ns.push(ns);
+/// Packets that are not ours, and those that the host's stack sends on.
+fn others(args: &Args, objects: &Objects, sides: Sides) -> Result<Table> {
+    let cases = cases()?;
+    let mut rows = Vec::new();
+    for case in [&cases[0], &cases[4]] {
+        let mut bench = Bench::load(None, &objects.bench, 65_536, sides)?;
+        bench.prepare(case)?;
+        bench.open(case, 0, 65_536)?;
+        // The host's addresses are no VIPs.
+        let elsewhere = match case.vip {
+            SocketAddr::V4(_) => "192.0.2.254:443".parse()?,
+            SocketAddr::V6(_) => "[2001:db8:1::fe]:443".parse()?,
+        };
+        let other = Case { vip: elsewhere, ..*case };
+        let template = template(&other, false, 1, Order::Random)?;
+        let (ours, empty) = bench.rounds(args, "not for a VIP", sides.client, &template, PASS)?;
+        let family = if case.vip.is_ipv4() { "IPv4" } else { "IPv6" };
+        let less = ours.median - empty.median;
+        rows.push(vec![format!("{family} TCP, not for a VIP").into(), ours.into(), empty.into(), less.into()]);
     }
-    let counted = kernel.traffic(0, 0)?;
-    let expected = if case.reply { 0 } else { u64::from(args.rounds()) * u64::from(args.packets()) };
-    ensure!(
-        counted.packets - before == expected,
-        "{}: {} packets counted, {expected} sent",
-        case.name,
-        counted.packets - before
-    );
-    Ok((Summary::of(ours_ns), Summary::of(empty_ns)))
+    let mut bench = Bench::load(None, &objects.bench, 65_536, sides)?;
+    bench.prepare(&cases[0])?;
+    let arp = {
+        let mut arp = template(&cases[0], false, 1, Order::Random)?;
+        let bytes: &mut [u8] = bytemuck::bytes_of_mut(&mut arp.frame);
+        bytes[12..14].copy_from_slice(&[0x08, 0x06]);
+        arp
+    };
+    let (ours, empty) = bench.rounds(args, "ARP", sides.client, &arp, PASS)?;
+    rows.push(vec!["ARP".into(), ours.into(), empty.into(), (ours.median - empty.median).into()]);
+    let vlan = tagged(&template(&cases[0], false, 1, Order::Random)?);
+    let (ours, empty) = bench.rounds(args, "VLAN", sides.client, &vlan, PASS)?;
+    rows.push(vec![
+        "IPv4 TCP of a VLAN, open flow: rewritten, left to the stack".into(),
+        ours.into(),
+        empty.into(),
+        (ours.median - empty.median).into(),
+    ]);
+    Ok(Table {
+        title: "Packets that are passed on to the host's stack".into(),
+        about: "65,536 flows are open.".into(),
+        columns: ["packet", "ours, ns", "empty program, ns", "ours less that, ns"].map(Into::into).into(),
+        rows,
+    })
+}
+
+/// The same frame with a VLAN tag, cut to the same length.
+fn tagged(template: &FrameTemplate) -> FrameTemplate {
+    let mut bytes = bytemuck::bytes_of(&template.frame).to_vec();
+    bytes.splice(12..12, [0x81, 0x00, 0x00, 0x2a]);
+    bytes.truncate(FrameTemplate::LEN);
+    // The IP packet is as long as its frame still has room for.
+    let ip_len = (FrameTemplate::LEN - 18) as u16;
+    bytes[20..22].copy_from_slice(&ip_len.to_be_bytes());
+    FrameTemplate {
+        frame: bytemuck::pod_read_unaligned(&bytes),
+        address_at: template.address_at + 4,
+        port_at: template.port_at + 4,
+        ..*template
+    }
+}
+
+/// Two processors at once, against one alone.
+fn processors(args: &Args, objects: &Objects, sides: Sides) -> Result<Table> {
+    const FLOWS: u32 = 1024;
+    let case = &cases()?[0];
+    let mut bench = Bench::load(None, &objects.bench, 65_536, sides)?;
+    bench.prepare(case)?;
+    bench.open(case, 0, 4 * FLOWS)?;
+    let ours = bench.ours()?;
+    let empty = bench.empty()?;
+    let mut wrappers = [load_wrapper(&objects.bench)?, load_wrapper(&objects.bench)?];
+    let mut rows = Vec::new();
+    let disjoint = [0, FLOWS].map(|first| (first, FLOWS));
+    for (name, target, ranges) in [
+        ("empty program", &empty, disjoint),
+        ("1,024 flows each", &ours, disjoint),
+        ("one flow of both", &ours, [(0, 1), (0, 1)]),
+    ] {
+        let (mut alone, mut both, mut times) = (Vec::new(), Vec::new(), Vec::new());
+        for (wrapper, (first, flows)) in wrappers.iter_mut().zip(ranges) {
+            aim(wrapper, target, &FrameTemplate { first, ..template(case, false, flows, Order::Random)? })?;
+        }
+        for _ in 0..args.rounds() {
+            let one = on_processors(&mut wrappers[..1], sides.client, args.packets())?;
+            let two = on_processors(&mut wrappers, sides.client, args.packets())?;
+            alone.push(one);
+            both.push(two);
+            times.push(2.0 * one / two);
+        }
+        let (alone, both, times) = (Summary::of(alone), Summary::of(both), Summary::of(times));
+        say(format_args!("{name}: two processors {times} times one"));
+        rows.push(vec![name.into(), alone.into(), both.into(), times.into()]);
+    }
+    Ok(Table {
+        title: "Two processors at once".into(),
+        about: format!("{}. The rate of both together, against that of one alone in the same round.", case.name),
+        columns: ["flows", "one alone, ns", "each of two, ns", "rate, times one"].map(Into::into).into(),
+        rows,
+    })
+}
+
+/// Runs each wrapper on a processor of its own, all at once; the mean ns a packet.
+fn on_processors(wrappers: &mut [Ebpf], ingress: u32, packets: u32) -> Result<f64> {
+    let barrier = Barrier::new(wrappers.len());
+    let processors = Processor::all()?;
+    ensure!(processors.len() >= wrappers.len(), "one processor only");
+    let count = wrappers.len() as f64;
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = wrappers
+            .iter_mut()
+            .zip(&processors)
+            .map(|(wrapper, processor)| {
+                scope.spawn(|| {
+                    processor.adopt_thread()?;
+                    barrier.wait();
+                    Ok::<_, anyhow::Error>(shoot(wrapper, ingress, packets)?.0)
+                })
+            })
+            .collect();
+        let mut sum = 0.0;
+        for thread in threads {
+            sum += thread.join().map_err(|_| anyhow::anyhow!("a thread panicked"))??;
+        }
+        Ok(sum / count)
+    })
 }
 
 fn scenario(case: &Case) -> Scenario {
