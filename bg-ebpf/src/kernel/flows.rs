@@ -133,12 +133,20 @@ mod lru {
     fn read(row: Option<*mut Flow>) -> Option<FlowRef> {
         // SAFETY: a row is three words, and lives as long as the program runs.
         let words = row.map_or(RawWords::NONE, |row| unsafe { RawWords::new(row.cast()) });
-        let mut flow = Flow::default();
+        let mut flow = [0; 3];
         if !words.is_none() {
-            flow = Flow::from_words([words.load(0), words.load(1), words.load(2)]);
+            flow = [words.load(0), words.load(1), words.load(2)];
         }
-        let found = FlowRef::new(words, flow);
+        let found = FlowRef::new(words, Flow::from_words(flow.map(defined)));
         (!words.is_none()).then_some(found)
+    }
+
+    /// The value, which has one here whatever becomes of it.
+    #[inline(always)]
+    fn defined(mut value: u64) -> u64 {
+        // SAFETY: a move of the register to itself.
+        unsafe { core::arch::asm!("{0} = {0}", inout(reg) value, options(nomem, nostack, preserves_flags)) };
+        value
     }
 
     #[inline(always)]
