@@ -43,7 +43,8 @@ fn place() -> impl Strategy<Value = At> {
     let ends = prop::sample::select(ends.to_vec());
     let bits = (ends, any::<[bool; 3]>()).prop_map(|(end, [established, other_fin, reply])| {
         let fin = if other_fin && end != 0 { FlowState::BACKEND_FIN } else { 0 };
-        end | fin | u32::from(established) * FlowState::ESTABLISHED | u32::from(reply) * FlowState::REPLY
+        let bit = |is_set, bit| if is_set { bit } else { 0 };
+        end | fin | bit(established, FlowState::ESTABLISHED) | bit(reply, FlowState::REPLY)
     });
     let limit = prop_oneof![Just(8_u32), Just(1000), Just(1 << 20)];
     let silence = prop_oneof![Just(0), Just(8), Just(9), -5..20_i32, 900..1300_i32, 0..900_000_i32];
@@ -153,7 +154,7 @@ proptest! {
         let table = Cells::new(buckets, [0; 11]);
         let mut map: HashMap<Name, (u32, u32, u32)> = HashMap::new();
         // Flows of the same ports, of others, of the other protocol.
-        let key = |of: usize| Name { ports: 80 + of as u32 / 4, udp: of % 3 == 0, ..Name::tcp(of as u32, hashes[of]) };
+        let key = |of: usize| Name { ports: 80 + of as u32 / 4, udp: of.is_multiple_of(3), ..Name::tcp(of as u32, hashes[of]) };
         for (of, operation) in operations {
             let key = key(of);
             let found = find(&&table, &key);
@@ -176,12 +177,10 @@ proptest! {
                     prop_assert!(remove(found) && !remove(found));
                     map.remove(&key);
                 }
-                (Operation::Note { bits }, Some(mut found)) => {
-                    // One end at most: a flow that has ended gives way.
-                    if !FlowState(found.state().0 | bits).has_ended() {
-                        found.note(bits);
-                        map.get_mut(&key).expect("found").1 |= bits;
-                    }
+                // One end at most: a flow that has ended gives way.
+                (Operation::Note { bits }, Some(mut found)) if !found.state().with(bits).has_ended() => {
+                    found.note(bits);
+                    map.get_mut(&key).expect("found").1 |= bits;
                 }
                 (Operation::Seen { later }, Some(mut found)) => {
                     found.seen(NOW + later);

@@ -52,8 +52,11 @@ fn far_apart(n: u32, step: u32) -> u64 {
     (0..32).filter(|bit| bit * step < 64).map(|bit| u64::from(n >> bit & 1) << (bit * step)).sum()
 }
 
-/// Kinds of tuples: the `n`th of each.
-const KINDS: [(&str, fn(u32) -> FlowKey4); 12] = [
+/// The `n`th tuple of a kind.
+type Kind = fn(u32) -> FlowKey4;
+
+/// Kinds of tuples.
+const KINDS: [(&str, Kind); 12] = [
     ("random", |n| {
         let mut random = random(n.into());
         let (addresses, ports) = (random(), random() as u32);
@@ -111,7 +114,7 @@ fn pushed_out<K: Tuple>(draw: u64, nth: impl Fn(u32) -> K) -> usize {
     pushed
 }
 
-fn all_kinds(of: &str, run: impl Fn(u64, fn(u32) -> FlowKey4) -> usize) {
+fn all_kinds(of: &str, run: impl Fn(u64, Kind) -> usize) {
     for (kind, nth) in KINDS {
         let pushed: Vec<usize> = (0..DRAWS).map(|draw| run(draw, nth)).collect();
         println!("{of}, {kind}: {pushed:?}");
@@ -133,7 +136,7 @@ fn nor_is_it_in_ipv6() {
 
 /// How many open flows must go while so many are open at any time, each ending sooner or later, and another one in its
 /// place: those that have ended stay in the table until their places are wanted.
-fn pushed_out_by_turnover(draw: u64, open_at_once: usize, turns: u32, nth: fn(u32) -> FlowKey4) -> usize {
+fn pushed_out_by_turnover(draw: u64, open_at_once: usize, turns: u32, nth: Kind) -> usize {
     let table = Cells::new(BUCKETS, keys(draw));
     let table = &table;
     let mut choice = random(draw);
