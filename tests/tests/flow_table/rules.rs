@@ -69,7 +69,12 @@ fn chosen(places: &[At; 8], hash: u32) -> Option<usize> {
     };
     let rank = |bucket: usize| best(bucket).map(|(rank, _)| rank);
     let second = first ^ 1;
-    let takes_second = free(second) > free(first) || free(first) == 0 && rank(second) > rank(first);
+    let empty = |bucket: usize| in_turn(bucket).filter(|&index| matches!(places[index], At::Empty)).count();
+    let takes_second = if empty(first) + empty(second) > 0 {
+        empty(second) > empty(first)
+    } else {
+        free(second) > free(first) || free(first) == 0 && rank(second) > rank(first)
+    };
     best(if takes_second { second } else { first }).map(|(_, index)| index)
 }
 
