@@ -401,6 +401,13 @@ fn product<K>(memory: &impl Memory<K>, index: usize, a: u32, b: u32) -> u64 {
     sum(index, a).wrapping_mul(sum(index + 1, b))
 }
 
+/// The hash out of the sum of products. Where one word alone differs the sum is linear in it: ports in order would be a
+/// progression, which by some keys falls into few buckets. Folded and multiplied, it is one no more.
+#[inline(always)]
+fn mixed(sum: u64) -> u32 {
+    ((sum ^ sum >> 32).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as u32
+}
+
 impl Tuple for FlowKey4 {
     const ENTRY: usize = 4;
     const HEAD: usize = 1;
@@ -428,7 +435,7 @@ impl Tuple for FlowKey4 {
             self.ports,
             self.protocol,
         ));
-        (sum >> 32) as u32
+        mixed(sum)
     }
 }
 
@@ -471,6 +478,6 @@ impl Tuple for FlowKey6 {
             .wrapping_add(product(memory, 5, d0, d1))
             .wrapping_add(product(memory, 7, d2, d3))
             .wrapping_add(product(memory, 9, self.ports, self.protocol));
-        (sum >> 32) as u32
+        mixed(sum)
     }
 }

@@ -1,12 +1,14 @@
 //! The flow table's protocol: what CPUs and user space may do to it at once, under loom, and its rules one after the
 //! other, against plain models of them.
 //!
-//! - `memory`: the memory that the table is in: loom's atomics as a machine keeps them in order or does not, or cells.
+//! - `memory`: the memory that the table is in: loom's atomics, as a machine keeps them in order or does not.
+//! - `cells`: the same for one thread.
 //! - `races`: who reads, writes, notes and removes at the same time.
 //! - `stopped`: a writer that is stopped half-way.
 //! - `rules`: who gives way to whom; the table beside a map.
 //! - `spread`: how evenly five-tuples of all kinds are spread, and how seldom an open flow is pushed out.
 
+mod cells;
 mod memory;
 mod races;
 mod rules;

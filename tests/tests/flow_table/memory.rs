@@ -1,4 +1,4 @@
-//! Two buckets in loom's atomics, seen as a machine's memory shows them; and any number of them in plain cells.
+//! Two buckets in loom's atomics, seen as a machine's memory shows them.
 
 use crate::Name;
 use bg_common::{Flow, FlowState};
