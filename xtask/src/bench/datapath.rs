@@ -263,15 +263,16 @@ fn load_wrapper(object: &Path) -> Result<Ebpf> {
 }
 
 fn measure(args: &Args, objects: &Objects, sides: Sides) -> Result<Report> {
+    let all = Processor::all()?;
     // The wrapper counts flows on each processor by itself.
-    Processor::last()?.adopt_thread()?;
+    all.last().context("no processor")?.adopt_thread()?;
     let (open, plot) = open_flows(args, objects, sides)?;
     let tables = vec![
         open,
         reference(args, objects, sides)?,
         new_flows(args, objects, sides)?,
         others(args, objects, sides)?,
-        processors(args, objects, sides)?,
+        processors(args, objects, sides, &all)?,
     ];
     Ok(Report {
         part: "datapath".into(),
@@ -430,7 +431,7 @@ fn tagged(template: &FrameTemplate) -> FrameTemplate {
 }
 
 /// Two processors at once, against one alone.
-fn processors(args: &Args, objects: &Objects, sides: Sides) -> Result<Table> {
+fn processors(args: &Args, objects: &Objects, sides: Sides, all: &[Processor]) -> Result<Table> {
     const FLOWS: u32 = 1024;
     let case = &cases()?[0];
     let mut bench = Bench::load(None, &objects.bench, 65_536, sides)?;
@@ -451,8 +452,8 @@ fn processors(args: &Args, objects: &Objects, sides: Sides) -> Result<Table> {
             aim(wrapper, target, &FrameTemplate { first, ..template(case, false, flows, Order::Random)? })?;
         }
         for _ in 0..args.rounds() {
-            let one = on_processors(&mut wrappers[..1], sides.client, args.packets())?;
-            let two = on_processors(&mut wrappers, sides.client, args.packets())?;
+            let one = on_processors(&mut wrappers[..1], all, sides.client, args.packets())?;
+            let two = on_processors(&mut wrappers, all, sides.client, args.packets())?;
             alone.push(one);
             both.push(two);
             times.push(2.0 * one / two);
@@ -470,15 +471,14 @@ fn processors(args: &Args, objects: &Objects, sides: Sides) -> Result<Table> {
 }
 
 /// Runs each wrapper on a processor of its own, all at once; the mean ns a packet.
-fn on_processors(wrappers: &mut [Ebpf], ingress: u32, packets: u32) -> Result<f64> {
+fn on_processors(wrappers: &mut [Ebpf], all: &[Processor], ingress: u32, packets: u32) -> Result<f64> {
     let barrier = Barrier::new(wrappers.len());
-    let processors = Processor::all()?;
-    ensure!(processors.len() >= wrappers.len(), "one processor only");
+    ensure!(all.len() >= wrappers.len(), "{} processors are too few", all.len());
     let count = wrappers.len() as f64;
     std::thread::scope(|scope| {
         let threads: Vec<_> = wrappers
             .iter_mut()
-            .zip(&processors)
+            .zip(all)
             .map(|(wrapper, processor)| {
                 scope.spawn(|| {
                     processor.adopt_thread()?;
