@@ -296,7 +296,7 @@ pub struct FlowTables {
 
 /// Keys of the hash of five-tuples: multilinear, half as many multiplications as words (Lemire and Kaser,
 /// "Strongly universal string hashing is fast", 2014). With random keys the upper half of the sum is the same for two
-/// tuples with a chance of 2⁻³², whatever the tuples.
+/// tuples with a chance of 2⁻³², whatever the tuples. It is mixed once more, since ports in order make it a progression.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct FlowHash(pub [u64; 11]);

@@ -94,6 +94,7 @@ impl Words for RawWords {
 
 #[cfg(not(target_arch = "bpf"))]
 impl RawWords {
+    #[inline(always)]
     fn atomic<'a>(self, word: usize) -> &'a core::sync::atomic::AtomicU64 {
         // SAFETY: see `new`.
         unsafe { core::sync::atomic::AtomicU64::from_ptr(self.0.add(word)) }
@@ -102,29 +103,35 @@ impl RawWords {
 
 #[cfg(not(target_arch = "bpf"))]
 impl Words for RawWords {
+    #[inline(always)]
     fn from(self, word: usize) -> Self {
         // SAFETY: see `new`.
         Self(unsafe { self.0.add(word) })
     }
 
+    #[inline(always)]
     fn before(self, words: usize) -> Self {
         // SAFETY: see `new`.
         Self(unsafe { self.0.sub(words) })
     }
 
+    #[inline(always)]
     fn load(self, word: usize) -> u64 {
         self.atomic(word).load(core::sync::atomic::Ordering::Relaxed)
     }
 
+    #[inline(always)]
     fn store(self, word: usize, value: u64) {
         self.atomic(word).store(value, core::sync::atomic::Ordering::Relaxed);
     }
 
+    #[inline(always)]
     fn store_low(self, word: usize, value: u32) {
         // SAFETY: see `new`. Mixed sizes, as in the kernel; on one thread at a time.
         unsafe { self.0.add(word).cast::<u32>().write_volatile(value) }
     }
 
+    #[inline(always)]
     fn exchange(self, word: usize, old: u64, new: u64) -> bool {
         use core::sync::atomic::Ordering::SeqCst;
         self.atomic(word).compare_exchange(old, new, SeqCst, SeqCst).is_ok()

@@ -376,6 +376,8 @@ pub fn insert<K: Tuple, M: Memory<K>>(memory: &M, key: &K, flow: &Flow, now: u32
     if !head.exchange(0, old, tuple | BUSY | u64::from(version.0) << 32) {
         return Stored::No;
     }
+    // The claim comes before the look about, whatever the compare-exchange of this machine is worth.
+    memory.order();
     // Our own claim is one of them.
     if count_of(memory, first, hash, key) + count_of(memory, second, hash, key) > 1 {
         head.store(0, u64::from(version.0) << 32);
