@@ -39,7 +39,7 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 1)]
     room: u32,
     /// Rounds of each size.
-    #[arg(long, default_value_t = 5)]
+    #[arg(long, default_value_t = 3)]
     rounds: u32,
     /// Packets a round.
     #[arg(long, default_value_t = 1 << 20)]

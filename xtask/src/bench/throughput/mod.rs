@@ -23,7 +23,7 @@ use std::path::Path;
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Rounds; each sends every traffic every way.
-    #[arg(long, default_value_t = 9)]
+    #[arg(long, default_value_t = 7)]
     rounds: u32,
     /// Frames a round.
     #[arg(long, default_value_t = 2 << 20)]
