@@ -160,8 +160,9 @@ fn pins_of_another_version_are_neither_used_nor_harmed() -> Result<()> {
     let (lab, bgctl) = (&ready.lab, &ready.bgctl);
     let meta = lab.sandbox.pin_root().join("maps/meta");
     run(&format!(
-        "bpftool map update pinned {} key hex 00 00 00 00 value hex 63 00 00 00 e8 03 00 00",
-        meta.display()
+        "bpftool map update pinned {} key hex 00 00 00 00 value hex 63 00 00 00 e8 03 00 00 {}",
+        meta.display(),
+        "00 ".repeat(88).trim_end()
     ))?;
     let before = State::of(lab, bgctl)?;
     let config = bgctl.write_config(&shop(lab, "nat", ""))?;
@@ -253,10 +254,11 @@ fn a_flow_table_does_not_change_its_size_in_place() -> Result<()> {
     bgctl.run(&["attach", "front", "back", "--mode", "native", "--flows", "5000"])?;
     bgctl.apply(&shop(&lab, "nat", ""))?;
     let before = State::of(&lab, &bgctl)?;
-    let output = bgctl.try_run(&["attach", "front", "back", "--flows", "6000"])?;
-    assert_says(&output, 1, &["room for 5000 flows", "--flows asks for 6000", "bgctl detach --all"]);
+    let output = bgctl.try_run(&["attach", "front", "back", "--flows", "9000"])?;
+    assert_says(&output, 1, &["room for 8192 flows", "--flows asks for 9000", "bgctl detach --all"]);
     assert_eq!(State::of(&lab, &bgctl)?, before);
-    bgctl.run(&["attach", "front", "back", "--flows", "5000"])?;
+    // Sizes are powers of two.
+    bgctl.run(&["attach", "front", "back", "--flows", "6000"])?;
     bgctl.run(&["attach", "front", "back"])?;
     Ok(())
 }
