@@ -44,7 +44,8 @@ pub(in crate::bench) fn attach(lab: &Lab, program: &Path, mode: &str) -> Result<
 }
 
 fn config(lab: &Lab) -> String {
-    let mut config = format!("[deployments.{DEPLOYMENT}]\n");
+    // Flows are opened once and stay silent while others are measured.
+    let mut config = format!("[deployments.{DEPLOYMENT}]\nudp_idle_timeout = \"1h\"\n");
     for (family, vip) in [VIP_V4, VIP_V6].into_iter().enumerate() {
         for (name, protocol, vip_port, port) in SERVICES {
             let backend = |colour| {
