@@ -1,6 +1,6 @@
 //! Where a packet is laid that has to be looked at more closely.
 //!
-//! The stack of a program is 512 octets for a whole chain of calls. So what opens flows, and asks for them, works in
+//! The stack of a program is 512 octets for a whole chain of calls. So what opens flows, and what asks for routes, works in
 //! memory that a CPU has for the one packet that it is at. Pointers do not lie here: the verifier would take
 //! them for numbers.
 

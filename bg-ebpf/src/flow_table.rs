@@ -21,8 +21,8 @@
 //! - *Nobody waits.* A writer that is stopped half-way leaves an entry BUSY, which costs its bucket a place, and
 //!   nobody else anything. A BPF program runs to its end, so it does not stay.
 //!
-//! Two entries give way before others: one whose flow has ended, or was silent for longer than it says it may be;
-//! then TCP flows that have never answered the backend's SYN, so that a flood of SYNs displaces itself; then the one
+//! Who gives way when no place is empty: first a flow that has ended, or was silent for longer than it says it may be;
+//! then a TCP flow whose sender has never gone beyond its SYN, so that a flood of SYNs displaces itself; then the one
 //! that has been silent longest.
 
 use crate::{flow_ref::FlowRef, opaque, unlikely};
