@@ -37,6 +37,25 @@ fn a_port_used_again_after_the_connection_ended_chooses_anew() {
 }
 
 #[test]
+fn the_end_of_a_connection_is_known_in_both_its_entries() {
+    let endings: [&[(&str, &str, u8)]; 3] =
+        [&[(CLIENT, WEB, FIN | ACK), (BLUE, CLIENT, FIN | ACK)], &[(CLIENT, WEB, RST)], &[(BLUE, CLIENT, RST | ACK)]];
+    for ending in endings {
+        let host = host();
+        for (from, to, flags) in [(CLIENT, WEB, SYN), (BLUE, CLIENT, SYN | ACK), (CLIENT, WEB, ACK)] {
+            let _ = host.ingress(&tcp(from, to, flags).frame());
+        }
+        assert!(host.flows().values().all(|flow| !flow.state.has_ended()), "{ending:?}");
+        for (from, to, flags) in ending {
+            let _ = host.ingress(&tcp(from, to, *flags).frame());
+        }
+        // Either entry may be asked for its place when places are short.
+        let ended = host.flows().values().filter(|flow| flow.state.has_ended()).count();
+        assert_eq!((host.flows().len(), ended), (2, 2), "{ending:?}");
+    }
+}
+
+#[test]
 fn a_forged_syn_does_not_move_an_established_connection() {
     let mut host = host();
     sent_to(&host, &tcp(CLIENT, WEB, SYN));
