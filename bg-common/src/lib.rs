@@ -28,7 +28,7 @@ pub use live::{Colour, FULL_SHARE, LiveFlags, LiveWord, SwitchTerms};
 pub use service::{DeploymentRow, Role, ServiceInfo, ServiceKey, ServiceRow, TableSpan, TesterKey};
 
 /// Version of everything in this crate. Pins that carry another one are refused, never guessed at.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// Deployments that one instance can hold: entries of the `live` map.
 pub const MAX_DEPLOYMENTS: u32 = 1024;
@@ -63,6 +63,12 @@ pub struct Meta {
     pub abi_version: u32,
     /// Timer ticks a second of the running kernel (`CONFIG_HZ`), measured at the first attach.
     pub hz: u32,
+    /// Drawn at random when the instance is made: tells one life of a pin root from the next, and the state
+    /// directory of one instance from that of another.
+    pub identity: [u64; 2],
+    /// Cookie of the network namespace that the instance belongs to (`SO_NETNS_COOKIE`, Linux 5.14). Its interface
+    /// indexes mean nothing in any other.
+    pub netns_cookie: u64,
     /// Keys of the flow tables' hash.
     pub flow_hash: FlowHash,
 }
@@ -90,7 +96,10 @@ macro_rules! assert_layout {
     };
 }
 
-assert_layout!(Meta, size 96, align 8, abi_version at 0, hz at 4, flow_hash at 8);
+assert_layout!(
+    Meta, size 120, align 8,
+    abi_version at 0, hz at 4, identity at 8, netns_cookie at 24, flow_hash at 32
+);
 assert_layout!(Clock, size 16, align 8, jiffies at 0, monotonic_ns at 8);
 
 #[cfg(feature = "user")]

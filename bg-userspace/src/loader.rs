@@ -12,7 +12,7 @@ use bg_common::{ABI_VERSION, Clock, FLOW_WAYS, FlowHash, FlowTables, Meta};
 use rustix::rand::{GetRandomFlags, getrandom};
 
 use crate::{
-    Error, Paths,
+    Error, Paths, net,
     pins::{self, MAPS, PinRoot},
 };
 
@@ -61,7 +61,7 @@ impl Loaded {
         pins::make_directories(paths)?;
 
         // The entries of an instance stand where its keys say.
-        let hash = meta.map_or_else(draw_flow_hash, |meta| Ok(meta.flow_hash))?;
+        let hash = meta.map_or_else(|| draw().map(FlowHash), |meta| Ok(meta.flow_hash))?;
         let tables = FlowTables {
             hash,
             masks: buckets.map(|buckets| buckets - 1),
@@ -86,8 +86,14 @@ impl Loaded {
         if meta.is_none() {
             let hz = measure_hz(loaded.xdp(READ_CLOCK)?, &paths.map("clock"))?;
             let mut map = open_array::<Meta>(&paths.map("meta"), "meta")?;
-            map.set(0, Meta { abi_version: ABI_VERSION, hz, flow_hash: hash }, 0)
-                .map_err(Error::map("write", "meta"))?;
+            let meta = Meta {
+                abi_version: ABI_VERSION,
+                hz,
+                identity: draw()?,
+                netns_cookie: net::namespace_cookie()?,
+                flow_hash: hash,
+            };
+            map.set(0, meta, 0).map_err(Error::map("write", "meta"))?;
         }
         Ok(loaded)
     }
@@ -126,10 +132,10 @@ fn flow_buckets(flows: u32) -> u32 {
     u32::try_from(buckets.next_power_of_two()).unwrap_or(LARGEST).max(2)
 }
 
-/// Keys that nobody can know: flows could be aimed at a bucket by them.
-fn draw_flow_hash() -> Result<FlowHash, Error> {
-    let mut keys = [0_u64; 11];
-    let mut octets: &mut [u8] = bytemuck::bytes_of_mut(&mut keys);
+/// Words that nobody can know. Flows could be aimed at a bucket by the keys of the hash.
+fn draw<const N: usize>() -> Result<[u64; N], Error> {
+    let mut words = [0_u64; N];
+    let mut octets: &mut [u8] = bytemuck::cast_slice_mut(&mut words);
     while !octets.is_empty() {
         match getrandom(&mut *octets, GetRandomFlags::empty()) {
             Ok(drawn) => octets = &mut octets[drawn..],
@@ -137,7 +143,7 @@ fn draw_flow_hash() -> Result<FlowHash, Error> {
             Err(error) => return Err(Error::io("ask for random numbers from", "getrandom(2)")(error.into())),
         }
     }
-    Ok(FlowHash(keys))
+    Ok(words)
 }
 
 /// Lets the kernel's clocks be read at one moment.

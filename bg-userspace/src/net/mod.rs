@@ -4,7 +4,7 @@
 
 mod ethtool;
 
-use std::io;
+use std::{io, os::fd::AsRawFd as _};
 
 use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::{
@@ -37,6 +37,9 @@ pub struct Interface {
     /// Whether packets are merged by the hardware before XDP sees them.
     pub large_receive_offload: bool,
 }
+
+/// `SO_NETNS_COOKIE` of asm-generic/socket.h.
+const SO_NETNS_COOKIE: libc::c_int = 71;
 
 /// `ARPHRD_ETHER`.
 pub const ARPHRD_ETHER: u16 = 1;
@@ -125,6 +128,22 @@ pub fn interface(name: &str) -> Result<Interface, NetError> {
             existing: all.into_iter().map(|interface| interface.name).collect(),
         }),
     }
+}
+
+/// The cookie of the caller's network namespace: the same number for as long as the namespace lives, and never given
+/// to another (`SO_NETNS_COOKIE`, Linux 5.14).
+pub fn namespace_cookie() -> Result<u64, NetError> {
+    let socket = Socket::new(NETLINK_ROUTE).map_err(NetError::Socket)?;
+    let mut cookie = 0_u64;
+    let mut len = size_of::<u64>() as libc::socklen_t;
+    // SAFETY: the socket is open, and both pointers lead to live variables of the size that is told.
+    let result = unsafe {
+        libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, SO_NETNS_COOKIE, (&raw mut cookie).cast(), &raw mut len)
+    };
+    if result != 0 {
+        return Err(NetError::Socket(io::Error::last_os_error()));
+    }
+    Ok(cookie)
 }
 
 fn dump_links() -> Result<Vec<LinkMessage>, NetError> {

@@ -96,7 +96,13 @@ impl Kernel {
         let tick = self.tick()?;
         self.array("meta")?.set(
             0,
-            Meta { abi_version: bg_common::ABI_VERSION, hz: 0, flow_hash: FlowHash::PUBLIC },
+            Meta {
+                abi_version: bg_common::ABI_VERSION,
+                hz: 0,
+                identity: [0; 2],
+                netns_cookie: 0,
+                flow_hash: FlowHash::PUBLIC,
+            },
             0,
         )?;
         self.set_deployments(scenario)?;
