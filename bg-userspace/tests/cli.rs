@@ -125,6 +125,18 @@ fn a_file_that_cannot_be_read_is_a_usage_error() {
 }
 
 #[test]
+fn a_bad_file_of_interfaces_is_a_usage_error() {
+    let nowhere = Nowhere::new();
+    let file = nowhere.file("interfaces", "eth0\neth1 fast\n");
+    nowhere
+        .bgctl(&["attach", "--from", &file])
+        .says(2, &[&format!("{file}:2: expected an interface's name"), "eth1 fast"]);
+    nowhere.bgctl(&["attach", "--from", "/no/such/file"]).says(2, &["cannot read /no/such/file", "No such file"]);
+    nowhere.bgctl(&["attach", "eth0", "--from", &file]).code(2);
+    nowhere.bgctl(&["attach", "eth0", "--wait", "1s"]).code(2);
+}
+
+#[test]
 fn what_the_grammar_does_not_know_is_a_usage_error() {
     let nowhere = Nowhere::new();
     for words in [

@@ -256,3 +256,39 @@ fn an_interface_of_another_namespace_is_another_one() {
         drop(first);
     }
 }
+
+#[test]
+fn a_file_names_the_interfaces_and_what_is_missing_keeps_nobody_else_waiting() {
+    let lab = Lab::new();
+    let file = lab.file("interfaces", "# clients\nv0 native\n# backends\nw* # not there yet\n");
+    let attach = |more: &[&str]| lab.bgctl().arg("attach").arg("--from").arg(&file).args(more).output().unwrap();
+    let names = |lab: &Lab| {
+        let status = lab.instance().status(None).unwrap();
+        status.interfaces.into_iter().map(|interface| (interface.name, interface.mode)).collect::<Vec<_>>()
+    };
+    let native = |name: &str| (name.to_owned(), AttachedMode::Native);
+
+    // What is there is attached, and what is not is told.
+    let output = attach(&["--wait", "100ms"]);
+    let message = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(4), "{message}");
+    assert!(message.contains("no interface matches w*"), "{message}");
+    assert_eq!(names(&lab), [native("v0")]);
+    assert_eq!(attach(&[]).status.code(), Some(1), "nobody has asked to wait");
+
+    // It is waited for.
+    let mut waiting = lab.bgctl();
+    let mut waiting = waiting.args(["attach", "--mode", "tc", "--wait", "60s", "--from"]).arg(&file).spawn().unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    lab.ip("link add w0 type veth peer name x0");
+    assert!(waiting.wait().unwrap().success());
+    assert_eq!(names(&lab), [native("v0"), ("w0".to_owned(), AttachedMode::Tc)], "--mode is for lines without one");
+
+    // Nothing that matches leaves nothing behind.
+    detach(&lab.paths, &Target::All).unwrap();
+    std::fs::write(&file, "no-such-thing\n").unwrap();
+    let output = attach(&[]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("nothing to attach to"), "{output:?}");
+    assert!(!lab.paths.pin_root.exists());
+}

@@ -1,6 +1,6 @@
 //! The command line's grammar, and nothing of what it does.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use bg_common::Colour;
 use bg_userspace::{Paths, config::OnSwitch};
@@ -105,8 +105,14 @@ pub(crate) struct Doctor {
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Attach {
     /// Interfaces to attach to
-    #[arg(value_name = "IFACE", required = true)]
+    #[arg(value_name = "IFACE", required_unless_present = "from", conflicts_with = "from")]
     pub(crate) interfaces: Vec<String>,
+    /// Attach to the interfaces that this file names: a name, a pattern or driver=NAME a line, each with an optional mode
+    #[arg(long, value_name = "FILE")]
+    pub(crate) from: Option<PathBuf>,
+    /// Wait so long for interfaces of the file that are not there yet, e.g. 30s
+    #[arg(long, value_name = "DURATION", conflicts_with = "interfaces", value_parser = humantime::parse_duration)]
+    pub(crate) wait: Option<Duration>,
     /// Where the program runs
     #[arg(long, value_enum, default_value_t = Mode::Auto)]
     pub(crate) mode: Mode,

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use bg_userspace::{Error, ErrorClass, config::ConfigError};
+use bg_userspace::{Error, ErrorClass, InterfaceListError, config::ConfigError};
 
 /// How a command ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,6 +15,8 @@ pub(crate) enum Outcome {
     Usage = 2,
     /// A precondition does not hold; nothing has been changed.
     Refused = 3,
+    /// A wait ended before what was waited for had come.
+    TimedOut = 4,
     /// `plan` found that `apply` would change something.
     Changes = 5,
 }
@@ -22,7 +24,7 @@ pub(crate) enum Outcome {
 impl Outcome {
     /// The outcome that an error stands for.
     pub(crate) fn of(error: &anyhow::Error) -> Self {
-        if error.is::<ConfigError>() {
+        if error.is::<ConfigError>() || error.is::<InterfaceListError>() {
             return Self::Usage;
         }
         match error.downcast_ref::<Error>().map(Error::class) {

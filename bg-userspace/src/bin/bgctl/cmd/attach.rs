@@ -1,6 +1,13 @@
 //! `bgctl attach`: load if needed, attach, pin.
 
-use bg_userspace::{AttachMode, AttachOptions};
+use std::{
+    io::{self, Write as _},
+    path::Path,
+    time::Duration,
+};
+
+use anyhow::bail;
+use bg_userspace::{AttachMode, AttachOptions, Attached, InterfaceList};
 
 use crate::{
     args::{Attach, Global, Mode},
@@ -15,16 +22,66 @@ pub(super) fn run(global: &Global, args: &Attach) -> anyhow::Result<Outcome> {
         Mode::Generic => AttachMode::Generic,
         Mode::Tc => AttachMode::Tc,
     };
-    let options = AttachOptions { mode, flows: args.flows, next: args.next.clone() };
-    let attached = bg_userspace::attach(&global.paths(), &args.interfaces, &options)?;
-    if global.json {
-        output::print_json(&serde_json::json!({ "interfaces": attached }))?;
-    } else {
-        let lines = attached.iter().map(|interface| {
-            let how = if interface.updated { "updated in place" } else { "attached" };
-            format!("{} {how}, {}\n", interface.name, interface.mode.name())
-        });
-        output::print(&lines.collect::<String>())?;
+    let options = |mode| AttachOptions { mode, flows: args.flows, next: args.next.clone() };
+    let Some(file) = &args.from else {
+        report(global, &bg_userspace::attach(&global.paths(), &args.interfaces, &options(mode))?)?;
+        return Ok(Outcome::Done);
+    };
+
+    let listed = Listed::find(file, args.wait.unwrap_or_default(), mode)?;
+    let mut attached = Vec::new();
+    for (mode, interfaces) in &listed.by_mode {
+        attached.extend(bg_userspace::attach(&global.paths(), interfaces, &options(*mode))?);
     }
-    Ok(Outcome::Done)
+    report(global, &attached)?;
+    if listed.missing.is_empty() {
+        return Ok(Outcome::Done);
+    }
+    // The exit code tells it, too.
+    let _ = writeln!(io::stderr(), "warning: {}", listed.complaint(file));
+    Ok(if args.wait.is_some() { Outcome::TimedOut } else { Outcome::Failed })
+}
+
+/// What a file of interfaces means.
+struct Listed {
+    /// One call attaches in one mode.
+    by_mode: Vec<(AttachMode, Vec<String>)>,
+    missing: Vec<String>,
+}
+
+impl Listed {
+    fn find(file: &Path, patience: Duration, default: AttachMode) -> anyhow::Result<Self> {
+        let selected = InterfaceList::load(file)?.wait(patience)?;
+        let mut listed = Self { by_mode: Vec::new(), missing: selected.missing };
+        for (name, mode) in selected.interfaces {
+            let mode = mode.unwrap_or(default);
+            match listed.by_mode.iter_mut().find(|(other, _)| *other == mode) {
+                Some((_, names)) => names.push(name),
+                None => listed.by_mode.push((mode, vec![name])),
+            }
+        }
+        if listed.by_mode.is_empty() {
+            bail!("nothing to attach to: {}", listed.complaint(file));
+        }
+        Ok(listed)
+    }
+
+    fn complaint(&self, file: &Path) -> String {
+        format!(
+            "no interface matches {} of {}; run `ip link` to see which there are",
+            self.missing.join(", "),
+            file.display()
+        )
+    }
+}
+
+fn report(global: &Global, attached: &[Attached]) -> anyhow::Result<()> {
+    if global.json {
+        return Ok(output::print_json(&serde_json::json!({ "interfaces": attached }))?);
+    }
+    let lines = attached.iter().map(|interface| {
+        let how = if interface.updated { "updated in place" } else { "attached" };
+        format!("{} {how}, {}\n", interface.name, interface.mode.name())
+    });
+    Ok(output::print(&lines.collect::<String>())?)
 }
