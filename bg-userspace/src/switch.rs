@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bg_common::{Colour, DeploymentRow, LiveWord, MAX_SERVICES, Role, ServiceRow, SwitchTerms};
+use bg_common::{Colour, DeploymentRow, LiveWord, MAX_SERVICES, Role, ServiceRow};
 use serde::Serialize;
 
 use crate::{
@@ -156,8 +156,7 @@ impl Instance {
         to: Colour,
         on_switch: OnSwitch,
     ) -> Result<Option<(LiveWord, Instant)>, Error> {
-        let mut terms = self.words.terms.read(index.into());
-        let old = terms[word.terms_slot()];
+        let old = self.words.terms.read(index.into())[word.terms_slot()];
         let needs_clock = on_switch == OnSwitch::Drain || live::needs_clock(word, &old);
         let now = if needs_clock { tick(clock(&self.paths)?) } else { 0 };
         let order = match on_switch {
@@ -171,11 +170,7 @@ impl Instance {
             return Err(Refusal::GenerationsExhausted { deployment: name.to_owned() }.into());
         };
         // No packet reads this slot: it belongs to the other parity.
-        terms[new.terms_slot()] = new_terms;
-        let words_each = size_of::<SwitchTerms>() / 8;
-        for part in 0..words_each {
-            self.words.terms.write_word(index.into(), &terms, new.terms_slot() * words_each + part);
-        }
+        self.words.terms.update(index.into(), |terms| terms[new.terms_slot()] = new_terms);
         let live = &self.words.live.words(index.into())[0];
         let stored = Instant::now();
         let exchanged = live.compare_exchange(word.0, new.0, Ordering::SeqCst, Ordering::SeqCst);

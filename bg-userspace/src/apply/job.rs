@@ -226,11 +226,9 @@ impl Job {
     }
 }
 
-/// Writes the weight of a slot and nothing else of its row: the rest belongs to the data path.
+/// Changes the weight of a slot, and nothing else of its row.
 fn set_weight(work: &Work<'_>, slot: u32, weight: u32) {
-    const WORD: usize = std::mem::offset_of!(Backend, weight) / 8;
-    let row = Backend { weight, ..Backend::default() };
-    work.tables.backends.write_word(slot as usize, &row, WORD);
+    work.tables.backends.update(slot as usize, |backend| backend.weight = weight);
 }
 
 /// The colour's backends that run and could stay: their mode is the service's.

@@ -29,8 +29,8 @@ mod sweep;
 use std::collections::{HashMap, HashSet};
 
 use bg_common::{
-    Identity, MAX_BACKENDS, MAX_DEPLOYMENTS, MAX_SERVICES, MAX_TABLE_ENTRIES, Role, ServiceInfo, ServiceKey,
-    ServiceRow, TableSpan,
+    MAX_BACKENDS, MAX_DEPLOYMENTS, MAX_SERVICES, MAX_TABLE_ENTRIES, Role, ServiceInfo, ServiceKey, ServiceRow,
+    TableSpan,
 };
 use bytemuck::Zeroable as _;
 
@@ -294,9 +294,7 @@ impl<'a> Work<'a> {
     fn free(&mut self) -> Result<(), Error> {
         let Retired { services, slots, spans } = std::mem::take(&mut self.retired);
         for slot in &slots {
-            let mut backend = self.tables.backends.read(*slot as usize);
-            backend.identity = Identity { in_use: 0, ..backend.identity };
-            self.tables.backends.write_word(*slot as usize, &backend, 0);
+            self.tables.backends.update(*slot as usize, |backend| backend.identity.in_use = 0);
         }
         if !slots.is_empty() {
             // A packet of an open flow finds its slot in the flow's entry: one may have found it alive just now.

@@ -72,19 +72,33 @@ impl<T: Pod> Mapped<T> {
     /// first one does.
     pub(crate) fn write(&self, row: usize, value: &T) {
         for (from, to) in bytemuck::bytes_of(value).chunks(8).zip(self.words(row)).rev() {
-            let mut word = [0; 8];
-            word[..from.len()].copy_from_slice(from);
-            to.store(u64::from_ne_bytes(word), Ordering::Release);
+            to.store(word(from), Ordering::Release);
         }
     }
 
-    /// Writes one word of a row, from what stands there in `value`.
-    pub(crate) fn write_word(&self, row: usize, value: &T, word: usize) {
-        let mut octets = [0; 8];
-        let from = bytemuck::bytes_of(value).chunks(8).nth(word).unwrap_or_default();
-        octets[..from.len()].copy_from_slice(from);
-        self.words(row)[word].store(u64::from_ne_bytes(octets), Ordering::Release);
+    /// Changes a row as it is now: `change` gets what stands there, and only the words that it changed are written,
+    /// the last one first. Everything else keeps what its own writers, the programs in the kernel among them, put
+    /// there meanwhile.
+    ///
+    /// There is no other way to write a part of a row, so that no word is ever filled up from a row that was made up.
+    pub(crate) fn update(&self, row: usize, change: impl FnOnce(&mut T)) {
+        let before = self.read(row);
+        let mut after = before;
+        change(&mut after);
+        let words = |value| bytemuck::bytes_of(value).chunks(8);
+        for ((before, after), to) in words(&before).zip(words(&after)).zip(self.words(row)).rev() {
+            if before != after {
+                to.store(word(after), Ordering::Release);
+            }
+        }
     }
+}
+
+/// A word of a row, padded with zeros as the kernel pads it.
+fn word(octets: &[u8]) -> u64 {
+    let mut word = [0; 8];
+    word[..octets.len()].copy_from_slice(octets);
+    u64::from_ne_bytes(word)
 }
 
 impl Mapped<[u32; 2]> {
@@ -92,5 +106,54 @@ impl Mapped<[u32; 2]> {
     pub(crate) fn halves(&self) -> &[AtomicU32] {
         // SAFETY: as for `words`; a row is two halves, and nobody looks at these rows as whole words.
         unsafe { std::slice::from_raw_parts(self.memory.as_mut_ptr().cast::<AtomicU32>(), 2 * self.rows) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bg_common::{Backend, Identity, NextHop};
+
+    use super::*;
+
+    impl<T: Pod> Mapped<T> {
+        fn anonymous(rows: usize) -> Self {
+            let memory = memmap2::MmapMut::map_anon(rows * Self::WORDS * 8).unwrap();
+            Self { memory: MmapRaw::from(memory), rows, row: PhantomData }
+        }
+    }
+
+    fn backend() -> Backend {
+        Backend {
+            identity: Identity { epoch: 3, in_use: 1 },
+            service: 5,
+            colour: 1,
+            next_hop: NextHop::pack(7, 1500, 1, 2, 99),
+            weight: 10,
+            deployment: 9,
+            ..Backend::default()
+        }
+    }
+
+    #[test]
+    fn a_changed_field_leaves_its_word_and_all_others_as_they_are() {
+        let rows = Mapped::anonymous(2);
+        rows.write(1, &backend());
+        rows.update(1, |backend| backend.weight = 20);
+        assert_eq!(rows.read(1), Backend { weight: 20, ..backend() });
+        assert_eq!(rows.read(0), Backend::default());
+    }
+
+    #[test]
+    fn what_others_write_meanwhile_stays_but_for_the_words_that_change() {
+        let rows = Mapped::anonymous(1);
+        rows.write(0, &backend());
+        let learned = NextHop::pack(8, 1400, 3, 4, 100);
+        rows.update(0, |row| {
+            // A program in the kernel learns a next hop just now.
+            rows.write(0, &Backend { next_hop: learned, ..backend() });
+            row.identity.in_use = 0;
+        });
+        let identity = Identity { epoch: 3, in_use: 0 };
+        assert_eq!(rows.read(0), Backend { identity, next_hop: learned, ..backend() });
     }
 }

@@ -22,21 +22,30 @@ pub(crate) struct Lab {
 impl Lab {
     /// Fails without privileges: a test that cannot run has not passed.
     pub(crate) fn new() -> Self {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
         let is_root = rustix::process::geteuid().is_root();
         assert!(is_root, "this test loads BPF programs: run it as root, as `cargo xtask test` does");
         // SAFETY: the namespace of this thread alone changes; nothing of it is shared by memory.
         let unshared = unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) };
         unshared.expect("a network namespace for this thread");
-        let name = format!("bgctl-test-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        let directory = tempfile::tempdir().expect("a directory for state");
-        let paths =
-            Paths { pin_root: PathBuf::from("/sys/fs/bpf").join(name), state_dir: directory.path().join("state") };
-        let lab = Self { paths, directory };
+        let lab = Self::directories();
         lab.ip("link add v0 type veth peer name v1");
         lab.ip("link set v0 up");
         lab.ip("link set v1 up");
         lab
+    }
+
+    /// Another instance in the same namespace.
+    pub(crate) fn beside(&self) -> Self {
+        Self::directories()
+    }
+
+    fn directories() -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("bgctl-test-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let directory = tempfile::tempdir().expect("a directory for state");
+        let paths =
+            Paths { pin_root: PathBuf::from("/sys/fs/bpf").join(name), state_dir: directory.path().join("state") };
+        Self { paths, directory }
     }
 
     /// Runs ip(8) in the namespace.

@@ -1,6 +1,7 @@
 //! Instances on the running kernel: their pins and links, and what their maps hold after each operation.
 //! Each test has a network namespace and a pin root of its own.
 
+mod any_way;
 mod at_once;
 mod control;
 mod filter;
@@ -10,3 +11,4 @@ mod killed;
 mod lab;
 mod lifecycle;
 mod testers;
+mod view;

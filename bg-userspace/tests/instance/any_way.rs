@@ -1,0 +1,177 @@
+//! What an apply leaves does not depend on the way there: after any sequence of configurations and switches, an
+//! instance holds what a fresh one makes of the last configuration, but for the live words, which stay.
+
+use std::{collections::HashSet, net::SocketAddr, time::Duration};
+
+use bg_userspace::{
+    AttachMode, Colour, Mode, Protocol, SwitchRequest,
+    config::{BackendSpec, Config, Deployment, OnSwitch, Prefix, Service},
+};
+use proptest::prelude::*;
+
+use crate::{lab::Lab, view::View};
+
+const NAMES: [&str; 3] = ["shop", "mail", "wiki"];
+
+/// Few addresses, so that they often change hands, and what was a VIP becomes a preview address.
+fn address(index: usize) -> SocketAddr {
+    match index {
+        0..4 => ([203, 0, 113, 10], 1 + index as u16).into(),
+        _ => (std::net::Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x10), 1 + index as u16).into(),
+    }
+}
+
+fn backend(colour: Colour, host: u16, family_of: SocketAddr) -> SocketAddr {
+    let ip = match family_of {
+        SocketAddr::V4(_) => std::net::IpAddr::from([10, 0, colour as u8, host as u8]),
+        SocketAddr::V6(_) => std::net::Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, colour as u16, host).into(),
+    };
+    (ip, 8080).into()
+}
+
+/// One service of a deployment, if the deployment is there at all.
+#[derive(Clone, Debug)]
+struct Wanted {
+    deployment: usize,
+    renamed: bool,
+    udp: bool,
+    local: bool,
+    preview: Option<usize>,
+    /// By colour, weights of hosts; `None` is no backend.
+    weights: [[Option<u32>; 3]; 2],
+}
+
+fn wanted() -> impl Strategy<Value = Option<Wanted>> {
+    let weights = || prop::array::uniform3(prop::option::of(0_u32..4));
+    let service = (
+        0..NAMES.len(),
+        any::<(bool, bool)>(),
+        prop::bool::weighted(0.2),
+        prop::option::weighted(0.3, 0..8_usize),
+        [weights(), weights()],
+    );
+    prop::option::weighted(0.6, service).prop_map(|service| {
+        service.map(|(deployment, (renamed, udp), local, preview, weights)| Wanted {
+            deployment,
+            renamed,
+            udp,
+            local,
+            preview,
+            weights,
+        })
+    })
+}
+
+/// Settings of a deployment: on_switch, time-outs, testers, initial colour.
+fn settings() -> impl Strategy<Value = Deployment> {
+    let testers =
+        prop::sample::subsequence(vec!["198.51.100.0/24", "198.51.100.7/32", "0.0.0.0/0", "2001:db8:7::/48"], 0..3);
+    (any::<(bool, bool)>(), 0..3_u64, 0..3_u64, testers).prop_map(|((cut, green), drain, idle, testers)| Deployment {
+        name: String::new(),
+        initial: if green { Colour::Green } else { Colour::Blue },
+        on_switch: OnSwitch::ALL[usize::from(cut)],
+        drain_timeout: (drain > 0).then(|| Duration::from_millis(1500 * drain)),
+        tcp_idle_timeout: Duration::from_secs(7200 + idle),
+        udp_idle_timeout: Duration::from_secs(60 + idle),
+        testers: testers.into_iter().map(prefix).collect(),
+        services: Vec::new(),
+    })
+}
+
+fn prefix(text: &str) -> Prefix {
+    let (addr, len) = text.split_once('/').unwrap();
+    Prefix { addr: addr.parse().unwrap(), len: len.parse().unwrap() }
+}
+
+fn configuration() -> impl Strategy<Value = Config> {
+    let services = prop::collection::vec(wanted(), 7);
+    let all = [settings(), settings(), settings()];
+    (services, all, 0..NAMES.len()).prop_map(|(services, mut deployments, first)| {
+        for (deployment, name) in deployments.iter_mut().zip(NAMES) {
+            deployment.name = name.to_owned();
+        }
+        let mut taken: HashSet<(SocketAddr, bool)> = HashSet::new();
+        for (index, wanted) in services.iter().enumerate() {
+            taken.extend(wanted.as_ref().map(|wanted| (address(index), wanted.udp)));
+        }
+        for (index, wanted) in services.iter().enumerate() {
+            let Some(wanted) = wanted else { continue };
+            let vip = address(index);
+            let is_free = |at: &SocketAddr| at.is_ipv4() == vip.is_ipv4() && taken.insert((*at, wanted.udp));
+            let preview = wanted.preview.map(address).filter(is_free);
+            let services = &mut deployments[wanted.deployment].services;
+            services.push(service(index, wanted, vip, preview));
+        }
+        deployments.rotate_left(first);
+        Config { deployments: deployments.into_iter().filter(|deployment| !deployment.services.is_empty()).collect() }
+    })
+}
+
+fn service(index: usize, wanted: &Wanted, vip: SocketAddr, preview: Option<SocketAddr>) -> Service {
+    let backends = Colour::ALL.map(|colour| {
+        let hosts = (1..).zip(wanted.weights[colour as usize]);
+        let mut backends: Vec<BackendSpec> = hosts
+            .filter_map(|(host, weight)| {
+                weight.map(|weight| BackendSpec { address: backend(colour, host, vip), weight })
+            })
+            .collect();
+        if backends.iter().all(|backend| backend.weight == 0) {
+            backends.push(BackendSpec { address: backend(colour, 9, vip), weight: 1 });
+        }
+        backends
+    });
+    Service {
+        name: format!("{}{index}", if wanted.renamed { "new" } else { "old" }),
+        vip,
+        protocol: if wanted.udp { Protocol::Udp } else { Protocol::Tcp },
+        mode: if wanted.local { Mode::Local } else { Mode::Nat },
+        preview,
+        backends,
+    }
+}
+
+/// Switches deployments at random; returns the words as they are then.
+fn switch(lab: &Lab, switches: &[(usize, bool)], config: &Config) {
+    for (index, cut) in switches {
+        let Some(deployment) = config.deployments.get(*index) else { continue };
+        let on_switch = Some(OnSwitch::ALL[usize::from(*cut)]);
+        let request = SwitchRequest { on_switch, force: true, ..SwitchRequest::default() };
+        lab.instance().switch(&deployment.name, &request).unwrap();
+    }
+}
+
+/// Deployments that were there keep their words.
+fn words_stay(before: &View, after: &View) -> Result<(), TestCaseError> {
+    for (name, word) in &after.words {
+        if let Some(earlier) = before.words.get(name) {
+            prop_assert_eq!(word, earlier, "{}", name);
+        } else {
+            prop_assert!(word.0.generation() > 0, "{} has begun", name);
+        }
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 10, max_shrink_iters: 20, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn what_an_apply_leaves_does_not_depend_on_the_way_there(
+        steps in prop::collection::vec((configuration(), prop::collection::vec((0..3_usize, any::<bool>()), 0..3)), 2..5),
+    ) {
+        let lab = Lab::new();
+        lab.attach("v0", AttachMode::Tc).unwrap();
+        for (config, switches) in &steps {
+            let before = View::of(&lab);
+            lab.instance().apply(config).unwrap();
+            prop_assert!(lab.instance().plan(config).unwrap().is_empty());
+            words_stay(&before, &View::of(&lab))?;
+            switch(&lab, switches, config);
+        }
+        let (config, _) = steps.last().unwrap();
+        let fresh = lab.beside();
+        fresh.attach("v1", AttachMode::Tc).unwrap();
+        fresh.instance().apply(config).unwrap();
+        prop_assert_eq!(View::of(&lab).without_words(), View::of(&fresh).without_words());
+    }
+}

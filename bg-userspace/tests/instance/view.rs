@@ -1,0 +1,221 @@
+//! All that an instance holds, as packets and commands find it: followed from the addresses in `services`, with names
+//! and addresses in the place of indexes and slots, so that two instances can be compared.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    marker::PhantomData,
+    net::SocketAddr,
+    os::fd::{AsFd as _, AsRawFd as _},
+};
+
+use aya::maps::{HashMap as BpfHashMap, Map, MapData, MapError, lpm_trie::LpmTrie};
+use bg_common::{
+    Backend, Colour, DeploymentRow, FILTER_BITS, Family, LiveWord, MAX_DEPLOYMENTS, MAX_SERVICES, NextHop, Role,
+    ServiceInfo, ServiceKey, ServiceRow, SwitchTerms, TableSpan, TesterKey,
+};
+
+use memmap2::{MmapOptions, MmapRaw};
+
+use crate::lab::Lab;
+
+/// One instance.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct View {
+    /// What each address leads to.
+    pub(crate) services: BTreeMap<ServiceKey, Service>,
+    /// By name.
+    pub(crate) deployments: BTreeMap<String, (DeploymentRow, Testers)>,
+    /// Every backend in use, with the VIP that it serves.
+    pub(crate) backends: BTreeMap<(ServiceKey, String), usize>,
+    /// Hashes that the filter lets through.
+    pub(crate) let_through: BTreeSet<u32>,
+    /// Live words and the terms that belong to them, by the deployment's name. Not compared with a fresh instance's.
+    pub(crate) words: Words,
+}
+
+/// Tester prefixes: family, address and length of the trie's keys.
+type Testers = BTreeSet<(u32, [u32; 4], u32)>;
+
+/// Live words and terms, by the deployment's name.
+type Words = BTreeMap<String, (LiveWord, SwitchTerms)>;
+
+/// What a packet for an address finds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Service {
+    pub(crate) deployment: String,
+    role: u8,
+    has_testers: u8,
+    info: (String, u8, u8),
+    vip: ServiceKey,
+    preview: ServiceKey,
+    /// The backend of each entry, by colour.
+    tables: [Vec<String>; 2],
+}
+
+impl View {
+    /// Everything but the live words, which depend on what was switched.
+    pub(crate) fn without_words(self) -> Self {
+        Self { words: BTreeMap::new(), ..self }
+    }
+
+    /// Reads an instance that nobody changes.
+    pub(crate) fn of(lab: &Lab) -> Self {
+        let maps = Maps::open(lab);
+        let names = maps.names();
+        let mut services = BTreeMap::new();
+        let mut vips = BTreeMap::new();
+        for pair in maps.services.iter() {
+            let (key, row): (ServiceKey, ServiceRow) = pair.unwrap();
+            let info = maps.info.get(row.service);
+            let address = |role| maps.vips.get(2 * u32::from(row.service) + role as u32);
+            assert_eq!((info.in_use, info.deployment, row.reserved), (1, row.deployment, 0), "{key:?}");
+            vips.insert(row.service, address(Role::Vip));
+            let service = Service {
+                deployment: names[&row.deployment].clone(),
+                role: row.role,
+                has_testers: row.has_testers,
+                info: (text(&info.name), info.mode, info.has_preview),
+                vip: address(Role::Vip),
+                preview: address(Role::Preview),
+                tables: Colour::ALL.map(|colour| maps.table(&row, colour)),
+            };
+            services.insert(key, service);
+        }
+        let known = (0..MAX_SERVICES as u16).filter(|index| maps.info.get(*index).in_use != 0);
+        assert_eq!(known.collect::<Vec<_>>(), vips.keys().copied().collect::<Vec<_>>(), "services without an address");
+        let mut backends = BTreeMap::new();
+        for row in maps.backends.iter().filter(|row| row.identity.in_use != 0) {
+            *backends.entry((vips[&row.service], maps.backend(&row, &names))).or_default() += 1;
+        }
+        let (words, deployments) = maps.deployments(&names);
+        let filter: Rows<u64> = Rows::open(lab, "vip_filter");
+        let passes = |hash: &u32| filter.get(hash / 64) >> (hash % 64) & 1 == 0;
+        Self { services, deployments, backends, let_through: (0..FILTER_BITS).filter(passes).collect(), words }
+    }
+}
+
+struct Maps {
+    services: BpfHashMap<MapData, ServiceKey, ServiceRow>,
+    vips: Rows<ServiceKey>,
+    info: Rows<ServiceInfo>,
+    deployments: Rows<DeploymentRow>,
+    live: Rows<LiveWord>,
+    terms: Rows<[SwitchTerms; 2]>,
+    testers: LpmTrie<MapData, TesterKey, u32>,
+    backends: Rows<Backend>,
+    maglev: Rows<[u32; 2]>,
+}
+
+impl Maps {
+    fn open(lab: &Lab) -> Self {
+        Self {
+            services: map(lab, "services"),
+            vips: Rows::open(lab, "vips"),
+            info: Rows::open(lab, "service_info"),
+            deployments: Rows::open(lab, "deployments"),
+            live: Rows::open(lab, "live"),
+            terms: Rows::open(lab, "terms"),
+            testers: map(lab, "testers"),
+            backends: Rows::open(lab, "backends"),
+            maglev: Rows::open(lab, "maglev"),
+        }
+    }
+
+    /// Names of deployments by index. A row without one has no live word either.
+    fn names(&self) -> BTreeMap<u16, String> {
+        let mut names = BTreeMap::new();
+        for index in 0..MAX_DEPLOYMENTS as u16 {
+            let row = self.deployments.get(index);
+            if row.in_use != 0 {
+                names.insert(index, text(&row.name));
+            } else {
+                assert_eq!(self.live.get(index), LiveWord::default(), "{index} is no deployment");
+            }
+        }
+        names
+    }
+
+    fn deployments(&self, names: &BTreeMap<u16, String>) -> (Words, BTreeMap<String, (DeploymentRow, Testers)>) {
+        let (mut words, mut deployments) = (BTreeMap::new(), BTreeMap::new());
+        for (index, name) in names {
+            let index = u32::from(*index);
+            let word = self.live.get(index);
+            words.insert(name.clone(), (word, self.terms.get(index)[word.terms_slot()]));
+            deployments.insert(name.clone(), (self.deployments.get(index), BTreeSet::new()));
+        }
+        for key in self.testers.keys().map(Result::unwrap) {
+            let data = key.data();
+            let name = &names[&(u32::from_be(data.deployment) as u16)];
+            let tester = (u32::from_be(data.family), data.addr.0, key.prefix_len());
+            deployments.get_mut(name).unwrap().1.insert(tester);
+        }
+        (words, deployments)
+    }
+
+    /// The backends of a table, entry by entry. All of them belong to the row's service and deployment.
+    fn table(&self, row: &ServiceRow, colour: Colour) -> Vec<String> {
+        let TableSpan { base, len } = row.tables[colour as usize];
+        let slot = |entry: u32| self.maglev.get(entry / 2)[entry as usize % 2];
+        let mut known = BTreeMap::new();
+        let mut backend = |slot: u32| {
+            let named = || {
+                let backend = self.backends.get(slot);
+                let led_here = (backend.identity.in_use, backend.service, backend.deployment, backend.colour);
+                assert_eq!(led_here, (1, row.service, row.deployment, colour as u8), "slot {slot}: {backend:?}");
+                described(&backend)
+            };
+            known.entry(slot).or_insert_with(named).clone()
+        };
+        (base..base + len).map(|entry| backend(slot(entry))).collect()
+    }
+
+    fn backend(&self, row: &Backend, names: &BTreeMap<u16, String>) -> String {
+        format!("{} of {}", described(row), names[&row.deployment])
+    }
+}
+
+/// All fields of a backend but for numbers that each instance gives as it likes, and the next hop.
+fn described(row: &Backend) -> String {
+    let family = Family::from_u8(row.family).unwrap();
+    let address = SocketAddr::new(row.addr.to_ip(family), row.port.host());
+    let own = Backend { identity: Default::default(), service: 0, deployment: 0, next_hop: NextHop::default(), ..*row };
+    assert_eq!((own.reserved, own.reserved2), (0, 0), "{own:?}");
+    format!("{address} {} mode {} weight {}", Colour::from_u8(row.colour).name(), row.mode, row.weight)
+}
+
+fn map<T: TryFrom<Map, Error = MapError>>(lab: &Lab, name: &str) -> T {
+    MapData::from_pin(lab.paths.map(name)).and_then(Map::from_map_data).and_then(T::try_from).unwrap()
+}
+
+fn text(padded: &[u8; 64]) -> String {
+    String::from_utf8_lossy(padded).trim_end_matches('\0').to_owned()
+}
+
+/// An array in mapped memory: reading a quarter of a million rows by system calls takes too long.
+struct Rows<T> {
+    memory: MmapRaw,
+    len: u32,
+    row: PhantomData<T>,
+}
+
+impl<T: aya::Pod> Rows<T> {
+    fn open(lab: &Lab, name: &str) -> Self {
+        let map = MapData::from_pin(lab.paths.map(name)).unwrap();
+        let len = map.info().unwrap().max_entries();
+        let bytes = len as usize * size_of::<T>().next_multiple_of(8);
+        let memory = MmapOptions::new().len(bytes).map_raw(map.fd().as_fd().as_raw_fd()).unwrap();
+        Self { memory, len, row: PhantomData }
+    }
+
+    fn get(&self, index: impl Into<u32>) -> T {
+        let index = index.into();
+        assert!(index < self.len);
+        let offset = index as usize * size_of::<T>().next_multiple_of(8);
+        // SAFETY: the row lies within the mapping, any bit pattern is a `T`, and nobody writes while a test reads.
+        unsafe { self.memory.as_mut_ptr().add(offset).cast::<T>().read() }
+    }
+
+    fn iter(&self) -> impl Iterator<Item = T> {
+        (0..self.len).map(|index| self.get(index))
+    }
+}
