@@ -78,6 +78,10 @@ pub struct DeploymentRow {
     pub reserved: u16,
     /// Milliseconds until a drain ends what is left; zero is never.
     pub drain_timeout_ms: u64,
+    /// `tcp_idle_timeout` as it was configured, in milliseconds. For user space: the data path has the ticks.
+    pub tcp_idle_ms: u64,
+    /// The same of `udp_idle_timeout`.
+    pub udp_idle_ms: u64,
 }
 
 /// What user space must find again of a service: a row of the `service_info` array. The data path
@@ -123,8 +127,9 @@ crate::assert_layout!(
     service at 0, deployment at 2, role at 4, has_testers at 5, reserved at 6, tables at 8
 );
 crate::assert_layout!(
-    DeploymentRow, size 88, align 8,
-    name at 0, tcp_idle at 64, tcp_opening at 68, udp_idle at 72, in_use at 76, on_switch at 77, drain_timeout_ms at 80
+    DeploymentRow, size 104, align 8,
+    name at 0, tcp_idle at 64, tcp_opening at 68, udp_idle at 72, in_use at 76, on_switch at 77, drain_timeout_ms at 80,
+    tcp_idle_ms at 88, udp_idle_ms at 96
 );
 crate::assert_layout!(
     ServiceInfo, size 72, align 2,

@@ -2,7 +2,7 @@
 //!
 //! `plan` shows it and `apply` acts on it, service by service; an empty one means that nothing is done.
 
-use std::{collections::HashMap, fmt, net::SocketAddr};
+use std::{collections::HashMap, fmt, net::SocketAddr, time::Duration};
 
 use bg_common::{Colour, DeploymentRow, ServiceKey};
 use serde::{Serialize, Serializer};
@@ -216,27 +216,21 @@ pub(crate) fn testers_change(wanted: &Deployment, current: &RunningDeployment) -
 fn settings_changes(wanted: &Deployment, row: &DeploymentRow, length: TickLength) -> Vec<Action> {
     let new = deployment_row(wanted, length);
     let on_switch = |row: &DeploymentRow| if row.on_switch == 0 { OnSwitch::Drain } else { OnSwitch::Cut };
-    let drain = |row: &DeploymentRow| match row.drain_timeout_ms {
-        0 => "never".to_owned(),
-        ms => format!("{ms}ms"),
-    };
-    let ticks = |ticks| format!("{:.1}s", length.duration(ticks).as_secs_f64());
+    let idle = |ms| humantime::format_duration(Duration::from_millis(ms)).to_string();
+    let drain = |ms| if ms == 0 { "never".to_owned() } else { idle(ms) };
     let mut actions = Vec::new();
-    let mut set = |setting, from: String, to: String| actions.push(Action::Set { setting, from, to });
-    if new.on_switch != row.on_switch {
-        set("on_switch", on_switch(row).name().to_owned(), on_switch(&new).name().to_owned());
-    }
-    if new.drain_timeout_ms != row.drain_timeout_ms {
-        set("drain_timeout", drain(row), drain(&new));
-    }
-    for (setting, from, to) in [
-        ("tcp_idle_timeout", row.tcp_idle, new.tcp_idle),
-        ("tcp_opening_timeout", row.tcp_opening, new.tcp_opening),
-        ("udp_idle_timeout", row.udp_idle, new.udp_idle),
-    ] {
+    let mut set = |setting, from: String, to: String| {
         if from != to {
-            set(setting, ticks(from), ticks(to));
+            actions.push(Action::Set { setting, from, to });
         }
+    };
+    set("on_switch", on_switch(row).name().to_owned(), on_switch(&new).name().to_owned());
+    set("drain_timeout", drain(row.drain_timeout_ms), drain(new.drain_timeout_ms));
+    set("tcp_idle_timeout", idle(row.tcp_idle_ms), idle(new.tcp_idle_ms));
+    set("udp_idle_timeout", idle(row.udp_idle_ms), idle(new.udp_idle_ms));
+    if actions.is_empty() && new != *row {
+        // Times are the same, and other ticks stand for them.
+        actions.push(Action::Finish);
     }
     actions
 }
@@ -348,9 +342,8 @@ fn removals(config: &Config, running: &Running) -> Vec<Change> {
 /// The row of a deployment as the configuration wants it.
 pub(crate) fn deployment_row(wanted: &Deployment, length: TickLength) -> DeploymentRow {
     /// How long a handshake may take: as long as Linux sends a SYN again by default.
-    const TCP_OPENING: std::time::Duration = std::time::Duration::from_secs(127);
-    let drain_timeout =
-        wanted.drain_timeout.map_or(0, |timeout| u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX).max(1));
+    const TCP_OPENING: Duration = Duration::from_secs(127);
+    let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX).max(1);
     DeploymentRow {
         name: padded(&wanted.name),
         tcp_idle: length.ticks(wanted.tcp_idle_timeout),
@@ -359,10 +352,48 @@ pub(crate) fn deployment_row(wanted: &Deployment, length: TickLength) -> Deploym
         in_use: 1,
         on_switch: wanted.on_switch as u8,
         reserved: 0,
-        drain_timeout_ms: drain_timeout,
+        drain_timeout_ms: wanted.drain_timeout.map_or(0, millis),
+        tcp_idle_ms: millis(wanted.tcp_idle_timeout),
+        udp_idle_ms: millis(wanted.udp_idle_timeout),
     }
 }
 
 fn colour_name<S: Serializer>(colour: &Colour, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(colour.name())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn deployment(tcp_idle: &str, drain: Option<&str>) -> Deployment {
+        let time = |text: &str| humantime::parse_duration(text).unwrap();
+        Deployment {
+            name: "shop".into(),
+            initial: Colour::Blue,
+            on_switch: OnSwitch::Drain,
+            drain_timeout: drain.map(time),
+            tcp_idle_timeout: time(tcp_idle),
+            udp_idle_timeout: time("90s"),
+            testers: Vec::new(),
+            services: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn times_are_told_as_they_were_configured_and_an_apply_settles_them() {
+        for hz in [100, 250, 300, 1000] {
+            let length = TickLength::new(bg_common::Meta { hz, ..bytemuck::Zeroable::zeroed() });
+            let told = |from: &Deployment, to: &Deployment| {
+                let actions = settings_changes(to, &deployment_row(from, length), length);
+                let change = |action| Change { deployment: "shop".into(), service: None, action };
+                actions.into_iter().map(|action| change(action).to_string()).collect::<Vec<_>>()
+            };
+            let (before, after) = (deployment("2h", None), deployment("1500ms", Some("10m")));
+            let expected =
+                ["~ shop: drain_timeout never -> 10m", "~ shop: tcp_idle_timeout 2h -> 1s 500ms"].map(str::to_owned);
+            assert_eq!(told(&before, &after), expected, "{hz}");
+            assert_eq!(told(&after, &after), [""; 0]);
+        }
+    }
 }
