@@ -14,6 +14,13 @@ use crate::{
     time::TickLength,
 };
 
+/// How to apply a configuration.
+#[derive(Clone, Debug, Default)]
+pub struct ApplyRequest {
+    /// Why, for the journal.
+    pub reason: Option<String>,
+}
+
 /// An instance that `attach` has made. Opening it changes nothing, and dropping it neither; several
 /// processes may have it open. It stays with the maps that it has opened: after
 /// `detach --all`, open it anew.
@@ -56,6 +63,11 @@ impl Instance {
     /// not concern are not disturbed, and the live colour of a deployment that exists stays. A call that
     /// was killed is completed by the next.
     pub fn apply(&self, config: &Config) -> Result<Plan, Error> {
-        apply(&self.paths, &self.words, self.tick_length, config)
+        self.apply_as(config, &ApplyRequest::default())
+    }
+
+    /// The same as [`apply`](Self::apply), with what else there is to say about it.
+    pub fn apply_as(&self, config: &Config, request: &ApplyRequest) -> Result<Plan, Error> {
+        apply(&self.paths, &self.words, self.tick_length, config, request)
     }
 }

@@ -4,7 +4,7 @@
 //! and puts it on interfaces; from then on no process needs to live. An [`Instance`] that is opened reads
 //! and changes it: [`plan`](Instance::plan) and [`apply`](Instance::apply) a configuration,
 //! [`switch`](Instance::switch) a deployment to its other colour, [`rollback`](Instance::rollback), read
-//! [`status`](Instance::status) and [`flows`](Instance::flows). `bgctl` is a thin shell over these.
+//! [`status`](Instance::status), [`flows`](Instance::flows) and the [`configuration`](Instance::configuration). `bgctl` is a thin shell over these.
 //!
 //! ```no_run
 //! use bg_userspace::{AttachOptions, Instance, Paths, SwitchRequest, attach, config};
@@ -53,6 +53,7 @@ mod pins;
 mod plan;
 mod recover;
 mod running;
+mod show;
 mod status;
 mod switch;
 mod sys;
@@ -61,8 +62,8 @@ mod time;
 pub use attach::{AttachMode, AttachOptions, Attached, AttachedInterface, AttachedMode, Target, attach, detach};
 pub use bg_common::{Colour, Mode, Protocol};
 pub use error::{Error, ErrorClass, Refusal};
-pub use flows::FlowStatus;
-pub use instance::Instance;
+pub use flows::{FlowFilter, FlowStatus};
+pub use instance::{ApplyRequest, Instance};
 pub use interface_list::{InterfaceList, InterfaceListError, Selected};
 pub use loader::DEFAULT_FLOWS;
 pub use paths::Paths;

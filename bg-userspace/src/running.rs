@@ -108,6 +108,15 @@ impl Running {
         Ok(running)
     }
 
+    /// Index of the deployment of this name.
+    pub(crate) fn deployment(&self, name: &str) -> Result<u16, Error> {
+        let found = self.deployments.get(name).map(|deployment| deployment.index);
+        found.ok_or_else(|| Error::UnknownDeployment {
+            name: name.to_owned(),
+            existing: self.deployments.keys().cloned().collect(),
+        })
+    }
+
     /// A deployment's services.
     pub(crate) fn services_of(&self, deployment: u16) -> impl Iterator<Item = &RunningService> {
         self.services.iter().filter(move |service| service.deployment == deployment)

@@ -1,17 +1,19 @@
 //! What runs, in the shape that `bgctl status --json` prints.
 
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
 use bg_common::{Colour, Event, FlowState, LiveFlags, MAX_DEPLOYMENTS, Protocol};
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use crate::{
     Error, Instance,
     attach::{AttachedInterface, attached_interfaces},
-    config::{mode_name, protocol_name},
+    config::{OnSwitch, Prefix, mode_name, protocol_name},
     flows::{Idle, View},
     maps::{self, Tables, TrafficCounters},
     running::{Running, RunningDeployment, RunningService, UNSETTLED, address_of},
+    show::{drain_timeout_of, on_switch_of},
+    time::{is_past, tick},
 };
 
 /// All that runs.
@@ -46,6 +48,16 @@ pub struct DeploymentStatus {
     pub green_share: f64,
     /// Always `None` until guarded switches exist.
     pub confirm_deadline: Option<String>,
+    /// What a switch does to open flows unless it says otherwise.
+    pub on_switch: OnSwitch,
+    /// How long a drain may last; `None` is without end. In JSON as the configuration writes it.
+    #[serde(serialize_with = "duration")]
+    pub drain_timeout: Option<Duration>,
+    /// When what the last switch has left on the idle colour ends; `None` if nothing ends by the clock.
+    pub drain_deadline: Option<jiff::Timestamp>,
+    /// Sources that always reach the idle colour.
+    #[serde(serialize_with = "prefixes")]
+    pub testers: Vec<Prefix>,
     /// Open flows by colour.
     pub flows: ByColour<u64>,
     /// Its services by name.
@@ -90,6 +102,8 @@ pub struct BackendStatus {
     pub address: SocketAddr,
     /// Its share of new flows, relative to its neighbours.
     pub weight: u32,
+    /// `up`, `down`, or `unknown` where nobody checks it.
+    pub health: &'static str,
 }
 
 /// One of each colour.
@@ -140,7 +154,7 @@ impl Instance {
         let tables = Tables::open(&self.paths)?;
         let running = Running::read(&self.words, &tables)?;
         let counters = TrafficCounters::open(&self.paths)?;
-        let flows = self.count_flows(&tables, &running)?;
+        let flows = self.count_by_deployment(&tables, &running)?;
 
         let mut deployments = Vec::new();
         for (name, deployment) in &running.deployments {
@@ -151,7 +165,8 @@ impl Instance {
                     services.push(service_status(service, &counters)?);
                 }
                 services.sort_by(|a, b| a.name.cmp(&b.name));
-                deployments.push(deployment_status(name, deployment, count, services));
+                let drain_deadline = self.drain_deadline(deployment)?;
+                deployments.push(deployment_status(name, deployment, drain_deadline, count, services));
             }
         }
         deployments.sort_by(|a, b| a.name.cmp(&b.name));
@@ -168,8 +183,25 @@ impl Instance {
         })
     }
 
+    /// When what is left of a drain ends, if it has not ended yet. To the second: ticks are no finer than that.
+    fn drain_deadline(&self, deployment: &RunningDeployment) -> Result<Option<jiff::Timestamp>, Error> {
+        let word = deployment.word;
+        let deadline = self.words.terms.read(deployment.index.into())[word.terms_slot()].drain_deadline;
+        if !word.flags().has(LiveFlags::DRAINING) || deadline == 0 {
+            return Ok(None);
+        }
+        let clock = maps::clock(&self.paths)?;
+        let now = tick(clock);
+        if is_past(deadline, now) {
+            return Ok(None);
+        }
+        let left = self.tick_length.duration(deadline.wrapping_sub(now));
+        let moment = jiff::Timestamp::now().checked_add(left).ok();
+        Ok(moment.and_then(|moment| moment.round(jiff::Unit::Second).ok()))
+    }
+
     /// Counts open flows; by index of deployments.
-    fn count_flows(&self, tables: &Tables, running: &Running) -> Result<Vec<FlowCount>, Error> {
+    fn count_by_deployment(&self, tables: &Tables, running: &Running) -> Result<Vec<FlowCount>, Error> {
         let empty = || vec![FlowCount::default(); MAX_DEPLOYMENTS as usize];
         let view = View { tables, running, idle: Idle::Enough };
         let counts = self.fold_open_flows(&view, empty, |counts, open| {
@@ -193,6 +225,7 @@ impl Instance {
 fn deployment_status(
     name: &str,
     deployment: &RunningDeployment,
+    drain_deadline: Option<jiff::Timestamp>,
     count: FlowCount,
     services: Vec<ServiceStatus>,
 ) -> DeploymentStatus {
@@ -207,6 +240,10 @@ fn deployment_status(
         phase: if is_draining { "draining" } else { "steady" },
         green_share: f64::from(word.target_share()) / f64::from(bg_common::FULL_SHARE),
         confirm_deadline: None,
+        on_switch: on_switch_of(&deployment.row),
+        drain_timeout: drain_timeout_of(&deployment.row),
+        drain_deadline,
+        testers: deployment.testers.clone(),
         flows: count.open,
         services,
     }
@@ -220,7 +257,11 @@ fn service_status(service: &RunningService, counters: &TrafficCounters) -> Resul
         let weight = |weight| if weight == UNSETTLED { 0 } else { weight };
         let mut backends: Vec<_> = running
             .iter()
-            .map(|backend| BackendStatus { address: backend.address, weight: weight(backend.weight) })
+            .map(|backend| BackendStatus {
+                address: backend.address,
+                weight: weight(backend.weight),
+                health: "unknown",
+            })
             .collect();
         backends.sort_by_key(|backend| backend.address);
         *colours.of_mut(colour) = ColourStatus {
@@ -238,4 +279,15 @@ fn service_status(service: &RunningService, counters: &TrafficCounters) -> Resul
         preview: service.preview.map(|(key, _)| address_of(&key)),
         colours,
     })
+}
+
+fn duration<S: Serializer>(duration: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
+    match duration {
+        Some(duration) => serializer.collect_str(&humantime::format_duration(*duration)),
+        None => serializer.serialize_none(),
+    }
+}
+
+fn prefixes<S: Serializer>(prefixes: &[Prefix], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(prefixes.iter().map(Prefix::to_string))
 }

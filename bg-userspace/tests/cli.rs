@@ -3,8 +3,9 @@
 
 use std::{
     fs,
+    io::Write as _,
     path::Path,
-    process::{Command, Output},
+    process::{Command, Output, Stdio},
 };
 
 use tempfile::TempDir;
@@ -37,14 +38,25 @@ impl Nowhere {
         path.to_str().unwrap().to_owned()
     }
 
-    fn bgctl(&self, words: &[&str]) -> Ended {
-        let output = Command::new(env!("CARGO_BIN_EXE_bgctl"))
+    fn command(&self, words: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_bgctl"));
+        command
             .args(words)
             .env("BGCTL_PIN_ROOT", self.path().join("pins"))
-            .env("BGCTL_STATE_DIR", self.path().join("state"))
-            .output()
-            .unwrap();
-        Ended(output)
+            .env("BGCTL_STATE_DIR", self.path().join("state"));
+        command
+    }
+
+    fn bgctl(&self, words: &[&str]) -> Ended {
+        Ended(self.command(words).output().unwrap())
+    }
+
+    /// With this on stdin.
+    fn bgctl_reading(&self, words: &[&str], input: &str) -> Ended {
+        let mut command = self.command(words);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+        Ended(child.wait_with_output().unwrap())
     }
 }
 
@@ -90,6 +102,19 @@ fn a_valid_configuration_is_counted() {
     assert_eq!(ended.stderr(), "");
     let ended = nowhere.bgctl(&["check", "-c", &file, "--json"]).code(0);
     assert_eq!(ended.json()["backends"], 3);
+}
+
+#[test]
+fn a_configuration_may_come_through_a_pipe() {
+    let nowhere = Nowhere::new();
+    let ended = nowhere.bgctl_reading(&["check", "-c", "-"], GOOD).code(0);
+    assert_eq!(ended.stdout(), "<stdin> is valid: 1 deployment, 1 service, 3 backends\n");
+    for command in ["check", "plan", "apply"] {
+        nowhere
+            .bgctl_reading(&[command, "-c", "-"], &GOOD.replace("vip", "vips"))
+            .says(2, &["<stdin>:3:1: deployment \"shop\", service \"web\": unknown key \"vips\""]);
+    }
+    nowhere.bgctl_reading(&["check", "-c", "-"], "").says(2, &["<stdin>:"]);
 }
 
 #[test]
@@ -149,6 +174,13 @@ fn what_the_grammar_does_not_know_is_a_usage_error() {
         &["attach"],
         &["attach", "lo", "--mode", "fast"],
         &["attach", "lo", "--flows", "0"],
+        &["attach", "lo", "--flows", "1G"],
+        &["attach", "lo", "--flows", "1.5M"],
+        &["flows", "--colour", "red"],
+        &["flows", "--backend", "10.0.0.1"],
+        &["history", "-n", "-1"],
+        &["history", "--since", "yesterday"],
+        &["status", "--color", "often"],
         &["detach"],
         &["detach", "lo", "--all"],
         &["check", "--frobnicate"],
@@ -167,6 +199,8 @@ fn without_an_instance_there_is_nothing_to_switch() {
         &["switch", "shop"],
         &["rollback", "shop"],
         &["flows"],
+        &["flows", "--count"],
+        &["show"],
         &["plan", "-c", &file],
         &["apply", "-c", &file],
     ] {
@@ -198,6 +232,61 @@ fn the_history_is_empty_then_told_and_survives_a_torn_line() {
     assert!(ended.stderr().contains("1 line of"), "{}", ended.stderr());
     assert_eq!(nowhere.bgctl(&["history", "--json"]).code(0).json()["records"], serde_json::json!([record]));
     assert_eq!(nowhere.bgctl(&["history", "other", "--json"]).code(0).json()["records"], serde_json::json!([]));
+}
+
+#[test]
+fn the_newest_records_or_those_since_a_moment_are_told() {
+    let nowhere = Nowhere::new();
+    fs::create_dir(nowhere.path().join("state")).unwrap();
+    let now = jiff::Timestamp::now();
+    let ages = [("mail", 900), ("shop", 800), ("mail", 300), ("shop", 200), ("mail", 0)];
+    let record = |(generation, (deployment, minutes)): (usize, &(&str, i64))| {
+        serde_json::json!({
+            "time": now - jiff::SignedDuration::from_mins(*minutes), "deployment": deployment, "action": "switch",
+            "from": null, "to": { "generation": generation, "live": "green" },
+            "who": { "user": null, "uid": 7 }, "reason": null, "command": "bgctl",
+        })
+        .to_string()
+    };
+    let lines: Vec<_> = ages.iter().enumerate().map(record).collect();
+    nowhere.file("state/history.jsonl", lines.join("\n") + "\n");
+    let generations = |words: &[&str]| {
+        let json = nowhere.bgctl(&[&["history", "--json"], words].concat()).code(0).json();
+        let records = json["records"].as_array().unwrap().clone();
+        records.iter().map(|record| record["to"]["generation"].as_u64().unwrap()).collect::<Vec<_>>()
+    };
+    assert_eq!(generations(&[]), [0, 1, 2, 3, 4]);
+    assert_eq!(generations(&["-n", "2"]), [3, 4]);
+    assert!(generations(&["-n", "0"]).is_empty());
+    assert_eq!(generations(&["shop", "-n", "1"]), [3]);
+    assert_eq!(generations(&["-n", "100"]), [0, 1, 2, 3, 4]);
+    assert_eq!(generations(&["--since", "6h"]), [2, 3, 4]);
+    assert_eq!(generations(&["--since", "6h", "mail", "-n", "1"]), [4]);
+    let moment = (now - jiff::SignedDuration::from_mins(250)).to_string();
+    assert_eq!(generations(&["--since", &moment]), [3, 4]);
+    let none = nowhere.bgctl(&["history", "--since", "2100-01-01T00:00:00Z"]).code(0);
+    assert!(none.stdout().is_empty() && none.stderr().contains("nothing that is asked for"), "{}", none.stderr());
+}
+
+#[test]
+fn colours_are_for_terminals_unless_told_otherwise() {
+    let nowhere = Nowhere::new();
+    fs::create_dir(nowhere.path().join("state")).unwrap();
+    let record = serde_json::json!({
+        "time": "2025-03-01T12:00:00Z", "deployment": "shop", "action": "switch", "from": null, "to": null,
+        "who": { "user": "alice", "uid": 1000 }, "reason": null, "command": "bgctl",
+    });
+    nowhere.file("state/history.jsonl", format!("{record}\n"));
+    let has_colours = |words: &[&str], variable: Option<(&str, &str)>| {
+        let mut command = nowhere.command(&[&["history"], words].concat());
+        command.env_remove("NO_COLOR").env_remove("CLICOLOR_FORCE").env("TERM", "xterm").envs(variable);
+        Ended(command.output().unwrap()).code(0).stdout().contains('\x1b')
+    };
+    assert!(!has_colours(&[], None), "a pipe is no terminal");
+    assert!(has_colours(&["--color", "always"], None));
+    assert!(has_colours(&[], Some(("CLICOLOR_FORCE", "1"))));
+    assert!(!has_colours(&["--color", "never"], Some(("CLICOLOR_FORCE", "1"))));
+    assert!(has_colours(&["--color", "always"], Some(("NO_COLOR", "1"))), "an option goes before a variable");
 }
 
 #[test]

@@ -7,7 +7,7 @@ use bytemuck::Zeroable as _;
 
 use super::Work;
 use crate::{
-    Error,
+    ApplyRequest, Error,
     config::{Config, Deployment},
     history::{Action, History, LastLive, Moment, Record},
     live::moment,
@@ -85,7 +85,7 @@ fn first_word(deployment: &Deployment, last: Option<&Moment>) -> LiveWord {
 }
 
 /// Removes testers and deployments that go, and writes the journal.
-pub(super) fn end(work: &mut Work<'_>, config: &Config, plan: &Plan) -> Result<(), Error> {
+pub(super) fn end(work: &mut Work<'_>, config: &Config, plan: &Plan, request: &ApplyRequest) -> Result<(), Error> {
     let wanted = |name: &str| config.deployments.iter().find(|deployment| deployment.name == name);
     let mut removed = Vec::new();
     for (name, running) in &work.running.deployments {
@@ -115,11 +115,11 @@ pub(super) fn end(work: &mut Work<'_>, config: &Config, plan: &Plan) -> Result<(
             work.words.deployments.write(row, &DeploymentRow::zeroed());
         }
     }
-    remember(work, plan)
+    remember(work, plan, request)
 }
 
 /// Brings the state directory up to date.
-fn remember(work: &Work<'_>, plan: &Plan) -> Result<(), Error> {
+fn remember(work: &Work<'_>, plan: &Plan, request: &ApplyRequest) -> Result<(), Error> {
     let _history = Lock::history(work.paths)?;
     let now: HashMap<String, Moment> = crate::running::deployment_rows(work.words)
         .map(|(index, row)| (crate::running::text(&row.name), moment(work.words.live.read(index.into()))))
@@ -137,7 +137,7 @@ fn remember(work: &Work<'_>, plan: &Plan) -> Result<(), Error> {
         let restored = from.is_none() && to.is_some() && before.deployments.get(name) == to.as_ref();
         let action = if restored { Action::Recovered } else { Action::Apply };
         if from.is_some() || to.is_some() {
-            history.append(&Record::now(name, action, from, to, None))?;
+            history.append(&Record::now(name, action, from, to, request.reason.as_deref()))?;
         }
     }
     LastLive::update(work.paths.state_dir(), |deployments| {

@@ -42,7 +42,7 @@ use self::{
     sweep::Sweep,
 };
 use crate::{
-    Error, Paths,
+    ApplyRequest, Error, Paths,
     config::{Config, Deployment, Service},
     fence::Fence,
     lock::Lock,
@@ -55,7 +55,13 @@ use crate::{
 };
 
 /// Applies `config`; returns what was changed.
-pub(crate) fn apply(paths: &Paths, words: &Words, length: TickLength, config: &Config) -> Result<Plan, Error> {
+pub(crate) fn apply(
+    paths: &Paths,
+    words: &Words,
+    length: TickLength,
+    config: &Config,
+    request: &ApplyRequest,
+) -> Result<Plan, Error> {
     check::check(config)?;
     let _lock = Lock::apply(paths)?;
     recover(paths, words)?;
@@ -75,7 +81,7 @@ pub(crate) fn apply(paths: &Paths, words: &Words, length: TickLength, config: &C
         work.withdraw_service(service)?;
     }
     work.release()?;
-    deployments::end(&mut work, config, &plan)?;
+    deployments::end(&mut work, config, &plan, request)?;
     filter::settle(&work.tables.services)?;
     Ok(plan)
 }

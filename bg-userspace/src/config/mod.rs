@@ -11,8 +11,12 @@ mod service;
 #[cfg(test)]
 mod tests;
 mod value;
+mod write;
 
-use std::path::Path;
+use std::{
+    io::{self, Read},
+    path::Path,
+};
 
 pub use error::{ConfigError, Expected, Position, Problem};
 pub use model::{BackendSpec, Config, Deployment, OnSwitch, Prefix, Service, mode_name, protocol_name};
@@ -22,7 +26,18 @@ pub use model::{BackendSpec, Config, Deployment, OnSwitch, Prefix, Service, mode
 /// # Errors
 /// [`ConfigError::Invalid`] has every problem of the file, by position.
 pub fn load(path: &Path) -> Result<Config, ConfigError> {
-    let bytes = std::fs::read(path).map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?;
+    read(path, std::fs::read(path))
+}
+
+/// Reads and checks a configuration from an open file or a pipe; `path` is what errors call it.
+pub fn load_from(path: &Path, mut input: impl Read) -> Result<Config, ConfigError> {
+    let mut bytes = Vec::new();
+    let read_all = input.read_to_end(&mut bytes);
+    read(path, read_all.map(|_| bytes))
+}
+
+fn read(path: &Path, bytes: io::Result<Vec<u8>>) -> Result<Config, ConfigError> {
+    let bytes = bytes.map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?;
     match std::str::from_utf8(&bytes) {
         Ok(text) => parse(path, text),
         Err(error) => {

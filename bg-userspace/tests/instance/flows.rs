@@ -15,7 +15,7 @@ use bg_common::{
     Backend, Clock, Colour, DeploymentRow, Flow, FlowBackend, FlowKey4, FlowState, LiveWord, SwitchTerms, TICK_SHIFT,
 };
 use bg_ebpf::flow_table::Stored;
-use bg_userspace::{AttachMode, AttachOptions, Protocol, SwitchRequest, attach, config::OnSwitch};
+use bg_userspace::{AttachMode, AttachOptions, FlowFilter, Protocol, SwitchRequest, attach, config::OnSwitch};
 
 use crate::{
     flow_map::{FlowMap, meta},
@@ -51,9 +51,14 @@ fn key(client: [u8; 4], source: u16, protocol: Protocol) -> FlowKey4 {
 
 /// Runs a datagram of a client through the pinned program.
 fn send(lab: &Lab, client: [u8; 4], source: u16) {
+    send_to(lab, client, source, VIP);
+}
+
+/// The same to another VIP.
+pub(crate) fn send_to(lab: &Lab, client: [u8; 4], source: u16, vip: [u8; 4]) {
     let mut frame = vec![0; 12];
     frame.extend([0x08, 0x00, 0x45, 0, 0, 32, 0, 0, 0, 0, 64, 17, 0, 0]);
-    frame.extend(client.into_iter().chain(VIP));
+    frame.extend(client.into_iter().chain(vip));
     frame.extend(source.to_be_bytes().into_iter().chain(443_u16.to_be_bytes()));
     frame.extend([0, 12, 0, 0, 1, 2, 3, 4]);
     frame.resize(60, 0);
@@ -82,7 +87,7 @@ fn each_instance_has_hash_keys_of_its_own_and_keeps_them() {
     for client in clients(0, 80) {
         assert!(map.find(&key(client, 5000, Protocol::Udp)).is_some(), "{client:?} stands where the keys say");
     }
-    let open = lab.instance().flows(None).unwrap();
+    let open = lab.instance().flows(&FlowFilter::default()).unwrap();
     assert_eq!(open.len(), 80);
     assert!(open.iter().all(|flow| flow.backend.to_string() == "10.0.0.1:8443" && flow.via == "user"));
     let listed: Vec<_> = open.iter().map(|flow| flow.client).collect();
@@ -219,7 +224,8 @@ fn the_count_of_open_flows_is_that_of_the_table() {
         let counted = lab.instance().status(None).unwrap().deployments[0].flows;
         assert_eq!([counted.blue, counted.green], count(&lab, now), "{flows}");
         assert!(counted.blue > 0 && counted.green > 0);
-        let listed = lab.instance().flows(Some("shop")).unwrap();
+        let listed =
+            lab.instance().flows(&FlowFilter { deployment: Some("shop".into()), ..FlowFilter::default() }).unwrap();
         assert_eq!(listed.len() as u64, counted.blue + counted.green);
     }
 }

@@ -10,5 +10,7 @@ mod flows;
 mod killed;
 mod lab;
 mod lifecycle;
+mod show;
+mod status;
 mod testers;
 mod view;

@@ -1,10 +1,13 @@
 //! The command line's grammar, and nothing of what it does.
 
-use std::{path::PathBuf, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use bg_common::Colour;
 use bg_userspace::{Paths, config::OnSwitch};
-use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use clap::{Args as ClapArgs, ColorChoice, Parser, Subcommand, ValueEnum};
+
+/// The configuration unless one is named.
+pub(crate) const USUAL_CONFIG: &str = "/etc/bgctl/bgctl.toml";
 
 /// Blue-green traffic switcher in the network card's path.
 #[derive(Debug, Parser)]
@@ -26,6 +29,9 @@ pub(crate) struct Global {
     /// Directory of the history, the last live colours and the locks
     #[arg(long, global = true, value_name = "DIR", env = "BGCTL_STATE_DIR", default_value = Paths::STATE_DIR)]
     pub(crate) state_dir: PathBuf,
+    /// Colour the result
+    #[arg(long, global = true, value_enum, value_name = "WHEN", default_value_t = ColorChoice::Auto)]
+    pub(crate) color: ColorChoice,
     /// Print the result as JSON
     #[arg(long, global = true)]
     pub(crate) json: bool,
@@ -35,6 +41,16 @@ pub(crate) struct Global {
 }
 
 impl Global {
+    /// From here on results have colours if `--color` says so, or else if the terminal and the environment do.
+    pub(crate) fn choose_colours(&self) {
+        match self.color {
+            ColorChoice::Auto => anstream::ColorChoice::Auto,
+            ColorChoice::Always => anstream::ColorChoice::Always,
+            ColorChoice::Never => anstream::ColorChoice::Never,
+        }
+        .write_global();
+    }
+
     pub(crate) fn paths(&self) -> Paths {
         Paths { pin_root: self.pin_root.clone(), state_dir: self.state_dir.clone() }
     }
@@ -54,7 +70,9 @@ pub(crate) enum Command {
     /// Tell what `apply` would change; exit code 0 nothing, 5 something
     Plan(ConfigFile),
     /// Make the running state match a configuration, without disturbing flows that need no change
-    Apply(ConfigFile),
+    Apply(Apply),
+    /// Print the running configuration as TOML
+    Show,
     /// Live colour, phase, flows and counters
     Status(Status),
     /// Make a colour live for all new flows, at one instant
@@ -62,9 +80,9 @@ pub(crate) enum Command {
     /// Back to the colour that was live before
     Rollback(Rollback),
     /// The flow table
-    Flows(OneDeployment),
+    Flows(Flows),
     /// Who switched what, when, why, from which generation to which
-    History(OneDeployment),
+    History(History),
     /// Print a shell's completions
     Completions {
         /// Which shell
@@ -80,9 +98,18 @@ pub(crate) enum Command {
 /// Which configuration.
 #[derive(Debug, ClapArgs)]
 pub(crate) struct ConfigFile {
-    /// The configuration
-    #[arg(short, long, value_name = "FILE", default_value = "/etc/bgctl/bgctl.toml")]
+    /// The configuration; `-` reads it from stdin
+    #[arg(short, long, value_name = "FILE", default_value = USUAL_CONFIG)]
     pub(crate) config: PathBuf,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Apply {
+    #[command(flatten)]
+    pub(crate) file: ConfigFile,
+    /// Why, for the history
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) reason: Option<String>,
 }
 
 /// Which deployment, if only one.
@@ -97,7 +124,7 @@ pub(crate) struct Doctor {
     /// Only these interfaces; without any, all of this network namespace
     #[arg(value_name = "IFACE")]
     pub(crate) interfaces: Vec<String>,
-    /// Look at this configuration too [default: /etc/bgctl/bgctl.toml, if it is there]
+    /// Look at this configuration too; `-` reads it from stdin [default: /etc/bgctl/bgctl.toml, if it is there]
     #[arg(short, long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
 }
@@ -116,8 +143,9 @@ pub(crate) struct Attach {
     /// Where the program runs
     #[arg(long, value_enum, default_value_t = Mode::Auto)]
     pub(crate) mode: Mode,
-    /// Flows to make room for, at the first attach [default: 262144]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 26))]
+    /// Flows to make room for, at the first attach; k, M and G are a thousand, a million and so on, and the room is
+    /// rounded up to a power of two [default: 262144]
+    #[arg(long, value_name = "N", value_parser = flow_count)]
     pub(crate) flows: Option<u32>,
     /// A pinned XDP program that gets what is not for a VIP
     #[arg(long, value_name = "PROGRAM")]
@@ -154,6 +182,36 @@ pub(crate) struct Status {
     /// Show it anew every second, until interrupted; with --json one line each time
     #[arg(short, long)]
     pub(crate) watch: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Flows {
+    #[command(flatten)]
+    pub(crate) only: OneDeployment,
+    /// Only flows to this colour
+    #[arg(long, value_enum)]
+    pub(crate) colour: Option<ColourName>,
+    /// Only flows to this backend
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub(crate) backend: Option<SocketAddr>,
+    /// Only flows of this service
+    #[arg(long, value_name = "NAME")]
+    pub(crate) service: Option<String>,
+    /// Print how many there are, and nothing else
+    #[arg(long)]
+    pub(crate) count: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct History {
+    #[command(flatten)]
+    pub(crate) only: OneDeployment,
+    /// Only the newest N records
+    #[arg(short = 'n', long = "last", value_name = "N")]
+    pub(crate) last: Option<usize>,
+    /// Only records since then: an RFC 3339 time, or a duration before now ("2h", "7days")
+    #[arg(long, value_name = "WHEN", value_parser = moment)]
+    pub(crate) since: Option<jiff::Timestamp>,
 }
 
 #[derive(Debug, ClapArgs)]
@@ -224,11 +282,62 @@ impl From<OnSwitchName> for OnSwitch {
     }
 }
 
+/// A number of flows: digits, and a decimal suffix if there is one.
+fn flow_count(text: &str) -> Result<u32, String> {
+    const MAX: u64 = 1 << 26;
+    const SUFFIXES: [(&str, u64); 6] =
+        [("k", 1_000), ("K", 1_000), ("m", 1_000_000), ("M", 1_000_000), ("g", 1_000_000_000), ("G", 1_000_000_000)];
+    let (digits, unit) =
+        SUFFIXES.iter().find_map(|(suffix, unit)| Some((text.strip_suffix(suffix)?, *unit))).unwrap_or((text, 1));
+    let count = digits.parse::<u64>().ok().and_then(|count| count.checked_mul(unit));
+    match count {
+        Some(count @ 1..=MAX) => Ok(count as u32),
+        _ => Err(format!("expected 1 to {MAX}, or a number with k, M or G behind it, such as 500k or 1M")),
+    }
+}
+
+/// A moment: as such, or by how long ago it was.
+fn moment(text: &str) -> Result<jiff::Timestamp, String> {
+    if let Ok(moment) = text.parse() {
+        return Ok(moment);
+    }
+    let ago = humantime::parse_duration(text).map_err(|_| {
+        "expected an RFC 3339 time such as 2025-03-01T12:00:00Z, or a duration such as 2h or 7days".to_owned()
+    })?;
+    Ok(jiff::Timestamp::now().checked_sub(ago).unwrap_or(jiff::Timestamp::MIN))
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory as _;
 
     use super::*;
+
+    #[test]
+    fn flows_are_counted_in_thousands_and_millions() {
+        for (text, count) in [("1", 1), ("500k", 500_000), ("500K", 500_000), ("1M", 1_000_000), ("67108864", 1 << 26)]
+        {
+            assert_eq!(flow_count(text), Ok(count), "{text}");
+        }
+        for text in
+            ["", "0", "k", "-1", "1.5M", "1G", "67108865", "99999999999999999999", "18446744073709551615G", "1 M"]
+        {
+            assert!(flow_count(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_moment_is_a_time_or_a_duration_ago() {
+        let now = jiff::Timestamp::now();
+        assert_eq!(moment("2025-03-01T12:00:00Z").unwrap().to_string(), "2025-03-01T12:00:00Z");
+        assert_eq!(moment("2025-03-01T13:00:00+01:00").unwrap().to_string(), "2025-03-01T12:00:00Z");
+        let two_hours = moment("2h").unwrap();
+        assert!((now.as_second() - two_hours.as_second() - 7200).abs() < 60);
+        assert_eq!(moment("99999years").unwrap(), jiff::Timestamp::MIN);
+        for text in ["", "yesterday", "12", "-2h", "99999999999999999999years"] {
+            assert!(moment(text).is_err(), "{text}");
+        }
+    }
 
     #[test]
     fn the_grammar_is_sound() {

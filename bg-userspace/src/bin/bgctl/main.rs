@@ -5,6 +5,7 @@ mod args;
 mod cmd;
 mod exit;
 mod output;
+mod table;
 
 use std::process::ExitCode;
 
@@ -13,6 +14,7 @@ use clap::Parser as _;
 
 fn main() -> ExitCode {
     let args = args::Args::parse();
+    args.global.choose_colours();
     match cmd::run(&args) {
         Ok(outcome) => outcome.into(),
         Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,

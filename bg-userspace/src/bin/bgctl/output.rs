@@ -1,7 +1,8 @@
-//! What is printed: plain tables for people, JSON for programs.
+//! What is printed: text for people, JSON for programs.
 
 use std::io::{self, Write as _};
 
+use anstream::{AutoStream, ColorChoice, adapter::strip_str};
 use serde::Serialize;
 
 /// Writes text to stdout.
@@ -9,6 +10,19 @@ pub(crate) fn print(text: &str) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
     stdout.write_all(text.as_bytes())?;
     stdout.flush()
+}
+
+/// Writes styled text to stdout: with its colours, if stdout takes them.
+pub(crate) fn print_styled(text: &str) -> io::Result<()> {
+    print(&painted(text))
+}
+
+/// The text as stdout takes it: without its colours, if it is no terminal or the user wants none.
+pub(crate) fn painted(text: &str) -> String {
+    match AutoStream::choice(&io::stdout()) {
+        ColorChoice::Never => strip_str(text).to_string(),
+        _ => text.to_owned(),
+    }
 }
 
 /// Writes a value to stdout as indented JSON.
@@ -24,44 +38,6 @@ pub(crate) fn print_json_line(value: &impl Serialize) -> io::Result<()> {
 /// Whether the reader of stdout has gone away, which is its right (`bgctl flows | head`).
 pub(crate) fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
-}
-
-/// Columns as wide as their widest cell, two spaces between them, none behind the last.
-pub(crate) struct Table {
-    rows: Vec<Vec<String>>,
-}
-
-impl Table {
-    pub(crate) fn new<const N: usize>(head: [&str; N]) -> Self {
-        Self { rows: vec![head.map(str::to_owned).to_vec()] }
-    }
-
-    pub(crate) fn row<const N: usize>(&mut self, cells: [String; N]) {
-        self.rows.push(cells.to_vec());
-    }
-
-    /// Whether there is nothing but the head.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.rows.len() == 1
-    }
-
-    /// Each line begins with `indent`.
-    pub(crate) fn render(&self, indent: &str) -> String {
-        let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
-        let mut widths = vec![0; columns];
-        for row in &self.rows {
-            for (width, cell) in widths.iter_mut().zip(row) {
-                *width = cell.chars().count().max(*width);
-            }
-        }
-        let mut text = String::new();
-        for row in &self.rows {
-            let cells = row.iter().zip(&widths).map(|(cell, &width)| format!("{cell:width$}"));
-            let line = cells.collect::<Vec<_>>().join("  ");
-            text += &format!("{indent}{}\n", line.trim_end());
-        }
-        text
-    }
 }
 
 /// A number of things, in the singular or the plural.
@@ -84,15 +60,6 @@ pub(crate) fn bytes(count: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn columns_line_up() {
-        let mut table = Table::new(["NAME", "N"]);
-        assert!(table.is_empty());
-        table.row(["é".into(), "1".into()]);
-        table.row(["longer".into(), "10".into()]);
-        assert_eq!(table.render("  "), "  NAME    N\n  é       1\n  longer  10\n");
-    }
 
     #[test]
     fn octets_are_rounded_to_units() {

@@ -2,10 +2,10 @@
 
 use std::time::Instant;
 
-use bg_userspace::{Instance, Plan, config};
+use bg_userspace::{ApplyRequest, Instance, Plan};
 
 use crate::{
-    args::{ConfigFile, Global},
+    args::{Apply, Global},
     exit::Outcome,
     output,
 };
@@ -13,10 +13,10 @@ use crate::{
 /// Changes that are printed one by one unless all are asked for.
 const SHOWN: usize = 40;
 
-pub(super) fn run(global: &Global, file: &ConfigFile) -> anyhow::Result<Outcome> {
+pub(super) fn run(global: &Global, args: &Apply) -> anyhow::Result<Outcome> {
     let start = Instant::now();
-    let config = config::load(&file.config)?;
-    let applied = Instance::open(&global.paths())?.apply(&config)?;
+    let config = super::load(&args.file.config)?;
+    let applied = Instance::open(&global.paths())?.apply_as(&config, &ApplyRequest { reason: args.reason.clone() })?;
     if global.verbose {
         eprintln!("bgctl: took {:.1?}", start.elapsed());
     }

@@ -1,6 +1,6 @@
 //! `bgctl check`: is the configuration one?
 
-use bg_userspace::config::{self, Config};
+use bg_userspace::config::Config;
 use serde::Serialize;
 
 use crate::{
@@ -31,11 +31,11 @@ impl Summary {
 }
 
 pub(super) fn run(global: &Global, file: &ConfigFile) -> anyhow::Result<Outcome> {
-    let summary = Summary::of(&config::load(&file.config)?);
+    let summary = Summary::of(&super::load(&file.config)?);
     if global.json {
         output::print_json(&summary)?;
     } else {
-        let path = file.config.display();
+        let path = super::path_of(&file.config).display();
         let deployments = output::count(summary.deployments, "deployment");
         let services = output::count(summary.services, "service");
         let backends = output::count(summary.backends, "backend");

@@ -2,22 +2,17 @@
 
 use std::path::Path;
 
-use bg_userspace::{
-    config,
-    doctor::{self, Level},
-};
+use bg_userspace::doctor::{self, Level};
 
 use crate::{
-    args::{Doctor, Global},
+    args::{Doctor, Global, USUAL_CONFIG},
     exit::Outcome,
     output,
 };
 
-const USUAL_CONFIG: &str = "/etc/bgctl/bgctl.toml";
-
 pub(super) fn run(global: &Global, args: &Doctor) -> anyhow::Result<Outcome> {
     let usual = || Some(Path::new(USUAL_CONFIG)).filter(|path| path.exists());
-    let config = args.config.as_deref().or_else(usual).map(config::load).transpose()?;
+    let config = args.config.as_deref().or_else(usual).map(super::load).transpose()?;
     let report =
         doctor::examine(&global.paths(), &args.interfaces, config.as_ref()).map_err(bg_userspace::Error::from)?;
     if global.json {

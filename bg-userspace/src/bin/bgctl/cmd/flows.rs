@@ -2,51 +2,72 @@
 
 use std::time::Duration;
 
-use bg_userspace::{FlowStatus, Instance, config::protocol_name};
+use bg_userspace::{FlowFilter, FlowStatus, Instance, config::protocol_name};
 
 use crate::{
-    args::{Global, OneDeployment},
+    args::{Flows, Global},
     exit::Outcome,
-    output::{self, Table},
+    output,
+    table::{
+        Align::{Left, Right},
+        Cell, Table, style_of,
+    },
 };
 
-pub(super) fn run(global: &Global, only: &OneDeployment) -> anyhow::Result<Outcome> {
-    let flows = Instance::open(&global.paths())?.flows(only.deployment.as_deref())?;
+pub(super) fn run(global: &Global, args: &Flows) -> anyhow::Result<Outcome> {
+    let filter = FlowFilter {
+        deployment: args.only.deployment.clone(),
+        service: args.service.clone(),
+        colour: args.colour.map(Into::into),
+        backend: args.backend,
+    };
+    let instance = Instance::open(&global.paths())?;
+    if args.count {
+        let count = instance.count_flows(&filter)?;
+        if global.json {
+            output::print_json(&serde_json::json!({ "count": count }))?;
+        } else {
+            output::print(&format!("{count}\n"))?;
+        }
+        return Ok(Outcome::Done);
+    }
+    let flows = instance.flows(&filter)?;
     if global.json {
         output::print_json(&serde_json::json!({ "flows": flows }))?;
     } else if flows.is_empty() {
-        eprintln!("bgctl: no open flows");
+        let such = if filter == FlowFilter::default() { "" } else { " of that kind" };
+        eprintln!("bgctl: no open flows{such}");
     } else {
-        output::print(&render(flows))?;
+        output::print_styled(&render(flows))?;
     }
     Ok(Outcome::Done)
 }
 
 fn render(flows: Vec<FlowStatus>) -> String {
     let mut table = Table::new([
-        "DEPLOYMENT",
-        "SERVICE",
-        "CLIENT",
-        "TO",
-        "COLOUR",
-        "BACKEND",
-        "STATE",
-        "VIA",
-        "GENERATION",
-        "IDLE",
+        ("DEPLOYMENT", Left),
+        ("SERVICE", Left),
+        ("CLIENT", Left),
+        ("TO", Left),
+        ("COLOUR", Left),
+        ("BACKEND", Left),
+        ("STATE", Left),
+        ("VIA", Left),
+        ("GENERATION", Right),
+        ("IDLE", Right),
     ]);
     for flow in flows {
         table.row([
-            flow.deployment,
-            flow.service,
-            flow.client.to_string(),
-            format!("{}/{}", flow.destination, protocol_name(flow.protocol)),
-            flow.colour.name().to_owned(),
-            flow.backend.to_string(),
-            flow.state.to_owned(),
-            flow.via.to_owned(),
-            flow.generation.to_string(),
-            humantime::format_duration(Duration::from_secs(flow.idle.as_secs())).to_string(),
+            flow.deployment.into(),
+            flow.service.into(),
+            flow.client.to_string().into(),
+            format!("{}/{}", flow.destination, protocol_name(flow.protocol)).into(),
+            Cell::new(flow.colour.name(), style_of(flow.colour)),
+            flow.backend.to_string().into(),
+            flow.state.into(),
+            flow.via.into(),
+            flow.generation.to_string().into(),
+            humantime::format_duration(Duration::from_secs(flow.idle.as_secs())).to_string().into(),
         ]);
     }
     table.render("")

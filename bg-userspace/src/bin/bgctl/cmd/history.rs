@@ -3,13 +3,14 @@
 use bg_userspace::history::{History, Moment, Record};
 
 use crate::{
-    args::{Global, OneDeployment},
+    args::{Global, History as Args},
     exit::Outcome,
-    output::{self, Table},
+    output,
+    table::{Align::Left, Table},
 };
 
-pub(super) fn run(global: &Global, only: &OneDeployment) -> anyhow::Result<Outcome> {
-    let journal = History::new(&global.state_dir).read(only.deployment.as_deref())?;
+pub(super) fn run(global: &Global, args: &Args) -> anyhow::Result<Outcome> {
+    let mut journal = History::new(&global.state_dir).read(args.only.deployment.as_deref())?;
     if journal.damaged_lines > 0 {
         eprintln!(
             "bgctl: {} of {} could not be read and {} left out (a crash can tear a line)",
@@ -18,27 +19,33 @@ pub(super) fn run(global: &Global, only: &OneDeployment) -> anyhow::Result<Outco
             if journal.damaged_lines == 1 { "is" } else { "are" },
         );
     }
+    // Clocks are set back now and then: what counts is when a record says that it was, not where it stands.
+    journal.records.retain(|record| args.since.is_none_or(|since| record.time >= since));
+    let is_limited = args.since.is_some() || args.last.is_some();
+    let older = args.last.map_or(0, |last| journal.records.len().saturating_sub(last));
+    journal.records.drain(..older);
     if global.json {
         output::print_json(&serde_json::json!({ "records": journal.records }))?;
         return Ok(Outcome::Done);
     }
-    let mut table = Table::new(["TIME", "DEPLOYMENT", "ACTION", "FROM", "TO", "WHO", "WHY"]);
+    let mut table = Table::new(["TIME", "DEPLOYMENT", "ACTION", "FROM", "TO", "WHO", "WHY"].map(|head| (head, Left)));
     for Record { time, deployment, action, from, to, who, reason, .. } in journal.records {
         table.row([
             // To the second, in UTC, as RFC 3339.
-            time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
-            deployment,
-            action.name().to_owned(),
-            moment(from),
-            moment(to),
-            who.to_string(),
-            reason.unwrap_or_default().replace(char::is_control, " "),
+            time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string().into(),
+            deployment.into(),
+            action.name().into(),
+            moment(from).into(),
+            moment(to).into(),
+            who.to_string().into(),
+            reason.unwrap_or_default().replace(char::is_control, " ").into(),
         ]);
     }
     if table.is_empty() {
-        eprintln!("bgctl: nothing has been recorded in {}", global.state_dir.display());
+        let such = if is_limited { " that is asked for" } else { "" };
+        eprintln!("bgctl: nothing{such} has been recorded in {}", global.state_dir.display());
     } else {
-        output::print(&table.render(""))?;
+        output::print_styled(&table.render(""))?;
     }
     Ok(Outcome::Done)
 }

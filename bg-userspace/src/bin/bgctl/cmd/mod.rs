@@ -9,8 +9,13 @@ mod flows;
 mod generate;
 mod history;
 mod plan;
+mod show;
 mod status;
 mod switch;
+
+use std::{io, path::Path};
+
+use bg_userspace::config::{self, Config, ConfigError};
 
 use crate::{
     args::{Args, Command},
@@ -26,13 +31,28 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
         Command::Detach(detach) => detach::run(global, detach),
         Command::Check(file) => check::run(global, file),
         Command::Plan(file) => plan::run(global, file),
-        Command::Apply(file) => apply::run(global, file),
+        Command::Apply(apply) => apply::run(global, apply),
+        Command::Show => show::run(global),
         Command::Status(status) => status::run(global, status),
         Command::Switch(switch) => switch::run(global, switch),
         Command::Rollback(rollback) => switch::run_rollback(global, rollback),
-        Command::Flows(only) => flows::run(global, only),
-        Command::History(only) => history::run(global, only),
+        Command::Flows(flows) => flows::run(global, flows),
+        Command::History(history) => history::run(global, history),
         Command::Completions { shell } => generate::completions(*shell),
         Command::Man { dir } => generate::man(dir),
     }
+}
+
+/// Reads and checks a configuration; `-` is stdin.
+fn load(path: &Path) -> Result<Config, ConfigError> {
+    if is_stdin(path) { config::load_from(path_of(path), io::stdin().lock()) } else { config::load(path) }
+}
+
+/// What messages call a configuration.
+fn path_of(path: &Path) -> &Path {
+    if is_stdin(path) { Path::new("<stdin>") } else { path }
+}
+
+fn is_stdin(path: &Path) -> bool {
+    path == Path::new("-")
 }

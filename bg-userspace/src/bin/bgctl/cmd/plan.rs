@@ -1,6 +1,6 @@
 //! `bgctl plan`: what an apply would change.
 
-use bg_userspace::{Instance, config};
+use bg_userspace::Instance;
 
 use crate::{
     args::{ConfigFile, Global},
@@ -9,7 +9,7 @@ use crate::{
 };
 
 pub(super) fn run(global: &Global, file: &ConfigFile) -> anyhow::Result<Outcome> {
-    let config = config::load(&file.config)?;
+    let config = super::load(&file.config)?;
     let plan = Instance::open(&global.paths())?.plan(&config)?;
     if global.json {
         output::print_json(&plan)?;

@@ -1,0 +1,47 @@
+//! The terminal of `status --watch`: a screen of its own, so that nothing of what stood there before is lost.
+
+use std::io::{self, IsTerminal as _};
+
+use terminal_size::{Height, terminal_size};
+
+use super::picture::Picture;
+use crate::output;
+
+/// The alternate screen, where a line that is too long is cut off and not wrapped.
+const ENTER: &str = "\x1b[?1049h\x1b[?7l\x1b[?25l";
+const LEAVE: &str = "\x1b[?25h\x1b[?7h\x1b[?1049l";
+const HOME: &str = "\x1b[H";
+const END_OF_LINE: &str = "\x1b[K";
+const CLEAR_REST: &str = "\x1b[J";
+
+/// Entered with the first picture. When it is left, the last picture is printed where the command was typed.
+#[derive(Debug, Default)]
+pub(super) struct Screen {
+    last: Option<Picture>,
+}
+
+impl Screen {
+    /// Shows a picture in the place of the one before; in a pipe, below it.
+    pub(super) fn show(&mut self, picture: Picture) -> io::Result<()> {
+        if !io::stdout().is_terminal() {
+            return output::print_styled(&picture.text());
+        }
+        let height = terminal_size().map_or(24, |(_, Height(height))| usize::from(height));
+        let lines: Vec<_> = picture.fit(height).into_iter().map(|line| output::painted(&line)).collect();
+        let frame = lines.join(&format!("{END_OF_LINE}\r\n"));
+        let enter = if self.last.is_none() { ENTER } else { "" };
+        output::print(&format!("{enter}{HOME}{frame}{END_OF_LINE}{CLEAR_REST}"))?;
+        self.last = Some(picture);
+        Ok(())
+    }
+}
+
+impl Drop for Screen {
+    fn drop(&mut self) {
+        if let Some(picture) = &self.last {
+            // Whoever closed the terminal needs neither.
+            let _ = output::print(LEAVE);
+            let _ = output::print_styled(&picture.text());
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! A [`Config`] as the text of a file: what [`super::parse`] understands, the other way round.
+
+use std::{
+    fmt::{self, Write as _},
+    time::Duration,
+};
+
+use bg_common::Colour;
+use toml_writer::{ToTomlKey as _, ToTomlValue as _};
+
+use super::model::{BackendSpec, Config, Deployment, Service, mode_name, protocol_name};
+
+impl Config {
+    /// The text of a file that says this and nothing else.
+    pub fn to_toml(&self) -> String {
+        let mut text = String::new();
+        write(&mut text, self).expect("writing into a string does not fail");
+        text
+    }
+}
+
+fn write(text: &mut String, config: &Config) -> fmt::Result {
+    if config.deployments.is_empty() {
+        return writeln!(text, "[deployments]");
+    }
+    for (index, deployment) in config.deployments.iter().enumerate() {
+        if index > 0 {
+            writeln!(text)?;
+        }
+        write_deployment(text, deployment)?;
+    }
+    Ok(())
+}
+
+fn write_deployment(text: &mut String, deployment: &Deployment) -> fmt::Result {
+    let key = deployment.name.as_str().to_toml_key();
+    writeln!(text, "[deployments.{key}]")?;
+    field(text, "initial", deployment.initial.name())?;
+    field(text, "on_switch", deployment.on_switch.name())?;
+    let duration = |duration: Duration| humantime::format_duration(duration).to_string();
+    if let Some(timeout) = deployment.drain_timeout {
+        field(text, "drain_timeout", &duration(timeout))?;
+    }
+    field(text, "tcp_idle_timeout", &duration(deployment.tcp_idle_timeout))?;
+    field(text, "udp_idle_timeout", &duration(deployment.udp_idle_timeout))?;
+    if !deployment.testers.is_empty() {
+        array(text, "testers", deployment.testers.iter().map(|prefix| prefix.to_string().to_toml_value()))?;
+    }
+    for service in &deployment.services {
+        writeln!(text, "\n[[deployments.{key}.services]]")?;
+        write_service(text, service)?;
+    }
+    Ok(())
+}
+
+fn write_service(text: &mut String, service: &Service) -> fmt::Result {
+    field(text, "name", &service.name)?;
+    field(text, "vip", &service.vip.to_string())?;
+    field(text, "protocol", protocol_name(service.protocol))?;
+    field(text, "mode", mode_name(service.mode))?;
+    for colour in Colour::ALL {
+        array(text, colour.name(), service.backends(colour).iter().map(backend))?;
+    }
+    match service.preview {
+        Some(preview) => field(text, "preview", &preview.to_string()),
+        None => Ok(()),
+    }
+}
+
+fn backend(backend: &BackendSpec) -> String {
+    let address = backend.address.to_string().to_toml_value();
+    match backend.weight {
+        1 => address,
+        weight => format!("{{ address = {address}, weight = {weight} }}"),
+    }
+}
+
+fn field(text: &mut String, key: &str, value: &str) -> fmt::Result {
+    writeln!(text, "{key} = {}", value.to_toml_value())
+}
+
+/// One value stands on the key's line, several on a line each.
+fn array(text: &mut String, key: &str, values: impl Iterator<Item = String>) -> fmt::Result {
+    match &values.collect::<Vec<_>>()[..] {
+        [] => writeln!(text, "{key} = []"),
+        [value] => writeln!(text, "{key} = [{value}]"),
+        values => {
+            writeln!(text, "{key} = [")?;
+            values.iter().try_for_each(|value| writeln!(text, "    {value},"))?;
+            writeln!(text, "]")
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! The configuration that runs, read back from the maps.
+//!
+//! The maps keep what a packet needs, which is not all that a file may say: `initial` is not kept, so it is the
+//! colour that is live, and a timeout is kept in ticks, so it is the roundest time of as many ticks. What this gives
+//! applies back to nothing.
+
+use std::time::Duration;
+
+use bg_common::{Colour, DeploymentRow, Protocol};
+
+use crate::{
+    Error, Instance,
+    config::{BackendSpec, Config, Deployment, OnSwitch, Service},
+    maps::Tables,
+    running::{Running, RunningDeployment, RunningService, UNSETTLED, address_of},
+};
+
+impl Instance {
+    /// The configuration that runs, in the order in which it was applied; `initial` is the live colour. While an
+    /// apply is at work, or after one was killed, it may be none that [`config::parse`](crate::config::parse) accepts.
+    pub fn configuration(&self) -> Result<Config, Error> {
+        let running = Running::read(&self.words, &Tables::open(&self.paths)?)?;
+        let mut deployments: Vec<_> = running.deployments.iter().collect();
+        deployments.sort_by_key(|(_, deployment)| deployment.index);
+        let deployment = |(name, deployment): (&String, &RunningDeployment)| Deployment {
+            name: name.clone(),
+            initial: deployment.word.live(),
+            on_switch: on_switch_of(&deployment.row),
+            drain_timeout: drain_timeout_of(&deployment.row),
+            tcp_idle_timeout: self.tick_length.roundest(deployment.row.tcp_idle),
+            udp_idle_timeout: self.tick_length.roundest(deployment.row.udp_idle),
+            testers: deployment.testers.clone(),
+            services: running.services_of(deployment.index).map(service).collect(),
+        };
+        Ok(Config { deployments: deployments.into_iter().map(deployment).collect() })
+    }
+}
+
+fn service(running: &RunningService) -> Service {
+    Service {
+        name: running.name.clone(),
+        vip: address_of(&running.vip),
+        protocol: Protocol::from_u8(running.vip.protocol).unwrap_or(Protocol::Tcp),
+        mode: running.mode,
+        preview: running.preview.map(|(key, _)| address_of(&key)),
+        backends: Colour::ALL.map(|colour| {
+            let of_mode = running.backends[colour as usize].iter().filter(|backend| backend.mode == running.mode);
+            let weight = |weight| if weight == UNSETTLED { 1 } else { weight };
+            let mut backends: Vec<_> = of_mode
+                .map(|backend| BackendSpec { address: backend.address, weight: weight(backend.weight) })
+                .collect();
+            backends.sort_by_key(|backend| backend.address);
+            backends
+        }),
+    }
+}
+
+pub(crate) fn on_switch_of(row: &DeploymentRow) -> OnSwitch {
+    if row.on_switch == 0 { OnSwitch::Drain } else { OnSwitch::Cut }
+}
+
+/// `None` is never.
+pub(crate) fn drain_timeout_of(row: &DeploymentRow) -> Option<Duration> {
+    (row.drain_timeout_ms != 0).then(|| Duration::from_millis(row.drain_timeout_ms))
+}
