@@ -2,7 +2,7 @@
 
 use std::{io, path::PathBuf};
 
-use crate::{doctor::preconditions::PreconditionError, history::HistoryError, net::NetError};
+use crate::{doctor::preconditions::PreconditionError, history::HistoryError, net::NetError, plan::ColourChange};
 
 /// Why an operation was not done.
 #[derive(Debug, thiserror::Error)]
@@ -244,7 +244,7 @@ pub enum Error {
     Refused(#[from] Refusal),
 }
 
-/// A precondition of a switch that does not hold. Nothing has been changed.
+/// A precondition of a switch or an apply that does not hold. Nothing has been changed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     /// Expected this generation.
@@ -291,6 +291,15 @@ pub enum Refusal {
         /// " in service ..." or empty.
         of: String,
     },
+    /// Virtual addresses would change their live colour because they change hands.
+    #[error(
+        "{}; their clients would meet the other colour at once. Switch so that the colours agree, then apply; or --force",
+        told(changes)
+    )]
+    ColourChanges {
+        /// All of them; at least one.
+        changes: Vec<ColourChange>,
+    },
     /// Generations have run out.
     #[error(
         "deployment \"{deployment}\" has used up all generations: remove it from the configuration, apply, put it back, apply"
@@ -299,6 +308,16 @@ pub enum Refusal {
         /// Its name.
         deployment: String,
     },
+}
+
+/// The first few of them, and how many more there are.
+fn told(changes: &[ColourChange]) -> String {
+    const SHOWN: usize = 5;
+    let mut text = changes.iter().take(SHOWN).map(ToString::to_string).collect::<Vec<_>>().join("; ");
+    if let Some(more @ 1..) = changes.len().checked_sub(SHOWN) {
+        text += &format!("; and {more} more");
+    }
+    text
 }
 
 /// The classes of failure that the exit codes of `bgctl` tell apart.

@@ -7,9 +7,11 @@ use crate::{
     apply::apply,
     config::Config,
     doctor::preconditions::capabilities,
+    flows::{Idle, View},
+    history::LastLive,
     maps::{Tables, Words},
     pins::PinRoot,
-    plan::{self, Plan},
+    plan::{self, OpenFlows, Plan},
     running::Running,
     time::TickLength,
 };
@@ -19,6 +21,8 @@ use crate::{
 pub struct ApplyRequest {
     /// Why, for the journal.
     pub reason: Option<String>,
+    /// Apply it though virtual addresses change their live colour because they change hands.
+    pub force: bool,
 }
 
 /// An instance that `attach` has made. Opening it changes nothing, and dropping it neither; several
@@ -55,19 +59,47 @@ impl Instance {
 
     /// What [`apply`](Self::apply) would change.
     pub fn plan(&self, config: &Config) -> Result<Plan, Error> {
-        let running = Running::read(&self.words, &Tables::open(&self.paths)?)?;
-        Ok(plan::plan(config, &running, self.tick_length))
+        let tables = Tables::open(&self.paths)?;
+        let running = Running::read(&self.words, &tables)?;
+        self.compare(config, &tables, &running)
+    }
+
+    /// What has to be changed of what runs. Flows are counted only if something is removed that may have some.
+    pub(crate) fn compare(&self, config: &Config, tables: &Tables, running: &Running) -> Result<Plan, Error> {
+        let is_new = |name| running.deployments.get(name).is_none_or(|running| running.word.generation() == 0);
+        let last = if config.deployments.iter().any(|deployment| is_new(&deployment.name)) {
+            LastLive::load(self.paths.state_dir())?
+        } else {
+            LastLive::default()
+        };
+        let plan = |open: &OpenFlows| {
+            let last = |name: &str| last.deployments.get(name).copied();
+            plan::plan(config, running, self.tick_length, last, open)
+        };
+        let without_flows = plan(&OpenFlows::new());
+        if !without_flows.removes_backends() {
+            return Ok(without_flows);
+        }
+        let view = View { tables, running, idle: Idle::Enough };
+        let counts = self.fold_open_flows(&view, OpenFlows::new, |counts, open| {
+            *counts.entry(open.flow.backend.slot()).or_default() += 1;
+        })?;
+        let mut open = OpenFlows::new();
+        for (slot, flows) in counts.into_iter().flatten() {
+            *open.entry(slot).or_default() += flows;
+        }
+        Ok(plan(&open))
     }
 
     /// Makes the running state what `config` says, and returns what was changed. Flows that a change does
-    /// not concern are not disturbed, and the live colour of a deployment that exists stays. A call that
-    /// was killed is completed by the next.
+    /// not concern are not disturbed, and the live colour of a deployment that exists stays; so does that of a virtual
+    /// address that another deployment takes over. A call that was killed is completed by the next.
     pub fn apply(&self, config: &Config) -> Result<Plan, Error> {
         self.apply_as(config, &ApplyRequest::default())
     }
 
     /// The same as [`apply`](Self::apply), with what else there is to say about it.
     pub fn apply_as(&self, config: &Config, request: &ApplyRequest) -> Result<Plan, Error> {
-        apply(&self.paths, &self.words, self.tick_length, config, request)
+        apply(self, config, request)
     }
 }

@@ -67,6 +67,6 @@ pub use instance::{ApplyRequest, Instance};
 pub use interface_list::{InterfaceList, InterfaceListError, Selected};
 pub use loader::DEFAULT_FLOWS;
 pub use paths::Paths;
-pub use plan::{Action, Change, Plan};
+pub use plan::{Action, Because, Beginning, Change, ColourChange, Plan};
 pub use status::{BackendStatus, ByColour, ColourStatus, DeploymentStatus, ServiceStatus, Status};
 pub use switch::{SwitchRequest, Switched};

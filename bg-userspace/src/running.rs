@@ -41,6 +41,10 @@ pub(crate) struct Running {
     pub(crate) used: Used,
     /// What a killed call has left.
     pub(crate) left_over: LeftOver,
+    /// Names of deployments by index.
+    names: HashMap<u16, String>,
+    /// Where in `services` the one of a virtual address stands.
+    positions: HashMap<ServiceKey, usize>,
 }
 
 /// Indexes that hold something.
@@ -122,6 +126,22 @@ impl Running {
         self.services.iter().filter(move |service| service.deployment == deployment)
     }
 
+    /// The service of a virtual address.
+    pub(crate) fn by_vip(&self, key: &ServiceKey) -> Option<&RunningService> {
+        self.positions.get(key).map(|position| &self.services[*position])
+    }
+
+    /// The name of a deployment.
+    pub(crate) fn name_of(&self, index: u16) -> Option<&str> {
+        self.names.get(&index).map(String::as_str)
+    }
+
+    /// The live word of a deployment.
+    pub(crate) fn word(&self, index: u16) -> LiveWord {
+        let deployment = self.name_of(index).and_then(|name| self.deployments.get(name));
+        deployment.map(|deployment| deployment.word).unwrap_or_default()
+    }
+
     fn read_deployments(&mut self, words: &Words, tables: &Tables) -> Result<(), Error> {
         let mut testers: HashMap<u16, Vec<Prefix>> = HashMap::new();
         let mut unsettled = HashSet::new();
@@ -139,6 +159,7 @@ impl Running {
             let word = words.live.read(index.into());
             self.used.deployments.insert(index);
             let is_unsettled = unsettled.contains(&index);
+            self.names.insert(index, text(&row.name));
             self.deployments.insert(text(&row.name), RunningDeployment { index, row, word, testers, is_unsettled });
         }
         Ok(())
@@ -160,16 +181,19 @@ impl Running {
             }
             self.used.services.insert(index);
             match of_service.get(&index) {
-                Some([Some((vip, row)), preview]) => self.services.push(RunningService {
-                    index,
-                    name: text(&info.name),
-                    deployment: row.deployment,
-                    mode: mode_of(&info),
-                    vip: *vip,
-                    row: *row,
-                    preview: *preview,
-                    backends: Default::default(),
-                }),
+                Some([Some((vip, row)), preview]) => {
+                    self.positions.insert(*vip, self.services.len());
+                    self.services.push(RunningService {
+                        index,
+                        name: text(&info.name),
+                        deployment: row.deployment,
+                        mode: mode_of(&info),
+                        vip: *vip,
+                        row: *row,
+                        preview: *preview,
+                        backends: Default::default(),
+                    });
+                }
                 _ => self.left_over.services.push(index),
             }
         }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use bg_common::{DeploymentRow, LiveFlags, LiveWord, MAX_DEPLOYMENTS, SwitchTerms};
+use bg_common::{DeploymentRow, LiveWord, MAX_DEPLOYMENTS, SwitchTerms};
 use bytemuck::Zeroable as _;
 
 use super::Work;
@@ -13,7 +13,7 @@ use crate::{
     live::moment,
     lock::Lock,
     maps::unless_missing,
-    plan::{self, Plan},
+    plan::{self, Beginning, Plan},
     running::{tester_key, unsettled_key},
     time::TickLength,
 };
@@ -38,7 +38,7 @@ pub(super) fn begin<'c>(
             })? as u16,
         };
         indexes.insert(deployment.name.as_str(), index);
-        if !plan::deployment_changes(deployment, current, length).is_empty() {
+        if plan::deployment_needs_work(deployment, current, length) {
             work.words.deployments.write(index.into(), &plan::deployment_row(deployment, length));
             if current.is_some_and(|current| plan::testers_change(deployment, current)) {
                 work.tables
@@ -62,26 +62,20 @@ pub(super) fn begin<'c>(
     Ok(indexes)
 }
 
-/// Sets the live words of new deployments: to where the state directory says that they were, or to `initial`.
+/// Sets the live words of new deployments.
 fn set_first_words(work: &Work<'_>, begun: &[(&Deployment, u16)]) -> Result<(), Error> {
-    let state_dir = work.paths.state_dir();
-    let last = LastLive::load(state_dir)?;
+    let last = LastLive::load(work.paths.state_dir())?;
     let _switch = Lock::switch(work.paths)?;
     for (deployment, index) in begun {
         let row = usize::from(*index);
+        let last = last.deployments.get(&deployment.name).copied();
+        // By the words as they are now, under the lock.
+        let word = |index: u16| work.words.live.read(index.into());
+        let beginning = Beginning::of(deployment, work.running, word, last);
         work.words.terms.write(row, &[SwitchTerms::default(); 2]);
-        let word = first_word(deployment, last.deployments.get(&deployment.name));
-        work.words.live.write(row, &word);
+        work.words.live.write(row, &beginning.word());
     }
     Ok(())
-}
-
-/// The live word that a deployment begins with.
-fn first_word(deployment: &Deployment, last: Option<&Moment>) -> LiveWord {
-    let Moment { generation, live } = last.copied().unwrap_or(Moment { generation: 1, live: deployment.initial });
-    // Every generation but the first came from the other colour.
-    let previous = if generation > 1 { live.other() } else { live };
-    LiveWord::new(generation.max(1), LiveFlags::NONE, previous.full_share(), live.full_share())
 }
 
 /// Removes testers and deployments that go, and writes the journal.
@@ -150,29 +144,4 @@ fn remember(work: &Work<'_>, plan: &Plan, request: &ApplyRequest) -> Result<(), 
         }
     })?;
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use bg_common::Colour;
-
-    use super::*;
-
-    #[test]
-    fn a_deployment_begins_as_told_or_goes_on_where_it_was() {
-        let deployment = Deployment {
-            name: "shop".into(),
-            initial: Colour::Blue,
-            on_switch: crate::config::OnSwitch::Drain,
-            drain_timeout: None,
-            tcp_idle_timeout: std::time::Duration::from_secs(7200),
-            udp_idle_timeout: std::time::Duration::from_secs(60),
-            testers: Vec::new(),
-            services: Vec::new(),
-        };
-        let word = first_word(&deployment, None);
-        assert_eq!((word.generation(), word.live(), word.previous()), (1, Colour::Blue, Colour::Blue));
-        let word = first_word(&deployment, Some(&Moment { generation: 4, live: Colour::Green }));
-        assert_eq!((word.generation(), word.live(), word.previous()), (4, Colour::Green, Colour::Blue));
-    }
 }

@@ -42,7 +42,7 @@ use self::{
     sweep::Sweep,
 };
 use crate::{
-    ApplyRequest, Error, Paths,
+    ApplyRequest, Error, Instance, Paths, Refusal,
     config::{Config, Deployment, Service},
     fence::Fence,
     lock::Lock,
@@ -51,31 +51,28 @@ use crate::{
     recover::recover,
     running::{Running, RunningService, service_key, vip_row},
     sys::Mapped,
-    time::TickLength,
 };
 
 /// Applies `config`; returns what was changed.
-pub(crate) fn apply(
-    paths: &Paths,
-    words: &Words,
-    length: TickLength,
-    config: &Config,
-    request: &ApplyRequest,
-) -> Result<Plan, Error> {
+pub(crate) fn apply(instance: &Instance, config: &Config, request: &ApplyRequest) -> Result<Plan, Error> {
+    let Instance { paths, words, tick_length, .. } = instance;
     check::check(config)?;
     let _lock = Lock::apply(paths)?;
     recover(paths, words)?;
     let tables = Tables::open(paths)?;
     let running = Running::read(words, &tables)?;
-    let plan = plan::plan(config, &running, length);
+    let plan = instance.compare(config, &tables, &running)?;
     if plan.is_empty() {
         filter::settle(&tables.services)?;
         return Ok(plan);
     }
+    if !plan.colour_changes.is_empty() && !request.force {
+        return Err(Refusal::ColourChanges { changes: plan.colour_changes }.into());
+    }
     let mut work = Work::new(paths, words, tables, &running, config)?;
     work.retire_left_over()?;
     let taken_over = work.remove_services(config)?;
-    let indexes = deployments::begin(&mut work, config, length)?;
+    let indexes = deployments::begin(&mut work, config, *tick_length)?;
     work.publish_services(config, &indexes)?;
     for service in taken_over {
         work.withdraw_service(service)?;
@@ -244,9 +241,10 @@ impl<'a> Work<'a> {
         let mut batch = Vec::new();
         for deployment in &config.deployments {
             let index = indexes[deployment.name.as_str()];
+            let running = self.running.deployments.get(&deployment.name);
             for service in &deployment.services {
                 let current = current.get(&(index, service_key(service.vip, service.protocol))).copied();
-                if !plan::service_changes(deployment, service, current).is_empty() {
+                if plan::service_needs_work(deployment, service, running, current) {
                     let job = self.prepare(&mut batch, deployment, index, service, current)?;
                     batch.push(job);
                 }

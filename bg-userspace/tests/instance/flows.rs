@@ -24,7 +24,8 @@ use crate::{
 
 const VIP: [u8; 4] = [203, 0, 113, 10];
 
-fn attached(flows: u32) -> Lab {
+/// An instance with room for these flows, native on v0.
+pub(crate) fn attached(flows: u32) -> Lab {
     let lab = Lab::new();
     let options = AttachOptions { flows: Some(flows), mode: AttachMode::Native, next: None };
     attach(&lab.paths, &["v0".to_owned()], &options).unwrap();
@@ -50,7 +51,7 @@ fn key(client: [u8; 4], source: u16, protocol: Protocol) -> FlowKey4 {
 }
 
 /// Runs a datagram of a client through the pinned program.
-fn send(lab: &Lab, client: [u8; 4], source: u16) {
+pub(crate) fn send(lab: &Lab, client: [u8; 4], source: u16) {
     send_to(lab, client, source, VIP);
 }
 

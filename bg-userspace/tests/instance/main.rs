@@ -7,6 +7,7 @@ mod control;
 mod filter;
 mod flow_map;
 mod flows;
+mod hands;
 mod killed;
 mod lab;
 mod lifecycle;

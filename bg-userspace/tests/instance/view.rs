@@ -22,13 +22,13 @@ use crate::lab::Lab;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct View {
     /// What each address leads to.
-    pub(crate) services: BTreeMap<ServiceKey, Service>,
+    services: BTreeMap<ServiceKey, Service>,
     /// By name.
-    pub(crate) deployments: BTreeMap<String, (DeploymentRow, Testers)>,
+    deployments: BTreeMap<String, (DeploymentRow, Testers)>,
     /// Every backend in use, with the VIP that it serves.
-    pub(crate) backends: BTreeMap<(ServiceKey, String), usize>,
+    backends: BTreeMap<(ServiceKey, String), usize>,
     /// Hashes that the filter lets through.
-    pub(crate) let_through: BTreeSet<u32>,
+    let_through: BTreeSet<u32>,
     /// Live words and the terms that belong to them, by the deployment's name. Not compared with a fresh instance's.
     pub(crate) words: Words,
 }
@@ -41,8 +41,8 @@ type Words = BTreeMap<String, (LiveWord, SwitchTerms)>;
 
 /// What a packet for an address finds.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Service {
-    pub(crate) deployment: String,
+struct Service {
+    deployment: String,
     role: u8,
     has_testers: u8,
     info: (String, u8, u8),
@@ -56,6 +56,12 @@ impl View {
     /// Everything but the live words, which depend on what was switched.
     pub(crate) fn without_words(self) -> Self {
         Self { words: BTreeMap::new(), ..self }
+    }
+
+    /// The live colour of each VIP.
+    pub(crate) fn live(&self) -> BTreeMap<ServiceKey, Colour> {
+        let vips = self.services.iter().filter(|(_, service)| service.role == Role::Vip as u8);
+        vips.map(|(key, service)| (*key, self.words[&service.deployment].0.live())).collect()
     }
 
     /// Reads an instance that nobody changes.

@@ -107,6 +107,9 @@ pub(crate) struct ConfigFile {
 pub(crate) struct Apply {
     #[command(flatten)]
     pub(crate) file: ConfigFile,
+    /// Apply it though virtual addresses that move to another deployment meet another live colour there
+    #[arg(long)]
+    pub(crate) force: bool,
     /// Why, for the history
     #[arg(long, value_name = "TEXT")]
     pub(crate) reason: Option<String>,

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use bg_userspace::{ApplyRequest, Instance, Plan};
+use bg_userspace::{Action, ApplyRequest, Change, Instance, Plan};
 
 use crate::{
     args::{Apply, Global},
@@ -16,7 +16,8 @@ const SHOWN: usize = 40;
 pub(super) fn run(global: &Global, args: &Apply) -> anyhow::Result<Outcome> {
     let start = Instant::now();
     let config = super::load(&args.file.config)?;
-    let applied = Instance::open(&global.paths())?.apply_as(&config, &ApplyRequest { reason: args.reason.clone() })?;
+    let request = ApplyRequest { reason: args.reason.clone(), force: args.force };
+    let applied = Instance::open(&global.paths())?.apply_as(&config, &request)?;
     if global.verbose {
         eprintln!("bgctl: took {:.1?}", start.elapsed());
     }
@@ -31,9 +32,15 @@ pub(super) fn run(global: &Global, args: &Apply) -> anyhow::Result<Outcome> {
 }
 
 fn render(applied: &Plan, all: bool) -> String {
-    let shown = if all { usize::MAX } else { SHOWN };
-    let mut text: String = applied.changes.iter().take(shown).map(|change| format!("{change}\n")).collect();
-    if let Some(more @ 1..) = applied.changes.len().checked_sub(shown) {
+    let is_shown = |index: usize, change: &Change| {
+        // Which colour is live, and what has ended, is told in any case.
+        let is_whole = matches!(change.action, Action::AddDeployment(_) | Action::RemoveDeployment { .. });
+        all || index < SHOWN || is_whole
+    };
+    let shown = applied.changes.iter().enumerate().filter(|(index, change)| is_shown(*index, change));
+    let lines: Vec<String> = shown.map(|(_, change)| format!("{change}\n")).collect();
+    let mut text = lines.concat();
+    if let Some(more @ 1..) = applied.changes.len().checked_sub(lines.len()) {
         text += &format!("and {} (-v tells them)\n", output::count(more, "more change"));
     }
     text

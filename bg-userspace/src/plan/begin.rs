@@ -1,0 +1,178 @@
+//! The live colour that a deployment begins with, and virtual addresses that change hands.
+//!
+//! A virtual address keeps its live colour: its clients know nothing of deployments. So a new deployment that takes over
+//! services of running ones begins with the colour that is live there. Where that is not possible, because the colours
+//! differ or the deployment runs already with the other one, an apply is refused unless it is forced.
+
+use std::{collections::BTreeSet, fmt, net::SocketAddr};
+
+use bg_common::{Colour, LiveFlags, LiveWord};
+use serde::Serialize;
+
+use super::change::colour_name;
+use crate::{
+    config::{Deployment, protocol_name},
+    history::Moment,
+    running::{Running, service_key},
+};
+
+/// The live state that a new deployment begins with, and why.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Beginning {
+    /// The live colour.
+    #[serde(serialize_with = "colour_name")]
+    pub live: Colour,
+    /// The generation.
+    pub generation: u32,
+    /// Why this colour.
+    #[serde(flatten)]
+    pub because: Because,
+    /// The colour to which a rollback goes.
+    #[serde(skip)]
+    previous: Colour,
+}
+
+/// Why a deployment begins with a colour.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "because", rename_all = "snake_case")]
+pub enum Because {
+    /// The configuration says so, and nothing else is known.
+    Initial,
+    /// The state directory has it as the last one.
+    LastLive,
+    /// It is live in the deployments that virtual addresses are taken over from.
+    TakenOver {
+        /// Their names.
+        from: Vec<String>,
+    },
+}
+
+/// A virtual address that would change its live colour with its deployment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ColourChange {
+    /// Name of the deployment that it would belong to.
+    pub deployment: String,
+    /// Name that the service would have.
+    pub service: String,
+    /// The virtual address.
+    pub vip: SocketAddr,
+    /// `tcp` or `udp`.
+    pub protocol: &'static str,
+    /// Name of the deployment that it belongs to.
+    pub from: String,
+    /// The colour that is live there.
+    #[serde(serialize_with = "colour_name")]
+    pub live: Colour,
+    /// The colour that would be live.
+    #[serde(serialize_with = "colour_name")]
+    pub becomes: Colour,
+}
+
+/// A virtual address that another deployment has now.
+struct TakenOver<'a> {
+    service: usize,
+    from: &'a str,
+    word: LiveWord,
+}
+
+impl Beginning {
+    /// How `wanted` begins, if it does not run yet; `word` tells the live word of a running deployment by its index,
+    /// and `last` is what the state directory says of one of this name.
+    pub(crate) fn of(
+        wanted: &Deployment,
+        running: &Running,
+        word: impl Fn(u16) -> LiveWord,
+        last: Option<Moment>,
+    ) -> Self {
+        let taken_over = taken_over(wanted, running, word);
+        let newest = taken_over.iter().map(|taken| taken.word).max_by_key(|word| word.generation());
+        let same = |word: LiveWord| taken_over.iter().all(|taken| taken.word.live() == word.live());
+        if let Some(word) = newest.filter(|word| same(*word)) {
+            // Later than what is remembered of this name, so that it is remembered in its place.
+            let after = last.map_or(1, |last| last.generation.saturating_add(1));
+            let from: BTreeSet<&str> = taken_over.iter().map(|taken| taken.from).collect();
+            return Self {
+                live: word.live(),
+                generation: word.generation().max(after),
+                because: Because::TakenOver { from: from.into_iter().map(str::to_owned).collect() },
+                previous: word.previous(),
+            };
+        }
+        match last {
+            Some(Moment { generation, live }) => Self {
+                live,
+                generation: generation.max(1),
+                because: Because::LastLive,
+                // Every generation but the first came from the other colour.
+                previous: if generation > 1 { live.other() } else { live },
+            },
+            None => {
+                let live = wanted.initial;
+                Self { live, generation: 1, because: Because::Initial, previous: live }
+            }
+        }
+    }
+
+    /// The live word.
+    pub(crate) fn word(&self) -> LiveWord {
+        LiveWord::new(self.generation, LiveFlags::NONE, self.previous.full_share(), self.live.full_share())
+    }
+}
+
+impl fmt::Display for Beginning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let live = self.live.name();
+        match &self.because {
+            Because::Initial => write!(f, "begins with {live} live, its initial colour"),
+            Because::LastLive => {
+                write!(f, "begins with {live} live, as the state directory has it (generation {})", self.generation)
+            }
+            Because::TakenOver { from } => {
+                let from = from.iter().map(|name| format!("\"{name}\"")).collect::<Vec<_>>().join(", ");
+                write!(f, "begins with {live} live, taken over with its virtual addresses from {from}")
+            }
+        }
+    }
+}
+
+impl fmt::Display for ColourChange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { deployment, vip, protocol, from, live, becomes, .. } = self;
+        let (live, becomes) = (live.name(), becomes.name());
+        write!(f, "{vip}/{protocol} has {live} live in \"{from}\" and would have {becomes} live in \"{deployment}\"")
+    }
+}
+
+/// Virtual addresses that change their live colour if `wanted` begins, or goes on, with `becomes`.
+pub(crate) fn colour_changes(wanted: &Deployment, running: &Running, becomes: Colour) -> Vec<ColourChange> {
+    let taken_over = taken_over(wanted, running, |index| running.word(index));
+    let changes = taken_over.into_iter().filter(|taken| taken.word.live() != becomes);
+    changes
+        .map(|taken| {
+            let service = &wanted.services[taken.service];
+            ColourChange {
+                deployment: wanted.name.clone(),
+                service: service.name.clone(),
+                vip: service.vip,
+                protocol: protocol_name(service.protocol),
+                from: taken.from.to_owned(),
+                live: taken.word.live(),
+                becomes,
+            }
+        })
+        .collect()
+}
+
+fn taken_over<'a>(wanted: &Deployment, running: &'a Running, word: impl Fn(u16) -> LiveWord) -> Vec<TakenOver<'a>> {
+    let mut taken_over = Vec::new();
+    for (service, spec) in wanted.services.iter().enumerate() {
+        let Some(now) = running.by_vip(&service_key(spec.vip, spec.protocol)) else { continue };
+        let Some(from) = running.name_of(now.deployment) else { continue };
+        let word = word(now.deployment);
+        // One that a killed apply has not begun has no live colour.
+        if from != wanted.name && word.generation() != 0 {
+            taken_over.push(TakenOver { service, from, word });
+        }
+    }
+    taken_over
+}

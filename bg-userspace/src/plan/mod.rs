@@ -1,0 +1,137 @@
+//! What an apply would change: the difference between a configuration and the running state.
+//!
+//! `plan` shows it and `apply` acts on it, service by service; an empty one means that nothing is done.
+
+mod begin;
+mod change;
+mod service;
+mod settings;
+
+use std::{
+    collections::{HashMap, HashSet},
+    fmt,
+};
+
+use bg_common::ServiceKey;
+use serde::Serialize;
+
+pub use self::{
+    begin::{Because, Beginning, ColourChange},
+    change::{Action, Change},
+};
+pub(crate) use self::{
+    service::service_needs_work,
+    settings::{deployment_needs_work, deployment_row, testers_change},
+};
+use crate::{
+    config::{Config, protocol_name},
+    history::Moment,
+    running::{Running, RunningService, address_of, service_key},
+    time::TickLength,
+};
+
+/// Open flows by the slot of their backend.
+pub(crate) type OpenFlows = HashMap<u32, u64>;
+
+/// What an apply would change, in the order of the configuration; removals come last.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Plan {
+    /// All changes.
+    pub changes: Vec<Change>,
+    /// Virtual addresses that would change their live colour because they change hands. An apply is refused for them
+    /// unless it is forced.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub colour_changes: Vec<ColourChange>,
+}
+
+impl Plan {
+    /// Whether the running state is what the configuration asks for.
+    pub fn is_empty(&self) -> bool {
+        self.changes.is_empty()
+    }
+
+    /// Whether anything is removed that may have open flows.
+    pub(crate) fn removes_backends(&self) -> bool {
+        let removes =
+            |change: &Change| matches!(change.action, Action::RemoveService { .. } | Action::RemoveBackend { .. });
+        self.changes.iter().any(removes)
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.changes.iter().try_for_each(|change| writeln!(f, "{change}"))?;
+        self.colour_changes
+            .iter()
+            .try_for_each(|change| writeln!(f, "! {}: {change}; refused without --force", change.deployment))
+    }
+}
+
+/// Compares everything. `last` tells what the state directory has of a deployment, `open` how many flows a removal
+/// ends.
+pub(crate) fn plan(
+    config: &Config,
+    running: &Running,
+    length: TickLength,
+    last: impl Fn(&str) -> Option<Moment>,
+    open: &OpenFlows,
+) -> Plan {
+    let mut plan = Plan::default();
+    for deployment in &config.deployments {
+        let current = running.deployments.get(&deployment.name);
+        let beginning = Beginning::of(deployment, running, |index| running.word(index), last(&deployment.name));
+        let live = current.filter(|current| current.word.generation() != 0).map(|current| current.word.live());
+        plan.colour_changes.extend(begin::colour_changes(deployment, running, live.unwrap_or(beginning.live)));
+        plan.changes.extend(settings::deployment_changes(deployment, current, length, &beginning));
+        for service in &deployment.services {
+            let key = service_key(service.vip, service.protocol);
+            let of_deployment =
+                |running: &&RunningService| Some(running.deployment) == current.map(|current| current.index);
+            let service_now = running.by_vip(&key).filter(of_deployment);
+            plan.changes.extend(service::service_changes(deployment, service, current, service_now, open));
+        }
+    }
+    plan.changes.extend(removals(config, running, open));
+    let is_unfinished = !running.left_over.is_empty();
+    if is_unfinished && plan.is_empty() {
+        plan.changes.push(Change { deployment: "(all)".to_owned(), service: None, action: Action::Finish });
+    }
+    plan
+}
+
+fn removals(config: &Config, running: &Running, open: &OpenFlows) -> Vec<Change> {
+    let wanted: HashMap<&str, HashSet<ServiceKey>> = config
+        .deployments
+        .iter()
+        .map(|deployment| {
+            let keys = deployment.services.iter().map(|service| service_key(service.vip, service.protocol));
+            (deployment.name.as_str(), keys.collect())
+        })
+        .collect();
+    let mut changes = Vec::new();
+    let mut ended: HashMap<&str, u64> = HashMap::new();
+    for service in &running.services {
+        let deployment = running.name_of(service.deployment).unwrap_or("?");
+        if wanted.get(deployment).is_some_and(|services| services.contains(&service.vip)) {
+            continue;
+        }
+        let protocol = bg_common::Protocol::from_u8(service.vip.protocol).map_or("?", protocol_name);
+        let slots = service.backends.iter().flatten().map(|backend| backend.slot);
+        let open_flows = slots.filter_map(|slot| open.get(&slot)).sum();
+        *ended.entry(deployment).or_default() += open_flows;
+        changes.push(Change {
+            deployment: deployment.to_owned(),
+            service: Some(service.name.clone()),
+            action: Action::RemoveService { vip: address_of(&service.vip), protocol, open_flows },
+        });
+    }
+    let mut gone: Vec<&str> =
+        running.deployments.keys().map(String::as_str).filter(|name| !wanted.contains_key(name)).collect();
+    gone.sort_unstable();
+    changes.extend(gone.into_iter().map(|deployment| Change {
+        deployment: deployment.to_owned(),
+        service: None,
+        action: Action::RemoveDeployment { open_flows: ended.get(deployment).copied().unwrap_or(0) },
+    }));
+    changes
+}

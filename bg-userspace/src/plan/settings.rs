@@ -1,0 +1,136 @@
+//! What changes of a deployment's settings and testers.
+
+use std::time::Duration;
+
+use bg_common::DeploymentRow;
+
+use super::{
+    begin::Beginning,
+    change::{Action, Change},
+};
+use crate::{
+    config::{Deployment, OnSwitch, Prefix},
+    running::{RunningDeployment, padded},
+    time::TickLength,
+};
+
+/// Whether an apply has to do anything for a deployment's row and testers.
+pub(crate) fn deployment_needs_work(
+    wanted: &Deployment,
+    current: Option<&RunningDeployment>,
+    length: TickLength,
+) -> bool {
+    current.is_none_or(|current| !changes_of(wanted, current, length).is_empty())
+}
+
+/// What changes of a deployment's settings and testers; `beginning` is how it begins if it does not run yet.
+pub(super) fn deployment_changes(
+    wanted: &Deployment,
+    current: Option<&RunningDeployment>,
+    length: TickLength,
+    beginning: &Beginning,
+) -> Vec<Change> {
+    let change = |action| Change { deployment: wanted.name.clone(), service: None, action };
+    let Some(current) = current else {
+        let testers = wanted.testers.iter().map(|prefix| change(Action::AddTester { prefix: prefix.to_string() }));
+        return std::iter::once(change(Action::AddDeployment(beginning.clone()))).chain(testers).collect();
+    };
+    changes_of(wanted, current, length).into_iter().map(change).collect()
+}
+
+fn changes_of(wanted: &Deployment, current: &RunningDeployment, length: TickLength) -> Vec<Action> {
+    let mut changes = settings_changes(wanted, &current.row, length);
+    if current.word.generation() == 0 || current.is_unsettled {
+        changes.push(Action::Finish);
+    }
+    let added = wanted.testers.iter().filter(|prefix| !current.testers.contains(prefix));
+    changes.extend(added.map(|prefix| Action::AddTester { prefix: prefix.to_string() }));
+    let removed = current.testers.iter().filter(|prefix| !wanted.testers.contains(prefix));
+    changes.extend(removed.map(|prefix| Action::RemoveTester { prefix: prefix.to_string() }));
+    changes
+}
+
+/// Whether other sources are testers than before, or an apply was killed while it changed them.
+pub(crate) fn testers_change(wanted: &Deployment, current: &RunningDeployment) -> bool {
+    let same = |a: &[Prefix], b: &[Prefix]| a.iter().all(|prefix| b.contains(prefix));
+    current.is_unsettled || !same(&wanted.testers, &current.testers) || !same(&current.testers, &wanted.testers)
+}
+
+fn settings_changes(wanted: &Deployment, row: &DeploymentRow, length: TickLength) -> Vec<Action> {
+    let new = deployment_row(wanted, length);
+    let on_switch = |row: &DeploymentRow| if row.on_switch == 0 { OnSwitch::Drain } else { OnSwitch::Cut };
+    let idle = |ms| humantime::format_duration(Duration::from_millis(ms)).to_string();
+    let drain = |ms| if ms == 0 { "never".to_owned() } else { idle(ms) };
+    let mut actions = Vec::new();
+    let mut set = |setting, from: String, to: String| {
+        if from != to {
+            actions.push(Action::Set { setting, from, to });
+        }
+    };
+    set("on_switch", on_switch(row).name().to_owned(), on_switch(&new).name().to_owned());
+    set("drain_timeout", drain(row.drain_timeout_ms), drain(new.drain_timeout_ms));
+    set("tcp_idle_timeout", idle(row.tcp_idle_ms), idle(new.tcp_idle_ms));
+    set("udp_idle_timeout", idle(row.udp_idle_ms), idle(new.udp_idle_ms));
+    if actions.is_empty() && (DeploymentRow { reserved: row.reserved, ..new }) != *row {
+        // Times are the same, and other ticks stand for them.
+        actions.push(Action::Finish);
+    }
+    actions
+}
+
+/// The row of a deployment as the configuration wants it.
+pub(crate) fn deployment_row(wanted: &Deployment, length: TickLength) -> DeploymentRow {
+    /// How long a handshake may take: as long as Linux sends a SYN again by default.
+    const TCP_OPENING: Duration = Duration::from_secs(127);
+    let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX).max(1);
+    DeploymentRow {
+        name: padded(&wanted.name),
+        tcp_idle: length.ticks(wanted.tcp_idle_timeout),
+        tcp_opening: length.ticks(TCP_OPENING.min(wanted.tcp_idle_timeout)),
+        udp_idle: length.ticks(wanted.udp_idle_timeout),
+        in_use: 1,
+        on_switch: wanted.on_switch as u8,
+        reserved: 0,
+        drain_timeout_ms: wanted.drain_timeout.map_or(0, millis),
+        tcp_idle_ms: millis(wanted.tcp_idle_timeout),
+        udp_idle_ms: millis(wanted.udp_idle_timeout),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bg_common::Colour;
+
+    use super::*;
+
+    fn deployment(tcp_idle: &str, drain: Option<&str>) -> Deployment {
+        let time = |text: &str| humantime::parse_duration(text).unwrap();
+        Deployment {
+            name: "shop".into(),
+            initial: Colour::Blue,
+            on_switch: OnSwitch::Drain,
+            drain_timeout: drain.map(time),
+            tcp_idle_timeout: time(tcp_idle),
+            udp_idle_timeout: time("90s"),
+            testers: Vec::new(),
+            services: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn times_are_told_as_they_were_configured_and_an_apply_settles_them() {
+        for hz in [100, 250, 300, 1000] {
+            let length = TickLength::new(bg_common::Meta { hz, ..bytemuck::Zeroable::zeroed() });
+            let told = |from: &Deployment, to: &Deployment| {
+                let actions = settings_changes(to, &deployment_row(from, length), length);
+                let change = |action| Change { deployment: "shop".into(), service: None, action };
+                actions.into_iter().map(|action| change(action).to_string()).collect::<Vec<_>>()
+            };
+            let (before, after) = (deployment("2h", None), deployment("1500ms", Some("10m")));
+            let expected =
+                ["~ shop: drain_timeout never -> 10m", "~ shop: tcp_idle_timeout 2h -> 1s 500ms"].map(str::to_owned);
+            assert_eq!(told(&before, &after), expected, "{hz}");
+            assert_eq!(told(&after, &after), [""; 0]);
+        }
+    }
+}
