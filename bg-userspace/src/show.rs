@@ -1,8 +1,7 @@
 //! The configuration that runs, read back from the maps.
 //!
-//! The maps keep what a packet needs, which is not all that a file may say: `initial` is not kept, so it is the
-//! colour that is live, and a timeout is kept in ticks, so it is the roundest time of as many ticks. What this gives
-//! applies back to nothing.
+//! All that a file may say is kept there but `initial`: the live colour stands for it, so that another host begins
+//! where this one is. What this gives applies back to nothing.
 
 use std::time::Duration;
 
@@ -27,8 +26,8 @@ impl Instance {
             initial: deployment.word.live(),
             on_switch: on_switch_of(&deployment.row),
             drain_timeout: drain_timeout_of(&deployment.row),
-            tcp_idle_timeout: self.tick_length.roundest(deployment.row.tcp_idle),
-            udp_idle_timeout: self.tick_length.roundest(deployment.row.udp_idle),
+            tcp_idle_timeout: Duration::from_millis(deployment.row.tcp_idle_ms),
+            udp_idle_timeout: Duration::from_millis(deployment.row.udp_idle_ms),
             testers: deployment.testers.clone(),
             services: running.services_of(deployment.index).map(service).collect(),
         };

@@ -21,17 +21,6 @@ impl TickLength {
         u32::try_from((jiffies >> TICK_SHIFT) + 1).unwrap_or(u32::MAX / 2).min(u32::MAX / 2)
     }
 
-    /// The roundest time for which [`ticks`](Self::ticks) gives `ticks`: of all times that a configuration may have
-    /// asked for, the one that a person most likely wrote.
-    pub(crate) fn roundest(self, ticks: u32) -> Duration {
-        const UNITS: [u64; 7] = [3_600_000, 60_000, 1_000, 500, 100, 10, 1];
-        let millis = |ticks: u32| (u64::from(ticks) << TICK_SHIFT) * 1000;
-        let hz = u64::from(self.hz);
-        let rounded = UNITS.map(|unit| unit * millis(ticks.saturating_sub(1)).div_ceil(hz * unit).max(1));
-        let fits = |candidate: &u64| self.ticks(Duration::from_millis(*candidate)) == ticks;
-        rounded.into_iter().find(fits).map_or_else(|| self.duration(ticks.saturating_sub(1)), Duration::from_millis)
-    }
-
     /// How long so many ticks last.
     pub(crate) fn duration(self, ticks: u32) -> Duration {
         Duration::from_nanos((u64::from(ticks) << TICK_SHIFT) * 1_000_000_000 / u64::from(self.hz))
@@ -66,20 +55,6 @@ mod tests {
                 let ticks = length.ticks(asked);
                 assert!(ticks > 0 && length.duration(ticks) >= asked, "{hz} {millis}");
                 assert!(length.duration(ticks - 1) <= asked, "{hz} {millis}");
-            }
-        }
-    }
-
-    #[test]
-    fn a_time_out_is_read_back_as_it_was_written() {
-        for hz in [100, 250, 300, 1000] {
-            let length = TickLength { hz };
-            for text in ["1s", "2s", "1m", "1m 30s", "2m 7s", "1h", "2h", "1day", "31557600s"] {
-                let written = humantime::parse_duration(text).unwrap();
-                assert_eq!(length.roundest(length.ticks(written)), written, "{text} at {hz} Hz");
-            }
-            for ticks in (1..3000).chain([1 << 20, u32::MAX / 2 - 1]) {
-                assert_eq!(length.ticks(length.roundest(ticks)), ticks, "{hz} Hz");
             }
         }
     }

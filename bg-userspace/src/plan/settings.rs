@@ -83,17 +83,20 @@ pub(crate) fn deployment_row(wanted: &Deployment, length: TickLength) -> Deploym
     /// How long a handshake may take: as long as Linux sends a SYN again by default.
     const TCP_OPENING: Duration = Duration::from_secs(127);
     let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX).max(1);
+    // From what the row keeps, so that reading it back gives the same ticks.
+    let [tcp_idle, udp_idle] = [wanted.tcp_idle_timeout, wanted.udp_idle_timeout].map(millis);
+    let ticks = |millis| length.ticks(Duration::from_millis(millis));
     DeploymentRow {
         name: padded(&wanted.name),
-        tcp_idle: length.ticks(wanted.tcp_idle_timeout),
-        tcp_opening: length.ticks(TCP_OPENING.min(wanted.tcp_idle_timeout)),
-        udp_idle: length.ticks(wanted.udp_idle_timeout),
+        tcp_idle: ticks(tcp_idle),
+        tcp_opening: length.ticks(TCP_OPENING.min(Duration::from_millis(tcp_idle))),
+        udp_idle: ticks(udp_idle),
         in_use: 1,
         on_switch: wanted.on_switch as u8,
         reserved: 0,
         drain_timeout_ms: wanted.drain_timeout.map_or(0, millis),
-        tcp_idle_ms: millis(wanted.tcp_idle_timeout),
-        udp_idle_ms: millis(wanted.udp_idle_timeout),
+        tcp_idle_ms: tcp_idle,
+        udp_idle_ms: udp_idle,
     }
 }
 

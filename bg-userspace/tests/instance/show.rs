@@ -26,7 +26,12 @@ fn duration(least: Duration) -> impl Strategy<Value = Duration> {
         1..200_000_u64,
         1..=year,
     ];
-    millis.prop_map(move |millis| Duration::from_millis(millis).max(least))
+    // The maps keep no more than milliseconds.
+    let micros = prop_oneof![3 => Just(0), 1 => 0..1000_u64];
+    (millis, micros).prop_map(move |(millis, micros)| {
+        let duration = Duration::from_millis(millis) + Duration::from_micros(micros);
+        duration.clamp(least, Duration::from_millis(year))
+    })
 }
 
 /// Addresses of one number differ from those of another one.
@@ -158,7 +163,10 @@ fn what_runs_applies_back_to_nothing() {
         for wanted in &config.deployments {
             let found = shown.deployments.iter().find(|shown| shown.name == wanted.name).unwrap();
             prop_assert_eq!(found.services.len(), wanted.services.len());
-            prop_assert_eq!(found.drain_timeout, wanted.drain_timeout);
+            let millis = |time: Duration| time.as_millis();
+            prop_assert_eq!(found.drain_timeout.map(millis), wanted.drain_timeout.map(millis));
+            prop_assert_eq!(millis(found.tcp_idle_timeout), millis(wanted.tcp_idle_timeout));
+            prop_assert_eq!(millis(found.udp_idle_timeout), millis(wanted.udp_idle_timeout));
         }
         prop_assert_eq!(shown.deployments.len(), config.deployments.len());
         Ok(())
