@@ -13,7 +13,6 @@ use crate::{
     maps::{self, Tables, TrafficCounters},
     running::{Running, RunningDeployment, RunningService, UNSETTLED, address_of},
     show::{drain_timeout_of, on_switch_of},
-    time::{is_past, tick},
 };
 
 /// All that runs.
@@ -183,19 +182,14 @@ impl Instance {
         })
     }
 
-    /// When what is left of a drain ends, if it has not ended yet. To the second: ticks are no finer than that.
+    /// When what is left of a drain ends, if it has not ended yet. To the second, so that it is the same each time.
     fn drain_deadline(&self, deployment: &RunningDeployment) -> Result<Option<jiff::Timestamp>, Error> {
         let word = deployment.word;
         let deadline = self.words.terms.read(deployment.index.into())[word.terms_slot()].drain_deadline;
         if !word.flags().has(LiveFlags::DRAINING) || deadline == 0 {
             return Ok(None);
         }
-        let clock = maps::clock(&self.paths)?;
-        let now = tick(clock);
-        if is_past(deadline, now) {
-            return Ok(None);
-        }
-        let left = self.tick_length.duration(deadline.wrapping_sub(now));
+        let Some(left) = self.tick_length.until(deadline, maps::clock(&self.paths)?) else { return Ok(None) };
         let moment = jiff::Timestamp::now().checked_add(left).ok();
         Ok(moment.and_then(|moment| moment.round(jiff::Unit::Second).ok()))
     }

@@ -21,6 +21,16 @@ impl TickLength {
         u32::try_from((jiffies >> TICK_SHIFT) + 1).unwrap_or(u32::MAX / 2).min(u32::MAX / 2)
     }
 
+    /// How long it is until a tick begins, to the jiffy; `None` if it has begun.
+    pub(crate) fn until(self, at: u32, clock: Clock) -> Option<Duration> {
+        if is_past(at, tick(clock)) {
+            return None;
+        }
+        let jiffies = u64::from(at.wrapping_sub(tick(clock))) << TICK_SHIFT;
+        let left = jiffies - (clock.jiffies & ((1 << TICK_SHIFT) - 1));
+        Some(Duration::from_millis(left * 1000 / u64::from(self.hz)))
+    }
+
     /// How long so many ticks last.
     pub(crate) fn duration(self, ticks: u32) -> Duration {
         Duration::from_nanos((u64::from(ticks) << TICK_SHIFT) * 1_000_000_000 / u64::from(self.hz))
@@ -56,6 +66,21 @@ mod tests {
                 assert!(ticks > 0 && length.duration(ticks) >= asked, "{hz} {millis}");
                 assert!(length.duration(ticks - 1) <= asked, "{hz} {millis}");
             }
+        }
+    }
+
+    #[test]
+    fn a_deadline_comes_nearer_jiffy_by_jiffy() {
+        let length = TickLength { hz: 1000 };
+        let clock = |jiffies| Clock { jiffies, ..bytemuck::Zeroable::zeroed() };
+        let tick_at = |jiffies: u64| (jiffies >> TICK_SHIFT) as u32;
+        for start in [1 << TICK_SHIFT, (1 << (32 + TICK_SHIFT)) - 640] {
+            let at = tick_at(start + 1280);
+            for passed in [0, 1, 63, 64, 1000, 1279] {
+                let left = Some(Duration::from_millis(1280 - passed));
+                assert_eq!(length.until(at, clock(start + passed)), left, "{start} {passed}");
+            }
+            assert_eq!(length.until(at, clock(start + 1280)), None);
         }
     }
 

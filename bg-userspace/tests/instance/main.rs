@@ -3,6 +3,7 @@
 
 mod any_way;
 mod at_once;
+mod completion;
 mod control;
 mod filter;
 mod flow_map;

@@ -4,7 +4,10 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use bg_common::Colour;
 use bg_userspace::{Paths, config::OnSwitch};
-use clap::{Args as ClapArgs, ColorChoice, Parser, Subcommand, ValueEnum};
+use clap::{Args as ClapArgs, ColorChoice, Parser, Subcommand, ValueEnum, ValueHint};
+use clap_complete::ArgValueCandidates;
+
+use crate::complete;
 
 /// The configuration unless one is named.
 pub(crate) const USUAL_CONFIG: &str = "/etc/bgctl/bgctl.toml";
@@ -83,7 +86,7 @@ pub(crate) enum Command {
     Flows(Flows),
     /// Who switched what, when, why, from which generation to which
     History(History),
-    /// Print a shell's completions
+    /// Print the script that completes bgctl's words in a shell
     Completions {
         /// Which shell
         shell: clap_complete::Shell,
@@ -91,6 +94,7 @@ pub(crate) enum Command {
     /// Write the manual pages into a directory
     Man {
         /// Where to; made if it is missing
+        #[arg(value_hint = ValueHint::DirPath)]
         dir: PathBuf,
     },
 }
@@ -119,13 +123,14 @@ pub(crate) struct Apply {
 #[derive(Debug, ClapArgs)]
 pub(crate) struct OneDeployment {
     /// Only this deployment
+    #[arg(add = ArgValueCandidates::new(complete::deployments))]
     pub(crate) deployment: Option<String>,
 }
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Doctor {
     /// Only these interfaces; without any, all of this network namespace
-    #[arg(value_name = "IFACE")]
+    #[arg(value_name = "IFACE", add = ArgValueCandidates::new(complete::interfaces))]
     pub(crate) interfaces: Vec<String>,
     /// Look at this configuration too; `-` reads it from stdin [default: /etc/bgctl/bgctl.toml, if it is there]
     #[arg(short, long, value_name = "FILE")]
@@ -135,7 +140,12 @@ pub(crate) struct Doctor {
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Attach {
     /// Interfaces to attach to
-    #[arg(value_name = "IFACE", required_unless_present = "from", conflicts_with = "from")]
+    #[arg(
+        value_name = "IFACE",
+        required_unless_present = "from",
+        conflicts_with = "from",
+        add = ArgValueCandidates::new(complete::interfaces)
+    )]
     pub(crate) interfaces: Vec<String>,
     /// Attach to the interfaces that this file names: a name, a pattern or driver=NAME a line, each with an optional mode
     #[arg(long, value_name = "FILE")]
@@ -171,7 +181,12 @@ pub(crate) enum Mode {
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Detach {
     /// Interfaces to detach from
-    #[arg(value_name = "IFACE", required_unless_present = "all", conflicts_with = "all")]
+    #[arg(
+        value_name = "IFACE",
+        required_unless_present = "all",
+        conflicts_with = "all",
+        add = ArgValueCandidates::new(complete::attached_interfaces)
+    )]
     pub(crate) interfaces: Vec<String>,
     /// From all interfaces, and remove every pin; open flows are forgotten
     #[arg(long)]
@@ -195,10 +210,10 @@ pub(crate) struct Flows {
     #[arg(long, value_enum)]
     pub(crate) colour: Option<ColourName>,
     /// Only flows to this backend
-    #[arg(long, value_name = "ADDR:PORT")]
+    #[arg(long, value_name = "ADDR:PORT", add = ArgValueCandidates::new(complete::backends))]
     pub(crate) backend: Option<SocketAddr>,
     /// Only flows of this service
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", add = ArgValueCandidates::new(complete::services))]
     pub(crate) service: Option<String>,
     /// Print how many there are, and nothing else
     #[arg(long)]
@@ -220,6 +235,7 @@ pub(crate) struct History {
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Switch {
     /// The deployment
+    #[arg(add = ArgValueCandidates::new(complete::deployments))]
     pub(crate) deployment: String,
     /// The colour to make live [default: the idle one]
     #[arg(value_enum)]
@@ -231,6 +247,7 @@ pub(crate) struct Switch {
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Rollback {
     /// The deployment
+    #[arg(add = ArgValueCandidates::new(complete::deployments))]
     pub(crate) deployment: String,
     #[command(flatten)]
     pub(crate) change: Change,

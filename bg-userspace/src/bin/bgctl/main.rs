@@ -3,17 +3,22 @@
 
 mod args;
 mod cmd;
+mod complete;
 mod exit;
+mod help;
 mod output;
 mod table;
 
 use std::process::ExitCode;
 
 use bg_userspace::config::ConfigError;
-use clap::Parser as _;
+use clap::FromArgMatches as _;
+use clap_complete::CompleteEnv;
 
 fn main() -> ExitCode {
-    let args = args::Args::parse();
+    // Does nothing unless a shell asks for candidates.
+    CompleteEnv::with_factory(help::grammar).var(complete::VARIABLE).complete();
+    let args = args::Args::from_arg_matches(&help::grammar().get_matches()).unwrap_or_else(|error| error.exit());
     args.global.choose_colours();
     match cmd::run(&args) {
         Ok(outcome) => outcome.into(),

@@ -6,8 +6,8 @@ mod check;
 mod detach;
 mod doctor;
 mod flows;
-mod generate;
 mod history;
+mod man;
 mod plan;
 mod show;
 mod status;
@@ -19,6 +19,7 @@ use bg_userspace::config::{self, Config, ConfigError};
 
 use crate::{
     args::{Args, Command},
+    complete,
     exit::Outcome,
 };
 
@@ -38,8 +39,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
         Command::Rollback(rollback) => switch::run_rollback(global, rollback),
         Command::Flows(flows) => flows::run(global, flows),
         Command::History(history) => history::run(global, history),
-        Command::Completions { shell } => generate::completions(*shell),
-        Command::Man { dir } => generate::man(dir),
+        Command::Completions { shell } => complete::print_script(*shell).map(|()| Outcome::Done),
+        Command::Man { dir } => man::run(dir),
     }
 }
 
