@@ -57,6 +57,7 @@ mod show;
 mod status;
 mod switch;
 mod sys;
+pub mod text;
 mod time;
 
 pub use attach::{AttachMode, AttachOptions, Attached, AttachedInterface, AttachedMode, Target, attach, detach};

@@ -1,13 +1,13 @@
 //! What a configuration must hold so that the maps can: checked again here because an embedding program
 //! may build one without the parser.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, net::SocketAddr};
 
 use bg_common::{Colour, Family, MAX_BACKENDS, MAX_DEPLOYMENTS, MAX_SERVICES, MAX_TABLE_ENTRIES, MAX_TESTERS};
 
 use crate::{
     Error,
-    config::{Config, Service},
+    config::{Config, Service, endpoint_problem, prefix_problem},
     maglev,
     running::{UNSETTLED, service_key},
 };
@@ -22,9 +22,15 @@ pub(super) fn check(config: &Config) -> Result<(), Error> {
             return refuse(format!("two deployments are called \"{}\": rename one", deployment.name));
         }
         testers += deployment.testers.len();
+        for prefix in &deployment.testers {
+            if let Some(expected) = prefix_problem(*prefix) {
+                return refuse(format!("deployment \"{}\": bad tester {prefix}, expected {expected}", deployment.name));
+            }
+        }
         for service in &deployment.services {
             name(&service.name, "service")?;
             for address in std::iter::once(service.vip).chain(service.preview) {
+                usable(address, &service.name)?;
                 if !keys.insert(service_key(address, service.protocol)) {
                     return refuse(format!("{address} is the address of two services, or VIP and preview of one"));
                 }
@@ -34,6 +40,17 @@ pub(super) fn check(config: &Config) -> Result<(), Error> {
                 backends += service.backends(colour).len();
                 entries += table_len(service, colour)? as usize;
             }
+        }
+    }
+    for service in config.deployments.iter().flat_map(|deployment| &deployment.services) {
+        let is_vip = |address: &SocketAddr| keys.contains(&service_key(*address, service.protocol));
+        let mut addresses = service.backends.iter().flatten().map(|backend| backend.address);
+        if let Some(address) = addresses.find(is_vip) {
+            let name = &service.name;
+            return refuse(format!(
+                "service \"{name}\": backend {address} is a VIP or preview address: a packet is rewritten once, so it would \
+                 never be answered; give it the address of a server"
+            ));
         }
     }
     for (what, needed, capacity) in [
@@ -56,11 +73,12 @@ fn table_len(service: &Service, colour: Colour) -> Result<u32, Error> {
     let mut weights = Vec::new();
     for backend in service.backends(colour) {
         let address = backend.address;
+        usable(address, &service.name)?;
         if Family::of(address.ip()) != Family::of(service.vip.ip()) {
             return refuse(format!("{who}: {address} and the VIP {} are of different families", service.vip));
         }
-        if address.port() == 0 || backend.weight == UNSETTLED {
-            return refuse(format!("{who}: {address} has port 0 or the weight {UNSETTLED}, which stands for neither"));
+        if backend.weight == UNSETTLED {
+            return refuse(format!("{who}: {address} has the weight {UNSETTLED}, which stands for none"));
         }
         if !seen.insert(address) {
             return refuse(format!("{who}: {address} is there twice; give it twice the weight"));
@@ -68,8 +86,17 @@ fn table_len(service: &Service, colour: Colour) -> Result<u32, Error> {
         weights.push(backend.weight);
     }
     match maglev::table_len(&weights) {
-        0 => refuse(format!("{who} is empty: give it a backend with a positive weight")),
+        0 if weights.is_empty() => refuse(format!("{who} is empty: give it a backend with a positive weight")),
+        0 => refuse(format!("{who}: all backends have weight 0: give one a positive weight")),
         len => Ok(len),
+    }
+}
+
+/// Refuses an address that packets cannot be sent to.
+fn usable(address: SocketAddr, service: &str) -> Result<(), Error> {
+    match endpoint_problem(address) {
+        Some(expected) => refuse(format!("service \"{service}\": bad address {address}, expected {expected}")),
+        None => Ok(()),
     }
 }
 

@@ -1,58 +1,83 @@
 //! Addresses: an IP address with a port that packets can be sent to, and prefixes of sources.
 
+use std::borrow::Cow;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use super::model::Prefix;
 
 /// Understands `ADDRESS:PORT`, or says what was expected.
-pub(super) fn endpoint(text: &str) -> Result<SocketAddr, &'static str> {
+pub(super) fn endpoint(text: &str) -> Result<SocketAddr, Cow<'static, str>> {
     let Ok(address) = text.parse::<SocketAddr>() else {
-        return Err(if text.parse::<Ipv6Addr>().is_ok() || text.parse::<IpAddr>().is_ok() {
+        return Err(Cow::Borrowed(if text.parse::<Ipv6Addr>().is_ok() || text.parse::<IpAddr>().is_ok() {
             "a port behind the address: \"203.0.113.10:443\" or \"[2001:db8::10]:443\""
         } else {
             "ADDRESS:PORT, \"203.0.113.10:443\" or \"[2001:db8::10]:443\" (names are not looked up)"
-        });
+        }));
     };
+    endpoint_problem(address).map_or(Ok(address), Err)
+}
+
+/// What was expected of an address that is none that packets can be sent to.
+pub(crate) fn endpoint_problem(address: SocketAddr) -> Option<Cow<'static, str>> {
     if address.port() == 0 {
-        return Err("a port from 1 to 65535");
+        return Some(Cow::Borrowed("a port from 1 to 65535"));
     }
-    match address.ip() {
-        ip if ip.is_unspecified() => Err("an address of one host, not the unspecified one"),
-        ip if ip.is_multicast() => Err("an address of one host, not a multicast group"),
-        IpAddr::V4(ip) if ip.is_broadcast() => Err("an address of one host, not the broadcast address"),
-        IpAddr::V6(ip) if ip.to_ipv4_mapped().is_some() => {
-            Err("an IPv4 address in its own notation, \"203.0.113.10:443\"")
+    let expected = match address.ip() {
+        ip if ip.is_unspecified() => "an address of one host, not the unspecified one",
+        ip if ip.is_multicast() => "an address of one host, not a multicast group",
+        IpAddr::V4(ip) if ip.is_broadcast() => "an address of one host, not the broadcast address",
+        IpAddr::V6(ip) => {
+            if let Some(v4) = ip.to_ipv4_mapped() {
+                return Some(format!("an IPv4 address in its own notation, \"{v4}:{}\"", address.port()).into());
+            }
+            let has_zone = matches!(address, SocketAddr::V6(v6) if v6.scope_id() != 0);
+            return has_zone.then_some(Cow::Borrowed("an address without a zone"));
         }
-        IpAddr::V6(_) if matches!(address, SocketAddr::V6(v6) if v6.scope_id() != 0) => {
-            Err("an address without a zone")
-        }
-        _ => Ok(address),
-    }
+        IpAddr::V4(_) => return None,
+    };
+    Some(Cow::Borrowed(expected))
 }
 
 /// Understands `ADDRESS/LENGTH`, or an address alone for one host; or says what was expected.
-pub(super) fn prefix(text: &str) -> Result<Prefix, &'static str> {
-    const SYNTAX: &str = "ADDRESS/LENGTH, \"198.51.100.0/24\" or \"2001:db8:7::/48\"";
+pub(super) fn prefix(text: &str) -> Result<Prefix, Cow<'static, str>> {
+    const SYNTAX: Cow<'static, str> = Cow::Borrowed("ADDRESS/LENGTH, \"198.51.100.0/24\" or \"2001:db8:7::/48\"");
     let (addr, len) = text.split_once('/').map_or((text, None), |(addr, len)| (addr, Some(len)));
     let addr: IpAddr = addr.parse().map_err(|_| SYNTAX)?;
-    let width = if addr.is_ipv4() { 32 } else { 128 };
+    let width = width(addr);
     let len = match len {
         None => width,
         Some(digits) if digits.is_empty() || !digits.bytes().all(|digit| digit.is_ascii_digit()) => return Err(SYNTAX),
-        Some(digits) => digits
-            .parse()
-            .ok()
-            .filter(|len| *len <= width)
-            .ok_or("a prefix length of at most 32 (IPv4) or 128 (IPv6)")?,
+        // What does not fit is too long as well.
+        Some(digits) => digits.parse().unwrap_or(u8::MAX),
     };
+    let prefix = Prefix { addr, len };
+    prefix_problem(prefix).map_or(Ok(prefix), Err)
+}
+
+/// What was expected of a prefix that is none of sources.
+pub(crate) fn prefix_problem(Prefix { addr, len }: Prefix) -> Option<Cow<'static, str>> {
+    if len > width(addr) {
+        return Some(Cow::Borrowed("a prefix length of at most 32 (IPv4) or 128 (IPv6)"));
+    }
     let has_host_bits = match addr {
         IpAddr::V4(ip) => ip.to_bits().checked_shl(len.into()).unwrap_or(0) != 0,
         IpAddr::V6(ip) => ip.to_bits().checked_shl(len.into()).unwrap_or(0) != 0,
     };
     if has_host_bits {
-        return Err("zeros behind the prefix length, as in \"198.51.100.0/24\"");
+        return Some(Cow::Borrowed("zeros behind the prefix length, as in \"198.51.100.0/24\""));
     }
-    Ok(Prefix { addr, len })
+    if let IpAddr::V6(ip) = addr
+        && let Some(v4) = ip.to_ipv4_mapped()
+    {
+        // No packet has such a source: IPv4 packets have IPv4 addresses.
+        let len = len.saturating_sub(96);
+        return Some(format!("an IPv4 prefix in its own notation, \"{v4}/{len}\"").into());
+    }
+    None
+}
+
+fn width(addr: IpAddr) -> u8 {
+    if addr.is_ipv4() { 32 } else { 128 }
 }
 
 #[cfg(test)]
@@ -72,5 +97,19 @@ mod tests {
         {
             assert!(prefix(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_mapped_prefix_is_told_in_its_own_notation() {
+        for (text, own) in [
+            ("::ffff:198.51.100.0/120", "198.51.100.0/24"),
+            ("::ffff:198.51.100.7", "198.51.100.7/32"),
+            ("::ffff:0:0/96", "0.0.0.0/0"),
+        ] {
+            let expected = format!("an IPv4 prefix in its own notation, \"{own}\"");
+            assert_eq!(prefix(text).unwrap_err(), expected, "{text}");
+        }
+        assert_eq!(prefix("::/0").unwrap().to_string(), "::/0", "covers others as well");
+        assert_eq!(prefix("1.2.3.4/999").unwrap_err(), prefix("1.2.3.4/33").unwrap_err());
     }
 }

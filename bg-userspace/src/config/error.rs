@@ -1,6 +1,8 @@
 //! What can be wrong with a configuration, where, and what was expected there.
 
-use std::{fmt, io, path::PathBuf};
+use std::{borrow::Cow, fmt, io, path::PathBuf};
+
+use crate::text;
 
 /// Why a file is no configuration.
 #[derive(Debug, thiserror::Error)]
@@ -46,7 +48,9 @@ pub struct Problem {
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { position, place, kind } = self;
-        if place.is_empty() { write!(f, "{position}: {kind}") } else { write!(f, "{position}: {place}: {kind}") }
+        let kind = if place.is_empty() { kind.to_string() } else { format!("{place}: {kind}") };
+        // What stands in the file is somebody else's text, and a problem is one line.
+        write!(f, "{position}: {}", text::one_line(&kind))
     }
 }
 
@@ -59,16 +63,45 @@ pub struct Position {
     pub column: usize,
 }
 
-impl Position {
-    /// Of an octet of `text`; of its end, if there is no such character.
-    pub(super) fn of(text: &str, offset: usize) -> Self {
-        let before = text.get(..offset).unwrap_or(text);
-        let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
-        Self {
-            line: before.bytes().filter(|octet| *octet == b'\n').count() + 1,
-            column: before[line_start..].chars().count() + 1,
+/// Where the lines and characters of a text stand, so that a position costs the same wherever it is.
+#[derive(Debug)]
+pub(super) struct Places<'t> {
+    text: &'t str,
+    /// Offset of each line's first octet.
+    lines: Vec<usize>,
+    /// Characters before each [`Self::STEP`]th octet.
+    characters: Vec<usize>,
+}
+
+impl<'t> Places<'t> {
+    const STEP: usize = 1024;
+
+    pub(super) fn new(text: &'t str) -> Self {
+        let newlines = text.bytes().enumerate().filter(|(_, octet)| *octet == b'\n').map(|(at, _)| at + 1);
+        let mut characters = vec![0];
+        for chunk in text.as_bytes().chunks(Self::STEP) {
+            characters.push(characters[characters.len() - 1] + count_characters(chunk));
         }
+        Self { text, lines: std::iter::once(0).chain(newlines).collect(), characters }
     }
+
+    /// Position of an octet; of the text's end, if no character begins there.
+    pub(super) fn position(&self, offset: usize) -> Position {
+        let offset = if self.text.is_char_boundary(offset) { offset } else { self.text.len() };
+        let line = self.lines.partition_point(|start| *start <= offset);
+        let column = self.characters_before(offset) - self.characters_before(self.lines[line - 1]) + 1;
+        Position { line, column }
+    }
+
+    fn characters_before(&self, offset: usize) -> usize {
+        let step = offset / Self::STEP;
+        self.characters[step] + count_characters(&self.text.as_bytes()[step * Self::STEP..offset])
+    }
+}
+
+/// Characters that begin in these octets of UTF-8.
+fn count_characters(octets: &[u8]) -> usize {
+    octets.iter().filter(|octet| **octet & 0xc0 != 0x80).count()
 }
 
 impl fmt::Display for Position {
@@ -129,7 +162,7 @@ pub enum Expected {
         /// What stood there.
         got: String,
         /// What it lacks.
-        expected: &'static str,
+        expected: Cow<'static, str>,
     },
     /// An address of the VIP's family.
     #[error("{what} {got} and VIP {vip} are of different families, expected {family} for all of a service")]
@@ -181,15 +214,33 @@ pub enum Expected {
         /// Within what, or nothing.
         scope: &'static str,
     },
-    /// A colour that can take new flows.
+    /// A colour that has backends.
     #[error("{0} is empty, expected at least one backend with a weight above 0")]
     Backends(&'static str),
+    /// A colour that can take new flows.
+    #[error(
+        "all backends of {0} have weight 0, so that no new flow could go there; expected at least one with a weight above 0"
+    )]
+    Weights(&'static str),
     /// A deployment that has something to switch.
     #[error("no services, expected at least one [[deployments.NAME.services]]")]
     Services,
     /// A backend that is not its own service.
     #[error("backend {0} is the service's own {1}: its packets would go round; expected another address or port")]
     NotItself(std::net::SocketAddr, &'static str),
+    /// A backend that is a server, not an address of another service.
+    #[error(
+        "backend {got} is the {what} at {at}: a packet is rewritten once, so it would never be answered; expected the \
+         address of a server"
+    )]
+    Server {
+        /// The backend.
+        got: std::net::SocketAddr,
+        /// What it is: VIP or preview address.
+        what: &'static str,
+        /// Where that stands.
+        at: Position,
+    },
     /// Fewer than there are.
     #[error("too many {what}: {got}, expected at most {max} in one file")]
     Limit {
@@ -202,8 +253,18 @@ pub enum Expected {
     },
 }
 
+/// Problems that are told one by one.
+const SHOWN: usize = 20;
+
 fn lines(path: &std::path::Path, problems: &[Problem]) -> String {
-    problems.iter().map(|problem| format!("{}:{problem}", path.display())).collect::<Vec<_>>().join("\n")
+    let path = path.display();
+    let mut lines: Vec<_> = problems.iter().take(SHOWN).map(|problem| format!("{path}:{problem}")).collect();
+    match problems.len().saturating_sub(SHOWN) {
+        0 => {}
+        1 => lines.push(format!("{path}: and 1 more problem")),
+        more => lines.push(format!("{path}: and {more} more problems")),
+    }
+    lines.join("\n")
 }
 
 fn quoted(words: &[&str]) -> String {

@@ -6,6 +6,7 @@ mod address;
 mod deployment;
 mod error;
 pub mod model;
+mod notes;
 mod parse;
 mod service;
 #[cfg(test)]
@@ -18,8 +19,10 @@ use std::{
     path::Path,
 };
 
+pub(crate) use address::{endpoint_problem, prefix_problem};
 pub use error::{ConfigError, Expected, Position, Problem};
 pub use model::{BackendSpec, Config, Deployment, OnSwitch, Prefix, Service, mode_name, protocol_name};
+pub use notes::{SharedBackend, shared_backends};
 
 /// Reads and checks a file.
 ///
@@ -42,7 +45,10 @@ fn read(path: &Path, bytes: io::Result<Vec<u8>>) -> Result<Config, ConfigError> 
         Ok(text) => parse(path, text),
         Err(error) => {
             let valid = String::from_utf8_lossy(&bytes[..error.valid_up_to()]);
-            Err(ConfigError::NotUtf8 { path: path.to_owned(), position: Position::of(&valid, valid.len()) })
+            Err(ConfigError::NotUtf8 {
+                path: path.to_owned(),
+                position: error::Places::new(&valid).position(valid.len()),
+            })
         }
     }
 }

@@ -1,8 +1,11 @@
 //! From a text to a [`Config`]: the file as a whole, and what must hold over all deployments.
 
-use std::collections::HashMap;
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    net::SocketAddr,
+};
 
-use bg_common::{MAX_BACKENDS, MAX_DEPLOYMENTS, MAX_SERVICES, MAX_TABLE_ENTRIES, MAX_TESTERS};
+use bg_common::{MAX_BACKENDS, MAX_DEPLOYMENTS, MAX_SERVICES, MAX_TABLE_ENTRIES, MAX_TESTERS, Protocol};
 use toml::de::{DeTable, DeValue};
 
 use super::{
@@ -16,9 +19,60 @@ use crate::maglev;
 /// Octets that the maps have for a name.
 pub(super) const MAX_NAME: usize = 64;
 
-/// What must be unique over the whole file: VIPs and preview addresses by protocol, with the offset
-/// of the first.
-pub(super) type Taken = HashMap<(std::net::SocketAddr, u8), usize>;
+/// Addresses of the whole file: VIPs and preview addresses, which must be unique, and backends, which must be none of
+/// them.
+#[derive(Default)]
+pub(super) struct Taken {
+    /// What it is and the offset of the first, by address and protocol.
+    claimed: HashMap<(SocketAddr, Protocol), (&'static str, usize)>,
+    backends: Vec<Used>,
+    places: Vec<String>,
+}
+
+/// A backend of a service, of whose place the text is kept once.
+struct Used {
+    address: SocketAddr,
+    protocol: Protocol,
+    offset: usize,
+    place: usize,
+}
+
+impl Taken {
+    /// Notes a VIP or preview address; returns the offset of one that is there already.
+    pub(super) fn claim(
+        &mut self,
+        address: SocketAddr,
+        protocol: Protocol,
+        what: &'static str,
+        offset: usize,
+    ) -> Option<usize> {
+        match self.claimed.entry((address, protocol)) {
+            Entry::Occupied(first) => Some(first.get().1),
+            Entry::Vacant(free) => {
+                free.insert((what, offset));
+                None
+            }
+        }
+    }
+
+    /// Notes a backend.
+    pub(super) fn used(&mut self, address: SocketAddr, protocol: Protocol, offset: usize, place: &str) {
+        if self.places.last().is_none_or(|last| last != place) {
+            self.places.push(place.to_owned());
+        }
+        self.backends.push(Used { address, protocol, offset, place: self.places.len() - 1 });
+    }
+
+    /// Notes each backend that is an address of another service: when all of them are known.
+    fn check(&self, notes: &mut Notes<'_>) {
+        for backend in &self.backends {
+            if let Some((what, offset)) = self.claimed.get(&(backend.address, backend.protocol)) {
+                let kind = Expected::Server { got: backend.address, what, at: notes.position(*offset) };
+                notes.note(&(backend.offset..backend.offset), &self.places[backend.place], kind);
+            }
+        }
+    }
+}
 
 /// Understands a text, or tells all that is wrong with it.
 pub(super) fn parse(text: &str) -> Result<Config, Vec<Problem>> {
@@ -29,7 +83,7 @@ pub(super) fn parse(text: &str) -> Result<Config, Vec<Problem>> {
         file(&mut notes, document.get_ref())
     } else {
         for error in syntax {
-            notes.note(&error.span().unwrap_or(0..0), "", Expected::Toml(error.message().to_owned()));
+            notes.note(&error.span().unwrap_or(0..0), "", Expected::Toml(error.message().replace('\n', ", ")));
         }
         Config::default()
     };
@@ -49,7 +103,7 @@ fn file(notes: &mut Notes<'_>, document: &DeTable<'_>) -> Config {
         fields.wrong_type(notes, "deployments", value, "a table, [deployments.NAME]");
         return Config::default();
     };
-    let mut taken = Taken::new();
+    let mut taken = Taken::default();
     let mut totals = Totals::default();
     let mut deployments = Vec::new();
     for (key, value) in table {
@@ -66,6 +120,7 @@ fn file(notes: &mut Notes<'_>, document: &DeTable<'_>) -> Config {
         totals.add(notes, &key.span(), &deployment);
         deployments.push(deployment);
     }
+    taken.check(notes);
     Config { deployments }
 }
 

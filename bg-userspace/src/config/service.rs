@@ -57,7 +57,7 @@ pub(super) fn service(
         same_family(notes, &fields, "preview address", address, vip, &value.span());
     }
     let own = [(vip, "VIP"), (preview, "preview address")];
-    let backends = Colour::ALL.map(|colour| backends(notes, &fields, colour, own));
+    let backends = Colour::ALL.map(|colour| backends(notes, &fields, colour, own, protocol, taken));
     let name = name(notes, &fields);
 
     let (vip, protocol, mode) = (vip?, protocol?, mode?);
@@ -121,7 +121,7 @@ fn claim(
     protocol: Protocol,
     span: &Range<usize>,
 ) {
-    if let Some(first) = taken.insert((address, protocol as u8), span.start) {
+    if let Some(first) = taken.claim(address, protocol, what, span.start) {
         let first = notes.position(first);
         let got = format!("{address}/{}", protocol_name(protocol));
         let scope = " among all VIPs and preview addresses of the file";
@@ -148,6 +148,8 @@ fn backends(
     fields: &Fields<'_, '_>,
     colour: Colour,
     own: [(Option<SocketAddr>, &'static str); 2],
+    protocol: Option<Protocol>,
+    taken: &mut Taken,
 ) -> Vec<BackendSpec> {
     let key = colour.name();
     let Some(value) = fields.required(notes, key) else { return Vec::new() };
@@ -172,6 +174,9 @@ fn backends(
                 notes.note(&span, &fields.place, Expected::NotItself(address, what));
             }
         }
+        if let Some(protocol) = protocol.filter(|_| own.iter().all(|(own, _)| *own != Some(address))) {
+            taken.used(address, protocol, span.start, &fields.place);
+        }
         if let Some(first) = seen.insert(address, span.start) {
             let first = notes.position(first);
             let kind = Expected::Unique { what: "backend", got: address.to_string(), first, scope: " in a colour" };
@@ -181,7 +186,8 @@ fn backends(
     }
     // A backend that was not understood has its own problem noted, and might have had a weight.
     if all_understood && backends.iter().all(|backend| backend.weight == 0) {
-        notes.note(&value.span(), &fields.place, Expected::Backends(key));
+        let expected = if backends.is_empty() { Expected::Backends(key) } else { Expected::Weights(key) };
+        notes.note(&value.span(), &fields.place, expected);
     }
     backends
 }

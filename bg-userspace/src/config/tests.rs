@@ -167,7 +167,12 @@ fn empty_colours() {
     let empty =
         "deployment \"shop\", service \"web\": green is empty, expected at least one backend with a weight above 0";
     refused("[\"10.0.2.11:8443\"]", "[]", &format!("13:9: {empty}"));
-    refused("[\"10.0.2.11:8443\"]", "[{ address = \"10.0.2.11:8443\", weight = 0 }]", &format!("13:9: {empty}"));
+    refused(
+        "[\"10.0.2.11:8443\"]",
+        "[{ address = \"10.0.2.11:8443\", weight = 0 }]",
+        "13:9: deployment \"shop\", service \"web\": all backends of green have weight 0, so that no new flow could go there; \
+         expected at least one with a weight above 0",
+    );
     refused(
         "weight = 2",
         "weight = -1",
@@ -197,7 +202,7 @@ fn bad_addresses() {
     vip("224.0.0.1:443", "an address of one host, not a multicast group");
     vip("[ff02::1]:443", "an address of one host, not a multicast group");
     vip("255.255.255.255:443", "an address of one host, not the broadcast address");
-    vip("[::ffff:1.2.3.4]:443", "an IPv4 address in its own notation, \"203.0.113.10:443\"");
+    vip("[::ffff:1.2.3.4]:443", "an IPv4 address in its own notation, \"1.2.3.4:443\"");
     vip("[fe80::1%2]:443", "an address without a zone");
     refused(
         "\"10.0.2.11:8443\"",
@@ -208,6 +213,12 @@ fn bad_addresses() {
         "198.51.100.0/24",
         "198.51.100.7/24",
         "5:12: deployment \"shop\": bad tester \"198.51.100.7/24\", expected zeros behind the prefix length, as in \"198.51.100.0/24\"",
+    );
+    refused(
+        "2001:db8:7::/48",
+        "::ffff:198.51.100.0/120",
+        "5:31: deployment \"shop\": bad tester \"::ffff:198.51.100.0/120\", expected an IPv4 prefix in its own notation, \
+         \"198.51.100.0/24\"",
     );
     refused(
         "\"10.0.2.11:8443\"",
@@ -234,7 +245,7 @@ fn mixed_families() {
 }
 
 #[test]
-fn a_backend_may_be_another_vip_but_not_its_own() {
+fn a_backend_is_the_address_of_a_server() {
     refused(
         "\"10.0.2.11:8443\"",
         "\"203.0.113.10:443\"",
@@ -247,7 +258,36 @@ fn a_backend_may_be_another_vip_but_not_its_own() {
         "13:10: deployment \"shop\", service \"web\": backend 203.0.113.10:9443 is the service's own preview address: its \
          packets would go round; expected another address or port",
     );
-    assert_eq!(problems_with("\"[2001:db8:1::1]:53\"", "\"[2001:db8::10]:54\""), Vec::<String>::new());
+    assert_eq!(problems_with("\"[2001:db8:1::1]:53\"", "\"[2001:db8::10]:54\""), Vec::<String>::new(), "no VIP");
+    // Before and behind the service whose address it is, in the same deployment and in another one.
+    let service = |deployment: &str, protocol: &str, vip: &str, backend: &str| {
+        format!(
+            "[[deployments.{deployment}.services]]\nvip = \"{vip}\"\nprotocol = \"{protocol}\"\nmode = \"nat\"\nblue = \
+             [\"10.0.0.1:1\", \"{backend}\"]\ngreen = [\"10.0.0.2:1\"]\n"
+        )
+    };
+    let why = "a packet is rewritten once, so it would never be answered; expected the address of a server";
+    let front = service("front", "tcp", "203.0.113.9:80", "203.0.113.10:443");
+    let own = "deployment \"front\", service \"203.0.113.9:80\": backend 203.0.113.10:443 is the VIP at 15:7";
+    assert_eq!(problems(&format!("{front}{GOOD}")), [format!("bgctl.toml:5:23: {own}: {why}")]);
+    let back = service("shop", "tcp", "203.0.113.9:80", "203.0.113.10:9443");
+    let own =
+        "deployment \"shop\", service \"203.0.113.9:80\": backend 203.0.113.10:9443 is the preview address at 14:11";
+    assert_eq!(problems(&format!("{GOOD}{back}")), [format!("bgctl.toml:26:23: {own}: {why}")]);
+    let udp = service("front", "udp", "203.0.113.9:80", "203.0.113.10:443");
+    assert_eq!(problems(&format!("{GOOD}{udp}")), Vec::<String>::new(), "another protocol is another address");
+}
+
+#[test]
+fn a_backend_of_several_services_is_told_of() {
+    let config = |text: &str| parse(Path::new("bgctl.toml"), text).unwrap();
+    assert_eq!(shared_backends(&config(GOOD)), []);
+    let again =
+        GOOD.replace(".shop", ".other").replace("203.0.113.10", "203.0.113.11").replace("2001:db8::10", "2001:db8::11");
+    let shared = shared_backends(&config(&format!("{GOOD}{}", again.replace("10.0.2.11", "10.0.2.12"))));
+    assert_eq!(shared.len(), 5, "{shared:?}");
+    let text = shared[0].to_string();
+    assert!(text.starts_with("backend 10.0.1.11:8443/tcp is in 2 services (other/web, shop/web): "), "{text}");
 }
 
 #[test]
@@ -351,6 +391,45 @@ fn all_problems_are_told_in_order() {
         .replace("preview", "review");
     let at: Vec<_> = problems(&text).iter().map(|line| line.split(": ").next().unwrap().to_owned()).collect();
     assert_eq!(at, ["bgctl.toml:4:17", "bgctl.toml:11:8", "bgctl.toml:13:10", "bgctl.toml:14:1"]);
+}
+
+#[test]
+fn the_first_problems_are_told_and_how_many_more_there_are() {
+    let testers = |count: usize| vec!["7"; count].join(", ");
+    let told = |count| problems_with("\"198.51.100.0/24\", \"2001:db8:7::/48\"", &testers(count));
+    assert_eq!(told(20).len(), 20);
+    assert_eq!((told(21).len(), told(21)[20].as_str()), (21, "bgctl.toml: and 1 more problem"));
+    assert_eq!((told(500).len(), told(500)[20].as_str()), (21, "bgctl.toml: and 480 more problems"));
+}
+
+#[test]
+fn many_problems_take_as_long_as_they_are_many() {
+    // Each on a line of its own, and all on one.
+    for separator in [",\n", ", "] {
+        let text = |count: usize| GOOD.replace("\"198.51.100.0/24\"", &vec!["\"nowhere\""; count].join(separator));
+        let time = |count| {
+            let text = text(count);
+            // Of this thread alone: other tests run beside it.
+            let now = || {
+                let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+                Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+            };
+            let start = now();
+            let Err(ConfigError::Invalid { problems, .. }) = parse(Path::new("x"), &text) else { panic!() };
+            assert_eq!(problems.len(), count);
+            now() - start
+        };
+        let few = (0..3).map(|_| time(500)).min().unwrap();
+        let many = (0..3).map(|_| time(8000)).min().unwrap();
+        assert!(many < few * 16 * 4, "sixteen times as many took {many:?}, not {few:?} each");
+    }
+}
+
+#[test]
+fn what_is_echoed_is_no_command_to_the_terminal() {
+    let problems = problems_with("\"web\"", "\"\\u001b[2Jweb\\nbgctl.toml is valid\"");
+    assert_eq!(problems.len(), 1, "{problems:?}");
+    assert!(problems[0].contains("bad name \"\\u{1b}[2Jweb\\nbgctl.toml is valid\""), "{problems:?}");
 }
 
 #[test]

@@ -7,22 +7,21 @@ use toml::{
     de::{DeTable, DeValue},
 };
 
-use super::error::{Expected, Position, Problem};
+use super::error::{Expected, Places, Position, Problem};
 
 /// The file's text and what has been found wrong with it.
 pub(super) struct Notes<'i> {
-    text: &'i str,
+    places: Places<'i>,
     problems: Vec<Problem>,
 }
 
 impl<'i> Notes<'i> {
     pub(super) fn new(text: &'i str) -> Self {
-        Self { text, problems: Vec::new() }
+        Self { places: Places::new(text), problems: Vec::new() }
     }
 
-    /// Counts lines from the beginning: for problems only.
     pub(super) fn position(&self, offset: usize) -> Position {
-        Position::of(self.text, offset)
+        self.places.position(offset)
     }
 
     pub(super) fn note(&mut self, span: &Range<usize>, place: &str, kind: Expected) {

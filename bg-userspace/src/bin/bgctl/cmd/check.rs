@@ -1,6 +1,8 @@
 //! `bgctl check`: is the configuration one?
 
-use bg_userspace::config::Config;
+use std::{io::Write as _, path::Path};
+
+use bg_userspace::config::{Config, shared_backends};
 use serde::Serialize;
 
 use crate::{
@@ -31,7 +33,9 @@ impl Summary {
 }
 
 pub(super) fn run(global: &Global, file: &ConfigFile) -> anyhow::Result<Outcome> {
-    let summary = Summary::of(&super::load(&file.config)?);
+    let config = super::load(&file.config)?;
+    let summary = Summary::of(&config);
+    tell_of_shared_backends(&config, super::path_of(&file.config));
     if global.json {
         output::print_json(&summary)?;
     } else {
@@ -42,4 +46,17 @@ pub(super) fn run(global: &Global, file: &ConfigFile) -> anyhow::Result<Outcome>
         output::print(&format!("{path} is valid: {deployments}, {services}, {backends}\n"))?;
     }
     Ok(Outcome::Done)
+}
+
+/// On stderr: it is no result, and nothing is wrong.
+fn tell_of_shared_backends(config: &Config, path: &Path) {
+    const SHOWN: usize = 20;
+    let shared = shared_backends(config);
+    let mut lines: Vec<_> = shared.iter().take(SHOWN).map(|shared| format!("note: {shared}")).collect();
+    if let Some(more @ 1..) = shared.len().checked_sub(SHOWN) {
+        lines.push(format!("note: and {} of several services", output::count(more, "more backend")));
+    }
+    for line in lines {
+        let _ = writeln!(std::io::stderr().lock(), "{}: {line}", path.display());
+    }
 }
