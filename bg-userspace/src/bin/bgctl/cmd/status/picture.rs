@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use bg_common::Colour;
 use bg_userspace::{ColourStatus, DeploymentStatus, Status, config::OnSwitch};
+use unicode_width::UnicodeWidthChar as _;
 
 use crate::{
     output,
@@ -56,19 +57,30 @@ impl Picture {
         self.lines.iter().map(|(_, line)| format!("{line}\n")).collect()
     }
 
-    /// What matters most of it, in at most `height` lines. The last one says how many are missing, if any are.
-    pub(super) fn fit(&self, height: usize) -> Vec<String> {
-        let height = height.max(1);
-        if self.lines.len() <= height {
-            return self.lines.iter().map(|(_, line)| line.clone()).collect();
+    /// What matters most of it, as rows of a window. The last one says how many lines are missing, if any are.
+    pub(super) fn fit(&self, width: usize, height: usize) -> Vec<String> {
+        let rows = |rank: Rank, line: &str| {
+            let mut rows = rows(line, width.max(1));
+            // A row of a table that goes on in the next line is no row any more.
+            rows.truncate(if rank == Rank::Detail { 1 } else { usize::MAX });
+            rows
+        };
+        let lines: Vec<_> = self.lines.iter().map(|(rank, line)| (*rank, rows(*rank, line))).collect();
+        if lines.iter().map(|(_, rows)| rows.len()).sum::<usize>() <= height {
+            return lines.into_iter().flat_map(|(_, rows)| rows).collect();
         }
-        let mut kept: Vec<_> = self.lines.iter().enumerate().collect();
-        kept.sort_by_key(|(position, (rank, _))| (*rank, *position));
-        kept.truncate(height - 1);
-        kept.sort_by_key(|(position, _)| *position);
-        let missing = output::count(self.lines.len() - kept.len(), "more line");
-        let last = format!("({missing}: make the window higher, or name a deployment)");
-        kept.into_iter().map(|(_, (_, line))| line.clone()).chain([last]).collect()
+        let mut by_rank: Vec<_> = lines.into_iter().enumerate().collect();
+        by_rank.sort_by_key(|(position, (rank, _))| (*rank, *position));
+        let mut room = height.saturating_sub(1);
+        by_rank.retain(|(_, (_, rows))| {
+            let fits = rows.len() <= room;
+            room -= if fits { rows.len() } else { 0 };
+            fits
+        });
+        by_rank.sort_by_key(|(position, _)| *position);
+        let missing = output::count(self.lines.len() - by_rank.len(), "more line");
+        let last = rows(Rank::Detail, &format!("({missing}: make the window higher, or name a deployment)"));
+        by_rank.into_iter().flat_map(|(_, (_, rows))| rows).chain(last).collect()
     }
 
     fn add(&mut self, rank: Rank, line: String) {
@@ -161,6 +173,25 @@ fn services(deployment: &DeploymentStatus) -> Vec<String> {
     table.lines("  ")
 }
 
+/// A styled line in rows of at most `width` columns.
+fn rows(line: &str, width: usize) -> Vec<String> {
+    let mut rows = vec![String::new()];
+    let (mut column, mut is_escape) = (0, false);
+    for character in line.chars() {
+        is_escape |= character == '\x1b';
+        let columns = if is_escape { 0 } else { character.width().unwrap_or(0) };
+        if column + columns > width && column > 0 {
+            rows.push(String::new());
+            column = 0;
+        }
+        column += columns;
+        rows.last_mut().expect("there is one from the beginning").push(character);
+        // Styles are the only escape sequences that are written, and end with this.
+        is_escape &= character != 'm';
+    }
+    rows
+}
+
 /// A colour's name in its own style.
 fn painted(name: &str) -> String {
     let colour = Colour::ALL.into_iter().find(|colour| colour.name() == name);
@@ -184,19 +215,40 @@ fn or_none(items: &[String]) -> String {
 mod tests {
     use super::*;
 
-    fn picture(ranks: &[Rank]) -> Picture {
-        Picture { lines: ranks.iter().enumerate().map(|(line, rank)| (*rank, line.to_string())).collect() }
+    use Rank::{Deadline, Detail, Live, Terms};
+
+    fn picture(lines: &[(Rank, &str)]) -> Picture {
+        Picture { lines: lines.iter().map(|(rank, line)| (*rank, (*line).to_owned())).collect() }
     }
 
     #[test]
     fn what_matters_most_is_shown_in_a_small_window() {
-        use Rank::{Deadline, Detail, Live, Terms};
-        let picture = picture(&[Live, Terms, Detail, Detail, Live, Deadline, Detail, Detail]);
-        assert_eq!(picture.fit(8).len(), 8);
-        let small = picture.fit(6);
+        let ranks = [Live, Terms, Detail, Detail, Live, Deadline, Detail, Detail];
+        let lines: Vec<_> = ranks.into_iter().zip(["0", "1", "2", "3", "4", "5", "6", "7"]).collect();
+        let picture = picture(&lines);
+        assert_eq!(picture.fit(60, 8).len(), 8);
+        let small = picture.fit(60, 6);
         assert_eq!(small[..5], ["0", "1", "2", "4", "5"]);
         assert!(small[5].starts_with("(3 more lines"), "{}", small[5]);
-        assert_eq!(picture.fit(3)[..2], ["0", "4"]);
-        assert_eq!(picture.fit(0).len(), 1);
+        assert_eq!(picture.fit(60, 3)[..2], ["0", "4"]);
+        assert_eq!(picture.fit(60, 0).len(), 1);
+    }
+
+    #[test]
+    fn in_a_narrow_window_what_matters_goes_on_in_the_next_row() {
+        let picture = picture(&[(Live, "abcdefgh"), (Detail, "ABCDEFGH"), (Deadline, "12345"), (Terms, "xy")]);
+        assert_eq!(picture.fit(5, 9), ["abcde", "fgh", "ABCDE", "12345", "xy"]);
+        assert_eq!(picture.fit(5, 4)[..3], ["abcde", "fgh", "12345"]);
+        // What has no room makes room for what has.
+        assert_eq!(picture.fit(3, 4)[..3], ["abc", "def", "gh"]);
+        assert_eq!(picture.fit(3, 3)[..2], ["123", "45"]);
+    }
+
+    #[test]
+    fn styles_take_no_room_and_wide_characters_two() {
+        assert_eq!(rows(&format!("a{}ef", styled(LIVE, "bcd")), 4), ["a\x1b[1mbcd\x1b[0m", "ef"]);
+        assert_eq!(rows("店店店", 5), ["店店", "店"]);
+        assert_eq!(rows("", 5), [""]);
+        assert_eq!(rows("店", 1), ["店"], "wider than the window");
     }
 }

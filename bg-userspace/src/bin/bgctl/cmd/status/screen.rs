@@ -2,16 +2,17 @@
 
 use std::io::{self, IsTerminal as _};
 
-use terminal_size::{Height, terminal_size};
+use terminal_size::{Height, Width, terminal_size};
 
 use super::picture::Picture;
 use crate::output;
 
-/// The alternate screen, where a line that is too long is cut off and not wrapped.
+/// The alternate screen, where the terminal itself breaks no lines, and without a cursor.
 const ENTER: &str = "\x1b[?1049h\x1b[?7l\x1b[?25l";
 const LEAVE: &str = "\x1b[?25h\x1b[?7h\x1b[?1049l";
 const HOME: &str = "\x1b[H";
-const END_OF_LINE: &str = "\x1b[K";
+/// Ends a style that a row was cut in, too.
+const END_OF_LINE: &str = "\x1b[0m\x1b[K";
 const CLEAR_REST: &str = "\x1b[J";
 
 /// Entered with the first picture. When it is left, the last picture is printed where the command was typed.
@@ -26,9 +27,10 @@ impl Screen {
         if !io::stdout().is_terminal() {
             return output::print_styled(&picture.text());
         }
-        let height = terminal_size().map_or(24, |(_, Height(height))| usize::from(height));
-        let lines: Vec<_> = picture.fit(height).into_iter().map(|line| output::painted(&line)).collect();
-        let frame = lines.join(&format!("{END_OF_LINE}\r\n"));
+        let (width, height) =
+            terminal_size().map_or((80, 24), |(Width(width), Height(height))| (width.into(), height.into()));
+        let lines: Vec<_> = picture.fit(width, height).into_iter().map(|line| output::painted(&line)).collect();
+        let frame = lines.join(&format!("{END_OF_LINE}\n"));
         let enter = if self.last.is_none() { ENTER } else { "" };
         output::print(&format!("{enter}{HOME}{frame}{END_OF_LINE}{CLEAR_REST}"))?;
         self.last = Some(picture);
