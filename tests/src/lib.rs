@@ -3,8 +3,8 @@
 //!
 //! Everything a lab makes has a name that begins with `bg-<pid>-`, is removed when its guard is
 //! dropped, by Ctrl-C, or by the next lab if the process was killed ([`sweep`]). Nothing outside of
-//! the lab's own namespaces is touched but `/run/netns`, a directory below `/sys/fs/bpf` and one below the
-//! directory for temporary files.
+//! the lab's own namespaces is touched but `/run/netns`, a directory below `/sys/fs/bpf`, one below the
+//! directory for temporary files, and for a [`Machine`] a control group.
 
 mod bgctl;
 mod chance;
@@ -14,6 +14,7 @@ pub mod frames;
 mod instant;
 mod live;
 pub mod load;
+pub mod machine;
 mod netns;
 mod new_flows;
 mod nginx;
@@ -32,6 +33,7 @@ pub use chance::Chance;
 pub use command::{Process, output, run};
 pub use instant::{Probe, SwitchInstant};
 pub use live::Live;
+pub use machine::Machine;
 pub use netns::{Namespace, tcp_counter};
 pub use new_flows::{Asked, NewFlows, ask};
 pub use nginx::Nginx;

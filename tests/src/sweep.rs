@@ -62,6 +62,9 @@ fn sweep(goes: impl Fn(u32, bool) -> bool) {
     };
     names(Path::new(NETNS)).iter().for_each(|name| remove_namespace(name));
     names(Path::new(BPFFS)).iter().for_each(|name| remove_tree(&Path::new(BPFFS).join(name)));
+    if let Some(cgroups) = cgroups() {
+        names(&cgroups).iter().for_each(|name| remove_cgroup(&cgroups.join(name)));
+    }
     // Last: these directories say which labs are kept.
     names(&files_root()).iter().for_each(|name| remove_tree(&files_root().join(name)));
 }
@@ -98,6 +101,42 @@ pub(crate) fn remove_namespace(name: &str) {
     if let Err(error) = run(&format!("ip netns del {name}")) {
         eprintln!("warning: the namespace {name} stays: {error:#}");
     }
+}
+
+/// Where control groups of version 2 are, whether alone or beside those of version 1.
+pub(crate) fn cgroups() -> Option<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mounts").ok()?;
+    let of_type = |line: &&str| line.split(' ').nth(2) == Some("cgroup2");
+    mounts.lines().find(of_type)?.split(' ').nth(1).map(PathBuf::from)
+}
+
+/// Ends the processes of a control group and removes it with all groups in it.
+pub(crate) fn remove_cgroup(group: &Path) {
+    if !group.exists() {
+        return;
+    }
+    // Linux 5.14. It ends those of all groups below, too.
+    let _ = fs::write(group.join("cgroup.kill"), "1");
+    let mut patience = 40;
+    while let Err(error) = remove_groups(group) {
+        patience -= 1;
+        if patience == 0 {
+            eprintln!("warning: the control group {} stays: {error}", group.display());
+            return;
+        }
+        thread::sleep(Duration::from_millis(25));
+    }
+}
+
+/// The files of a control group go with its directory.
+fn remove_groups(group: &Path) -> std::io::Result<()> {
+    for entry in fs::read_dir(group)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            remove_groups(&entry.path())?;
+        }
+    }
+    fs::remove_dir(group)
 }
 
 /// Removes a directory, if it is there.

@@ -3,7 +3,10 @@
 mod bench;
 mod budget;
 mod build_ebpf;
+mod cargo_tools;
 mod demo;
+mod machine_image;
+mod package;
 mod packages;
 mod process;
 mod setup;
@@ -28,6 +31,8 @@ enum Task {
     Setup,
     /// Build the BPF object that bgctl embeds.
     BuildEbpf(build_ebpf::Args),
+    /// Build bgctl and a Debian package of it, target/debian/bgctl.deb.
+    Package(package::Args),
     /// Show real connections move from blue to green and back. Needs root or sudo.
     Demo(demo::Args),
     /// Measure, each figure beside its baseline. Needs root.
@@ -47,6 +52,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().task {
         Task::Setup => setup::run(),
         Task::BuildEbpf(args) => build_ebpf::run(&args),
+        Task::Package(args) => package::run(&args),
         Task::Demo(args) => demo::run(&args),
         Task::Backend(args) => demo::backend::run(&args),
         Task::Bench(args) => bench::run(&args),

@@ -13,6 +13,7 @@ struct Tool {
     package: &'static str,
     used_for: &'static str,
     demo: bool,
+    packaging: bool,
     /// A unit that installing the package would start.
     service: Option<&'static str>,
 }
@@ -22,11 +23,13 @@ struct Tool {
 pub(crate) enum Tools {
     /// Those of the demo alone.
     Demo,
-    /// Those of the demo and of all tests.
+    /// Those that make the Debian package.
+    Package,
+    /// Those of the demo, of the package and of all tests.
     All,
 }
 
-const TOOLS: [Tool; 15] = [
+const TOOLS: [Tool; 17] = [
     Tool { demo: true, ..tool("ip", "iproute2", "namespaces and interfaces of labs") },
     Tool { demo: true, ..tool("ethtool", "ethtool", "finished checksums on the wires of labs") },
     Tool { demo: true, ..tool("ping", "iputils-ping", "warming up labs") },
@@ -42,11 +45,13 @@ const TOOLS: [Tool; 15] = [
     tool("mandoc", "mandoc", "checking manual pages"),
     // Not a program, but found like one: an absolute path is in every directory.
     tool("/usr/lib/nginx/modules/ngx_stream_module.so", "libnginx-mod-stream", "what switches are compared with"),
+    tool("debootstrap", "debootstrap", "a Debian root to test the package in"),
+    Tool { packaging: true, ..tool("dpkg-shlibdeps", "dpkg-dev", "the libraries that the package depends on") },
     Tool { service: Some("postgresql.service"), ..tool("initdb", "postgresql", "a transaction across switches") },
 ];
 
 const fn tool(program: &'static str, package: &'static str, used_for: &'static str) -> Tool {
-    Tool { program, package, used_for, demo: false, service: None }
+    Tool { program, package, used_for, demo: false, packaging: false, service: None }
 }
 
 impl Tool {
@@ -65,11 +70,16 @@ fn search_path() -> impl Iterator<Item = PathBuf> {
 
 /// Installs what is missing; services that come with it are neither started nor enabled.
 pub(crate) fn install_tools(tools: Tools) -> Result<()> {
-    let wanted = TOOLS.iter().filter(|tool| tool.demo || tools == Tools::All);
+    let wanted = TOOLS.iter().filter(|tool| match tools {
+        Tools::Demo => tool.demo,
+        Tools::Package => tool.packaging,
+        Tools::All => true,
+    });
     let missing: Vec<_> = wanted.filter(|tool| !tool.is_there()).collect();
     if missing.is_empty() {
         say(match tools {
             Tools::Demo => "all programs that the demo uses are there",
+            Tools::Package => "all programs that make the package are there",
             Tools::All => "all programs that tests and the demo use are there",
         });
         return Ok(());

@@ -1,7 +1,9 @@
-//! `setup`: finds or installs what building the BPF object needs, and the programs that tests use. A
-//! second run finds everything and changes nothing.
+//! `setup`: finds or installs what building the BPF object needs, the programs that tests use, and a Debian root to
+//! test the package in. A second run finds everything and changes nothing.
 
 use crate::{
+    cargo_tools::{self, CARGO_DEB, CARGO_DENY},
+    machine_image,
     packages::{Tools, apt_install, install_tools, is_installed},
     process::{run as run_command, say},
     toolchain::{self, BPF_LINKER, LLVM, NIGHTLY, Toolchain},
@@ -12,7 +14,9 @@ use std::process::Command;
 pub(crate) fn run() -> Result<()> {
     compiler()?;
     linker()?;
-    install_tools(Tools::All)
+    install_tools(Tools::All)?;
+    cargo_tools::install(&[CARGO_DENY, CARGO_DEB])?;
+    machine_image::make()
 }
 
 fn compiler() -> Result<()> {

@@ -1,9 +1,9 @@
 //! `test`: everything that must hold before a change goes in, from formatting to labs.
 
 use crate::{
-    budget, build_ebpf,
+    budget, build_ebpf, package,
     process::{can_be_root, is_root, output, run as run_command, say},
-    setup, workspace,
+    setup, toolchain, workspace,
 };
 use anyhow::{Context, Result, bail};
 use std::{ffi::OsString, process::Command, time::Instant};
@@ -42,6 +42,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         "bg-userspace",
     ]))?;
 
+    step("the Debian package");
+    package::build()?;
+
     step("tests");
     let mut tests = cargo();
     tests.env("BGCTL_BPF_OBJECT", &object.path);
@@ -68,14 +71,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Licences, duplicates and origins of the dependencies, where cargo-deny is installed.
+/// Licences, duplicates and origins of the dependencies.
 fn licences() -> Result<()> {
-    if output(cargo().args(["deny", "--version"])).is_err() {
-        say("not run: cargo-deny is not installed (`cargo install cargo-deny` takes a few minutes)");
-        return Ok(());
-    }
     step("cargo-deny");
-    run_command(cargo().args(["deny", "check", "licenses", "bans", "sources"]))
+    let mut deny = cargo();
+    deny.env("PATH", toolchain::path_with_cargo_bin());
+    run_command(deny.args(["deny", "--log-level", "error", "check", "licenses", "bans", "sources"]))
 }
 
 fn step(name: &str) {

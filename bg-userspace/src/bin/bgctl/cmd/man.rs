@@ -26,6 +26,7 @@ const ENVIRONMENT: &[(&str, &str)] = &[
 
 const FILES: &[(&str, &str)] = &[
     ("/etc/bgctl/bgctl.toml", "the configuration, see bgctl.toml(5)"),
+    ("/etc/bgctl/interfaces", "the interfaces that bgctl.service attaches to at boot, see bgctl-attach(1)"),
     ("/sys/fs/bpf/bgctl", "the instance: pinned programs, maps and links"),
     ("/var/lib/bgctl/history.jsonl", "the history, one JSON object a line"),
     ("/var/lib/bgctl/live.json", "the last live colours, for the first apply after a reboot"),

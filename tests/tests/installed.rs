@@ -1,0 +1,262 @@
+//! The Debian package on a Debian machine: installed, configured, back after a reboot, upgraded, removed. systemd runs there
+//! as on any other machine, so the unit's order, conditions and sandbox are in force.
+
+use anyhow::{Context, Result};
+use bg_common::Colour;
+use bg_tests::{
+    Fabric, Lab, Machine, Server, address,
+    config::{DEPLOYMENT, shop, udp_vip},
+    load::Echo,
+};
+use serde_json::Value;
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+const INTERFACES: &str =
+    "# clients, then backends\nfront native\nback native\nlate* # appears while the machine boots\n";
+
+/// A deployment before the one that is switched.
+const ANOTHER: &str = r#"
+[[deployments.another.services]]
+name = "dns"
+vip = "203.0.113.99:53"
+protocol = "udp"
+mode = "nat"
+blue = ["10.0.9.1:53"]
+green = ["10.0.9.2:53"]
+
+"#;
+
+/// A lab whose edge is a Debian machine.
+struct Installed {
+    machine: Machine,
+    _servers: Vec<Server>,
+    lab: Lab,
+}
+
+impl Installed {
+    /// The machine is on, and nothing of bgctl is on it.
+    fn prepare() -> Result<Self> {
+        let lab = Lab::wire(Fabric::Switch)?;
+        let servers = lab.servers()?;
+        let mut machine = Machine::install(&lab.sandbox, &lab.edge)?;
+        machine.switch_on()?;
+        assert_eq!(machine.booted()?, "running");
+        Ok(Self { machine, _servers: servers, lab })
+    }
+
+    /// Installs the package, as this version if one is told.
+    fn install(&self, version: Option<&str>) -> Result<()> {
+        let package = self.machine.copy_package(version)?;
+        let line = format!("apt-get install --yes --quiet=2 --no-install-recommends {package}");
+        self.machine.run(&line).map(drop)
+    }
+
+    /// Names the interfaces and writes the configuration.
+    fn configure(&self) -> Result<()> {
+        self.machine.write("/etc/bgctl/interfaces", INTERFACES)?;
+        let config = ANOTHER.to_owned() + &shop(&self.lab, "nat", "");
+        self.machine.write("/etc/bgctl/bgctl.toml", &config)
+    }
+
+    /// An interface that is not there when the boot begins.
+    fn late_interface_appears(&self) -> Result<()> {
+        self.lab.edge.ip("link add late0 type veth peer name elsewhere").map(drop)
+    }
+
+    /// What a new flow is answered by.
+    fn answer(&self) -> Result<Colour> {
+        Ok(Echo::open(&self.lab.client, udp_vip(address::VIP_V4))?.ask("who")?.colour)
+    }
+
+    fn status(&self) -> Result<Value> {
+        let text = self.machine.run("bgctl status --json")?;
+        serde_json::from_str(&text).with_context(|| format!("no JSON: {text}"))
+    }
+
+    fn live(&self, deployment: &str) -> Result<String> {
+        let status = self.status()?;
+        let deployments = status["deployments"].as_array().context("no deployments")?;
+        let found = deployments.iter().find(|found| found["name"] == deployment).context("no such deployment")?;
+        Ok(found["live"].as_str().context("no live colour")?.to_owned())
+    }
+
+    /// A property of the unit.
+    fn unit(&self, property: &str) -> Result<String> {
+        let line = format!("systemctl show bgctl.service --value --property {property}");
+        Ok(self.machine.run(&line)?.trim().to_owned())
+    }
+
+    /// What the unit has written into the journal, for a failure's message.
+    fn journal(&self) -> String {
+        self.machine.run("journalctl --no-pager --unit bgctl.service").unwrap_or_else(|error| error.to_string())
+    }
+
+    /// Starts the unit while an interface is missing, which then appears.
+    fn start(&self) -> Result<()> {
+        self.machine.run("systemctl start --no-block bgctl.service")?;
+        self.late_interface_appears()?;
+        self.until_active()
+    }
+
+    fn until_active(&self) -> Result<()> {
+        let start = Instant::now();
+        loop {
+            let state = self.unit("ActiveState")?;
+            if state == "active" {
+                return Ok(());
+            }
+            assert!(state == "activating" && start.elapsed() < Duration::from_secs(60), "{state}: {}", self.journal());
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+}
+
+fn attached(status: &Value) -> Vec<(&str, &str)> {
+    let interfaces = status["interfaces"].as_array().into_iter().flatten();
+    interfaces.filter_map(|interface| Some((interface["name"].as_str()?, interface["mode"].as_str()?))).collect()
+}
+
+const ALL: [(&str, &str); 3] = [("back", "native"), ("front", "native"), ("late0", "tc")];
+
+#[test]
+fn a_machine_comes_back_from_a_reboot_with_the_colour_that_was_live() -> Result<()> {
+    let mut installed = Installed::prepare()?;
+    installed.install(None)?;
+
+    // Nobody has configured it: it does nothing, and that is no failure.
+    let machine = &installed.machine;
+    assert_eq!(machine.run("systemctl is-enabled bgctl.service")?.trim(), "enabled");
+    assert_eq!((installed.unit("ActiveState")?, installed.unit("ConditionResult")?), ("inactive".into(), "no".into()));
+    assert_eq!(machine.booted()?, "running");
+    machine.run("bgctl check -c /usr/share/doc/bgctl/examples/bgctl.toml")?;
+
+    installed.configure()?;
+    installed.start()?;
+    assert_eq!(attached(&installed.status()?), ALL);
+    assert_eq!(installed.answer()?, Colour::Blue);
+
+    machine.run(&format!("bgctl switch {DEPLOYMENT}"))?;
+    assert_eq!(installed.answer()?, Colour::Green);
+    machine.run("systemctl stop bgctl.service")?;
+    assert_eq!(installed.answer()?, Colour::Green, "stopping the service leaves packets alone");
+    machine.run("systemctl start bgctl.service")?;
+    machine.run("systemctl reload bgctl.service")?;
+    assert_eq!(installed.answer()?, Colour::Green);
+
+    installed.machine.switch_off()?;
+    installed.lab.edge.ip("link del late0")?;
+    assert!(installed.answer().is_err(), "no program outlives the machine");
+    installed.machine.switch_on()?;
+    thread::sleep(Duration::from_millis(300));
+    installed.late_interface_appears()?;
+    assert_eq!(installed.machine.booted()?, "running", "{}", installed.journal());
+    assert_eq!(installed.unit("ActiveState")?, "active", "{}", installed.journal());
+    assert_eq!(installed.answer()?, Colour::Green);
+    assert_eq!((installed.live(DEPLOYMENT)?, installed.live("another")?), ("green".into(), "blue".into()));
+    assert_eq!(attached(&installed.status()?), ALL);
+    Ok(())
+}
+
+#[test]
+fn the_unit_is_confined_and_a_missing_interface_fails_it_without_stopping_the_others() -> Result<()> {
+    let installed = Installed::prepare()?;
+    installed.install(None)?;
+    installed.configure()?;
+    let machine = &installed.machine;
+    let unit = "/usr/lib/systemd/system/bgctl.service";
+    assert_eq!(machine.run(&format!("systemd-analyze verify --man=no {unit}"))?, "");
+
+    // A boot waits half a minute; a test does not have to.
+    let text = std::fs::read_to_string(machine.path(unit))?;
+    assert!(text.contains("--wait 30s"));
+    machine.write("/etc/systemd/system/bgctl.service", &text.replace("--wait 30s", "--wait 500ms"))?;
+    machine.run("systemctl daemon-reload")?;
+    assert!(machine.run("systemctl start bgctl.service").is_err(), "late0 is missing");
+    assert_eq!(installed.unit("ActiveState")?, "failed");
+    let journal = installed.journal();
+    assert!(journal.contains("no interface matches late*"), "{journal}");
+    assert_eq!(attached(&installed.status()?), ALL[..2]);
+    assert_eq!(installed.answer()?, Colour::Blue);
+    installed.start()?;
+    assert_eq!(attached(&installed.status()?), ALL);
+
+    let capabilities = installed.unit("CapabilityBoundingSet")?;
+    assert_eq!(capabilities, "cap_net_admin cap_perfmon cap_bpf");
+    let state = machine.run("stat --format %a:%U /var/lib/bgctl")?;
+    assert_eq!(state.trim(), "700:root");
+    let rating = machine.run("systemd-analyze security --no-pager bgctl.service")?;
+    let exposure =
+        rating.lines().rev().find_map(|line| line.split("Overall exposure level for bgctl.service: ").nth(1));
+    let exposure: f64 = exposure.and_then(|rest| rest.split(' ').next()).context("no rating")?.parse()?;
+    println!("systemd-analyze security: {exposure}");
+    assert!(exposure <= 2.0, "{rating}");
+    Ok(())
+}
+
+#[test]
+fn an_upgrade_is_not_noticed_by_packets_and_a_purge_leaves_no_file() -> Result<()> {
+    let installed = Installed::prepare()?;
+    let machine = &installed.machine;
+    let before = machine.files()?;
+    installed.install(None)?;
+    for file in [
+        "/usr/share/man/man1/bgctl.1.gz",
+        "/usr/share/man/man5/bgctl.toml.5.gz",
+        "/usr/share/bash-completion/completions/bgctl",
+        "/usr/share/zsh/vendor-completions/_bgctl",
+        "/usr/share/fish/vendor_completions.d/bgctl.fish",
+        "/usr/share/doc/bgctl/copyright",
+    ] {
+        assert!(machine.path(file).exists(), "{file}");
+    }
+    installed.configure()?;
+    installed.start()?;
+    machine.run(&format!("bgctl switch {DEPLOYMENT} green"))?;
+
+    // One flow that stays open, and new ones, are answered by the same colour all the while.
+    let upgraded = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let watching = scope.spawn(|| {
+            let open = Echo::open(&installed.lab.client, udp_vip(address::VIP_V6))?;
+            let backend = open.ask("begin")?.backend;
+            let mut asked = 0;
+            while !upgraded.load(Ordering::Relaxed) {
+                assert_eq!(open.ask(&asked.to_string())?.backend, backend);
+                assert_eq!(installed.answer()?, Colour::Green);
+                asked += 1;
+            }
+            anyhow::Ok(asked)
+        });
+        let result = installed.install(Some("99.0"));
+        upgraded.store(true, Ordering::Relaxed);
+        let asked = watching.join().expect("no assertion failed")?;
+        println!("answered {asked} times during the upgrade");
+        assert!(asked > 50);
+        result
+    })?;
+    assert_eq!(machine.run("dpkg-query --show --showformat ${Version} bgctl")?, "99.0");
+    assert_eq!(installed.unit("ActiveState")?, "active");
+    assert_eq!(installed.unit("NeedDaemonReload")?, "no");
+    let configured = std::fs::read_to_string(machine.path("/etc/bgctl/interfaces"))?;
+    assert_eq!(configured, INTERFACES, "an upgrade keeps what the operator has written");
+    machine.run("systemctl reload bgctl.service")?;
+    assert_eq!(installed.live(DEPLOYMENT)?, "green");
+
+    // A removal ends the instance, since nothing would be left to control it, and keeps what it remembers.
+    machine.run("apt-get remove --yes --quiet=2 bgctl")?;
+    assert!(machine.run("ls /sys/fs/bpf/bgctl").is_err());
+    assert!(installed.answer().is_err());
+    installed.install(None)?;
+    assert_eq!(installed.unit("ActiveState")?, "active", "{}", installed.journal());
+    assert_eq!((installed.live(DEPLOYMENT)?, installed.answer()?), ("green".into(), Colour::Green));
+
+    machine.run("apt-get purge --yes --quiet=2 bgctl")?;
+    assert!(machine.run("ls /sys/fs/bpf/bgctl").is_err());
+    let left: Vec<_> = machine.files()?.into_iter().filter(|file| !before.contains(file)).collect();
+    assert_eq!(left, [""; 0]);
+    Ok(())
+}

@@ -1,0 +1,50 @@
+//! The cargo subcommands that tests and packaging use, built from crates.io.
+
+use crate::process::{output, run, say};
+use anyhow::{Context, Result};
+use std::process::Command;
+
+/// A crate that cargo installs, and the version that this repository was tested with.
+pub(crate) struct CargoTool {
+    name: &'static str,
+    version: &'static str,
+    used_for: &'static str,
+    takes: &'static str,
+}
+
+/// Checks licences and origins of the dependencies.
+pub(crate) const CARGO_DENY: CargoTool = CargoTool {
+    name: "cargo-deny",
+    version: "0.20.2",
+    used_for: "licences and origins of the dependencies",
+    takes: "3 to 6 minutes",
+};
+
+/// Makes the Debian package.
+pub(crate) const CARGO_DEB: CargoTool =
+    CargoTool { name: "cargo-deb", version: "3.8.0", used_for: "the Debian package", takes: "about a minute" };
+
+impl CargoTool {
+    /// What it says of its version, if it is there.
+    fn installed(&self) -> Option<String> {
+        // As `cargo deny` would find it: in the path or in cargo's own directory.
+        let mut command = Command::new(self.name);
+        command.env("PATH", crate::toolchain::path_with_cargo_bin());
+        output(command.arg("--version")).ok()
+    }
+}
+
+/// Installs those that are missing. One of another version is taken as it is.
+pub(crate) fn install(tools: &[CargoTool]) -> Result<()> {
+    for tool in tools {
+        let CargoTool { name, version, used_for, takes } = tool;
+        if let Some(found) = tool.installed() {
+            say(format_args!("{name}: {found}"));
+            continue;
+        }
+        say(format_args!("cargo install {name} {version}, for {used_for}: {takes}"));
+        run(Command::new("cargo").args(["install", name, "--version", version, "--locked", "--quiet"]))?;
+        tool.installed().with_context(|| format!("cargo has installed {name}, but it does not run"))?;
+    }
+    Ok(())
+}
