@@ -2,7 +2,10 @@
 
 use std::{io, path::PathBuf};
 
-use crate::{doctor::preconditions::PreconditionError, history::HistoryError, net::NetError, plan::ColourChange};
+use crate::{
+    attach::OtherProgram, doctor::preconditions::PreconditionError, history::HistoryError, net::NetError,
+    plan::ColourChange,
+};
 
 /// Why an operation was not done.
 #[derive(Debug, thiserror::Error)]
@@ -18,10 +21,39 @@ pub enum Error {
     History(#[from] HistoryError),
 
     /// Expected a pinned instance.
-    #[error("no instance at {}: `bgctl attach IFACE` makes one, --pin-root names another place", pin_root.display())]
+    #[error("no instance at {}: `bgctl attach IFACE` makes one, --pin-root names another place{hint}", pin_root.display())]
     NoInstance {
         /// Where it should be.
         pin_root: PathBuf,
+        /// Why it may be hidden from this process, or empty.
+        hint: String,
+    },
+    /// Expected a pin that every instance has.
+    #[error(
+        "the instance is damaged: there is no such file or directory as {}. What is attached goes on as it was, and \
+         nothing has been changed; `bgctl detach --all` takes the instance away with its open flows, then attach and apply again",
+        pin.display()
+    )]
+    Damaged {
+        /// The pin.
+        pin: PathBuf,
+    },
+    /// Expected to run in the instance's network namespace.
+    #[error(
+        "the instance at {} belongs to the network namespace {instance}, and this is the one {here}, \
+         where its interface indexes mean others: run {prefix}bgctl there, or make an instance for this namespace by \
+         another --pin-root and --state-dir. `bgctl detach --all` removes the instance, also when its namespace is gone",
+        pin_root.display()
+    )]
+    OtherNamespace {
+        /// Where the instance is.
+        pin_root: PathBuf,
+        /// Its namespace, by name if it has one.
+        instance: String,
+        /// The caller's namespace.
+        here: String,
+        /// What runs a command in the instance's namespace, with a space behind it, or empty.
+        prefix: String,
     },
     /// Expected maps of this ABI version.
     #[error(
@@ -59,6 +91,23 @@ pub enum Error {
     /// This build embeds no BPF object.
     #[error("this bgctl was built without its BPF object: run `cargo xtask build-ebpf`, then build again")]
     NoObject,
+    /// The kernel has no memory for a map.
+    #[error(
+        "no memory for map \"{map}\": the flow tables for {flows} flows take {} MiB, all at once; free some (a limit of the \
+         cgroup counts too), or attach with a smaller --flows",
+        bytes.div_ceil(1 << 20)
+    )]
+    NoMemory {
+        /// The map's name.
+        map: String,
+        /// Flows that the tables were to have room for.
+        flows: u32,
+        /// Size of both flow tables.
+        bytes: u64,
+        /// What the kernel has said.
+        #[source]
+        source: io::Error,
+    },
     /// The kernel would not take the object.
     #[error("the kernel does not take the BPF object")]
     Load(#[source] Box<aya::EbpfError>),
@@ -116,19 +165,16 @@ pub enum Error {
     },
     /// Another XDP program is there.
     #[error(
-        "{interface} already carries the XDP program \"{program}\" (id {id}, {mode}): detach it (ip link set dev \
-         {interface} xdp off, or the tool that owns it), or give it as --next and let the owner release the \
-         interface, or attach with --mode tc"
+        "{interface} already carries the {program}: take it off ({removal}, or the tool that owns it), or give it as --next \
+         and let the owner release the interface, or attach with --mode tc"
     )]
     OtherXdpProgram {
         /// The interface's name.
         interface: String,
-        /// The program's name.
-        program: String,
-        /// The kernel's id of it.
-        id: u32,
-        /// Native, generic or hardware.
-        mode: &'static str,
+        /// The program.
+        program: OtherProgram,
+        /// The command that takes it off.
+        removal: String,
     },
     /// A program could not be attached.
     #[error("cannot attach to {interface} in {mode} mode{hint}")]
@@ -142,6 +188,15 @@ pub enum Error {
         /// Why not.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// One of several interfaces could not be attached to, so none is.
+    #[error("nothing has been attached, {} neither", interfaces.join(", "))]
+    Undone {
+        /// Those that were attached to, and are not any more.
+        interfaces: Vec<String>,
+        /// Why not.
+        #[source]
+        source: Box<Error>,
     },
     /// The mode of an attached interface cannot be changed in place.
     #[error(
@@ -158,9 +213,8 @@ pub enum Error {
     },
     /// The pins of this name belong to another interface.
     #[error(
-        "this instance is attached to another interface that was called {interface}, in another network namespace or \
-         under a name that has changed, and its pins bear that name: `bgctl detach` it first, or give this one another \
-         name or an instance of its own (--pin-root)"
+        "this instance is attached to another interface that was called {interface}, and has another name now or was moved \
+         to another network namespace; its pins bear the old name: `bgctl detach` it first, or give this one another name"
     )]
     NameTaken {
         /// The name.
@@ -281,6 +335,20 @@ pub enum Refusal {
     /// No interface carries the programs, so a switch would have no effect that anybody sees.
     #[error("no interface is attached, so no traffic would move: `bgctl attach IFACE` first, or --force")]
     NoInterface,
+    /// Another instance is attached to the interface.
+    #[error(
+        "{interface} already carries the {program}, and of two instances with the same VIP only the first is ever asked: use \
+         its --pin-root; or remove it (`bgctl --pin-root DIR detach`, or {removal} if its pins are lost); or attach behind it \
+         for other VIPs with --force"
+    )]
+    OtherInstance {
+        /// The interface's name.
+        interface: String,
+        /// The other instance's program.
+        program: String,
+        /// The command that takes it off.
+        removal: String,
+    },
     /// The colour has no backends.
     #[error("{colour} of deployment \"{deployment}\" has no backends{of}: apply a configuration that gives it some")]
     EmptyColour {
@@ -341,7 +409,8 @@ impl Error {
             | Self::Next { .. }
             | Self::Net(NetError::NoSuchInterface { .. })
             | Self::NotAttached { .. } => ErrorClass::Usage,
-            Self::Refused(_) => ErrorClass::Refused,
+            Self::Refused(_) | Self::OtherNamespace { .. } => ErrorClass::Refused,
+            Self::Undone { source, .. } => source.class(),
             _ => ErrorClass::Failed,
         }
     }

@@ -6,7 +6,7 @@ use crate::{
     Error, Paths,
     apply::apply,
     config::Config,
-    doctor::preconditions::capabilities,
+    doctor::preconditions::{capabilities, hidden_mounts},
     flows::{Idle, View},
     history::LastLive,
     maps::{Tables, Words},
@@ -45,7 +45,8 @@ impl Instance {
         let meta: Meta = match pin_root {
             PinRoot::Instance { meta, .. } => meta,
             PinRoot::Empty | PinRoot::Unfinished => {
-                return Err(Error::NoInstance { pin_root: paths.pin_root.clone() });
+                let hint = hidden_mounts(&paths.pin_root).unwrap_or_default();
+                return Err(Error::NoInstance { pin_root: paths.pin_root.clone(), hint });
             }
         };
         let (words, tick_length) = (Words::open(paths)?, TickLength::new(meta));

@@ -167,7 +167,7 @@ impl Line {
     fn matches(&self, interface: &Interface) -> bool {
         let is_ethernet = interface.arphrd == ARPHRD_ETHER;
         match &self.selector {
-            Selector::Name => interface.name == self.text,
+            Selector::Name => interface.is_called(&self.text),
             Selector::Pattern(pattern) => is_ethernet && pattern.matches(&interface.name),
             Selector::Driver(driver) => is_ethernet && interface.driver.as_ref() == Some(driver),
         }
@@ -186,15 +186,9 @@ mod tests {
     fn interface(name: &str, driver: &str) -> Interface {
         Interface {
             name: name.to_owned(),
-            index: 0,
-            mtu: 1500,
-            mac: None,
             arphrd: if name == "lo" { ARPHRD_LOOPBACK } else { ARPHRD_ETHER },
-            kind: None,
-            up: true,
-            xdp: Vec::new(),
             driver: Some(driver.to_owned()),
-            large_receive_offload: false,
+            ..Interface::default()
         }
     }
 

@@ -60,7 +60,10 @@ mod sys;
 pub mod text;
 mod time;
 
-pub use attach::{AttachMode, AttachOptions, Attached, AttachedInterface, AttachedMode, Target, attach, detach};
+pub use attach::{
+    AttachMode, AttachOptions, Attached, AttachedInterface, AttachedMode, Detached, InterfaceState, OtherProgram,
+    PATIENCE, Target, attach, detach, detach_within,
+};
 pub use bg_common::{Colour, Mode, Protocol};
 pub use error::{Error, ErrorClass, Refusal};
 pub use flows::{FlowFilter, FlowStatus};

@@ -1,18 +1,23 @@
 //! Loading the object: maps that are pinned already are taken over, the others made and pinned; then the
 //! instance's description of itself; then the programs.
 
-use std::{path::Path, time::Duration};
+use std::path::Path;
 
 use aya::{
-    Ebpf, EbpfLoader,
-    maps::{Array, Map, MapData},
+    Ebpf, EbpfError, EbpfLoader,
+    maps::{Array, Map, MapData, MapError},
     programs::{Program, ProgramError, SchedClassifier, TestRun as _, TestRunOptions, Xdp},
 };
 use bg_common::{ABI_VERSION, Clock, FLOW_WAYS, FlowHash, FlowTables, Meta};
-use rustix::rand::{GetRandomFlags, getrandom};
+use rustix::{
+    rand::{GetRandomFlags, getrandom},
+    time::{ClockId, Timespec, clock_getres},
+};
 
 use crate::{
-    Error, Paths, net,
+    Error, Paths,
+    flow_table::{Bucket4, Bucket6},
+    net,
     pins::{self, MAPS, PinRoot},
 };
 
@@ -73,7 +78,8 @@ impl Loaded {
         for map in &MAPS {
             loader.map_pin_path(map.name, paths.map(map.name));
         }
-        let mut ebpf = loader.load(OBJECT).map_err(|error| Error::Load(Box::new(error)))?;
+        let room = buckets[0].saturating_mul(FLOW_WAYS) / ENTRIES_PER_FLOW;
+        let mut ebpf = loader.load(OBJECT).map_err(|error| not_loaded(error, room, buckets))?;
         for (name, program) in ebpf.programs_mut() {
             match program {
                 Program::Xdp(xdp) => xdp.load(),
@@ -82,20 +88,18 @@ impl Loaded {
             }
             .map_err(Error::program("load", name))?;
         }
-        let mut loaded = Self { ebpf };
         if meta.is_none() {
-            let hz = measure_hz(loaded.xdp(READ_CLOCK)?, &paths.map("clock"))?;
             let mut map = open_array::<Meta>(&paths.map("meta"), "meta")?;
             let meta = Meta {
                 abi_version: ABI_VERSION,
-                hz,
+                hz: kernel_hz(),
                 identity: draw()?,
                 netns_cookie: net::namespace_cookie()?,
                 flow_hash: hash,
             };
             map.set(0, meta, 0).map_err(Error::map("write", "meta"))?;
         }
-        Ok(loaded)
+        Ok(Self { ebpf })
     }
 
     pub(crate) fn xdp(&mut self, name: &str) -> Result<&mut Xdp, Error> {
@@ -160,28 +164,30 @@ pub(crate) fn open_array<T: aya::Pod>(pin: &Path, name: &'static str) -> Result<
     MapData::from_pin(pin).and_then(Map::from_map_data).and_then(Array::try_from).map_err(Error::map("open", name))
 }
 
-/// Measures `CONFIG_HZ`, which user space cannot ask for: time between two steps of jiffies.
-fn measure_hz(program: &Xdp, clock_pin: &Path) -> Result<u32, Error> {
-    const STEPS: u64 = 8;
-    let clock = open_array::<Clock>(clock_pin, "clock")?;
-    let next_step = |from: Clock, steps: u64| loop {
-        let now = read_clock(program, &clock)?;
-        if now.jiffies >= from.jiffies + steps {
-            break Ok::<_, Error>(now);
-        }
-        std::thread::sleep(Duration::from_micros(20));
-    };
-    let start = next_step(read_clock(program, &clock)?, 1)?;
-    let end = next_step(start, STEPS)?;
-    Ok(nearest_hz(end.jiffies - start.jiffies, end.monotonic_ns - start.monotonic_ns))
+/// The running kernel's `CONFIG_HZ`: the resolution of its coarse clock is one jiffy, by definition.
+fn kernel_hz() -> u32 {
+    hz_of(clock_getres(ClockId::MonotonicCoarse))
 }
 
-/// The configurable frequency that is nearest, by ratio, to so many jiffies in so many nanoseconds.
-fn nearest_hz(jiffies: u64, nanoseconds: u64) -> u32 {
-    let measured = jiffies as f64 * 1e9 / nanoseconds.max(1) as f64;
-    let distance = |hz: &u32| (measured / f64::from(*hz)).ln().abs();
-    let candidates = [100, 250, 300, 1000];
-    candidates.into_iter().min_by(|a, b| distance(a).total_cmp(&distance(b))).unwrap_or(250)
+fn hz_of(jiffy: Timespec) -> u32 {
+    const SECOND: i64 = 1_000_000_000;
+    let nanoseconds = jiffy.tv_sec * SECOND + jiffy.tv_nsec;
+    // The kernel has rounded one second by HZ to nanoseconds.
+    ((SECOND + nanoseconds / 2) / nanoseconds.max(1)) as u32
+}
+
+/// What the kernel's refusal means.
+fn not_loaded(error: EbpfError, flows: u32, buckets: [u32; 2]) -> Error {
+    match error {
+        EbpfError::MapError(MapError::CreateError { name, io_error })
+            if matches!(io_error.raw_os_error(), Some(libc::ENOMEM | libc::E2BIG)) =>
+        {
+            let sizes = [size_of::<Bucket4>(), size_of::<Bucket6>()];
+            let bytes = std::iter::zip(buckets, sizes).map(|(buckets, size)| u64::from(buckets) * size as u64).sum();
+            Error::NoMemory { map: name, flows, bytes, source: io_error }
+        }
+        other => Error::Load(Box::new(other)),
+    }
 }
 
 #[cfg(test)]
@@ -198,11 +204,28 @@ mod tests {
     }
 
     #[test]
-    fn frequencies_are_told_apart_though_the_end_is_seen_late() {
+    fn the_frequency_is_exact_though_a_jiffy_is_not() {
         for hz in [100_u32, 250, 300, 1000] {
-            let exact = 8_000_000_000 / u64::from(hz);
-            assert_eq!(nearest_hz(8, exact), hz);
-            assert_eq!(nearest_hz(8, exact + exact / 25), hz);
+            let jiffy = (1_000_000_000 + hz / 2) / hz;
+            assert_eq!(hz_of(Timespec { tv_sec: 0, tv_nsec: jiffy.into() }), hz);
         }
+    }
+
+    #[test]
+    fn the_frequency_is_that_of_the_clock_that_ticks() {
+        assert!([100, 250, 300, 1000].contains(&kernel_hz()), "{}", kernel_hz());
+    }
+
+    #[test]
+    fn want_of_memory_is_told_from_a_refusal() {
+        let refused = |errno| {
+            let io_error = std::io::Error::from_raw_os_error(errno);
+            let error = EbpfError::MapError(MapError::CreateError { name: "flows6".to_owned(), io_error });
+            not_loaded(error, 262_144, [262_144; 2])
+        };
+        let text = refused(libc::ENOMEM).to_string();
+        assert!(text.contains("96 MiB") && text.contains("262144 flows") && text.contains("--flows"), "{text}");
+        assert!(matches!(refused(libc::E2BIG), Error::NoMemory { .. }));
+        assert!(matches!(refused(libc::EPERM), Error::Load(_)));
     }
 }

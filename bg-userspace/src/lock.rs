@@ -37,11 +37,16 @@ impl Lock {
         Self::take(paths, "apply.lock", Some(&paths.pin_root), Duration::from_millis(500))
     }
 
+    /// The same for detach, which is worth a wait.
+    pub(crate) fn detach(paths: &Paths, patience: Duration) -> Result<Self, Error> {
+        Self::take(paths, "apply.lock", Some(&paths.pin_root), patience)
+    }
+
     /// The same for attach, which makes the pin root if there is none.
-    pub(crate) fn attach(paths: &Paths) -> Result<Self, Error> {
+    pub(crate) fn attach(paths: &Paths, patience: Duration) -> Result<Self, Error> {
         loop {
             std::fs::create_dir_all(&paths.pin_root).map_err(Error::io("make", &paths.pin_root))?;
-            let lock = Self::apply(paths)?;
+            let lock = Self::detach(paths, patience)?;
             // A detach that held the lock may have removed the directory meanwhile.
             if lock.pins.is_some() {
                 return Ok(lock);

@@ -2,12 +2,19 @@
 //!
 //! The order in which pins come and go makes an instance that is killed half-way recognisable. `attach`
 //! pins the maps, then writes `meta`, then pins programs, then links. `detach --all` removes links and
-//! programs, then `meta`, then the other maps. So a valid `meta` means that all maps are there, and
-//! without one, nothing in the pin root is in use and all of it can be made anew.
+//! programs, then `meta`, then the other maps. So a valid `meta` means that all maps are there. Without one, links that
+//! work tell of an instance that somebody has damaged; without those, nothing in the pin root is in use and all of it can
+//! be made anew.
 
-use std::{fs, io, path::Path};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
 
-use aya::maps::{Array, Map, MapData};
+use aya::{
+    maps::{Array, Map, MapData, MapError, MapInfo},
+    sys::SyscallError,
+};
 use aya_obj::generated::BPF_F_MMAPABLE;
 use bg_common::{
     ABI_VERSION, Backend, Clock, DeploymentRow, Event, FILTER_BITS, LiveWord, MAX_BACKENDS, MAX_DEPLOYMENTS,
@@ -15,9 +22,13 @@ use bg_common::{
     ServiceKey, ServiceRow, SwitchTerms, TesterKey, Traffic,
 };
 
+use bytemuck::Zeroable as _;
+
 use crate::{
     Error, Paths,
+    attach::is_attached,
     flow_table::{Bucket4, Bucket6},
+    net::{self, Namespace},
 };
 
 /// What the kernel must say of a pinned map.
@@ -89,12 +100,12 @@ impl PinRoot {
     /// Looks; refuses what another version has made.
     pub(crate) fn inspect(paths: &Paths) -> Result<Self, Error> {
         let meta_pin = paths.map("meta");
-        if !exists(&meta_pin)? {
-            return Ok(if has_entries(&paths.maps())? { Self::Unfinished } else { Self::Empty });
-        }
-        let meta = read_meta(&meta_pin)?;
+        let meta = if exists(&meta_pin)? { read_meta(&meta_pin)? } else { Meta::zeroed() };
         if meta.abi_version == 0 {
-            return Ok(Self::Unfinished);
+            if is_attached(paths)? {
+                return Err(Error::Damaged { pin: meta_pin });
+            }
+            return Ok(if has_entries(&paths.maps())? { Self::Unfinished } else { Self::Empty });
         }
         if meta.abi_version != ABI_VERSION {
             return Err(Error::OtherAbi {
@@ -120,7 +131,7 @@ impl MapSpec {
     /// Compares with what is pinned; returns the number of entries.
     fn check(&self, pin: &Path) -> Result<u32, Error> {
         let foreign = |detail: String| Error::ForeignMap { path: pin.to_owned(), detail };
-        let info = aya::maps::MapInfo::from_pin(pin).map_err(|error| foreign(error.to_string()))?;
+        let info = MapInfo::from_pin(pin).map_err(|error| unopened(pin, error))?;
         let sizes = (info.key_size() as usize, info.value_size() as usize);
         if sizes != (self.key_size, self.value_size) {
             let expected = (self.key_size, self.value_size);
@@ -143,9 +154,53 @@ impl MapSpec {
 
 fn read_meta(pin: &Path) -> Result<Meta, Error> {
     let foreign = |detail: String| Error::ForeignMap { path: pin.to_owned(), detail };
-    let map = MapData::from_pin(pin).and_then(Map::from_map_data).map_err(|error| foreign(error.to_string()))?;
+    let map = MapData::from_pin(pin).and_then(Map::from_map_data).map_err(|error| unopened(pin, error))?;
     let meta: Array<_, Meta> = map.try_into().map_err(|error: aya::maps::MapError| foreign(error.to_string()))?;
     meta.get(&0, 0).map_err(Error::map("read", "meta"))
+}
+
+/// A pin that could not be opened: the kernel's error says why, unless what is pinned is no map.
+fn unopened(pin: &Path, error: MapError) -> Error {
+    let error = match error {
+        MapError::SyscallError(SyscallError { io_error, .. }) => io_error,
+        other => return Error::ForeignMap { path: pin.to_owned(), detail: other.to_string() },
+    };
+    match error.kind() {
+        io::ErrorKind::NotFound => Error::Damaged { pin: pin.to_owned() },
+        // Another kind of object is pinned there.
+        io::ErrorKind::InvalidInput => Error::ForeignMap { path: pin.to_owned(), detail: error.to_string() },
+        _ => Error::io("open the pin", pin)(error),
+    }
+}
+
+/// Refuses an instance of another network namespace: interface indexes have another meaning there.
+pub(crate) fn check_namespace(paths: &Paths, meta: &Meta) -> Result<(), Error> {
+    let here = net::namespace_cookie()?;
+    if meta.netns_cookie == here {
+        return Ok(());
+    }
+    let (instance, here) = (Namespace::of(meta.netns_cookie), Namespace::of(here));
+    Err(Error::OtherNamespace {
+        pin_root: paths.pin_root.clone(),
+        prefix: instance.prefix(),
+        instance: instance.to_string(),
+        here: here.to_string(),
+    })
+}
+
+/// The same for the instance that is there, if there is one that can be read.
+pub(crate) fn check_own_namespace(paths: &Paths) -> Result<(), Error> {
+    readable_meta(paths).map_or(Ok(()), |meta| check_namespace(paths, &meta))
+}
+
+/// Whether the caller is in the instance's network namespace; taken for granted where `meta` cannot tell.
+pub(crate) fn is_in_this_namespace(paths: &Paths) -> Result<bool, Error> {
+    let here = net::namespace_cookie()?;
+    Ok(readable_meta(paths).is_none_or(|meta| meta.netns_cookie == here))
+}
+
+fn readable_meta(paths: &Paths) -> Option<Meta> {
+    read_meta(&paths.map("meta")).ok().filter(|meta| meta.abi_version == ABI_VERSION)
 }
 
 /// Makes the directories of a pin root.
@@ -156,10 +211,15 @@ pub(crate) fn make_directories(paths: &Paths) -> Result<(), Error> {
     Ok(())
 }
 
-/// Removes all pins and the directories.
-pub(crate) fn remove_all(paths: &Paths) -> Result<(), Error> {
+/// Removes all pins and the directories. Returns what is left because bgctl has not made it.
+pub(crate) fn remove_all(paths: &Paths) -> Result<Vec<PathBuf>, Error> {
     clear(paths)?;
-    remove_directory(&paths.pin_root)
+    remove_directory(&paths.pin_root)?;
+    let directories = [paths.maps(), paths.programs(), paths.links(), paths.pin_root.clone()];
+    let left = directories.iter().map(|directory| entries(directory)).collect::<Result<Vec<_>, _>>()?;
+    // Names with a dot are the kernel's own: it takes none from others.
+    let is_foreign = |path: &PathBuf| !directories.contains(path) && path.extension().is_none();
+    Ok(left.concat().into_iter().filter(is_foreign).collect())
 }
 
 /// Removes all pins and leaves the pin root, which its holder has locked.
@@ -167,14 +227,21 @@ pub(crate) fn clear(paths: &Paths) -> Result<(), Error> {
     let of = |directory| entries(directory);
     let ordered = [of(&paths.links())?, of(&paths.programs())?, vec![paths.map("meta")], of(&paths.maps())?];
     for entry in ordered.concat() {
-        remove(&entry)?;
+        // bgctl makes no directories there.
+        if !entry.is_dir() {
+            remove(&entry)?;
+        }
     }
     [paths.maps(), paths.programs(), paths.links()].iter().try_for_each(|directory| remove_directory(directory))
 }
 
+/// Removes a directory. One that holds something else stays, and so does a mount point.
 fn remove_directory(directory: &Path) -> Result<(), Error> {
+    use io::ErrorKind::{DirectoryNotEmpty, NotFound, ResourceBusy};
     match fs::remove_dir(directory) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io("remove", directory)(error)),
+        Err(error) if !matches!(error.kind(), NotFound | DirectoryNotEmpty | ResourceBusy) => {
+            Err(Error::io("remove", directory)(error))
+        }
         _ => Ok(()),
     }
 }

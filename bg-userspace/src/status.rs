@@ -7,7 +7,7 @@ use serde::{Serialize, Serializer};
 
 use crate::{
     Error, Instance,
-    attach::{AttachedInterface, attached_interfaces},
+    attach::{AttachedInterface, attached_interfaces, lost_interfaces},
     config::{OnSwitch, Prefix, mode_name, protocol_name},
     flows::{Idle, View},
     maps::{self, Tables, TrafficCounters},
@@ -20,7 +20,7 @@ use crate::{
 pub struct Status {
     /// Deployments by name.
     pub deployments: Vec<DeploymentStatus>,
-    /// Interfaces that carry the programs.
+    /// Interfaces that the instance was attached to, and whether they still carry the programs.
     pub interfaces: Vec<AttachedInterface>,
     /// Packets that were dropped, by reason.
     pub drops: BTreeMap<&'static str, u64>,
@@ -180,6 +180,11 @@ impl Instance {
             drops: named(drops),
             events: named(events),
         })
+    }
+
+    /// The interfaces that have lost the programs since they were attached to: their packets are not switched.
+    pub fn lost_interfaces(&self) -> Result<Vec<AttachedInterface>, Error> {
+        lost_interfaces(&self.paths)
     }
 
     /// When what is left of a drain ends, if it has not ended yet. To the second, so that it is the same each time.

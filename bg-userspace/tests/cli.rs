@@ -158,7 +158,6 @@ fn a_bad_file_of_interfaces_is_a_usage_error() {
         .says(2, &[&format!("{file}:2: expected an interface's name"), "eth1 fast"]);
     nowhere.bgctl(&["attach", "--from", "/no/such/file"]).says(2, &["cannot read /no/such/file", "No such file"]);
     nowhere.bgctl(&["attach", "eth0", "--from", &file]).code(2);
-    nowhere.bgctl(&["attach", "eth0", "--wait", "1s"]).code(2);
 }
 
 #[test]

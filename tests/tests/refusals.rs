@@ -225,7 +225,12 @@ fn a_second_bgctl_is_told_who_the_first_is_and_can_switch_all_the_same() -> Resu
         thread::sleep(Duration::from_millis(5));
     }
     let before = State::of(lab, bgctl)?;
-    for arguments in [&["apply", "-c", &config][..], &["attach", "front"], &["detach", "front"], &["detach", "--all"]] {
+    for arguments in [
+        &["apply", "-c", &config][..],
+        &["attach", "front", "--wait", "200ms"],
+        &["detach", "front", "--wait", "200ms"],
+        &["detach", "--all", "--wait", "200ms"],
+    ] {
         let output = bgctl.try_run(arguments)?;
         assert_says(&output, 1, &["another bgctl", &lock.display().to_string(), "wait for it, or end it"]);
         assert_eq!(State::of(lab, bgctl)?, before, "after {arguments:?}");

@@ -14,7 +14,7 @@ use crate::{Error, Paths, maps::typed};
 /// Makes `egress` tell what `links` are. Interfaces whose index does not fit are left out: their frames go by
 /// the host's stack.
 pub(super) fn refresh(paths: &Paths, links: &[PinnedLink]) -> Result<(), Error> {
-    let alive = || links.iter().filter(|link| link.is_alive());
+    let alive = || links.iter().filter(|link| link.works());
     let of_mode = |mode| alive().filter(move |link| link.hook.mode() == Some(mode)).filter_map(PinnedLink::ifindex);
     let mut wanted: Vec<u32> = of_mode(AttachedMode::Native).collect();
     if wanted.is_empty() {

@@ -39,6 +39,18 @@ impl Hook {
         }
     }
 
+    /// The mode, or "tc" for the way out.
+    pub(crate) const fn mode_name(self) -> &'static str {
+        match self.mode() {
+            Some(mode) => mode.name(),
+            None => AttachedMode::Tc.name(),
+        }
+    }
+
+    pub(crate) const fn is_xdp(self) -> bool {
+        matches!(self, Self::Xdp(_))
+    }
+
     pub(crate) const fn is_clsact(self) -> bool {
         matches!(self, Self::ClsactIngress | Self::ClsactEgress)
     }

@@ -4,25 +4,36 @@
 //! leave. The tc mode puts `tc_ingress` and `tc_egress` on it. All are links that are pinned, so that no
 //! process needs to live; where the interface has ours already, the link is given the new program in place.
 
+mod detach;
 mod egress;
 mod hook;
+mod others;
 mod pinned;
+mod plan;
+mod state;
 mod tc;
 mod xdp;
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use aya::{
     maps::{MapData, ProgramArray},
     programs::{Xdp, xdp::XdpMode},
 };
 use aya_obj::programs::XdpAttachType;
-use rustix::mount::MountFlags;
 use serde::Serialize;
 
+pub use detach::{Detached, Target, detach, detach_within};
 pub(crate) use hook::Hook;
-pub use pinned::AttachedInterface;
-pub(crate) use pinned::{PinnedLink, attached_interfaces, is_attached, pinned_links};
+pub use others::OtherProgram;
+pub(crate) use others::others;
+pub(crate) use pinned::{PinnedLink, is_attached, pinned_links};
+use plan::{Plan, plan};
+pub use state::{AttachedInterface, InterfaceState};
+pub(crate) use state::{attached_interfaces, lost_interfaces};
 
 use crate::{
     Error, Paths,
@@ -81,7 +92,15 @@ pub struct AttachOptions {
     pub flows: Option<u32>,
     /// A pinned XDP program that gets what is not for a VIP; `None` leaves it as it is.
     pub next: Option<PathBuf>,
+    /// Attach behind another instance of bgctl, and where the pins are in a mount namespace that may end before them.
+    pub force: bool,
+    /// How long to wait for another bgctl that works on the instance; `None` is [`PATIENCE`].
+    pub wait: Option<Duration>,
 }
+
+/// How long [`attach`] and [`detach`] wait for another bgctl that works on the instance. An attach takes half a second,
+/// and at boot there may be one for each interface.
+pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// An interface that carries the programs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -92,24 +111,17 @@ pub struct Attached {
     pub mode: AttachedMode,
     /// Whether it carried them before, and has them newly now without a gap.
     pub updated: bool,
-}
-
-/// What [`detach`] takes the programs off.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Target {
-    /// These interfaces; the instance stays.
-    Interfaces(Vec<String>),
-    /// All interfaces; every pin is removed, and with the pins the instance.
-    All,
+    /// Programs of others that packets meet before this instance's, and that may keep packets from it.
+    pub in_front: Vec<OtherProgram>,
 }
 
 /// Loads the programs if there is no instance yet, else anew over its maps, and attaches them.
 ///
-/// Every interface that the instance was attached to before gets the new programs too. A call that was
-/// killed at any instant is completed by the same call.
+/// Every interface that the instance was attached to before gets the new programs too. If one of the interfaces cannot
+/// be attached to, none is. A call that was killed at any instant is completed by the same call.
 pub fn attach(paths: &Paths, interfaces: &[String], options: &AttachOptions) -> Result<Vec<Attached>, Error> {
-    check_machine(&paths.pin_root)?;
-    let interfaces: Vec<Interface> = interfaces.iter().map(|name| ethernet(name)).collect::<Result<_, _>>()?;
+    preconditions::prepare(&paths.pin_root, options.force)?;
+    let interfaces = named(interfaces)?;
     let mut next = options.next.as_deref().map(open_next).transpose()?;
     let attached = attach_locked(paths, &interfaces, options, next.as_mut());
     if attached.is_err() {
@@ -125,14 +137,20 @@ fn attach_locked(
     options: &AttachOptions,
     next: Option<&mut Xdp>,
 ) -> Result<Vec<Attached>, Error> {
-    let _lock = Lock::attach(paths)?;
-    // Refuses other versions' pins before anything is touched.
-    let is_new = !matches!(PinRoot::inspect(paths)?, PinRoot::Instance { .. });
+    let _lock = Lock::attach(paths, options.wait.unwrap_or(PATIENCE))?;
+    // Refuses other versions' pins, and those of another network namespace, before anything is touched.
+    let is_new = match PinRoot::inspect(paths)? {
+        PinRoot::Instance { meta, .. } => {
+            pins::check_namespace(paths, &meta)?;
+            false
+        }
+        PinRoot::Empty | PinRoot::Unfinished => true,
+    };
     let ours = pinned_links(paths)?;
-    let modes: Vec<Plan> =
-        interfaces.iter().map(|interface| plan(interface, options.mode, &ours)).collect::<Result<_, _>>()?;
+    let plans: Vec<Plan> =
+        interfaces.iter().map(|interface| plan(paths, interface, options, &ours)).collect::<Result<_, _>>()?;
 
-    let attached = load_and_attach(paths, interfaces, modes, &ours, options, next);
+    let attached = load_and_attach(paths, interfaces, &plans, &ours, options, next);
     if attached.is_err() && is_new && !is_attached(paths)? {
         // An instance that is attached nowhere would only hold memory.
         pins::remove_all(paths)?;
@@ -143,7 +161,7 @@ fn attach_locked(
 fn load_and_attach(
     paths: &Paths,
     interfaces: &[Interface],
-    modes: Vec<Plan>,
+    plans: &[Plan],
     ours: &[PinnedLink],
     options: &AttachOptions,
     next: Option<&mut Xdp>,
@@ -153,100 +171,56 @@ fn load_and_attach(
         set_next(paths, next, path)?;
     }
     loaded.pin_programs(paths)?;
-    for link in ours.iter().filter(|link| link.is_alive()) {
+    for link in ours.iter().filter(|link| link.works()) {
         link.update(&mut loaded, paths)?;
     }
-    let mut attached = Vec::new();
-    for (interface, plan) in interfaces.iter().zip(modes) {
-        attached.push(attach_one(paths, &mut loaded, interface, plan, ours)?);
+    let pairs = || interfaces.iter().zip(plans);
+    let attached = pairs().map(|(interface, plan)| attach_one(paths, &mut loaded, interface, plan, ours)).collect();
+    let mut attached: Vec<Attached> = match attached {
+        Ok(attached) => attached,
+        Err(error) => return Err(undo(paths, ours, error)),
+    };
+    // What stood there in another mode goes last, so that packets are switched all the while.
+    for (interface, attached) in interfaces.iter().zip(&attached) {
+        for link in ours.iter().filter(|link| link.is_on(interface) || link.is_remnant_of(interface)) {
+            if link.hook.mode().is_some_and(|other| other != attached.mode) {
+                link.remove()?;
+            }
+        }
     }
-    egress::refresh(paths, &pinned_links(paths)?)?;
+    let links = pinned_links(paths)?;
+    egress::refresh(paths, &links)?;
+    // Their programs have changed since they were looked at.
+    let interfaces = net::interfaces()?;
+    for attached in &mut attached {
+        let Some(interface) = interfaces.iter().find(|interface| interface.name == attached.name) else { continue };
+        attached.in_front = others(paths, interface, &links)?.into_iter().filter(|other| other.in_front).collect();
+    }
     Ok(attached)
 }
 
-/// Takes the programs off interfaces. With [`Target::All`] every pin is removed as well; an instance of
-/// another ABI version, or a damaged one, can be removed so.
-pub fn detach(paths: &Paths, target: &Target) -> Result<(), Error> {
-    let _lock = Lock::apply(paths)?;
-    let links = pinned_links(paths)?;
-    match target {
-        Target::All => {
-            for link in &links {
-                link.remove(paths)?;
-            }
-            pins::remove_all(paths)
-        }
-        Target::Interfaces(names) => {
-            // All names are looked at before anything is done.
-            if let Some(name) = names.iter().find(|name| !links.iter().any(|link| link.is_of(name))) {
-                let attached = attached_interfaces(paths)?.into_iter().map(|interface| interface.name).collect();
-                return Err(Error::NotAttached { interface: name.clone(), attached });
-            }
-            for link in links.iter().filter(|link| names.iter().any(|name| link.is_of(name))) {
-                if let Some(ifindex) = link.ifindex() {
-                    egress::forget(paths, ifindex)?;
-                }
-                link.remove(paths)?;
-            }
-            Ok(())
-        }
+/// Takes off what this call has attached before it failed: all that is not among `before`.
+fn undo(paths: &Paths, before: &[PinnedLink], error: Error) -> Error {
+    let undone = pinned_links(paths).and_then(|links| {
+        let new: Vec<_> = links.iter().filter(|link| !before.iter().any(|old| old.is_same(link))).collect();
+        new.iter().try_for_each(|link| link.remove())?;
+        let mut names: Vec<_> = new.iter().filter(|link| link.hook.mode().is_some()).map(|link| link.name()).collect();
+        names.dedup();
+        Ok(names)
+    });
+    match undone {
+        Ok(names) if names.is_empty() => error,
+        Ok(names) => Error::Undone { interfaces: names, source: Box::new(error) },
+        // What could not be taken off is told by `status`; the first error is what has to be mended.
+        Err(_) => error,
     }
-}
-
-/// What is to be done with one interface.
-struct Plan {
-    mode: AttachedMode,
-    /// Whether tc will do, if the driver has no XDP after all.
-    or_tc: bool,
-}
-
-fn plan(interface: &Interface, wanted: AttachMode, ours: &[PinnedLink]) -> Result<Plan, Error> {
-    if ours.iter().any(|link| link.stands_in_the_way_of(interface)) {
-        return Err(Error::NameTaken { interface: interface.name.clone() });
-    }
-    let current = ours.iter().filter(|link| link.is_on(interface)).find_map(|link| link.hook.mode());
-    let (mode, or_tc) = match wanted {
-        AttachMode::Native => (AttachedMode::Native, false),
-        AttachMode::Generic => (AttachedMode::Generic, false),
-        AttachMode::Tc => (AttachedMode::Tc, false),
-        AttachMode::Auto => match current {
-            Some(current) => (current, false),
-            None if interface.is_virtual() => (AttachedMode::Tc, false),
-            None => (AttachedMode::Native, true),
-        },
-    };
-    match (current, mode) {
-        // The kernel keeps native and generic XDP apart; between XDP and tc both may stand for a moment.
-        (Some(got @ (AttachedMode::Native | AttachedMode::Generic)), AttachedMode::Native | AttachedMode::Generic)
-            if got != mode =>
-        {
-            return Err(Error::ModeChange {
-                interface: interface.name.clone(),
-                expected: mode.name(),
-                got: got.name(),
-            });
-        }
-        _ => {}
-    }
-    if mode != AttachedMode::Tc {
-        let is_ours = |id| ours.iter().any(|link| link.program_id() == Some(id));
-        if let Some(other) = interface.xdp.iter().find(|attachment| !is_ours(attachment.program_id)) {
-            return Err(Error::OtherXdpProgram {
-                interface: interface.name.clone(),
-                program: xdp::program_name(other.program_id),
-                id: other.program_id,
-                mode: other.mode.name(),
-            });
-        }
-    }
-    Ok(Plan { mode, or_tc })
 }
 
 fn attach_one(
     paths: &Paths,
     loaded: &mut Loaded,
     interface: &Interface,
-    plan: Plan,
+    plan: &Plan,
     ours: &[PinnedLink],
 ) -> Result<Attached, Error> {
     let present = |hook: Hook| ours.iter().any(|link| link.hook.is_same_place(hook) && link.is_on(interface));
@@ -268,36 +242,23 @@ fn attach_one(
     if !present(Hook::TcEgress) {
         tc::attach(paths, loaded.classifier(TC_EGRESS)?, interface, Hook::TcEgress)?;
     }
-    // What stood there in another mode goes last, so that packets are switched all the while.
-    for link in ours.iter().filter(|link| link.is_on(interface)) {
-        if link.hook.mode().is_some_and(|other| other != mode) {
-            link.remove(paths)?;
-        }
-    }
-    Ok(Attached { name: interface.name.clone(), mode, updated })
+    Ok(Attached { name: interface.name.clone(), mode, updated, in_front: Vec::new() })
 }
 
-fn check_machine(pin_root: &Path) -> Result<(), Error> {
-    const USUAL_PLACE: &str = "/sys/fs/bpf";
-    preconditions::kernel()?;
-    preconditions::capabilities()?;
-    match preconditions::bpf_file_system(pin_root) {
-        Err(error) if pin_root.starts_with(USUAL_PLACE) => {
-            // As bpftool and iproute2 do. If it does not help, the first message says what would.
-            rustix::mount::mount("bpf", USUAL_PLACE, "bpf", MountFlags::empty(), c"mode=0700").map_err(|_| error)?;
-            preconditions::bpf_file_system(pin_root)?;
+/// The interfaces with these names, each once.
+fn named(names: &[String]) -> Result<Vec<Interface>, Error> {
+    let mut interfaces: Vec<Interface> = Vec::new();
+    for name in names {
+        let interface = net::interface(name)?;
+        match interface.arphrd {
+            ARPHRD_ETHER | ARPHRD_LOOPBACK => {}
+            arphrd => return Err(Error::NotEthernet { interface: interface.name, arphrd }),
         }
-        result => result?,
+        if !interfaces.iter().any(|other| other.index == interface.index) {
+            interfaces.push(interface);
+        }
     }
-    Ok(())
-}
-
-fn ethernet(name: &str) -> Result<Interface, Error> {
-    let interface = net::interface(name)?;
-    match interface.arphrd {
-        ARPHRD_ETHER | ARPHRD_LOOPBACK => Ok(interface),
-        arphrd => Err(Error::NotEthernet { interface: interface.name, arphrd }),
-    }
+    Ok(interfaces)
 }
 
 fn open_next(path: &Path) -> Result<Xdp, Error> {

@@ -2,7 +2,10 @@
 
 use std::path::PathBuf;
 
-use aya::programs::links::{FdLink, PinnedLink as AyaPinnedLink};
+use aya::programs::{
+    ProgramInfo,
+    links::{FdLink, PinnedLink as AyaPinnedLink},
+};
 use aya_obj::generated::bpf_attach_type;
 
 use super::{AttachedMode, Hook, tc};
@@ -11,20 +14,29 @@ use crate::{
     loader::{INGRESS, Loaded, TC_EGRESS, TC_INGRESS},
     net::{self, Interface},
     pins,
-    sys::{LinkInfo, link_info, tcx_links},
+    sys::{LinkInfo, link_info, tcx_programs},
 };
 
 /// A pin in the directory of links.
 #[derive(Clone, Debug)]
 pub(crate) struct PinnedLink {
     pub(crate) hook: Hook,
+    /// Whether the caller is in the instance's network namespace. In another one, nothing can be said of the interface.
+    pub(crate) is_in_this_namespace: bool,
     pin: PathBuf,
     /// Name of the interface when it was attached.
     interface: String,
-    /// What the kernel says; `None` for clsact, which has no links.
-    info: Option<LinkInfo>,
+    held: Held,
     /// Where it stands now, and what that is called now.
     now: Option<(u32, String)>,
+}
+
+/// What a pin holds.
+#[derive(Clone, Copy, Debug)]
+enum Held {
+    Link(LinkInfo),
+    /// clsact has no links, so the program is pinned: its id.
+    Program(u32),
 }
 
 /// All pins in the directory of links, alive or not.
@@ -33,18 +45,23 @@ pub(crate) fn pinned_links(paths: &Paths) -> Result<Vec<PinnedLink>, Error> {
     if pins.is_empty() {
         return Ok(Vec::new());
     }
-    let interfaces = net::interfaces()?;
+    let is_here = pins::is_in_this_namespace(paths)?;
+    let interfaces = if is_here { net::interfaces()? } else { Vec::new() };
     let named: Vec<_> = pins
         .into_iter()
         .filter_map(|pin| pin.file_name().and_then(|name| name.to_str()).and_then(Hook::parse).map(|name| (pin, name)))
         .collect();
     let mut links = Vec::new();
     for (pin, (interface, hook)) in named.iter().cloned() {
-        let info = if hook.is_clsact() { None } else { Some(link_info(&pin).map_err(Error::io("read link", &pin))?) };
-        let now = match info {
-            // In another network namespace the index means another interface. That does not carry this link; or if it
-            // carries the same XDP program, then by a link of its own, whose pin bears its name.
-            Some(info) => match interfaces.iter().find(|other| other.index == info.ifindex) {
+        let held = if hook.is_clsact() {
+            Held::Program(ProgramInfo::from_pin(&pin).map_err(Error::program("open", hook.mode_name()))?.id())
+        } else {
+            Held::Link(link_info(&pin).map_err(Error::io("read link", &pin))?)
+        };
+        let now = match held {
+            // After a move to another network namespace the index means another interface. That does not carry this
+            // link; or if it carries the same XDP program, then by a link of its own, whose pin bears its name.
+            Held::Link(info) => match interfaces.iter().find(|other| other.index == info.ifindex) {
                 Some(other) => {
                     let is_its_own = |(_, name): &(PathBuf, (String, Hook))| *name == (other.name.clone(), hook);
                     let is_here = other.name == interface || !named.iter().any(is_its_own);
@@ -52,10 +69,13 @@ pub(crate) fn pinned_links(paths: &Paths) -> Result<Vec<PinnedLink>, Error> {
                 }
                 None => None,
             },
-            None => interfaces.iter().find(|other| other.name == interface),
+            Held::Program(id) => interfaces
+                .iter()
+                .find(|other| other.name == interface)
+                .filter(|other| tc::carries(other.index, hook, id)),
         };
         let now = now.map(|interface| (interface.index, interface.name.clone()));
-        links.push(PinnedLink { hook, pin, interface, info, now });
+        links.push(PinnedLink { hook, is_in_this_namespace: is_here, pin, interface, held, now });
     }
     Ok(links)
 }
@@ -67,26 +87,9 @@ fn carries(interface: &Interface, hook: Hook, link: LinkInfo) -> Result<bool, Er
         Hook::TcEgress | Hook::ClsactEgress => bpf_attach_type::BPF_TCX_EGRESS,
         Hook::TcIngress | Hook::ClsactIngress => bpf_attach_type::BPF_TCX_INGRESS,
     };
-    let links = tcx_links(interface.index, place).map_err(Error::io("ask for the TCX links of", &interface.name))?;
-    Ok(links.contains(&link.id))
-}
-
-/// An interface that carries the programs now.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
-pub struct AttachedInterface {
-    /// Its name.
-    pub name: String,
-    /// How it is attached.
-    pub mode: AttachedMode,
-}
-
-/// The interfaces that carry an instance's programs, by name.
-pub(crate) fn attached_interfaces(paths: &Paths) -> Result<Vec<AttachedInterface>, Error> {
-    let alive = pinned_links(paths)?.into_iter().filter(PinnedLink::is_alive);
-    let with_mode = alive.filter_map(|link| Some(AttachedInterface { mode: link.hook.mode()?, name: link.name() }));
-    let mut interfaces: Vec<_> = with_mode.collect();
-    interfaces.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok(interfaces)
+    let programs = tcx_programs(interface.index, place);
+    let programs = programs.map_err(Error::io("ask for the TCX programs of", &interface.name))?;
+    Ok(programs.iter().any(|program| program.link_id == Some(link.id)))
 }
 
 /// Whether any interface carries an instance's programs: asks for less than [`attached_interfaces`].
@@ -102,18 +105,24 @@ pub(crate) fn is_attached(paths: &Paths) -> Result<bool, Error> {
 }
 
 impl PinnedLink {
-    /// Whether the interface is still there.
-    pub(crate) fn is_alive(&self) -> bool {
-        match self.info {
-            // In another network namespace it has an index that means nothing here, but it works.
-            Some(info) => info.ifindex != 0,
-            None => self.now.is_some(),
+    /// Whether it has an effect, here or in another network namespace.
+    pub(crate) fn works(&self) -> bool {
+        match self.held {
+            // Zero once the interface is gone, or the link was detached.
+            Held::Link(info) => info.ifindex != 0,
+            // In another namespace the interface cannot be looked at.
+            Held::Program(_) => self.now.is_some() || !self.is_in_this_namespace,
         }
+    }
+
+    /// Whether it stands on an interface of the instance's namespace, as far as the caller can tell.
+    pub(crate) fn is_here(&self) -> bool {
+        self.now.is_some() || !self.is_in_this_namespace
     }
 
     /// Whether it works, but somewhere else than on the interface that has the name of its pin.
     pub(crate) fn stands_in_the_way_of(&self, interface: &Interface) -> bool {
-        self.interface == interface.name && self.is_alive() && !self.is_on(interface)
+        self.interface == interface.name && self.works() && !self.is_on(interface)
     }
 
     /// Whether it stands on this interface.
@@ -121,9 +130,23 @@ impl PinnedLink {
         self.ifindex() == Some(interface.index)
     }
 
+    /// Whether it is what is left of one on an interface of this name.
+    pub(crate) fn is_remnant_of(&self, interface: &Interface) -> bool {
+        self.interface == interface.name && !self.works()
+    }
+
     /// Whether it is meant by this name: where it stands, or where it stood if that is gone.
     pub(crate) fn is_of(&self, name: &str) -> bool {
         self.name() == name
+    }
+
+    /// Whether both are one attachment, seen at two moments.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        match (self.held, other.held) {
+            (Held::Link(link), Held::Link(other)) => link.id == other.id,
+            (Held::Program(_), Held::Program(_)) => self.pin == other.pin && self.works() == other.works(),
+            _ => false,
+        }
     }
 
     pub(crate) fn ifindex(&self) -> Option<u32> {
@@ -131,10 +154,21 @@ impl PinnedLink {
     }
 
     pub(crate) fn program_id(&self) -> Option<u32> {
-        self.info.map(|info| info.program_id)
+        Some(match self.held {
+            Held::Link(info) => info.program_id,
+            Held::Program(id) => id,
+        })
     }
 
-    fn name(&self) -> String {
+    /// The kernel's id of the link; none for clsact.
+    pub(crate) fn link_id(&self) -> Option<u32> {
+        match self.held {
+            Held::Link(info) => Some(info.id),
+            Held::Program(_) => None,
+        }
+    }
+
+    pub(crate) fn name(&self) -> String {
         self.now.as_ref().map_or(&self.interface, |(_, name)| name).clone()
     }
 
@@ -168,7 +202,7 @@ impl PinnedLink {
     }
 
     /// Takes the program off and removes the pin.
-    pub(crate) fn remove(&self, _paths: &Paths) -> Result<(), Error> {
+    pub(crate) fn remove(&self) -> Result<(), Error> {
         if self.hook.is_clsact() && self.now.is_some() {
             tc::detach_clsact(&self.name(), self.hook)?;
         }

@@ -9,12 +9,27 @@ use aya::{
     util::KernelVersion,
 };
 
-use super::{AttachedMode, Hook};
-use crate::{Error, Paths, net::Interface, pins};
+use super::{AttachedMode, Hook, others::is_of_instance};
+use crate::{
+    Error, Paths,
+    net::{self, Filter, Interface},
+    pins,
+};
 
 /// Where our filters stand among those of clsact: a fixed place, so that a rerun finds them.
-const PRIORITY: u16 = 0xb6;
+pub(super) const PRIORITY: u16 = 0xb6;
 const HANDLE: TcHandle = TcHandle::new(0, 1);
+
+/// Whether a filter of clsact is where ours are.
+pub(super) fn is_our_place(filter: &Filter) -> bool {
+    filter.priority == PRIORITY && filter.handle == 1
+}
+
+/// Whether our filter is there and runs this program.
+pub(super) fn carries(ifindex: u32, hook: Hook, program_id: u32) -> bool {
+    let filters = net::filters(ifindex, hook.is_same_place(Hook::TcEgress));
+    filters.iter().any(|filter| is_our_place(filter) && filter.program_id == Some(program_id))
+}
 
 type Source = Box<dyn std::error::Error + Send + Sync>;
 
@@ -29,7 +44,22 @@ pub(super) fn attach(
     if has_tcx {
         attach_tcx(paths, program, interface, hook)
     } else {
+        check_place(paths, interface, hook)?;
         attach_clsact(paths, program, &interface.name, hook.clsact())
+    }
+}
+
+/// Our place among the filters of clsact is free, or a killed attach of this instance has taken it.
+fn check_place(paths: &Paths, interface: &Interface, hook: Hook) -> Result<(), Error> {
+    let filters = net::filters(interface.index, hook.is_same_place(Hook::TcEgress));
+    match filters.iter().find(|filter| is_our_place(filter)).and_then(|filter| filter.program_id) {
+        Some(id) if !is_of_instance(paths, id) => Err(Error::Attach {
+            interface: interface.name.clone(),
+            mode: AttachedMode::Tc.name(),
+            hint: "; before Linux 6.6 only one instance can be attached to an interface by tc",
+            source: format!("another program (id {id}) has the priority {PRIORITY} of clsact").into(),
+        }),
+        _ => Ok(()),
     }
 }
 
@@ -148,7 +178,7 @@ mod tests {
         attach_clsact(&paths, program, "v0.1", Hook::ClsactIngress).unwrap();
         assert_eq!(filters(), 1, "the second took the first one's place");
         let links = pinned_links(&paths).unwrap();
-        assert!(links.len() == 1 && links[0].is_alive() && links[0].hook == Hook::ClsactIngress);
+        assert!(links.len() == 1 && links[0].works() && links[0].hook == Hook::ClsactIngress);
         links[0].update(&mut loaded, &paths).unwrap();
         drop(loaded);
         assert_eq!(filters(), 1, "it outlives its loader");

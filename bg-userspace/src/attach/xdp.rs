@@ -1,6 +1,6 @@
 //! XDP by bpf_link, and only so: what aya attaches by netlink instead would go when nobody notices.
 
-use aya::programs::{ProgramInfo, links::FdLink, loaded_programs, xdp::XdpMode};
+use aya::programs::{links::FdLink, xdp::XdpMode};
 
 use super::{AttachedMode, Hook};
 use crate::{
@@ -43,10 +43,4 @@ const fn hint(mode: AttachedMode) -> &'static str {
         }
         _ => "; see `bgctl doctor`, or use --mode tc",
     }
-}
-
-/// Name of a loaded program.
-pub(super) fn program_name(id: u32) -> String {
-    let program = loaded_programs().filter_map(Result::ok).find(|program: &ProgramInfo| program.id() == id);
-    program.and_then(|program| program.name_as_str().map(str::to_owned)).unwrap_or_else(|| "?".to_owned())
 }

@@ -1,21 +1,24 @@
 //! Whether this host can do what a configuration asks for: reach each backend, or be it.
 
 use std::{
-    io,
-    net::{SocketAddr, UdpSocket},
+    fs,
+    net::{IpAddr, SocketAddr, UdpSocket},
 };
 
 use bg_common::{Colour, Mode};
 
-use super::Finding;
-use crate::config::{Config, Service};
+use super::{Finding, network::Network};
+use crate::{
+    config::{Config, Service},
+    net::{NeighbourState, NextHop, neighbour, next_hop},
+};
 
-pub(super) fn examine(config: &Config) -> Vec<Finding> {
+pub(super) fn examine(config: &Config, network: &Network) -> Vec<Finding> {
     let mut findings = Vec::new();
     for deployment in &config.deployments {
         for service in &deployment.services {
             let subject = format!("{}/{}", deployment.name, service.name);
-            let problems: Vec<Finding> = backends(&subject, service).collect();
+            let problems: Vec<Finding> = backends(&subject, service, network).collect();
             if problems.is_empty() {
                 let message = match service.mode {
                     Mode::Nat => "there is a route to each",
@@ -25,12 +28,15 @@ pub(super) fn examine(config: &Config) -> Vec<Finding> {
             } else {
                 findings.extend(problems);
             }
+            if service.mode == Mode::Nat {
+                findings.extend(Colour::ALL.map(|colour| neighbours(&subject, service, colour)).into_iter().flatten());
+            }
         }
     }
     findings
 }
 
-fn backends(subject: &str, service: &Service) -> impl Iterator<Item = Finding> {
+fn backends(subject: &str, service: &Service, network: &Network) -> impl Iterator<Item = Finding> {
     let all = Colour::ALL.into_iter().flat_map(|colour| service.backends(colour));
     all.filter_map(move |backend| {
         let address = backend.address;
@@ -47,24 +53,94 @@ fn backends(subject: &str, service: &Service) -> impl Iterator<Item = Finding> {
                 format!("{address} is no address of this host, as `local` needs"),
                 "mode = \"nat\", or add the address to an interface",
             )),
-            (Mode::Nat, false) => route(address).err().map(|error| {
+            (Mode::Nat, false) => next_hop(address.ip()).err().map(|error| {
                 let remedy = "add a route (ip route add)";
                 Finding::fail(subject, "backends", format!("no route to {address}: {error}"), remedy)
             }),
-            (Mode::Local, true) => None,
+            (Mode::Local, true) => loopback(subject, address.ip(), network),
         }
     })
+}
+
+/// What comes from outside for a loopback address, the kernel drops.
+fn loopback(subject: &str, address: IpAddr, network: &Network) -> Option<Finding> {
+    if !address.is_loopback() {
+        return None;
+    }
+    if address.is_ipv6() {
+        return Some(Finding::fail(
+            subject,
+            "backends",
+            format!(
+                "{address} never gets a packet from outside: Linux drops what does not come by the loopback itself"
+            ),
+            "another address of this host, e.g. one on a dummy interface or the loopback (ip -6 address add ... dev lo)",
+        ));
+    }
+    let is_on = |name: &str| {
+        let setting = fs::read_to_string(format!("/proc/sys/net/ipv4/conf/{name}/route_localnet"));
+        setting.is_ok_and(|value| value.trim() != "0")
+    };
+    // The kernel allows it if either is on.
+    let closed = |index: &&u32| !is_on(&network.name(**index));
+    let closed: Vec<u32> = network.attached().iter().filter(closed).copied().collect();
+    let is_open = is_on("all") || (closed.is_empty() && !network.attached().is_empty());
+    (!is_open).then(|| {
+        let key = match closed.first() {
+            Some(index) => network.name(*index).replace('.', "/"),
+            None => "all".to_owned(),
+        };
+        Finding::fail(
+            subject,
+            "backends",
+            format!("{address} gets no packet from outside: the kernel drops them unless `route_localnet` is on"),
+            format!(
+                "another address of this host; or sysctl -w net.ipv4.conf.{key}.route_localnet=1, and a firewall rule for \
+                 what else listens on 127.0.0.0/8"
+            ),
+        )
+    })
+}
+
+/// Whether the next hops of a colour are known: packets to one that is not go by the host's stack until it is, and
+/// so does the first second after a switch.
+fn neighbours(subject: &str, service: &Service, colour: Colour) -> Option<Finding> {
+    /// As many as a line takes.
+    const NAMED: usize = 4;
+    let remote = service.backends(colour).iter().filter(|backend| !is_local(backend.address));
+    let mut hops: Vec<NextHop> = remote.filter_map(|backend| next_hop(backend.address.ip()).ok()).collect();
+    hops.sort_by_key(|hop| (hop.ifindex, hop.address));
+    hops.dedup();
+    let of_state = |wanted| {
+        let is = |hop: &&NextHop| neighbour(**hop).is_ok_and(|state| state == wanted);
+        hops.iter().filter(is).map(|hop| hop.address.to_string()).collect::<Vec<_>>()
+    };
+    let shown = |mut addresses: Vec<String>| {
+        let more = addresses.len().saturating_sub(NAMED);
+        addresses.truncate(NAMED);
+        addresses.join(", ") + &if more > 0 { format!(" and {more} more") } else { String::new() }
+    };
+    let colour = colour.name();
+    let (silent, unknown) = (of_state(NeighbourState::Silent), of_state(NeighbourState::Unknown));
+    if let Some(first) = silent.first() {
+        let remedy = format!("see whether it is up and on this network: ping -c 1 {first}");
+        let message = format!("{colour}: {} did not answer when its MAC address was asked for", shown(silent.clone()));
+        return Some(Finding::warn(subject, "neighbours", message, remedy));
+    }
+    if let Some(first) = unknown.first() {
+        let remedy = format!("ping -c 1 {first}, or let a packet go there");
+        let message = format!(
+            "{colour}: the MAC address of {} is not known: the first packets there go by the host's stack and its firewall",
+            shown(unknown.clone())
+        );
+        return Some(Finding::warn(subject, "neighbours", message, remedy));
+    }
+    (!hops.is_empty()).then(|| Finding::ok(subject, "neighbours", format!("{colour}: all next hops are known")))
 }
 
 /// A socket can be bound to addresses of this host only.
 fn is_local(address: SocketAddr) -> bool {
     UdpSocket::bind(SocketAddr::new(address.ip(), 0)).is_ok()
-}
-
-/// Connecting a UDP socket sends nothing, but looks the route up.
-fn route(address: SocketAddr) -> io::Result<()> {
-    let any: SocketAddr = if address.is_ipv4() { ([0; 4], 0).into() } else { ([0u16; 8], 0).into() };
-    UdpSocket::bind(any)?.connect(address)
 }
 
 #[cfg(test)]
@@ -73,23 +149,34 @@ mod tests {
     use crate::doctor::Level;
 
     fn findings(mode: &str, blue: &str, green: &str) -> Vec<(Level, String)> {
+        let vip = if blue.starts_with('[') { "[2001:db8::10]:443" } else { "203.0.113.10:443" };
         let text = format!(
-            "[[deployments.d.services]]\nname = \"s\"\nvip = \"203.0.113.10:443\"\nprotocol = \"tcp\"\nmode = \"{mode}\"\n\
+            "[[deployments.d.services]]\nname = \"s\"\nvip = \"{vip}\"\nprotocol = \"tcp\"\nmode = \"{mode}\"\n\
              blue = [\"{blue}\"]\ngreen = [\"{green}\"]\n"
         );
         let config = crate::config::parse("test".as_ref(), &text).unwrap();
-        examine(&config).into_iter().map(|finding| (finding.level, finding.message)).collect()
+        let network = Network::new(Vec::new(), &[]);
+        examine(&config, &network).into_iter().map(|finding| (finding.level, finding.message)).collect()
     }
 
     #[test]
     fn local_backends_are_addresses_of_this_host() {
-        assert_eq!(findings("local", "127.0.0.1:1", "127.0.0.2:1")[0].0, Level::Ok);
         let findings = findings("local", "127.0.0.1:1", "192.0.2.77:1");
-        assert_eq!(findings.len(), 1);
+        let other = findings.iter().find(|(_, message)| message.starts_with("192.0.2.77:1 is no address")).unwrap();
+        assert_eq!(other.0, Level::Fail);
+    }
+
+    #[test]
+    fn loopback_addresses_get_nothing_from_outside() {
+        let six = findings("local", "[::1]:1", "[::1]:2");
         assert!(
-            findings[0].0 == Level::Fail && findings[0].1.starts_with("192.0.2.77:1 is no address"),
-            "{findings:?}"
+            six.iter().all(|(level, message)| *level == Level::Fail && message.starts_with("::1 never")),
+            "{six:?}"
         );
+        if fs::read_to_string("/proc/sys/net/ipv4/conf/all/route_localnet").is_ok_and(|value| value.trim() == "0") {
+            let four = findings("local", "127.0.0.1:1", "127.0.0.2:1");
+            assert!(four.len() == 2 && four[0].1.contains("route_localnet"), "{four:?}");
+        }
     }
 
     #[test]

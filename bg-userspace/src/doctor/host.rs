@@ -8,6 +8,7 @@ use rustix::fs::Access;
 use super::{
     Finding,
     preconditions::{self, KernelVersion, PreconditionError},
+    real_time::{self, Softirqs},
 };
 use crate::{Paths, config::Config};
 
@@ -19,6 +20,7 @@ const TCX: KernelVersion = KernelVersion { major: 6, minor: 6 };
 pub(super) fn examine(paths: &Paths, config: Option<&Config>) -> Vec<Finding> {
     let mut findings = vec![kernel(), privileges(), pins(&paths.pin_root), state(&paths.state_dir), jit(), btf()];
     findings.extend(tc());
+    findings.extend(softirqs());
     findings.extend(forwarding(config));
     findings
 }
@@ -45,20 +47,39 @@ fn privileges() -> Finding {
 
 fn pins(pin_root: &Path) -> Finding {
     let path = pin_root.display();
-    match preconditions::bpf_file_system(pin_root) {
-        Ok(()) => Finding::ok(HOST, "pins", format!("{path} is on a BPF file system")),
-        Err(_) if pin_root.starts_with("/sys/fs/bpf") => Finding::warn(
+    let error = match preconditions::bpf_file_system(pin_root).and_then(|()| preconditions::no_dots(pin_root)) {
+        Ok(()) => return Finding::ok(HOST, "pins", format!("{path} is on a BPF file system")),
+        Err(error) => error,
+    };
+    match error {
+        PreconditionError::NoBpfFileSystem { is_private: false, .. } if pin_root.starts_with("/sys/fs/bpf") => {
+            let message = format!("{path} is not on a BPF file system yet");
+            Finding::warn(HOST, "pins", message, "attach mounts one; at boot: mount -t bpf bpf /sys/fs/bpf")
+        }
+        PreconditionError::NoBpfFileSystem { is_private: false, .. } => {
+            let message = format!("{path} is not on a BPF file system");
+            Finding::fail(HOST, "pins", message, "mount one there (mount -t bpf bpf DIR), or leave --pin-root away")
+        }
+        PreconditionError::DotInPinRoot { .. } => {
+            Finding::fail(HOST, "pins", error.to_string(), "a --pin-root without dots below the mount point")
+        }
+        _ => Finding::fail(HOST, "pins", error.to_string(), "nsenter --net=/run/netns/NAME instead of `ip netns exec`"),
+    }
+}
+
+/// The data path has memory for the packet that a CPU is at.
+fn softirqs() -> Option<Finding> {
+    match real_time::softirqs() {
+        Softirqs::Exclusive => None,
+        Softirqs::ExclusiveInRealTime => {
+            Some(Finding::ok(HOST, "real time", "PREEMPT_RT, with softirqs that exclude each other"))
+        }
+        Softirqs::Preemptible => Some(Finding::fail(
             HOST,
-            "pins",
-            format!("{path} is not on a BPF file system yet"),
-            "attach mounts one; at boot: mount -t bpf bpf /sys/fs/bpf",
-        ),
-        Err(_) => Finding::fail(
-            HOST,
-            "pins",
-            format!("{path} is not on a BPF file system"),
-            "mount one there (mount -t bpf bpf DIR), or leave --pin-root away",
-        ),
+            "real time",
+            PreconditionError::PreemptibleSoftirqs.to_string(),
+            "a kernel with CONFIG_PREEMPT_RT_NEEDS_BH_LOCK, or without PREEMPT_RT",
+        )),
     }
 }
 

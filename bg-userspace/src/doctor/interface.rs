@@ -3,12 +3,16 @@
 use std::fs;
 
 use super::{Finding, drivers};
-use crate::net::{ARPHRD_ETHER, ARPHRD_LOOPBACK, Interface};
+use crate::{
+    attach::{OtherProgram, PinnedLink},
+    net::{ARPHRD_ETHER, ARPHRD_LOOPBACK, Interface},
+};
 
 /// What most drivers take in native mode without fragments: a page, less headroom and tailroom.
 const LARGEST_NATIVE_MTU: u32 = 3498;
 
-pub(super) fn examine(interface: &Interface, is_ours: bool) -> Vec<Finding> {
+/// `links` are the instance's, `others` the programs of others on the interface.
+pub(super) fn examine(interface: &Interface, links: &[PinnedLink], others: &[OtherProgram]) -> Vec<Finding> {
     let name = interface.name.as_str();
     if !matches!(interface.arphrd, ARPHRD_ETHER | ARPHRD_LOOPBACK) {
         let message = format!("carries no Ethernet frames (ARPHRD {}): cannot be attached to", interface.arphrd);
@@ -32,7 +36,7 @@ pub(super) fn examine(interface: &Interface, is_ours: bool) -> Vec<Finding> {
     if !interface.up {
         findings.push(Finding::warn(name, "link", "is down", format!("ip link set dev {name} up")));
     }
-    findings.extend(other_xdp(interface, is_ours));
+    findings.extend(programs(interface, links, others));
     findings.extend(reverse_path(name));
     findings
 }
@@ -59,16 +63,35 @@ fn mode(interface: &Interface, native: bool) -> Finding {
     }
 }
 
-fn other_xdp(interface: &Interface, is_ours: bool) -> Option<Finding> {
+fn programs(interface: &Interface, links: &[PinnedLink], others: &[OtherProgram]) -> Vec<Finding> {
     let name = interface.name.as_str();
-    let attachment = interface.xdp.first()?;
-    let (mode, id) = (attachment.mode.name(), attachment.program_id);
-    Some(if is_ours {
-        Finding::ok(name, "xdp", format!("carries this instance's program (id {id}, {mode})"))
-    } else {
-        let remedy = format!("ip link set dev {name} xdp off (if nobody needs it), or --mode tc");
-        Finding::warn(name, "xdp", format!("carries the XDP program of somebody else (id {id}, {mode})"), remedy)
-    })
+    let ours: Vec<_> = links.iter().filter(|link| link.is_on(interface)).collect();
+    let mut findings = Vec::new();
+    for attachment in &interface.xdp {
+        let (mode, id) = (attachment.mode.name(), attachment.program_id);
+        if ours.iter().any(|link| link.hook.is_xdp() && link.program_id() == Some(id)) {
+            findings.push(Finding::ok(name, "xdp", format!("carries this instance's program (id {id}, {mode})")));
+        }
+    }
+    for other in others {
+        let check = if other.is_xdp() { "xdp" } else { "tc" };
+        let removal = other.removal(name);
+        if other.in_front && !ours.is_empty() {
+            let remedy = format!("let its owner attach it behind, or take it off ({removal})");
+            findings.push(Finding::warn(name, check, other.warning(name), remedy));
+        } else if other.bgctl {
+            let message = format!("carries the {other}");
+            let remedy = format!("use its --pin-root, or take it off ({removal}) if its pins are lost");
+            findings.push(Finding::warn(name, check, message, remedy));
+        } else if other.is_xdp() {
+            let message = format!("carries the {other} of somebody else");
+            findings.push(Finding::warn(name, check, message, format!("{removal} (if nobody needs it), or --mode tc")));
+        } else if ours.is_empty() {
+            let message = format!("carries the {other} of somebody else, which would come before bgctl's");
+            findings.push(Finding::warn(name, check, message, "see that it passes on what is for a VIP"));
+        }
+    }
+    findings
 }
 
 /// Strict reverse path filtering drops what comes by another way than its answer would go: what the
@@ -92,10 +115,7 @@ fn reverse_path(name: &str) -> Option<Finding> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        doctor::Level,
-        net::{XdpAttachment, XdpMode},
-    };
+    use crate::doctor::Level;
 
     fn nic() -> Interface {
         Interface {
@@ -104,44 +124,35 @@ mod tests {
             mtu: 1500,
             mac: Some([2, 0, 0, 0, 0, 1]),
             arphrd: ARPHRD_ETHER,
-            kind: None,
             up: true,
-            xdp: Vec::new(),
             driver: Some("ixgbe".into()),
-            large_receive_offload: false,
+            ..Interface::default()
         }
     }
 
-    fn levels(interface: &Interface, is_ours: bool) -> Vec<(&'static str, Level)> {
-        examine(interface, is_ours).iter().map(|finding| (finding.check, finding.level)).collect()
+    fn levels(interface: &Interface) -> Vec<(&'static str, Level)> {
+        examine(interface, &[], &[]).iter().map(|finding| (finding.check, finding.level)).collect()
     }
 
     #[test]
     fn a_nic_with_native_xdp_has_nothing_to_mend() {
-        assert_eq!(levels(&nic(), false), [("mode", Level::Ok)]);
+        assert_eq!(levels(&nic()), [("mode", Level::Ok)]);
     }
 
     #[test]
     fn what_is_in_the_way_of_native_xdp_is_told() {
         let interface = Interface { mtu: 9000, large_receive_offload: true, up: false, ..nic() };
         let warn = |check| (check, Level::Warn);
-        assert_eq!(levels(&interface, false), [("mode", Level::Ok), warn("mtu"), warn("lro"), warn("link")]);
-        assert_eq!(levels(&Interface { driver: Some("e1000e".into()), ..nic() }, false), [warn("mode")]);
-        assert_eq!(levels(&Interface { arphrd: 65534, kind: Some("tun".into()), ..nic() }, false), [warn("type")]);
+        assert_eq!(levels(&interface), [("mode", Level::Ok), warn("mtu"), warn("lro"), warn("link")]);
+        assert_eq!(levels(&Interface { driver: Some("e1000e".into()), ..nic() }), [warn("mode")]);
+        assert_eq!(levels(&Interface { arphrd: 65534, kind: Some("tun".into()), ..nic() }), [warn("type")]);
     }
 
     #[test]
     fn tc_is_right_for_what_is_virtual() {
         let veth = Interface { kind: Some("veth".into()), mtu: 65_535, driver: Some("veth".into()), ..nic() };
-        let findings = examine(&veth, false);
+        let findings = examine(&veth, &[], &[]);
         assert_eq!(findings.len(), 1);
         assert!(findings[0].message.starts_with("tc, as it is virtual (veth)"));
-    }
-
-    #[test]
-    fn an_xdp_program_is_ours_or_in_the_way() {
-        let interface = Interface { xdp: vec![XdpAttachment { mode: XdpMode::Native, program_id: 9 }], ..nic() };
-        assert_eq!(levels(&interface, true)[1], ("xdp", Level::Ok));
-        assert_eq!(levels(&interface, false)[1], ("xdp", Level::Warn));
     }
 }

@@ -4,10 +4,16 @@
 mod configuration;
 mod drivers;
 mod host;
+mod instance;
 mod interface;
+mod mounts;
+mod network;
 pub mod preconditions;
+mod real_time;
 
 use serde::Serialize;
+
+use network::Network;
 
 use crate::{
     Paths, attach,
@@ -86,21 +92,25 @@ impl Report {
 /// # Errors
 /// Only if there is nothing to look at: an interface that does not exist, or no rtnetlink.
 pub fn examine(paths: &Paths, interfaces: &[String], config: Option<&Config>) -> Result<Report, NetError> {
-    let interfaces = if interfaces.is_empty() {
-        net::interfaces()?
+    let all = net::interfaces()?;
+    let named = if interfaces.is_empty() {
+        all.clone()
     } else {
         interfaces.iter().map(|name| net::interface(name)).collect::<Result<_, _>>()?
     };
     // Without an instance, or without the right to look at it, no interface is ours.
-    let ours: Vec<String> = attach::attached_interfaces(paths)
-        .map(|attached| attached.into_iter().map(|interface| interface.name).collect())
-        .unwrap_or_default();
+    let attached = attach::attached_interfaces(paths).unwrap_or_default();
+    let links = attach::pinned_links(paths).unwrap_or_default();
+    let network = Network::new(all, &attached);
+
     let mut findings = host::examine(paths, config);
-    for interface in &interfaces {
-        findings.extend(interface::examine(interface, ours.contains(&interface.name)));
+    findings.extend(instance::examine(paths, &attached, &network, config));
+    for interface in &named {
+        let others = attach::others(paths, interface, &links).unwrap_or_default();
+        findings.extend(interface::examine(interface, &links, &others));
     }
     if let Some(config) = config {
-        findings.extend(configuration::examine(config));
+        findings.extend(configuration::examine(config, &network));
     }
     Ok(Report { findings })
 }

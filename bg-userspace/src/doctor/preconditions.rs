@@ -6,6 +6,17 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use rustix::mount::MountFlags;
+
+use super::{
+    mounts::Mounts,
+    real_time::{Softirqs, softirqs},
+};
+use crate::net::{Namespace, namespace_cookie};
+
+/// Where the BPF file system is on most systems.
+const USUAL_PLACE: &str = "/sys/fs/bpf";
+
 /// The oldest kernel that is supported.
 pub const MINIMUM_KERNEL: KernelVersion = KernelVersion { major: 5, minor: 15 };
 
@@ -89,12 +100,38 @@ pub enum PreconditionError {
     /// Expected the pin root on a BPF file system.
     #[error(
         "{} is not on a BPF file system, so nothing can be pinned: mount one (mount -t bpf bpf /sys/fs/bpf) or name \
-         another place by --pin-root; under `ip netns exec` the mounts of /sys are hidden, use `nsenter --net=/run/netns/NAME`",
-        pin_root.display()
+         another place by --pin-root{}", pin_root.display(), private_mounts_hint(*is_private)
     )]
     NoBpfFileSystem {
         /// Where the pins should go.
         pin_root: PathBuf,
+        /// Whether this process has mounts of its own, which end with it.
+        is_private: bool,
+    },
+    /// Expected a BPF file system that outlives the mount namespace of this process.
+    #[error(
+        "the BPF file system at {} is mounted in this mount namespace alone, so all pins would be gone when it ends{}. \
+         --force attaches all the same",
+        pin_root.display(), private_mounts_hint(true)
+    )]
+    PrivateBpfFileSystem {
+        /// Where the pins should go.
+        pin_root: PathBuf,
+    },
+    /// Expected that two programs never run on one CPU at once.
+    #[error(
+        "this kernel has PREEMPT_RT and, as far as its configuration can be read, no CONFIG_PREEMPT_RT_NEEDS_BH_LOCK: a \
+         program could preempt another one on the same CPU and overwrite what it works on, so packets could be rewritten \
+         wrongly"
+    )]
+    PreemptibleSoftirqs,
+    /// Expected a name that the BPF file system takes.
+    #[error("--pin-root {}: the BPF file system takes no dots in names, and \"{name}\" has one", pin_root.display())]
+    DotInPinRoot {
+        /// Where the pins should go.
+        pin_root: PathBuf,
+        /// The part of it that cannot be made.
+        name: String,
     },
     /// What the kernel tells of itself could not be read.
     #[error("cannot read {}", path.display())]
@@ -107,11 +144,28 @@ pub enum PreconditionError {
     },
 }
 
-/// Checks all that `attach` needs, most fundamental first.
-pub fn check(pin_root: &Path) -> Result<(), PreconditionError> {
+/// Checks all that `attach` needs, most fundamental first, and mounts the BPF file system at its usual place if there
+/// is none. `force` accepts one that ends with the mount namespace of this process, and a kernel whose softirqs preempt each
+/// other.
+pub(crate) fn prepare(pin_root: &Path, force: bool) -> Result<(), PreconditionError> {
     kernel()?;
     capabilities()?;
-    bpf_file_system(pin_root)
+    if softirqs() == Softirqs::Preemptible && !force {
+        return Err(PreconditionError::PreemptibleSoftirqs);
+    }
+    match bpf_file_system(pin_root) {
+        // Only where it stays: `ip netns exec` and systemd's sandboxes have mounts of their own, gone when they end.
+        Err(error @ PreconditionError::NoBpfFileSystem { is_private: false, .. })
+            if pin_root.starts_with(USUAL_PLACE) =>
+        {
+            // As bpftool and iproute2 do. If it does not help, the first message says what would.
+            rustix::mount::mount("bpf", USUAL_PLACE, "bpf", MountFlags::empty(), c"mode=0700").map_err(|_| error)?;
+            bpf_file_system(pin_root)?;
+        }
+        Err(PreconditionError::PrivateBpfFileSystem { .. }) if force => {}
+        result => result?,
+    }
+    no_dots(pin_root)
 }
 
 /// The kernel is new enough. Returns its version and release.
@@ -136,14 +190,63 @@ pub fn capabilities() -> Result<(), PreconditionError> {
     }
 }
 
-/// The pin root is on a BPF file system, or will be when its missing directories are made.
+/// The pin root is on a BPF file system, or will be when its missing directories are made; and that file system outlives
+/// the mount namespace of this process.
 pub fn bpf_file_system(pin_root: &Path) -> Result<(), PreconditionError> {
-    let existing = pin_root.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
-    match rustix::fs::statfs(existing) {
-        Ok(statfs) if statfs.f_type as u32 == BPF_FS_MAGIC => Ok(()),
-        Ok(_) => Err(PreconditionError::NoBpfFileSystem { pin_root: pin_root.to_owned() }),
-        Err(error) => Err(PreconditionError::Unreadable { path: existing.to_owned(), source: error.into() }),
+    let existing = existing(pin_root);
+    let unreadable = |error: io::Error| PreconditionError::Unreadable { path: existing.to_owned(), source: error };
+    let statfs = rustix::fs::statfs(existing).map_err(|error| unreadable(error.into()))?;
+    let mounts = Mounts::of_this_process();
+    if statfs.f_type as u32 != BPF_FS_MAGIC {
+        return Err(PreconditionError::NoBpfFileSystem {
+            pin_root: pin_root.to_owned(),
+            is_private: mounts.is_private(),
+        });
     }
+    let device = rustix::fs::stat(existing).map_err(|error| unreadable(error.into()))?.st_dev;
+    if mounts.is_private() && !mounts.has_elsewhere(device) {
+        return Err(PreconditionError::PrivateBpfFileSystem { pin_root: pin_root.to_owned() });
+    }
+    Ok(())
+}
+
+/// Why an instance may not be seen from this process though it is there.
+pub(crate) fn hidden_mounts(pin_root: &Path) -> Option<String> {
+    match bpf_file_system(pin_root) {
+        Err(
+            PreconditionError::NoBpfFileSystem { is_private: true, .. }
+            | PreconditionError::PrivateBpfFileSystem { .. },
+        ) => Some(private_mounts_hint(true)),
+        _ => None,
+    }
+}
+
+/// Directories that are yet to be made have names that a BPF file system takes.
+pub(super) fn no_dots(pin_root: &Path) -> Result<(), PreconditionError> {
+    let missing = pin_root.strip_prefix(existing(pin_root)).unwrap_or(pin_root);
+    let mut names = missing.components().map(|part| part.as_os_str().to_string_lossy());
+    match names.find(|name| name.contains('.')) {
+        Some(name) => Err(PreconditionError::DotInPinRoot { pin_root: pin_root.to_owned(), name: name.into_owned() }),
+        None => Ok(()),
+    }
+}
+
+/// The part of a path that exists.
+fn existing(path: &Path) -> &Path {
+    path.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"))
+}
+
+fn private_mounts_hint(is_private: bool) -> String {
+    if !is_private {
+        return String::new();
+    }
+    let namespace = namespace_cookie().map(Namespace::of);
+    let prefix = namespace.map_or_else(|_| String::new(), |namespace| namespace.prefix());
+    let prefix = if prefix.is_empty() { "nsenter --net=/run/netns/NAME ".to_owned() } else { prefix };
+    format!(
+        ". This process has mounts of its own: `ip netns exec` hides what is mounted in /sys, and a mount made here ends with \
+         it. Use `{prefix}bgctl ...`, which keeps the mounts; in a container or a unit with its own mounts, mount the host's BPF file system into it"
+    )
 }
 
 fn effective_set(status: &str) -> Option<u64> {
@@ -203,5 +306,14 @@ mod tests {
         let error = bpf_file_system(&dir.path().join("not/made/yet")).unwrap_err();
         assert!(matches!(error, PreconditionError::NoBpfFileSystem { .. }), "{error}");
         assert!(error.to_string().contains("mount -t bpf"));
+    }
+
+    #[test]
+    fn a_dot_in_what_is_yet_to_be_made_is_told() {
+        let dir = tempfile::Builder::new().prefix("with.dot").tempdir().unwrap();
+        no_dots(dir.path()).expect("what exists has a name that its file system takes");
+        no_dots(&dir.path().join("pins/of/mine")).unwrap();
+        let error = no_dots(&dir.path().join("pins/shop.example.com")).unwrap_err().to_string();
+        assert!(error.contains("no dots") && error.contains("\"shop.example.com\""), "{error}");
     }
 }

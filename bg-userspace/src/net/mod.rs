@@ -3,21 +3,25 @@
 //! Not by /sys: what is mounted there may belong to another namespace.
 
 mod ethtool;
+mod filters;
+mod namespace;
+mod netlink;
+mod routes;
 
-use std::{io, os::fd::AsRawFd as _};
+use std::io;
 
-use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
-use netlink_packet_route::{
-    RouteNetlinkMessage,
-    link::{LinkAttribute, LinkFlags, LinkInfo, LinkMessage, LinkXdp, XdpAttached},
-};
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+pub(crate) use filters::{Filter, filters};
+pub(crate) use namespace::{Namespace, namespace_cookie};
+use netlink::{attributes, text, u16_at, u32_at};
+pub(crate) use routes::{NeighbourState, NextHop, neighbour, next_hop};
 
 /// A network interface.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Interface {
-    /// Its name.
+    /// Its name. Octets that are not UTF-8 are shown as U+FFFD.
     pub name: String,
+    /// Other names that it answers to.
+    pub alternative_names: Vec<String>,
     /// Its ifindex.
     pub index: u32,
     /// Largest IP packet in bytes.
@@ -28,6 +32,10 @@ pub struct Interface {
     pub arphrd: u16,
     /// `veth`, `bridge`, `tun`, `macvlan`, ...; `None` for hardware and for virtio.
     pub kind: Option<String>,
+    /// Index of the bridge or bond that it is a port of.
+    pub master: Option<u32>,
+    /// Index of the interface that it stands on: of a VLAN, its trunk.
+    pub lower: Option<u32>,
     /// Whether it is administratively up.
     pub up: bool,
     /// XDP programs on it: at most one a mode.
@@ -38,8 +46,10 @@ pub struct Interface {
     pub large_receive_offload: bool,
 }
 
-/// `SO_NETNS_COOKIE` of asm-generic/socket.h.
-const SO_NETNS_COOKIE: libc::c_int = 71;
+// linux/if_link.h, in IFLA_XDP.
+const IFLA_XDP_DRV_PROG_ID: u16 = 5;
+const IFLA_XDP_SKB_PROG_ID: u16 = 6;
+const IFLA_XDP_HW_PROG_ID: u16 = 7;
 
 /// `ARPHRD_ETHER`.
 pub const ARPHRD_ETHER: u16 = 1;
@@ -51,6 +61,11 @@ impl Interface {
     /// unfinished checksums or not yet segmented.
     pub fn is_virtual(&self) -> bool {
         self.kind.is_some() || self.arphrd != ARPHRD_ETHER
+    }
+
+    /// Whether this is one of its names.
+    pub fn is_called(&self, name: &str) -> bool {
+        self.name == name || self.alternative_names.iter().any(|other| other == name)
     }
 }
 
@@ -97,17 +112,15 @@ pub enum NetError {
         existing: Vec<String>,
     },
     /// The netlink socket failed.
-    #[error("cannot list interfaces by rtnetlink")]
+    #[error("cannot ask the kernel by rtnetlink")]
     Socket(#[source] io::Error),
-    /// The kernel answered with something else than a list.
-    #[error("rtnetlink sent an answer that is no list of interfaces: {0}")]
-    Answer(String),
 }
 
 /// All interfaces of the caller's network namespace, by index.
 pub fn interfaces() -> Result<Vec<Interface>, NetError> {
-    let mut interfaces: Vec<Interface> = dump_links()?.into_iter().filter_map(interface_of).collect();
-    interfaces.sort_by_key(|interface| interface.index);
+    let mut interfaces = Vec::new();
+    netlink::dump(libc::RTM_GETLINK, &[0; 16], |payload| interfaces.extend(interface_of(payload)))?;
+    interfaces.sort_by_key(|interface: &Interface| interface.index);
     // Hints only: an interface without an answer, or a sandbox without the socket, has no driver.
     if let Ok(ethtool) = ethtool::Ethtool::open() {
         for interface in &mut interfaces {
@@ -118,10 +131,10 @@ pub fn interfaces() -> Result<Vec<Interface>, NetError> {
     Ok(interfaces)
 }
 
-/// The interface of this name in the caller's network namespace.
+/// The interface of this name, or of this alternative name, in the caller's network namespace.
 pub fn interface(name: &str) -> Result<Interface, NetError> {
     let mut all = interfaces()?;
-    match all.iter().position(|interface| interface.name == name) {
+    match all.iter().position(|interface| interface.is_called(name)) {
         Some(position) => Ok(all.swap_remove(position)),
         None => Err(NetError::NoSuchInterface {
             name: name.to_owned(),
@@ -130,120 +143,53 @@ pub fn interface(name: &str) -> Result<Interface, NetError> {
     }
 }
 
-/// The cookie of the caller's network namespace: the same number for as long as the namespace lives, and never given
-/// to another (`SO_NETNS_COOKIE`, Linux 5.14).
-pub fn namespace_cookie() -> Result<u64, NetError> {
-    let socket = Socket::new(NETLINK_ROUTE).map_err(NetError::Socket)?;
-    let mut cookie = 0_u64;
-    let mut len = size_of::<u64>() as libc::socklen_t;
-    // SAFETY: the socket is open, and both pointers lead to live variables of the size that is told.
-    let result = unsafe {
-        libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, SO_NETNS_COOKIE, (&raw mut cookie).cast(), &raw mut len)
-    };
-    if result != 0 {
-        return Err(NetError::Socket(io::Error::last_os_error()));
-    }
-    Ok(cookie)
-}
-
-fn dump_links() -> Result<Vec<LinkMessage>, NetError> {
-    let mut socket = Socket::new(NETLINK_ROUTE).map_err(NetError::Socket)?;
-    socket.bind_auto().map_err(NetError::Socket)?;
-    socket.connect(&SocketAddr::new(0, 0)).map_err(NetError::Socket)?;
-
-    let mut request = NetlinkMessage::new(
-        NetlinkHeader::default(),
-        NetlinkPayload::from(RouteNetlinkMessage::GetLink(LinkMessage::default())),
-    );
-    request.header.flags = NLM_F_DUMP | NLM_F_REQUEST;
-    request.header.sequence_number = 1;
-    request.finalize();
-    let mut bytes = vec![0; request.buffer_len()];
-    request.serialize(&mut bytes);
-    socket.send(&bytes, 0).map_err(NetError::Socket)?;
-
-    let mut links = Vec::new();
-    loop {
-        let (datagram, _) = socket.recv_from_full().map_err(NetError::Socket)?;
-        let mut rest = datagram.as_slice();
-        while !rest.is_empty() {
-            let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest)
-                .map_err(|error| NetError::Answer(error.to_string()))?;
-            let length = (message.header.length as usize).next_multiple_of(4).max(4);
-            match message.payload {
-                NetlinkPayload::Done(_) => return Ok(links),
-                NetlinkPayload::Error(error) => return Err(NetError::Socket(error.to_io())),
-                NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => links.push(link),
-                _ => {}
+fn interface_of(payload: &[u8]) -> Option<Interface> {
+    // struct ifinfomsg: family, type, index, flags, change mask.
+    let (arphrd, index, flags) = (u16_at(payload, 2)?, u32_at(payload, 4)?, u32_at(payload, 8)?);
+    let mut interface = Interface { index, arphrd, up: flags & libc::IFF_UP as u32 != 0, ..Interface::default() };
+    let (mut link, mut link_is_elsewhere) = (None, false);
+    for (kind, value) in attributes(payload.get(16..)?) {
+        match kind {
+            libc::IFLA_IFNAME => interface.name = text(value),
+            libc::IFLA_MTU => interface.mtu = u32_at(value, 0).unwrap_or(0),
+            libc::IFLA_ADDRESS => interface.mac = value.try_into().ok(),
+            libc::IFLA_MASTER => interface.master = u32_at(value, 0),
+            libc::IFLA_LINK => link = u32_at(value, 0),
+            libc::IFLA_LINK_NETNSID => link_is_elsewhere = true,
+            libc::IFLA_LINKINFO => {
+                let name = attributes(value).find(|(kind, _)| *kind == libc::IFLA_INFO_KIND);
+                interface.kind = name.map(|(_, name)| text(name));
             }
-            rest = rest.get(length..).unwrap_or_default();
-        }
-    }
-}
-
-fn interface_of(link: LinkMessage) -> Option<Interface> {
-    let mut interface = Interface {
-        name: String::new(),
-        index: link.header.index,
-        mtu: 0,
-        mac: None,
-        arphrd: link.header.link_layer_type.into(),
-        kind: None,
-        up: link.header.flags.contains(LinkFlags::Up),
-        xdp: Vec::new(),
-        driver: None,
-        large_receive_offload: false,
-    };
-    for attribute in link.attributes {
-        match attribute {
-            LinkAttribute::IfName(name) => interface.name = name,
-            LinkAttribute::Mtu(mtu) => interface.mtu = mtu,
-            LinkAttribute::Address(octets) => interface.mac = octets.try_into().ok(),
-            LinkAttribute::LinkInfo(infos) => {
-                interface.kind = infos.into_iter().find_map(|info| match info {
-                    LinkInfo::Kind(kind) => Some(kind.to_string()),
-                    _ => None,
-                });
+            libc::IFLA_PROP_LIST => {
+                let names = attributes(value).filter(|(kind, _)| *kind == libc::IFLA_ALT_IFNAME);
+                interface.alternative_names = names.map(|(_, name)| text(name)).collect();
             }
-            LinkAttribute::Xdp(nlas) => interface.xdp = xdp_of(&nlas),
+            libc::IFLA_XDP => interface.xdp = xdp_of(value),
             _ => {}
         }
     }
+    // The other end of a veth is no interface below it.
+    let is_stacked = matches!(interface.kind.as_deref(), Some("vlan" | "macvlan" | "ipvlan"));
+    interface.lower = link.filter(|_| is_stacked && !link_is_elsewhere);
     (!interface.name.is_empty()).then_some(interface)
 }
 
-fn xdp_of(nlas: &[LinkXdp]) -> Vec<XdpAttachment> {
-    let attached = |mode, program_id| XdpAttachment { mode, program_id };
-    let by_mode: Vec<_> = nlas
-        .iter()
-        .filter_map(|nla| match nla {
-            LinkXdp::DrvProgId(id) => Some(attached(XdpMode::Native, *id)),
-            LinkXdp::SkbProgId(id) => Some(attached(XdpMode::Generic, *id)),
-            LinkXdp::HwProgId(id) => Some(attached(XdpMode::Hardware, *id)),
-            _ => None,
-        })
-        .filter(|attachment| attachment.program_id != 0)
-        .collect();
-    if !by_mode.is_empty() {
-        return by_mode;
-    }
-    // Kernels before 4.19 tell one mode and one id.
-    let mode = nlas.iter().find_map(|nla| match nla {
-        LinkXdp::Attached(XdpAttached::Driver) => Some(XdpMode::Native),
-        LinkXdp::Attached(XdpAttached::SocketBuffer) => Some(XdpMode::Generic),
-        LinkXdp::Attached(XdpAttached::Hardware) => Some(XdpMode::Hardware),
-        _ => None,
+fn xdp_of(attribute: &[u8]) -> Vec<XdpAttachment> {
+    let by_mode = attributes(attribute).filter_map(|(kind, value)| {
+        let mode = match kind {
+            IFLA_XDP_DRV_PROG_ID => XdpMode::Native,
+            IFLA_XDP_SKB_PROG_ID => XdpMode::Generic,
+            IFLA_XDP_HW_PROG_ID => XdpMode::Hardware,
+            _ => return None,
+        };
+        Some(XdpAttachment { mode, program_id: u32_at(value, 0)? })
     });
-    let id = nlas.iter().find_map(|nla| match nla {
-        LinkXdp::ProgId(id) => Some(*id),
-        _ => None,
-    });
-    mode.zip(id).map(|(mode, id)| attached(mode, id)).into_iter().collect()
+    by_mode.filter(|attachment| attachment.program_id != 0).collect()
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{netlink::attribute, *};
 
     #[test]
     fn loopback_is_in_every_namespace() {
@@ -261,14 +207,20 @@ mod tests {
 
     #[test]
     fn both_modes_of_an_interface_are_told() {
-        let nlas = [
-            LinkXdp::Attached(XdpAttached::Multiple),
-            LinkXdp::DrvProgId(7),
-            LinkXdp::SkbProgId(9),
-            LinkXdp::HwProgId(0),
-        ];
+        let ids = |ids: [(u16, u32); 3]| ids.map(|(kind, id)| attribute(kind, &id.to_ne_bytes())).concat();
+        let both = ids([(IFLA_XDP_DRV_PROG_ID, 7), (IFLA_XDP_SKB_PROG_ID, 9), (IFLA_XDP_HW_PROG_ID, 0)]);
         let expected = [(XdpMode::Native, 7), (XdpMode::Generic, 9)];
-        assert_eq!(xdp_of(&nlas), expected.map(|(mode, program_id)| XdpAttachment { mode, program_id }));
-        assert_eq!(xdp_of(&[LinkXdp::Attached(XdpAttached::None)]), []);
+        assert_eq!(xdp_of(&both), expected.map(|(mode, program_id)| XdpAttachment { mode, program_id }));
+        assert_eq!(xdp_of(&[]), []);
+    }
+
+    #[test]
+    fn a_name_that_is_not_utf_8_hides_neither_its_interface_nor_others() {
+        let mut payload = vec![0; 16];
+        payload[4..8].copy_from_slice(&7_u32.to_ne_bytes());
+        payload.extend(attribute(libc::IFLA_IFNAME, b"caf\xe9\0"));
+        payload.extend(attribute(libc::IFLA_MTU, &1500_u32.to_ne_bytes()));
+        let interface = interface_of(&payload).unwrap();
+        assert_eq!((interface.index, interface.mtu, interface.name.as_str()), (7, 1500, "caf\u{fffd}"));
     }
 }

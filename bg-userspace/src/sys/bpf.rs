@@ -1,5 +1,5 @@
-//! Commands of bpf(2): what a pinned link is attached to, which links an interface has, and look-ups of many
-//! entries in one call.
+//! Commands of bpf(2): what a link is attached to, what stands on a hook of an interface, and look-ups of many entries
+//! in one call.
 
 use std::{
     ffi::CString,
@@ -27,7 +27,39 @@ pub(crate) struct LinkInfo {
 
 /// Reads what a pinned XDP or TCX link says of itself.
 pub(crate) fn link_info(path: &Path) -> io::Result<LinkInfo> {
-    let fd = object(path)?;
+    info_of(&object(path)?)
+}
+
+/// The link that holds this XDP program on this interface, if a link does.
+pub(crate) fn xdp_link(ifindex: u32, program_id: u32) -> io::Result<Option<u32>> {
+    let mut attr = empty_attr();
+    loop {
+        // SAFETY: no pointers are passed.
+        match unsafe { bpf(bpf_cmd::BPF_LINK_GET_NEXT_ID, &mut attr) } {
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(None),
+            result => result?,
+        };
+        // SAFETY: the number that the command above has written.
+        let id = unsafe { attr.__bindgen_anon_6.next_id };
+        attr.__bindgen_anon_6.__bindgen_anon_1.start_id = id;
+        let mut by_id = empty_attr();
+        by_id.__bindgen_anon_6.__bindgen_anon_1.link_id = id;
+        // SAFETY: no pointers are passed.
+        let fd = match unsafe { bpf(bpf_cmd::BPF_LINK_GET_FD_BY_ID, &mut by_id) } {
+            // It has gone meanwhile.
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => continue,
+            result => result?,
+        };
+        // SAFETY: the call has just opened it, and nobody else has it.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        // Links of other kinds stand on no interface.
+        if info_of(&fd).is_ok_and(|info| (info.ifindex, info.program_id) == (ifindex, program_id)) {
+            return Ok(Some(id));
+        }
+    }
+}
+
+fn info_of(fd: &OwnedFd) -> io::Result<LinkInfo> {
     // SAFETY: plain old data, for which zeros are valid.
     let mut info: bpf_link_info = unsafe { std::mem::zeroed() };
     let mut attr = empty_attr();
@@ -48,24 +80,37 @@ pub(crate) fn link_info(path: &Path) -> io::Result<LinkInfo> {
     Ok(LinkInfo { id: info.id, program_id: info.prog_id, ifindex })
 }
 
-/// Ids of the TCX links at one place of an interface of the caller's network namespace. Zeros among them are
-/// programs without a link.
-pub(crate) fn tcx_links(ifindex: u32, place: bpf_attach_type) -> io::Result<Vec<u32>> {
-    // The kernel takes no more at one place.
+/// A program on a TCX hook.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct TcxProgram {
+    /// The kernel's id of the program.
+    pub(crate) program_id: u32,
+    /// Id of the link that holds it, if one does.
+    pub(crate) link_id: Option<u32>,
+}
+
+/// The programs on one TCX hook of an interface of the caller's network namespace, in the order in which packets meet
+/// them. None before Linux 6.6, which has no such hook.
+pub(crate) fn tcx_programs(ifindex: u32, hook: bpf_attach_type) -> io::Result<Vec<TcxProgram>> {
+    // The kernel takes no more on one hook.
     const MOST: usize = 64;
     let mut programs = [0_u32; MOST];
     let mut links = [0_u32; MOST];
     let mut attr = empty_attr();
     attr.query.__bindgen_anon_1.target_ifindex = ifindex;
-    attr.query.attach_type = place as u32;
+    attr.query.attach_type = hook as u32;
     attr.query.prog_ids = programs.as_mut_ptr() as u64;
     attr.query.link_ids = links.as_mut_ptr() as u64;
     attr.query.__bindgen_anon_2.prog_cnt = MOST as u32;
     // SAFETY: both arrays hold as many elements as are told, and outlive the call.
-    unsafe { bpf(bpf_cmd::BPF_PROG_QUERY, &mut attr)? };
+    match unsafe { bpf(bpf_cmd::BPF_PROG_QUERY, &mut attr) } {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => return Ok(Vec::new()),
+        result => result?,
+    };
     // SAFETY: `query` is the member that this command uses, and the count the only one of its union.
     let count = unsafe { attr.query.__bindgen_anon_2.prog_cnt } as usize;
-    Ok(links.into_iter().take(count).collect())
+    let both = programs.into_iter().zip(links).take(count);
+    Ok(both.map(|(program_id, link)| TcxProgram { program_id, link_id: (link != 0).then_some(link) }).collect())
 }
 
 /// All entries of a hash map, read in batches: two orders of magnitude fewer system calls than one for

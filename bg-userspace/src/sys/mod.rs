@@ -4,5 +4,5 @@
 mod bpf;
 mod mapped;
 
-pub(crate) use bpf::{LinkInfo, link_info, lookup_batch, tcx_links};
+pub(crate) use bpf::{LinkInfo, TcxProgram, link_info, lookup_batch, tcx_programs, xdp_link};
 pub(crate) use mapped::Mapped;

@@ -27,7 +27,7 @@ const VIP: [u8; 4] = [203, 0, 113, 10];
 /// An instance with room for these flows, native on v0.
 pub(crate) fn attached(flows: u32) -> Lab {
     let lab = Lab::new();
-    let options = AttachOptions { flows: Some(flows), mode: AttachMode::Native, next: None };
+    let options = AttachOptions { flows: Some(flows), mode: AttachMode::Native, ..AttachOptions::default() };
     attach(&lab.paths, &["v0".to_owned()], &options).unwrap();
     lab
 }

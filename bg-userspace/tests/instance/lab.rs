@@ -65,6 +65,13 @@ impl Lab {
         attach(&self.paths, &[interface.to_owned()], &AttachOptions { mode, ..AttachOptions::default() })
     }
 
+    /// Runs this build's bgctl to its end: exit code, standard output, standard error.
+    pub(crate) fn run(&self, words: &[&str]) -> (i32, String, String) {
+        let output = self.bgctl().args(words).output().expect("bgctl runs");
+        let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.code().unwrap_or(-1), text(&output.stdout), text(&output.stderr))
+    }
+
     pub(crate) fn instance(&self) -> Instance {
         Instance::open(&self.paths).expect("the instance opens")
     }

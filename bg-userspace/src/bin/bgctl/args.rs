@@ -150,8 +150,9 @@ pub(crate) struct Attach {
     /// Attach to the interfaces that this file names: a name, a pattern or driver=NAME a line, each with an optional mode
     #[arg(long, value_name = "FILE")]
     pub(crate) from: Option<PathBuf>,
-    /// Wait so long for interfaces of the file that are not there yet, e.g. 30s
-    #[arg(long, value_name = "DURATION", conflicts_with = "interfaces", value_parser = humantime::parse_duration)]
+    /// Wait so long for another bgctl that works on the instance [default: 30s], and with --from for interfaces that
+    /// are not there yet [default: not at all]
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     pub(crate) wait: Option<Duration>,
     /// Where the program runs
     #[arg(long, value_enum, default_value_t = Mode::Auto)]
@@ -163,6 +164,10 @@ pub(crate) struct Attach {
     /// A pinned XDP program that gets what is not for a VIP
     #[arg(long, value_name = "PROGRAM")]
     pub(crate) next: Option<PathBuf>,
+    /// Attach behind another bgctl instance, whose VIPs this one then never sees, or to pins that end with this mount
+    /// namespace
+    #[arg(long)]
+    pub(crate) force: bool,
 }
 
 /// How to attach.
@@ -191,6 +196,9 @@ pub(crate) struct Detach {
     /// From all interfaces, and remove every pin; open flows are forgotten
     #[arg(long)]
     pub(crate) all: bool,
+    /// Wait so long for another bgctl that works on the instance [default: 30s]
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    pub(crate) wait: Option<Duration>,
 }
 
 #[derive(Debug, ClapArgs)]

@@ -22,7 +22,8 @@ pub(super) fn run(global: &Global, args: &Attach) -> anyhow::Result<Outcome> {
         Mode::Generic => AttachMode::Generic,
         Mode::Tc => AttachMode::Tc,
     };
-    let options = |mode| AttachOptions { mode, flows: args.flows, next: args.next.clone() };
+    let options =
+        |mode| AttachOptions { mode, flows: args.flows, next: args.next.clone(), force: args.force, wait: args.wait };
     let Some(file) = &args.from else {
         report(global, &bg_userspace::attach(&global.paths(), &args.interfaces, &options(mode))?)?;
         return Ok(Outcome::Done);
@@ -76,6 +77,12 @@ impl Listed {
 }
 
 fn report(global: &Global, attached: &[Attached]) -> anyhow::Result<()> {
+    for interface in attached {
+        for other in &interface.in_front {
+            let name = &interface.name;
+            let _ = writeln!(io::stderr(), "bgctl: warning: {}", other.warning(name));
+        }
+    }
     if global.json {
         return Ok(output::print_json(&serde_json::json!({ "interfaces": attached }))?);
     }

@@ -10,15 +10,18 @@ use crate::{
 
 pub(super) fn run(global: &Global, args: &Detach) -> anyhow::Result<Outcome> {
     let target = if args.all { Target::All } else { Target::Interfaces(args.interfaces.clone()) };
-    bg_userspace::detach(&global.paths(), &target)?;
+    let patience = args.wait.unwrap_or(bg_userspace::PATIENCE);
+    let detached = bg_userspace::detach_within(&global.paths(), &target, patience)?;
+    let left: Vec<_> = detached.left.iter().map(|path| path.display().to_string()).collect();
     if global.json {
-        output::print_json(
-            &serde_json::json!({ "detached": if args.all { None } else { Some(&args.interfaces) }, "all": args.all }),
-        )?;
+        let interfaces = if args.all { None } else { Some(&detached.interfaces) };
+        output::print_json(&serde_json::json!({ "detached": interfaces, "all": args.all, "left": left }))?;
     } else if args.all {
-        output::print(&format!("detached from all interfaces; nothing is left in {}\n", global.pin_root.display()))?;
+        let what =
+            if left.is_empty() { "nothing".to_owned() } else { format!("what is not bgctl's ({})", left.join(", ")) };
+        output::print(&format!("detached from all interfaces; {what} is left in {}\n", global.pin_root.display()))?;
     } else {
-        output::print(&format!("detached from {}\n", args.interfaces.join(", ")))?;
+        output::print(&format!("detached from {}\n", detached.interfaces.join(", ")))?;
     }
     Ok(Outcome::Done)
 }

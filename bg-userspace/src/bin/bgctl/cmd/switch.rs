@@ -1,6 +1,9 @@
 //! `bgctl switch` and `bgctl rollback`: another colour, at one instant.
 
-use std::time::Instant;
+use std::{
+    io::{self, Write as _},
+    time::Instant,
+};
 
 use bg_userspace::{Instance, SwitchRequest, Switched, history::Moment};
 
@@ -44,6 +47,12 @@ fn change(
         output::print_json(&switched)?;
     } else {
         output::print(&render(&switched))?;
+    }
+    // The switch is done; whether it has an effect everywhere is worth a word, not worth its exit code.
+    for interface in instance.lost_interfaces().unwrap_or_default() {
+        if let (Some(problem), Some(remedy)) = (interface.problem(), &interface.remedy) {
+            let _ = writeln!(io::stderr(), "bgctl: warning: {problem}; {remedy}");
+        }
     }
     Ok(Outcome::Done)
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bg_common::Colour;
-use bg_userspace::{ColourStatus, DeploymentStatus, Status, config::OnSwitch};
+use bg_userspace::{ColourStatus, DeploymentStatus, InterfaceState, Status, config::OnSwitch};
 use unicode_width::UnicodeWidthChar as _;
 
 use crate::{
@@ -88,14 +88,24 @@ impl Picture {
     }
 
     fn interfaces(&mut self, status: &Status) {
-        let interfaces = status.interfaces.iter();
-        let names: Vec<_> =
-            interfaces.map(|interface| format!("{} ({})", interface.name, interface.mode.name())).collect();
-        if names.is_empty() {
+        let (attached, lost): (Vec<_>, Vec<_>) =
+            status.interfaces.iter().partition(|interface| interface.state == InterfaceState::Attached);
+        if attached.is_empty() {
             let line = "interfaces: none, so no packet is switched; `bgctl attach IFACE...` is the next step";
             self.add(Rank::Live, styled(ALARM, line));
         } else {
-            self.add(Rank::Detail, format!("interfaces: {}", names.join(", ")));
+            let names = attached.iter().map(|interface| format!("{} ({})", interface.name, interface.mode.name()));
+            self.add(Rank::Detail, format!("interfaces: {}", names.collect::<Vec<_>>().join(", ")));
+        }
+        for interface in lost {
+            if let (Some(problem), Some(remedy)) = (interface.problem(), &interface.remedy) {
+                self.add(Rank::Live, styled(ALARM, &format!("  {problem}: {remedy}")));
+            }
+        }
+        for interface in attached {
+            for other in &interface.in_front {
+                self.add(Rank::Live, styled(ALARM, &format!("  {}", other.warning(&interface.name))));
+            }
         }
     }
 

@@ -1,0 +1,63 @@
+//! What is to be done with one interface, and whether it may be.
+
+use super::{AttachMode, AttachOptions, AttachedMode, PinnedLink, others, others::OtherProgram};
+use crate::{Error, Paths, Refusal, net::Interface};
+
+/// What is to be done with one interface.
+pub(super) struct Plan {
+    pub(super) mode: AttachedMode,
+    /// Whether tc will do, if the driver has no XDP after all.
+    pub(super) or_tc: bool,
+}
+
+/// Chooses the mode of an interface; refuses what would have no effect, or would harm somebody else's program.
+pub(super) fn plan(
+    paths: &Paths,
+    interface: &Interface,
+    options: &AttachOptions,
+    ours: &[PinnedLink],
+) -> Result<Plan, Error> {
+    if ours.iter().any(|link| link.stands_in_the_way_of(interface)) {
+        return Err(Error::NameTaken { interface: interface.name.clone() });
+    }
+    let current = ours.iter().filter(|link| link.is_on(interface)).find_map(|link| link.hook.mode());
+    let (mode, or_tc) = match options.mode {
+        AttachMode::Native => (AttachedMode::Native, false),
+        AttachMode::Generic => (AttachedMode::Generic, false),
+        AttachMode::Tc => (AttachedMode::Tc, false),
+        AttachMode::Auto => match current {
+            Some(current) => (current, false),
+            None if interface.is_virtual() => (AttachedMode::Tc, false),
+            None => (AttachedMode::Native, true),
+        },
+    };
+    match (current, mode) {
+        // The kernel keeps native and generic XDP apart; between XDP and tc both may stand for a moment.
+        (Some(got @ (AttachedMode::Native | AttachedMode::Generic)), AttachedMode::Native | AttachedMode::Generic)
+            if got != mode =>
+        {
+            return Err(Error::ModeChange {
+                interface: interface.name.clone(),
+                expected: mode.name(),
+                got: got.name(),
+            });
+        }
+        _ => {}
+    }
+    let others = others(paths, interface, ours)?;
+    if current.is_none()
+        && !options.force
+        && let Some(other) = others.iter().find(|other| other.bgctl)
+    {
+        let removal = other.removal(&interface.name);
+        let interface = interface.name.clone();
+        return Err(Refusal::OtherInstance { interface, program: other.to_string(), removal }.into());
+    }
+    if mode != AttachedMode::Tc
+        && let Some(other) = others.into_iter().find(OtherProgram::is_xdp)
+    {
+        let removal = other.removal(&interface.name);
+        return Err(Error::OtherXdpProgram { interface: interface.name.clone(), program: other, removal });
+    }
+    Ok(Plan { mode, or_tc })
+}

@@ -1,0 +1,124 @@
+//! The instance: where it is attached, what it has lost, and which side of the configuration it does not face.
+
+use std::fs;
+
+use super::{Finding, network::Network};
+use crate::{
+    Error, Paths,
+    attach::AttachedInterface,
+    config::Config,
+    pins::{self, PinRoot},
+};
+
+const INSTANCE: &str = "instance";
+
+/// Without an instance, or without the right to look at it, nothing is told.
+pub(super) fn examine(
+    paths: &Paths,
+    attached: &[AttachedInterface],
+    network: &Network,
+    config: Option<&Config>,
+) -> Vec<Finding> {
+    match PinRoot::inspect(paths) {
+        Ok(PinRoot::Instance { meta, .. }) => {
+            if let Err(error) = pins::check_namespace(paths, &meta) {
+                let remedy = match &error {
+                    Error::OtherNamespace { prefix, .. } if !prefix.is_empty() => format!("{prefix}bgctl doctor"),
+                    _ => "run bgctl in that namespace".to_owned(),
+                };
+                return vec![Finding::fail(INSTANCE, "namespace", error.to_string(), remedy)];
+            }
+        }
+        Err(error @ (Error::Damaged { .. } | Error::OtherAbi { .. } | Error::ForeignMap { .. })) => {
+            return vec![Finding::fail(
+                INSTANCE,
+                "pins",
+                error.to_string(),
+                "bgctl detach --all, then attach and apply",
+            )];
+        }
+        _ => return Vec::new(),
+    }
+    let mut findings = vec![interfaces(attached)];
+    findings.extend(attached.iter().filter_map(|interface| {
+        Some(Finding::fail(INSTANCE, "interface", interface.problem()?, interface.remedy.clone()?))
+    }));
+    if let Some(config) = config.filter(|_| !network.attached().is_empty()) {
+        let backends = network.towards_backends(config);
+        findings.extend(backends_side(network, &backends));
+        findings.extend(clients_side(network, &backends, config));
+        findings.extend(one_armed(network, &backends, config));
+    }
+    findings
+}
+
+fn interfaces(attached: &[AttachedInterface]) -> Finding {
+    let works = attached.iter().filter(|interface| interface.problem().is_none());
+    let names: Vec<_> = works.map(|interface| format!("{} ({})", interface.name, interface.mode.name())).collect();
+    if names.is_empty() {
+        let message = "attached to no interface: no packet is switched";
+        return Finding::fail(INSTANCE, "attached", message, "bgctl attach IFACE");
+    }
+    Finding::ok(INSTANCE, "attached", format!("to {}", names.join(", ")))
+}
+
+/// Replies are restored where they come in; failing that, on their way out to the client by an attached interface.
+fn backends_side(network: &Network, backends: &[u32]) -> Option<Finding> {
+    let missing: Vec<u32> = backends.iter().copied().filter(|index| !network.is_attached(*index)).collect();
+    if missing.is_empty() {
+        return None;
+    }
+    let names = network.names(&missing);
+    let none = if missing.len() == backends.len() {
+        "no attached interface faces the backends"
+    } else {
+        "not all interfaces towards backends are attached"
+    };
+    let message = format!("{none}: they are reached by {names}, and replies from there go by the host's stack");
+    Some(Finding::warn(INSTANCE, "backends' side", message, format!("bgctl attach {}", names.replace(',', ""))))
+}
+
+/// Where the clients are is a guess, so nothing is said as long as an attached interface may face them.
+fn clients_side(network: &Network, backends: &[u32], config: &Config) -> Option<Finding> {
+    let mut clients = network.towards_clients(config);
+    if clients.is_empty() {
+        clients = network.others(&[backends, network.attached()].concat());
+    }
+    let is_for_backends =
+        |index: &u32| backends.iter().any(|backend| backend == index || network.is_port_of(*index, *backend));
+    let may_face_clients = clients.iter().any(|index| network.is_attached(*index))
+        || network.attached().iter().any(|index| !is_for_backends(index));
+    if may_face_clients || clients.is_empty() {
+        return None;
+    }
+    let names = network.names(&clients);
+    let message = format!("no attached interface faces the clients: by the routes, they come by {names}, unswitched");
+    Some(Finding::warn(INSTANCE, "clients' side", message, format!("bgctl attach {}", names.replace(',', ""))))
+}
+
+/// Clients and backends behind one interface: a packet that the host's stack has to forward there makes it tell the
+/// sender of a shorter way, by which the switch is not passed.
+fn one_armed(network: &Network, backends: &[u32], config: &Config) -> Vec<Finding> {
+    let clients = network.towards_clients(config);
+    let is_both = |index: &&u32| clients.contains(index) || network.attached() == [**index];
+    let one_armed = backends.iter().filter(is_both).map(|index| network.name(*index));
+    one_armed.filter_map(|name| send_redirects(&name)).collect()
+}
+
+fn send_redirects(name: &str) -> Option<Finding> {
+    let is_on = |name: &str| {
+        let setting = fs::read_to_string(format!("/proc/sys/net/ipv4/conf/{name}/send_redirects"));
+        setting.is_ok_and(|value| value.trim() != "0")
+    };
+    // The kernel sends them if either is on.
+    (is_on("all") || is_on(name)).then(|| {
+        Finding::warn(
+            name,
+            "send_redirects",
+            "on, and clients and backends are both behind this interface: a reply that the host's stack forwards makes it \
+             send the backend an ICMP redirect, after which the backend answers that client past the switch, and its \
+             connections die",
+            format!("sysctl -w net.ipv4.conf.all.send_redirects=0 net.ipv4.conf.{}.send_redirects=0", name.replace('.', "/")),
+        )
+    })
+}

@@ -1,0 +1,106 @@
+//! The host's routes and neighbours, as far as a packet to one address meets them.
+
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
+
+use super::netlink::{self, attribute, attributes, u16_at, u32_at};
+
+// linux/neighbour.h.
+const NDA_DST: u16 = 1;
+const NUD_INCOMPLETE: u16 = 0x01;
+const NUD_FAILED: u16 = 0x20;
+
+/// Where the host sends packets for an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct NextHop {
+    /// Index of the interface that they leave by.
+    pub(crate) ifindex: u32,
+    /// The router, or the address itself if it is on the link.
+    pub(crate) address: IpAddr,
+}
+
+/// The way to an address.
+pub(crate) fn next_hop(to: IpAddr) -> io::Result<NextHop> {
+    // struct rtmsg: family, length of the destination, and what a look-up does not set.
+    let mut request = vec![0; 12];
+    (request[0], request[1]) = (family(to), if to.is_ipv4() { 32 } else { 128 });
+    request.extend(attribute(libc::RTA_DST, &octets(to)));
+    let answer = netlink::request(libc::RTM_GETROUTE, &request)?;
+    let (mut ifindex, mut address) = (None, to);
+    for (kind, value) in attributes(answer.get(12..).unwrap_or_default()) {
+        match kind {
+            libc::RTA_OIF => ifindex = u32_at(value, 0),
+            libc::RTA_GATEWAY => address = address_of(value).unwrap_or(to),
+            // The router of an IPv4 route may have an IPv6 address: family, then octets.
+            libc::RTA_VIA => address = value.get(2..).and_then(address_of).unwrap_or(to),
+            _ => {}
+        }
+    }
+    let ifindex = ifindex.ok_or(io::ErrorKind::HostUnreachable)?;
+    Ok(NextHop { ifindex, address })
+}
+
+/// What the host knows of a neighbour.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NeighbourState {
+    /// Its MAC address is known.
+    Known,
+    /// Nobody has asked for it, or the answer has been forgotten.
+    Unknown,
+    /// It has been asked for and does not answer.
+    Silent,
+}
+
+/// Looks a neighbour up, without asking for it on the wire.
+pub(crate) fn neighbour(hop: NextHop) -> io::Result<NeighbourState> {
+    // struct ndmsg: family, index, state, flags, type.
+    let mut request = vec![0; 12];
+    request[0] = family(hop.address);
+    request[4..8].copy_from_slice(&hop.ifindex.to_ne_bytes());
+    request.extend(attribute(NDA_DST, &octets(hop.address)));
+    match netlink::request(libc::RTM_GETNEIGH, &request) {
+        Ok(answer) => Ok(match u16_at(&answer, 8) {
+            Some(state) if state & NUD_FAILED != 0 => NeighbourState::Silent,
+            Some(state) if state != 0 && state & NUD_INCOMPLETE == 0 => NeighbourState::Known,
+            _ => NeighbourState::Unknown,
+        }),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(NeighbourState::Unknown),
+        Err(error) => Err(error),
+    }
+}
+
+fn family(address: IpAddr) -> u8 {
+    (if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 }) as u8
+}
+
+fn octets(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    }
+}
+
+fn address_of(octets: &[u8]) -> Option<IpAddr> {
+    match octets.len() {
+        4 => <[u8; 4]>::try_from(octets).ok().map(|octets| Ipv4Addr::from(octets).into()),
+        16 => <[u8; 16]>::try_from(octets).ok().map(|octets| Ipv6Addr::from(octets).into()),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_way_to_an_address_of_this_host_is_the_loopback() {
+        let hop = next_hop(Ipv4Addr::LOCALHOST.into()).unwrap();
+        assert_eq!(hop, NextHop { ifindex: 1, address: Ipv4Addr::LOCALHOST.into() });
+        assert_eq!(
+            neighbour(NextHop { ifindex: 1, address: Ipv4Addr::new(192, 0, 2, 1).into() }).unwrap(),
+            NeighbourState::Unknown
+        );
+    }
+}
