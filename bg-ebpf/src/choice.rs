@@ -6,7 +6,7 @@
 use crate::{
     flow_ref::BackendRef,
     headers::{Headers, IpVersion},
-    lifetime::is_past,
+    lifetime::{is_past, terms},
     tables::Tables,
 };
 use bg_common::{
@@ -85,7 +85,7 @@ fn of_share(share: u16, hash: u32) -> Colour {
 
 #[inline(always)]
 fn has_second_chance(row: &ServiceRow, word: LiveWord, tables: &impl Tables, now: u32) -> bool {
-    tables.terms(row.deployment, word.terms_slot()).is_some_and(|terms| !is_past(terms.second_chance_until, now))
+    terms(row.deployment, word, tables).is_some_and(|terms| !is_past(terms.second_chance_until, now))
 }
 
 #[inline(always)]

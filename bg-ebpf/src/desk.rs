@@ -5,7 +5,6 @@
 //! them for numbers.
 
 use crate::{
-    Action, Verdict,
     forward::LiveReading,
     headers::{Headers, IpVersion},
     tables::{RouteQuery, Tables},
@@ -31,8 +30,8 @@ pub struct Desk<V: IpVersion> {
     pub hash: u32,
     /// Whether an answer may be the first of a flow that is not ours.
     pub begins: bool,
-    /// Whether the packet is to be dropped, having no target.
-    pub dropped: bool,
+    /// [`bg_common::FlowState::IDENTITY`] of the entry that an answer was found by.
+    pub identity: u32,
     /// The packet's five-tuple.
     pub key: V::Key,
     /// The five-tuple of the other direction.
@@ -47,14 +46,6 @@ pub struct Desk<V: IpVersion> {
     pub query: RouteQuery,
     /// Its answer.
     pub hop: NextHop,
-}
-
-impl<V: IpVersion> Desk<V> {
-    /// What becomes of a packet that has no target.
-    #[inline(always)]
-    pub fn verdict(&self) -> Verdict {
-        Verdict { action: if self.dropped { Action::Drop } else { Action::Pass }, ifindex: 0 }
-    }
 }
 
 /// This CPU's desk.

@@ -188,10 +188,14 @@ impl<W: Words> FlowRef<W> {
         self.flow.backend
     }
 
-    /// Whether both are entries of one flow: the same backend, in the same life of its slot.
+    /// Whether this is the reply entry of the flow with this forward entry: the same backend, in the same life of its
+    /// slot, and the same address of its service.
     #[inline(always)]
-    pub fn is_flow_of(&self, other: &Self) -> bool {
-        self.flow.backend == other.flow.backend
+    pub fn is_reply_of(&self, forward: &Self) -> bool {
+        const SAME: u32 = FlowState::REPLY | FlowState::PREVIEW;
+        (self.flow.state.0 ^ forward.flow.state.0) & SAME == FlowState::REPLY
+            && self.is_reply()
+            && self.flow.backend == forward.flow.backend
     }
 
     /// What the entry of the other direction would hold, had it not been lost.
@@ -262,7 +266,8 @@ impl<W: Words> FlowRef<W> {
         (self.flow.last_seen ^ now) >> 4 != 0
     }
 
-    /// The SYN of a forward entry: sequence number as on the wire.
+    /// The SYN of a forward entry: its sequence number as on the wire; see [`crate::lifetime`] for one of an established
+    /// connection.
     #[inline(always)]
     pub fn syn(&self) -> u32 {
         self.flow.note
@@ -274,7 +279,7 @@ impl<W: Words> FlowRef<W> {
         CachedHop(self.flow.note)
     }
 
-    /// Notes a SYN in a forward entry, or a cached hop in a reply entry.
+    /// Notes a SYN that came inside of an established connection in a forward entry, or a cached hop in a reply entry.
     #[inline(always)]
     pub fn set_note(&mut self, note: u32) {
         let times = |note: u32| u64::from(self.flow.last_seen) | u64::from(note) << 32;

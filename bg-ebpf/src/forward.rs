@@ -1,7 +1,7 @@
 //! Client to backend.
 
 use crate::{
-    Action, Hook, Verdict,
+    Hook, Verdict,
     choice::{self, Chosen},
     desk::{Desk, desk},
     flow_ref::{BackendRef, FlowRef},
@@ -130,13 +130,16 @@ fn open<V: IpVersion, T: Tables + FlowTable<V::Key> + Aside<V>>(
     desk: &mut Desk<V>,
     tables: &T,
 ) -> Result<Target, Verdict> {
-    if tables.choose_colour(desk) == 0 {
-        return Err(desk.verdict());
+    let choice = tables.choose_colour(desk);
+    if choice == ColourFound::MissingRow as u32 {
+        return Err(Verdict::drop(tables, Event::MissingRow));
+    }
+    if choice != ColourFound::Yes as u32 {
+        return Err(Verdict::PASS);
     }
     for _ in 0..rolled(CHOICES) {
         let Some(backend) = tables.backend(tables.choose_backend(desk)).map(BackendRef) else {
-            tables.count(Event::MissingRow);
-            return Err(Verdict { action: Action::Drop, ifindex: 0 });
+            return Err(Verdict::drop(tables, Event::MissingRow));
         };
         let target = Target { backend, opened: true };
         // The end of a connection that nobody remembers is passed on, not remembered either.
@@ -180,7 +183,9 @@ pub fn stay<V: IpVersion, T: Tables + FlowTable<V::Key>>(desk: &mut Desk<V>, tab
     if is_other_preview(headers, &flow, backend, tables) {
         return Stay::Over;
     }
-    let mut reply = tables.flow_slowly(&desk.other_key);
+    let there = tables.flow_slowly(&desk.other_key);
+    // Another flow of this client may have taken the place. What happens here is no news of it.
+    let mut reply = there.filter(|reply| reply.is_reply_of(&flow));
     let deployment = backend.deployment();
     let bits = shown_by_client(headers);
     if let Some(reply) = &mut reply {
@@ -199,7 +204,7 @@ pub fn stay<V: IpVersion, T: Tables + FlowTable<V::Key>>(desk: &mut Desk<V>, tab
     }
     flow.seen(now);
     lifetime::note(&mut flow, bits, deployment, tables);
-    if reply.is_some() {
+    if there.is_some() {
         return Stay::Yes;
     }
     desk.new_other = Flow { ports: reply_ports(headers, backend), ..flow.other_direction() };
@@ -218,21 +223,29 @@ fn is_other_preview<V: IpVersion>(
         && tables.vip(vip_row(flow, backend)).is_none_or(|vip| *vip != choice::service_key(headers))
 }
 
-/// Chooses the colour of the packet on the desk, which opens a flow if its destination is a virtual address; false if it
-/// is none.
+/// Whether a colour was found for a packet.
+#[repr(u32)]
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum ColourFound {
+    /// No: its destination is no virtual address.
+    NoService,
+    /// No: the deployment of its service is not there.
+    MissingRow,
+    /// Yes.
+    Yes,
+}
+
+/// Chooses the colour of the packet on the desk, which opens a flow if its destination is a virtual address.
 #[inline(always)]
-pub fn choose_colour<V: IpVersion, T: Tables>(desk: &mut Desk<V>, tables: &T) -> bool {
+pub fn choose_colour<V: IpVersion, T: Tables>(desk: &mut Desk<V>, tables: &T) -> ColourFound {
     let (headers, now, reading) = (&desk.headers, desk.now, desk.reading);
-    desk.dropped = false;
-    let Some(row) = tables.service(&choice::service_key(headers)) else { return false };
+    let Some(row) = tables.service(&choice::service_key(headers)) else { return ColourFound::NoService };
     let word = if reading.deployment == u32::from(row.deployment) {
         reading.word
     } else if let Some(word) = tables.live(row.deployment) {
         word
     } else {
-        tables.count(Event::MissingRow);
-        desk.dropped = true;
-        return false;
+        return ColourFound::MissingRow;
     };
     desk.hash = V::hash(headers);
     let choice = choice::colour(headers, desk.hash, row, word, tables, now);
@@ -250,7 +263,7 @@ pub fn choose_colour<V: IpVersion, T: Tables>(desk: &mut Desk<V>, tables: &T) ->
         note: if headers.opens_connection() { headers.sequence } else { 0 },
         ..Flow::default()
     };
-    true
+    ColourFound::Yes
 }
 
 /// Chooses the backend at the hash on the desk, and lays out the reply's entry. Its slot, or one that there is not.
@@ -332,7 +345,7 @@ pub fn reply_place<V: IpVersion, T: Tables + FlowTable<V::Key>>(desk: &mut Desk<
     let headers = &desk.headers;
     desk.others_key = forward_key::<V>(headers.src, headers.src_port(), vip, headers);
     let is_open = tables.flow_slowly(&desk.others_key).is_some_and(|forward| {
-        forward.is_flow_of(&reply) && lifetime::is_open(&forward, &reply, its.deployment(), tables, desk.now)
+        reply.is_reply_of(&forward) && lifetime::is_open(&forward, &reply, its.deployment(), tables, desk.now)
     });
     if is_open { ReplyPlace::Anothers } else { ReplyPlace::Ours }
 }

@@ -49,6 +49,8 @@ pub struct Headers<V: IpVersion> {
     pub flags: u8,
     /// TCP sequence number as on the wire; zero for UDP.
     pub sequence: u32,
+    /// TCP acknowledgment number as on the wire; zero for UDP.
+    pub acknowledgment: u32,
     /// TTL or hop limit.
     pub hop_limit: u8,
     /// Octets of the IP packet, header included.
@@ -146,6 +148,7 @@ impl IpVersion for V4 {
             protocol,
             flags: 0,
             sequence: 0,
+            acknowledgment: 0,
             hop_limit: ip.ttl,
             ip_len: u16::from_be(load16(&ip.tot_len)) as u32,
         };
@@ -199,6 +202,7 @@ impl IpVersion for V6 {
             protocol,
             flags: 0,
             sequence: 0,
+            acknowledgment: 0,
             hop_limit: ip.hop_limit,
             ip_len: Ipv6Hdr::LEN as u32 + u16::from_be(load16(&ip.payload_len)) as u32,
         };
@@ -253,8 +257,9 @@ fn transport<V: IpVersion>(
             let Some(tcp) = packet.header::<[[u8; 4]; TcpHdr::LEN / 4]>(headers.l4) else {
                 return Parsed::Malformed(headers);
             };
-            let [_, sequence, _, [words, flags, ..], _] = tcp;
+            let [_, sequence, acknowledgment, [words, flags, ..], _] = tcp;
             headers.sequence = load32(sequence);
+            headers.acknowledgment = load32(acknowledgment);
             headers.flags = *flags;
             let header_len = ((words >> 4) as usize) * 4;
             if header_len < TcpHdr::LEN {

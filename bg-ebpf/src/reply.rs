@@ -25,7 +25,8 @@ pub fn restore<V: Rewritable, T: Tables + FlowTable<V::Key> + Aside<V>>(
     let Some(backend) = tables.backend(flow.backend().slot()).map(BackendRef) else {
         return Verdict::drop(tables, Event::MissingRow);
     };
-    if !backend.is(flow.backend()) || flow.state().has(FlowState::GONE) {
+    let may_answer = !flow.state().has(FlowState::GONE) || headers.flags & tcp_flags::SYN != 0;
+    if !backend.is(flow.backend()) || !may_answer {
         return Verdict::PASS;
     }
     let Some(vip) = tables.vip(vip_row(&flow, backend)) else { return Verdict::drop(tables, Event::MissingRow) };
@@ -47,14 +48,19 @@ pub fn restore<V: Rewritable, T: Tables + FlowTable<V::Key> + Aside<V>>(
     // the VIP: the client talks to the backend itself, by a port that it once used for the VIP.
     let begins = silent || headers.flags & tcp_flags::SYN != 0;
     let bits = shown_by_backend(headers);
-    if unlikely(begins || !flow.state().has(bits & ENDS) || flow.is_first_in_span(now)) {
+    // A datagram shows nothing new.
+    let news = match headers.protocol {
+        Protocol::Tcp => bits,
+        Protocol::Udp => 0,
+    };
+    if unlikely(begins || !flow.state().has(news) || flow.is_first_in_span(now)) {
         let Some(desk) = desk::<V>(tables) else { return Verdict::PASS };
         // SAFETY: it is this CPU's, and the packet's that the CPU is at.
         let desk = unsafe { &mut *desk };
         (desk.headers, desk.now) = (*headers, now);
         desk.key = V::key(headers.src, headers.dst, headers.ports, headers.protocol);
         desk.other_key = forward_key::<V>(headers.dst, headers.dst_port(), vip, headers);
-        desk.begins = begins;
+        (desk.begins, desk.identity) = (begins, flow.state().0 & FlowState::IDENTITY);
         let answer = tables.answer(desk);
         if answer == Answer::Foreign as u32 {
             return Verdict::PASS;
@@ -102,20 +108,36 @@ pub enum Answer {
     WithoutForward,
 }
 
+#[inline(always)]
+fn is_answer<V: IpVersion>(forward: &FlowRef, desk: &Desk<V>) -> bool {
+    desk.headers.protocol == Protocol::Udp || lifetime::is_answer_to(forward, &desk.headers)
+}
+
 /// Looks after the forward entry of the flow of the answer on the desk, and notes there how the connection ends.
 #[inline(always)]
 pub fn answer<V: IpVersion, T: Tables + FlowTable<V::Key>>(desk: &mut Desk<V>, tables: &T) -> Answer {
     let (begins, now) = (desk.begins, desk.now);
     let ends = shown_by_backend(&desk.headers) & ENDS;
     let Some(mut flow) = tables.flow_slowly(&desk.key) else { return Answer::Foreign };
+    // Another CPU has just opened a flow in its place, and may not have stored the forward entry yet.
+    if (flow.state().0 ^ desk.identity) & FlowState::IDENTITY != 0 {
+        return Answer::Ours;
+    }
     let Some(backend) = tables.backend(flow.backend().slot()).map(BackendRef) else { return Answer::Foreign };
     let forward = tables.flow_slowly(&desk.other_key);
-    match forward.filter(|forward| forward.is_flow_of(&flow)) {
-        Some(mut forward) if !begins || lifetime::is_open(&forward, &flow, backend.deployment(), tables, now) => {
+    match forward.filter(|forward| flow.is_reply_of(forward)) {
+        Some(mut forward)
+            if is_answer(&forward, desk)
+                && (!begins || lifetime::is_open(&forward, &flow, backend.deployment(), tables, now)) =>
+        {
             forward.note(ends);
+            // It was taken for another's, before the flow was opened or while the backend had the other one.
+            flow.become_state(FlowState(flow.state().0 & !FlowState::GONE));
             Answer::Ours
         }
-        _ if begins => {
+        // Stored in this tick: the forward entry, which comes second, may be on its way.
+        None if begins && flow.idle(now) == 0 => Answer::Ours,
+        forward if begins || forward.is_some_and(|forward| !is_answer(&forward, desk)) => {
             flow.note(FlowState::GONE);
             Answer::Foreign
         }

@@ -67,10 +67,13 @@ pub trait Aside<V: IpVersion>: Tables + FlowTable<V::Key> + Sized {
 
 /// Everything else.
 pub trait Tables: FlowTable<FlowKey4> + FlowTable<FlowKey6> {
-    /// The live word of a deployment. Called once per packet: see `choice.rs`.
+    /// The live word of a deployment. Called once per packet: see `choice.rs`. Its terms are read by
+    /// [`crate::lifetime::terms`].
     fn live(&self, deployment: u16) -> Option<LiveWord>;
     /// The terms of the generation that uses `slot`.
     fn terms(&self, deployment: u16, slot: usize) -> Option<SwitchTerms>;
+    /// Loads before it come before loads after it. Nothing, where one thread runs.
+    fn order(&self) {}
     /// Settings of a deployment.
     fn deployment(&self, deployment: u16) -> Option<&DeploymentRow>;
     /// Whether there may be a service at a virtual address of this hash; see [`crate::choice::filter_hash`].

@@ -20,6 +20,8 @@ pub struct PacketSpec {
     pub flags: u8,
     /// TCP sequence number.
     pub sequence: u32,
+    /// TCP acknowledgment number, sent with [`tcp_flags::ACK`].
+    pub acknowledgment: u32,
     /// TTL or hop limit.
     pub ttl: u8,
     /// What follows the transport header.
@@ -41,6 +43,7 @@ impl PacketSpec {
             protocol: Protocol::Tcp,
             flags,
             sequence: 1,
+            acknowledgment: 2,
             ttl: 64,
             payload: Vec::new(),
             tags: 0,
@@ -76,7 +79,7 @@ impl PacketSpec {
                 tcp = if has(tcp_flags::SYN) { tcp.syn() } else { tcp };
                 tcp = if has(tcp_flags::RST) { tcp.rst() } else { tcp };
                 tcp = if has(0x08) { tcp.psh() } else { tcp };
-                tcp = if has(tcp_flags::ACK) { tcp.ack(7) } else { tcp };
+                tcp = if has(tcp_flags::ACK) { tcp.ack(self.acknowledgment) } else { tcp };
                 tcp.write(&mut bytes, &self.payload).expect("memory takes it");
             }
             Protocol::Udp => {

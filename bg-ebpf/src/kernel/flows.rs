@@ -9,6 +9,11 @@ use bg_ebpf::{
 };
 
 #[cfg(not(feature = "lru"))]
+pub(super) use buckets::order;
+#[cfg(feature = "lru")]
+pub(super) use lru::order;
+
+#[cfg(not(feature = "lru"))]
 mod buckets {
     use super::{Flow, FlowKey4, FlowKey6, FlowRef, FlowTable, RawWords, Stored, World, maps};
     use bg_common::FlowTables;
@@ -30,7 +35,7 @@ mod buckets {
 
     /// Nothing where the kernel's machine keeps loads and stores in order; the verifier knows, and leaves it out.
     #[inline(always)]
-    fn order() {
+    pub(in crate::kernel) fn order() {
         if told!(weakly_ordered) != 0 {
             let mut word = 0_u64;
             // SAFETY: a word of the stack. Exchanges order everything, on any memory.
@@ -127,6 +132,10 @@ mod lru {
     };
     use bg_common::FlowState;
     use bg_ebpf::flow_table::Words as _;
+
+    /// Nothing: this table is for comparisons on x86-64.
+    #[inline(always)]
+    pub(in crate::kernel) fn order() {}
 
     /// Nothing of what is missing is left undefined: the compiler might move it about, and the verifier refuses that.
     #[inline(always)]

@@ -6,7 +6,7 @@
 use super::world::World;
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, TC_ACT_SHOT, TC_ACT_UNSPEC},
+    bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM, TC_ACT_SHOT, TC_ACT_UNSPEC},
     helpers::bpf_redirect,
     macros::classifier,
     programs::TcContext,
@@ -61,14 +61,41 @@ fn run(context: TcContext, direction: Direction) -> i32 {
 }
 
 /// Carries edits out by the kernel's helpers.
+///
+/// What they leave behind is right for each state of `skb->ip_summed`. `CHECKSUM_NONE`: the checksum field alone counts.
+/// `CHECKSUM_PARTIAL`: the field holds the sum of the pseudo-header, which addresses change and ports do not.
+/// `CHECKSUM_COMPLETE`: `skb->csum` is the sum of all octets from the network header on.
+///
+/// | replaced | what keeps `skb->csum` right |
+/// | --- | --- |
+/// | port | the transport checksum, replaced by the opposite |
+/// | IPv4 address | the header checksum takes its change, and `l4_csum_replace` that of the transport checksum, by `BPF_F_PSEUDO_HDR` |
+/// | IPv4 TTL | the header checksum |
+/// | IPv6 address | there is no header checksum, but `l4_csum_replace` takes the change all the same: [`RECOMPUTE`] gives it back |
+/// | IPv6 hop limit | [`RECOMPUTE`] |
+/// | MAC | nothing: `skb->csum` does not cover it on the way in, and on the way out it stays |
+///
+/// A datagram without a checksum is the exception: a port there has no opposite, and nobody looks at `skb->csum`. Linux 6.16
+/// has `BPF_F_IPV6` for the IPv6 address; it counts only where the change is told as one sum, which is not so here.
 struct SkbWriter<'a>(&'a TcContext);
+
+/// Makes a store change `skb->csum` as it changes the octets, where that is a sum of them. Since Linux 4.1.
+const RECOMPUTE: u64 = BPF_F_RECOMPUTE_CSUM as u64;
+
+/// Flags of the helpers that replace an address.
+#[derive(Clone, Copy)]
+struct Flags {
+    checksum: u64,
+    store: u64,
+}
 
 impl SkbWriter<'_> {
     /// Replaces one 32-bit word of an address: in the transport checksum, then in place.
     #[inline(always)]
-    fn replace_address_word(&self, at: usize, checksum: usize, old: u32, new: u32, flags: u64) -> Option<()> {
-        self.0.l4_csum_replace(checksum, old.into(), new.into(), flags | u64::from(BPF_F_PSEUDO_HDR) | 4).ok()?;
-        self.0.store(at, &new, 0).ok()
+    fn replace_address_word(&self, at: usize, checksum: usize, old: u32, new: u32, flags: Flags) -> Option<()> {
+        let pseudo = flags.checksum | u64::from(BPF_F_PSEUDO_HDR) | 4;
+        self.0.l4_csum_replace(checksum, old.into(), new.into(), pseudo).ok()?;
+        self.0.store(at, &new, flags.store).ok()
     }
 }
 
@@ -80,7 +107,7 @@ impl Writer for SkbWriter<'_> {
         let (old, Addr(new)) = (V::widen(old_address).0, V::widen(edit.address));
         let checksum = headers.l4 + checksum_offset(headers.protocol);
         // A UDP checksum of zero stays, and a computed zero is sent as its twin.
-        let flags = match headers.protocol {
+        let mangled = match headers.protocol {
             Protocol::Udp => BPF_F_MARK_MANGLED_0.into(),
             Protocol::Tcp => 0,
         };
@@ -88,6 +115,7 @@ impl Writer for SkbWriter<'_> {
             bg_common::Family::V4 => {
                 let check = headers.l3 + offset_of!(Ipv4Hdr, check);
                 context.l3_csum_replace(check, old[0].into(), new[0].into(), 4).ok()?;
+                let flags = Flags { checksum: mangled, store: 0 };
                 self.replace_address_word(headers.l3 + edit.end.v4_offset(), checksum, old[0], new[0], flags)?;
                 if edit.hop.is_some() {
                     // TTL and protocol share a word of the checksum.
@@ -99,17 +127,18 @@ impl Writer for SkbWriter<'_> {
             }
             bg_common::Family::V6 => {
                 let at = headers.l3 + edit.end.v6_offset();
+                let flags = Flags { checksum: mangled, store: RECOMPUTE };
                 self.replace_address_word(at, checksum, old[0], new[0], flags)?;
                 self.replace_address_word(at + 4, checksum, old[1], new[1], flags)?;
                 self.replace_address_word(at + 8, checksum, old[2], new[2], flags)?;
                 self.replace_address_word(at + 12, checksum, old[3], new[3], flags)?;
                 if edit.hop.is_some() {
                     let hop_limit = headers.hop_limit.wrapping_sub(1);
-                    context.store(headers.l3 + offset_of!(Ipv6Hdr, hop_limit), &hop_limit, 0).ok()?;
+                    context.store(headers.l3 + offset_of!(Ipv6Hdr, hop_limit), &hop_limit, RECOMPUTE).ok()?;
                 }
             }
         }
-        context.l4_csum_replace(checksum, old_port.0.into(), edit.port.0.into(), flags | 2).ok()?;
+        context.l4_csum_replace(checksum, old_port.0.into(), edit.port.0.into(), mangled | 2).ok()?;
         context.store(headers.l4 + edit.end.port_offset(), &edit.port.0, 0).ok()?;
         if edit.hop.is_some() {
             context.store(0, &ethernet::macs_towards(edit.hop), 0).ok()?;

@@ -1,6 +1,6 @@
 //! [`Tables`] by BPF maps and helpers.
 
-use super::maps;
+use super::{flows, maps};
 use aya_ebpf::{
     bindings::{__sk_buff, BPF_FIB_LKUP_RET_SUCCESS, xdp_md},
     btf_maps::lpm_trie::Key as PrefixKey,
@@ -58,6 +58,11 @@ impl<const XDP: bool> Tables for World<XDP> {
         let both = maps::TERMS.get(deployment.into())?;
         // Not by index: the compiler's bound check would be a panic.
         Some(if slot == 0 { both[0] } else { both[1] })
+    }
+
+    #[inline(always)]
+    fn order(&self) {
+        flows::order();
     }
 
     #[inline(always)]

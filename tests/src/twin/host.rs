@@ -7,11 +7,12 @@ use bg_common::{
 };
 use bg_ebpf::{
     Direction, Frame, Verdict,
+    desk::Desk,
     flow_ref::{FlowRef, RawWords},
     flow_table::{Stored, Words as _},
     headers::{V4, V6},
     packet::Packet,
-    process,
+    process, reply,
     tables::{Aside, FlowTable, RouteQuery, Tables},
 };
 use std::{
@@ -37,7 +38,12 @@ pub struct Host {
     /// How often each deployment's live word was read since the last frame began.
     live_reads: RefCell<HashMap<u16, u32>>,
     desk: UnsafeCell<[u64; bg_ebpf::desk::WORDS]>,
+    /// What another CPU does between an answer's look-up and the closer look at it, once.
+    meanwhile: Cell<Option<Meanwhile>>,
 }
+
+/// See [`Host::meanwhile`].
+type Meanwhile = Box<dyn FnOnce(&Host)>;
 
 impl Host {
     /// Loads a scenario at a moment of the clock.
@@ -60,6 +66,7 @@ impl Host {
             traffic: RefCell::default(),
             live_reads: RefCell::default(),
             desk: UnsafeCell::new([0; bg_ebpf::desk::WORDS]),
+            meanwhile: Cell::new(None),
         }
     }
 
@@ -101,6 +108,16 @@ impl Host {
         let of4 = flows4.iter().map(|(key, entry)| comparable(key4(key), flow(entry)));
         let of6 = flows6.iter().map(|(key, entry)| comparable(key6(key), flow(entry)));
         of4.chain(of6).collect()
+    }
+
+    /// Stores an entry of an IPv4 flow, as another CPU may do at any time.
+    pub fn store(&self, key: &FlowKey4, flow: &Flow) {
+        put(&self.flows4, key, flow, true);
+    }
+
+    /// What another CPU does while the next answer that needs a closer look is between its look-up and that.
+    pub fn meanwhile(&self, what: impl FnOnce(&Self) + 'static) {
+        self.meanwhile.set(Some(Box::new(what)));
     }
 
     /// Forgets all flows.
@@ -158,9 +175,10 @@ fn put<K: Eq + Hash + Copy>(table: &Entries<K>, key: &K, flow: &Flow, replaces: 
     if !replaces && entries.contains_key(key) {
         return Stored::No;
     }
-    let words = Flow { state: flow.state.with(FlowState::LIVE), ..*flow }.words();
     // In place: who has found it may still look at it.
-    *entries.entry(*key).or_default().get_mut() = words;
+    let words = entries.entry(*key).or_default().get_mut();
+    let version = Flow::from_words(*words).state.next(FlowState::LIVE);
+    *words = Flow { state: FlowState(flow.state.0 & !FlowState::IDENTITY | version.0), ..*flow }.words();
     Stored::Yes
 }
 
@@ -185,7 +203,14 @@ macro_rules! flow_table {
 flow_table!(FlowKey4, flows4);
 flow_table!(FlowKey6, flows6);
 
-impl Aside<V4> for Host {}
+impl Aside<V4> for Host {
+    fn answer(&self, desk: &mut Desk<V4>) -> u32 {
+        if let Some(what) = self.meanwhile.take() {
+            what(self);
+        }
+        reply::answer(desk, self) as u32
+    }
+}
 impl Aside<V6> for Host {}
 
 impl Tables for Host {

@@ -31,7 +31,12 @@ pub type Flows = BTreeMap<Vec<u8>, Flow>;
 /// A key and its entry as [`Flows`] holds them: without ticks, cached next hops, and what is the table's business.
 fn comparable(key: &[u8], flow: Flow) -> (Vec<u8>, Flow) {
     let state = FlowState(flow.state.0 & !FlowState::IDENTITY);
-    let note = if state.has(FlowState::REPLY) { 0 } else { flow.note };
+    let note = match state {
+        state if state.has(FlowState::REPLY) => 0,
+        // Half of it may be the tick at which a doubtful SYN came.
+        state if state.has(FlowState::ESTABLISHED) => flow.note >> 16,
+        _ => flow.note,
+    };
     (key.to_vec(), Flow { state, last_seen: 0, note, ..flow })
 }
 

@@ -6,9 +6,11 @@
 //! - `races`: who reads, writes, notes and removes at the same time.
 //! - `stopped`: a writer that is stopped half-way.
 //! - `rules`: who gives way to whom; the table beside a map.
+//! - `live_word`: the live word and its terms, which are read under the same rules.
 //! - `spread`: how evenly five-tuples of all kinds are spread, and how seldom an open flow is pushed out.
 
 mod cells;
+mod live_word;
 mod memory;
 mod races;
 mod rules;
