@@ -137,6 +137,21 @@ fn other_shells_get_their_scripts() {
         ("powershell", "Register-ArgumentCompleter"),
     ] {
         let script = stdout(bgctl(&["completions", shell]));
-        assert!(script.contains("BGCTL_COMPLETE") && script.contains(part), "{shell}: {script}");
+        assert!(script.contains("COMPLETE") && script.contains(part), "{shell}: {script}");
+    }
+}
+
+#[test]
+fn a_variable_of_somebody_else_does_not_turn_a_command_into_a_question() {
+    let directory = tempfile::tempdir().unwrap();
+    for words in [&["history"][..], &["check", "-c", "missing.toml"], &["--version"]] {
+        let run = |complete: &str| {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_bgctl"));
+            command.args(words).env("BGCTL_STATE_DIR", directory.path()).env("COMPLETE", complete);
+            let output = command.output().unwrap();
+            (output.status.code(), output.stdout, output.stderr)
+        };
+        assert_eq!(run("bash"), run(""), "{words:?}");
+        assert_eq!(run("1"), run(""), "{words:?}");
     }
 }

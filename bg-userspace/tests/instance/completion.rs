@@ -65,6 +65,6 @@ fn bash_knows_deployments_colours_and_interfaces_in_their_places() {
 
     // Fish shows what a word stands for; it speaks the same protocol.
     let words = ["--", "bgctl", "--pin-root", lab.paths.pin_root.to_str().unwrap(), "switch", "ma"];
-    let output = Command::new(env!("CARGO_BIN_EXE_bgctl")).args(words).env("BGCTL_COMPLETE", "fish").output().unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_bgctl")).args(words).env("COMPLETE", "fish").output().unwrap();
     assert_eq!(String::from_utf8_lossy(&output.stdout).trim_end(), "mail\tblue is live");
 }

@@ -10,12 +10,21 @@ use bg_userspace::{
     config::{self, Config},
     net,
 };
-use clap_complete::{CompletionCandidate, env::Shells};
+use clap_complete::{CompleteEnv, CompletionCandidate, env::Shells};
 
-use crate::{args::USUAL_CONFIG, output};
+use crate::{args::USUAL_CONFIG, help, output};
 
-/// The variable by which the shell's script asks for candidates.
-pub(crate) const VARIABLE: &str = "BGCTL_COMPLETE";
+/// The variable by which the shell's script asks for candidates; clap's convention.
+const VARIABLE: &str = "COMPLETE";
+
+/// Answers a shell that asks, and does not return then. The variable's name is anybody's, so a line is only taken for
+/// a question if it looks like one: it has no words, or `--` is the first.
+pub(crate) fn answer() {
+    let is_question = std::env::args_os().nth(1).is_none_or(|word| word == "--");
+    if is_question {
+        CompleteEnv::with_factory(help::grammar).var(VARIABLE).bin("bgctl").completer("bgctl").complete();
+    }
+}
 
 /// Prints the script that makes a shell ask.
 pub(crate) fn print_script(shell: clap_complete::Shell) -> anyhow::Result<()> {

@@ -13,11 +13,9 @@ use std::process::ExitCode;
 
 use bg_userspace::config::ConfigError;
 use clap::FromArgMatches as _;
-use clap_complete::CompleteEnv;
 
 fn main() -> ExitCode {
-    // Does nothing unless a shell asks for candidates.
-    CompleteEnv::with_factory(help::grammar).var(complete::VARIABLE).complete();
+    complete::answer();
     let args = args::Args::from_arg_matches(&help::grammar().get_matches()).unwrap_or_else(|error| error.exit());
     args.global.choose_colours();
     match cmd::run(&args) {
