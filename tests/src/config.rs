@@ -2,13 +2,15 @@
 
 use crate::{
     server::{HTTP_PORT, UDP_PORT},
-    topology::{Lab, address},
+    topology::{Backend, Lab, address},
 };
 use bg_common::Colour;
 use std::net::{IpAddr, SocketAddr};
 
 /// The deployment that labs switch.
 pub const DEPLOYMENT: &str = "shop";
+/// The deployment before it, which no lab switches.
+pub const NEIGHBOUR: &str = "mail";
 /// Port at the VIP of the HTTP service.
 pub const VIP_HTTP_PORT: u16 = 80;
 /// Port at the VIP of the UDP service.
@@ -26,9 +28,39 @@ pub fn udp_vip(address: IpAddr) -> SocketAddr {
     SocketAddr::new(address, VIP_UDP_PORT)
 }
 
-/// The deployment [`DEPLOYMENT`] of a lab: HTTP with a preview address and UDP, over IPv4 and IPv6, with
-/// the client's second address as a tester.
+/// The configuration of labs: [`NEIGHBOUR`], which is the first, and [`DEPLOYMENT`], which is what is tested. So nothing
+/// is right by chance because there is only one deployment, or because it is the first.
 pub fn shop(lab: &Lab, mode: &str, deployment_keys: &str) -> String {
+    neighbour(lab, mode) + &shop_alone(lab, mode, deployment_keys)
+}
+
+/// The deployment [`NEIGHBOUR`]: the same machines, and otherwise everything else than the other deployment has. Green
+/// is live.
+pub fn neighbour(lab: &Lab, mode: &str) -> String {
+    let mut config = format!(
+        "[deployments.{NEIGHBOUR}]\ninitial = \"green\"\non_switch = \"cut\"\ndrain_timeout = \"1h\"\n\
+         tcp_idle_timeout = \"1h\"\nudp_idle_timeout = \"5s\"\ntesters = [\"192.0.2.200\", \"2001:db8:77::/48\"]\n"
+    );
+    for (family, vip) in [address::NEIGHBOUR_V4, address::NEIGHBOUR_V6].into_iter().enumerate() {
+        let [blue, green] = Colour::ALL.map(|colour| backends(lab, family, colour, HTTP_PORT));
+        config += &format!(
+            "\n[[deployments.{NEIGHBOUR}.services]]\nvip = \"{}\"\nprotocol = \"tcp\"\nmode = \"{mode}\"\n\
+             blue = [{blue}]\ngreen = [{green}]\n",
+            http_vip(vip)
+        );
+    }
+    config + "\n"
+}
+
+fn backends(lab: &Lab, family: usize, colour: Colour, port: u16) -> String {
+    let of_colour = lab.backends.iter().filter(|backend| backend.colour == colour);
+    let address = |backend: &Backend| format!("\"{}\"", SocketAddr::new(backend.addresses[family], port));
+    of_colour.map(address).collect::<Vec<_>>().join(", ")
+}
+
+/// [`DEPLOYMENT`] alone: HTTP with a preview address and UDP, over IPv4 and IPv6, with
+/// the client's second address as a tester.
+pub fn shop_alone(lab: &Lab, mode: &str, deployment_keys: &str) -> String {
     let mut config = format!(
         "[deployments.{DEPLOYMENT}]\ntesters = [\"{}/24\", \"{}/48\"]\n{deployment_keys}\n",
         address::TESTER_V4.to_string().replace(".2", ".0"),
@@ -36,13 +68,6 @@ pub fn shop(lab: &Lab, mode: &str, deployment_keys: &str) -> String {
     );
     for (family, vip) in [address::VIP_V4, address::VIP_V6].into_iter().enumerate() {
         let version = if vip.is_ipv4() { 4 } else { 6 };
-        let backends = |colour: Colour, port: u16| {
-            let of_colour = lab.backends.iter().filter(|backend| backend.colour == colour);
-            of_colour
-                .map(|backend| format!("\"{}\"", SocketAddr::new(backend.addresses[family], port)))
-                .collect::<Vec<_>>()
-                .join(", ")
-        };
         for (name, protocol, vip_port, port) in
             [("web", "tcp", VIP_HTTP_PORT, HTTP_PORT), ("echo", "udp", VIP_UDP_PORT, UDP_PORT)]
         {
@@ -50,8 +75,8 @@ pub fn shop(lab: &Lab, mode: &str, deployment_keys: &str) -> String {
                 "\n[[deployments.{DEPLOYMENT}.services]]\nname = \"{name}{version}\"\nvip = \"{}\"\n\
                  protocol = \"{protocol}\"\nmode = \"{mode}\"\nblue = [{}]\ngreen = [{}]\n",
                 SocketAddr::new(vip, vip_port),
-                backends(Colour::Blue, port),
-                backends(Colour::Green, port),
+                backends(lab, family, Colour::Blue, port),
+                backends(lab, family, Colour::Green, port),
             );
             if protocol == "tcp" {
                 config += &format!("preview = \"{}\"\n", SocketAddr::new(vip, PREVIEW_PORT));

@@ -52,12 +52,12 @@ impl SwitchInstant {
         switch: impl FnOnce() -> Result<()> + Send,
     ) -> Result<Self> {
         allow_descriptors(Self::MAX_PROBES as u64 + 1000)?;
-        let (stop, before) = (AtomicBool::new(false), live.word(0));
+        let (stop, before) = (AtomicBool::new(false), live.word());
         thread::scope(|scope| {
             let prober = scope.spawn(|| client.enter(|| probe(server, &stop))?);
             let watcher = scope.spawn(|| {
                 hurry();
-                while live.word(0) == before && !stop.load(Ordering::Relaxed) {
+                while live.word() == before && !stop.load(Ordering::Relaxed) {
                     thread::yield_now();
                 }
                 monotonic_ns()
@@ -71,7 +71,7 @@ impl SwitchInstant {
             let stored_ns = watcher.join().map_err(|_| anyhow!("the watcher panicked"))?;
             let probes = prober.join().map_err(|_| anyhow!("the prober panicked"))??;
             switched?;
-            if live.word(0) == before {
+            if live.word() == before {
                 bail!("the live word did not change");
             }
             Ok(Self { stored_ns, returned_ns, command, probes })

@@ -69,10 +69,10 @@ impl NewFlows {
 
 /// Asks over a flow, between two readings of the live word.
 pub fn ask(flow: &Echo, payload: &str, live: &Live) -> Result<Asked> {
-    let before = live.word(0);
+    let before = live.word();
     let sent_ns = monotonic_ns();
     flow.send(payload)?;
     let answer = flow.receive(payload).ok();
     let answered_ns = monotonic_ns();
-    Ok(Asked { before, sent_ns, answer, answered_ns, after: live.word(0) })
+    Ok(Asked { before, sent_ns, answer, answered_ns, after: live.word() })
 }

@@ -2,8 +2,9 @@
 
 use crate::{
     bgctl::Bgctl,
-    config::shop,
+    config::{NEIGHBOUR, shop},
     live::Live,
+    neighbour::Neighbour,
     server::Server,
     topology::{Fabric, Lab},
 };
@@ -14,6 +15,7 @@ use anyhow::Result;
 pub struct Ready {
     /// The real bgctl on the edge.
     pub bgctl: Bgctl,
+    neighbour: Option<Neighbour>,
     _servers: Vec<Server>,
     /// The network.
     pub lab: Lab,
@@ -33,7 +35,22 @@ impl Ready {
         let bgctl = lab.bgctl()?;
         bgctl.run(&[&["attach", "--mode", attach_mode], lab.interfaces.as_slice()].concat())?;
         bgctl.apply(config)?;
-        Ok(Self { bgctl, _servers: servers, lab })
+        let has_neighbour = config.contains(&format!("[deployments.{NEIGHBOUR}]"));
+        let neighbour = if has_neighbour { Some(Neighbour::open(&lab)?) } else { None };
+        Ok(Self { bgctl, neighbour, _servers: servers, lab })
+    }
+
+    /// Proves that nothing that was done to the deployment under test has reached the other one.
+    pub fn neighbour_is_undisturbed(&self) -> Result<()> {
+        self.neighbour().is_undisturbed(&self.bgctl)
+    }
+
+    /// The connections of the deployment that is not under test.
+    ///
+    /// # Panics
+    /// If the configuration has no such deployment.
+    pub fn neighbour(&self) -> &Neighbour {
+        self.neighbour.as_ref().expect("the configuration is that of `shop`")
     }
 
     /// The live words, as the programs read them.

@@ -249,12 +249,12 @@ fn an_apply_that_is_killed_is_completed_by_the_next_while_traffic_flows() -> Res
     bgctl.run(&["apply", "-c", &few])?;
     unnoticed(&ready, &[UNCONCERNED, CONCERNED], || {
         for round in 0..rounds() {
-            let (wanted, services) = [(&many, 4 + 1 + 1 + 300), (&few, 4 + 1 + 1)][round % 2];
+            let (wanted, services) = [(&many, 2 + 4 + 1 + 1 + 300), (&few, 2 + 4 + 1 + 1)][round % 2];
             killer.kill_and_repeat(bgctl, &["apply", "-c", wanted])?;
             assert_eq!(bgctl.run(&["plan", "-c", wanted])?.lines().count(), 1, "nothing is left to do");
             let status = bgctl.json(&["status"])?;
             assert_eq!(all_services(&status), services);
-            if services > 6 {
+            if services > 8 {
                 let server = SocketAddr::new(address::VIP_V4, 20_299);
                 assert_eq!(Echo::open(&ready.lab.client, server)?.ask("new")?.colour, Colour::Blue);
             }
@@ -262,7 +262,7 @@ fn an_apply_that_is_killed_is_completed_by_the_next_while_traffic_flows() -> Res
         Ok(())
     })?;
     killer.assert_was_deadly();
-    Ok(())
+    ready.neighbour_is_undisturbed()
 }
 
 fn all_services(status: &Value) -> usize {
@@ -307,5 +307,5 @@ fn a_switch_that_is_killed_is_completed_by_the_next_and_the_journal_knows_it() -
     let of = |action: &str| records.iter().filter(|record| record["action"] == action).count();
     println!("{} switches were recorded by themselves, {} were found", of("switch"), of("recovered"));
     assert_eq!((of("apply"), of("switch") + of("recovered")), (1, 1 + rounds));
-    Ok(())
+    ready.neighbour_is_undisturbed()
 }

@@ -5,7 +5,7 @@ use anyhow::{Context, Result};
 use bg_common::Colour;
 use bg_tests::{
     Fabric, Lab, Live, Ready, SwitchInstant, address,
-    config::{DEPLOYMENT, http_vip, shop, udp_vip},
+    config::{DEPLOYMENT, NEIGHBOUR, http_vip, shop, udp_vip},
     load::{Echo, KeepAlive},
 };
 use std::{
@@ -53,7 +53,7 @@ fn open_flows_move_at_once(ready: &Ready, vip: IpAddr) -> Result<()> {
         assert!(after < Duration::from_millis(100), "the reset took {after:?}; a round trip here is far below that");
         assert_eq!(ask(&mut connect(lab, http_vip(vip))?)?, old.other().name(), "the next connection");
     }
-    Ok(())
+    ready.neighbour_is_undisturbed()
 }
 
 #[test]
@@ -104,6 +104,41 @@ fn kept_connections_come_again_on_the_new_colour_and_lose_one_request_each() -> 
     assert_eq!(counts.failures, 0, "{:?}", counts.first_failures);
     assert_eq!(counts.strayed, 0, "an answer of the other colour over an open connection");
     assert_eq!(counts.cut, 10 * clients as u64);
+    ready.neighbour_is_undisturbed()
+}
+
+/// What belongs to which deployment, told from outside: by cuts of each, and by a tester's flow.
+#[test]
+fn each_deployment_is_governed_by_its_own_word() -> Result<()> {
+    let ready = Ready::native("")?;
+    let (lab, bgctl) = (&ready.lab, &ready.bgctl);
+    for vip in [address::VIP_V4, address::VIP_V6] {
+        let (udp, mut tcp) = (Echo::open(&lab.client, udp_vip(vip))?, connect(lab, http_vip(vip))?);
+        let from = SocketAddr::new(if vip.is_ipv4() { address::TESTER_V4 } else { address::TESTER_V6 }, 0);
+        let tester = lab.client.enter(|| Echo::open_from(from, udp_vip(vip)))??;
+        let old = udp.ask("before")?.colour;
+        assert_eq!((ask(&mut tcp)?.as_str(), tester.ask("before")?.colour), (old.name(), old.other()));
+        let flows = bgctl.json(&["flows", DEPLOYMENT])?;
+        let flows = flows["flows"].as_array().context("no flows")?;
+        let of = |via: &str| flows.iter().filter(|flow| flow["deployment"] == DEPLOYMENT && flow["via"] == via).count();
+        assert!(of("user") >= 2 && of("tester") >= 1 && of("user") + of("tester") == flows.len(), "{flows:#?}");
+        assert!(bgctl.deployment(DEPLOYMENT)?["flows"][old.other().name()].as_u64() >= Some(1), "the tester's");
+
+        bgctl.run(&CUT)?;
+        assert_eq!(udp.ask("after")?.colour, old.other());
+        assert_eq!(tester.ask("after")?.colour, old, "a tester's flow does not stay on a colour that becomes live");
+        assert!(ask(&mut tcp).is_err(), "the connection was cut");
+        ready.neighbour_is_undisturbed()?;
+    }
+    // And the other way round: a cut of the first ends its own flows, and none of the second.
+    let (udp, mut tcp) = (Echo::open(&lab.client, udp_vip(address::VIP_V4))?, connect(lab, http_vip(address::VIP_V6))?);
+    let (colour, of_tcp) = (udp.ask("before")?.colour, ask(&mut tcp)?);
+    bgctl.run(&["switch", NEIGHBOUR, "--on-switch", "cut"])?;
+    assert!(ready.neighbour().is_reset());
+    assert_eq!((udp.ask("after")?.colour, ask(&mut tcp)?), (colour, of_tcp));
+    let (shop, mail) = (bgctl.deployment(DEPLOYMENT)?, bgctl.deployment(NEIGHBOUR)?);
+    assert_eq!((&shop["generation"], &mail["generation"]), (&3.into(), &2.into()));
+    assert_eq!((&shop["live"], &mail["live"]), (&"blue".into(), &"blue".into()));
     Ok(())
 }
 

@@ -122,7 +122,7 @@ fn a_tcp_client_in_the_middle_of_a_transfer_is_reset_and_then_reaches_the_new_co
         let to = [Colour::Green, Colour::Blue][round % 2];
         let mut client = Client::connect(lab, SocketAddr::new(address::VIP_V4, DOWNLOAD_PORT))?;
         assert_eq!(client.line()?, to.other());
-        let before = live.word(0);
+        let before = live.word();
         let (received, error, since_store, returned) = thread::scope(|scope| -> Result<_> {
             let transfer = scope.spawn(|| {
                 let (mut received, mut stored) = (0, None);
@@ -133,7 +133,7 @@ fn a_tcp_client_in_the_middle_of_a_transfer_is_reset_and_then_reaches_the_new_co
                         break (received, ErrorKind::TimedOut, stored, Instant::now());
                     }
                     let result = client.stream.read(&mut buffer);
-                    if stored.is_none() && live.word(0) != before {
+                    if stored.is_none() && live.word() != before {
                         stored = Some(Instant::now());
                     }
                     match result {

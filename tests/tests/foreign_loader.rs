@@ -118,7 +118,7 @@ fn bpftool_alone_loads_attaches_fills_and_switches() -> Result<()> {
     instance.put("services", bytes_of(&key), bytes_of(&ServiceRow { tables, ..ServiceRow::zeroed() }))?;
     lab.interfaces.iter().try_for_each(|interface| instance.attach(interface))?;
 
-    let live = Live::open(lab.sandbox.pin_root())?;
+    let live = Live::first(lab.sandbox.pin_root())?;
     let mut flows = NewFlows::new(vip, &[address::CLIENT_V4], 2000..3000);
     let stays = lab.client.enter(|| Echo::open_from(SocketAddr::new(address::CLIENT_V4, 1999), vip))??;
     assert_eq!(stays.ask("before")?.colour, Colour::Blue);

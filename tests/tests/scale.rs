@@ -2,7 +2,10 @@
 
 use anyhow::Result;
 use bg_common::Colour;
-use bg_tests::{Fabric, Lab, Live, SwitchInstant, address, config::DEPLOYMENT};
+use bg_tests::{
+    Fabric, Lab, Live, SwitchInstant, address,
+    config::{DEPLOYMENT, neighbour},
+};
 use std::{
     fmt::Write,
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -15,7 +18,7 @@ const BACKENDS: u8 = 100;
 /// Services on ports of one VIP. Those on the port of the echo lead to the lab's backends; the others to
 /// machines that are not there.
 fn config(lab: &Lab, changed: Option<u16>) -> String {
-    let mut config = format!("[deployments.{DEPLOYMENT}]\n");
+    let mut config = neighbour(lab, "nat") + &format!("[deployments.{DEPLOYMENT}]\n");
     for service in 0..SERVICES {
         let vip = SocketAddr::new(address::VIP_V4, 10_000 + service);
         write!(config, "[[deployments.{DEPLOYMENT}.services]]\nvip = \"{vip}\"\nprotocol = \"udp\"\nmode = \"nat\"\n")

@@ -3,7 +3,7 @@
 
 use anyhow::Result;
 use bg_tests::{
-    Fabric, Lab, Offloads, address,
+    Fabric, Lab, Neighbour, Offloads, address,
     config::{DEPLOYMENT, http_vip, shop},
     load::{Fresh, Wrk},
     tcp_counter,
@@ -23,6 +23,7 @@ fn nobody_notices(lab: &Lab, mode: &str, service_mode: &str, vip: IpAddr) -> Res
     let bgctl = lab.bgctl()?;
     bgctl.run(&[&["attach"], lab.interfaces.as_slice(), &["--mode", mode]].concat())?;
     bgctl.apply(&shop(lab, service_mode, ""))?;
+    let neighbour = Neighbour::open(lab)?;
 
     let server = http_vip(vip);
     let whole = EVERY * SWITCHES + Duration::from_secs(8);
@@ -48,6 +49,7 @@ fn nobody_notices(lab: &Lab, mode: &str, service_mode: &str, vip: IpAddr) -> Res
     assert!(fresh.answers.iter().all(|&answers| answers > 1000), "{fresh:?}");
     assert!(wrk.requests > 20_000, "{wrk:?}");
     assert!(took < EVERY * SWITCHES * 3 / 2, "{SWITCHES} switches took {took:?}");
+    neighbour.is_undisturbed(&bgctl)?;
     let status = bgctl.json(&["status"])?;
     let drops = status["drops"].as_object().expect("drops is an object");
     assert!(drops.values().all(|count| count == 0), "{status}");

@@ -119,7 +119,7 @@ fn two_services_never_disagree_and_no_flow_is_decided_by_the_old_word_after_the_
     }
     println!("{} switches, {between} questions sent while one was under way", switches.len());
     assert!(between > switches.len(), "too few questions were sent while a switch was under way: {between}");
-    Ok(())
+    ready.neighbour_is_undisturbed()
 }
 
 /// `during` are the questions sent from the start of the switch to that of the next one. Returns how many

@@ -30,6 +30,9 @@ pub const ROUTER_V6: IpAddr = v6(0xb, [0, 2]);
 /// Where services are found.
 pub const VIP_V4: IpAddr = v4(203, 0, 113, 10);
 pub const VIP_V6: IpAddr = v6(0xf, [0, 0x10]);
+/// Where services of the deployment are found that is not under test.
+pub const NEIGHBOUR_V4: IpAddr = v4(203, 0, 113, 20);
+pub const NEIGHBOUR_V6: IpAddr = v6(0xf, [0, 0x20]);
 
 /// Name, colour and addresses of the backends.
 pub const BACKENDS: [(&str, Colour, [IpAddr; 2]); 4] = [

@@ -8,7 +8,11 @@ mod websocket;
 
 use anyhow::{Context, Result};
 use bg_common::Colour;
-use bg_tests::{Backend, Bgctl, Fabric, Lab, address::VIP_V4, config::DEPLOYMENT};
+use bg_tests::{
+    Backend, Bgctl, Fabric, Lab,
+    address::VIP_V4,
+    config::{DEPLOYMENT, neighbour},
+};
 use iperf::Iperf;
 use postgres::{Postgres, Session};
 use std::{
@@ -82,7 +86,7 @@ fn open_connections_stay(lab: &Lab, mode: &str) -> Result<()> {
     let _iperfs = ports.map(|(backend, port)| iperf::serve(backend, port)).collect::<Result<Vec<_>>>()?;
     let bgctl = lab.bgctl()?;
     bgctl.run(&[&["attach", "--mode", mode], lab.interfaces.as_slice()].concat())?;
-    bgctl.apply(&config(&backends))?;
+    bgctl.apply(&(neighbour(lab, "nat") + &config(&backends)))?;
 
     let mut stream = Iperf::start(lab, VIP_V4, IPERF[0])?;
     let mut transaction = Session::open(lab, VIP_V4)?;

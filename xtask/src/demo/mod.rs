@@ -16,7 +16,7 @@ use anyhow::{Result, bail};
 use bg_common::Colour;
 use bg_tests::{
     Bgctl, Fabric, Lab, Live, Process, SwitchInstant, address,
-    config::{DEPLOYMENT, http_vip, shop, udp_vip},
+    config::{DEPLOYMENT, http_vip, shop_alone, udp_vip},
     load::{Echo, Fresh, KeepAlive},
     sweep,
 };
@@ -78,7 +78,7 @@ fn show(keep: bool) -> Result<()> {
     let bgctl = lab.bgctl_at(built_bgctl());
     say("native XDP on both network cards of the edge, and a configuration");
     typed(&bgctl, &["attach", "front", "back", "--mode", "native"])?;
-    let config = bgctl.write_config(&shop(&lab, "nat", "drain_timeout = \"10m\""))?;
+    let config = bgctl.write_config(&shop_alone(&lab, "nat", "drain_timeout = \"10m\""))?;
     typed(&bgctl, &["apply", "-c", &config])?;
 
     let summary = play(&lab, &bgctl)?;
