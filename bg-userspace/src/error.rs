@@ -190,7 +190,7 @@ pub enum Error {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// One of several interfaces could not be attached to, so none is.
-    #[error("nothing has been attached, {} neither", interfaces.join(", "))]
+    #[error("nothing is attached now that was not before: {} had been, and was taken off again", interfaces.join(", "))]
     Undone {
         /// Those that were attached to, and are not any more.
         interfaces: Vec<String>,

@@ -3,7 +3,10 @@
 use serde::Serialize;
 
 use super::{AttachedMode, Hook, OtherProgram, PinnedLink, others::others, pinned::pinned_links};
-use crate::{Error, Paths, net};
+use crate::{
+    Error, Paths,
+    net::{self, Interface},
+};
 
 /// Whether an interface still carries the programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -63,45 +66,57 @@ impl AttachedInterface {
 
 /// The interfaces that an instance was attached to, by name.
 pub(crate) fn attached_interfaces(paths: &Paths) -> Result<Vec<AttachedInterface>, Error> {
-    let links = pinned_links(paths)?;
-    let present = if links.is_empty() { Vec::new() } else { net::interfaces()? };
-    let mut interfaces = Vec::new();
-    for (link, mode) in links.iter().filter_map(|link| Some((link, link.hook.mode()?))) {
-        let name = link.name();
-        let works = |link: &&PinnedLink| link.works() && link.is_here();
-        let has_egress =
-            links.iter().filter(works).any(|other| other.hook.is_same_place(Hook::TcEgress) && other.name() == name);
-        let interface = present.iter().find(|interface| interface.name == name);
-        let state = match interface {
-            _ if works(&link) && has_egress => InterfaceState::Attached,
-            // In another namespace an interface of this name is another one.
-            Some(_) if link.is_in_this_namespace => InterfaceState::Detached,
-            None if link.is_in_this_namespace => InterfaceState::Gone,
-            _ => InterfaceState::Detached,
-        };
-        let remedy = match state {
-            InterfaceState::Attached => None,
-            InterfaceState::Detached => Some(format!("bgctl attach {name} --mode {}", mode.name())),
-            InterfaceState::Gone => Some(format!(
-                "bgctl attach {name} --mode {} when it is back, bgctl detach {name} if it will not be",
-                mode.name()
-            )),
-        };
-        let in_front = match interface {
-            Some(interface) if link.is_on(interface) => {
-                others(paths, interface, &links)?.into_iter().filter(|other| other.in_front).collect()
-            }
-            _ => Vec::new(),
-        };
-        interfaces.push(AttachedInterface { name, mode, state, remedy, in_front });
+    let Seen { links, present, mut interfaces } = look(paths)?;
+    for interface in interfaces.iter_mut().filter(|interface| interface.state == InterfaceState::Attached) {
+        if let Some(present) = present.iter().find(|it| it.name == interface.name) {
+            let others = others(paths, present, &links)?;
+            interface.in_front = others.into_iter().filter(|other| other.in_front).collect();
+        }
     }
-    interfaces.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(interfaces)
 }
 
-/// Those that have lost the programs: packets of their services pass unswitched there.
+/// Those that have lost the programs: packets of their services pass unswitched there. Asks for less than
+/// [`attached_interfaces`].
 pub(crate) fn lost_interfaces(paths: &Paths) -> Result<Vec<AttachedInterface>, Error> {
-    let mut interfaces = attached_interfaces(paths)?;
+    let mut interfaces = look(paths)?.interfaces;
     interfaces.retain(|interface| interface.state != InterfaceState::Attached);
     Ok(interfaces)
+}
+
+struct Seen {
+    links: Vec<PinnedLink>,
+    present: Vec<Interface>,
+    /// Without programs of others.
+    interfaces: Vec<AttachedInterface>,
+}
+
+fn look(paths: &Paths) -> Result<Seen, Error> {
+    let links = pinned_links(paths)?;
+    // In another namespace an interface of the same name is another one.
+    let is_here = links.iter().any(|link| link.is_in_this_namespace);
+    let present = if is_here { net::interfaces()? } else { Vec::new() };
+    let works = |link: &&PinnedLink| link.works() && link.is_here();
+    let mut interfaces = Vec::new();
+    for (link, mode) in links.iter().filter_map(|link| Some((link, link.hook.mode()?))) {
+        let name = link.name();
+        let is_egress = |other: &&PinnedLink| other.hook.is_same_place(Hook::TcEgress) && other.name() == name;
+        let is_present = present.iter().any(|interface| interface.name == name);
+        let state = if works(&link) && links.iter().filter(works).any(|other| is_egress(&other)) {
+            InterfaceState::Attached
+        } else if is_present || !is_here {
+            InterfaceState::Detached
+        } else {
+            InterfaceState::Gone
+        };
+        let attach = format!("bgctl attach {name} --mode {}", mode.name());
+        let remedy = match state {
+            InterfaceState::Attached => None,
+            InterfaceState::Detached => Some(attach),
+            InterfaceState::Gone => Some(format!("{attach} when it is back, bgctl detach {name} if it will not be")),
+        };
+        interfaces.push(AttachedInterface { name, mode, state, remedy, in_front: Vec::new() });
+    }
+    interfaces.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(Seen { links, present, interfaces })
 }

@@ -180,8 +180,17 @@ mod tests {
         let links = pinned_links(&paths).unwrap();
         assert!(links.len() == 1 && links[0].works() && links[0].hook == Hook::ClsactIngress);
         links[0].update(&mut loaded, &paths).unwrap();
+        run("tc", "filter del dev v0.1 ingress");
+        assert!(!pinned_links(&paths).unwrap()[0].works(), "somebody else has taken it off");
+        attach_clsact(&paths, loaded.classifier(TC_INGRESS).unwrap(), "v0.1", Hook::ClsactIngress).unwrap();
         drop(loaded);
         assert_eq!(filters(), 1, "it outlives its loader");
+
+        let interface = net::interface("v0.1").unwrap();
+        check_place(&paths, &interface, Hook::ClsactIngress).expect("it is this instance's");
+        let other = Paths { pin_root: paths.pin_root.join("other"), ..paths.clone() };
+        let error = check_place(&other, &interface, Hook::ClsactIngress).unwrap_err().to_string();
+        assert!(error.contains("v0.1") && error.contains("before Linux 6.6"), "{error}");
 
         detach(&paths, &Target::All).unwrap();
         assert_eq!(filters(), 0);
