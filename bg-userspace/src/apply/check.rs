@@ -101,12 +101,58 @@ fn usable(address: SocketAddr, service: &str) -> Result<(), Error> {
 }
 
 fn name(name: &str, what: &str) -> Result<(), Error> {
-    if (1..=64).contains(&name.len()) && !name.contains('\0') {
+    if (1..=64).contains(&name.len()) && !name.contains(char::is_control) {
         return Ok(());
     }
-    refuse(format!("a {what} is called \"{name}\": a name has 1 to 64 bytes, and no zero among them"))
+    refuse(format!("a {what} is called \"{name}\": a name has 1 to 64 bytes, and no control character among them"))
 }
 
 fn refuse<T>(what: String) -> Result<T, Error> {
     Err(Error::Unrepresentable { what })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    /// What is refused of two services after a change that the parser would not have let through.
+    fn refused(change: impl FnOnce(&mut Config)) -> String {
+        let service = |deployment: &str, port: u16| {
+            format!(
+                "[[deployments.{deployment}.services]]\nvip = \"203.0.113.10:{port}\"\nprotocol = \"tcp\"\nmode = \"nat\"\n\
+                 blue = [\"10.0.0.1:{port}\"]\ngreen = [\"10.0.0.2:{port}\"]\n"
+            )
+        };
+        let text = service("mail", 25) + &service("shop", 443);
+        let mut config = crate::config::parse(Path::new("x"), &text).unwrap();
+        check(&config).unwrap();
+        change(&mut config);
+        check(&config).map_or_else(|error| error.to_string(), |()| "nothing".to_owned())
+    }
+
+    #[test]
+    fn what_the_parser_refuses_is_refused_of_an_embedding_program() {
+        let vip = |config: &mut Config, deployment: usize, vip: &str| {
+            config.deployments[deployment].services[0].vip = vip.parse().unwrap();
+        };
+        let backend = |config: &mut Config, address: &str, weight: u32| {
+            let backends = &mut config.deployments[0].services[0].backends[0];
+            (backends[0].address, backends[0].weight) = (address.parse().unwrap(), weight);
+        };
+        let tester = |config: &mut Config| {
+            let prefix = crate::config::Prefix { addr: "::ffff:10.0.0.0".parse().unwrap(), len: 104 };
+            config.deployments[1].testers.push(prefix);
+        };
+        assert!(refused(tester).contains("in its own notation, \"10.0.0.0/8\""));
+        assert!(refused(|config| vip(config, 1, "[::ffff:203.0.113.9]:443")).contains("\"203.0.113.9:443\""));
+        assert!(refused(|config| vip(config, 1, "224.0.0.1:443")).contains("multicast"));
+        assert!(refused(|config| vip(config, 1, "203.0.113.10:25")).contains("two services"));
+        assert!(refused(|config| backend(config, "203.0.113.10:443", 1)).contains("would never be answered"));
+        assert!(refused(|config| backend(config, "10.0.0.1:0", 1)).contains("a port from 1 to 65535"));
+        assert!(refused(|config| backend(config, "10.0.0.1:25", 0)).contains("all backends have weight 0"));
+        assert!(refused(|config| config.deployments[0].services[0].backends[0].clear()).contains("is empty"));
+        assert!(refused(|config| config.deployments[1].name = "\u{1b}[2J".to_owned()).contains("no control character"));
+    }
 }
