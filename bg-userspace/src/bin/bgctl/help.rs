@@ -77,7 +77,7 @@ pub(crate) const PAGES: &[Page] = &[
             ("bgctl detach eth1", "take the programs off one interface"),
             ("bgctl detach --all", "end the instance; history and last live colours stay"),
         ],
-        exit: &[DONE, FAILED, USAGE],
+        exit: &[DONE, FAILED, USAGE, REFUSED],
     },
     Page {
         command: "check",

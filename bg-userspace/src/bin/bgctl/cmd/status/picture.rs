@@ -111,7 +111,7 @@ impl Picture {
 
     fn deployment(&mut self, deployment: &DeploymentStatus, all: bool) {
         let DeploymentStatus { name, live, idle, phase, generation, previous, flows, .. } = deployment;
-        let is_live = styled(LIVE, &format!("{} is live", painted(live)));
+        let is_live = painted(live) + &styled(LIVE, " is live");
         self.add(
             Rank::Live,
             format!(
