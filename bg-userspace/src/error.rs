@@ -293,6 +293,15 @@ pub enum Error {
         #[source]
         source: Box<Error>,
     },
+    /// A change is done, and the state directory does not know of it.
+    #[error("{done}, but it could not be recorded")]
+    DoneNotRecorded {
+        /// What is done, as a sentence: "the configuration is applied".
+        done: String,
+        /// Why it could not be recorded.
+        #[source]
+        source: Box<Error>,
+    },
     /// A switch was refused by a precondition; nothing has been changed.
     #[error(transparent)]
     Refused(#[from] Refusal),
@@ -331,6 +340,22 @@ pub enum Refusal {
         deployment: String,
         /// Its live colour.
         live: &'static str,
+    },
+    /// The last change was a rollback already, and nothing says that this one knows of it.
+    #[error(
+        "the last change of deployment \"{deployment}\" was a rollback already: {live} is live since generation {generation}. To \
+         go back to {previous} all the same, name it (`bgctl rollback {deployment} {previous}`) or say which state you mean \
+         (`bgctl rollback {deployment} --if-generation {generation}`)"
+    )]
+    RolledBackAlready {
+        /// Its name.
+        deployment: String,
+        /// Its live colour.
+        live: &'static str,
+        /// The colour that was live before.
+        previous: &'static str,
+        /// Its generation.
+        generation: u32,
     },
     /// No interface carries the programs, so a switch would have no effect that anybody sees.
     #[error("no interface is attached, so no traffic would move: `bgctl attach IFACE` first, or --force")]
@@ -409,7 +434,9 @@ impl Error {
             | Self::Next { .. }
             | Self::Net(NetError::NoSuchInterface { .. })
             | Self::NotAttached { .. } => ErrorClass::Usage,
-            Self::Refused(_) | Self::OtherNamespace { .. } => ErrorClass::Refused,
+            Self::Refused(_) | Self::OtherNamespace { .. } | Self::History(HistoryError::Shared { .. }) => {
+                ErrorClass::Refused
+            }
             Self::Undone { source, .. } => source.class(),
             _ => ErrorClass::Failed,
         }

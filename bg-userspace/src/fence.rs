@@ -9,20 +9,18 @@
 //!
 //! An ordinary grace period takes a few ticks, 5 to 20 ms and more on a busy machine; an expedited one, which
 //! means the same and asks the CPUs instead of waiting for them, 50 µs. So the kernel is told to expedite for
-//! as long as the call lasts (`/sys/kernel/rcu_expedited`). The file is locked meanwhile, so that two
-//! instances do not take each other's setting for the administrator's. Where it cannot be written, or the
-//! kernel is told to prefer ordinary ones (`rcu_normal`), the wait is longer and just as good. A process that
-//! is killed in these microseconds leaves the setting at 1: later grace periods cost more interrupts, nothing
-//! else.
+//! as long as the call lasts (`/sys/kernel/rcu_expedited`). Where that cannot be written, or the kernel is told to prefer
+//! ordinary ones (`rcu_normal`), the wait is longer and just as good.
+//!
+//! A process that is killed in these microseconds leaves the setting at 1. So it leaves a mark first, the pin `expedited`, a
+//! symbolic link that names the process. Whoever opens the instance next, or is about to remove it, finds that
+//! the process is gone, and sets 0. Without such a mark a 1 is the administrator's, or another instance's.
 
-use std::{
-    fs::{File, OpenOptions},
-    io::{Read as _, Seek as _, Write as _},
-};
+use std::{io, os::unix::fs::symlink, path::PathBuf};
 
 use aya::maps::{Array, ArrayOfMaps, MapData};
 
-use crate::{Error, Paths, doctor::preconditions::capabilities, lock::try_lock, maps::typed};
+use crate::{Error, Paths, doctor::preconditions::capabilities, maps::typed};
 
 const RCU_EXPEDITED: &str = "/sys/kernel/rcu_expedited";
 
@@ -30,6 +28,7 @@ const RCU_EXPEDITED: &str = "/sys/kernel/rcu_expedited";
 pub(crate) struct Fence {
     map: ArrayOfMaps<MapData, Array<MapData, u32>>,
     inner: Array<MapData, u32>,
+    expedite: Expedite,
 }
 
 impl Fence {
@@ -40,46 +39,138 @@ impl Fence {
         let inner = Array::create(1, 0)
             .map_err(Error::map("make", "fence"))
             .or_else(|error| capabilities().map_err(Error::from).and(Err(error)))?;
-        Ok(Self { map, inner })
+        Ok(Self { map, inner, expedite: Expedite::of(paths) })
     }
 
     /// Waits until no program that ran before runs any more.
     pub(crate) fn wait(&mut self) -> Result<(), Error> {
-        let _expedited = Expedited::begin();
+        let _expedited = self.expedite.begin();
         self.map.set(0, &self.inner, 0).map_err(Error::map("write", "fence"))
     }
 }
 
-/// While it lives, the kernel expedites grace periods.
-struct Expedited {
-    file: File,
+/// Takes back what a killed process has left. Without privileges it stays.
+pub(crate) fn repair(paths: &Paths) {
+    drop(Expedite::of(paths).take_over());
 }
 
-impl Expedited {
-    /// `None` if they are expedited anyway, or cannot be.
-    fn begin() -> Option<Self> {
-        let mut file = OpenOptions::new().read(true).write(true).open(RCU_EXPEDITED).ok()?;
-        if !try_lock(&file).ok()? {
+/// The kernel's setting, and this instance's mark of having changed it.
+struct Expedite {
+    setting: PathBuf,
+    mark: PathBuf,
+}
+
+impl Expedite {
+    fn of(paths: &Paths) -> Self {
+        Self { setting: RCU_EXPEDITED.into(), mark: paths.expedited() }
+    }
+
+    /// `None` if grace periods are expedited anyway, or cannot be.
+    fn begin(&self) -> Option<Expedited<'_>> {
+        if let Some(left) = self.take_over() {
+            return self.set("1").ok().map(|()| left);
+        }
+        if self.is_set()? || symlink(this_process(), &self.mark).is_err() {
             return None;
         }
-        let mut setting = String::new();
-        file.read_to_string(&mut setting).ok()?;
-        if setting.trim() != "0" {
+        let expedited = Expedited(self);
+        self.set("1").ok().map(|()| expedited)
+    }
+
+    /// The mark of a process that is gone, as this one's own.
+    fn take_over(&self) -> Option<Expedited<'_>> {
+        let process = std::fs::read_link(&self.mark).ok()?;
+        let lives = process.to_str().is_some_and(|process| is_alive(process));
+        // Of two that find it, one removes it.
+        if lives || std::fs::remove_file(&self.mark).is_err() || symlink(this_process(), &self.mark).is_err() {
             return None;
         }
-        write(&mut file, b"1").ok()?;
-        Some(Self { file })
+        Some(Expedited(self))
+    }
+
+    fn is_set(&self) -> Option<bool> {
+        Some(std::fs::read_to_string(&self.setting).ok()?.trim() != "0")
+    }
+
+    fn set(&self, setting: &str) -> io::Result<()> {
+        std::fs::write(&self.setting, setting)
     }
 }
 
-impl Drop for Expedited {
+/// While it lives, the kernel may be told to expedite grace periods.
+struct Expedited<'a>(&'a Expedite);
+
+impl Drop for Expedited<'_> {
     fn drop(&mut self) {
-        // It was writable a moment ago, and an error could not be mended here.
-        let _ = write(&mut self.file, b"0");
+        // If it was writable a moment ago, it is; an error could not be mended here.
+        let _ = self.0.set("0");
+        let _ = std::fs::remove_file(&self.0.mark);
     }
 }
 
-fn write(file: &mut File, setting: &[u8]) -> std::io::Result<()> {
-    file.rewind()?;
-    file.write_all(setting)
+/// Names a process for as long as the machine is up: its number, which is given away again, and when it was started.
+fn this_process() -> String {
+    let process = std::process::id();
+    format!("{process} {}", started(process).unwrap_or_default())
+}
+
+fn is_alive(process: &str) -> bool {
+    let mut words = process.split(' ').map(|word| word.parse::<u64>().ok());
+    let number = words.next().flatten().and_then(|number| u32::try_from(number).ok());
+    number.is_some_and(|number| started(number) == words.next().flatten())
+}
+
+/// Ticks from the start of the machine to that of a process.
+fn started(process: u32) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    // Behind the command, which may hold anything: state is field 3, the start field 22.
+    stat.rsplit(')').next()?.split_whitespace().nth(19)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn expedite(setting: &str) -> (tempfile::TempDir, Expedite) {
+        let dir = tempfile::tempdir().unwrap();
+        let expedite = Expedite { setting: dir.path().join("setting"), mark: dir.path().join("mark") };
+        expedite.set(setting).unwrap();
+        (dir, expedite)
+    }
+
+    #[test]
+    fn the_setting_is_changed_for_as_long_as_the_wait_lasts() {
+        let (_dir, expedite) = expedite("0\n");
+        let expedited = expedite.begin().unwrap();
+        assert_eq!(expedite.is_set(), Some(true));
+        assert!(expedite.begin().is_none(), "another one waits meanwhile");
+        drop(expedited);
+        assert_eq!((expedite.is_set(), expedite.mark.is_symlink()), (Some(false), false));
+    }
+
+    #[test]
+    fn what_the_administrator_has_set_stays() {
+        let (_dir, expedite) = expedite("1\n");
+        assert!(expedite.begin().is_none() && expedite.take_over().is_none());
+        assert_eq!(expedite.is_set(), Some(true));
+    }
+
+    #[test]
+    fn what_a_killed_process_has_left_is_taken_back() {
+        for mark in ["1 999999999999", "4194305 7", "nonsense", ""] {
+            let (_dir, expedite) = expedite("1\n");
+            if !mark.is_empty() {
+                symlink(mark, &expedite.mark).unwrap();
+            }
+            drop(expedite.take_over());
+            assert_eq!(expedite.is_set(), Some(mark.is_empty()), "{mark}");
+            assert!(!expedite.mark.is_symlink());
+        }
+    }
+
+    #[test]
+    fn a_process_is_known_by_its_start() {
+        let this = this_process();
+        assert!(is_alive(&this) && !is_alive(&format!("{this}0")) && !is_alive("1") && !is_alive(""));
+    }
 }

@@ -7,12 +7,13 @@ use crate::{
     apply::apply,
     config::Config,
     doctor::preconditions::{capabilities, hidden_mounts},
+    fence,
     flows::{Idle, View},
-    history::LastLive,
     maps::{Tables, Words},
     pins::PinRoot,
     plan::{self, OpenFlows, Plan},
     running::Running,
+    state::{Recalled, State},
     time::TickLength,
 };
 
@@ -32,6 +33,7 @@ pub struct ApplyRequest {
 pub struct Instance {
     pub(crate) paths: Paths,
     pub(crate) words: Words,
+    pub(crate) state: State,
     pub(crate) tick_length: TickLength,
     /// Keys by which the flow tables are ordered.
     pub(crate) flow_hash: FlowHash,
@@ -40,6 +42,7 @@ pub struct Instance {
 impl Instance {
     /// Opens what is pinned in `paths`.
     pub fn open(paths: &Paths) -> Result<Self, Error> {
+        fence::repair(paths);
         // Who lacks privileges is told so rather than which file he may not read.
         let pin_root = PinRoot::inspect(paths).or_else(|error| capabilities().map_err(Error::from).and(Err(error)))?;
         let meta: Meta = match pin_root {
@@ -50,7 +53,8 @@ impl Instance {
             }
         };
         let (words, tick_length) = (Words::open(paths)?, TickLength::new(meta));
-        Ok(Self { paths: paths.clone(), words, tick_length, flow_hash: meta.flow_hash })
+        let state = State::of(paths, &meta);
+        Ok(Self { paths: paths.clone(), words, state, tick_length, flow_hash: meta.flow_hash })
     }
 
     /// Where it lives.
@@ -58,23 +62,41 @@ impl Instance {
         &self.paths
     }
 
+    /// What calls that have changed something have found wrong with the state directory though they have not failed: a
+    /// sentence each, told once.
+    pub fn warnings(&self) -> Vec<String> {
+        self.state.take_warnings()
+    }
+
+    /// What is wrong with the state directory now, a sentence each: it belongs to another instance, the instance keeps its
+    /// state elsewhere, something in it cannot be understood, it cannot be read or does not answer. Changes nothing.
+    pub fn check_state(&self) -> Vec<String> {
+        self.state.check(&self.words)
+    }
+
     /// What [`apply`](Self::apply) would change.
     pub fn plan(&self, config: &Config) -> Result<Plan, Error> {
         let tables = Tables::open(&self.paths)?;
         let running = Running::read(&self.words, &tables)?;
-        self.compare(config, &tables, &running)
+        let is_new = |name| running.deployments.get(name).is_none_or(|running| running.word.generation() == 0);
+        let recalled = if config.deployments.iter().any(|deployment| is_new(&deployment.name)) {
+            self.state.given().recall()?
+        } else {
+            Recalled::default()
+        };
+        self.compare(config, &tables, &running, &recalled)
     }
 
     /// What has to be changed of what runs. Flows are counted only if something is removed that may have some.
-    pub(crate) fn compare(&self, config: &Config, tables: &Tables, running: &Running) -> Result<Plan, Error> {
-        let is_new = |name| running.deployments.get(name).is_none_or(|running| running.word.generation() == 0);
-        let last = if config.deployments.iter().any(|deployment| is_new(&deployment.name)) {
-            LastLive::load(self.paths.state_dir())?
-        } else {
-            LastLive::default()
-        };
+    pub(crate) fn compare(
+        &self,
+        config: &Config,
+        tables: &Tables,
+        running: &Running,
+        recalled: &Recalled,
+    ) -> Result<Plan, Error> {
         let plan = |open: &OpenFlows| {
-            let last = |name: &str| last.deployments.get(name).copied();
+            let last = |name: &str| recalled.moment(name);
             plan::plan(config, running, self.tick_length, last, open)
         };
         let without_flows = plan(&OpenFlows::new());
@@ -101,6 +123,9 @@ impl Instance {
 
     /// The same as [`apply`](Self::apply), with what else there is to say about it.
     pub fn apply_as(&self, config: &Config, request: &ApplyRequest) -> Result<Plan, Error> {
-        apply(self, config, request)
+        let state = self.state.given();
+        let applied = apply(self, &state, config, request);
+        self.state.warn(state.take_warnings());
+        applied
     }
 }

@@ -28,7 +28,7 @@
 //! which checks the health of its backends and switches when the live colour fails.
 //!
 //! Every error says what was expected, what was met and what to do; [`Error::class`] tells refusals by a
-//! precondition from failures. Calls that change something take a lock on the instance's state directory,
+//! precondition from failures. Calls that change something take a lock on the instance's pins,
 //! and one that is killed is completed by the same call.
 
 mod apply;
@@ -51,9 +51,9 @@ pub mod net;
 mod paths;
 mod pins;
 mod plan;
-mod recover;
 mod running;
 mod show;
+mod state;
 mod status;
 mod switch;
 mod sys;

@@ -1,6 +1,6 @@
 //! What a switch makes of the live word and its terms: arithmetic alone.
 
-use bg_common::{Colour, LiveFlags, LiveWord, SwitchTerms};
+use bg_common::{Colour, DeploymentRow, LiveFlags, LiveWord, SwitchTerms};
 
 use crate::{config::OnSwitch, history::Moment, time::is_past};
 
@@ -43,6 +43,17 @@ impl Order {
 /// A deployment's state as the journal has it.
 pub(crate) fn moment(word: LiveWord) -> Moment {
     Moment { generation: word.generation(), live: word.live() }
+}
+
+/// What [`DeploymentRow::reserved`] is while a rollback's generation is the present one; never zero.
+pub(crate) fn rollback_mark(generation: u32) -> u16 {
+    generation as u16 | 0x8000
+}
+
+/// Whether the last change of the word was a rollback. Every switch sets or clears the mark before its exchange; that
+/// of somebody who does not know it has another generation.
+pub(crate) fn is_rolled_back(row: &DeploymentRow, word: LiveWord) -> bool {
+    row.reserved == rollback_mark(word.generation())
 }
 
 /// Whether [`next`] compares an earlier deadline with the present.

@@ -1,17 +1,26 @@
 //! The locks of an instance.
 //!
-//! `apply.lock` belongs to who changes pins or tables, for as long as that takes. `switch.lock` is held
-//! from writing the terms and the live word to the end of the fence, so that a stuck apply never blocks an
-//! emergency rollback.
+//! What they guard is pinned, so what is locked (flock) are the directories of the pins: no disk is needed, and two
+//! processes with different state directories meet. The kernel lets go of a lock when its holder dies.
 //!
-//! Both are files of the state directory, which say who holds them. What they guard is pinned elsewhere, and
-//! two processes may come to the same pins with different state directories: so the holder also locks the
-//! directory of what it changes, the pin root for an apply, its `maps` for a switch.
+//! | directory | holder |
+//! | --- | --- |
+//! | the pin root | who changes pins or tables (attach, detach, apply), for as long as that takes |
+//! | its `maps` | who changes live words, from writing the terms to the end of the fence; a stuck apply never blocks an emergency rollback |
+//! | its `programs` | shared: a switch until it is recorded, so that nobody takes it for one that was killed |
+//!
+//! The state directory has a lock of its own, the file `history.lock`. It is taken when the change is done.
+//!
+//! Whoever can open a directory or file can lock it, so all of them are for their owner alone; those that are open to
+//! others are mended when they are locked.
 
 use std::{
-    fs::{File, OpenOptions},
-    io::{self, Read as _, Seek as _, Write as _},
-    os::unix::fs::MetadataExt as _,
+    fs::File,
+    io,
+    os::{
+        fd::{AsFd as _, BorrowedFd},
+        unix::fs::MetadataExt as _,
+    },
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -20,50 +29,76 @@ use rustix::{fs::FlockOperation, io::Errno};
 
 use crate::{
     Error, Paths,
-    history::{HistoryError, prepare_state_dir},
+    history::{HistoryError, is_private, make_private, open_lock, prepare_state_dir},
 };
 
 /// A held lock; dropping it lets go.
 #[derive(Debug)]
 pub(crate) struct Lock {
-    _file: File,
-    pins: Option<File>,
+    /// `None` if there is nothing to be guarded.
+    file: Option<File>,
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        if let Some(file) = &self.file {
+            // A process that this one has just started may have the file open until it runs its program: closing it
+            // here would not be enough.
+            let _ = rustix::fs::flock(file, FlockOperation::NonBlockingUnlock);
+        }
+    }
 }
 
 impl Lock {
-    /// The lock of detach and apply. Another holder is an error, after a moment: a thread of this process that
-    /// starts a program gives it all open files, and with them a lock that has been let go, until it runs.
+    /// The lock of detach and apply. Another holder is an error, after a moment.
     pub(crate) fn apply(paths: &Paths) -> Result<Self, Error> {
-        Self::take(paths, "apply.lock", Some(&paths.pin_root), Duration::from_millis(500))
+        Self::of_pins(&paths.pin_root, Duration::from_millis(500))
     }
 
     /// The same for detach, which is worth a wait.
     pub(crate) fn detach(paths: &Paths, patience: Duration) -> Result<Self, Error> {
-        Self::take(paths, "apply.lock", Some(&paths.pin_root), patience)
+        Self::of_pins(&paths.pin_root, patience)
     }
 
     /// The same for attach, which makes the pin root if there is none.
     pub(crate) fn attach(paths: &Paths, patience: Duration) -> Result<Self, Error> {
         loop {
-            std::fs::create_dir_all(&paths.pin_root).map_err(Error::io("make", &paths.pin_root))?;
+            make_private(&paths.pin_root).map_err(Error::io("make", &paths.pin_root))?;
             let lock = Self::detach(paths, patience)?;
             // A detach that held the lock may have removed the directory meanwhile.
-            if lock.pins.is_some() {
+            if lock.file.is_some() {
                 return Ok(lock);
             }
         }
     }
 
-    /// The lock of the journal and of the last live colours: not that of the live words, because a disk may be
-    /// slow.
-    pub(crate) fn history(paths: &Paths) -> Result<Self, Error> {
-        Self::take(paths, "history.lock", None, Duration::from_secs(5))
+    /// The lock of the live words. Its holders are quick, so it is worth a short wait.
+    pub(crate) fn switch(paths: &Paths) -> Result<Self, Error> {
+        Self::of_pins(&paths.maps(), Duration::from_secs(5))
     }
 
-    /// What a switch holds from before its exchange until it has recorded it, so that nobody takes it for one
-    /// that was killed. Any number may hold it; `None` if it cannot be had, which is no reason not to switch.
-    pub(crate) fn recording(paths: &Paths) -> Option<Self> {
-        let file = Self::recording_file(paths)?;
+    /// The lock of the journal and of the last live colours.
+    pub(crate) fn history(state_dir: &Path) -> Result<Self, Error> {
+        prepare_state_dir(state_dir)?;
+        let path = state_dir.join("history.lock");
+        let open = || open_lock(&path).map_err(|source| HistoryError::Io { doing: "open", path: path.clone(), source });
+        let locked = lock(&path, || open().map(Some).map_err(Error::from), Duration::from_secs(2))?;
+        Ok(Self { file: locked })
+    }
+
+    fn of_pins(directory: &Path, patience: Duration) -> Result<Self, Error> {
+        Ok(Self { file: lock(directory, || open_directory(directory), patience)? })
+    }
+}
+
+/// What a switch holds from before its exchange until it has recorded it. Any number may hold it.
+#[derive(Debug)]
+pub(crate) struct Recording(File);
+
+impl Recording {
+    /// `None` if it cannot be had, which is no reason not to switch.
+    pub(crate) fn begin(paths: &Paths) -> Option<Self> {
+        let file = open_directory(&paths.programs()).ok()??;
         let start = Instant::now();
         // Whoever has it for himself reads a few words and lets go.
         while rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared).is_err() {
@@ -72,97 +107,87 @@ impl Lock {
             }
             std::thread::yield_now();
         }
-        Some(Self { _file: file, pins: None })
+        Some(Self(file))
     }
 
-    /// The same for him who looks for switches that nobody will record; `None` while somebody may.
-    pub(crate) fn nobody_records(paths: &Paths) -> Option<Self> {
-        let file = Self::recording_file(paths)?;
-        try_lock(&file).is_ok_and(|ours| ours).then_some(Self { _file: file, pins: None })
+    /// Calls `look` if nobody else records. The caller holds the lock of the history.
+    pub(crate) fn alone<T>(&self, look: impl FnOnce() -> T) -> Option<T> {
+        // If it fails, this one is no longer held either. Nobody will miss it: to look, one needs the history's lock.
+        let alone = rustix::fs::flock(&self.0, FlockOperation::NonBlockingLockExclusive).is_ok();
+        let seen = alone.then(look);
+        let _ = rustix::fs::flock(&self.0, FlockOperation::NonBlockingLockShared);
+        seen
     }
 
-    fn recording_file(paths: &Paths) -> Option<File> {
-        prepare_state_dir(paths.state_dir()).ok()?;
-        let path = paths.state_dir().join("recording.lock");
-        OpenOptions::new().write(true).create(true).truncate(false).open(path).ok()
-    }
-
-    /// The lock of the live words. Its holders are quick, so it is worth a short wait.
-    pub(crate) fn switch(paths: &Paths) -> Result<Self, Error> {
-        Self::take(paths, "switch.lock", Some(&paths.maps()), Duration::from_secs(5))
-    }
-
-    fn take(paths: &Paths, name: &str, pins: Option<&Path>, patience: Duration) -> Result<Self, Error> {
-        prepare_state_dir(paths.state_dir())?;
-        let path: PathBuf = paths.state_dir().join(name);
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&path)
-            .map_err(|source| HistoryError::Io { doing: "open", path: path.clone(), source })?;
-        let start = Instant::now();
-        while !try_lock(&file).map_err(Error::io("lock", &path))? {
-            if start.elapsed() >= patience {
-                let mut holder = String::new();
-                // Who it is only helps the reader of the message.
-                let _ = file.read_to_string(&mut holder);
-                let holder = if holder.is_empty() { "unknown".to_owned() } else { holder.trim().to_owned() };
-                return Err(Error::Busy { path, holder });
-            }
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        let command: Vec<_> = std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
-        let line = format!("process {}: {}\n", std::process::id(), command.join(" "));
-        // As above: the lock is ours, whether or not its file says so.
-        let _ = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| file.write_all(line.as_bytes()));
-        let pins = pins.map(|directory| lock_pins(directory, start, patience)).transpose()?.flatten();
-        Ok(Self { _file: file, pins })
+    pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 
-/// Locks a directory of pins. `None` if there is none, and so nothing to be guarded.
-fn lock_pins(directory: &Path, start: Instant, patience: Duration) -> Result<Option<File>, Error> {
+/// Opens and locks; `Ok(None)` if there is nothing to be opened.
+fn lock(
+    path: &Path,
+    open: impl Fn() -> Result<Option<File>, Error>,
+    patience: Duration,
+) -> Result<Option<File>, Error> {
+    let start = Instant::now();
     loop {
-        let opened = match File::open(directory) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            opened => opened.map_err(Error::io("open", directory))?,
+        let Some(file) = open()? else {
+            return Ok(None);
         };
         let inode = |metadata: io::Result<std::fs::Metadata>| metadata.map(|metadata| metadata.ino());
-        let ours = inode(opened.metadata()).map_err(Error::io("look at", directory))?;
-        if try_lock(&opened).map_err(Error::io("lock", directory))? {
+        let ours = inode(file.metadata()).map_err(Error::io("look at", path))?;
+        if try_lock(&file).map_err(Error::io("lock", path))? {
             // Its holder may have removed it, and somebody may have made it anew.
-            if inode(std::fs::metadata(directory)).is_ok_and(|now| now == ours) {
-                return Ok(Some(opened));
+            if inode(std::fs::metadata(path)).is_ok_and(|now| now == ours) {
+                return Ok(Some(file));
             }
             continue;
         }
         if start.elapsed() >= patience {
-            let holder = holder_of(ours).map_or("a process".to_owned(), |process| format!("process {process}"));
-            return Err(Error::Busy {
-                path: directory.to_owned(),
-                holder: format!("{holder} with another --state-dir"),
-            });
+            return Err(Error::Busy { path: path.to_owned(), holder: holder_of(ours) });
         }
         std::thread::sleep(Duration::from_millis(1));
     }
 }
 
-/// The process that has locked a file, as far as /proc/locks tells.
-fn holder_of(inode: u64) -> Option<u32> {
+/// Opens a directory of pins, and closes it to others. `None` if there is none.
+fn open_directory(path: &Path) -> Result<Option<File>, Error> {
+    let directory = match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        opened => opened.map_err(Error::io("open", path))?,
+    };
+    if !is_private(&directory) {
+        // Not ours to mend if it fails; what is locked here is locked all the same.
+        let _ = rustix::fs::fchmod(&directory, rustix::fs::Mode::RWXU);
+    }
+    Ok(Some(directory))
+}
+
+/// The process that has locked a file, as far as /proc tells.
+fn holder_of(inode: u64) -> String {
+    let unknown = || "a process that /proc/locks does not name".to_owned();
+    let Some(process) = locker(inode) else {
+        return unknown();
+    };
+    let command = std::fs::read(PathBuf::from("/proc").join(process.to_string()).join("cmdline")).unwrap_or_default();
+    let words: Vec<_> = command.split(|octet| *octet == 0).map(String::from_utf8_lossy).collect();
+    let command = words.join(" ").replace(char::is_control, " ");
+    format!("process {process}: {}", if command.trim().is_empty() { "unknown" } else { command.trim() })
+}
+
+fn locker(inode: u64) -> Option<u32> {
     // 2: FLOCK  ADVISORY  WRITE 1234 00:1e:5678 0 EOF
     let locks = std::fs::read_to_string("/proc/locks").ok()?;
     let of_file = |line: &&str| {
         let file = line.split_whitespace().nth(5).and_then(|file| file.rsplit(':').next());
         line.contains("FLOCK") && file.and_then(|number| number.parse().ok()) == Some(inode)
     };
-    locks.lines().find(of_file)?.split_whitespace().nth(4)?.parse().ok()
+    locks.lines().find(of_file)?.split_whitespace().nth(4)?.parse().ok().filter(|process| *process != 0)
 }
 
-/// Locks a file for this process alone; `Ok(false)` if another one holds it. The kernel lets go of the lock
-/// when its holder dies, however it dies.
-pub(crate) fn try_lock(file: &File) -> std::io::Result<bool> {
+/// Locks a file for this process alone; `Ok(false)` if another one holds it.
+fn try_lock(file: &File) -> io::Result<bool> {
     match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(true),
         Err(Errno::WOULDBLOCK) => Ok(false),
@@ -172,40 +197,75 @@ pub(crate) fn try_lock(file: &File) -> std::io::Result<bool> {
 
 #[cfg(test)]
 mod tests {
+    use std::{fs::Permissions, os::unix::fs::PermissionsExt as _};
+
     use super::*;
 
-    #[test]
-    fn a_second_apply_is_told_who_holds_the_lock() {
-        let dir = tempfile::tempdir().unwrap();
-        let paths = Paths { pin_root: dir.path().join("nowhere"), state_dir: dir.path().to_owned() };
-        let held = Lock::apply(&paths).unwrap();
-        let error = Lock::apply(&paths).unwrap_err();
-        assert!(error.to_string().contains(&format!("process {}", std::process::id())), "{error}");
-        Lock::switch(&paths).expect("a stuck apply does not block a switch");
-        drop(held);
-        Lock::apply(&paths).unwrap();
+    fn paths(dir: &tempfile::TempDir, state: &str) -> Paths {
+        Paths { pin_root: dir.path().join("pins"), state_dir: dir.path().join(state) }
     }
 
     #[test]
-    fn who_has_another_state_directory_is_told_as_well() {
+    fn a_second_apply_is_told_who_holds_the_lock_whatever_its_state_directory() {
         let dir = tempfile::tempdir().unwrap();
-        let paths = |state: &str| Paths { pin_root: dir.path().join("pins"), state_dir: dir.path().join(state) };
-        std::fs::create_dir_all(paths("a").maps()).unwrap();
-        let held = Lock::apply(&paths("a")).unwrap();
-        let error = Lock::apply(&paths("b")).unwrap_err().to_string();
-        let process = format!("process {} with another --state-dir", std::process::id());
+        std::fs::create_dir_all(paths(&dir, "a").maps()).unwrap();
+        let held = Lock::apply(&paths(&dir, "a")).unwrap();
+        let error = Lock::apply(&paths(&dir, "b")).unwrap_err().to_string();
+        let process = format!("process {}: ", std::process::id());
         assert!(error.contains(&process) && error.contains("pins"), "{error}");
-        let switch = Lock::switch(&paths("b")).expect("a stuck apply does not block a switch");
-        drop((held, switch));
-        Lock::apply(&paths("b")).unwrap();
+        Lock::switch(&paths(&dir, "b")).expect("a stuck apply does not block a switch");
+        drop(held);
+        Lock::apply(&paths(&dir, "b")).unwrap();
+        assert!(!paths(&dir, "a").state_dir.exists() && !paths(&dir, "b").state_dir.exists());
+    }
 
-        let held = Lock::switch(&paths("a")).unwrap();
+    #[test]
+    fn a_switch_waits_for_another() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(paths(&dir, "a").maps()).unwrap();
+        let held = Lock::switch(&paths(&dir, "a")).unwrap();
         let start = Instant::now();
         std::thread::scope(|scope| {
-            let other = scope.spawn(|| Lock::switch(&paths("b")).map(|_| start.elapsed()));
+            let other = scope.spawn(|| Lock::switch(&paths(&dir, "b")).map(|_| start.elapsed()));
             std::thread::sleep(Duration::from_millis(50));
             drop(held);
             assert!(other.join().unwrap().unwrap() >= Duration::from_millis(50), "it has waited");
         });
+    }
+
+    #[test]
+    fn a_directory_that_others_can_open_is_closed_to_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let maps = paths(&dir, "a").maps();
+        std::fs::create_dir_all(&maps).unwrap();
+        std::fs::set_permissions(&maps, Permissions::from_mode(0o755)).unwrap();
+        drop(Lock::switch(&paths(&dir, "a")).unwrap());
+        assert_eq!(std::fs::metadata(&maps).unwrap().mode() & 0o7777, 0o700);
+    }
+
+    #[test]
+    fn a_lock_that_somebody_took_while_others_could_open_it_is_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("history.lock");
+        std::fs::write(&path, "").unwrap();
+        std::fs::set_permissions(&path, Permissions::from_mode(0o644)).unwrap();
+        let stranger = File::open(&path).unwrap();
+        stranger.lock().unwrap();
+        let start = Instant::now();
+        Lock::history(dir.path()).unwrap();
+        assert!(start.elapsed() < Duration::from_secs(1));
+        assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o7777, 0o600);
+    }
+
+    #[test]
+    fn only_who_records_alone_looks_for_what_nobody_records() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(paths(&dir, "a").programs()).unwrap();
+        let first = Recording::begin(&paths(&dir, "a")).unwrap();
+        assert_eq!(first.alone(|| 1), Some(1));
+        let second = Recording::begin(&paths(&dir, "b")).expect("any number may hold it");
+        assert_eq!(second.alone(|| 1), None);
+        drop(first);
+        assert_eq!(second.alone(|| 1), Some(1));
     }
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 pub struct Paths {
     /// Directory of the pins, on a BPF file system.
     pub pin_root: PathBuf,
-    /// Directory of the history, the last live colours and the locks.
+    /// Directory of the history and the last live colours.
     pub state_dir: PathBuf,
 }
 
@@ -46,6 +46,16 @@ impl Paths {
     /// Pinned links, one for each interface and hook.
     pub fn links(&self) -> PathBuf {
         self.pin_root.join("links")
+    }
+
+    /// A symbolic link to the directory in which the instance keeps its state.
+    pub fn state_link(&self) -> PathBuf {
+        self.pin_root.join("state")
+    }
+
+    /// A symbolic link that is there while a process has told the kernel to expedite grace periods.
+    pub(crate) fn expedited(&self) -> PathBuf {
+        self.pin_root.join("expedited")
     }
 
     pub(crate) fn state_dir(&self) -> &Path {

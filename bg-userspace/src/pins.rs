@@ -27,7 +27,9 @@ use bytemuck::Zeroable as _;
 use crate::{
     Error, Paths,
     attach::is_attached,
+    fence,
     flow_table::{Bucket4, Bucket6},
+    history::make_private,
     net::{self, Namespace},
 };
 
@@ -152,7 +154,8 @@ impl MapSpec {
     }
 }
 
-fn read_meta(pin: &Path) -> Result<Meta, Error> {
+/// Reads what an instance says of itself.
+pub(crate) fn read_meta(pin: &Path) -> Result<Meta, Error> {
     let foreign = |detail: String| Error::ForeignMap { path: pin.to_owned(), detail };
     let map = MapData::from_pin(pin).and_then(Map::from_map_data).map_err(|error| unopened(pin, error))?;
     let meta: Array<_, Meta> = map.try_into().map_err(|error: aya::maps::MapError| foreign(error.to_string()))?;
@@ -203,10 +206,12 @@ fn readable_meta(paths: &Paths) -> Option<Meta> {
     read_meta(&paths.map("meta")).ok().filter(|meta| meta.abi_version == ABI_VERSION)
 }
 
-/// Makes the directories of a pin root.
+/// Makes the directories of a pin root, for their owner alone.
 pub(crate) fn make_directories(paths: &Paths) -> Result<(), Error> {
     for directory in [paths.maps(), paths.programs(), paths.links()] {
-        fs::create_dir_all(&directory).map_err(Error::io("make", directory))?;
+        make_private(&directory).map_err(Error::io("make", &directory))?;
+        let mode = rustix::fs::Mode::RWXU;
+        rustix::fs::chmod(&directory, mode).map_err(|errno| Error::io("close to others", directory)(errno.into()))?;
     }
     Ok(())
 }
@@ -225,10 +230,12 @@ pub(crate) fn remove_all(paths: &Paths) -> Result<Vec<PathBuf>, Error> {
 /// Removes all pins and leaves the pin root, which its holder has locked.
 pub(crate) fn clear(paths: &Paths) -> Result<(), Error> {
     let of = |directory| entries(directory);
-    let ordered = [of(&paths.links())?, of(&paths.programs())?, vec![paths.map("meta")], of(&paths.maps())?];
+    fence::repair(paths);
+    let first = vec![paths.map("meta"), paths.state_link(), paths.expedited()];
+    let ordered = [of(&paths.links())?, of(&paths.programs())?, first, of(&paths.maps())?];
     for entry in ordered.concat() {
         // bgctl makes no directories there.
-        if !entry.is_dir() {
+        if !fs::symlink_metadata(&entry).is_ok_and(|metadata| metadata.is_dir()) {
             remove(&entry)?;
         }
     }

@@ -2,8 +2,8 @@
 //!
 //! Under the switch lock: read the word, look at the preconditions, wait until no program holds an older word,
 //! write the terms of the next generation into the slot that the present one does not use, compare-exchange the
-//! word, wait until no program holds the old one (invariant 3). The journal comes last, and nothing about it
-//! holds up a switch: an emergency must not fail for want of a disk.
+//! word, wait until no program holds the old one (invariant 3). All of that lives in the kernel's memory. Only then is the
+//! state directory touched: an emergency must not fail, nor wait, for want of a disk.
 //!
 //! The first wait is for a process that was killed between its exchange and its fence: an older word's terms
 //! stand in the slot that is about to be written, and whoever finds its colour live already returns only when
@@ -22,12 +22,12 @@ use crate::{
     attach::is_attached,
     config::OnSwitch,
     fence::Fence,
-    history::{Action, History, LastLive, Moment, Record},
-    live::{self, Order, moment},
-    lock::Lock,
+    history::{Action, Moment},
+    live::{self, Order, is_rolled_back, moment, rollback_mark},
+    lock::{Lock, Recording},
     maps::{Services, clock},
-    recover::recover,
     running::{deployment_rows, text},
+    state::Change,
     time::tick,
 };
 
@@ -70,16 +70,27 @@ pub struct Switched {
 impl Instance {
     /// Makes a colour live. When this returns, no new flow is decided by the old word, on any CPU.
     pub fn switch(&self, deployment: &str, request: &SwitchRequest) -> Result<Switched, Error> {
-        self.change(deployment, request, Action::Switch, |_, word| Ok(request.to.unwrap_or(word.live().other())))
+        self.change(deployment, request, Action::Switch, |_, _, word| Ok(request.to.unwrap_or(word.live().other())))
     }
 
-    /// Makes the colour live that was live before the last switch; `request.to` is not looked at.
+    /// Makes the colour live that was live before the last change, or the one that the request names.
+    ///
+    /// If the last change was a rollback already, the request must name a colour or a generation: two people who roll back
+    /// at the same time mean the same, and the second one must not undo what the first one has done.
     pub fn rollback(&self, deployment: &str, request: &SwitchRequest) -> Result<Switched, Error> {
-        self.change(deployment, request, Action::Rollback, |name, word| match word.previous() {
-            previous if previous == word.live() => {
-                Err(Refusal::NothingToRollBackTo { deployment: name.to_owned(), live: word.live().name() })
+        self.change(deployment, request, Action::Rollback, |name, row, word| {
+            let (deployment, live) = (name.to_owned(), word.live());
+            match (request.to, word.previous()) {
+                (Some(colour), _) => Ok(colour),
+                (None, previous) if previous == live => {
+                    Err(Refusal::NothingToRollBackTo { deployment, live: live.name() })
+                }
+                (None, previous) if is_rolled_back(row, word) && request.if_generation.is_none() => {
+                    let (live, previous) = (live.name(), previous.name());
+                    Err(Refusal::RolledBackAlready { deployment, live, previous, generation: word.generation() })
+                }
+                (None, previous) => Ok(previous),
             }
-            previous => Ok(previous),
         })
     }
 
@@ -88,22 +99,21 @@ impl Instance {
         name: &str,
         request: &SwitchRequest,
         action: Action,
-        target: impl Fn(&str, LiveWord) -> Result<Colour, Refusal>,
+        target: impl Fn(&str, &DeploymentRow, LiveWord) -> Result<Colour, Refusal>,
     ) -> Result<Switched, Error> {
-        // What is wrong with the journal is told when the switch is done.
-        let recovered = recover(&self.paths, &self.words);
         let (index, _) = self.deployment(name)?;
         let is_attached = request.force || is_attached(&self.paths)?;
 
         let services = self.services_of(index)?;
         let mut fence = Fence::prepare(&self.paths)?;
 
-        let recording = Lock::recording(&self.paths);
+        let recording = Recording::begin(&self.paths);
         let lock = Lock::switch(&self.paths)?;
-        // As it is now, whatever it was before the lock.
-        let row = self.words.deployments.read(index.into());
-        let on_switch = request.on_switch.unwrap_or(if row.on_switch == 0 { OnSwitch::Drain } else { OnSwitch::Cut });
-        let (from, to, stored) = loop {
+        let (from, to, on_switch, stored) = loop {
+            // As it is now, whatever it was before the lock.
+            let row = self.words.deployments.read(index.into());
+            let configured = if row.on_switch == 0 { OnSwitch::Drain } else { OnSwitch::Cut };
+            let on_switch = request.on_switch.unwrap_or(configured);
             let word = self.words.live.read(index.into());
             if row.in_use == 0 || text(&row.name) != name || word.generation() == 0 {
                 return Err(Refusal::NotRunning { deployment: name.to_owned() }.into());
@@ -113,7 +123,7 @@ impl Instance {
                     Refusal::OtherGeneration { deployment: name.to_owned(), expected, got: word.generation() };
                 return Err(refusal.into());
             }
-            let to = target(name, word)?;
+            let to = target(name, &row, word)?;
             if to == word.live() {
                 let stored = Instant::now();
                 fence.wait()?;
@@ -125,8 +135,8 @@ impl Instance {
             }
             self.check_colour(name, &services, to)?;
             fence.wait()?;
-            if let Some((new, stored)) = self.exchange(name, index, &row, word, to, on_switch)? {
-                break (word, new, stored);
+            if let Some((new, stored)) = self.exchange(name, index, &row, word, (to, action), on_switch)? {
+                break (word, new, on_switch, stored);
             }
             // Somebody who does not know the lock has changed the word meanwhile: look again.
         };
@@ -135,8 +145,10 @@ impl Instance {
         // Not before: the next switch writes the terms that belong to the word which the fence has just retired.
         drop(lock);
         let (from, to) = (moment(from), moment(to));
-        let recorded = recovered.and_then(|()| self.remember(name, action, from, to, request));
-        drop(recording);
+        let reason = request.reason.clone();
+        let change =
+            Change { deployment: name.to_owned(), action, from: Some(from), to: Some(to), reason, ..Change::default() };
+        let recorded = self.state.record(Some(&self.words), recording, &[change]);
         recorded.map_err(|source| Error::NotRecorded {
             deployment: name.to_owned(),
             live: to.live.name(),
@@ -153,7 +165,7 @@ impl Instance {
         index: u16,
         row: &DeploymentRow,
         word: LiveWord,
-        to: Colour,
+        (to, action): (Colour, Action),
         on_switch: OnSwitch,
     ) -> Result<Option<(LiveWord, Instant)>, Error> {
         let old = self.words.terms.read(index.into())[word.terms_slot()];
@@ -171,9 +183,14 @@ impl Instance {
         };
         // No packet reads this slot: it belongs to the other parity.
         self.words.terms.update(index.into(), |terms| terms[new.terms_slot()] = new_terms);
+        let mark = if action == Action::Rollback { rollback_mark(new.generation()) } else { 0 };
+        self.words.deployments.update(index.into(), |row| row.reserved = mark);
         let live = &self.words.live.words(index.into())[0];
         let stored = Instant::now();
         let exchanged = live.compare_exchange(word.0, new.0, Ordering::SeqCst, Ordering::SeqCst);
+        if exchanged.is_err() {
+            self.words.deployments.update(index.into(), |there| there.reserved = row.reserved);
+        }
         Ok(exchanged.is_ok().then_some((new, stored)))
     }
 
@@ -203,27 +220,6 @@ impl Instance {
             }
         }
         Ok(found)
-    }
-
-    fn remember(
-        &self,
-        name: &str,
-        action: Action,
-        from: Moment,
-        to: Moment,
-        request: &SwitchRequest,
-    ) -> Result<(), Error> {
-        let state_dir = self.paths.state_dir();
-        let _lock = Lock::history(&self.paths)?;
-        let record = Record::now(name, action, Some(from), Some(to), request.reason.as_deref());
-        History::new(state_dir).append(&record)?;
-        LastLive::update(state_dir, |deployments| {
-            // A later switch may have been quicker.
-            if deployments.get(name).is_none_or(|known| known.generation < to.generation) {
-                deployments.insert(name.to_owned(), to);
-            }
-        })?;
-        Ok(())
     }
 
     /// The deployment of this name.

@@ -1,6 +1,6 @@
-//! Deployments at the beginning and at the end of an apply: rows, testers, first live words, the journal.
+//! Deployments at the beginning and at the end of an apply: rows, testers, first live words, what is recorded of them.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use bg_common::{DeploymentRow, LiveWord, MAX_DEPLOYMENTS, SwitchTerms};
 use bytemuck::Zeroable as _;
@@ -9,12 +9,13 @@ use super::Work;
 use crate::{
     ApplyRequest, Error,
     config::{Config, Deployment},
-    history::{Action, History, LastLive, Moment, Record},
-    live::moment,
+    history::{Action, Moment},
+    live::{moment, rollback_mark},
     lock::Lock,
-    maps::unless_missing,
-    plan::{self, Beginning, Plan},
-    running::{tester_key, unsettled_key},
+    maps::{Words, unless_missing},
+    plan::{self, Because, Beginning, Plan},
+    running::{Running, deployment_rows, tester_key, text, unsettled_key},
+    state::{Change, Recalled},
     time::TickLength,
 };
 
@@ -23,6 +24,7 @@ pub(super) fn begin<'c>(
     work: &mut Work<'_>,
     config: &'c Config,
     length: TickLength,
+    recalled: &Recalled,
 ) -> Result<HashMap<&'c str, u16>, Error> {
     let mut indexes = HashMap::new();
     let mut begun = Vec::new();
@@ -39,7 +41,11 @@ pub(super) fn begin<'c>(
         };
         indexes.insert(deployment.name.as_str(), index);
         if plan::deployment_needs_work(deployment, current, length) {
-            work.words.deployments.write(index.into(), &plan::deployment_row(deployment, length));
+            let wanted = plan::deployment_row(deployment, length);
+            // Whether the last change was a rollback is no setting.
+            work.words
+                .deployments
+                .update(index.into(), |row| *row = DeploymentRow { reserved: row.reserved, ..wanted });
             if current.is_some_and(|current| plan::testers_change(deployment, current)) {
                 work.tables
                     .testers
@@ -57,29 +63,32 @@ pub(super) fn begin<'c>(
         }
     }
     if !begun.is_empty() {
-        set_first_words(work, &begun)?;
+        set_first_words(work, &begun, recalled)?;
     }
     Ok(indexes)
 }
 
 /// Sets the live words of new deployments.
-fn set_first_words(work: &Work<'_>, begun: &[(&Deployment, u16)]) -> Result<(), Error> {
-    let last = LastLive::load(work.paths.state_dir())?;
+fn set_first_words(work: &Work<'_>, begun: &[(&Deployment, u16)], recalled: &Recalled) -> Result<(), Error> {
     let _switch = Lock::switch(work.paths)?;
     for (deployment, index) in begun {
         let row = usize::from(*index);
-        let last = last.deployments.get(&deployment.name).copied();
+        let last = recalled.moment(&deployment.name);
         // By the words as they are now, under the lock.
         let word = |index: u16| work.words.live.read(index.into());
         let beginning = Beginning::of(deployment, work.running, word, last);
         work.words.terms.write(row, &[SwitchTerms::default(); 2]);
+        let rolled_back = recalled.deployments.get(&deployment.name).is_some_and(|entry| entry.rolled_back);
+        let is_recalled = rolled_back && beginning.because == Because::LastLive;
+        let mark = if is_recalled { rollback_mark(beginning.generation) } else { 0 };
+        work.words.deployments.update(row, |row| row.reserved = mark);
         work.words.live.write(row, &beginning.word());
     }
     Ok(())
 }
 
-/// Removes testers and deployments that go, and writes the journal.
-pub(super) fn end(work: &mut Work<'_>, config: &Config, plan: &Plan, request: &ApplyRequest) -> Result<(), Error> {
+/// Removes testers and deployments that go.
+pub(super) fn end(work: &mut Work<'_>, config: &Config) -> Result<(), Error> {
     let wanted = |name: &str| config.deployments.iter().find(|deployment| deployment.name == name);
     let mut removed = Vec::new();
     for (name, running) in &work.running.deployments {
@@ -109,39 +118,29 @@ pub(super) fn end(work: &mut Work<'_>, config: &Config, plan: &Plan, request: &A
             work.words.deployments.write(row, &DeploymentRow::zeroed());
         }
     }
-    remember(work, plan, request)
+    Ok(())
 }
 
-/// Brings the state directory up to date.
-fn remember(work: &Work<'_>, plan: &Plan, request: &ApplyRequest) -> Result<(), Error> {
-    let _history = Lock::history(work.paths)?;
-    let now: HashMap<String, Moment> = crate::running::deployment_rows(work.words)
-        .map(|(index, row)| (crate::running::text(&row.name), moment(work.words.live.read(index.into()))))
-        .collect();
-    let before = LastLive::load(work.paths.state_dir())?;
-    let mut changed: Vec<&str> = plan.changes.iter().map(|change| change.deployment.as_str()).collect();
-    changed.dedup();
-    changed.sort_unstable();
-    changed.dedup();
-    let history = History::new(work.paths.state_dir());
-    for name in changed {
-        let from = work.running.deployments.get(name).map(|running| moment(running.word));
+/// What there is to be recorded of each deployment that the plan has changed.
+pub(super) fn changes(
+    words: &Words,
+    recalled: &Recalled,
+    running: &Running,
+    plan: &Plan,
+    request: &ApplyRequest,
+) -> Vec<Change> {
+    let now: HashMap<String, Moment> =
+        deployment_rows(words).map(|(index, row)| (text(&row.name), moment(words.live.read(index.into())))).collect();
+    let names: BTreeSet<&str> = plan.changes.iter().map(|change| change.deployment.as_str()).collect();
+    let change = |name: &str| {
+        let from = running.deployments.get(name).map(|running| moment(running.word));
         let to = now.get(name).copied();
         // It was here before a reboot, and goes on where it was.
-        let restored = from.is_none() && to.is_some() && before.deployments.get(name) == to.as_ref();
+        let restored = from.is_none() && to.is_some() && recalled.moment(name) == to;
         let action = if restored { Action::Recovered } else { Action::Apply };
-        if from.is_some() || to.is_some() {
-            history.append(&Record::now(name, action, from, to, request.reason.as_deref()))?;
-        }
-    }
-    LastLive::update(work.paths.state_dir(), |deployments| {
-        deployments.retain(|name, _| now.contains_key(name) || !work.running.deployments.contains_key(name));
-        for (name, moment) in &now {
-            let is_older = deployments.get(name).is_some_and(|known| known.generation > moment.generation);
-            if !is_older {
-                deployments.insert(name.clone(), *moment);
-            }
-        }
-    })?;
-    Ok(())
+        let (deployment, reason) = (name.to_owned(), request.reason.clone());
+        let change = Change { deployment, action, from, to, reason, ..Change::default() };
+        (from.is_some() || to.is_some()).then_some(change)
+    };
+    names.into_iter().filter_map(change).collect()
 }

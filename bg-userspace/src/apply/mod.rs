@@ -48,22 +48,28 @@ use crate::{
     lock::Lock,
     maps::{Tables, TrafficCounters, Words, maglev, unless_missing},
     plan::{self, Plan},
-    recover::recover,
     running::{Running, RunningService, service_key, vip_row},
+    state::{Change, State},
     sys::Mapped,
 };
 
 /// Applies `config`; returns what was changed.
-pub(crate) fn apply(instance: &Instance, config: &Config, request: &ApplyRequest) -> Result<Plan, Error> {
+pub(crate) fn apply(
+    instance: &Instance,
+    state: &State,
+    config: &Config,
+    request: &ApplyRequest,
+) -> Result<Plan, Error> {
     let Instance { paths, words, tick_length, .. } = instance;
     check::check(config)?;
     let _lock = Lock::apply(paths)?;
-    recover(paths, words)?;
+    let recalled = state.recall()?;
     let tables = Tables::open(paths)?;
     let running = Running::read(words, &tables)?;
-    let plan = instance.compare(config, &tables, &running)?;
+    let plan = instance.compare(config, &tables, &running, &recalled)?;
     if plan.is_empty() {
         filter::settle(&tables.services)?;
+        remember(state, words, deployments::changes(words, &recalled, &running, &plan, request))?;
         return Ok(plan);
     }
     if !plan.colour_changes.is_empty() && !request.force {
@@ -72,15 +78,25 @@ pub(crate) fn apply(instance: &Instance, config: &Config, request: &ApplyRequest
     let mut work = Work::new(paths, words, tables, &running, config)?;
     work.retire_left_over()?;
     let taken_over = work.remove_services(config)?;
-    let indexes = deployments::begin(&mut work, config, *tick_length)?;
+    let indexes = deployments::begin(&mut work, config, *tick_length, &recalled)?;
     work.publish_services(config, &indexes)?;
     for service in taken_over {
         work.withdraw_service(service)?;
     }
     work.release()?;
-    deployments::end(&mut work, config, &plan, request)?;
+    deployments::end(&mut work, config)?;
     filter::settle(&work.tables.services)?;
+    remember(state, words, deployments::changes(words, &recalled, &running, &plan, request))?;
     Ok(plan)
+}
+
+/// Brings the state directory up to date, when all else is done.
+fn remember(state: &State, words: &Words, changes: Vec<Change>) -> Result<(), Error> {
+    state.move_in();
+    state.record(Some(words), None, &changes).map_err(|source| {
+        let done = if changes.is_empty() { "there was nothing to apply" } else { "the configuration is applied" };
+        Error::DoneNotRecorded { done: done.to_owned(), source: Box::new(source) }
+    })
 }
 
 /// An apply in progress.

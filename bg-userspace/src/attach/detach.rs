@@ -3,7 +3,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use super::{Hook, PATIENCE, PinnedLink, attached_interfaces, egress, pinned_links};
-use crate::{Error, Paths, lock::Lock, net, pins};
+use crate::{Error, Paths, history::Action, lock::Lock, net, pins, state::Witness};
 
 /// What [`detach`] takes the programs off.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,11 +31,15 @@ pub fn detach(paths: &Paths, target: &Target) -> Result<Detached, Error> {
 
 /// The same, with another patience for another bgctl that works on the instance.
 pub fn detach_within(paths: &Paths, target: &Target, patience: Duration) -> Result<Detached, Error> {
-    let _lock = Lock::detach(paths, patience)?;
-    match target {
-        Target::All => detach_all(paths),
-        Target::Interfaces(names) => detach_some(paths, names),
-    }
+    let lock = Lock::detach(paths, patience)?;
+    let witness = Witness::of(paths);
+    let (detached, done) = match target {
+        Target::All => (detach_all(paths)?, "the programs are taken off all interfaces, and all pins are removed"),
+        Target::Interfaces(names) => (detach_some(paths, names)?, "the programs are taken off these interfaces"),
+    };
+    drop(lock);
+    witness.record(Action::Detach, detached.interfaces.clone(), done)?;
+    Ok(detached)
 }
 
 fn detach_all(paths: &Paths) -> Result<Detached, Error> {

@@ -38,11 +38,13 @@ pub(crate) use state::{attached_interfaces, lost_interfaces};
 use crate::{
     Error, Paths,
     doctor::preconditions,
+    history,
     loader::{Loaded, TC_EGRESS, TC_INGRESS},
     lock::Lock,
     maps::typed,
     net::{self, ARPHRD_ETHER, ARPHRD_LOOPBACK, Interface},
     pins::{self, PinRoot},
+    state::Witness,
 };
 
 /// How to attach.
@@ -128,7 +130,10 @@ pub fn attach(paths: &Paths, interfaces: &[String], options: &AttachOptions) -> 
         // The lock has made the directory. It goes only if it is empty.
         let _ = std::fs::remove_dir(&paths.pin_root);
     }
-    attached
+    let attached = attached?;
+    let names = attached.iter().map(|interface| interface.name.clone()).collect();
+    Witness::of(paths).record(history::Action::Attach, names, "the programs are attached")?;
+    Ok(attached)
 }
 
 fn attach_locked(

@@ -11,13 +11,14 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{HistoryError, Moment, Who, prepare_state_dir, sync_directory};
+use super::{HistoryError, Moment, Who, prepare_state_dir, private, sync_directory};
 
-/// What was done to a deployment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// What was done to a deployment, or to an instance.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Action {
     /// Its configuration was applied.
+    #[default]
     Apply,
     /// Another colour was made live.
     Switch,
@@ -25,6 +26,10 @@ pub enum Action {
     Rollback,
     /// Its last live colour was restored, for example after a reboot.
     Recovered,
+    /// The programs were attached to interfaces.
+    Attach,
+    /// The programs were taken off interfaces.
+    Detach,
 }
 
 impl Action {
@@ -35,6 +40,8 @@ impl Action {
             Self::Switch => "switch",
             Self::Rollback => "rollback",
             Self::Recovered => "recovered",
+            Self::Attach => "attach",
+            Self::Detach => "detach",
         }
     }
 }
@@ -44,8 +51,12 @@ impl Action {
 pub struct Record {
     /// When; RFC 3339 in the file.
     pub time: jiff::Timestamp,
-    /// Name of the deployment.
+    /// Name of the deployment; empty if it was done to the instance as a whole.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub deployment: String,
+    /// Names of the interfaces that were attached or detached.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub interfaces: Vec<String>,
     /// What was done.
     pub action: Action,
     /// Its state before; `None` if it did not exist.
@@ -73,6 +84,7 @@ impl Record {
         Self {
             time: jiff::Timestamp::now(),
             deployment: deployment.to_owned(),
+            interfaces: Vec::new(),
             action,
             from,
             to,
@@ -112,12 +124,8 @@ impl History {
     pub fn append(&self, record: &Record) -> Result<(), HistoryError> {
         prepare_state_dir(&self.directory)?;
         let is_new = !self.path.exists();
-        let mut file = OpenOptions::new()
-            .read(true)
-            .append(true)
-            .create(true)
-            .open(&self.path)
-            .map_err(HistoryError::io("open", &self.path))?;
+        let mut file =
+            private::open(&self.path, OpenOptions::new().append(true)).map_err(HistoryError::io("open", &self.path))?;
         let write_error = || HistoryError::io("write", &self.path);
 
         let mut bytes = Vec::with_capacity(512);

@@ -1,89 +1,170 @@
 //! The last live colour and generation of each deployment, so that after a reboot, when the pins are
 //! gone, apply goes on from there and not from `initial`.
+//!
+//! The file is read with patience: an entry that cannot be understood costs that entry, a key that this version does not
+//! know is kept, and a file of which nothing can be understood is an empty one. [`LastLive::problems`] tells what it was,
+//! and before such a file is replaced, a copy of it is put beside it.
 
 use std::{
     collections::BTreeMap,
     fs::File,
-    io::Write as _,
+    io::{self, Write as _},
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
 };
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use super::{HistoryError, Moment, prepare_state_dir, sync_directory};
 
 /// The content of `live.json`. Replaced as a whole, by a rename: there is no moment in which it is
 /// half written.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LastLive {
-    version: Version,
+    /// The instance that has written it. Generations of another one cannot be compared with its own.
+    pub instance: Option<Writer>,
     /// By the deployment's name.
-    pub deployments: BTreeMap<String, Moment>,
+    pub deployments: BTreeMap<String, Entry>,
+    /// What could not be understood, in words; nothing of it is in `deployments`.
+    pub problems: Vec<String>,
+    /// Names of the deployments of which something could not be understood; `None` if that is the whole file.
+    pub damaged: Option<Vec<String>>,
+    /// Keys that this version does not know.
+    other: Map<String, Value>,
+}
+
+/// The instance that has written a state directory's files.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Writer {
+    /// The identity in its `meta` map, in hexadecimal digits.
+    pub identity: String,
+    /// Where it is pinned.
+    pub pin_root: PathBuf,
+}
+
+/// What is remembered of a deployment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// Its live state.
+    #[serde(flatten)]
+    pub moment: Moment,
+    /// Whether a rollback has made it so.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub rolled_back: bool,
+    /// Keys that this version does not know.
+    #[serde(flatten)]
+    pub(crate) other: Map<String, Value>,
+}
+
+impl From<Moment> for Entry {
+    fn from(moment: Moment) -> Self {
+        Self { moment, rolled_back: false, other: Map::new() }
+    }
 }
 
 impl LastLive {
     /// The file in the state directory.
     pub const FILE: &'static str = "live.json";
+    /// Copy of the last such file that could not be understood as a whole.
+    pub const DAMAGED: &'static str = "live.json.damaged";
+    /// The format's version.
+    const VERSION: u32 = 1;
 
-    /// Reads it; one that does not exist is empty.
+    /// Reads it; one that does not exist is empty. Only a file that cannot be read at all is an error.
     pub fn load(state_dir: &Path) -> Result<Self, HistoryError> {
         let path = state_dir.join(Self::FILE);
-        let bytes = match std::fs::read(&path) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Self::default()),
-            Err(error) => return Err(HistoryError::io("read", &path)(error)),
+        match std::fs::read(&path) {
+            Ok(bytes) => Ok(Self::parse(&bytes, &path)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::parse(b"{}", &path)),
+            Err(error) => Err(HistoryError::io("read", &path)(error)),
+        }
+    }
+
+    fn parse(bytes: &[u8], path: &Path) -> Self {
+        let mut last = Self { damaged: Some(Vec::new()), ..Self::default() };
+        let path = path.display();
+        let mut other: Map<String, Value> = match serde_json::from_slice(bytes) {
+            Ok(content) => content,
+            Err(error) => {
+                last.problems.push(format!("{path} cannot be understood ({error})"));
+                last.damaged = None;
+                return last;
+            }
         };
-        serde_json::from_slice(&bytes).map_err(|error| HistoryError::ForeignLastLive { path, got: error.to_string() })
+        if let Some(version) = other.remove("version").filter(|version| *version != Self::VERSION) {
+            last.problems.push(format!(
+                "{path} has format version {version}, this bgctl knows version {}; what it can read of it counts",
+                Self::VERSION
+            ));
+        }
+        if let Some(writer) = other.remove("instance") {
+            match serde_json::from_value(writer) {
+                Ok(writer) => last.instance = Some(writer),
+                Err(error) => last.problems.push(format!("{path}: \"instance\" cannot be understood ({error})")),
+            }
+        }
+        let entries = match other.remove("deployments") {
+            None => Map::new(),
+            Some(Value::Object(entries)) => entries,
+            Some(_) => {
+                last.problems.push(format!("{path} cannot be understood (\"deployments\" is not an object)"));
+                last.damaged = None;
+                Map::new()
+            }
+        };
+        for (name, entry) in entries {
+            match serde_json::from_value::<Entry>(entry) {
+                Ok(entry) if entry.moment.generation > 0 => _ = last.deployments.insert(name, entry),
+                result => {
+                    let why =
+                        result.map_or_else(|error| error.to_string(), |_| "generation 0 does not exist".to_owned());
+                    last.problems
+                        .push(format!("{path}: the entry of deployment \"{name}\" cannot be understood ({why})"));
+                    last.damaged.iter_mut().for_each(|damaged| damaged.push(name.clone()));
+                }
+            }
+        }
+        last.other = other;
+        last
     }
 
-    /// Reads it, changes it and writes it, unless nothing changed. The caller holds the lock that
-    /// keeps others from doing so. A file that cannot be understood is not overwritten.
-    pub fn update(state_dir: &Path, change: impl FnOnce(&mut BTreeMap<String, Moment>)) -> Result<(), HistoryError> {
-        let before = Self::load(state_dir)?;
-        let mut after = before.clone();
-        change(&mut after.deployments);
-        if after == before { Ok(()) } else { after.save(state_dir) }
-    }
-
-    fn save(&self, state_dir: &Path) -> Result<(), HistoryError> {
+    /// Writes it, unless it is what `before` says. Before a file that was not understood is replaced, a copy is made. The caller
+    /// holds the lock that keeps others from doing so.
+    pub fn save(&self, before: &Self, state_dir: &Path) -> Result<(), HistoryError> {
+        if self == before && before.problems.is_empty() {
+            return Ok(());
+        }
         prepare_state_dir(state_dir)?;
         let path = state_dir.join(Self::FILE);
+        if !before.problems.is_empty() {
+            let copy = state_dir.join(Self::DAMAGED);
+            std::fs::copy(&path, &copy).map_err(HistoryError::io("write", &copy))?;
+        }
         // Named after the process, so that two of them cannot write into one.
         let temporary: PathBuf = state_dir.join(format!(".{}.{}", Self::FILE, std::process::id()));
-        let error = HistoryError::io("write", &path);
-        let written = File::create(&temporary).and_then(|mut file| {
-            let mut bytes = serde_json::to_vec_pretty(self)?;
-            bytes.push(b'\n');
-            file.write_all(&bytes)?;
-            file.sync_all()?;
-            std::fs::rename(&temporary, &path)
-        });
+        let written = self.write(&temporary).and_then(|()| std::fs::rename(&temporary, &path));
         if let Err(source) = written {
-            // What matters is the error above; a left-over is overwritten or ignored.
+            // What matters is the error; a left-over is overwritten or ignored.
             let _ = std::fs::remove_file(&temporary);
-            return Err(error(source));
+            return Err(HistoryError::io("write", &path)(source));
         }
         sync_directory(state_dir)
     }
-}
 
-/// The format's version; any other one is refused.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "u32", into = "u32")]
-struct Version;
-
-impl From<Version> for u32 {
-    fn from(_: Version) -> Self {
-        1
-    }
-}
-
-impl TryFrom<u32> for Version {
-    type Error = String;
-
-    fn try_from(number: u32) -> Result<Self, String> {
-        if number == 1 { Ok(Self) } else { Err(format!("expected version 1, got {number}")) }
+    fn write(&self, path: &Path) -> io::Result<()> {
+        let mut content = Map::new();
+        content.insert("version".to_owned(), Self::VERSION.into());
+        if let Some(writer) = &self.instance {
+            content.insert("instance".to_owned(), serde_json::to_value(writer)?);
+        }
+        content.insert("deployments".to_owned(), serde_json::to_value(&self.deployments)?);
+        content.extend(self.other.clone());
+        let mut bytes = serde_json::to_vec_pretty(&content)?;
+        bytes.push(b'\n');
+        let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+        file.write_all(&bytes)?;
+        file.sync_all()
     }
 }
 
@@ -95,37 +176,79 @@ mod tests {
 
     const GREEN: Moment = Moment { generation: 4, live: Colour::Green };
 
+    fn update(dir: &Path, change: impl FnOnce(&mut LastLive)) {
+        let before = LastLive::load(dir).unwrap();
+        let mut after = before.clone();
+        change(&mut after);
+        after.save(&before, dir).unwrap();
+    }
+
+    fn names(last: &LastLive) -> Vec<&str> {
+        last.deployments.keys().map(String::as_str).collect()
+    }
+
     #[test]
     fn what_was_saved_is_loaded_and_nothing_else_is_left() {
         let dir = tempfile::tempdir().unwrap();
-        assert_eq!(LastLive::load(dir.path()).unwrap(), LastLive::default());
-        LastLive::update(dir.path(), |deployments| _ = deployments.insert("shop".into(), GREEN)).unwrap();
-        LastLive::update(dir.path(), |deployments| _ = deployments.insert("mail".into(), GREEN)).unwrap();
-        LastLive::update(dir.path(), |deployments| _ = deployments.remove("mail")).unwrap();
-        assert_eq!(LastLive::load(dir.path()).unwrap().deployments, BTreeMap::from([("shop".into(), GREEN)]));
+        assert_eq!(names(&LastLive::load(dir.path()).unwrap()), [""; 0]);
+        let writer = Writer { identity: "1f".to_owned(), pin_root: "/sys/fs/bpf/bgctl".into() };
+        update(dir.path(), |last| _ = last.deployments.insert("shop".into(), GREEN.into()));
+        update(dir.path(), |last| {
+            _ = last.deployments.insert("mail".into(), Entry { rolled_back: true, ..GREEN.into() })
+        });
+        update(dir.path(), |last| last.instance = Some(writer.clone()));
+        update(dir.path(), |last| _ = last.deployments.remove("shop"));
+        let last = LastLive::load(dir.path()).unwrap();
+        assert_eq!(names(&last), ["mail"]);
+        assert!(last.deployments["mail"].moment == GREEN && last.deployments["mail"].rolled_back);
+        assert_eq!((last.instance, last.problems.len()), (Some(writer), 0));
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 
     #[test]
-    fn a_half_written_or_foreign_file_is_refused_and_kept() {
+    fn what_is_not_understood_costs_itself_only_and_a_copy_is_kept() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(LastLive::FILE);
-        LastLive::update(dir.path(), |deployments| _ = deployments.insert("shop".into(), GREEN)).unwrap();
+        update(dir.path(), |last| {
+            last.deployments.insert("mail".into(), GREEN.into());
+            last.deployments.insert("shop".into(), GREEN.into());
+        });
         let whole = std::fs::read_to_string(&path).unwrap();
-        let newer = whole.replace("\"version\": 1", "\"version\": 2");
-        let other_colour = whole.replace("green", "red");
-        for (content, got) in [
-            (&whole[..whole.len() / 2], "EOF"),
-            ("", "EOF"),
-            ("{}", "missing field"),
-            ("[1, 2]", "invalid type"),
-            (&newer, "expected version 1, got 2"),
-            (&other_colour, "expected \"blue\" or \"green\", got \"red\""),
+        let (mail, shop) = whole.split_at(whole.find("shop").unwrap());
+        let bad = |from, to| mail.to_owned() + &shop.replace(from, to);
+        for (content, problem, left) in [
+            (
+                bad("green", "red"),
+                "\"shop\" cannot be understood (expected \"blue\" or \"green\", got \"red\"",
+                &["mail"][..],
+            ),
+            (bad("4", "-4"), "\"shop\" cannot be understood", &["mail"]),
+            (bad("4", "0"), "\"shop\" cannot be understood (generation 0", &["mail"]),
+            (whole.replace("\"version\": 1", "\"version\": 2"), "format version 2", &["mail", "shop"]),
+            (whole[..whole.len() / 2].to_owned(), "cannot be understood (EOF", &[]),
+            (String::new(), "cannot be understood (EOF", &[]),
+            ("[1, 2]".to_owned(), "cannot be understood (invalid type", &[]),
+            ("{\"deployments\": 7}".to_owned(), "not an object", &[]),
         ] {
-            std::fs::write(&path, content).unwrap();
-            let error = LastLive::update(dir.path(), BTreeMap::clear).unwrap_err().to_string();
-            assert!(error.contains("live.json") && error.contains(got) && error.contains("move it away"), "{error}");
-            assert_eq!(std::fs::read_to_string(&path).unwrap(), content);
+            std::fs::write(&path, &content).unwrap();
+            let last = LastLive::load(dir.path()).unwrap();
+            assert!(matches!(&last.problems[..], [only] if only.contains(problem)), "{:?}", last.problems);
+            assert_eq!(names(&last), left, "{content}");
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), content, "reading changes nothing");
+            update(dir.path(), |last| _ = last.deployments.insert("new".into(), GREEN.into()));
+            assert_eq!(std::fs::read_to_string(dir.path().join(LastLive::DAMAGED)).unwrap(), content);
         }
+    }
+
+    #[test]
+    fn keys_of_a_later_version_are_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(LastLive::FILE);
+        let content = r#"{"version": 1, "colour": "grey", "deployments": {"shop": {"generation": 4, "live": "green", "share": 7}}}"#;
+        std::fs::write(&path, content).unwrap();
+        assert_eq!(LastLive::load(dir.path()).unwrap().problems, [""; 0]);
+        update(dir.path(), |last| _ = last.deployments.insert("mail".into(), GREEN.into()));
+        let after: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        assert_eq!((&after["colour"], &after["deployments"]["shop"]["share"]), (&"grey".into(), &7.into()));
     }
 }

@@ -3,18 +3,21 @@
 
 mod journal;
 mod last_live;
+mod private;
 mod who;
 
 use std::{
     io,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use bg_common::Colour;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
 pub use journal::{Action, History, Journal, Record};
-pub use last_live::LastLive;
+pub use last_live::{Entry, LastLive, Writer};
+pub(crate) use private::{is_private, make_private, open_lock};
 pub use who::Who;
 
 /// A deployment's live state at one moment.
@@ -41,18 +44,32 @@ pub enum HistoryError {
         #[source]
         source: io::Error,
     },
-    /// Expected what [`LastLive`] writes, got something else. It has been left as it is.
+    /// The state directory, or the file system that it is on, does not answer.
     #[error(
-        "{} is not what bgctl writes there ({got}); it has been left as it is. Put back a good copy, or move it away: \
-         what runs is not affected, but after a reboot the next apply then begins with each deployment's `initial` colour",
-        path.display()
+        "{} does not answer within {} seconds (a file system that hangs, or is frozen?); --state-dir names another place",
+        state_dir.display(), waited.as_secs()
     )]
-    ForeignLastLive {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        got: String,
+    Unanswered {
+        /// The directory.
+        state_dir: PathBuf,
+        /// For so long.
+        waited: Duration,
     },
+    /// Another instance, which lives, keeps its state here.
+    #[error(
+        "{} is the state directory of the instance pinned in {}, which is running: give each instance its own, by \
+         --state-dir or BGCTL_STATE_DIR",
+        state_dir.display(), other.display()
+    )]
+    Shared {
+        /// The directory.
+        state_dir: PathBuf,
+        /// The pin root of the other one.
+        other: PathBuf,
+    },
+    /// What the process that writes to the state directory has said of its failure.
+    #[error("{0}")]
+    Told(String),
 }
 
 impl HistoryError {
@@ -61,9 +78,17 @@ impl HistoryError {
     }
 }
 
-/// Makes the state directory if it is missing.
-pub fn prepare_state_dir(state_dir: &Path) -> Result<(), HistoryError> {
-    std::fs::create_dir_all(state_dir).map_err(HistoryError::io("create", state_dir))
+/// Makes the state directory if it is missing, for its owner alone; one that is open to others is closed to them.
+pub(crate) fn prepare_state_dir(state_dir: &Path) -> Result<(), HistoryError> {
+    let is_ours = |name: &str| {
+        name == History::FILE
+            || name.trim_start_matches('.').starts_with(LastLive::FILE)
+            || name.ends_with(".lock")
+            || name == "lost+found"
+    };
+    make_private(state_dir)
+        .map_err(HistoryError::io("create", state_dir))
+        .and_then(|()| private::close(state_dir, is_ours).map_err(HistoryError::io("look at", state_dir)))
 }
 
 /// Makes a new or renamed entry of a directory survive a loss of power.

@@ -192,11 +192,13 @@ fn a_switch_that_nobody_recorded_is_recorded_by_the_next_command() {
 fn an_emergency_does_not_fail_for_want_of_a_journal() {
     let lab = attached();
     apply(&lab, &config("shop", &[(1, 1)], &[(1, 1)]));
-    std::fs::write(lab.paths.state_dir.join("live.json"), "torn").unwrap();
+    // Neither a file that can be read, nor one that can be replaced.
+    std::fs::remove_file(lab.paths.state_dir.join("live.json")).unwrap();
+    std::fs::create_dir(lab.paths.state_dir.join("live.json")).unwrap();
     let error = lab.instance().switch("shop", &SwitchRequest::default()).unwrap_err();
     assert!(matches!(error, Error::NotRecorded { live: "green", generation: 2, .. }), "{error}");
     assert_eq!(lab.instance().status(None).unwrap().deployments[0].live, "green");
-    std::fs::remove_file(lab.paths.state_dir.join("live.json")).unwrap();
+    std::fs::remove_dir(lab.paths.state_dir.join("live.json")).unwrap();
     lab.instance().rollback("shop", &SwitchRequest::default()).unwrap();
     let journal = History::new(&lab.paths.state_dir).read(Some("shop")).unwrap();
     let actions: Vec<_> = journal.records.iter().map(|record| record.action).collect();

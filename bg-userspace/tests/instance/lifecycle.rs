@@ -191,7 +191,7 @@ fn the_flow_table_of_an_instance_keeps_its_size() {
 fn two_at_once_are_told_of_each_other() {
     let lab = Lab::new();
     lab.attach("v0", AttachMode::Tc).unwrap();
-    let lock = std::fs::File::open(lab.paths.state_dir.join("apply.lock")).unwrap();
+    let lock = std::fs::File::open(&lab.paths.pin_root).unwrap();
     rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
     let patience = std::time::Duration::from_millis(200);
     let error = detach_within(&lab.paths, &Target::All, patience).unwrap_err();

@@ -29,7 +29,7 @@ pub(crate) struct Global {
     /// Directory of the instance's pins, on a BPF file system
     #[arg(long, global = true, value_name = "DIR", env = "BGCTL_PIN_ROOT", default_value = Paths::PIN_ROOT)]
     pub(crate) pin_root: PathBuf,
-    /// Directory of the history, the last live colours and the locks
+    /// Directory of the history and the last live colours
     #[arg(long, global = true, value_name = "DIR", env = "BGCTL_STATE_DIR", default_value = Paths::STATE_DIR)]
     pub(crate) state_dir: PathBuf,
     /// Colour the result
@@ -257,6 +257,9 @@ pub(crate) struct Rollback {
     /// The deployment
     #[arg(add = ArgValueCandidates::new(complete::deployments))]
     pub(crate) deployment: String,
+    /// The colour to make live [default: the one that was live before the last change]
+    #[arg(value_enum)]
+    pub(crate) to: Option<ColourName>,
     #[command(flatten)]
     pub(crate) change: Change,
 }

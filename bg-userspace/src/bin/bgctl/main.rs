@@ -24,7 +24,7 @@ fn main() -> ExitCode {
         Err(error) => {
             // Problems of a configuration begin with their place, as editors understand it.
             let prefix = if error.is::<ConfigError>() { "" } else { "bgctl: " };
-            eprintln!("{prefix}{error:#}");
+            output::line(&format!("{prefix}{error:#}"));
             exit::Outcome::of(&error).into()
         }
     }

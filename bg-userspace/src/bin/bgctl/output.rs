@@ -25,6 +25,16 @@ pub(crate) fn painted(text: &str) -> String {
     }
 }
 
+/// Writes a message to stderr. If nobody can read it, the command goes on: what it does must not depend on that.
+pub(crate) fn message(text: &str) {
+    line(&format!("bgctl: {text}"));
+}
+
+/// The same without the program's name in front.
+pub(crate) fn line(text: &str) {
+    let _ = writeln!(io::stderr().lock(), "{text}");
+}
+
 /// Writes a value to stdout as indented JSON.
 pub(crate) fn print_json(value: &impl Serialize) -> io::Result<()> {
     print(&(serde_json::to_string_pretty(value)? + "\n"))

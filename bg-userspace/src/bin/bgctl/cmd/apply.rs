@@ -17,9 +17,12 @@ pub(super) fn run(global: &Global, args: &Apply) -> anyhow::Result<Outcome> {
     let start = Instant::now();
     let config = super::load(&args.file.config)?;
     let request = ApplyRequest { reason: args.reason.clone(), force: args.force };
-    let applied = Instance::open(&global.paths())?.apply_as(&config, &request)?;
+    let instance = Instance::open(&global.paths())?;
+    let applied = instance.apply_as(&config, &request);
+    instance.warnings().iter().for_each(|warning| output::message(warning));
+    let applied = applied?;
     if global.verbose {
-        eprintln!("bgctl: took {:.1?}", start.elapsed());
+        output::message(&format!("took {:.1?}", start.elapsed()));
     }
     if global.json {
         output::print_json(&applied)?;

@@ -36,7 +36,7 @@ pub(super) fn run(global: &Global, args: &Flows) -> anyhow::Result<Outcome> {
         output::print_json(&serde_json::json!({ "flows": flows }))?;
     } else if flows.is_empty() {
         let such = if filter == FlowFilter::default() { "" } else { " of that kind" };
-        eprintln!("bgctl: no open flows{such}");
+        output::message(&format!("no open flows{such}"));
     } else {
         output::print_styled(&render(flows))?;
     }

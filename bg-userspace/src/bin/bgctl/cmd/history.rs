@@ -12,12 +12,12 @@ use crate::{
 pub(super) fn run(global: &Global, args: &Args) -> anyhow::Result<Outcome> {
     let mut journal = History::new(&global.state_dir).read(args.only.deployment.as_deref())?;
     if journal.damaged_lines > 0 {
-        eprintln!(
-            "bgctl: {} of {} could not be read and {} left out (a crash can tear a line)",
+        output::message(&format!(
+            "{} of {} could not be read and {} left out (a crash can tear a line)",
             if journal.damaged_lines == 1 { "1 line".to_owned() } else { format!("{} lines", journal.damaged_lines) },
             global.state_dir.join(History::FILE).display(),
             if journal.damaged_lines == 1 { "is" } else { "are" },
-        );
+        ));
     }
     // Clocks are set back now and then: what counts is when a record says that it was, not where it stands.
     journal.records.retain(|record| args.since.is_none_or(|since| record.time >= since));
@@ -29,7 +29,9 @@ pub(super) fn run(global: &Global, args: &Args) -> anyhow::Result<Outcome> {
         return Ok(Outcome::Done);
     }
     let mut table = Table::new(["TIME", "DEPLOYMENT", "ACTION", "FROM", "TO", "WHO", "WHY"].map(|head| (head, Left)));
-    for Record { time, deployment, action, from, to, who, reason, .. } in journal.records {
+    for Record { time, deployment, interfaces, action, from, to, who, reason, .. } in journal.records {
+        // What was done to interfaces concerns no deployment.
+        let deployment = if deployment.is_empty() { format!("({})", interfaces.join(", ")) } else { deployment };
         table.row([
             // To the second, in UTC, as RFC 3339.
             time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string().into(),
@@ -43,7 +45,7 @@ pub(super) fn run(global: &Global, args: &Args) -> anyhow::Result<Outcome> {
     }
     if table.is_empty() {
         let such = if is_limited { " that is asked for" } else { "" };
-        eprintln!("bgctl: nothing{such} has been recorded in {}", global.state_dir.display());
+        output::message(&format!("nothing{such} has been recorded in {}", global.state_dir.display()));
     } else {
         output::print_styled(&table.render(""))?;
     }

@@ -15,16 +15,44 @@ mod switch;
 
 use std::{io, path::Path};
 
-use bg_userspace::config::{self, Config, ConfigError};
+use bg_userspace::{
+    Instance,
+    config::{self, Config, ConfigError},
+};
 
 use crate::{
-    args::{Args, Command},
+    args::{Args, Command, Global},
     complete,
     exit::Outcome,
+    output,
 };
 
 /// Does what the command line asks for.
 pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
+    let global = &args.global;
+    let looks = matches!(
+        args.command,
+        Command::Doctor(_) | Command::Plan(_) | Command::Status(_) | Command::Flows(_) | Command::History(_)
+    );
+    if looks {
+        check_state(global);
+    }
+    let outcome = dispatch(args)?;
+    if matches!(args.command, Command::Attach(_) | Command::Detach(_)) {
+        check_state(global);
+    }
+    Ok(outcome)
+}
+
+/// Tells what is wrong with the state directory: whoever finds out after the next reboot finds out too late. Commands that
+/// write to it tell by themselves.
+fn check_state(global: &Global) {
+    if let Ok(instance) = Instance::open(&global.paths()) {
+        instance.check_state().iter().for_each(|warning| output::message(warning));
+    }
+}
+
+fn dispatch(args: &Args) -> anyhow::Result<Outcome> {
     let global = &args.global;
     match &args.command {
         Command::Doctor(doctor) => doctor::run(global, doctor),

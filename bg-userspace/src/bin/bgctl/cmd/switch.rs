@@ -19,7 +19,7 @@ pub(super) fn run(global: &Global, args: &Switch) -> anyhow::Result<Outcome> {
 }
 
 pub(super) fn run_rollback(global: &Global, args: &Rollback) -> anyhow::Result<Outcome> {
-    let request = request(&args.change);
+    let request = SwitchRequest { to: args.to.map(Into::into), ..request(&args.change) };
     change(global, |instance| instance.rollback(&args.deployment, &request))
 }
 
@@ -39,9 +39,11 @@ fn change(
 ) -> anyhow::Result<Outcome> {
     let start = Instant::now();
     let instance = Instance::open(&global.paths())?;
-    let switched = change(&instance)?;
+    let switched = change(&instance);
+    instance.warnings().iter().for_each(|warning| output::message(warning));
+    let switched = switched?;
     if global.verbose {
-        eprintln!("bgctl: took {:.1?}, of which the fence {:.1?}", start.elapsed(), switched.fence);
+        output::message(&format!("took {:.1?}, of which the fence {:.1?}", start.elapsed(), switched.fence));
     }
     if global.json {
         output::print_json(&switched)?;

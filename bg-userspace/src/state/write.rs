@@ -1,0 +1,153 @@
+//! Writing the state directory: the journal first, then the last live colours.
+
+use super::{Change, Running, State, link, recall, running};
+use crate::{
+    Error,
+    history::{Action, Entry, History, LastLive, Moment, Record},
+    lock::{Lock, Recording},
+    maps::Words,
+};
+
+const NOT_RECORDED: &str = "found in the kernel; who did it has not recorded it, and if it was a bgctl that was killed, its \
+                            switch is done: running it again without a colour would undo it";
+const OTHER_LIFE: &str =
+    "the state directory held the state of another instance, or of an earlier life of this one; what runs counts";
+
+/// Everything that is to be written.
+pub(super) struct Job<'a> {
+    pub(super) state: &'a State,
+    pub(super) words: Option<&'a Words>,
+    pub(super) recording: Option<&'a Recording>,
+    pub(super) changes: &'a [Change],
+    /// Who does it.
+    pub(super) template: &'a Record,
+}
+
+impl Job<'_> {
+    /// Returns what the operator must know.
+    pub(super) fn run(&self) -> Result<Vec<String>, Error> {
+        let state_dir = &self.state.home;
+        let _lock = Lock::history(state_dir)?;
+        let mut warnings = Vec::from_iter(link::mismatch(self.state));
+        let before = LastLive::load(state_dir)?;
+        let history = History::new(state_dir);
+        if let Err(error) = link::refuse_shared(self.state, &before) {
+            // What was done to interfaces is no state of deployments.
+            if self.changes.is_empty() || self.changes.iter().any(|change| !change.deployment.is_empty()) {
+                return Err(error);
+            }
+            warnings.push(error.to_string());
+            self.changes.iter().try_for_each(|change| history.append(&self.record(change)))?;
+            return Ok(warnings);
+        }
+        warnings.extend(before.problems.iter().cloned());
+
+        // Under the recording lock nobody else is between his exchange and his record.
+        let alone = self.recording.and_then(|recording| recording.alone(|| self.words.map(running))).flatten();
+        let is_alone = alone.is_some();
+        let running = alone.or_else(|| self.words.map(running)).unwrap_or_default();
+        let is_other_life = recall::is_of_another_life(self.state, &before);
+        if is_other_life && let Some(differences) = recall::differences(&before, &self.not_begun_now(&running)) {
+            warnings.push(format!(
+                "by {} {differences}: it was of another instance or of an earlier life of this one; what runs has been \
+                 written there",
+                state_dir.join(LastLive::FILE).display()
+            ));
+        }
+        let mut last = before.clone();
+        recall::salvage(&mut last, state_dir)?;
+        let known = last.deployments.clone();
+        for Running { name, now, rolled_back } in &running {
+            let change = self.changes.iter().find(|change| change.deployment == *name);
+            let known = known.get(name).map(|entry| entry.moment);
+            // What it was before this command.
+            let then = change.map_or(Some(*now), |change| change.from);
+            let is_behind = |then: Moment| known.is_none_or(|known| known.generation < then.generation);
+            let gap = match then {
+                Some(then) if is_other_life => known.filter(|known| *known != then).map(|_| (then, OTHER_LIFE)),
+                Some(then) => (is_alone && is_behind(then)).then_some((then, NOT_RECORDED)),
+                None => None,
+            };
+            if let Some((then, reason)) = gap {
+                self.recover(&history, name, known, then, reason)?;
+            }
+            // An entry that is behind, and stays so, is of somebody who is about to record it.
+            if is_other_life || before.instance.is_none() || change.is_some() || is_alone {
+                let stale = change.and_then(|change| change.to).filter(|to| to.generation < now.generation);
+                let known = known.filter(|known| !is_other_life && known.generation <= now.generation);
+                let entry = match stale {
+                    // Somebody has switched since, and may not have recorded it yet.
+                    Some(to) if !is_alone && known.is_none_or(|known| known.generation < to.generation) => {
+                        Entry::from(to)
+                    }
+                    Some(_) if !is_alone => continue,
+                    _ => Entry { rolled_back: *rolled_back, ..Entry::from(*now) },
+                };
+                let kept = last.deployments.insert(name.clone(), entry);
+                if let (Some(kept), Some(entry)) = (kept, last.deployments.get_mut(name)) {
+                    entry.other = kept.other;
+                }
+            }
+        }
+        for change in self.changes {
+            history.append(&self.record(change))?;
+            if change.to.is_none() {
+                last.deployments.remove(&change.deployment);
+            }
+        }
+        // An instance that has just been attached has nothing to say of deployments yet.
+        let concerns_deployments = self.changes.iter().any(|change| !change.deployment.is_empty());
+        if (concerns_deployments || !running.is_empty()) && self.may_write(&before) {
+            last.instance.clone_from(&self.state.writer);
+            last.save(&before, state_dir)?;
+        }
+        Ok(warnings)
+    }
+
+    /// Those that are not in this very moment taken over from the file.
+    fn not_begun_now(&self, running: &[Running]) -> Vec<Running> {
+        let begins = |name: &str| self.changes.iter().any(|change| change.deployment == name && change.from.is_none());
+        running.iter().filter(|running| !begins(&running.name)).cloned().collect()
+    }
+
+    /// Not if this instance has ended while the file system did not answer, and another one has begun.
+    fn may_write(&self, before: &LastLive) -> bool {
+        match link::identity_at(&self.state.paths.pin_root) {
+            Some(pinned) => Some(&pinned) == self.state.identity(),
+            None => !recall::is_of_another_life(self.state, before),
+        }
+    }
+
+    fn recover(
+        &self,
+        history: &History,
+        name: &str,
+        known: Option<Moment>,
+        then: Moment,
+        reason: &str,
+    ) -> Result<(), Error> {
+        // The process may have been killed between journal and state file.
+        let journal = history.read(Some(name))?;
+        if journal.records.last().and_then(|record| record.to) == Some(then) {
+            return Ok(());
+        }
+        let (deployment, reason) = (name.to_owned(), Some(reason.to_owned()));
+        let change =
+            Change { deployment, action: Action::Recovered, from: known, to: Some(then), reason, ..Change::default() };
+        Ok(history.append(&self.record(&change))?)
+    }
+
+    fn record(&self, change: &Change) -> Record {
+        let Change { deployment, interfaces, action, from, to, reason } = change.clone();
+        Record {
+            time: jiff::Timestamp::now(),
+            deployment,
+            interfaces,
+            action,
+            from,
+            to,
+            reason,
+            ..self.template.clone()
+        }
+    }
+}
