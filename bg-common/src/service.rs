@@ -74,8 +74,9 @@ pub struct DeploymentRow {
     pub in_use: u8,
     /// What a switch does to open flows unless told otherwise: 0 drain, 1 cut.
     pub on_switch: u8,
-    /// Always zero.
-    pub reserved: u16,
+    /// The low 15 bits of a generation and the bit above them, if a rollback has made that generation; else zero. The data
+    /// path does not read it.
+    pub rolled_back: u16,
     /// Milliseconds until a drain ends what is left; zero is never.
     pub drain_timeout_ms: u64,
     /// `tcp_idle_timeout` as it was configured, in milliseconds. For user space: the data path has the ticks.

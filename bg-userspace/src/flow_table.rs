@@ -299,7 +299,9 @@ impl<'a, K: FlowKey> FlowTable<'a, K> {
             }
         };
         std::thread::scope(|scope| {
-            let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
+            // Where no more threads can be made, those that are there do all of it.
+            let spawn = |_| std::thread::Builder::new().spawn_scoped(scope, work).ok();
+            let others: Vec<_> = (1..threads).filter_map(spawn).collect();
             let mut sums = vec![work()];
             // A thread that has panicked has told so; its panic goes on in this one.
             sums.extend(

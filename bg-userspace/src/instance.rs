@@ -62,6 +62,11 @@ impl Instance {
         &self.paths
     }
 
+    /// Whether this is still what is pinned in its place: `detach --all` and a new attach put another instance there.
+    pub fn is_current(&self) -> bool {
+        self.state.is_pinned()
+    }
+
     /// What calls that have changed something have found wrong with the state directory though they have not failed: a
     /// sentence each, told once.
     pub fn warnings(&self) -> Vec<String> {

@@ -45,7 +45,7 @@ pub(crate) fn moment(word: LiveWord) -> Moment {
     Moment { generation: word.generation(), live: word.live() }
 }
 
-/// What [`DeploymentRow::reserved`] is while a rollback's generation is the present one; never zero.
+/// What [`DeploymentRow::rolled_back`] is while a rollback's generation is the present one; never zero.
 pub(crate) fn rollback_mark(generation: u32) -> u16 {
     generation as u16 | 0x8000
 }
@@ -53,7 +53,7 @@ pub(crate) fn rollback_mark(generation: u32) -> u16 {
 /// Whether the last change of the word was a rollback. Every switch sets or clears the mark before its exchange; that
 /// of somebody who does not know it has another generation.
 pub(crate) fn is_rolled_back(row: &DeploymentRow, word: LiveWord) -> bool {
-    row.reserved == rollback_mark(word.generation())
+    row.rolled_back == rollback_mark(word.generation())
 }
 
 /// Whether [`next`] compares an earlier deadline with the present.

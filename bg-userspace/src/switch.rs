@@ -184,12 +184,12 @@ impl Instance {
         // No packet reads this slot: it belongs to the other parity.
         self.words.terms.update(index.into(), |terms| terms[new.terms_slot()] = new_terms);
         let mark = if action == Action::Rollback { rollback_mark(new.generation()) } else { 0 };
-        self.words.deployments.update(index.into(), |row| row.reserved = mark);
+        self.words.deployments.update(index.into(), |row| row.rolled_back = mark);
         let live = &self.words.live.words(index.into())[0];
         let stored = Instant::now();
         let exchanged = live.compare_exchange(word.0, new.0, Ordering::SeqCst, Ordering::SeqCst);
         if exchanged.is_err() {
-            self.words.deployments.update(index.into(), |there| there.reserved = row.reserved);
+            self.words.deployments.update(index.into(), |there| there.rolled_back = row.rolled_back);
         }
         Ok(exchanged.is_ok().then_some((new, stored)))
     }

@@ -231,7 +231,7 @@ fn the_history_is_empty_then_told_and_survives_a_torn_line() {
     assert!(ended.stdout().lines().any(|l| l == line), "{}", ended.stdout());
     assert!(ended.stderr().contains("1 line of"), "{}", ended.stderr());
     assert_eq!(nowhere.bgctl(&["history", "--json"]).code(0).json()["records"], serde_json::json!([record]));
-    assert_eq!(nowhere.bgctl(&["history", "other", "--json"]).code(0).json()["records"], serde_json::json!([]));
+    nowhere.bgctl(&["history", "other", "--json"]).says(2, &["no deployment \"other\"", "\"shop\""]);
 }
 
 #[test]

@@ -45,7 +45,7 @@ pub(super) fn begin<'c>(
             // Whether the last change was a rollback is no setting.
             work.words
                 .deployments
-                .update(index.into(), |row| *row = DeploymentRow { reserved: row.reserved, ..wanted });
+                .update(index.into(), |row| *row = DeploymentRow { rolled_back: row.rolled_back, ..wanted });
             if current.is_some_and(|current| plan::testers_change(deployment, current)) {
                 work.tables
                     .testers
@@ -81,7 +81,7 @@ fn set_first_words(work: &Work<'_>, begun: &[(&Deployment, u16)], recalled: &Rec
         let rolled_back = recalled.deployments.get(&deployment.name).is_some_and(|entry| entry.rolled_back);
         let is_recalled = rolled_back && beginning.because == Because::LastLive;
         let mark = if is_recalled { rollback_mark(beginning.generation) } else { 0 };
-        work.words.deployments.update(row, |row| row.reserved = mark);
+        work.words.deployments.update(row, |row| row.rolled_back = mark);
         work.words.live.write(row, &beginning.word());
     }
     Ok(())

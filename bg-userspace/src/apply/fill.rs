@@ -42,7 +42,8 @@ pub(super) fn fill(fills: &[&Fill], maglev: &Mapped<[u32; 2]>) {
     };
     std::thread::scope(|scope| {
         for _ in 1..threads {
-            scope.spawn(work);
+            // Where no more threads can be made, those that are there do all of it.
+            let _ = std::thread::Builder::new().spawn_scoped(scope, work);
         }
         work();
     });

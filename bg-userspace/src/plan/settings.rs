@@ -71,7 +71,7 @@ fn settings_changes(wanted: &Deployment, row: &DeploymentRow, length: TickLength
     set("drain_timeout", drain(row.drain_timeout_ms), drain(new.drain_timeout_ms));
     set("tcp_idle_timeout", idle(row.tcp_idle_ms), idle(new.tcp_idle_ms));
     set("udp_idle_timeout", idle(row.udp_idle_ms), idle(new.udp_idle_ms));
-    if actions.is_empty() && (DeploymentRow { reserved: row.reserved, ..new }) != *row {
+    if actions.is_empty() && (DeploymentRow { rolled_back: row.rolled_back, ..new }) != *row {
         // Times are the same, and other ticks stand for them.
         actions.push(Action::Finish);
     }
@@ -93,7 +93,7 @@ pub(crate) fn deployment_row(wanted: &Deployment, length: TickLength) -> Deploym
         udp_idle: ticks(udp_idle),
         in_use: 1,
         on_switch: wanted.on_switch as u8,
-        reserved: 0,
+        rolled_back: 0,
         drain_timeout_ms: wanted.drain_timeout.map_or(0, millis),
         tcp_idle_ms: tcp_idle,
         udp_idle_ms: udp_idle,

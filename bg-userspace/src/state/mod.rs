@@ -121,6 +121,11 @@ impl State {
         let _ = link::write(&self.paths, &self.home);
     }
 
+    /// Whether the instance is still pinned in its place.
+    pub(crate) fn is_pinned(&self) -> bool {
+        link::identity_at(&self.paths.pin_root).as_ref() == self.identity()
+    }
+
     fn identity(&self) -> Option<&String> {
         self.writer.as_ref().map(|writer| &writer.identity)
     }

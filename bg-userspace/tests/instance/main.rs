@@ -6,6 +6,7 @@ mod at_once;
 mod completion;
 mod control;
 mod doctor;
+mod endings;
 mod filter;
 mod flow_map;
 mod flows;

@@ -8,8 +8,26 @@ use serde::Serialize;
 /// Writes text to stdout.
 pub(crate) fn print(text: &str) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
-    stdout.write_all(text.as_bytes())?;
-    stdout.flush()
+    let written = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+    written.map_err(|error| io::Error::new(error.kind(), NotPrinted(error)))
+}
+
+/// The result of a command could not be written to stdout.
+#[derive(Debug)]
+struct NotPrinted(io::Error);
+
+impl std::fmt::Display for NotPrinted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "cannot write the result to standard output: {}", self.0)
+    }
+}
+
+impl std::error::Error for NotPrinted {}
+
+/// Whether the command has done what it does, and only its result could not be printed.
+pub(crate) fn is_not_printed(error: &anyhow::Error) -> bool {
+    let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+    inner.is_some_and(|inner| inner.is::<NotPrinted>())
 }
 
 /// Writes styled text to stdout: with its colours, if stdout takes them.

@@ -1,6 +1,9 @@
 //! `bgctl history`: the journal.
 
-use bg_userspace::history::{History, Moment, Record};
+use bg_userspace::{
+    Error, Instance,
+    history::{History, Moment, Record},
+};
 
 use crate::{
     args::{Global, History as Args},
@@ -18,6 +21,11 @@ pub(super) fn run(global: &Global, args: &Args) -> anyhow::Result<Outcome> {
             global.state_dir.join(History::FILE).display(),
             if journal.damaged_lines == 1 { "is" } else { "are" },
         ));
+    }
+    if let Some(name) = &args.only.deployment
+        && journal.records.is_empty()
+    {
+        refuse_unknown(global, name)?;
     }
     // Clocks are set back now and then: what counts is when a record says that it was, not where it stands.
     journal.records.retain(|record| args.since.is_none_or(|since| record.time >= since));
@@ -50,6 +58,16 @@ pub(super) fn run(global: &Global, args: &Args) -> anyhow::Result<Outcome> {
         output::print_styled(&table.render(""))?;
     }
     Ok(Outcome::Done)
+}
+
+/// Refuses the name of a deployment that neither runs nor ever was in the history.
+fn refuse_unknown(global: &Global, name: &str) -> anyhow::Result<()> {
+    if Instance::open(&global.paths()).and_then(|instance| instance.status(Some(name))).is_ok() {
+        return Ok(());
+    }
+    let records = History::new(&global.state_dir).read(None)?.records.into_iter();
+    let existing = records.map(|record| record.deployment).filter(|name| !name.is_empty());
+    Err(Error::UnknownDeployment { name: name.to_owned(), existing: existing.collect() }.into())
 }
 
 fn moment(moment: Option<Moment>) -> String {

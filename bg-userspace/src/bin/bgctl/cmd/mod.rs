@@ -37,7 +37,14 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
     if looks {
         check_state(global);
     }
-    let outcome = dispatch(args)?;
+    let changes = matches!(
+        args.command,
+        Command::Attach(_) | Command::Detach(_) | Command::Apply(_) | Command::Switch(_) | Command::Rollback(_)
+    );
+    let outcome = dispatch(args).map_err(|error| match changes && output::is_not_printed(&error) {
+        true => error.context("the command is done"),
+        false => error,
+    })?;
     if matches!(args.command, Command::Attach(_) | Command::Detach(_)) {
         check_state(global);
     }

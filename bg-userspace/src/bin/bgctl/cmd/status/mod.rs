@@ -5,7 +5,7 @@ mod screen;
 
 use std::time::Duration;
 
-use bg_userspace::Instance;
+use bg_userspace::{Instance, Status};
 use tokio::{
     signal::unix::{SignalKind, signal},
     time::MissedTickBehavior,
@@ -21,7 +21,7 @@ use crate::{
 pub(super) fn run(global: &Global, args: &Args) -> anyhow::Result<Outcome> {
     let instance = Instance::open(&global.paths())?;
     if args.watch {
-        return watch(global, args, &instance);
+        return watch(global, args, instance);
     }
     let status = instance.status(args.only.deployment.as_deref())?;
     if global.json {
@@ -33,25 +33,44 @@ pub(super) fn run(global: &Global, args: &Args) -> anyhow::Result<Outcome> {
 }
 
 /// Until interrupted, which is how it is meant to end.
-fn watch(global: &Global, args: &Args, instance: &Instance) -> anyhow::Result<Outcome> {
+fn watch(global: &Global, args: &Args, instance: Instance) -> anyhow::Result<Outcome> {
+    let mut watched = Watched { global, args, instance: Some(instance) };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let (mut interrupted, mut ended) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
         let mut ticks = tokio::time::interval(Duration::from_secs(1));
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut screen = Screen::default();
+        let mut is_first = true;
         loop {
             tokio::select! {
                 _ = ticks.tick() => {}
                 _ = interrupted.recv() => return Ok(Outcome::Done),
                 _ = ended.recv() => return Ok(Outcome::Done),
             }
-            let status = instance.status(args.only.deployment.as_deref())?;
-            if global.json {
-                output::print_json_line(&status)?;
-            } else {
-                screen.show(Picture::new(&status, global.verbose))?;
+            match watched.status() {
+                Ok(status) if global.json => output::print_json_line(&status)?,
+                Ok(status) => screen.show(Picture::new(&status, global.verbose))?,
+                // From the beginning it is an error; later somebody is at work, and what is shown must not look like now.
+                Err(error) if is_first => return Err(error.into()),
+                Err(error) => screen.say(&format!("{error}"))?,
             }
+            is_first = false;
         }
     })
+}
+
+/// What is watched: whatever is pinned, though others remove it and make it anew.
+struct Watched<'a> {
+    global: &'a Global,
+    args: &'a Args,
+    instance: Option<Instance>,
+}
+
+impl Watched<'_> {
+    fn status(&mut self) -> Result<Status, bg_userspace::Error> {
+        let current = self.instance.take().filter(Instance::is_current);
+        let instance = current.map_or_else(|| Instance::open(&self.global.paths()), Ok)?;
+        self.instance.insert(instance).status(self.args.only.deployment.as_deref())
+    }
 }

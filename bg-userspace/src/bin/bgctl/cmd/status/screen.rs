@@ -19,11 +19,14 @@ const CLEAR_REST: &str = "\x1b[J";
 #[derive(Debug, Default)]
 pub(super) struct Screen {
     last: Option<Picture>,
+    /// What was said in place of a picture.
+    said: Option<String>,
 }
 
 impl Screen {
     /// Shows a picture in the place of the one before; in a pipe, below it.
     pub(super) fn show(&mut self, picture: Picture) -> io::Result<()> {
+        self.said = None;
         if !io::stdout().is_terminal() {
             return output::print_styled(&picture.text());
         }
@@ -34,6 +37,19 @@ impl Screen {
         let enter = if self.last.is_none() { ENTER } else { "" };
         output::print(&format!("{enter}{HOME}{frame}{END_OF_LINE}{CLEAR_REST}"))?;
         self.last = Some(picture);
+        Ok(())
+    }
+
+    /// Says in place of a picture why there is none; not again for as long as that lasts.
+    pub(super) fn say(&mut self, why: &str) -> io::Result<()> {
+        if self.said.as_deref() != Some(why) {
+            if io::stdout().is_terminal() && self.last.is_some() {
+                output::print(&format!("{HOME}{why}{END_OF_LINE}{CLEAR_REST}"))?;
+            } else {
+                output::message(why);
+            }
+            self.said = Some(why.to_owned());
+        }
         Ok(())
     }
 }
