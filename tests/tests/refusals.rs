@@ -162,7 +162,7 @@ fn pins_of_another_version_are_neither_used_nor_harmed() -> Result<()> {
     run(&format!(
         "bpftool map update pinned {} key hex 00 00 00 00 value hex 63 00 00 00 e8 03 00 00 {}",
         meta.display(),
-        "00 ".repeat(88).trim_end()
+        "00 ".repeat(size_of::<bg_common::Meta>() - 8).trim_end()
     ))?;
     let before = State::of(lab, bgctl)?;
     let config = bgctl.write_config(&shop(lab, "nat", ""))?;
@@ -282,7 +282,7 @@ fn a_switch_from_another_generation_is_refused() -> Result<()> {
     let output = ready.bgctl.try_run(&["rollback", DEPLOYMENT])?;
     assert_says(&output, 3, &["\"shop\" has always been blue", "bgctl switch shop"]);
     let output = ready.bgctl.try_run(&["switch", "shpo"])?;
-    assert_says(&output, 2, &["\"shpo\"", "there are: shop"]);
+    assert_says(&output, 2, &["\"shpo\"", "did you mean \"shop\""]);
     assert_eq!(State::of(&ready.lab, &ready.bgctl)?, before);
     ready.bgctl.run(&["switch", DEPLOYMENT, "--if-generation", "1"])?;
     Ok(())
