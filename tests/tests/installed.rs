@@ -30,6 +30,11 @@ green = ["10.0.9.2:53"]
 
 "#;
 
+/// A service of the machine's own that waits for the network. It notes what is switched when it starts.
+const SERVER: &str = "[Unit]\nWants=network-online.target\nAfter=network-online.target\n\n\
+    [Service]\nType=oneshot\nExecStart=/usr/bin/bgctl status --json\nStandardOutput=truncate:/root/seen\n\n\
+    [Install]\nWantedBy=multi-user.target\n";
+
 /// A lab whose edge is a Debian machine.
 struct Installed {
     machine: Machine,
@@ -147,6 +152,9 @@ fn a_machine_comes_back_from_a_reboot_with_the_colour_that_was_live() -> Result<
     machine.run("systemctl reload bgctl.service")?;
     assert_eq!(installed.answer()?, Colour::Green);
 
+    machine.write("/etc/systemd/system/server.service", SERVER)?;
+    machine.run("systemctl enable --quiet server.service")?;
+
     installed.machine.switch_off()?;
     installed.lab.edge.ip("link del late0")?;
     assert!(installed.answer().is_err(), "no program outlives the machine");
@@ -158,6 +166,9 @@ fn a_machine_comes_back_from_a_reboot_with_the_colour_that_was_live() -> Result<
     assert_eq!(installed.answer()?, Colour::Green);
     assert_eq!((installed.live(DEPLOYMENT)?, installed.live("another")?), ("green".into(), "blue".into()));
     assert_eq!(attached(&installed.status()?), ALL);
+    let seen: Value = serde_json::from_str(&std::fs::read_to_string(installed.machine.path("/root/seen"))?)?;
+    assert_eq!(attached(&seen), ALL, "what serves comes later");
+    assert_eq!(seen["deployments"][1]["live"], "green", "{seen}");
     Ok(())
 }
 

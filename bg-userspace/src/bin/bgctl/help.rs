@@ -67,6 +67,7 @@ pub(crate) const PAGES: &[Page] = &[
         examples: &[
             ("bgctl attach eth0 eth1 --flows 1M", "attach to two NICs, with room for a million flows"),
             ("bgctl attach br0 --mode tc", "attach to the bridge of virtual machines"),
+            ("bgctl attach --from /etc/bgctl/interfaces --wait 30s", "attach to what a file names, as a boot does"),
         ],
         exit: &[DONE, FAILED, USAGE, REFUSED, (4, "an interface that was waited for did not come")],
     },
