@@ -296,7 +296,7 @@ pub enum Error {
     /// A change is done, and the state directory does not know of it.
     #[error("{done}, but it could not be recorded")]
     DoneNotRecorded {
-        /// What is done, as a sentence: "the configuration is applied".
+        /// What is done, as a sentence: "the apply is done".
         done: String,
         /// Why it could not be recorded.
         #[source]

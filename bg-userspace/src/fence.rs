@@ -80,7 +80,7 @@ impl Expedite {
     /// The mark of a process that is gone, as this one's own.
     fn take_over(&self) -> Option<Expedited<'_>> {
         let process = std::fs::read_link(&self.mark).ok()?;
-        let lives = process.to_str().is_some_and(|process| is_alive(process));
+        let lives = process.to_str().is_some_and(is_alive);
         // Of two that find it, one removes it.
         if lives || std::fs::remove_file(&self.mark).is_err() || symlink(this_process(), &self.mark).is_err() {
             return None;

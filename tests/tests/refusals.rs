@@ -200,8 +200,8 @@ fn a_state_directory_that_cannot_be_written_stops_no_change() -> Result<()> {
     let config = bgctl.write_config(&shop(lab, "nat", "drain_timeout = \"1m\""))?;
     for (arguments, done) in [
         (&["switch", DEPLOYMENT][..], "the switch is done, green is live at generation 2"),
-        (&["apply", "-c", &config], "the configuration is applied"),
-        (&["attach", "front"], "the programs are attached"),
+        (&["apply", "-c", &config], "the apply is done"),
+        (&["attach", "front"], "the attach is done"),
     ] {
         let output = by_way_of(bgctl, &wrapper, arguments)?;
         assert_says(&output, 1, &[done, "could not be recorded", &state_dir, "Read-only file system"]);

@@ -94,7 +94,7 @@ pub(crate) fn apply(
 fn remember(state: &State, words: &Words, changes: Vec<Change>) -> Result<(), Error> {
     state.move_in();
     state.record(Some(words), None, &changes).map_err(|source| {
-        let done = if changes.is_empty() { "there was nothing to apply" } else { "the configuration is applied" };
+        let done = if changes.is_empty() { "there was nothing to apply" } else { "the apply is done" };
         Error::DoneNotRecorded { done: done.to_owned(), source: Box::new(source) }
     })
 }

@@ -34,8 +34,8 @@ pub fn detach_within(paths: &Paths, target: &Target, patience: Duration) -> Resu
     let lock = Lock::detach(paths, patience)?;
     let witness = Witness::of(paths);
     let (detached, done) = match target {
-        Target::All => (detach_all(paths)?, "the programs are taken off all interfaces, and all pins are removed"),
-        Target::Interfaces(names) => (detach_some(paths, names)?, "the programs are taken off these interfaces"),
+        Target::All => (detach_all(paths)?, "the detach is done, and all pins are removed"),
+        Target::Interfaces(names) => (detach_some(paths, names)?, "the detach is done"),
     };
     drop(lock);
     witness.record(Action::Detach, detached.interfaces.clone(), done)?;

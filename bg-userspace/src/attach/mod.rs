@@ -132,7 +132,7 @@ pub fn attach(paths: &Paths, interfaces: &[String], options: &AttachOptions) -> 
     }
     let attached = attached?;
     let names = attached.iter().map(|interface| interface.name.clone()).collect();
-    Witness::of(paths).record(history::Action::Attach, names, "the programs are attached")?;
+    Witness::of(paths).record(history::Action::Attach, names, "the attach is done")?;
     Ok(attached)
 }
 

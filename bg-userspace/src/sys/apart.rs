@@ -41,6 +41,7 @@ pub(crate) fn apart(
             // SAFETY: as above; `_exit` runs no destructor and no handler.
             match unsafe { libc::fork() } {
                 0 => grandchild(&give, keep, work),
+                // SAFETY: as above.
                 result => unsafe { libc::_exit(i32::from(result < 0)) },
             }
         }
@@ -152,7 +153,7 @@ mod tests {
     fn what_never_returns_is_not_waited_for_and_holds_nothing_of_the_callers() {
         let dir = tempfile::tempdir().unwrap();
         let lock = File::create(dir.path().join("lock")).unwrap();
-        lock.lock().unwrap();
+        rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).unwrap();
         let (reader, writer) = std::io::pipe().unwrap();
         let start = Instant::now();
         let stuck = apart(Duration::from_millis(50), None, || {
@@ -161,7 +162,9 @@ mod tests {
         });
         assert_eq!(stuck, Err(Unanswered));
         drop((lock, writer));
-        File::open(dir.path().join("lock")).unwrap().try_lock().expect("the lock has been let go");
+        let again = File::open(dir.path().join("lock")).unwrap();
+        rustix::fs::flock(&again, rustix::fs::FlockOperation::NonBlockingLockExclusive)
+            .expect("the lock has been let go");
         assert_eq!(std::io::read_to_string(reader).unwrap(), "", "the pipe has come to its end");
         assert!(Command::new("true").status().unwrap().success());
         assert!(start.elapsed() < Duration::from_secs(2));
