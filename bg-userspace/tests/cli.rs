@@ -315,3 +315,20 @@ fn a_reader_that_goes_away_is_no_failure() {
         assert!(status.success(), "{status}");
     }
 }
+
+#[test]
+fn a_message_is_no_command_to_the_terminal() {
+    let nowhere = Nowhere::new();
+    let ended = nowhere.bgctl(&["check", "-c", "/nowhere/\u{1b}[2J\u{9b}31m.toml"]).code(2);
+    assert!(!ended.stderr().contains(['\u{1b}', '\u{9b}']), "{:?}", ended.stderr());
+    assert!(ended.stderr().contains("\\u{1b}[2J"), "{}", ended.stderr());
+}
+
+#[test]
+fn a_backend_of_two_services_is_noted_and_nothing_is_wrong() {
+    let nowhere = Nowhere::new();
+    let again = GOOD.replace("deployments.shop", "deployments.mail").replace("203.0.113.10", "203.0.113.11");
+    let file = nowhere.file("bgctl.toml", &(GOOD.to_owned() + &again));
+    let ended = nowhere.bgctl(&["check", "-c", &file]).code(0);
+    assert!(ended.stderr().contains("/tcp is in 2 services (mail/"), "{}", ended.stderr());
+}

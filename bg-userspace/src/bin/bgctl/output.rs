@@ -48,9 +48,10 @@ pub(crate) fn message(text: &str) {
     line(&format!("bgctl: {text}"));
 }
 
-/// The same without the program's name in front.
+/// The same without the program's name in front. Every message passes here, and what it echoes is somebody else's text: a
+/// terminal gets no control characters of it.
 pub(crate) fn line(text: &str) {
-    let _ = writeln!(io::stderr().lock(), "{text}");
+    let _ = writeln!(io::stderr().lock(), "{}", bg_userspace::text::lines(text));
 }
 
 /// Writes a value to stdout as indented JSON.

@@ -1,6 +1,6 @@
 //! `bgctl check`: is the configuration one?
 
-use std::{io::Write as _, path::Path};
+use std::path::Path;
 
 use bg_userspace::config::{Config, shared_backends};
 use serde::Serialize;
@@ -57,6 +57,6 @@ fn tell_of_shared_backends(config: &Config, path: &Path) {
         lines.push(format!("note: and {} of several services", output::count(more, "more backend")));
     }
     for line in lines {
-        let _ = writeln!(std::io::stderr().lock(), "{}: {line}", path.display());
+        output::line(&format!("{}: {line}", path.display()));
     }
 }
