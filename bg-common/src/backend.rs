@@ -55,8 +55,8 @@ pub struct NextHop {
     pub mtu_and_smac: u64,
     /// Tick of the look-up.
     pub learned: u32,
-    /// Always zero.
-    pub reserved: u32,
+    /// Tick at which XDP last left a packet to tc, whose redirect shows the kernel that the neighbour is in use.
+    pub asked: u32,
 }
 
 impl NextHop {
@@ -71,17 +71,23 @@ impl NextHop {
             ifindex_and_dmac: (ifindex as u64) << 48 | dmac,
             mtu_and_smac: (mtu as u64) << 48 | smac,
             learned: tick,
-            reserved: 0,
+            asked: 0,
         }
     }
 
     /// Nowhere: the host's stack has to find the way, or is the destination.
-    pub const NONE: Self = Self { ifindex_and_dmac: 0, mtu_and_smac: 0, learned: 0, reserved: 0 };
+    pub const NONE: Self = Self { ifindex_and_dmac: 0, mtu_and_smac: 0, learned: 0, asked: 0 };
 
     /// Whether it leads out of an interface.
     #[inline(always)]
     pub const fn is_some(self) -> bool {
         self.ifindex() != 0
+    }
+
+    /// Whether the neighbour's MAC address is known.
+    #[inline(always)]
+    pub const fn is_resolved(self) -> bool {
+        self.dmac() != 0
     }
 
     /// Egress interface.
@@ -144,8 +150,8 @@ pub struct Backend {
 
 /// A row of `next_hops`: where clients' packets go, numbered so that a flow's entry can name it.
 ///
-/// The first word is written once, by whoever claims the row, and never changes: a number means the same
-/// interface and destination MAC for ever.
+/// The first word is written once, by whoever claims the row, and the second right after it. Neither changes later: a
+/// number means the same interface, MAC addresses and MTU for ever.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct NumberedHop {
@@ -153,16 +159,23 @@ pub struct NumberedHop {
     pub ifindex_and_dmac: u64,
     /// As in [`NextHop`].
     pub mtu_and_smac: u64,
+    /// Always zero.
+    pub reserved: u32,
+    /// As in [`NextHop`].
+    pub asked: u32,
 }
 
 crate::assert_layout!(Identity, size 8, align 8, epoch at 0, in_use at 4);
-crate::assert_layout!(NextHop, size 24, align 8, ifindex_and_dmac at 0, mtu_and_smac at 8, learned at 16, reserved at 20);
+crate::assert_layout!(NextHop, size 24, align 8, ifindex_and_dmac at 0, mtu_and_smac at 8, learned at 16, asked at 20);
 crate::assert_layout!(
     Backend, size 64, align 8,
     identity at 0, addr at 8, port at 24, family at 26, mode at 27, service at 28, colour at 30, reserved at 31,
     next_hop at 32, weight at 56, deployment at 60, reserved2 at 62
 );
-crate::assert_layout!(NumberedHop, size 16, align 8, ifindex_and_dmac at 0, mtu_and_smac at 8);
+crate::assert_layout!(
+    NumberedHop, size 24, align 8,
+    ifindex_and_dmac at 0, mtu_and_smac at 8, reserved at 16, asked at 20
+);
 
 #[cfg(test)]
 mod tests {

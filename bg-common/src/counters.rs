@@ -29,10 +29,10 @@ pub enum Event {
     EndedFlow = 2,
     /// Drop: the map row that the packet's service refers to is not there. A damaged instance.
     MissingRow = 3,
-    /// Drop: the egress interface was detached within the life of a cached next hop.
+    /// Never counted any more: XDP looks before it rewrites whether the egress interface takes redirected frames, and
+    /// leaves the packet to tc if not. The row and its name stay.
     EgressGone = 4,
-    /// Not dropped: handed to the host's stack because there is no usable next hop (neighbour not
-    /// resolved yet, no route, egress interface without the program).
+    /// Not dropped: handed to the host's stack because there is no route, or because the frame is of a VLAN.
     NextHopByStack = 5,
     /// Not dropped: left to the host because its TTL or hop limit does not allow another hop.
     TtlExpired = 6,

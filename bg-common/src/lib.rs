@@ -43,6 +43,9 @@ pub const MAX_TESTERS: u32 = 65_536;
 /// Interface indexes that frames can be redirected to are below this: as many as [`NextHop`] has room for, so
 /// that the map is an array and a redirect costs no hash.
 pub const MAX_INTERFACES: u32 = 65_536;
+/// In a row of `interfaces`: frames to any MAC address are taken, since this is a port of a bridge, whose own address may
+/// change at any time.
+pub const TAKES_ALL: u64 = 1 << 48;
 /// Next hops towards clients that an instance can number.
 pub const MAX_NEXT_HOPS: u32 = 65_536;
 /// Bits of the filter before `services`: a bit that is set says that no virtual address has this hash.

@@ -14,8 +14,12 @@ use bg_common::{Flow, NextHop, TableSpan};
 /// Words of a desk.
 pub const WORDS: usize = 64;
 
-/// All that is worked on. Only what the code at hand has put there means something.
+/// All that is worked on. Only what the code at hand has put there means something. The question comes first, at a place
+/// that does not depend on the version of IP: the tc program reads the next hop there.
+#[repr(C)]
 pub struct Desk<V: IpVersion> {
+    /// A question to the kernel's routes; after the answer its destination is the next hop's address.
+    pub query: RouteQuery,
     /// What the packet says.
     pub headers: Headers<V>,
     /// The clock.
@@ -42,9 +46,7 @@ pub struct Desk<V: IpVersion> {
     pub new_flow: Flow,
     /// An entry to store under the second.
     pub new_other: Flow,
-    /// A question to the kernel's routes.
-    pub query: RouteQuery,
-    /// Its answer.
+    /// The answer to the question.
     pub hop: NextHop,
 }
 

@@ -1,7 +1,10 @@
 //! Ethernet, with up to two VLAN tags (IEEE 802.1Q, 802.1ad). Tags are parsed through and kept.
 
 use crate::{
-    packet::{Header, Packet, octets::load16},
+    packet::{
+        Header, Packet,
+        octets::{load16, load32},
+    },
     unlikely,
 };
 use bg_common::{Be16, NextHop};
@@ -64,6 +67,13 @@ pub fn payload(packet: &Packet<'_>) -> Option<(Be16, usize)> {
         }
     }
     Some((ether_type, offset))
+}
+
+/// The destination's MAC address: 48 bits, first octet lowest.
+#[inline(always)]
+pub fn destination(packet: &Packet<'_>) -> Option<u64> {
+    let macs = packet.header::<Macs>(0)?;
+    Some(u64::from(load32(&macs.dmac)) | u64::from(load16(&macs.dmac_end)) << 32)
 }
 
 /// Whether there are tags before what begins at `offset`.

@@ -17,13 +17,6 @@ macro_rules! read {
     };
 }
 
-macro_rules! write {
-    ($row:expr, $value:expr, $($field:tt)+) => {
-        // SAFETY: as for reading.
-        unsafe { (&raw mut (*$row).$($field)+).write_volatile($value) }
-    };
-}
-
 /// Words of shared memory by their address: map memory in the kernel, any memory on the host.
 #[derive(Clone, Copy, Debug)]
 pub struct RawWords(*mut u64);
@@ -350,31 +343,40 @@ impl BackendRef {
     /// Next hop towards it.
     #[inline(always)]
     pub fn next_hop(self) -> HopCache {
-        // SAFETY: a field of a row that lives as long as the program runs.
-        HopCache(unsafe { &raw mut (*self.0).next_hop })
+        // SAFETY: three words of a row that lives as long as the program runs.
+        HopCache(unsafe { RawWords::new((&raw mut (*self.0).next_hop).cast()) })
     }
 }
 
-/// A cached next hop in a backend's row; see [`NextHop`] for why it needs no lock.
+/// A cached next hop, in a backend's row or in `next_hops`; see [`NextHop`] for why it needs no lock.
 #[derive(Clone, Copy)]
-pub struct HopCache(*mut NextHop);
+pub struct HopCache(pub RawWords);
 
 impl HopCache {
-    /// The cached look-up, if it is recent: asked within so many ticks. `ifindex()` zero: the host's stack has to
-    /// find the way.
+    /// What is cached.
     #[inline(always)]
-    pub fn read(self, hop: &mut NextHop, now: u32, trusted: u32) -> bool {
-        hop.learned = read!(self.0, learned);
-        hop.ifindex_and_dmac = read!(self.0, ifindex_and_dmac);
-        hop.mtu_and_smac = read!(self.0, mtu_and_smac);
-        now.wrapping_sub(hop.learned) < trusted
+    pub fn read(self) -> NextHop {
+        let times = self.0.load(2);
+        NextHop {
+            ifindex_and_dmac: self.0.load(0),
+            mtu_and_smac: self.0.load(1),
+            learned: times as u32,
+            asked: (times >> 32) as u32,
+        }
     }
 
     /// Keeps a look-up.
     #[inline(always)]
     pub fn write(self, hop: NextHop) {
-        write!(self.0, hop.ifindex_and_dmac, ifindex_and_dmac);
-        write!(self.0, hop.mtu_and_smac, mtu_and_smac);
-        write!(self.0, hop.learned, learned);
+        self.0.store(0, hop.ifindex_and_dmac);
+        self.0.store(1, hop.mtu_and_smac);
+        self.write_times(hop);
+    }
+
+    /// Keeps when it was looked up and asked. Another CPU may do the same at the same time: then one of two recent
+    /// ticks is lost, and the next packet looks again.
+    #[inline(always)]
+    pub fn write_times(self, hop: NextHop) {
+        self.0.store(2, u64::from(hop.learned) | u64::from(hop.asked) << 32);
     }
 }

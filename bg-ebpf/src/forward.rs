@@ -1,20 +1,19 @@
 //! Client to backend.
 
 use crate::{
-    Hook, Verdict,
+    Action, Direction, Hook, Verdict,
     choice::{self, Chosen},
     desk::{Desk, desk},
     flow_ref::{BackendRef, FlowRef},
     flow_table::{Stored, rolled},
     headers::{Headers, IpVersion, ports, tcp_flags},
-    lifetime, next_hop,
+    lifetime,
+    next_hop::{self, Exit},
     rewrite::{Edit, End, Rewritable, Writer},
     tables::{Aside, FlowTable, Tables},
     unlikely,
 };
-use bg_common::{
-    Be16, Event, Flow, FlowState, LiveFlags, LiveWord, Mode, NextHop, Protocol, Role, ServiceKey, ServiceRow,
-};
+use bg_common::{Be16, Event, Flow, FlowState, LiveFlags, LiveWord, Mode, Protocol, Role, ServiceKey, ServiceRow};
 
 /// How many places of a Maglev table are tried for a flow whose reply would look like another's.
 const CHOICES: u32 = 3;
@@ -45,12 +44,19 @@ impl LiveReading {
 pub fn target<V: IpVersion, T: Tables + FlowTable<V::Key> + Aside<V>>(
     headers: &Headers<V>,
     there: Option<FlowRef>,
+    direction: Direction,
     tables: &T,
     now: u32,
 ) -> Result<Target, Verdict> {
     let mut standing = None;
     let mut reading = LiveReading::NONE;
     if let Some(flow) = there {
+        // Such a SYN is noted, and the second one means something else. So one hook alone must see it.
+        if direction == Direction::Early
+            && unlikely(headers.opens_connection() && flow.is_established() && !flow.state().has_ended())
+        {
+            return Err(Verdict::DEFER);
+        }
         if let Some(backend) = tables.backend(flow.backend().slot()).map(BackendRef)
             && backend.is(flow.backend())
             && let Some(word) = tables.live(backend.deployment())
@@ -417,9 +423,16 @@ pub fn send<V: Rewritable, T: Tables>(
     now: u32,
 ) -> Verdict {
     let Target { backend, opened } = target;
+    if opened {
+        hook.tables.count_flow(backend.service(), backend.colour());
+    }
     let address = backend.address::<V>();
-    let hop = if backend.mode() == Mode::Local as u8 {
-        NextHop::NONE
+    let is_local = backend.mode() == Mode::Local as u8;
+    if hook.direction == Direction::Early && (is_local || headers.hop_limit <= 1) {
+        return Verdict::DEFER;
+    }
+    let exit = if is_local {
+        Exit::TO_STACK
     } else if headers.hop_limit <= 1 {
         // Untouched, so that what the host says of it names what the client has sent.
         hook.tables.count(Event::TtlExpired);
@@ -427,10 +440,13 @@ pub fn send<V: Rewritable, T: Tables>(
     } else {
         next_hop::to_backend(backend, headers, &hook, now)
     };
-    let edit = Edit { end: End::Destination, address, port: backend.port(), hop };
+    if exit.action == Action::Defer {
+        return Verdict::DEFER;
+    }
+    let edit = Edit { end: End::Destination, address, port: backend.port(), hop: exit.hop };
     if hook.writer.rewrite(headers, &edit).is_none() {
         return Verdict::drop(hook.tables, Event::Malformed);
     }
-    hook.tables.count_packet(backend.service(), backend.colour(), hook.frame_len as u64, opened);
-    Verdict::out_of(hop)
+    hook.tables.count_packet(backend.service(), backend.colour(), hook.frame_len as u64);
+    Verdict::out_of(exit)
 }

@@ -45,8 +45,9 @@ pub mod reply;
 pub mod rewrite;
 pub mod tables;
 
-use bg_common::{Event, FlowKey4, FlowKey6, NextHop};
+use bg_common::{Event, FlowKey4, FlowKey6};
 use headers::{Parsed, V4, V6};
+use next_hop::Exit;
 use packet::Packet;
 use rewrite::{Rewritable, Writer};
 use tables::{Aside, FlowTable, Tables};
@@ -75,15 +76,21 @@ pub(crate) fn opaque(value: u64) -> u64 {
     value
 }
 
-/// What to do with a frame.
+/// What to do with a frame. A frame that is passed or deferred is untouched, the others are rewritten.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Not ours, or not ours to answer: untouched, for whoever comes next.
+    /// Not ours, or not ours to answer: for whoever comes next.
     Pass,
-    /// Ours, for the stack of this host; rewritten.
+    /// Ours, but this hook cannot send it: tc ingress on the same interface, which meets it next, does. Nothing has been
+    /// counted but a flow that it has opened.
+    Defer,
+    /// Ours, for the stack of this host.
     Deliver,
-    /// Out of the verdict's interface; rewritten.
+    /// Out of the verdict's interface, to the MAC address that it bears.
     Redirect,
+    /// Out of the verdict's interface, to the next hop whose address is the destination of [`desk::Desk::query`]. The
+    /// kernel's neighbour code finds the MAC address, and sees that the neighbour is in use.
+    Resolve,
     /// Dropped; the reason has been counted.
     Drop,
 }
@@ -96,7 +103,7 @@ pub enum Action {
 pub struct Verdict {
     /// What to do.
     pub action: Action,
-    /// Egress ifindex of [`Action::Redirect`], else zero.
+    /// Egress ifindex of [`Action::Redirect`] and [`Action::Resolve`], else zero.
     pub ifindex: u32,
 }
 
@@ -104,11 +111,13 @@ impl Verdict {
     /// [`Action::Pass`].
     pub const PASS: Self = Self { action: Action::Pass, ifindex: 0 };
 
-    /// [`Action::Redirect`] to a next hop, or [`Action::Deliver`] if there is none.
+    /// [`Action::Defer`].
+    pub const DEFER: Self = Self { action: Action::Defer, ifindex: 0 };
+
+    /// What an exit says.
     #[inline(always)]
-    pub const fn out_of(hop: NextHop) -> Self {
-        let ifindex = hop.ifindex();
-        Self { action: if ifindex == 0 { Action::Deliver } else { Action::Redirect }, ifindex }
+    pub const fn out_of(exit: Exit) -> Self {
+        Self { action: exit.action, ifindex: exit.hop.ifindex() }
     }
 
     /// [`Action::Drop`], with its reason counted: nothing is dropped silently.
@@ -122,7 +131,9 @@ impl Verdict {
 /// Which way frames cross the interface at the hook.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
-    /// Into this host: XDP and tc ingress.
+    /// Into this host, at XDP: what cannot be redirected at once is left to tc ingress behind it, untouched.
+    Early,
+    /// Into this host, at tc ingress.
     Ingress,
     /// Out of this host: tc egress. Only replies of the host's own stack are looked for.
     Egress,
@@ -159,6 +170,13 @@ pub fn process<T: Tables + Aside<V4> + Aside<V6>, W: Writer>(
     writer: &mut W,
 ) -> Verdict {
     let Some((ether_type, l3)) = ethernet::payload(packet) else { return Verdict::PASS };
+    if frame.direction != Direction::Egress {
+        let Some(destination) = ethernet::destination(packet) else { return Verdict::PASS };
+        // Met on a segment that floods, or by a promiscuous interface: another machine's.
+        if unlikely(!tables.is_addressed_here(destination)) {
+            return Verdict::PASS;
+        }
+    }
     match ether_type {
         ethernet::IPV4 => of_version::<V4, T>(packet, l3, frame, tables, writer),
         ethernet::IPV6 => of_version::<V6, T>(packet, l3, frame, tables, writer),
@@ -179,7 +197,7 @@ fn of_version<V: Rewritable, T: Tables + FlowTable<V::Key> + Aside<V>>(
         Parsed::Other => return Verdict::PASS,
         Parsed::Malformed(headers) => {
             return match tables.service(&choice::service_key(&headers)) {
-                Some(_) if frame.direction == Direction::Ingress => Verdict::drop(tables, Event::Malformed),
+                Some(_) if frame.direction != Direction::Egress => Verdict::drop(tables, Event::Malformed),
                 _ => Verdict::PASS,
             };
         }
@@ -193,7 +211,7 @@ fn of_version<V: Rewritable, T: Tables + FlowTable<V::Key> + Aside<V>>(
         _ if frame.direction == Direction::Egress => return Verdict::PASS,
         _ => {}
     }
-    match forward::target(&headers, there, tables, now) {
+    match forward::target(&headers, there, frame.direction, tables, now) {
         Ok(target) => forward::send(&headers, target, hook, now),
         Err(verdict) => verdict,
     }

@@ -1,17 +1,18 @@
 //! Backend to client: the source that the client knows is restored.
 
 use crate::{
-    Direction, Hook, Verdict,
+    Action, Direction, Hook, Verdict,
     desk::{Desk, desk},
     flow_ref::{BackendRef, FlowRef},
     forward::{ENDS, forward_key, shown_by_backend, vip_row},
     headers::{Headers, IpVersion, ports, tcp_flags},
-    lifetime, next_hop,
+    lifetime,
+    next_hop::{self, Exit},
     rewrite::{Edit, End, Rewritable, Writer},
     tables::{Aside, FlowTable, Tables},
     unlikely,
 };
-use bg_common::{Event, FlowState, NextHop, Protocol};
+use bg_common::{Event, FlowState, Protocol};
 
 /// A packet of a backend to a client whose flow has a reply entry.
 #[inline(always)]
@@ -71,9 +72,10 @@ pub fn restore<V: Rewritable, T: Tables + FlowTable<V::Key> + Aside<V>>(
             tables.store(&desk.other_key, &desk.new_other, false, now);
         }
     }
-    let hop = match hook.direction {
-        Direction::Egress => NextHop::NONE,
-        Direction::Ingress => {
+    let exit = match hook.direction {
+        Direction::Egress => Exit::TO_STACK,
+        Direction::Early if headers.hop_limit <= 1 => return Verdict::DEFER,
+        Direction::Early | Direction::Ingress => {
             if headers.hop_limit <= 1 {
                 flow.seen(now);
                 tables.count(Event::TtlExpired);
@@ -82,18 +84,21 @@ pub fn restore<V: Rewritable, T: Tables + FlowTable<V::Key> + Aside<V>>(
             next_hop::to_client(&mut flow, V::narrow(&vip.addr), headers, &hook, now)
         }
     };
+    if exit.action == Action::Defer {
+        return Verdict::DEFER;
+    }
     lifetime::note(&mut flow, bits, deployment, tables);
     flow.seen(now);
-    if hook.direction == Direction::Ingress && !hop.is_some() {
+    if hook.direction == Direction::Ingress && exit.action == Action::Deliver {
         // Untouched: the host would take a packet from its own VIP for a martian. It is restored by
         // the egress program of the interface that it leaves by.
         return Verdict::PASS;
     }
-    let edit = Edit { end: End::Source, address: V::narrow(&vip.addr), port: vip.port, hop };
+    let edit = Edit { end: End::Source, address: V::narrow(&vip.addr), port: vip.port, hop: exit.hop };
     if hook.writer.rewrite(headers, &edit).is_none() {
         return Verdict::drop(hook.tables, Event::Malformed);
     }
-    Verdict::out_of(hop)
+    Verdict::out_of(exit)
 }
 
 /// Whose an answer is.

@@ -17,14 +17,15 @@ use bg_common::{
 };
 
 /// A route look-up's question.
+#[repr(C)]
 #[derive(Clone, Copy)]
 pub struct RouteQuery {
-    /// Family of both addresses.
-    pub family: Family,
     /// Source address of the packet.
     pub src: bg_common::Addr,
-    /// Destination address of the packet.
+    /// Destination address of the packet. The answer puts the next hop's address in its place.
     pub dst: bg_common::Addr,
+    /// Family of the destination. An IPv4 packet may have a next hop that is told by an IPv6 address.
+    pub family: Family,
 }
 
 /// A table of flows, for one kind of key.
@@ -86,12 +87,17 @@ pub trait Tables: FlowTable<FlowKey4> + FlowTable<FlowKey6> {
     fn maglev(&self, entry: u32) -> Option<u32>;
     /// A backend's row. Shared with user space, and with other CPUs that refresh its next hop.
     fn backend(&self, slot: u32) -> Option<*mut Backend>;
-    /// A row of the numbered next hops, as words.
+    /// A row of the numbered next hops, as three words.
     fn numbered_hop(&self, number: u32) -> Option<RawWords>;
     /// Whether a tester prefix of the deployment covers the address.
     fn is_tester(&self, key: &TesterKey) -> bool;
-    /// Asks the kernel's routes. A hop that is left as it was: the host's stack has to find the way.
-    fn route(&self, query: &RouteQuery, hop: &mut NextHop);
+    /// Whether a frame to this MAC address, met on the way in, is one that the host's stack would take.
+    fn is_addressed_here(&self, destination: u64) -> bool;
+    /// Asks the kernel's routes; see [`RouteQuery`] and [`NextHop::is_resolved`]. A hop that is left as it was: the host's
+    /// stack has to find the way.
+    fn route(&self, query: &mut RouteQuery, hop: &mut NextHop);
+    /// Prepares that the frame leaves by an interface, if that takes redirected frames at this hook.
+    fn prepare_redirect(&self, ifindex: u32) -> bool;
     /// Memory for the packet that this CPU is at, of [`crate::desk::WORDS`] words.
     fn desk(&self) -> Option<*mut u64>;
     /// Payload octets of each segment that the frame will be cut into, if it is a GSO frame; else zero.
@@ -106,6 +112,8 @@ pub trait Tables: FlowTable<FlowKey4> + FlowTable<FlowKey6> {
     fn tick(&self) -> u32;
     /// Counts an event.
     fn count(&self, event: Event);
+    /// Counts a flow of a service and colour that a packet has opened.
+    fn count_flow(&self, service: u16, colour: u8);
     /// Counts a packet of a service and colour.
-    fn count_packet(&self, service: u16, colour: u8, bytes: u64, opened: bool);
+    fn count_packet(&self, service: u16, colour: u8, bytes: u64);
 }

@@ -46,7 +46,7 @@ pub(crate) struct MapSpec {
 
 /// All maps of an instance, but `meta` last: see the module's text. Not `desk`: what lies there means something to the
 /// program that has put it there, for one packet.
-pub(crate) const MAPS: [MapSpec; 20] = [
+pub(crate) const MAPS: [MapSpec; 21] = [
     array::<LiveWord>("live", MAX_DEPLOYMENTS),
     array::<[SwitchTerms; 2]>("terms", MAX_DEPLOYMENTS),
     array::<DeploymentRow>("deployments", MAX_DEPLOYMENTS),
@@ -64,6 +64,7 @@ pub(crate) const MAPS: [MapSpec; 20] = [
     map::<u32, u64>("events", Event::COUNT),
     map::<u32, Clock>("clock", 1),
     map::<u32, [u32; 2]>("egress", MAX_INTERFACES),
+    map::<u32, u64>("interfaces", MAX_INTERFACES),
     map::<u32, u32>("next", 1),
     map::<u32, u32>("fence", 1),
     map::<u32, Meta>("meta", 1),

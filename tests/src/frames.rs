@@ -57,9 +57,9 @@ impl PacketSpec {
         Self { protocol: Protocol::Udp, payload: b"ping".to_vec(), ..Self::tcp(from, to, 0) }
     }
 
-    /// The frame.
+    /// The frame, to the MAC address of the loopback, by which frames come in a test run.
     pub fn frame(&self) -> Vec<u8> {
-        let builder = PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]);
+        let builder = PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], [0; 6]);
         let builder = match (self.from.ip(), self.to.ip()) {
             (IpAddr::V4(from), IpAddr::V4(to)) => {
                 let any = etherparse::IpNumber::TCP;

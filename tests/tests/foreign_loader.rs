@@ -51,6 +51,13 @@ impl<'a> ByBpftool<'a> {
     /// Attaches to an interface, and lets frames be redirected to it.
     fn attach(&self, interface: &str) -> Result<()> {
         let Self { root, lab } = self;
+        // tc does what XDP leaves to it.
+        lab.edge.run(&format!("tc qdisc add dev {interface} clsact"))?;
+        for direction in ["ingress", "egress"] {
+            let program = format!("{root}/programs/tc_{direction}");
+            lab.edge
+                .run(&format!("tc filter add dev {interface} {direction} bpf direct-action object-pinned {program}"))?;
+        }
         lab.edge.run(&format!("bpftool net attach xdpdrv pinned {root}/programs/ingress dev {interface}"))?;
         let link: serde_json::Value = serde_json::from_str(&lab.edge.ip(&format!("-json link show dev {interface}"))?)?;
         let index = link[0]["ifindex"].as_u64().context("no ifindex")? as u32;

@@ -20,6 +20,7 @@
 //! | `meta` | 0 → [`Meta`] | user space, once | ABI version of the instance |
 //! | `clock` | 0 → [`Clock`] | the program `read_clock` | turns ticks into time |
 //! | `egress` | ifindex → interface | user space | interfaces that XDP may redirect frames to |
+//! | `interfaces` | ifindex → MAC address, or [`TAKES_ALL`] | tc; user space for ports of a bridge | which frames are this host's |
 //! | `next` | 0 → XDP program | user space | who gets what is not ours |
 //! | `fence` | 0 → an inner map | user space | an update waits until no program holds an old word |
 //!
@@ -153,6 +154,11 @@ pub(super) static CLOCK: Array<Clock, 1> = Array::new();
 /// map; those of tc need none.
 #[btf_map(name = "egress")]
 pub(super) static EGRESS: DevMap<{ MAX_INTERFACES as usize }> = DevMap::new();
+
+/// The MAC address (48 bits, first octet lowest) that an interface takes frames for, as tc has learned it from the kernel,
+/// keyed by ifindex.
+#[btf_map(name = "interfaces")]
+pub(super) static INTERFACES: Array<u64, { MAX_INTERFACES as usize }> = Array::new();
 
 /// The program behind this one in the interface's chain.
 #[btf_map(name = "next")]

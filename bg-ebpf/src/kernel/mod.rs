@@ -3,6 +3,7 @@
 mod aside;
 mod flows;
 mod maps;
+mod skb;
 mod tc;
 mod world;
 mod xdp;

@@ -3,7 +3,10 @@
 //! There a packet may be GSO and its checksum unfinished (`CHECKSUM_PARTIAL`), so the bytes cannot be
 //! edited by plain arithmetic. The kernel's helpers know what the checksum field means at the moment.
 
-use super::world::World;
+use super::{
+    skb::Skb,
+    world::{World, redirect_to_neighbour},
+};
 use aya_ebpf::{
     EbpfContext as _,
     bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM, TC_ACT_SHOT, TC_ACT_UNSPEC},
@@ -27,12 +30,14 @@ const LONGEST_HEADERS: u32 = 14 + 2 * 4 + 60 + 60;
 
 /// The switch.
 #[classifier]
+#[inline(always)]
 pub(super) fn tc_ingress(context: TcContext) -> i32 {
     run(context, Direction::Ingress)
 }
 
 /// Restores replies that this host's own stack sends, or forwards.
 #[classifier]
+#[inline(always)]
 pub(super) fn tc_egress(context: TcContext) -> i32 {
     run(context, Direction::Egress)
 }
@@ -53,9 +58,10 @@ fn run(context: TcContext, direction: Direction) -> i32 {
     let verdict = process(&packet, frame, &world, &mut SkbWriter(&context));
     match verdict.action {
         // Whoever comes next on this hook sees rewritten packets too.
-        Action::Pass | Action::Deliver => TC_ACT_UNSPEC,
+        Action::Pass | Action::Defer | Action::Deliver => TC_ACT_UNSPEC,
         // SAFETY: takes two numbers.
         Action::Redirect => unsafe { bpf_redirect(verdict.ifindex, 0) as i32 },
+        Action::Resolve => redirect_to_neighbour(verdict.ifindex),
         Action::Drop => TC_ACT_SHOT,
     }
 }
@@ -95,7 +101,7 @@ impl SkbWriter<'_> {
     fn replace_address_word(&self, at: usize, checksum: usize, old: u32, new: u32, flags: Flags) -> Option<()> {
         let pseudo = flags.checksum | u64::from(BPF_F_PSEUDO_HDR) | 4;
         self.0.l4_csum_replace(checksum, old.into(), new.into(), pseudo).ok()?;
-        self.0.store(at, &new, flags.store).ok()
+        Skb(self.0).store(at, &new, flags.store).ok()
     }
 }
 
@@ -122,7 +128,7 @@ impl Writer for SkbWriter<'_> {
                     let word = |ttl| u16::from_ne_bytes([ttl, headers.protocol as u8]);
                     let (old, new) = (word(headers.hop_limit), word(headers.hop_limit.wrapping_sub(1)));
                     context.l3_csum_replace(check, old.into(), new.into(), 2).ok()?;
-                    context.store(headers.l3 + offset_of!(Ipv4Hdr, ttl), &new, 0).ok()?;
+                    Skb(context).store(headers.l3 + offset_of!(Ipv4Hdr, ttl), &new, 0).ok()?;
                 }
             }
             bg_common::Family::V6 => {
@@ -134,14 +140,14 @@ impl Writer for SkbWriter<'_> {
                 self.replace_address_word(at + 12, checksum, old[3], new[3], flags)?;
                 if edit.hop.is_some() {
                     let hop_limit = headers.hop_limit.wrapping_sub(1);
-                    context.store(headers.l3 + offset_of!(Ipv6Hdr, hop_limit), &hop_limit, RECOMPUTE).ok()?;
+                    Skb(context).store(headers.l3 + offset_of!(Ipv6Hdr, hop_limit), &hop_limit, RECOMPUTE).ok()?;
                 }
             }
         }
         context.l4_csum_replace(checksum, old_port.0.into(), edit.port.0.into(), mangled | 2).ok()?;
-        context.store(headers.l4 + edit.end.port_offset(), &edit.port.0, 0).ok()?;
+        Skb(context).store(headers.l4 + edit.end.port_offset(), &edit.port.0, 0).ok()?;
         if edit.hop.is_some() {
-            context.store(0, &ethernet::macs_towards(edit.hop), 0).ok()?;
+            Skb(context).store(0, &ethernet::macs_towards(edit.hop), 0).ok()?;
         }
         Some(())
     }

@@ -2,17 +2,24 @@
 
 use super::{flows, maps};
 use aya_ebpf::{
-    bindings::{__sk_buff, BPF_FIB_LKUP_RET_SUCCESS, xdp_md},
+    bindings::{
+        __sk_buff, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, TC_ACT_SHOT, bpf_redir_neigh,
+        bpf_redir_neigh__bindgen_ty_1, xdp_action, xdp_md,
+    },
     btf_maps::lpm_trie::Key as PrefixKey,
-    helpers::{bpf_jiffies64, generated::bpf_fib_lookup},
+    helpers::{
+        bpf_jiffies64, bpf_redirect_map,
+        generated::{bpf_check_mtu, bpf_fib_lookup, bpf_redirect_neigh},
+    },
 };
 use bg_common::{
-    Backend, DeploymentRow, Event, Family, LiveWord, NextHop, ServiceKey, ServiceRow, SwitchTerms, TICK_SHIFT,
-    TesterKey,
+    Addr, Backend, DeploymentRow, Event, Family, LiveWord, NextHop, ServiceKey, ServiceRow, SwitchTerms, TAKES_ALL,
+    TICK_SHIFT, TesterKey,
 };
 use bg_ebpf::{
     flow_ref::RawWords,
     tables::{RouteQuery, Tables},
+    unlikely,
 };
 use core::{ffi::c_void, mem::MaybeUninit};
 
@@ -23,8 +30,10 @@ const AF_INET6: u64 = 10;
 /// Prefix length that covers a whole key of the tester trie, in bits.
 const WHOLE_KEY: u32 = 8 * size_of::<TesterKey>() as u32;
 
-/// All there is to ask, at one hook. `XDP` tells what can be redirected to: for XDP the interfaces that user space
-/// has put into `egress`, for tc every interface.
+/// `PACKET_HOST` of linux/if_packet.h.
+const PACKET_HOST: u32 = 0;
+
+/// All there is to ask, at one hook: of XDP or of tc.
 pub(super) struct World<const XDP: bool> {
     /// Context of the running program: `xdp_md` or `__sk_buff`.
     pub(super) context: *mut c_void,
@@ -109,13 +118,41 @@ impl<const XDP: bool> Tables for World<XDP> {
         maps::TESTERS.get(&PrefixKey::new(WHOLE_KEY, *key)).is_some()
     }
 
+    /// XDP compares with what tc has seen to be right: if that is out of date, tc gets the packet and corrects it.
     #[inline(always)]
-    fn route(&self, query: &RouteQuery, hop: &mut NextHop) {
-        route(self.context, self.ingress_ifindex(), query, hop);
-        // A frame that XDP redirects to an interface which cannot take it vanishes, and nobody tells.
-        if XDP && maps::EGRESS.get_ifindex(hop.ifindex()).is_none() {
-            *hop = NextHop::NONE;
+    fn is_addressed_here(&self, destination: u64) -> bool {
+        let row = maps::INTERFACES.get_ptr_mut(self.ingress_ifindex());
+        // SAFETY: an aligned word of the map.
+        let taken = row.map_or(0, |row| unsafe { row.read_volatile() });
+        if XDP {
+            return taken == destination || unlikely(taken & TAKES_ALL != 0);
         }
+        // SAFETY: the program's own context, of the type that belongs to its hook.
+        let is_to_host = unsafe { (*self.context.cast::<__sk_buff>()).pkt_type == PACKET_HOST };
+        if is_to_host && taken != destination && taken & TAKES_ALL == 0 {
+            if let Some(row) = row {
+                // SAFETY: as above.
+                unsafe { row.write_volatile(destination) };
+            }
+        }
+        is_to_host || taken & TAKES_ALL != 0
+    }
+
+    #[inline(always)]
+    fn route(&self, query: &mut RouteQuery, hop: &mut NextHop) {
+        route::<XDP>(self.context, self.ingress_ifindex(), query, hop);
+    }
+
+    /// A frame that XDP redirects to an interface which cannot take it vanishes, and nobody tells.
+    #[inline(always)]
+    fn prepare_redirect(&self, ifindex: u32) -> bool {
+        if !XDP || ifindex == self.ingress_ifindex() {
+            return true;
+        }
+        let map = core::ptr::from_ref(&maps::EGRESS).cast_mut().cast();
+        // SAFETY: a map. Nothing happens until the program returns what this has returned.
+        let action = unsafe { bpf_redirect_map(map, ifindex.into(), xdp_action::XDP_PASS.into()) };
+        action == xdp_action::XDP_REDIRECT.into()
     }
 
     #[inline(always)]
@@ -146,15 +183,20 @@ impl<const XDP: bool> Tables for World<XDP> {
     }
 
     #[inline(always)]
-    fn count_packet(&self, service: u16, colour: u8, bytes: u64, opened: bool) {
+    fn count_flow(&self, service: u16, colour: u8) {
+        if let Some(traffic) = maps::TRAFFIC.get_ptr_mut(2 * u32::from(service) + u32::from(colour & 1)) {
+            // SAFETY: this CPU's own counter.
+            unsafe { (*traffic).flows_opened += 1 };
+        }
+    }
+
+    #[inline(always)]
+    fn count_packet(&self, service: u16, colour: u8, bytes: u64) {
         if let Some(traffic) = maps::TRAFFIC.get_ptr_mut(2 * u32::from(service) + u32::from(colour & 1)) {
             // SAFETY: this CPU's own counters.
             unsafe {
                 (*traffic).packets += 1;
                 (*traffic).bytes += bytes;
-                if opened {
-                    (*traffic).flows_opened += 1;
-                }
             }
         }
     }
@@ -162,7 +204,7 @@ impl<const XDP: bool> Tables for World<XDP> {
 
 /// Asks the kernel's routes. A call: it is seldom needed, at several places.
 #[inline(never)]
-fn route(context: *mut c_void, ingress_ifindex: u32, query: &RouteQuery, hop: &mut NextHop) {
+fn route<const XDP: bool>(context: *mut c_void, ingress_ifindex: u32, query: &mut RouteQuery, hop: &mut NextHop) {
     let family = match query.family {
         Family::V4 => AF_INET,
         Family::V6 => AF_INET6,
@@ -180,9 +222,43 @@ fn route(context: *mut c_void, ingress_ifindex: u32, query: &RouteQuery, hop: &m
     let len = size_of::<FibLookup>() as i32;
     // SAFETY: the context is the program's own; the struct is laid out as the kernel's.
     let found = unsafe { bpf_fib_lookup(context, params.0.as_mut_ptr().cast(), len, 0) };
-    if found == BPF_FIB_LKUP_RET_SUCCESS.into() {
-        *hop = params.next_hop(tick());
+    if found == BPF_FIB_LKUP_RET_SUCCESS.into() && params.next_hop().is_resolved() {
+        *hop = params.next_hop();
+    } else if found == BPF_FIB_LKUP_RET_SUCCESS.into() || found == BPF_FIB_LKUP_RET_NO_NEIGH.into() {
+        // The kernel tells no MTU of such a route, so the interface's own stands for it. XDP leaves the packet to tc anyway.
+        let ifindex = params.read(1) as u32;
+        let mut mtu = 0;
+        // SAFETY: the program's own context, and a word of the stack.
+        if XDP || unsafe { bpf_check_mtu(context, ifindex, &mut mtu, 0, 0) } >= 0 {
+            *hop = NextHop::pack(ifindex, mtu, 0, 0, 0);
+        }
     }
+    if XDP {
+        return;
+    }
+    if params.read(0) as u8 == AF_INET6 as u8 {
+        query.family = Family::V6;
+    }
+    let (low, high) = (params.read(4), params.read(5));
+    query.dst = Addr([low as u32, (low >> 32) as u32, high as u32, (high >> 32) as u32]);
+}
+
+/// Sends tc's frame out of an interface by the kernel's neighbour code, to the next hop that the desk holds. A call, for the
+/// sake of the caller's stack.
+#[inline(never)]
+pub(super) fn redirect_to_neighbour(ifindex: u32) -> i32 {
+    let Some(query) = maps::DESK.get_ptr(0) else { return TC_ACT_SHOT };
+    // SAFETY: the desk begins with the question that was answered for this packet.
+    let query: &RouteQuery = unsafe { &*query.cast() };
+    let mut hop = bpf_redir_neigh {
+        nh_family: match query.family {
+            Family::V4 => AF_INET as u32,
+            Family::V6 => AF_INET6 as u32,
+        },
+        __bindgen_anon_1: bpf_redir_neigh__bindgen_ty_1 { ipv6_nh: query.dst.0 },
+    };
+    // SAFETY: a struct of the size that is told.
+    unsafe { bpf_redirect_neigh(ifindex, &mut hop, size_of::<bpf_redir_neigh>() as i32, 0) as i32 }
 }
 
 /// Counts an event. A call, for it stands in many places and is seldom made.
@@ -204,9 +280,10 @@ fn tick() -> u32 {
 ///
 /// | word | bits | before the call | after it |
 /// | --- | --- | --- | --- |
-/// | 0 | 0-7, 48-63 | family, length of the packet | -, egress MTU |
+/// | 0 | 0-7, 48-63 | family, length of the packet | family of the next hop, egress MTU |
 /// | 1 | 0-31 | ingress interface | egress interface |
-/// | 2 and 3, 4 and 5 | all | source address, destination address | |
+/// | 2 and 3 | all | source address | |
+/// | 4 and 5 | all | destination address | address of the next hop |
 /// | 6 | 32-63 | 0 | source MAC, first four octets |
 /// | 7 | 0-15, 16-63 | 0 | source MAC, the other two; destination MAC |
 ///
@@ -232,10 +309,10 @@ impl FibLookup {
 
     /// What the kernel has answered.
     #[inline(always)]
-    fn next_hop(&self, tick: u32) -> NextHop {
+    fn next_hop(&self) -> NextHop {
         let macs = self.read(7);
         let smac = self.read(6) >> 32 | (macs & 0xffff) << 32;
-        NextHop::pack(self.read(1) as u32, (self.read(0) >> 48) as u32, macs >> 16, smac, tick)
+        NextHop::pack(self.read(1) as u32, (self.read(0) >> 48) as u32, macs >> 16, smac, 0)
     }
 }
 

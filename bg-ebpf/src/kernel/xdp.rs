@@ -1,15 +1,15 @@
-//! XDP: on NICs.
+//! XDP: on NICs. It redirects what it can redirect at once, and leaves the rest to `tc_ingress` of the same interface.
 
 use super::{maps, world::World};
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_TX},
-    helpers::{bpf_jiffies64, bpf_ktime_get_ns, bpf_redirect_map},
+    bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_REDIRECT, XDP_TX},
+    helpers::{bpf_jiffies64, bpf_ktime_get_ns},
     macros::xdp,
     programs::XdpContext,
 };
-use bg_common::{Clock, Event};
-use bg_ebpf::{Action, Direction, Frame, packet::Packet, process, tables::Tables as _, unlikely};
+use bg_common::Clock;
+use bg_ebpf::{Action, Direction, Frame, packet::Packet, process};
 
 /// The switch.
 #[xdp]
@@ -21,7 +21,7 @@ pub(super) fn ingress(context: XdpContext) -> u32 {
     let packet = unsafe { Packet::new(start as *mut u8, end as *mut u8) };
     // SAFETY: as above.
     let mut writer = unsafe { Packet::new(start as *mut u8, end as *mut u8) };
-    let frame = Frame { direction: Direction::Ingress, len: end - start };
+    let frame = Frame { direction: Direction::Early, len: end - start };
     let verdict = process(&packet, frame, &world, &mut writer);
     match verdict.action {
         Action::Pass => {
@@ -29,18 +29,11 @@ pub(super) fn ingress(context: XdpContext) -> u32 {
             unsafe { maps::NEXT.tail_call(&context, 0) };
             XDP_PASS
         }
-        Action::Deliver => XDP_PASS,
+        // Untouched, for `tc_ingress`. The other two are not for this hook.
+        Action::Defer | Action::Deliver | Action::Resolve => XDP_PASS,
         Action::Redirect if verdict.ifindex == world.ingress_ifindex() => XDP_TX,
-        Action::Redirect => {
-            let map = core::ptr::from_ref(&maps::EGRESS).cast_mut().cast();
-            // SAFETY: a map.
-            let action = unsafe { bpf_redirect_map(map, verdict.ifindex.into(), XDP_DROP.into()) } as u32;
-            // XDP_REDIRECT, or what was given for an interface that is not there.
-            if unlikely(action == XDP_DROP) {
-                world.count(Event::EgressGone);
-            }
-            action
-        }
+        // The engine has prepared it.
+        Action::Redirect => XDP_REDIRECT,
         Action::Drop => XDP_DROP,
     }
 }

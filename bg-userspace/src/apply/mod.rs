@@ -29,8 +29,8 @@ mod sweep;
 use std::collections::{HashMap, HashSet};
 
 use bg_common::{
-    MAX_BACKENDS, MAX_DEPLOYMENTS, MAX_SERVICES, MAX_TABLE_ENTRIES, Role, ServiceInfo, ServiceKey, ServiceRow,
-    TableSpan,
+    Colour, MAX_BACKENDS, MAX_DEPLOYMENTS, MAX_SERVICES, MAX_TABLE_ENTRIES, Mode, Role, ServiceInfo, ServiceKey,
+    ServiceRow, TableSpan,
 };
 use bytemuck::Zeroable as _;
 
@@ -47,6 +47,7 @@ use crate::{
     fence::Fence,
     lock::Lock,
     maps::{Tables, TrafficCounters, Words, maglev, unless_missing},
+    net,
     plan::{self, Plan},
     running::{Running, RunningService, service_key, vip_row},
     state::{Change, State},
@@ -69,6 +70,7 @@ pub(crate) fn apply(
     let plan = instance.compare(config, &tables, &running, &recalled)?;
     if plan.is_empty() {
         filter::settle(&tables.services)?;
+        keep_neighbours(config);
         remember(state, words, deployments::changes(words, &recalled, &running, &plan, request))?;
         return Ok(plan);
     }
@@ -86,6 +88,7 @@ pub(crate) fn apply(
     work.release()?;
     deployments::end(&mut work, config)?;
     filter::settle(&work.tables.services)?;
+    keep_neighbours(config);
     remember(state, words, deployments::changes(words, &recalled, &running, &plan, request))?;
     Ok(plan)
 }
@@ -97,6 +100,14 @@ fn remember(state: &State, words: &Words, changes: Vec<Change>) -> Result<(), Er
         let done = if changes.is_empty() { "there was nothing to apply" } else { "the apply is done" };
         Error::DoneNotRecorded { done: done.to_owned(), source: Box::new(source) }
     })
+}
+
+/// Has the kernel keep the neighbours on the way to all backends resolved.
+fn keep_neighbours(config: &Config) {
+    let services = config.deployments.iter().flat_map(|deployment| &deployment.services);
+    let elsewhere = services.filter(|service| service.mode == Mode::Nat);
+    let backends = elsewhere.flat_map(|service| Colour::ALL.into_iter().flat_map(|colour| service.backends(colour)));
+    net::keep_neighbours(backends.map(|backend| backend.address.ip()));
 }
 
 /// An apply in progress.

@@ -56,6 +56,7 @@ fn detach_all(paths: &Paths) -> Result<Detached, Error> {
         pins::check_own_namespace(paths)?;
     }
     links.iter().try_for_each(PinnedLink::remove)?;
+    net::keep_neighbours([]);
     let left = pins::remove_all(paths)?;
     Ok(Detached { interfaces: names_of(links.iter()), left })
 }
@@ -70,10 +71,12 @@ fn detach_some(paths: &Paths, names: &[String]) -> Result<Detached, Error> {
         return Err(Error::NotAttached { interface: name.clone(), attached });
     }
     let meant = || links.iter().filter(|link| names.iter().any(|name| link.is_of(name)));
-    for link in meant() {
-        if let Some(ifindex) = link.ifindex() {
-            egress::forget(paths, ifindex)?;
-        }
+    for ifindex in meant().filter_map(PinnedLink::ifindex) {
+        egress::forget(paths, ifindex)?;
+    }
+    // XDP goes before tc ingress, which does what XDP leaves to it.
+    let is_xdp = |link: &&PinnedLink| matches!(link.hook, Hook::Xdp(_));
+    for link in meant().filter(is_xdp).chain(meant().filter(|link| !is_xdp(link))) {
         link.remove()?;
     }
     Ok(Detached { interfaces: names_of(meant()), left: Vec::new() })

@@ -1,29 +1,54 @@
-//! Which interfaces XDP may redirect frames to.
+//! What the programs know of interfaces: `egress` says which ones XDP may redirect frames to, `interfaces` which frames
+//! are this host's.
 //!
-//! A frame that native XDP redirects to an interface without native XDP vanishes, and no counter of ours sees
-//! it. So an interface is in `egress` if it is attached natively. Generic XDP sends by the ordinary way, which
-//! every interface takes; but the program does not know which of the two runs it, so interfaces with
-//! generic XDP are in `egress` only if there is no native one.
+//! A frame that XDP redirects to an interface that cannot take it vanishes, and no counter of ours sees it. An interface
+//! that is attached natively takes it, and so does a tap in any mode (its checksum is finished, for it came off a wire).
+//! Generic XDP sends by the ordinary way, which every interface takes; but the program does not know which of the two runs
+//! it, so interfaces with generic XDP are in `egress` only if there is no native one. Frames to all others leave by tc.
 
-use aya::maps::{MapData, xdp::DevMap};
-use bg_common::MAX_INTERFACES;
+use std::collections::BTreeMap;
 
-use super::{AttachedMode, PinnedLink};
-use crate::{Error, Paths, maps::typed};
+use aya::maps::{Array, MapData, xdp::DevMap};
+use bg_common::{MAX_INTERFACES, TAKES_ALL};
 
-/// Makes `egress` tell what `links` are. Interfaces whose index does not fit are left out: their frames go by
-/// the host's stack.
+use super::{AttachedMode, PinnedLink, mode_of};
+use crate::{
+    Error, Paths,
+    maps::typed,
+    net::{self, Interface},
+};
+
+/// Makes both maps tell what `links` are. Interfaces whose index does not fit are left out: their frames leave by tc.
 pub(super) fn refresh(paths: &Paths, links: &[PinnedLink]) -> Result<(), Error> {
-    let alive = || links.iter().filter(|link| link.works());
-    let of_mode = |mode| alive().filter(move |link| link.hook.mode() == Some(mode)).filter_map(PinnedLink::ifindex);
-    let mut wanted: Vec<u32> = of_mode(AttachedMode::Native).collect();
-    if wanted.is_empty() {
-        wanted = of_mode(AttachedMode::Generic).collect();
+    let mut by_index: BTreeMap<u32, Vec<&PinnedLink>> = BTreeMap::new();
+    for link in links.iter().filter(|link| link.works()) {
+        if let Some(ifindex) = link.ifindex().filter(|ifindex| *ifindex < MAX_INTERFACES) {
+            by_index.entry(ifindex).or_default().push(link);
+        }
     }
-    let mut map: DevMap<MapData> = typed(paths, "egress")?;
-    for ifindex in alive().filter_map(PinnedLink::ifindex).filter(|ifindex| *ifindex < MAX_INTERFACES) {
-        let target = if wanted.contains(&ifindex) { ifindex } else { NOWHERE };
-        map.set(ifindex, target, None, 0).map_err(Error::map("write", "egress"))?;
+    let modes: BTreeMap<u32, AttachedMode> = by_index
+        .into_iter()
+        .filter_map(|(ifindex, links)| mode_of(links.iter().copied()).map(|mode| (ifindex, mode)))
+        .collect();
+    let any_native = modes.values().any(|mode| *mode == AttachedMode::Native);
+    let interfaces = net::interfaces()?;
+    let mut egress: DevMap<MapData> = typed(paths, "egress")?;
+    let mut taken: Array<MapData, u64> = typed(paths, "interfaces")?;
+    for interface in &interfaces {
+        let Some(mode) = modes.get(&interface.index) else { continue };
+        let takes_frames = match mode {
+            AttachedMode::Native => true,
+            AttachedMode::Generic => !any_native,
+            AttachedMode::Tc => is_tap(interface),
+        };
+        let target = if takes_frames { interface.index } else { NOWHERE };
+        egress.set(interface.index, target, None, 0).map_err(Error::map("write", "egress"))?;
+
+        let now = taken.get(&interface.index, 0).map_err(Error::map("read", "interfaces"))?;
+        let wanted = if is_bridge_port(interface, &interfaces) { TAKES_ALL } else { now & !TAKES_ALL };
+        if wanted != now {
+            taken.set(interface.index, wanted, 0).map_err(Error::map("write", "interfaces"))?;
+        }
     }
     Ok(())
 }
@@ -35,6 +60,16 @@ pub(super) fn forget(paths: &Paths, ifindex: u32) -> Result<(), Error> {
     }
     let mut map: DevMap<MapData> = typed(paths, "egress")?;
     map.set(ifindex, NOWHERE, None, 0).map_err(Error::map("write", "egress"))
+}
+
+fn is_bridge_port(interface: &Interface, all: &[Interface]) -> bool {
+    let master = all.iter().find(|other| interface.master == Some(other.index));
+    master.is_some_and(|master| master.kind.as_deref() == Some("bridge"))
+}
+
+/// Whether it is a tap, that is, a `tun` device that carries Ethernet frames.
+fn is_tap(interface: &Interface) -> bool {
+    interface.kind.as_deref() == Some("tun") && interface.arphrd == net::ARPHRD_ETHER
 }
 
 /// An interface index that empties an entry.

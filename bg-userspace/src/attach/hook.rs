@@ -30,7 +30,8 @@ impl Hook {
         Self::ClsactEgress,
     ];
 
-    /// The mode that a program here means; none for the way out, which every mode uses.
+    /// The mode that a program here means, if no other hook of the interface means XDP: tc ingress stands behind XDP, too.
+    /// None for the way out, which every mode uses.
     pub(crate) const fn mode(self) -> Option<AttachedMode> {
         match self {
             Self::Xdp(mode) => Some(mode),

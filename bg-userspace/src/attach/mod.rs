@@ -1,7 +1,7 @@
 //! Attaching an instance's programs to interfaces, and taking them off again.
 //!
-//! XDP modes put `ingress` on the interface, and `tc_egress` as well, where replies of the host's own stack
-//! leave. The tc mode puts `tc_ingress` and `tc_egress` on it. All are links that are pinned, so that no
+//! The tc mode puts `tc_ingress` and `tc_egress` on the interface. XDP modes put `ingress` before them, which redirects
+//! what it can and leaves the rest to `tc_ingress`. All are links that are pinned, so that no
 //! process needs to live; where the interface has ours already, the link is given the new program in place.
 
 mod detach;
@@ -30,6 +30,7 @@ pub use detach::{Detached, Target, detach, detach_within};
 pub(crate) use hook::Hook;
 pub use others::OtherProgram;
 pub(crate) use others::others;
+use pinned::mode_of;
 pub(crate) use pinned::{PinnedLink, is_attached, pinned_links};
 use plan::{Plan, plan};
 pub use state::{AttachedInterface, InterfaceState};
@@ -185,10 +186,11 @@ fn load_and_attach(
         Ok(attached) => attached,
         Err(error) => return Err(undo(paths, ours, error)),
     };
-    // What stood there in another mode goes last, so that packets are switched all the while.
+    // XDP of an interface that becomes tc goes last, so that packets are switched all the while.
     for (interface, attached) in interfaces.iter().zip(&attached) {
         for link in ours.iter().filter(|link| link.is_on(interface) || link.is_remnant_of(interface)) {
-            if link.hook.mode().is_some_and(|other| other != attached.mode) {
+            if matches!(link.hook, Hook::Xdp(other) if other != attached.mode) {
+                egress::forget(paths, interface.index)?;
                 link.remove()?;
             }
         }
@@ -230,10 +232,7 @@ fn attach_one(
 ) -> Result<Attached, Error> {
     let present = |hook: Hook| ours.iter().any(|link| link.hook.is_same_place(hook) && link.is_on(interface));
     let mut mode = plan.mode;
-    let updated = match mode {
-        AttachedMode::Native | AttachedMode::Generic => present(Hook::Xdp(mode)),
-        AttachedMode::Tc => present(Hook::TcIngress),
-    };
+    let updated = mode_of(ours.iter().filter(|link| link.is_on(interface))) == Some(mode);
     if !updated && mode != AttachedMode::Tc {
         let xdp_mode = if mode == AttachedMode::Native { XdpMode::Driver } else { XdpMode::Skb };
         match xdp::attach(paths, loaded, interface, mode, xdp_mode) {
@@ -241,7 +240,7 @@ fn attach_one(
             result => result?,
         }
     }
-    if mode == AttachedMode::Tc && !present(Hook::TcIngress) {
+    if !present(Hook::TcIngress) {
         tc::attach(paths, loaded.classifier(TC_INGRESS)?, interface, Hook::TcIngress)?;
     }
     if !present(Hook::TcEgress) {

@@ -92,6 +92,11 @@ fn carries(interface: &Interface, hook: Hook, link: LinkInfo) -> Result<bool, Er
     Ok(programs.iter().any(|program| program.link_id == Some(link.id)))
 }
 
+/// How an interface is attached that carries these links: as its XDP link says, if there is one.
+pub(crate) fn mode_of<'a>(links: impl IntoIterator<Item = &'a PinnedLink>) -> Option<AttachedMode> {
+    links.into_iter().filter_map(|link| link.hook.mode()).min_by_key(|mode| *mode == AttachedMode::Tc)
+}
+
 /// Whether any interface carries an instance's programs: asks for less than [`attached_interfaces`].
 pub(crate) fn is_attached(paths: &Paths) -> Result<bool, Error> {
     for pin in pins::entries(&paths.links())? {

@@ -1,6 +1,6 @@
 //! What is to be done with one interface, and whether it may be.
 
-use super::{AttachMode, AttachOptions, AttachedMode, PinnedLink, others, others::OtherProgram};
+use super::{AttachMode, AttachOptions, AttachedMode, PinnedLink, mode_of, others, others::OtherProgram};
 use crate::{Error, Paths, Refusal, net::Interface};
 
 /// What is to be done with one interface.
@@ -20,7 +20,7 @@ pub(super) fn plan(
     if ours.iter().any(|link| link.stands_in_the_way_of(interface)) {
         return Err(Error::NameTaken { interface: interface.name.clone() });
     }
-    let current = ours.iter().filter(|link| link.is_on(interface)).find_map(|link| link.hook.mode());
+    let current = mode_of(ours.iter().filter(|link| link.is_on(interface)));
     let (mode, or_tc) = match options.mode {
         AttachMode::Native => (AttachedMode::Native, false),
         AttachMode::Generic => (AttachedMode::Generic, false),

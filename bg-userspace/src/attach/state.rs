@@ -100,9 +100,15 @@ fn look(paths: &Paths) -> Result<Seen, Error> {
     let mut interfaces = Vec::new();
     for (link, mode) in links.iter().filter_map(|link| Some((link, link.hook.mode()?))) {
         let name = link.name();
-        let is_egress = |other: &&PinnedLink| other.hook.is_same_place(Hook::TcEgress) && other.name() == name;
+        // tc ingress stands behind XDP, too.
+        let is_xdp = |link: &PinnedLink| matches!(link.hook, Hook::Xdp(_));
+        if !is_xdp(link) && links.iter().any(|other| is_xdp(other) && other.name() == name) {
+            continue;
+        }
+        let has =
+            |hook: Hook| links.iter().filter(works).any(|other| other.hook.is_same_place(hook) && other.name() == name);
         let is_present = present.iter().any(|interface| interface.name == name);
-        let state = if works(&link) && links.iter().filter(works).any(|other| is_egress(&other)) {
+        let state = if works(&link) && has(Hook::TcIngress) && has(Hook::TcEgress) {
             InterfaceState::Attached
         } else if is_present || !is_here {
             InterfaceState::Detached

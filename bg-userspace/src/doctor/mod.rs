@@ -3,6 +3,7 @@
 
 mod configuration;
 mod drivers;
+mod firewall;
 mod host;
 mod instance;
 mod interface;
@@ -13,6 +14,7 @@ mod real_time;
 
 use serde::Serialize;
 
+pub use firewall::notrack;
 use network::Network;
 
 use crate::{
@@ -104,6 +106,7 @@ pub fn examine(paths: &Paths, interfaces: &[String], config: Option<&Config>) ->
     let network = Network::new(all, &attached);
 
     let mut findings = host::examine(paths, config);
+    findings.extend(firewall::examine(config));
     findings.extend(instance::examine(paths, &attached, &network, config));
     for interface in &named {
         let others = attach::others(paths, interface, &links).unwrap_or_default();

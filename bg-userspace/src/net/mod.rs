@@ -4,6 +4,7 @@
 
 mod ethtool;
 mod filters;
+mod managed;
 mod namespace;
 mod netlink;
 mod routes;
@@ -11,6 +12,7 @@ mod routes;
 use std::io;
 
 pub(crate) use filters::{Filter, filters};
+pub(crate) use managed::keep_neighbours;
 pub(crate) use namespace::{Namespace, namespace_cookie};
 use netlink::{attributes, text, u16_at, u32_at};
 pub(crate) use routes::{NeighbourState, NextHop, neighbour, next_hop};

@@ -28,6 +28,11 @@ pub(super) fn request(kind: u16, body: &[u8]) -> io::Result<Vec<u8>> {
     Ok(answer)
 }
 
+/// Asks for a change. `flags` say what may exist already (`NLM_F_CREATE` and the like).
+pub(super) fn change(kind: u16, flags: u16, body: &[u8]) -> io::Result<()> {
+    exchange(kind, NLM_F_REQUEST | NLM_F_ACK | flags, body, |_| {})
+}
+
 /// One attribute as it stands on the wire.
 pub(super) fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(4 + value.len());

@@ -8,12 +8,12 @@ use std::{
 use super::netlink::{self, attribute, attributes, u16_at, u32_at};
 
 // linux/neighbour.h.
-const NDA_DST: u16 = 1;
+pub(super) const NDA_DST: u16 = 1;
 const NUD_INCOMPLETE: u16 = 0x01;
 const NUD_FAILED: u16 = 0x20;
 
 /// Where the host sends packets for an address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct NextHop {
     /// Index of the interface that they leave by.
     pub(crate) ifindex: u32,
@@ -71,18 +71,18 @@ pub(crate) fn neighbour(hop: NextHop) -> io::Result<NeighbourState> {
     }
 }
 
-fn family(address: IpAddr) -> u8 {
+pub(super) fn family(address: IpAddr) -> u8 {
     (if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 }) as u8
 }
 
-fn octets(address: IpAddr) -> Vec<u8> {
+pub(super) fn octets(address: IpAddr) -> Vec<u8> {
     match address {
         IpAddr::V4(address) => address.octets().to_vec(),
         IpAddr::V6(address) => address.octets().to_vec(),
     }
 }
 
-fn address_of(octets: &[u8]) -> Option<IpAddr> {
+pub(super) fn address_of(octets: &[u8]) -> Option<IpAddr> {
     match octets.len() {
         4 => <[u8; 4]>::try_from(octets).ok().map(|octets| Ipv4Addr::from(octets).into()),
         16 => <[u8; 16]>::try_from(octets).ok().map(|octets| Ipv6Addr::from(octets).into()),

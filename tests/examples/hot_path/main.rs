@@ -60,7 +60,7 @@ fn counted_packet_twice(world: &Twice<'_>, frame: &mut [u8]) -> Verdict {
 
 #[inline(always)]
 fn one_packet<T: Tables + Aside<V4> + Aside<V6>>(tables: &T, frame: &mut [u8]) -> Verdict {
-    let about = Frame { direction: Direction::Ingress, len: frame.len() };
+    let about = Frame { direction: Direction::Early, len: frame.len() };
     let range = frame.as_mut_ptr_range();
     // SAFETY: the buffer outlives both, and the engine reads nothing through the first once it has written
     // through the second.

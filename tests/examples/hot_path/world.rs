@@ -51,7 +51,7 @@ impl World {
     /// Loads a scenario of one service.
     pub(crate) fn load(scenario: Scenario) -> Self {
         let fresh = |backend: &Backend| {
-            let next_hop = NextHop { learned: NOW, ..backend.next_hop };
+            let next_hop = NextHop { learned: NOW, asked: NOW - 2, ..backend.next_hop };
             UnsafeCell::new(Backend { next_hop, ..*backend })
         };
         let entries = (BUCKETS * WAYS) as usize;
@@ -61,7 +61,7 @@ impl World {
             scenario,
             flows4: words(entries * FlowKey4::ENTRY),
             flows6: words(entries * FlowKey6::ENTRY),
-            next_hops: words(2 * MAX_NEXT_HOPS as usize),
+            next_hops: words(3 * MAX_NEXT_HOPS as usize),
             desk: words(desk::WORDS),
             traffic: Cell::default(),
             events: Cell::default(),
@@ -214,8 +214,8 @@ impl Tables for World {
 
     #[inline(always)]
     fn numbered_hop(&self, number: u32) -> Option<RawWords> {
-        let first = self.next_hops.get(2 * number as usize)?;
-        // SAFETY: two words begin here, which are accessed in no other way, on one thread.
+        let first = self.next_hops.get(3 * number as usize)?;
+        // SAFETY: three words begin here, which are accessed in no other way, on one thread.
         Some(unsafe { RawWords::new(first.get()) })
     }
 
@@ -225,7 +225,17 @@ impl Tables for World {
     }
 
     #[inline(always)]
-    fn route(&self, _query: &RouteQuery, hop: &mut NextHop) {
+    fn is_addressed_here(&self, destination: u64) -> bool {
+        destination == 0
+    }
+
+    #[inline(always)]
+    fn prepare_redirect(&self, ifindex: u32) -> bool {
+        ifindex == 2 || ifindex == 3
+    }
+
+    #[inline(always)]
+    fn route(&self, _query: &mut RouteQuery, hop: &mut NextHop) {
         *hop = NextHop::pack(2, 1500, 0x0200_0000_0077, 0x0600_0000_0002, NOW);
     }
 
@@ -245,9 +255,14 @@ impl Tables for World {
     }
 
     #[inline(always)]
-    fn count_packet(&self, _service: u16, _colour: u8, bytes: u64, opened: bool) {
+    fn count_flow(&self, _service: u16, _colour: u8) {
+        let traffic = self.traffic.get();
+        self.traffic.set(Traffic { flows_opened: traffic.flows_opened + 1, ..traffic });
+    }
+
+    #[inline(always)]
+    fn count_packet(&self, _service: u16, _colour: u8, bytes: u64) {
         let Traffic { packets, bytes: so_far, flows_opened } = self.traffic.get();
-        let flows_opened = flows_opened + u64::from(opened);
         self.traffic.set(Traffic { packets: packets + 1, bytes: so_far + bytes, flows_opened });
     }
 }
@@ -288,9 +303,12 @@ passed_on! {
     backend(slot: u32) -> Option<*mut Backend>;
     numbered_hop(number: u32) -> Option<RawWords>;
     is_tester(key: &TesterKey) -> bool;
-    route(query: &RouteQuery, hop: &mut NextHop);
+    is_addressed_here(destination: u64) -> bool;
+    route(query: &mut RouteQuery, hop: &mut NextHop);
+    prepare_redirect(ifindex: u32) -> bool;
     desk() -> Option<*mut u64>;
     tick() -> u32;
     count(event: Event);
-    count_packet(service: u16, colour: u8, bytes: u64, opened: bool);
+    count_flow(service: u16, colour: u8);
+    count_packet(service: u16, colour: u8, bytes: u64);
 }

@@ -2,8 +2,8 @@
 
 use super::{Flows, Outcome, Scenario, comparable, key4, key6};
 use bg_common::{
-    Backend, DeploymentRow, Event, Flow, FlowKey4, FlowKey6, FlowState, LiveWord, NextHop, ServiceKey, ServiceRow,
-    SwitchTerms, TesterKey, Traffic,
+    Backend, DeploymentRow, Event, Flow, FlowKey4, FlowKey6, FlowState, LiveWord, MAX_NEXT_HOPS, NextHop, ServiceKey,
+    ServiceRow, SwitchTerms, TesterKey, Traffic,
 };
 use bg_ebpf::{
     Direction, Frame, Verdict,
@@ -19,6 +19,7 @@ use std::{
     cell::{Cell, RefCell, UnsafeCell},
     collections::HashMap,
     hash::Hash,
+    net::IpAddr,
 };
 
 /// A flow table of unlimited size, which shares nothing with the one under test. Entries stay where they are.
@@ -40,6 +41,13 @@ pub struct Host {
     desk: UnsafeCell<[u64; bg_ebpf::desk::WORDS]>,
     /// What another CPU does between an answer's look-up and the closer look at it, once.
     meanwhile: Cell<Option<Meanwhile>>,
+    next_hops: Vec<UnsafeCell<[u64; 3]>>,
+    /// MAC address of the interface that frames come in by: first octet lowest.
+    pub mac: Cell<u64>,
+    /// What the kernel's routes say of each destination; nothing else has a route.
+    pub routes: RefCell<HashMap<IpAddr, NextHop>>,
+    /// Interfaces that XDP can redirect to; `None`: to all.
+    pub egress: RefCell<Option<Vec<u32>>>,
 }
 
 /// See [`Host::meanwhile`].
@@ -52,7 +60,7 @@ impl Host {
             .backends
             .iter()
             .map(|backend| {
-                let next_hop = NextHop { learned: tick, ..backend.next_hop };
+                let next_hop = NextHop { learned: tick, asked: tick.wrapping_sub(2), ..backend.next_hop };
                 UnsafeCell::new(Backend { next_hop, ..*backend })
             })
             .collect();
@@ -67,10 +75,19 @@ impl Host {
             live_reads: RefCell::default(),
             desk: UnsafeCell::new([0; bg_ebpf::desk::WORDS]),
             meanwhile: Cell::new(None),
+            next_hops: (0..MAX_NEXT_HOPS).map(|_| UnsafeCell::default()).collect(),
+            mac: Cell::new(0),
+            routes: RefCell::default(),
+            egress: RefCell::default(),
         }
     }
 
-    /// Processes a frame as XDP and tc ingress do.
+    /// Processes a frame as XDP does.
+    pub fn early(&self, frame: &[u8]) -> Outcome {
+        self.process(frame, Direction::Early)
+    }
+
+    /// Processes a frame as tc ingress does.
     pub fn ingress(&self, frame: &[u8]) -> Outcome {
         self.process(frame, Direction::Ingress)
     }
@@ -153,7 +170,10 @@ impl Host {
     /// Moves the clock, and makes all next hops fresh.
     pub fn later(&mut self, tick: u32) {
         self.tick.set(tick);
-        self.backends.iter_mut().for_each(|backend| backend.get_mut().next_hop.learned = tick);
+        for backend in &mut self.backends {
+            let hop = &mut backend.get_mut().next_hop;
+            (hop.learned, hop.asked) = (tick, tick.wrapping_sub(2));
+        }
     }
 
     /// Changes a backend's row between frames.
@@ -231,8 +251,9 @@ impl Tables for Host {
         self.scenario.services.iter().any(|(key, _)| bg_ebpf::choice::filter_hash(key) == hash)
     }
 
-    fn numbered_hop(&self, _number: u32) -> Option<RawWords> {
-        None
+    fn numbered_hop(&self, number: u32) -> Option<RawWords> {
+        // SAFETY: three words, which stay where they are.
+        self.next_hops.get(number as usize).map(|row| unsafe { RawWords::new(row.get().cast()) })
     }
 
     fn service(&self, key: &ServiceKey) -> Option<&ServiceRow> {
@@ -255,7 +276,19 @@ impl Tables for Host {
         self.scenario.covers(key)
     }
 
-    fn route(&self, _query: &RouteQuery, _hop: &mut NextHop) {}
+    fn is_addressed_here(&self, destination: u64) -> bool {
+        destination == self.mac.get()
+    }
+
+    fn route(&self, query: &mut RouteQuery, hop: &mut NextHop) {
+        if let Some(found) = self.routes.borrow().get(&query.dst.to_ip(query.family)) {
+            *hop = *found;
+        }
+    }
+
+    fn prepare_redirect(&self, ifindex: u32) -> bool {
+        self.egress.borrow().as_ref().is_none_or(|interfaces| interfaces.contains(&ifindex))
+    }
 
     fn desk(&self) -> Option<*mut u64> {
         Some(self.desk.get().cast())
@@ -269,11 +302,14 @@ impl Tables for Host {
         self.events.borrow_mut()[event as usize] += 1;
     }
 
-    fn count_packet(&self, service: u16, colour: u8, bytes: u64, opened: bool) {
+    fn count_flow(&self, service: u16, colour: u8) {
+        self.traffic.borrow_mut().entry((service, colour)).or_default().flows_opened += 1;
+    }
+
+    fn count_packet(&self, service: u16, colour: u8, bytes: u64) {
         let mut rows = self.traffic.borrow_mut();
         let row = rows.entry((service, colour)).or_default();
         row.packets += 1;
         row.bytes += bytes;
-        row.flows_opened += u64::from(opened);
     }
 }

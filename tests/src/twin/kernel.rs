@@ -121,8 +121,8 @@ impl Kernel {
             self.array::<ServiceKey>("vips")?.set(*row, key, 0)?;
         }
         for (slot, backend) in scenario.backends.iter().enumerate() {
-            let learned = if backend.next_hop.is_some() { tick } else { 0 };
-            let next_hop = NextHop { learned, ..backend.next_hop };
+            // A backend without a next hop is one that the stack has to find the way to.
+            let next_hop = NextHop { learned: tick, asked: tick.wrapping_sub(2), ..backend.next_hop };
             self.array::<Backend>("backends")?.set(slot as u32, Backend { next_hop, ..*backend }, 0)?;
             if next_hop.is_some() {
                 let mut egress: DevMap<_> = self.object.map_mut("egress").context("egress")?.try_into()?;
@@ -147,10 +147,8 @@ impl Kernel {
         let tick = self.tick()?;
         let mut backends = self.array::<Backend>("backends")?;
         for (slot, backend) in scenario.backends.iter().enumerate() {
-            if backend.next_hop.is_some() {
-                let next_hop = NextHop { learned: tick, ..backend.next_hop };
-                backends.set(slot as u32, Backend { next_hop, ..*backend }, 0)?;
-            }
+            let next_hop = NextHop { learned: tick, asked: tick.wrapping_sub(2), ..backend.next_hop };
+            backends.set(slot as u32, Backend { next_hop, ..*backend }, 0)?;
         }
         Ok(())
     }

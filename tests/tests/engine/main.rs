@@ -1,6 +1,7 @@
 //! What the engine decides, frame by frame, on the host build. The differential test says that the loaded
 //! programs do the same.
 
+mod exits;
 mod idle_only;
 mod packets;
 mod switches;

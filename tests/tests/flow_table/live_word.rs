@@ -149,7 +149,15 @@ impl Tables for Maps {
         false
     }
 
-    fn route(&self, _query: &RouteQuery, _hop: &mut NextHop) {}
+    fn is_addressed_here(&self, _destination: u64) -> bool {
+        true
+    }
+
+    fn route(&self, _query: &mut RouteQuery, _hop: &mut NextHop) {}
+
+    fn prepare_redirect(&self, _ifindex: u32) -> bool {
+        true
+    }
 
     fn desk(&self) -> Option<*mut u64> {
         None
@@ -161,5 +169,7 @@ impl Tables for Maps {
 
     fn count(&self, _event: Event) {}
 
-    fn count_packet(&self, _service: u16, _colour: u8, _bytes: u64, _opened: bool) {}
+    fn count_flow(&self, _service: u16, _colour: u8) {}
+
+    fn count_packet(&self, _service: u16, _colour: u8, _bytes: u64) {}
 }

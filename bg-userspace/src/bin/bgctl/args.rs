@@ -135,6 +135,9 @@ pub(crate) struct Doctor {
     /// Look at this configuration too; `-` reads it from stdin [default: /etc/bgctl/bgctl.toml, if it is there]
     #[arg(short, long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
+    /// Only print nftables rules that keep conntrack away from packets to and from the configuration's backends
+    #[arg(long)]
+    pub(crate) notrack: bool,
 }
 
 #[derive(Debug, ClapArgs)]

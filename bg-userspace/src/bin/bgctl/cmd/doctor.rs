@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use anyhow::Context as _;
 use bg_userspace::doctor::{self, Level};
 
 use crate::{
@@ -13,6 +14,11 @@ use crate::{
 pub(super) fn run(global: &Global, args: &Doctor) -> anyhow::Result<Outcome> {
     let usual = || Some(Path::new(USUAL_CONFIG)).filter(|path| path.exists());
     let config = args.config.as_deref().or_else(usual).map(super::load).transpose()?;
+    if args.notrack {
+        let config = config.context("--notrack needs a configuration: name it by -c FILE")?;
+        output::print(&doctor::notrack(&config))?;
+        return Ok(Outcome::Done);
+    }
     let report =
         doctor::examine(&global.paths(), &args.interfaces, config.as_ref()).map_err(bg_userspace::Error::from)?;
     if global.json {

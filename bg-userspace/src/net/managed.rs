@@ -1,0 +1,159 @@
+//! Neighbours that the kernel keeps resolved for us (`NTF_EXT_MANAGED`, Linux 5.16): those on the way to each backend of both
+//! colours. So the idle colour can be reached as soon as it becomes live, and a backend that came up with another MAC
+//! address meanwhile has been found.
+//!
+//! The data path does without: it shows the kernel which neighbours are in use, and finds those that are not known. So a
+//! kernel that has no such entries, or has lost them with a carrier, is no error, and `apply` adds them again.
+//!
+//! Our entries bear [`PROTOCOL`]. Those of others, and permanent ones, are left alone.
+
+use std::{collections::HashSet, net::IpAddr};
+
+use super::{
+    NetError, NextHop,
+    netlink::{self, attribute, attributes, u16_at, u32_at},
+    next_hop,
+    routes::{NDA_DST, address_of, family, octets},
+};
+use crate::doctor::preconditions::KernelVersion;
+
+// linux/neighbour.h and linux/netlink.h.
+const NDA_PROTOCOL: u16 = 12;
+const NDA_FLAGS_EXT: u16 = 15;
+const NTF_EXT_MANAGED: u32 = 1;
+const NUD_NOARP: u16 = 0x40;
+const NUD_PERMANENT: u16 = 0x80;
+const NLM_F_REPLACE: u16 = 0x100;
+const NLM_F_CREATE: u16 = 0x400;
+
+/// `NDA_PROTOCOL` of our entries; 4 to 15 are the kernel's, and rt_protos gives the others away.
+const PROTOCOL: u8 = 182;
+
+/// The first kernel that keeps neighbours resolved. Older ones would take the request for one to forget the neighbour.
+const MANAGED: KernelVersion = KernelVersion { major: 5, minor: 16 };
+
+/// Index of the loopback, which leads to the addresses of the host itself.
+const LOOPBACK: u32 = 1;
+
+/// Has the kernel keep the neighbours on the way to these addresses resolved, and no others on our behalf. What cannot be
+/// done is left undone.
+pub(crate) fn keep_neighbours(of: impl IntoIterator<Item = IpAddr>) {
+    if KernelVersion::running().is_ok_and(|(version, _)| version >= MANAGED) {
+        let ways = of.into_iter().filter_map(|address| next_hop(address).ok());
+        let wanted: HashSet<NextHop> = ways.filter(|way| way.ifindex != LOOPBACK).collect();
+        // Only a sandbox without rtnetlink fails here.
+        let _ = settle(&wanted);
+    }
+}
+
+fn settle(wanted: &HashSet<NextHop>) -> Result<(), NetError> {
+    let (mut ours, mut not_to_touch) = (HashSet::new(), HashSet::new());
+    for neighbour in all()? {
+        if neighbour.is_managed && neighbour.protocol == Some(PROTOCOL) {
+            ours.insert(neighbour.hop);
+        } else if neighbour.is_managed || neighbour.state & (NUD_PERMANENT | NUD_NOARP) != 0 {
+            not_to_touch.insert(neighbour.hop);
+        }
+    }
+    for hop in ours.difference(wanted) {
+        // One that is gone by now is what is wanted.
+        let _ = netlink::change(libc::RTM_DELNEIGH, 0, &message(*hop));
+    }
+    for hop in wanted.iter().filter(|hop| !ours.contains(hop) && !not_to_touch.contains(hop)) {
+        let mut message = message(*hop);
+        message.extend(attribute(NDA_PROTOCOL, &[PROTOCOL]));
+        message.extend(attribute(NDA_FLAGS_EXT, &NTF_EXT_MANAGED.to_ne_bytes()));
+        // An interface that is down, or has no neighbours, refuses.
+        let _ = netlink::change(libc::RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, &message);
+    }
+    Ok(())
+}
+
+/// An entry of the kernel's neighbour tables.
+struct Neighbour {
+    hop: NextHop,
+    state: u16,
+    is_managed: bool,
+    protocol: Option<u8>,
+}
+
+/// All neighbours that the kernel knows, of both families.
+fn all() -> Result<Vec<Neighbour>, NetError> {
+    let mut all = Vec::new();
+    netlink::dump(libc::RTM_GETNEIGH, &[0; 12], |payload| all.extend(neighbour_of(payload)))?;
+    Ok(all)
+}
+
+fn neighbour_of(payload: &[u8]) -> Option<Neighbour> {
+    // struct ndmsg: family, index, state, flags, type.
+    let (ifindex, state) = (u32_at(payload, 4)?, u16_at(payload, 8)?);
+    let (mut address, mut is_managed, mut protocol) = (None, false, None);
+    for (kind, value) in attributes(payload.get(12..)?) {
+        match kind {
+            NDA_DST => address = address_of(value),
+            NDA_PROTOCOL => protocol = value.first().copied(),
+            NDA_FLAGS_EXT => is_managed = u32_at(value, 0)? & NTF_EXT_MANAGED != 0,
+            _ => {}
+        }
+    }
+    Some(Neighbour { hop: NextHop { ifindex, address: address? }, state, is_managed, protocol })
+}
+
+fn message(hop: NextHop) -> Vec<u8> {
+    let mut message = vec![0; 12];
+    message[0] = family(hop.address);
+    message[4..8].copy_from_slice(&hop.ifindex.to_ne_bytes());
+    message.extend(attribute(NDA_DST, &octets(hop.address)));
+    message
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    fn ip(words: &str) -> String {
+        let output = Command::new("ip").args(words.split(' ')).output().expect("iproute2 is installed");
+        assert!(output.status.success(), "ip {words}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    #[test]
+    fn neighbours_of_backends_are_kept_and_those_of_others_left_alone() {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("skipped: this test makes a network namespace, run it as root");
+            return;
+        }
+        // SAFETY: the namespace of this thread alone changes; nothing of it is shared by memory.
+        unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }.unwrap();
+        ip("link set lo up");
+        ip("link add v0 type veth peer name v1");
+        ip("link set v0 up");
+        ip("link set v1 up");
+        ip("address add 192.0.2.1/24 dev v0");
+        ip("address add 2001:db8::1/64 dev v0 nodad");
+        ip("route add 198.51.100.0/24 via 192.0.2.9");
+        ip("neighbour add 192.0.2.66 dev v0 managed");
+        ip("neighbour add 192.0.2.77 dev v0 lladdr 02:00:00:00:00:77 nud permanent");
+        let address = |text: &str| -> IpAddr { text.parse().unwrap() };
+        let ours = || {
+            let ours = all().unwrap().into_iter().filter(|neighbour| neighbour.protocol == Some(PROTOCOL));
+            let mut addresses: Vec<IpAddr> = ours.map(|neighbour| neighbour.hop.address).collect();
+            addresses.sort();
+            addresses
+        };
+
+        let backends =
+            ["192.0.2.5", "198.51.100.7", "198.51.100.8", "2001:db8::5", "192.0.2.66", "192.0.2.77", "192.0.2.1"];
+        keep_neighbours(backends.map(address));
+        assert_eq!(ours(), ["192.0.2.5", "192.0.2.9", "2001:db8::5"].map(address));
+        assert!(ip("neighbour show 192.0.2.5").contains("managed"));
+        keep_neighbours([address("192.0.2.5"), address("192.0.2.6")]);
+        assert_eq!(ours(), ["192.0.2.5", "192.0.2.6"].map(address));
+        keep_neighbours([]);
+        assert_eq!(ours(), [] as [IpAddr; 0]);
+        assert!(ip("neighbour show 192.0.2.66").contains("managed"));
+        assert!(ip("neighbour show 192.0.2.77").contains("PERMANENT"));
+    }
+}
