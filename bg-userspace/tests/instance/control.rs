@@ -140,9 +140,12 @@ fn an_apply_leaves_the_live_colour_alone() {
 #[test]
 fn an_empty_colour_cannot_be_applied() {
     let lab = attached();
-    for config in [config("shop", &[(1, 1)], &[]), config("shop", &[(1, 0)], &[(1, 1)])] {
+    for (config, why) in [
+        (config("shop", &[(1, 1)], &[]), "green is empty"),
+        (config("shop", &[(1, 0)], &[(1, 1)]), "blue: all backends have weight 0"),
+    ] {
         let error = lab.instance().apply(&config).unwrap_err();
-        assert!(error.class() == ErrorClass::Usage && error.to_string().contains("empty"), "{error}");
+        assert!(error.class() == ErrorClass::Usage && error.to_string().contains(why), "{error}");
     }
     assert!(services(&lab).is_empty());
 }
