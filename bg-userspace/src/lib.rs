@@ -62,7 +62,7 @@ mod time;
 
 pub use attach::{
     AttachMode, AttachOptions, Attached, AttachedInterface, AttachedMode, Detached, InterfaceState, OtherProgram,
-    PATIENCE, Target, attach, detach, detach_within,
+    PATIENCE, Target, attach, attach_in_modes, detach, detach_within,
 };
 pub use bg_common::{Colour, Mode, Protocol};
 pub use error::{Error, ErrorClass, Refusal};

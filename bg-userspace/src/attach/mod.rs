@@ -123,6 +123,17 @@ pub struct Attached {
 /// Every interface that the instance was attached to before gets the new programs too. If one of the interfaces cannot
 /// be attached to, none is. A call that was killed at any instant is completed by the same call.
 pub fn attach(paths: &Paths, interfaces: &[String], options: &AttachOptions) -> Result<Vec<Attached>, Error> {
+    let wanted: Vec<_> = interfaces.iter().map(|name| (name.clone(), options.mode)).collect();
+    attach_in_modes(paths, &wanted, options)
+}
+
+/// The same with a mode for each interface; the one in `options` is not looked at. For an interface that is named twice,
+/// the first mode counts.
+pub fn attach_in_modes(
+    paths: &Paths,
+    interfaces: &[(String, AttachMode)],
+    options: &AttachOptions,
+) -> Result<Vec<Attached>, Error> {
     preconditions::prepare(&paths.pin_root, options.force)?;
     let interfaces = named(interfaces)?;
     let mut next = options.next.as_deref().map(open_next).transpose()?;
@@ -139,7 +150,7 @@ pub fn attach(paths: &Paths, interfaces: &[String], options: &AttachOptions) -> 
 
 fn attach_locked(
     paths: &Paths,
-    interfaces: &[Interface],
+    wanted: &[(Interface, AttachMode)],
     options: &AttachOptions,
     next: Option<&mut Xdp>,
 ) -> Result<Vec<Attached>, Error> {
@@ -153,10 +164,11 @@ fn attach_locked(
         PinRoot::Empty | PinRoot::Unfinished => true,
     };
     let ours = pinned_links(paths)?;
-    let plans: Vec<Plan> =
-        interfaces.iter().map(|interface| plan(paths, interface, options, &ours)).collect::<Result<_, _>>()?;
+    let plan = |(interface, mode): &(Interface, AttachMode)| plan(paths, interface, *mode, options.force, &ours);
+    let plans: Vec<Plan> = wanted.iter().map(plan).collect::<Result<_, _>>()?;
 
-    let attached = load_and_attach(paths, interfaces, &plans, &ours, options, next);
+    let interfaces: Vec<&Interface> = wanted.iter().map(|(interface, _)| interface).collect();
+    let attached = load_and_attach(paths, &interfaces, &plans, &ours, options, next);
     if attached.is_err() && is_new && !is_attached(paths)? {
         // An instance that is attached nowhere would only hold memory.
         pins::remove_all(paths)?;
@@ -166,7 +178,7 @@ fn attach_locked(
 
 fn load_and_attach(
     paths: &Paths,
-    interfaces: &[Interface],
+    interfaces: &[&Interface],
     plans: &[Plan],
     ours: &[PinnedLink],
     options: &AttachOptions,
@@ -250,16 +262,16 @@ fn attach_one(
 }
 
 /// The interfaces with these names, each once.
-fn named(names: &[String]) -> Result<Vec<Interface>, Error> {
-    let mut interfaces: Vec<Interface> = Vec::new();
-    for name in names {
+fn named(names: &[(String, AttachMode)]) -> Result<Vec<(Interface, AttachMode)>, Error> {
+    let mut interfaces: Vec<(Interface, AttachMode)> = Vec::new();
+    for (name, mode) in names {
         let interface = net::interface(name)?;
         match interface.arphrd {
             ARPHRD_ETHER | ARPHRD_LOOPBACK => {}
             arphrd => return Err(Error::NotEthernet { interface: interface.name, arphrd }),
         }
-        if !interfaces.iter().any(|other| other.index == interface.index) {
-            interfaces.push(interface);
+        if !interfaces.iter().any(|(other, _)| other.index == interface.index) {
+            interfaces.push((interface, *mode));
         }
     }
     Ok(interfaces)

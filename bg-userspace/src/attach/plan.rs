@@ -1,6 +1,6 @@
 //! What is to be done with one interface, and whether it may be.
 
-use super::{AttachMode, AttachOptions, AttachedMode, PinnedLink, mode_of, others, others::OtherProgram};
+use super::{AttachMode, AttachedMode, PinnedLink, mode_of, others, others::OtherProgram};
 use crate::{Error, Paths, Refusal, net::Interface};
 
 /// What is to be done with one interface.
@@ -14,14 +14,15 @@ pub(super) struct Plan {
 pub(super) fn plan(
     paths: &Paths,
     interface: &Interface,
-    options: &AttachOptions,
+    mode: AttachMode,
+    force: bool,
     ours: &[PinnedLink],
 ) -> Result<Plan, Error> {
     if ours.iter().any(|link| link.stands_in_the_way_of(interface)) {
         return Err(Error::NameTaken { interface: interface.name.clone() });
     }
     let current = mode_of(ours.iter().filter(|link| link.is_on(interface)));
-    let (mode, or_tc) = match options.mode {
+    let (mode, or_tc) = match mode {
         AttachMode::Native => (AttachedMode::Native, false),
         AttachMode::Generic => (AttachedMode::Generic, false),
         AttachMode::Tc => (AttachedMode::Tc, false),
@@ -46,7 +47,7 @@ pub(super) fn plan(
     }
     let others = others(paths, interface, ours)?;
     if current.is_none()
-        && !options.force
+        && !force
         && let Some(other) = others.iter().find(|other| other.bgctl)
     {
         let removal = other.removal(&interface.name);

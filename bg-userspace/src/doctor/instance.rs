@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use super::{Finding, network::Network};
+use super::{Finding, interface::sysctl, network::Network};
 use crate::{
     Error, Paths,
     attach::AttachedInterface,
@@ -118,7 +118,7 @@ fn send_redirects(name: &str) -> Option<Finding> {
             "on, and clients and backends are both behind this interface: a reply that the host's stack forwards makes it \
              send the backend an ICMP redirect, after which the backend answers that client past the switch, and its \
              connections die",
-            format!("sysctl -w net.ipv4.conf.all.send_redirects=0 net.ipv4.conf.{}.send_redirects=0", name.replace('.', "/")),
+            format!("sysctl -w {}=0 {}=0", sysctl("all", "send_redirects"), sysctl(name, "send_redirects")),
         )
     })
 }

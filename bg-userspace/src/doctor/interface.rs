@@ -107,9 +107,14 @@ fn reverse_path(name: &str) -> Option<Finding> {
             name,
             "rp_filter",
             "strict: packets that come by another way than their answers go are dropped by the host's stack",
-            format!("sysctl -w net.ipv4.conf.{name}.rp_filter=2, if paths are asymmetric"),
+            format!("sysctl -w {}=2, if paths are asymmetric", sysctl(name, "rp_filter")),
         )
     })
+}
+
+/// The name by which sysctl(8) knows an IPv4 setting of an interface: there a dot ends a directory, a slash is a dot.
+pub(super) fn sysctl(interface: &str, setting: &str) -> String {
+    format!("net.ipv4.conf.{}.{setting}", interface.replace('.', "/"))
 }
 
 #[cfg(test)]
@@ -146,6 +151,11 @@ mod tests {
         assert_eq!(levels(&interface), [("mode", Level::Ok), warn("mtu"), warn("lro"), warn("link")]);
         assert_eq!(levels(&Interface { driver: Some("e1000e".into()), ..nic() }), [warn("mode")]);
         assert_eq!(levels(&Interface { arphrd: 65534, kind: Some("tun".into()), ..nic() }), [warn("type")]);
+    }
+
+    #[test]
+    fn a_vlan_s_settings_are_named_as_sysctl_takes_them() {
+        assert_eq!(sysctl("eth0.100", "rp_filter"), "net.ipv4.conf.eth0/100.rp_filter");
     }
 
     #[test]

@@ -1,9 +1,11 @@
 //! The journal: one JSON object a line, only ever appended to.
 //!
 //! A record is one write and is on the disk when [`History::append`] returns. A crash can tear the
-//! last line only: the reader skips it, and the next append closes it off before its own record.
+//! last line only: the reader skips it, and the next append closes it off before its own record. Switches at the same
+//! time append in any order; the reader puts them in the order in which they took effect.
 
 use std::{
+    collections::HashMap,
     fs::{File, OpenOptions},
     io::{Read as _, Seek as _, SeekFrom, Write as _},
     path::{Path, PathBuf},
@@ -52,7 +54,7 @@ pub struct Record {
     /// When; RFC 3339 in the file.
     pub time: jiff::Timestamp,
     /// Name of the deployment; empty if it was done to the instance as a whole.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[serde(default)]
     pub deployment: String,
     /// Names of the interfaces that were attached or detached.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -156,7 +158,30 @@ impl History {
                 Err(_) => journal.damaged_lines += 1,
             }
         }
+        put_in_order(&mut journal.records);
         Ok(journal)
+    }
+}
+
+/// Sorts the switches of each deployment by generation. Any other record of it may begin a new count, so no switch is
+/// moved past one.
+fn put_in_order(records: &mut [Record]) {
+    let mut runs: HashMap<String, Vec<usize>> = HashMap::new();
+    for index in 0..records.len() {
+        let record = &records[index];
+        if !matches!(record.action, Action::Switch | Action::Rollback) {
+            runs.remove(&record.deployment);
+            continue;
+        }
+        let run = runs.entry(record.deployment.clone()).or_default();
+        run.push(index);
+        let generation = |record: &Record| record.to.map(|to| to.generation);
+        for pair in run.windows(2).rev() {
+            if generation(&records[pair[0]]) <= generation(&records[pair[1]]) {
+                break;
+            }
+            records.swap(pair[0], pair[1]);
+        }
     }
 }
 
@@ -201,6 +226,27 @@ mod tests {
         records.iter().for_each(|record| history.append(record).unwrap());
         assert_eq!(history.read(None).unwrap().records, records);
         assert_eq!(history.read(Some("shop")).unwrap().records, [records[0].clone(), records[2].clone()]);
+    }
+
+    #[test]
+    fn switches_at_the_same_time_are_read_in_the_order_in_which_they_took_effect() {
+        let dir = tempfile::tempdir().unwrap();
+        let history = History::new(dir.path());
+        // An apply after a reboot without the state directory counts from 1.
+        let anew = Record { action: Action::Apply, from: None, ..record("shop", 2) };
+        let written = [
+            record("shop", 9),
+            record("mail", 5),
+            record("shop", 7),
+            record("shop", 8),
+            record("mail", 4),
+            anew.clone(),
+            record("shop", 3),
+        ];
+        written.iter().for_each(|record| history.append(record).unwrap());
+        let read = history.read(None).unwrap().records;
+        let read: Vec<_> = read.iter().map(|it| (it.deployment.as_str(), it.to.unwrap().generation)).collect();
+        assert_eq!(read, [("shop", 7), ("mail", 4), ("shop", 8), ("shop", 9), ("mail", 5), ("shop", 2), ("shop", 3)]);
     }
 
     #[test]

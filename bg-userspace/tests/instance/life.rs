@@ -201,6 +201,12 @@ fn who_attached_and_detached_is_in_the_history() {
     let ended = lab.bgctl().arg("history").output().unwrap();
     let text = String::from_utf8(ended.stdout).unwrap();
     assert!(text.lines().any(|line| line.contains("detach") && line.contains("v0")), "{text}");
+    // Whoever reads the JSON finds the same keys in every record.
+    let (_, json, _) = lab.run(&["history", "--json"]);
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let names: Vec<_> =
+        json["records"].as_array().unwrap().iter().map(|record| record["deployment"].as_str()).collect();
+    assert!(names.contains(&Some("")) && names.contains(&Some("shop")) && !names.contains(&None), "{names:?}");
 }
 
 #[test]

@@ -33,6 +33,20 @@ fn if_one_interface_refuses_none_is_attached() {
 }
 
 #[test]
+fn if_one_interface_of_a_file_refuses_its_mode_none_is_attached() {
+    let lab = Lab::new();
+    lab.ip("link add b0 type bridge");
+    let file = lab.file("interfaces", "v0 tc\nb0 native\nv1 generic\n").display().to_string();
+    let (code, _, stderr) = lab.run(&["attach", "--from", &file]);
+    assert!(code == 1 && stderr.contains("b0"), "{code} {stderr}");
+    assert!(!lab.paths.pin_root.exists());
+
+    lab.file("interfaces", "v0 tc\nb0 tc\nv1 generic\n");
+    let (code, stdout, stderr) = lab.run(&["attach", "--from", &file]);
+    assert_eq!((code, stdout.lines().count()), (0, 3), "{stderr}");
+}
+
+#[test]
 fn an_interface_that_is_named_twice_is_attached_once() {
     for (mode, pins_each) in [(AttachMode::Tc, 2), (AttachMode::Native, 3)] {
         let lab = Lab::new();

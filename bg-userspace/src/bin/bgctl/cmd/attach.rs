@@ -23,18 +23,14 @@ pub(super) fn run(global: &Global, args: &Attach) -> anyhow::Result<Outcome> {
         Mode::Tc => AttachMode::Tc,
     };
     let options =
-        |mode| AttachOptions { mode, flows: args.flows, next: args.next.clone(), force: args.force, wait: args.wait };
+        AttachOptions { mode, flows: args.flows, next: args.next.clone(), force: args.force, wait: args.wait };
     let Some(file) = &args.from else {
-        report(global, &bg_userspace::attach(&global.paths(), &args.interfaces, &options(mode))?)?;
+        report(global, &bg_userspace::attach(&global.paths(), &args.interfaces, &options)?)?;
         return Ok(Outcome::Done);
     };
 
     let listed = Listed::find(file, args.wait.unwrap_or_default(), mode)?;
-    let mut attached = Vec::new();
-    for (mode, interfaces) in &listed.by_mode {
-        attached.extend(bg_userspace::attach(&global.paths(), interfaces, &options(*mode))?);
-    }
-    report(global, &attached)?;
+    report(global, &bg_userspace::attach_in_modes(&global.paths(), &listed.interfaces, &options)?)?;
     if listed.missing.is_empty() {
         return Ok(Outcome::Done);
     }
@@ -45,23 +41,16 @@ pub(super) fn run(global: &Global, args: &Attach) -> anyhow::Result<Outcome> {
 
 /// What a file of interfaces means.
 struct Listed {
-    /// One call attaches in one mode.
-    by_mode: Vec<(AttachMode, Vec<String>)>,
+    interfaces: Vec<(String, AttachMode)>,
     missing: Vec<String>,
 }
 
 impl Listed {
     fn find(file: &Path, patience: Duration, default: AttachMode) -> anyhow::Result<Self> {
         let selected = InterfaceList::load(file)?.wait(patience)?;
-        let mut listed = Self { by_mode: Vec::new(), missing: selected.missing };
-        for (name, mode) in selected.interfaces {
-            let mode = mode.unwrap_or(default);
-            match listed.by_mode.iter_mut().find(|(other, _)| *other == mode) {
-                Some((_, names)) => names.push(name),
-                None => listed.by_mode.push((mode, vec![name])),
-            }
-        }
-        if listed.by_mode.is_empty() {
+        let interfaces = selected.interfaces.into_iter().map(|(name, mode)| (name, mode.unwrap_or(default))).collect();
+        let listed = Self { interfaces, missing: selected.missing };
+        if listed.interfaces.is_empty() {
             bail!("nothing to attach to: {}", listed.complaint(file));
         }
         Ok(listed)
