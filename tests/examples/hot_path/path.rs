@@ -56,8 +56,8 @@ impl Path {
     pub(crate) fn action(&self) -> Action {
         match self.kind {
             Kind::Other => Action::Pass,
-            // Only the host's stack knows the VLAN's interface.
-            _ if self.tags > 0 => Action::Deliver,
+            // Only the host's stack knows the VLAN's interface: XDP leaves the frame to tc.
+            _ if self.tags > 0 => Action::Defer,
             _ => Action::Redirect,
         }
     }

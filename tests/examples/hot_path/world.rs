@@ -20,8 +20,9 @@ use std::{
     sync::atomic::{Ordering::SeqCst, compiler_fence},
 };
 
-/// What the clock says, always: packets of an open flow come many a tick.
-const NOW: u32 = 5_000;
+/// What the clock says, always: packets of an open flow come many a tick. So near the beginning that no next hop is to be
+/// left to tc yet.
+const NOW: u32 = 3;
 
 /// Buckets of a flow table: half of their entries are taken when [`crate::PACKETS`] flows are open both ways.
 const BUCKETS: u32 = 4 * crate::PACKETS as u32 / WAYS;
