@@ -10,7 +10,7 @@ use crate::{
     ApplyRequest, Error,
     config::{Config, Deployment},
     history::{Action, Moment},
-    live::{moment, rollback_mark},
+    live::{is_rolled_back, moment, rollback_mark},
     lock::Lock,
     maps::{Words, unless_missing},
     plan::{self, Because, Beginning, Plan},
@@ -78,9 +78,16 @@ fn set_first_words(work: &Work<'_>, begun: &[(&Deployment, u16)], recalled: &Rec
         let word = |index: u16| work.words.live.read(index.into());
         let beginning = Beginning::of(deployment, work.running, word, last);
         work.words.terms.write(row, &[SwitchTerms::default(); 2]);
-        let rolled_back = recalled.deployments.get(&deployment.name).is_some_and(|entry| entry.rolled_back);
-        let is_recalled = rolled_back && beginning.because == Because::LastLive;
-        let mark = if is_recalled { rollback_mark(beginning.generation) } else { 0 };
+        let is_rolled_back = match &beginning.because {
+            Because::Initial => false,
+            Because::LastLive => recalled.deployments.get(&deployment.name).is_some_and(|entry| entry.rolled_back),
+            // Under another name it is still the same rollback that must not be undone unawares.
+            Because::TakenOver { from } => {
+                let mut from = from.iter().filter_map(|name| work.running.deployments.get(name));
+                from.any(|from| is_rolled_back(&work.words.deployments.read(from.index.into()), word(from.index)))
+            }
+        };
+        let mark = if is_rolled_back { rollback_mark(beginning.generation) } else { 0 };
         work.words.deployments.update(row, |row| row.rolled_back = mark);
         work.words.live.write(row, &beginning.word());
     }

@@ -237,4 +237,9 @@ fn the_second_of_two_who_roll_back_is_asked_what_he_means() {
     switch(&lab, Colour::Green);
     rollback(SwitchRequest::default()).unwrap();
     assert_eq!(live(&lab), ("blue", 7));
+    // Another name does not make it another change.
+    next.deployments[1].name = "store".to_owned();
+    lab.instance().apply(&next).unwrap();
+    let error = lab.instance().rollback("store", &SwitchRequest::default()).unwrap_err().to_string();
+    assert!(error.contains("rollback store green"), "{error}");
 }
