@@ -36,7 +36,7 @@ pub struct FlowKey6 {
 ///
 /// ```text
 /// bit  31      20 19     13 12   11     10     9      8      7          6        5      4        3      2    1       0
-///     | version:12 | limit:7 | 0 | gone | bRST | bFIN | cRST | cFIN | established | idle | preview | reply | udp | status:2 |
+///     | version:12 | limit:7 | own | gone | bRST | bFIN | cRST | cFIN | established | idle | preview | reply | udp | status:2 |
 /// ```
 ///
 /// All of it changes by compare-exchange of the whole head, so that a CPU that has found an entry cannot note
@@ -74,6 +74,8 @@ impl FlowState {
     pub const BACKEND_RESET: u32 = 1 << 10;
     /// In a reply entry: its flow is over, and it rewrites nothing any more.
     pub const GONE: u32 = 1 << 11;
+    /// The client is this host itself: its packets come by the loopback interface.
+    pub const OWN: u32 = 1 << 12;
 
     const LIMIT_SHIFT: u32 = 13;
     const LIMIT_MASK: u32 = 0x7f << Self::LIMIT_SHIFT;
@@ -228,7 +230,8 @@ pub struct Flow {
     /// Tick of the last packet in this direction, coarse.
     pub last_seen: u32,
     /// In a forward entry the sequence number of the SYN that opened it, as on the wire: it tells a retransmission
-    /// from a new connection; zero for UDP, and for a connection that was picked up in its middle. In a reply entry a
+    /// from a new connection; zero for UDP, and for a connection that was picked up in its middle. Once a SYN has come inside of
+    /// an established connection: a part of that one's sequence number, and when it came. In a reply entry a
     /// [`CachedHop`].
     pub note: u32,
 }

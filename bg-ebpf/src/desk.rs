@@ -26,6 +26,8 @@ pub struct Desk<V: IpVersion> {
     pub now: u32,
     /// The live word that was read for the packet.
     pub reading: LiveReading,
+    /// Whether this host itself has sent it.
+    pub is_own: bool,
     /// Whether there is an entry under its five-tuple.
     pub is_known: bool,
     /// Where the backends of its colour stand.

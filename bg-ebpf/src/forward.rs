@@ -80,6 +80,7 @@ pub fn target<V: IpVersion, T: Tables + FlowTable<V::Key> + Aside<V>>(
     let desk = unsafe { &mut *desk };
     (desk.headers, desk.now, desk.reading, desk.is_known) = (*headers, now, reading, there.is_some());
     desk.key = V::key(headers.src, headers.dst, headers.ports, headers.protocol);
+    desk.is_own = tables.is_own();
     if let Some(backend) = standing {
         desk.other_key = reply_key(headers, backend);
         let stay = tables.stay(desk);
@@ -260,7 +261,8 @@ pub fn choose_colour<V: IpVersion, T: Tables>(desk: &mut Desk<V>, tables: &T) ->
     let limit = tables
         .deployment(row.deployment)
         .map_or(0, |deployment| lifetime::limit(deployment, headers.protocol, bits & FlowState::ESTABLISHED != 0));
-    let state = FlowState(FlowState::of_protocol(headers.protocol) | role(row, choice.idle_only));
+    let own = if desk.is_own { FlowState::OWN } else { 0 };
+    let state = FlowState(FlowState::of_protocol(headers.protocol) | role(row, choice.idle_only) | own);
     desk.new_flow = Flow {
         ports: headers.ports,
         state: state.with(bits).with_limit(limit),

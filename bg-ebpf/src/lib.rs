@@ -44,13 +44,15 @@ pub mod packet;
 pub mod reply;
 pub mod rewrite;
 pub mod tables;
+mod verdict;
 
 use bg_common::{Event, FlowKey4, FlowKey6};
 use headers::{Parsed, V4, V6};
-use next_hop::Exit;
 use packet::Packet;
 use rewrite::{Rewritable, Writer};
 use tables::{Aside, FlowTable, Tables};
+
+pub use verdict::{Action, Verdict};
 
 /// The condition, which seldom holds: what depends on it stands aside of the code of most packets.
 #[inline(always)]
@@ -74,58 +76,6 @@ pub(crate) fn opaque(value: u64) -> u64 {
         value
     };
     value
-}
-
-/// What to do with a frame. A frame that is passed or deferred is untouched, the others are rewritten.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Action {
-    /// Not ours, or not ours to answer: for whoever comes next.
-    Pass,
-    /// Ours, but this hook cannot send it: tc ingress on the same interface, which meets it next, does. Nothing has been
-    /// counted but a flow that it has opened.
-    Defer,
-    /// Ours, for the stack of this host.
-    Deliver,
-    /// Out of the verdict's interface, to the MAC address that it bears.
-    Redirect,
-    /// Out of the verdict's interface, to the next hop whose address is the destination of [`desk::Desk::query`]. The
-    /// kernel's neighbour code finds the MAC address, and sees that the neighbour is in use.
-    Resolve,
-    /// Dropped; the reason has been counted.
-    Drop,
-}
-
-/// An [`Action`] and the interface it may concern.
-///
-/// A struct, not an enum with a payload: a payload that only some variants have is left undefined by
-/// the compiler in the others, and the verifier refuses a program that so much as copies it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Verdict {
-    /// What to do.
-    pub action: Action,
-    /// Egress ifindex of [`Action::Redirect`] and [`Action::Resolve`], else zero.
-    pub ifindex: u32,
-}
-
-impl Verdict {
-    /// [`Action::Pass`].
-    pub const PASS: Self = Self { action: Action::Pass, ifindex: 0 };
-
-    /// [`Action::Defer`].
-    pub const DEFER: Self = Self { action: Action::Defer, ifindex: 0 };
-
-    /// What an exit says.
-    #[inline(always)]
-    pub const fn out_of(exit: Exit) -> Self {
-        Self { action: exit.action, ifindex: exit.hop.ifindex() }
-    }
-
-    /// [`Action::Drop`], with its reason counted: nothing is dropped silently.
-    #[inline(always)]
-    pub fn drop(tables: &impl Tables, reason: Event) -> Self {
-        tables.count(reason);
-        Self { action: Action::Drop, ifindex: 0 }
-    }
 }
 
 /// Which way frames cross the interface at the hook.

@@ -37,15 +37,17 @@ const BY_STACK: u32 = MAX_NEXT_HOPS - 1;
 /// How a packet leaves.
 #[derive(Clone, Copy)]
 pub struct Exit {
-    /// [`Action::Redirect`], [`Action::Resolve`], [`Action::Deliver`] or [`Action::Defer`].
+    /// Any but [`Action::Pass`] and [`Action::Drop`].
     pub action: Action,
-    /// Where to; of the last two actions [`NextHop::NONE`].
+    /// Where to, of [`Action::Redirect`] and [`Action::Resolve`]; else [`NextHop::NONE`].
     pub hop: NextHop,
 }
 
 impl Exit {
     /// By this host's stack, or to it.
     pub const TO_STACK: Self = Self { action: Action::Deliver, hop: NextHop::NONE };
+    /// To the client, which runs on this host.
+    pub const TO_SELF: Self = Self { action: Action::ToSelf, hop: NextHop::NONE };
     const DEFERRED: Self = Self { action: Action::Defer, hop: NextHop::NONE };
 }
 

@@ -74,7 +74,8 @@ pub fn restore<V: Rewritable, T: Tables + FlowTable<V::Key> + Aside<V>>(
     }
     let exit = match hook.direction {
         Direction::Egress => Exit::TO_STACK,
-        Direction::Early if headers.hop_limit <= 1 => return Verdict::DEFER,
+        Direction::Early if headers.hop_limit <= 1 || flow.state().has(FlowState::OWN) => return Verdict::DEFER,
+        Direction::Ingress if flow.state().has(FlowState::OWN) => Exit::TO_SELF,
         Direction::Early | Direction::Ingress => {
             if headers.hop_limit <= 1 {
                 flow.seen(now);

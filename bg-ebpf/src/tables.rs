@@ -108,6 +108,10 @@ pub trait Tables: FlowTable<FlowKey4> + FlowTable<FlowKey6> {
     fn is_tagged(&self) -> bool {
         false
     }
+    /// Whether this host itself has sent the frame, which came by its loopback interface.
+    fn is_own(&self) -> bool {
+        false
+    }
     /// The coarse clock, see [`bg_common::TICK_SHIFT`].
     fn tick(&self) -> u32;
     /// Counts an event.

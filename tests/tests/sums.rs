@@ -72,3 +72,8 @@ fn tc_keeps_the_sum_right_towards_zones() -> Result<()> {
 fn tc_keeps_the_sum_right_towards_containers() -> Result<()> {
     with(Lab::bridge()?, "nat", "tc")
 }
+
+#[test]
+fn generic_xdp_leaves_what_is_for_a_zone_to_tc() -> Result<()> {
+    with(Lab::zones(Offloads::Default)?, "local", "generic")
+}

@@ -5,18 +5,18 @@
 
 use super::{
     skb::Skb,
-    world::{World, redirect_to_neighbour},
+    world::{World, redirect_to_neighbour, redirect_to_self},
 };
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM, TC_ACT_SHOT, TC_ACT_UNSPEC},
+    bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM, TC_ACT_OK, TC_ACT_SHOT, TC_ACT_UNSPEC},
     helpers::bpf_redirect,
     macros::classifier,
     programs::TcContext,
 };
-use bg_common::{Addr, Protocol};
+use bg_common::{Addr, Event, Protocol};
 use bg_ebpf::{
-    Action, Direction, Frame, ethernet,
+    Action, Direction, Frame, Verdict, ethernet,
     headers::Headers,
     packet::Packet,
     process,
@@ -56,12 +56,19 @@ fn run(context: TcContext, direction: Direction) -> i32 {
     let packet = unsafe { Packet::new(context.data() as *mut u8, context.data_end() as *mut u8) };
     let frame = Frame { direction, len: len as usize };
     let verdict = process(&packet, frame, &world, &mut SkbWriter(&context));
-    match verdict.action {
+    let verdict = match verdict.action() {
+        Action::Resolve => match redirect_to_neighbour(verdict.ifindex()) {
+            TC_ACT_OK => Verdict::drop(&world, Event::MissingRow),
+            redirected => return redirected,
+        },
+        _ => verdict,
+    };
+    match verdict.action() {
         // Whoever comes next on this hook sees rewritten packets too.
-        Action::Pass | Action::Defer | Action::Deliver => TC_ACT_UNSPEC,
+        Action::Pass | Action::Defer | Action::Deliver | Action::Resolve => TC_ACT_UNSPEC,
         // SAFETY: takes two numbers.
-        Action::Redirect => unsafe { bpf_redirect(verdict.ifindex, 0) as i32 },
-        Action::Resolve => redirect_to_neighbour(verdict.ifindex),
+        Action::Redirect => unsafe { bpf_redirect(verdict.ifindex(), 0) as i32 },
+        Action::ToSelf => redirect_to_self(),
         Action::Drop => TC_ACT_SHOT,
     }
 }

@@ -3,7 +3,7 @@
 use super::{flows, maps};
 use aya_ebpf::{
     bindings::{
-        __sk_buff, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, TC_ACT_SHOT, bpf_redir_neigh,
+        __sk_buff, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, TC_ACT_OK, bpf_redir_neigh,
         bpf_redir_neigh__bindgen_ty_1, xdp_action, xdp_md,
     },
     btf_maps::lpm_trie::Key as PrefixKey,
@@ -26,6 +26,9 @@ use core::{ffi::c_void, mem::MaybeUninit};
 /// Families as `bpf_fib_lookup` wants them (linux/socket.h).
 const AF_INET: u64 = 2;
 const AF_INET6: u64 = 10;
+
+/// Index of the loopback interface, the same in every network namespace (`LOOPBACK_IFINDEX` of net/flow.h).
+const LOOPBACK: u32 = 1;
 
 /// Prefix length that covers a whole key of the tester trie, in bits.
 const WHOLE_KEY: u32 = 8 * size_of::<TesterKey>() as u32;
@@ -173,6 +176,12 @@ impl<const XDP: bool> Tables for World<XDP> {
     }
 
     #[inline(always)]
+    fn is_own(&self) -> bool {
+        // SAFETY: the program's own context, of the type that belongs to its hook.
+        !XDP && unsafe { (*self.context.cast::<__sk_buff>()).ingress_ifindex == LOOPBACK }
+    }
+
+    #[inline(always)]
     fn tick(&self) -> u32 {
         tick()
     }
@@ -243,11 +252,20 @@ fn route<const XDP: bool>(context: *mut c_void, ingress_ifindex: u32, query: &mu
     query.dst = Addr([low as u32, (low >> 32) as u32, high as u32, (high >> 32) as u32]);
 }
 
-/// Sends tc's frame out of an interface by the kernel's neighbour code, to the next hop that the desk holds. A call, for the
-/// sake of the caller's stack.
+/// Sends tc's frame to this host itself. The kernel looks up the way out to the destination, an address of this host, and the
+/// frame comes back by the loopback interface with that route. So nobody asks whether its source may come from outside,
+/// which a VIP that is an address of this host may not.
+#[inline(always)]
+pub(super) fn redirect_to_self() -> i32 {
+    // SAFETY: no next hop is told, which is allowed.
+    unsafe { bpf_redirect_neigh(LOOPBACK, core::ptr::null_mut(), 0, 0) as i32 }
+}
+
+/// Sends tc's frame out of an interface by the kernel's neighbour code, to the next hop that the desk holds. `TC_ACT_OK`: there is
+/// no desk. A call, for the sake of the caller's stack.
 #[inline(never)]
 pub(super) fn redirect_to_neighbour(ifindex: u32) -> i32 {
-    let Some(query) = maps::DESK.get_ptr(0) else { return TC_ACT_SHOT };
+    let Some(query) = maps::DESK.get_ptr(0) else { return TC_ACT_OK };
     // SAFETY: the desk begins with the question that was answered for this packet.
     let query: &RouteQuery = unsafe { &*query.cast() };
     let mut hop = bpf_redir_neigh {

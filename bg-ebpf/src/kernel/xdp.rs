@@ -3,7 +3,7 @@
 use super::{maps, world::World};
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_REDIRECT, XDP_TX},
+    bindings::xdp_action::{XDP_ABORTED, XDP_DROP, XDP_PASS, XDP_REDIRECT, XDP_TX},
     helpers::{bpf_jiffies64, bpf_ktime_get_ns},
     macros::xdp,
     programs::XdpContext,
@@ -23,15 +23,15 @@ pub(super) fn ingress(context: XdpContext) -> u32 {
     let mut writer = unsafe { Packet::new(start as *mut u8, end as *mut u8) };
     let frame = Frame { direction: Direction::Early, len: end - start };
     let verdict = process(&packet, frame, &world, &mut writer);
-    match verdict.action {
+    match verdict.action() {
         Action::Pass => {
             // SAFETY: a tail call returns only if the slot is empty.
             unsafe { maps::NEXT.tail_call(&context, 0) };
             XDP_PASS
         }
-        // Untouched, for `tc_ingress`. The other two are not for this hook.
-        Action::Defer | Action::Deliver | Action::Resolve => XDP_PASS,
-        Action::Redirect if verdict.ifindex == world.ingress_ifindex() => XDP_TX,
+        // Untouched, for `tc_ingress`. The others are not for this hook.
+        Action::Defer | Action::Deliver | Action::Resolve | Action::ToSelf => XDP_PASS,
+        Action::Redirect if verdict.ifindex() == world.ingress_ifindex() => XDP_TX,
         // The engine has prepared it.
         Action::Redirect => XDP_REDIRECT,
         Action::Drop => XDP_DROP,
@@ -45,6 +45,6 @@ pub(super) fn read_clock(_context: XdpContext) -> u32 {
     let now = unsafe { Clock { jiffies: bpf_jiffies64(), monotonic_ns: bpf_ktime_get_ns() } };
     match maps::CLOCK.set(0, now, 0) {
         Ok(()) => XDP_PASS,
-        Err(_) => XDP_DROP,
+        Err(_) => XDP_ABORTED,
     }
 }

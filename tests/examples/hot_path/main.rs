@@ -87,7 +87,7 @@ fn take(path: &Path, twice: bool) {
         frames.iter_mut().map(|frame| counted_packet(&world, frame)).collect()
     };
     let expected = path.action();
-    assert!(verdicts.iter().all(|verdict| verdict.action == expected), "{}: expected {expected:?}", path.name);
+    assert!(verdicts.iter().all(|verdict| verdict.action() == expected), "{}: expected {expected:?}", path.name);
     let new_flows = if path.kind == Kind::New { u64::from(PACKETS) } else { 0 };
     assert_eq!(world.opened() - opened, new_flows, "{}: flows opened", path.name);
     assert_eq!(world.events(), events, "{}: events counted", path.name);

@@ -6,7 +6,7 @@ use bg_common::{
     ServiceRow, SwitchTerms, TesterKey, Traffic,
 };
 use bg_ebpf::{
-    Direction, Frame, Verdict,
+    Direction, Frame,
     desk::Desk,
     flow_ref::{FlowRef, RawWords},
     flow_table::{Stored, Words as _},
@@ -41,6 +41,8 @@ pub struct Host {
     desk: UnsafeCell<[u64; bg_ebpf::desk::WORDS]>,
     /// What another CPU does between an answer's look-up and the closer look at it, once.
     meanwhile: Cell<Option<Meanwhile>>,
+    /// Whether this host itself sends the frames.
+    pub is_own: Cell<bool>,
     next_hops: Vec<UnsafeCell<[u64; 3]>>,
     /// MAC address of the interface that frames come in by: first octet lowest.
     pub mac: Cell<u64>,
@@ -75,6 +77,7 @@ impl Host {
             live_reads: RefCell::default(),
             desk: UnsafeCell::new([0; bg_ebpf::desk::WORDS]),
             meanwhile: Cell::new(None),
+            is_own: Cell::new(false),
             next_hops: (0..MAX_NEXT_HOPS).map(|_| UnsafeCell::default()).collect(),
             mac: Cell::new(0),
             routes: RefCell::default(),
@@ -106,7 +109,7 @@ impl Host {
         let (packet, mut writer) =
             unsafe { (Packet::new(range.start, range.end), Packet::new(range.start, range.end)) };
         let about = Frame { direction, len: frame.len() };
-        let Verdict { action, .. } = process(&packet, about, self, &mut writer);
+        let action = process(&packet, about, self, &mut writer).action();
         assert!(
             self.live_reads.borrow().values().all(|&reads| reads == 1),
             "a packet reads a live word once: {:?}",
@@ -292,6 +295,10 @@ impl Tables for Host {
 
     fn desk(&self) -> Option<*mut u64> {
         Some(self.desk.get().cast())
+    }
+
+    fn is_own(&self) -> bool {
+        self.is_own.get()
     }
 
     fn tick(&self) -> u32 {

@@ -156,3 +156,18 @@ fn routes_with_another_mtu_or_source_address_are_other_hops() {
     assert_eq!(host.early(&answer(other, 1400)).action, Action::Defer);
     assert_eq!(host.early(&answer(other, 1200)).action, Action::Redirect);
 }
+
+#[test]
+fn answers_to_this_host_itself_come_back_by_its_loopback_interface() {
+    let host = host();
+    host.is_own.set(true);
+    sent_to(&host, &tcp(CLIENT, WEB, SYN));
+    host.is_own.set(false);
+    let answer = PacketSpec { ttl: 1, ..tcp(BLUE, CLIENT, SYN | ACK) };
+    let frame = answer.frame();
+    assert_eq!(host.early(&frame), Outcome { action: Action::Defer, frame }, "XDP cannot send it there");
+    let Outcome { action, frame } = host.ingress(&answer.frame());
+    assert_eq!(action, Action::ToSelf);
+    assert_checksums(&frame);
+    assert_eq!(ends(&frame), (at(WEB), at(CLIENT)));
+}

@@ -1,0 +1,76 @@
+//! What to do with a frame.
+//!
+//! Invariant 9 is held by the compiler: whoever drops a frame has to name a reason, which is counted.
+//!
+//! ```compile_fail
+//! let silently = bg_ebpf::Verdict { action: bg_ebpf::Action::Drop, ifindex: 0 };
+//! ```
+
+use crate::{next_hop::Exit, tables::Tables};
+use bg_common::Event;
+
+/// What to do with a frame. A frame that is passed or deferred is untouched, the others are rewritten.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Not ours, or not ours to answer: for whoever comes next.
+    Pass,
+    /// Ours, but this hook cannot send it: tc ingress on the same interface, which meets it next, does. Nothing has been
+    /// counted but a flow that it has opened.
+    Defer,
+    /// Ours, for the stack of this host.
+    Deliver,
+    /// Out of the verdict's interface, to the MAC address that it bears.
+    Redirect,
+    /// Out of the verdict's interface, to the next hop whose address is the destination of [`crate::desk::Desk::query`]. The
+    /// kernel's neighbour code finds the MAC address, and sees that the neighbour is in use.
+    Resolve,
+    /// Ours, for the client, which runs on this host: back by its loopback interface.
+    ToSelf,
+    /// Dropped; the reason has been counted.
+    Drop,
+}
+
+/// An [`Action`] and the interface it may concern.
+///
+/// A struct, not an enum with a payload: a payload that only some variants have is left undefined by
+/// the compiler in the others, and the verifier refuses a program that so much as copies it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// What to do.
+    action: Action,
+    /// Egress ifindex of [`Action::Redirect`] and [`Action::Resolve`], else zero.
+    ifindex: u32,
+}
+
+impl Verdict {
+    /// [`Action::Pass`].
+    pub const PASS: Self = Self { action: Action::Pass, ifindex: 0 };
+
+    /// [`Action::Defer`].
+    pub const DEFER: Self = Self { action: Action::Defer, ifindex: 0 };
+
+    /// What an exit says.
+    #[inline(always)]
+    pub const fn out_of(exit: Exit) -> Self {
+        Self { action: exit.action, ifindex: exit.hop.ifindex() }
+    }
+
+    /// [`Action::Drop`], with its reason counted. There is no other way to drop a frame.
+    #[inline(always)]
+    pub fn drop(tables: &impl Tables, reason: Event) -> Self {
+        tables.count(reason);
+        Self { action: Action::Drop, ifindex: 0 }
+    }
+
+    /// What to do.
+    #[inline(always)]
+    pub const fn action(self) -> Action {
+        self.action
+    }
+
+    /// Egress ifindex of [`Action::Redirect`] and [`Action::Resolve`], else zero.
+    #[inline(always)]
+    pub const fn ifindex(self) -> u32 {
+        self.ifindex
+    }
+}
