@@ -163,14 +163,16 @@ impl History {
     }
 }
 
-/// Sorts the switches of each deployment by generation. Any other record of it may begin a new count, so no switch is
-/// moved past one.
+/// Sorts the switches of each deployment by generation. Its beginning, its end, and what was found in the kernel may begin
+/// a new count, so no switch is moved past one of these.
 fn put_in_order(records: &mut [Record]) {
     let mut runs: HashMap<String, Vec<usize>> = HashMap::new();
     for index in 0..records.len() {
         let record = &records[index];
         if !matches!(record.action, Action::Switch | Action::Rollback) {
-            runs.remove(&record.deployment);
+            if record.action == Action::Recovered || record.from.is_none() || record.to.is_none() {
+                runs.remove(&record.deployment);
+            }
             continue;
         }
         let run = runs.entry(record.deployment.clone()).or_default();
@@ -236,6 +238,7 @@ mod tests {
         let anew = Record { action: Action::Apply, from: None, ..record("shop", 2) };
         let written = [
             record("shop", 9),
+            Record { action: Action::Apply, ..record("shop", 6) },
             record("mail", 5),
             record("shop", 7),
             record("shop", 8),
@@ -246,7 +249,10 @@ mod tests {
         written.iter().for_each(|record| history.append(record).unwrap());
         let read = history.read(None).unwrap().records;
         let read: Vec<_> = read.iter().map(|it| (it.deployment.as_str(), it.to.unwrap().generation)).collect();
-        assert_eq!(read, [("shop", 7), ("mail", 4), ("shop", 8), ("shop", 9), ("mail", 5), ("shop", 2), ("shop", 3)]);
+        assert_eq!(
+            read,
+            [("shop", 7), ("shop", 6), ("mail", 4), ("shop", 8), ("shop", 9), ("mail", 5), ("shop", 2), ("shop", 3)]
+        );
     }
 
     #[test]
