@@ -183,8 +183,10 @@ fn udp_service(deployment: &str, name: &str, port: u16, blue: &str) -> String {
 }
 
 fn assert_attached(bgctl: &Bgctl) -> Result<()> {
-    let native = |name| serde_json::json!({ "name": name, "mode": "native" });
-    assert_eq!(bgctl.json(&["status"])?["interfaces"], serde_json::json!([native("back"), native("front")]));
+    let status = bgctl.json(&["status"])?;
+    let interfaces = status["interfaces"].as_array().context("expected a list of interfaces")?.iter();
+    let told: Vec<_> = interfaces.map(|interface| ["name", "mode", "state"].map(|key| &interface[key])).collect();
+    assert_eq!(told, [["back", "native", "attached"], ["front", "native", "attached"]]);
     Ok(())
 }
 

@@ -115,11 +115,11 @@ fn look(paths: &Paths) -> Result<Seen, Error> {
         } else {
             InterfaceState::Gone
         };
-        let attach = format!("bgctl attach {name} --mode {}", mode.name());
+        let attach = format!("`bgctl attach {name} --mode {}`", mode.name());
         let remedy = match state {
             InterfaceState::Attached => None,
             InterfaceState::Detached => Some(attach),
-            InterfaceState::Gone => Some(format!("{attach} when it is back, bgctl detach {name} if it will not be")),
+            InterfaceState::Gone => Some(format!("{attach} when it is back, `bgctl detach {name}` if it will not be")),
         };
         interfaces.push(AttachedInterface { name, mode, state, remedy, in_front: Vec::new() });
     }

@@ -34,7 +34,7 @@ pub(super) fn examine(
                 INSTANCE,
                 "pins",
                 error.to_string(),
-                "bgctl detach --all, then attach and apply",
+                "`bgctl detach --all`, then attach and apply",
             )];
         }
         _ => return Vec::new(),
@@ -57,7 +57,7 @@ fn interfaces(attached: &[AttachedInterface]) -> Finding {
     let names: Vec<_> = works.map(|interface| format!("{} ({})", interface.name, interface.mode.name())).collect();
     if names.is_empty() {
         let message = "attached to no interface: no packet is switched";
-        return Finding::fail(INSTANCE, "attached", message, "bgctl attach IFACE");
+        return Finding::fail(INSTANCE, "attached", message, "`bgctl attach IFACE`");
     }
     Finding::ok(INSTANCE, "attached", format!("to {}", names.join(", ")))
 }
@@ -75,7 +75,7 @@ fn backends_side(network: &Network, backends: &[u32]) -> Option<Finding> {
         "not all interfaces towards backends are attached"
     };
     let message = format!("{none}: they are reached by {names}, and replies from there go by the host's stack");
-    Some(Finding::warn(INSTANCE, "backends' side", message, format!("bgctl attach {}", names.replace(',', ""))))
+    Some(Finding::warn(INSTANCE, "backends' side", message, format!("`bgctl attach {}`", names.replace(',', ""))))
 }
 
 /// Where the clients are is a guess, so nothing is said as long as an attached interface may face them.
@@ -93,7 +93,7 @@ fn clients_side(network: &Network, backends: &[u32], config: &Config) -> Option<
     }
     let names = network.names(&clients);
     let message = format!("no attached interface faces the clients: by the routes, they come by {names}, unswitched");
-    Some(Finding::warn(INSTANCE, "clients' side", message, format!("bgctl attach {}", names.replace(',', ""))))
+    Some(Finding::warn(INSTANCE, "clients' side", message, format!("`bgctl attach {}`", names.replace(',', ""))))
 }
 
 /// Clients and backends behind one interface: a packet that the host's stack has to forward there makes it tell the

@@ -51,7 +51,7 @@ fn the_doctor_says_where_it_is_attached_and_which_side_has_nothing() {
     let found = findings(&lab, &config);
     assert_eq!(find(&found, "attached", "to v0 (tc)").level, Level::Ok);
     let missing = find(&found, "backends' side", "no attached interface faces the backends");
-    assert_eq!(missing.remedy.as_deref(), Some("bgctl attach b0 g0"));
+    assert_eq!(missing.remedy.as_deref(), Some("`bgctl attach b0 g0`"));
     assert!(!has(&found, "clients' side"));
 
     lab.attach("b0", AttachMode::Tc).unwrap();
@@ -67,7 +67,7 @@ fn the_doctor_says_where_it_is_attached_and_which_side_has_nothing() {
     lab.ip("route add default via 198.51.100.2 dev v0 onlink");
     let found = findings(&lab, &config);
     assert_eq!(find(&found, "interface", "v0").level, Level::Fail);
-    assert_eq!(find(&found, "clients' side", "v0").remedy.as_deref(), Some("bgctl attach v0"));
+    assert_eq!(find(&found, "clients' side", "v0").remedy.as_deref(), Some("`bgctl attach v0`"));
 }
 
 /// The bridge faces the backends, and so does its port.

@@ -1,6 +1,10 @@
 //! The command line's grammar, and nothing of what it does.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use bg_common::Colour;
 use bg_userspace::{Paths, config::OnSwitch};
@@ -54,9 +58,24 @@ impl Global {
         .write_global();
     }
 
+    /// The options that name this instance on another command line, each with a space in front; empty for the usual one.
+    pub(crate) fn options(&self) -> String {
+        let of = |option: &str, path: &Path, usual: &str| {
+            if path == Path::new(usual) { String::new() } else { format!(" {option} {}", quoted(path)) }
+        };
+        of("--pin-root", &self.pin_root, Paths::PIN_ROOT) + &of("--state-dir", &self.state_dir, Paths::STATE_DIR)
+    }
+
     pub(crate) fn paths(&self) -> Paths {
         Paths { pin_root: self.pin_root.clone(), state_dir: self.state_dir.clone() }
     }
+}
+
+/// A path as a shell takes it for one word.
+fn quoted(path: &Path) -> String {
+    let path = path.to_string_lossy();
+    let is_plain = |octet: u8| octet.is_ascii_alphanumeric() || b"/._-+:@,".contains(&octet);
+    if path.bytes().all(is_plain) { path.into_owned() } else { format!("'{}'", path.replace('\'', r"'\''")) }
 }
 
 /// What to do.

@@ -18,6 +18,7 @@ fn main() -> ExitCode {
     complete::answer();
     let args = args::Args::from_arg_matches(&help::grammar().get_matches()).unwrap_or_else(|error| error.exit());
     args.global.choose_colours();
+    output::advise_for(args.global.options());
     match cmd::run(&args) {
         Ok(outcome) => outcome.into(),
         Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,

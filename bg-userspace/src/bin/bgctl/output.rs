@@ -1,6 +1,10 @@
 //! What is printed: text for people, JSON for programs.
 
-use std::io::{self, Write as _};
+use std::{
+    borrow::Cow,
+    io::{self, Write as _},
+    sync::OnceLock,
+};
 
 use anstream::{AutoStream, ColorChoice, adapter::strip_str};
 use serde::Serialize;
@@ -43,6 +47,31 @@ pub(crate) fn painted(text: &str) -> String {
     }
 }
 
+/// Options that lead to the instance that this command is about; empty if it is the usual one.
+static INSTANCE: OnceLock<String> = OnceLock::new();
+
+/// From here on, commands in messages are commands for the instance that these options lead to.
+pub(crate) fn advise_for(options: String) {
+    let _ = INSTANCE.set(options);
+}
+
+/// The text with its advice completed: a command between backticks is for the instance that the text is about. Without
+/// its options, `bgctl detach --all` would remove another one.
+pub(crate) fn advice(text: &str) -> Cow<'_, str> {
+    complete(text, INSTANCE.get().map_or("", String::as_str))
+}
+
+fn complete<'a>(text: &'a str, options: &str) -> Cow<'a, str> {
+    if options.is_empty() {
+        return Cow::Borrowed(text);
+    }
+    let parts = text.split('`').enumerate().map(|(index, part)| match part.starts_with("bgctl ") && index % 2 == 1 {
+        true => Cow::Owned(format!("{part}{options}")),
+        false => Cow::Borrowed(part),
+    });
+    Cow::Owned(parts.collect::<Vec<_>>().join("`"))
+}
+
 /// Writes a message to stderr. If nobody can read it, the command goes on: what it does must not depend on that.
 pub(crate) fn message(text: &str) {
     line(&format!("bgctl: {text}"));
@@ -51,7 +80,7 @@ pub(crate) fn message(text: &str) {
 /// The same without the program's name in front. Every message passes here, and what it echoes is somebody else's text: a
 /// terminal gets no control characters of it.
 pub(crate) fn line(text: &str) {
-    let _ = writeln!(io::stderr().lock(), "{}", bg_userspace::text::lines(text));
+    let _ = writeln!(io::stderr().lock(), "{}", bg_userspace::text::lines(&advice(text)));
 }
 
 /// Writes a value to stdout as indented JSON.
@@ -89,6 +118,17 @@ pub(crate) fn bytes(count: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn advice_is_for_the_instance_that_the_message_is_about() {
+        let text = "no map `live`: run `bgctl detach --all`, then `bgctl attach IFACE`; bgctl does it";
+        assert_eq!(complete(text, ""), text);
+        assert_eq!(
+            complete(text, " --pin-root /sys/fs/bpf/x"),
+            "no map `live`: run `bgctl detach --all --pin-root /sys/fs/bpf/x`, then `bgctl attach IFACE --pin-root \
+             /sys/fs/bpf/x`; bgctl does it"
+        );
+    }
 
     #[test]
     fn octets_are_rounded_to_units() {

@@ -1,10 +1,6 @@
 //! `bgctl attach`: load if needed, attach, pin.
 
-use std::{
-    io::{self, Write as _},
-    path::Path,
-    time::Duration,
-};
+use std::{path::Path, time::Duration};
 
 use anyhow::bail;
 use bg_userspace::{AttachMode, AttachOptions, Attached, InterfaceList};
@@ -35,7 +31,7 @@ pub(super) fn run(global: &Global, args: &Attach) -> anyhow::Result<Outcome> {
         return Ok(Outcome::Done);
     }
     // The exit code tells it, too.
-    let _ = writeln!(io::stderr(), "warning: {}", listed.complaint(file));
+    output::message(&format!("warning: {}", listed.complaint(file)));
     Ok(if args.wait.is_some() { Outcome::TimedOut } else { Outcome::Failed })
 }
 
@@ -69,7 +65,7 @@ fn report(global: &Global, attached: &[Attached]) -> anyhow::Result<()> {
     for interface in attached {
         for other in &interface.in_front {
             let name = &interface.name;
-            let _ = writeln!(io::stderr(), "bgctl: warning: {}", other.warning(name));
+            output::message(&format!("warning: {}", other.warning(name)));
         }
     }
     if global.json {

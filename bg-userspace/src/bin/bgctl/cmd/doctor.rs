@@ -36,7 +36,7 @@ pub(super) fn run(global: &Global, args: &Doctor) -> anyhow::Result<Outcome> {
                 text += &format!("        -> {remedy}\n");
             }
         }
-        output::print(&text)?;
+        output::print(&output::advice(&text))?;
     }
     Ok(if report.worst() == Level::Fail { Outcome::Failed } else { Outcome::Done })
 }

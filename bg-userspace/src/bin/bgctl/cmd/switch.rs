@@ -1,9 +1,6 @@
 //! `bgctl switch` and `bgctl rollback`: another colour, at one instant.
 
-use std::{
-    io::{self, Write as _},
-    time::Instant,
-};
+use std::time::Instant;
 
 use bg_userspace::{Instance, SwitchRequest, Switched, history::Moment};
 
@@ -53,7 +50,7 @@ fn change(
     // The switch is done; whether it has an effect everywhere is worth a word, not worth its exit code.
     for interface in instance.lost_interfaces().unwrap_or_default() {
         if let (Some(problem), Some(remedy)) = (interface.problem(), &interface.remedy) {
-            let _ = writeln!(io::stderr(), "bgctl: warning: {problem}; {remedy}");
+            output::message(&format!("warning: {problem}; {remedy}"));
         }
     }
     Ok(Outcome::Done)

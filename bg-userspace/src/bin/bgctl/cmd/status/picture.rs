@@ -99,7 +99,7 @@ impl Picture {
         }
         for interface in lost {
             if let (Some(problem), Some(remedy)) = (interface.problem(), &interface.remedy) {
-                self.add(Rank::Live, styled(ALARM, &format!("  {problem}: {remedy}")));
+                self.add(Rank::Live, styled(ALARM, &format!("  {problem}: {}", output::advice(remedy))));
             }
         }
         for interface in attached {
