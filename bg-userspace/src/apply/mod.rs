@@ -70,7 +70,7 @@ pub(crate) fn apply(
     let plan = instance.compare(config, &tables, &running, &recalled)?;
     if plan.is_empty() {
         filter::settle(&tables.services)?;
-        keep_neighbours(config);
+        keep_neighbours(paths, config);
         remember(state, words, deployments::changes(words, &recalled, &running, &plan, request))?;
         return Ok(plan);
     }
@@ -88,7 +88,7 @@ pub(crate) fn apply(
     work.release()?;
     deployments::end(&mut work, config)?;
     filter::settle(&work.tables.services)?;
-    keep_neighbours(config);
+    keep_neighbours(paths, config);
     remember(state, words, deployments::changes(words, &recalled, &running, &plan, request))?;
     Ok(plan)
 }
@@ -103,11 +103,11 @@ fn remember(state: &State, words: &Words, changes: Vec<Change>) -> Result<(), Er
 }
 
 /// Has the kernel keep the neighbours on the way to all backends resolved.
-fn keep_neighbours(config: &Config) {
+fn keep_neighbours(paths: &Paths, config: &Config) {
     let services = config.deployments.iter().flat_map(|deployment| &deployment.services);
     let elsewhere = services.filter(|service| service.mode == Mode::Nat);
     let backends = elsewhere.flat_map(|service| Colour::ALL.into_iter().flat_map(|colour| service.backends(colour)));
-    net::keep_neighbours(backends.map(|backend| backend.address.ip()));
+    net::keep_neighbours(paths, backends.map(|backend| backend.address.ip()));
 }
 
 /// An apply in progress.

@@ -56,7 +56,7 @@ fn detach_all(paths: &Paths) -> Result<Detached, Error> {
         pins::check_own_namespace(paths)?;
     }
     links.iter().try_for_each(PinnedLink::remove)?;
-    net::keep_neighbours([]);
+    net::keep_neighbours(paths, []);
     let left = pins::remove_all(paths)?;
     Ok(Detached { interfaces: names_of(links.iter()), left })
 }

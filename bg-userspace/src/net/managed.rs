@@ -5,9 +5,9 @@
 //! The data path does without: it shows the kernel which neighbours are in use, and finds those that are not known. So a
 //! kernel that has no such entries, or has lost them with a carrier, is no error, and `apply` adds them again.
 //!
-//! Our entries bear [`PROTOCOL`]. Those of others, and permanent ones, are left alone.
+//! Our entries bear a protocol number of the instance. Those of others, also of other instances, and permanent ones are left alone.
 
-use std::{collections::HashSet, net::IpAddr};
+use std::{collections::HashSet, net::IpAddr, os::unix::ffi::OsStrExt as _};
 
 use super::{
     NetError, NextHop,
@@ -15,7 +15,7 @@ use super::{
     next_hop,
     routes::{NDA_DST, address_of, family, octets},
 };
-use crate::doctor::preconditions::KernelVersion;
+use crate::{Paths, doctor::preconditions::KernelVersion};
 
 // linux/neighbour.h and linux/netlink.h.
 const NDA_PROTOCOL: u16 = 12;
@@ -26,8 +26,8 @@ const NUD_PERMANENT: u16 = 0x80;
 const NLM_F_REPLACE: u16 = 0x100;
 const NLM_F_CREATE: u16 = 0x400;
 
-/// `NDA_PROTOCOL` of our entries; 4 to 15 are the kernel's, and rt_protos gives the others away.
-const PROTOCOL: u8 = 182;
+/// Instances have these as `NDA_PROTOCOL`: rt_protos gives none of them away.
+const PROTOCOLS: std::ops::Range<u8> = 200..248;
 
 /// The first kernel that keeps neighbours resolved. Older ones would take the request for one to forget the neighbour.
 const MANAGED: KernelVersion = KernelVersion { major: 5, minor: 16 };
@@ -35,21 +35,29 @@ const MANAGED: KernelVersion = KernelVersion { major: 5, minor: 16 };
 /// Index of the loopback, which leads to the addresses of the host itself.
 const LOOPBACK: u32 = 1;
 
-/// Has the kernel keep the neighbours on the way to these addresses resolved, and no others on our behalf. What cannot be
-/// done is left undone.
-pub(crate) fn keep_neighbours(of: impl IntoIterator<Item = IpAddr>) {
+/// Has the kernel keep the neighbours on the way to these addresses resolved, and no others on behalf of this instance. What
+/// cannot be done is left undone.
+pub(crate) fn keep_neighbours(paths: &Paths, of: impl IntoIterator<Item = IpAddr>) {
     if KernelVersion::running().is_ok_and(|(version, _)| version >= MANAGED) {
         let ways = of.into_iter().filter_map(|address| next_hop(address).ok());
         let wanted: HashSet<NextHop> = ways.filter(|way| way.ifindex != LOOPBACK).collect();
         // Only a sandbox without rtnetlink fails here.
-        let _ = settle(&wanted);
+        let _ = settle(protocol_of(paths), &wanted);
     }
 }
 
-fn settle(wanted: &HashSet<NextHop>) -> Result<(), NetError> {
+/// The number of an instance: the FNV-1a hash of its pin root, which stays the same as long as the instance does.
+fn protocol_of(paths: &Paths) -> u8 {
+    let pin_root = paths.pin_root.canonicalize().unwrap_or_else(|_| paths.pin_root.clone());
+    let mix = |hash: u32, octet: &u8| (hash ^ u32::from(*octet)).wrapping_mul(0x0100_0193);
+    let hash = pin_root.as_os_str().as_bytes().iter().fold(0x811c_9dc5, mix);
+    PROTOCOLS.start + (hash % PROTOCOLS.len() as u32) as u8
+}
+
+fn settle(ours_bear: u8, wanted: &HashSet<NextHop>) -> Result<(), NetError> {
     let (mut ours, mut not_to_touch) = (HashSet::new(), HashSet::new());
     for neighbour in all()? {
-        if neighbour.is_managed && neighbour.protocol == Some(PROTOCOL) {
+        if neighbour.is_managed && neighbour.protocol == Some(ours_bear) {
             ours.insert(neighbour.hop);
         } else if neighbour.is_managed || neighbour.state & (NUD_PERMANENT | NUD_NOARP) != 0 {
             not_to_touch.insert(neighbour.hop);
@@ -61,7 +69,7 @@ fn settle(wanted: &HashSet<NextHop>) -> Result<(), NetError> {
     }
     for hop in wanted.iter().filter(|hop| !ours.contains(hop) && !not_to_touch.contains(hop)) {
         let mut message = message(*hop);
-        message.extend(attribute(NDA_PROTOCOL, &[PROTOCOL]));
+        message.extend(attribute(NDA_PROTOCOL, &[ours_bear]));
         message.extend(attribute(NDA_FLAGS_EXT, &NTF_EXT_MANAGED.to_ne_bytes()));
         // An interface that is down, or has no neighbours, refuses.
         let _ = netlink::change(libc::RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, &message);
@@ -137,22 +145,29 @@ mod tests {
         ip("neighbour add 192.0.2.66 dev v0 managed");
         ip("neighbour add 192.0.2.77 dev v0 lladdr 02:00:00:00:00:77 nud permanent");
         let address = |text: &str| -> IpAddr { text.parse().unwrap() };
-        let ours = || {
-            let ours = all().unwrap().into_iter().filter(|neighbour| neighbour.protocol == Some(PROTOCOL));
+        let of_root = |name: &str| Paths { pin_root: format!("/sys/fs/bpf/{name}").into(), ..Paths::default() };
+        let (paths, other) = (of_root("first"), of_root("second"));
+        assert_ne!(protocol_of(&paths), protocol_of(&other));
+        let ours_of = |paths: &Paths| {
+            let protocol = Some(protocol_of(paths));
+            let ours = all().unwrap().into_iter().filter(|neighbour| neighbour.protocol == protocol);
             let mut addresses: Vec<IpAddr> = ours.map(|neighbour| neighbour.hop.address).collect();
             addresses.sort();
             addresses
         };
+        let ours = || ours_of(&paths);
+        keep_neighbours(&other, [address("192.0.2.44"), address("192.0.2.45")]);
 
         let backends =
             ["192.0.2.5", "198.51.100.7", "198.51.100.8", "2001:db8::5", "192.0.2.66", "192.0.2.77", "192.0.2.1"];
-        keep_neighbours(backends.map(address));
+        keep_neighbours(&paths, backends.map(address));
         assert_eq!(ours(), ["192.0.2.5", "192.0.2.9", "2001:db8::5"].map(address));
         assert!(ip("neighbour show 192.0.2.5").contains("managed"));
-        keep_neighbours([address("192.0.2.5"), address("192.0.2.6")]);
+        keep_neighbours(&paths, [address("192.0.2.5"), address("192.0.2.6")]);
         assert_eq!(ours(), ["192.0.2.5", "192.0.2.6"].map(address));
-        keep_neighbours([]);
+        keep_neighbours(&paths, []);
         assert_eq!(ours(), [] as [IpAddr; 0]);
+        assert_eq!(ours_of(&other), ["192.0.2.44", "192.0.2.45"].map(address), "another instance keeps its own");
         assert!(ip("neighbour show 192.0.2.66").contains("managed"));
         assert!(ip("neighbour show 192.0.2.77").contains("PERMANENT"));
     }
