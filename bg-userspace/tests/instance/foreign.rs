@@ -83,3 +83,13 @@ fn somebody_elses_program_in_front_is_named() {
     assert!(found.iter().any(|finding| finding.check == "tc" && finding.level == Level::Warn), "{found:?}");
     assert!(findings(&lab, "v1").iter().all(|finding| finding.check != "tc"));
 }
+
+#[test]
+fn xdp_that_gives_way_to_tc_is_nobody_elses() {
+    let lab = Lab::new();
+    lab.attach("v1", AttachMode::Tc).unwrap();
+    for mode in ["native", "tc", "generic", "tc"] {
+        let (code, _, stderr) = lab.run(&["attach", "v0", "--mode", mode]);
+        assert_eq!((code, stderr.as_str()), (0, ""), "{mode}");
+    }
+}
