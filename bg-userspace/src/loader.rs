@@ -1,7 +1,7 @@
 //! Loading the object: maps that are pinned already are taken over, the others made and pinned; then the
 //! instance's description of itself; then the programs.
 
-use std::path::Path;
+use std::{io, path::Path};
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
@@ -82,8 +82,8 @@ impl Loaded {
         let mut ebpf = loader.load(OBJECT).map_err(|error| not_loaded(error, room, buckets))?;
         for (name, program) in ebpf.programs_mut() {
             match program {
-                Program::Xdp(xdp) => xdp.load(),
-                Program::SchedClassifier(classifier) => classifier.load(),
+                Program::Xdp(xdp) => uninterrupted(|| xdp.load()),
+                Program::SchedClassifier(classifier) => uninterrupted(|| classifier.load()),
                 _ => continue,
             }
             .map_err(Error::program("load", name))?;
@@ -126,6 +126,18 @@ impl Loaded {
         let missing = || Error::program("find", name)("the object has no program of this name");
         self.ebpf.program_mut(name).ok_or_else(missing)
     }
+}
+
+/// Loads a program. The verifier gives up with `EAGAIN` when a signal arrives meanwhile; then it is asked again.
+fn uninterrupted(mut load: impl FnMut() -> Result<(), ProgramError>) -> Result<(), ProgramError> {
+    const ATTEMPTS: usize = 10;
+    for _ in 1..ATTEMPTS {
+        match load() {
+            Err(ProgramError::LoadError { io_error, .. }) if io_error.kind() == io::ErrorKind::WouldBlock => {}
+            result => return result,
+        }
+    }
+    load()
 }
 
 /// Buckets of a table that has room for so many flows.

@@ -14,7 +14,7 @@ use crate::{
     loader::{INGRESS, Loaded, TC_EGRESS, TC_INGRESS},
     net::{self, Interface},
     pins,
-    sys::{LinkInfo, link_info, tcx_programs},
+    sys::{self, LinkInfo, link_info, tcx_programs},
 };
 
 /// A pin in the directory of links.
@@ -211,7 +211,10 @@ impl PinnedLink {
         if self.hook.is_clsact() && self.now.is_some() {
             tc::detach_clsact(&self.name(), self.hook)?;
         }
-        // The pin is the link's last reference.
+        if matches!(self.held, Held::Link(_)) {
+            // Before the pin: whoever attaches next finds the hook free.
+            sys::detach_link(&self.pin).map_err(Error::io("detach", &self.pin))?;
+        }
         pins::remove(&self.pin)
     }
 

@@ -30,6 +30,16 @@ pub(crate) fn link_info(path: &Path) -> io::Result<LinkInfo> {
     info_of(&object(path)?)
 }
 
+/// Takes the program of a pinned link off its interface before this returns. Removing the pin alone would leave that to
+/// the kernel, which does it some time later.
+pub(crate) fn detach_link(path: &Path) -> io::Result<()> {
+    let link = object(path)?;
+    let mut attr = empty_attr();
+    attr.link_detach.link_fd = link.as_raw_fd() as u32;
+    // SAFETY: no pointers are passed.
+    unsafe { bpf(bpf_cmd::BPF_LINK_DETACH, &mut attr) }.map(drop)
+}
+
 /// The link that holds this XDP program on this interface, if a link does.
 pub(crate) fn xdp_link(ifindex: u32, program_id: u32) -> io::Result<Option<u32>> {
     let mut attr = empty_attr();

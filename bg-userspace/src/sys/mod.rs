@@ -6,5 +6,5 @@ mod bpf;
 mod mapped;
 
 pub(crate) use apart::{Unanswered, apart};
-pub(crate) use bpf::{LinkInfo, TcxProgram, link_info, lookup_batch, tcx_programs, xdp_link};
+pub(crate) use bpf::{LinkInfo, TcxProgram, detach_link, link_info, lookup_batch, tcx_programs, xdp_link};
 pub(crate) use mapped::Mapped;

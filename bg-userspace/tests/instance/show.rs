@@ -219,6 +219,8 @@ preview = "203.0.113.10:9443"
     assert_eq!(json["deployments"]["shop \"1\""]["services"][0]["vip"], "203.0.113.10:443");
 
     let history: serde_json::Value = serde_json::from_slice(&pipe(&["history", "--json"], "").stdout).unwrap();
-    let reasons: Vec<_> = history["records"].as_array().unwrap().iter().map(|record| &record["reason"]).collect();
-    assert_eq!(reasons[..2], ["from a pipe", "from a pipe"]);
+    let records = history["records"].as_array().unwrap().iter();
+    let reasons: Vec<_> =
+        records.filter(|record| record["action"] == "apply").map(|record| &record["reason"]).collect();
+    assert_eq!(reasons, ["from a pipe", "from a pipe"]);
 }
