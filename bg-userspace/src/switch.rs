@@ -128,6 +128,11 @@ impl Instance {
                 let stored = Instant::now();
                 fence.wait()?;
                 let (deployment, now, fence) = (name.to_owned(), moment(word), stored.elapsed());
+                drop(lock);
+                // Whoever made it live may have been killed before it was recorded.
+                if let Err(error) = self.state.record(Some(&self.words), recording, &[]) {
+                    self.state.warn([format!("{:#}", anyhow::Error::from(error))]);
+                }
                 return Ok(Switched { deployment, changed: false, from: now, to: now, on_switch, stored, fence });
             }
             if !is_attached {
