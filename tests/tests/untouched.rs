@@ -141,7 +141,7 @@ fn strangers_pass_untouched(lab: Lab, mode: &str, jumbo: bool) -> Result<()> {
     for server in [SocketAddr::new(backend.addresses[0], bg_tests::HTTP_PORT), http_vip(address::VIP_V4)] {
         let kept = KeepAlive { clients: 2, pause: Duration::ZERO }.start(&ready.lab.client, server)?;
         let fresh = Fresh { clients: 2, pause: Duration::ZERO }.start(&ready.lab.client, server)?;
-        thread::sleep(Duration::from_millis(300));
+        thread::sleep(Duration::from_secs(1));
         for load in [kept, fresh] {
             let counts = load.finish()?;
             assert!(counts.failures == 0 && counts.total() > 50, "{server}: {counts:?}");
