@@ -136,16 +136,27 @@ pub struct Backend {
     pub service: u16,
     /// [`crate::Colour`] it belongs to.
     pub colour: u8,
-    /// Always zero.
-    pub reserved: u8,
+    /// [`crate::Protocol`] of its service.
+    pub protocol: u8,
     /// Next hop towards it.
     pub next_hop: NextHop,
-    /// Weight of its share of the colour's new flows. For user space: the data path has the tables.
-    pub weight: u32,
+    /// The next row with the same hash in `backend_index`, plus one; zero ends the list.
+    pub next: u32,
     /// Index of its service's deployment.
     pub deployment: u16,
+    /// [`crate::Vip::salt`] of its service.
+    pub salt: u16,
+}
+
+/// What user space must find again of a backend: a row of the `backend_info` array, at its slot. The data path does not
+/// read it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct BackendInfo {
+    /// Weight of its share of the colour's new flows.
+    pub weight: u32,
     /// Always zero.
-    pub reserved2: u16,
+    pub reserved: u32,
 }
 
 /// A row of `next_hops`: where clients' packets go, numbered so that a flow's entry can name it.
@@ -169,9 +180,10 @@ crate::assert_layout!(Identity, size 8, align 8, epoch at 0, in_use at 4);
 crate::assert_layout!(NextHop, size 24, align 8, ifindex_and_dmac at 0, mtu_and_smac at 8, learned at 16, asked at 20);
 crate::assert_layout!(
     Backend, size 64, align 8,
-    identity at 0, addr at 8, port at 24, family at 26, mode at 27, service at 28, colour at 30, reserved at 31,
-    next_hop at 32, weight at 56, deployment at 60, reserved2 at 62
+    identity at 0, addr at 8, port at 24, family at 26, mode at 27, service at 28, colour at 30, protocol at 31,
+    next_hop at 32, next at 56, deployment at 60, salt at 62
 );
+crate::assert_layout!(BackendInfo, size 8, align 4, weight at 0, reserved at 4);
 crate::assert_layout!(
     NumberedHop, size 24, align 8,
     ifindex_and_dmac at 0, mtu_and_smac at 8, reserved at 16, asked at 20

@@ -38,11 +38,12 @@ pub enum Event {
     TtlExpired = 6,
     /// Not dropped: left to the host because it exceeds the egress MTU.
     TooBig = 7,
-    /// Not dropped: sent on without a flow entry, because the table would not take one.
+    /// Not dropped: sent on without a row, because the flow table would not take one.
     Unpinned = 8,
-    /// Not dropped: a TCP segment without an entry went to the previous colour while it drains.
+    /// Drop: the reset by which a backend refused a connection that was picked up in mid-stream. The connection may be one
+    /// of the other colour, which gets its next segment.
     SecondChance = 9,
-    /// Not dropped: a new flow has taken the place of one that was open, because the table is short of places.
+    /// Not dropped: a new flow has evicted one that was open, and in which both ends had taken part.
     PushedOut = 10,
 }
 
@@ -66,7 +67,7 @@ impl Event {
 
     /// Whether the packet was dropped.
     pub const fn is_drop(self) -> bool {
-        (self as u32) < Self::NextHopByStack as u32
+        (self as u32) < Self::NextHopByStack as u32 || matches!(self, Self::SecondChance)
     }
 
     /// Name as in `bgctl status --json`.

@@ -15,29 +15,29 @@ mod bench;
 mod bench_switch;
 mod counters;
 mod flow;
+mod index;
 mod live;
 mod service;
 
 pub use addr::{Addr, Be16, Family, Protocol};
-pub use backend::{Backend, Identity, Mode, NextHop, NumberedHop};
+pub use backend::{Backend, BackendInfo, Identity, Mode, NextHop, NumberedHop};
 pub use bench::{Destination, FrameTemplate, LiveFrame, Received};
 pub use bench_switch::{ColourSeen, SWITCH_CPUS, SwitchLoad, SwitchSeen, SwitchSent};
 pub use counters::{Event, Traffic};
-pub use flow::{CachedHop, Flow, FlowBackend, FlowHash, FlowKey4, FlowKey6, FlowState, FlowTables};
+pub use flow::{CachedHop, Flow, FlowBackend, FlowHash, FlowKey4, FlowKey6, FlowState, TableSizes};
+pub use index::endpoint_hash;
 pub use live::{Colour, FULL_SHARE, LiveFlags, LiveWord, SwitchTerms};
-pub use service::{DeploymentRow, Role, ServiceInfo, ServiceKey, ServiceRow, TableSpan, TesterKey};
+pub use service::{DeploymentRow, Role, ServiceInfo, ServiceKey, ServiceRow, TableSpan, TesterKey, Vip};
 
 /// Version of everything in this crate. Pins that carry another one are refused, never guessed at.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// Deployments that one instance can hold: entries of the `live` map.
 pub const MAX_DEPLOYMENTS: u32 = 1024;
-/// Services that one instance can hold, over all deployments.
+/// Services that one instance can have room for, over all deployments.
 pub const MAX_SERVICES: u32 = 16_384;
-/// Backends that one instance can hold, over all services and both colours (entries of `backends`).
+/// Backends that one instance can have room for, over all services and both colours.
 pub const MAX_BACKENDS: u32 = 262_144;
-/// Entries of the flat Maglev array, shared by all services and colours.
-pub const MAX_TABLE_ENTRIES: u32 = 12 * 1024 * 1024;
 /// Tester prefixes that one instance can hold, over all deployments.
 pub const MAX_TESTERS: u32 = 65_536;
 /// Interface indexes that frames can be redirected to are below this: as many as [`NextHop`] has room for, so
@@ -48,10 +48,12 @@ pub const MAX_INTERFACES: u32 = 65_536;
 pub const TAKES_ALL: u64 = 1 << 48;
 /// Next hops towards clients that an instance can number.
 pub const MAX_NEXT_HOPS: u32 = 65_536;
-/// Bits of the filter before `services`: a bit that is set says that no virtual address has this hash.
-pub const FILTER_BITS: u32 = 1 << 17;
-/// Entries of a bucket of the flow tables.
-pub const FLOW_WAYS: u32 = 4;
+/// Heads of `vip_index` for each service, and of `backend_index` for each backend: few hashes are shared.
+pub const HEADS_PER_ROW: u32 = 4;
+/// Rows that share a hash in `vip_index` or `backend_index`, at most.
+pub const MAX_CHAIN: u32 = 8;
+/// Rows of a bucket of the flow tables.
+pub const FLOW_WAYS: u32 = 8;
 
 /// One tick of the data path's clock is `jiffies >> TICK_SHIFT`: coarse enough that a busy flow
 /// writes its "last seen" a few times a second, fine enough for time-outs of seconds.
@@ -64,7 +66,7 @@ pub const TICK_SHIFT: u32 = 6;
 pub struct Meta {
     /// [`ABI_VERSION`] of the object that created the maps.
     pub abi_version: u32,
-    /// Timer ticks a second of the running kernel (`CONFIG_HZ`), measured at the first attach.
+    /// Timer ticks a second of the running kernel (`CONFIG_HZ`), as its coarse clock tells.
     pub hz: u32,
     /// Drawn at random when the instance is made: tells one life of a pin root from the next, and the state
     /// directory of one instance from that of another.
@@ -100,7 +102,7 @@ macro_rules! assert_layout {
 }
 
 assert_layout!(
-    Meta, size 120, align 8,
+    Meta, size 88, align 8,
     abi_version at 0, hz at 4, identity at 8, netns_cookie at 24, flow_hash at 32
 );
 assert_layout!(Clock, size 16, align 8, jiffies at 0, monotonic_ns at 8);
@@ -131,7 +133,9 @@ mod pod {
         Flow,
         FlowKey4,
         FlowKey6,
-        FlowTables,
+        TableSizes,
+        BackendInfo,
+        Vip,
         NumberedHop,
         LiveWord,
         SwitchTerms,

@@ -70,10 +70,9 @@ impl Colour {
 pub struct LiveFlags(pub u8);
 
 impl LiveFlags {
-    /// No flag: what an open flow does is not touched by any switch, and its packets read no terms.
+    /// No flag: no switch concerns open flows, and their packets read no terms.
     pub const NONE: Self = Self(0);
-    /// Flows of the previous colour may still be open: a TCP segment without a flow entry belongs to
-    /// one of them (second chance) until [`SwitchTerms::second_chance_until`], and
+    /// Flows of the colour that is not live may still be open: a TCP connection without a row may be one of them, and
     /// [`SwitchTerms::drain_deadline`] applies.
     pub const DRAINING: Self = Self(0b0100);
     /// [`SwitchTerms::ended_before`] applies.
@@ -154,6 +153,13 @@ impl LiveWord {
         Self::majority(self.previous_share())
     }
 
+    /// The same word with other flags.
+    #[inline(always)]
+    pub const fn with_flags(self, flags: LiveFlags) -> Self {
+        let mask = 0xf << (2 * Self::SHARE_BITS);
+        Self(self.0 & !mask | (flags.0 as u64) << (2 * Self::SHARE_BITS))
+    }
+
     /// Index of the [`SwitchTerms`] that belong to this word.
     #[inline(always)]
     pub const fn terms_slot(self) -> usize {
@@ -176,14 +182,12 @@ pub struct SwitchTerms {
     /// Tick after which flows of the colour that is not live, opened before this generation, have
     /// ended; zero is never. Read under [`LiveFlags::DRAINING`].
     pub drain_deadline: u32,
-    /// Tick after which a TCP segment without a flow entry follows the live colour again; zero is never.
-    /// Read under [`LiveFlags::DRAINING`]. Not later than the drain's deadline, nor than flows from
-    /// before the switch can have stayed silent and still be open.
-    pub second_chance_until: u32,
+    /// Always zero.
+    pub reserved: u32,
 }
 
 crate::assert_layout!(LiveWord, size 8, align 8);
-crate::assert_layout!(SwitchTerms, size 16, align 4, ended_before at 0, drain_deadline at 8, second_chance_until at 12);
+crate::assert_layout!(SwitchTerms, size 16, align 4, ended_before at 0, drain_deadline at 8, reserved at 12);
 
 #[cfg(test)]
 mod tests {
@@ -204,6 +208,7 @@ mod tests {
         let word = LiveWord::new(u32::MAX, LiveFlags(15), FULL_SHARE, FULL_SHARE);
         assert_eq!((word.generation(), word.flags().0), (u32::MAX, 15));
         assert_eq!((word.previous_share(), word.target_share()), (FULL_SHARE, FULL_SHARE));
+        assert_eq!(word.with_flags(LiveFlags(5)), LiveWord::new(u32::MAX, LiveFlags(5), FULL_SHARE, FULL_SHARE));
         let word = LiveWord::new(0, LiveFlags(0), FULL_SHARE, 0);
         assert_eq!((word.previous(), word.live()), (Colour::Green, Colour::Blue));
     }

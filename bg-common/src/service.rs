@@ -3,8 +3,7 @@
 use crate::{Addr, Be16};
 use bytemuck::{Pod, Zeroable};
 
-/// A virtual address: the key of the `services` map, and a row of the `vips` array, from which a
-/// reply gets the source that its client knows.
+/// A virtual address: the key of the `services` map.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
 pub struct ServiceKey {
@@ -16,6 +15,22 @@ pub struct ServiceKey {
     pub protocol: u8,
     /// [`crate::Family`].
     pub family: u8,
+}
+
+/// A row of the `vips` array: a virtual address, by `2 * service + role`. A reply gets its source from here.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Vip {
+    /// The address. Zeros: there is none.
+    pub key: ServiceKey,
+    /// The next row with the same hash in `vip_index`, plus one; zero ends the list.
+    pub next: u32,
+    /// Goes into the hash of the service's flows, so that a client that uses one port for many services does not fill
+    /// a bucket. Services that have a backend's address, port and protocol in common have the same one if they
+    /// can: a reply is looked for by its source alone.
+    pub salt: u16,
+    /// Always zero.
+    pub reserved: [u16; 3],
 }
 
 /// Which of a service's two addresses a [`ServiceKey`] is.
@@ -122,6 +137,7 @@ impl TesterKey {
 }
 
 crate::assert_layout!(ServiceKey, size 20, align 4, addr at 0, port at 16, protocol at 18, family at 19);
+crate::assert_layout!(Vip, size 32, align 4, key at 0, next at 20, salt at 24, reserved at 26);
 crate::assert_layout!(TableSpan, size 8, align 4, base at 0, len at 4);
 crate::assert_layout!(
     ServiceRow, size 24, align 4,

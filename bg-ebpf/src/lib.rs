@@ -1,22 +1,16 @@
 //! The packet engine: what happens to a frame, decided once, for the kernel and for the host alike.
 //!
-//! The way of a packet, in the order of the modules:
+//! Modules import each other downwards only:
 //!
-//! ```text
-//! ethernet -> headers -> known flow? --yes--> over? --no---------------------> rewrite -> verdict
-//!                             |                 '-yes-.                          ^
-//!                             '-no-> a VIP's? --yes---'-> choice -> flow opened -'
-//!                                        '-no--> Pass
-//! ```
-//!
-//! - [`ethernet`], [`headers`]: where the headers stand and what they say, over [`packet`], the only accessor
-//!   of packet bytes.
-//! - [`forward`]: client to backend; [`choice`] picks colour and backend of a new flow, [`lifetime`] tells when
-//!   a flow is over.
-//! - [`reply`]: backend to client.
-//! - [`next_hop`], [`rewrite`], [`checksum`]: the way out.
-//! - [`tables`]: what the engine asks of maps, clock and routes; [`flow_table`]: how flows are kept there;
-//!   [`flow_ref`]: access to what is shared.
+//! | module | what it holds |
+//! | --- | --- |
+//! | [`path`] | the way of a packet: [`path::classify`], [`path::forward`], [`path::reply`], and their [`path::slow`] path |
+//! | [`egress`] | the way out: next hop, rewriting |
+//! | [`policy`] | decisions: colour, backend, when a flow is over |
+//! | [`verdict`], [`hook`] | what is decided, and where a frame was met |
+//! | [`world`], [`rows`] | what the engine asks of maps, clock and routes |
+//! | [`flow`] | the flow table: rows of words |
+//! | [`wire`] | packet bytes, headers, checksums |
 //!
 //! The library is `no_std`, does not allocate, panics nowhere and has no global state. `main.rs` and
 //! `kernel/` put XDP and tc around it; tests put buffers and plain collections around it.
@@ -30,144 +24,92 @@
 #[cfg(target_endian = "big")]
 compile_error!("addresses and MACs are kept as little-endian words; a big-endian port needs them reviewed");
 
-pub mod checksum;
-pub mod choice;
-pub mod desk;
-pub mod ethernet;
-pub mod flow_ref;
-pub mod flow_table;
-pub mod forward;
-pub mod headers;
-pub mod lifetime;
-pub mod next_hop;
-pub mod packet;
-pub mod reply;
-pub mod rewrite;
-pub mod tables;
-mod verdict;
+pub mod egress;
+pub mod flow;
+pub mod hint;
+pub mod hook;
+pub mod path;
+pub mod policy;
+pub mod rows;
+pub mod verdict;
+pub mod wire;
+pub mod world;
 
-use bg_common::{Event, FlowKey4, FlowKey6};
-use headers::{Parsed, V4, V6};
-use packet::Packet;
-use rewrite::{Rewritable, Writer};
-use tables::{Aside, FlowTable, Tables};
+use bg_common::Event;
+use egress::rewrite::{Rewritable, Writer};
+use hint::unlikely;
+use path::{
+    classify::{backend_at, vip_at},
+    forward::{Arrival, forward},
+    reply::restore,
+    slow::SlowPath,
+};
+use wire::{
+    ethernet,
+    headers::{Parsed, V4, V6},
+    packet::Packet,
+};
+use world::Flows;
 
+pub use hook::{Direction, Frame, Hook};
 pub use verdict::{Action, Verdict};
-
-/// The condition, which seldom holds: what depends on it stands aside of the code of most packets.
-#[inline(always)]
-pub fn unlikely(condition: bool) -> bool {
-    #[cfg(target_arch = "bpf")]
-    if condition {
-        core::hint::cold_path();
-    }
-    condition
-}
-
-/// The value, of which the compiler knows nothing any more: like `core::hint::black_box`, but it stays in its register.
-#[inline(always)]
-pub(crate) fn opaque(value: u64) -> u64 {
-    #[cfg(target_arch = "bpf")]
-    let value = {
-        let mut value = value;
-        // One instruction: with none, two lines of source would claim the same one, and the kernel refuses that.
-        // SAFETY: a move of the register to itself.
-        unsafe { core::arch::asm!("{0} = {0}", inout(reg) value, options(pure, nomem, nostack, preserves_flags)) };
-        value
-    };
-    value
-}
-
-/// Which way frames cross the interface at the hook.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Direction {
-    /// Into this host, at XDP: what cannot be redirected at once is left to tc ingress behind it, untouched.
-    Early,
-    /// Into this host, at tc ingress.
-    Ingress,
-    /// Out of this host: tc egress. Only replies of the host's own stack are looked for.
-    Egress,
-}
-
-/// A hook that a frame came by.
-pub struct Hook<'a, T, W> {
-    /// Which way.
-    pub direction: Direction,
-    /// Octets of the whole frame.
-    pub frame_len: usize,
-    /// Maps, clock and routes.
-    pub tables: &'a T,
-    /// Carries out what is decided.
-    pub writer: &'a mut W,
-}
-
-/// What is known of the frame beside its bytes.
-#[derive(Clone, Copy)]
-pub struct Frame {
-    /// Which way it crosses the interface.
-    pub direction: Direction,
-    /// Octets of the whole frame; the packet may hold only the first of them (tc).
-    pub len: usize,
-}
 
 /// Processes one frame. `packet` is for reading; `writer` makes the changes, and may work on the same
 /// bytes, since nothing is read after the first change.
 #[inline(always)]
-pub fn process<T: Tables + Aside<V4> + Aside<V6>, W: Writer>(
+pub fn process<W: SlowPath<V4> + SlowPath<V6>>(
     packet: &Packet<'_>,
     frame: Frame,
-    tables: &T,
-    writer: &mut W,
+    world: &W,
+    writer: &mut impl Writer,
 ) -> Verdict {
     let Some((ether_type, l3)) = ethernet::payload(packet) else { return Verdict::PASS };
     if frame.direction != Direction::Egress {
         let Some(destination) = ethernet::destination(packet) else { return Verdict::PASS };
         // Met on a segment that floods, or by a promiscuous interface: another machine's.
-        if unlikely(!tables.is_addressed_here(destination)) {
+        if unlikely(!world.is_addressed_here(destination)) {
             return Verdict::PASS;
         }
     }
     match ether_type {
-        ethernet::IPV4 => of_version::<V4, T>(packet, l3, frame, tables, writer),
-        ethernet::IPV6 => of_version::<V6, T>(packet, l3, frame, tables, writer),
+        ethernet::IPV4 => of_version::<V4, W>(packet, l3, frame, world, writer),
+        ethernet::IPV6 => of_version::<V6, W>(packet, l3, frame, world, writer),
         _ => Verdict::PASS,
     }
 }
 
 #[inline(always)]
-fn of_version<V: Rewritable, T: Tables + FlowTable<V::Key> + Aside<V>>(
+fn of_version<V: Flows + Rewritable, W: SlowPath<V>>(
     packet: &Packet<'_>,
     l3: usize,
     frame: Frame,
-    tables: &T,
+    world: &W,
     writer: &mut impl Writer,
 ) -> Verdict {
-    let headers = match V::parse(packet, l3, frame.len) {
-        Parsed::Whole(headers) => headers,
+    let (headers, is_malformed) = match V::parse(packet, l3, frame.len) {
+        Parsed::Whole(headers) => (headers, false),
+        Parsed::Malformed(headers) => (headers, true),
         Parsed::Other => return Verdict::PASS,
-        Parsed::Malformed(headers) => {
-            return match tables.service(&choice::service_key(&headers)) {
-                Some(_) if frame.direction != Direction::Egress => Verdict::drop(tables, Event::Malformed),
-                _ => Verdict::PASS,
-            };
-        }
     };
-    let key = V::key(headers.src, headers.dst, headers.ports, headers.protocol);
-    let hook = Hook { direction: frame.direction, frame_len: frame.len, tables, writer };
-    let now = tables.tick();
-    let there = tables.flow(&key);
-    match there {
-        Some(flow) if flow.is_reply() => return reply::restore(&headers, flow, hook, now),
-        _ if frame.direction == Direction::Egress => return Verdict::PASS,
-        _ => {}
+    let vip = match frame.direction {
+        Direction::Egress => None,
+        _ => vip_at::<V>(headers.dst, headers.dst_port(), headers.protocol, world),
+    };
+    if unlikely(is_malformed) {
+        return if vip.is_some() { Verdict::drop(world, Event::Malformed) } else { Verdict::PASS };
     }
-    match forward::target(&headers, there, frame.direction, tables, now) {
-        Ok(target) => forward::send(&headers, target, hook, now),
-        Err(verdict) => verdict,
+    let hook = Hook { direction: frame.direction, frame_len: frame.len, world, now: world.tick() };
+    // Here the flow of a client's packet is looked for.
+    let arrival = vip.map(|vip| Arrival::new(&headers, vip, world));
+    // A backend may be a client too, of this or another service, so its own flow comes first.
+    if !arrival.is_some_and(|arrival| arrival.flow.is_some())
+        && let Some(source) = backend_at::<V>(headers.src, headers.src_port(), headers.protocol, world)
+        && let Some(verdict) = restore(&headers, source, &hook, writer)
+    {
+        return verdict;
+    }
+    match arrival {
+        Some(arrival) => forward(&headers, &arrival, &hook, writer),
+        None => Verdict::PASS,
     }
 }
-
-const _: () = {
-    // Keys are hashed and compared as bytes: no padding, and words only.
-    assert!(size_of::<FlowKey4>() == 4 * 4 && size_of::<FlowKey6>() == 10 * 4);
-};

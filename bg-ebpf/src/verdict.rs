@@ -6,13 +6,13 @@
 //! let silently = bg_ebpf::Verdict { action: bg_ebpf::Action::Drop, ifindex: 0 };
 //! ```
 
-use crate::{next_hop::Exit, tables::Tables};
-use bg_common::Event;
+use crate::world::World;
+use bg_common::{Event, NextHop};
 
-/// What to do with a frame. A frame that is passed or deferred is untouched, the others are rewritten.
+/// What to do with a frame. A frame that is passed or deferred is unmodified, the others are rewritten.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Not ours, or not ours to answer: for whoever comes next.
+    /// Not ours, or not ours to answer: the next program or the host's stack gets it unmodified.
     Pass,
     /// Ours, but this hook cannot send it: tc ingress on the same interface, which meets it next, does. Nothing has been
     /// counted but a flow that it has opened.
@@ -21,13 +21,31 @@ pub enum Action {
     Deliver,
     /// Out of the verdict's interface, to the MAC address that it bears.
     Redirect,
-    /// Out of the verdict's interface, to the next hop whose address is the destination of [`crate::desk::Desk::query`]. The
+    /// Out of the verdict's interface, to the next hop whose address is the destination of [`World::route_call`]. The
     /// kernel's neighbour code finds the MAC address, and sees that the neighbour is in use.
     Resolve,
     /// Ours, for the client, which runs on this host: back by its loopback interface.
     ToSelf,
     /// Dropped; the reason has been counted.
     Drop,
+}
+
+/// How a packet leaves.
+#[derive(Clone, Copy)]
+pub struct Exit {
+    /// Any but [`Action::Pass`] and [`Action::Drop`].
+    pub action: Action,
+    /// Where to, of [`Action::Redirect`] and [`Action::Resolve`]; else [`NextHop::NONE`].
+    pub hop: NextHop,
+}
+
+impl Exit {
+    /// By this host's stack, or to it.
+    pub const TO_STACK: Self = Self { action: Action::Deliver, hop: NextHop::NONE };
+    /// To the client, which runs on this host.
+    pub const TO_SELF: Self = Self { action: Action::ToSelf, hop: NextHop::NONE };
+    /// Left to tc.
+    pub const DEFERRED: Self = Self { action: Action::Defer, hop: NextHop::NONE };
 }
 
 /// An [`Action`] and the interface it may concern.
@@ -57,8 +75,8 @@ impl Verdict {
 
     /// [`Action::Drop`], with its reason counted. There is no other way to drop a frame.
     #[inline(always)]
-    pub fn drop(tables: &impl Tables, reason: Event) -> Self {
-        tables.count(reason);
+    pub fn drop(world: &impl World, reason: Event) -> Self {
+        world.count(reason);
         Self { action: Action::Drop, ifindex: 0 }
     }
 

@@ -19,11 +19,11 @@ use network_types::{
 /// Any bytes must be a valid value, and the alignment must be 1 (checked when used).
 pub unsafe trait Header: Copy {}
 
-// SAFETY: an octet.
+// SAFETY: a byte.
 unsafe impl Header for u8 {}
 // SAFETY: an array of what may be laid over packet bytes.
 unsafe impl<H: Header, const N: usize> Header for [H; N] {}
-// SAFETY: a struct of octets and octet arrays.
+// SAFETY: a struct of bytes and byte arrays.
 unsafe impl Header for Ipv4Hdr {}
 // SAFETY: as above.
 unsafe impl Header for Ipv6Hdr {}
@@ -79,18 +79,18 @@ impl<'a> Packet<'a> {
     }
 }
 
-/// Loads and stores of two and four octets as one access each, in the order of memory.
+/// Loads and stores of two and four bytes as one access each, in the order of memory.
 ///
-/// Header fields are octet arrays, since packets lie at any address. For BPF the compiler would take them
-/// apart octet by octet; but packet memory may be accessed at odd addresses there (the verifier sees to
+/// Header fields are byte arrays, since packets lie at any address. For BPF the compiler would take them
+/// apart byte by byte; but packet memory may be accessed at odd addresses there (the verifier sees to
 /// it), so the access is told to be aligned. On the host it is an unaligned one.
-pub mod octets {
+pub mod bytes {
     macro_rules! access {
         ($load:ident, $store:ident, $word:ty, $size:literal) => {
-            #[doc = concat!("The ", $size, " octets as they stand.")]
+            #[doc = concat!("The ", $size, " bytes as they stand.")]
             #[inline(always)]
-            pub fn $load(octets: &[u8; $size]) -> $word {
-                let at: *const $word = core::ptr::from_ref(octets).cast();
+            pub fn $load(bytes: &[u8; $size]) -> $word {
+                let at: *const $word = core::ptr::from_ref(bytes).cast();
                 if cfg!(target_arch = "bpf") {
                     // SAFETY: a reference is readable; alignment does not matter to this target's packet access.
                     unsafe { *at }
@@ -100,10 +100,10 @@ pub mod octets {
                 }
             }
 
-            #[doc = concat!("Replaces the ", $size, " octets.")]
+            #[doc = concat!("Replaces the ", $size, " bytes.")]
             #[inline(always)]
-            pub fn $store(octets: &mut [u8; $size], word: $word) {
-                let at: *mut $word = core::ptr::from_mut(octets).cast();
+            pub fn $store(bytes: &mut [u8; $size], word: $word) {
+                let at: *mut $word = core::ptr::from_mut(bytes).cast();
                 if cfg!(target_arch = "bpf") {
                     // SAFETY: a mutable reference is writable; for alignment see loading.
                     unsafe { *at = word };

@@ -4,13 +4,13 @@
 //! the host build: it works on frames whose checksums are finished, by RFC 1624 arithmetic. The writer
 //! of tc is in `kernel/tc.rs`: there checksums may be unfinished, and the kernel's helpers know.
 
-use crate::{
+use crate::wire::{
     checksum::Delta,
     ethernet,
     headers::{Headers, IpVersion, V4, V6},
     packet::{
         Packet,
-        octets::{load16, store16, store32},
+        bytes::{load16, store16, store32},
     },
 };
 use bg_common::{Be16, NextHop, Protocol};

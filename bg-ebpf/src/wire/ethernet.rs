@@ -1,15 +1,13 @@
 //! Ethernet, with up to two VLAN tags (IEEE 802.1Q, 802.1ad). Tags are parsed through and kept.
 
-use crate::{
-    packet::{
-        Header, Packet,
-        octets::{load16, load32},
-    },
-    unlikely,
+use super::packet::{
+    Header, Packet,
+    bytes::{load16, load32},
 };
+use crate::hint::unlikely;
 use bg_common::{Be16, NextHop};
 
-/// Ethernet header of octets alone: at any address, unlike one with a 16-bit field.
+/// Ethernet header of bytes alone: at any address, unlike one with a 16-bit field.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Ethernet {
@@ -23,11 +21,11 @@ pub struct Ethernet {
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Macs {
-    /// First four octets of the destination.
+    /// First four bytes of the destination.
     pub dmac: [u8; 4],
     /// Its last two.
     pub dmac_end: [u8; 2],
-    /// First two octets of the source.
+    /// First two bytes of the source.
     pub smac: [u8; 2],
     /// Its last four.
     pub smac_end: [u8; 4],
@@ -41,11 +39,11 @@ struct VlanTag {
     ether_type: [u8; 2],
 }
 
-// SAFETY: a struct of octet arrays.
+// SAFETY: a struct of byte arrays.
 unsafe impl Header for Ethernet {}
-// SAFETY: a struct of octet arrays.
+// SAFETY: a struct of byte arrays.
 unsafe impl Header for Macs {}
-// SAFETY: a struct of octet arrays.
+// SAFETY: a struct of byte arrays.
 unsafe impl Header for VlanTag {}
 
 /// EtherType of IPv4, as on the wire.
@@ -69,7 +67,7 @@ pub fn payload(packet: &Packet<'_>) -> Option<(Be16, usize)> {
     Some((ether_type, offset))
 }
 
-/// The destination's MAC address: 48 bits, first octet lowest.
+/// The destination's MAC address: 48 bits, first byte lowest.
 #[inline(always)]
 pub fn destination(packet: &Packet<'_>) -> Option<u64> {
     let macs = packet.header::<Macs>(0)?;

@@ -1,0 +1,4 @@
+//! The way out: the next hop, and the rewritten bytes.
+
+pub mod next_hop;
+pub mod rewrite;

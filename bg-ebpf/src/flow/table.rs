@@ -1,0 +1,270 @@
+//! The flow table: set-associative, in memory that all CPUs and user space share, without a lock.
+//!
+//! A row is the key, then the three words of a [`Flow`]. The first of these, the *head*, holds status, state and version; it
+//! changes by compare-exchange alone, or by the CPU that has claimed the row. A bucket is eight rows. A key has two buckets,
+//! and in each it begins at the row that its hash names. A new flow goes to its first bucket while two rows are free
+//! there, so most flows stand in the first cache line that is looked at.
+//!
+//! | step | what it does | what others see |
+//! | --- | --- | --- |
+//! | claim | head: whatever it was → BUSY, next version, the new flow's hash (compare-exchange) | the old flow is gone |
+//! | check | both buckets: is the key there, or is its hash being written? then the old head is put back | |
+//! | fill | key, origin, times (plain stores) | BUSY |
+//! | publish | head: → LIVE, the same version (store, after all others) | the whole row |
+//! | note | head: other state bits (compare-exchange) | the row, before or after |
+//! | find | head, key, origin, times, and the head again: the same version, or it was none | |
+//!
+//! - *No duplicates.* Claims are ordered, being compare-exchanges, so of two CPUs that open one flow the later one
+//!   sees the earlier one's claim when it checks, and gives up. If both see each other, both do; their packets go to the same
+//!   backend all the same, since that follows from the five-tuple, and the next packet opens the flow.
+//! - *No torn rows.* A reader takes nothing that it cannot find twice under one version.
+//! - *Nothing is lost by giving up.* Before the check nothing but the head has changed, and it is put back.
+//! - *Nobody waits.* A writer that is stopped half-way leaves a row BUSY, which costs its bucket a row, and
+//!   nobody else anything. A BPF program runs to its end, so it does not stay.
+
+use super::{
+    key::{Key, Match, VIP_SHIFT},
+    memory::{Memory, Words},
+    row::FlowRef,
+    victim::{Rank, rank, survey, two_empty},
+};
+use crate::hint::{rolled, unlikely};
+use bg_common::{Flow, FlowState};
+
+/// Rows of a bucket.
+pub const WAYS: u32 = bg_common::FLOW_WAYS;
+
+/// How [`insert`] and [`replace`] have ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Stored {
+    /// The flow has no row: its key is there already, or other CPUs are at all places.
+    No = 0,
+    /// The flow has a row.
+    Yes = 1,
+    /// The flow has a row, and has evicted an open flow in which both ends had taken part.
+    Evicted = 2,
+}
+
+impl Stored {
+    /// From what a global function has returned.
+    #[inline(always)]
+    pub const fn from_u32(stored: u32) -> Self {
+        match stored {
+            0 => Self::No,
+            1 => Self::Yes,
+            _ => Self::Evicted,
+        }
+    }
+}
+
+const STATUS: u64 = FlowState::STATUS as u64;
+const LIVE: u64 = FlowState::LIVE as u64;
+const BUSY: u64 = FlowState::BUSY as u64;
+const IDENTITY: u64 = FlowState::IDENTITY as u64;
+
+/// Index of a hash's second bucket, which is another one than the first.
+#[inline(always)]
+pub fn second(hash: u32, mask: u32) -> u32 {
+    let first = hash & mask;
+    let second = (u64::from(hash).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as u32 & mask;
+    if second == first { first ^ (mask & 1) } else { second }
+}
+
+/// The row of a bucket whose turn it is for this hash.
+#[inline(always)]
+pub fn row<K: Key, W: Words>(bucket: W, hash: u32, turn: u32) -> W {
+    bucket.from((hash >> 29 ^ turn) as usize % WAYS as usize * K::ROW)
+}
+
+/// Zero if the row's key is the one looked for.
+#[inline(always)]
+fn difference<K: Key, W: Words>(row: W, key: &K, matching: Match) -> u64 {
+    let last = K::HEAD - 1;
+    let mut difference = (row.load(last) ^ key.word(last)) & matching.mask();
+    for word in 0..last {
+        difference |= row.load(word) ^ key.word(word);
+    }
+    difference
+}
+
+/// The row of a key. Of [`Match::Client`] there may be several: this is one of them.
+#[inline(always)]
+pub fn find<K: Key, M: Memory<K>>(memory: &M, key: &K, hash: u32, matching: Match) -> Option<FlowRef<M::Words>> {
+    let mask = memory.mask();
+    let row = match find_in(memory.bucket(hash & mask)?, hash, key, matching) {
+        Some(row) => row,
+        None => find_in(memory.bucket(second(hash, mask))?, hash, key, matching)?,
+    };
+    read(memory, row, key, matching)
+}
+
+#[inline(always)]
+fn find_in<K: Key, W: Words>(bucket: W, hash: u32, key: &K, matching: Match) -> Option<W> {
+    for turn in 0..WAYS {
+        let row = row::<K, _>(bucket, hash, turn);
+        if unlikely(difference(row, key, matching) == 0) && row.load(K::HEAD) & STATUS == LIVE {
+            return Some(row);
+        }
+    }
+    None
+}
+
+/// The flow in a row, if it has the key, and stays for as long as it takes to read it.
+///
+/// All is read before anything is asked of it: what a missing row would leave undefined, the compiler may still
+/// move about, and the verifier refuses that.
+#[inline(always)]
+pub fn read<K: Key, M: Memory<K>>(memory: &M, row: M::Words, key: &K, matching: Match) -> Option<FlowRef<M::Words>> {
+    let head = row.load(K::HEAD);
+    memory.order();
+    let difference = difference(row, key, matching);
+    let vip = (row.load(K::HEAD - 1) >> VIP_SHIFT) as u16;
+    let (origin, times) = (row.load(K::HEAD + 1), row.load(K::HEAD + 2));
+    memory.order();
+    let again = row.load(K::HEAD);
+    let found = FlowRef::new(row.from(K::HEAD), vip, Flow::from_words([head, origin, times]));
+    (difference == 0 && head & STATUS == LIVE && (again ^ head) & IDENTITY == 0).then_some(found)
+}
+
+/// The row in a place of the two buckets of a hash: the first [`WAYS`] places are the first bucket's.
+#[inline(always)]
+pub fn place<K: Key, M: Memory<K>>(memory: &M, hash: u32, place: u32) -> Option<M::Words> {
+    let mask = memory.mask();
+    let bucket = memory.bucket(if place < WAYS { hash & mask } else { second(hash, mask) })?;
+    Some(row::<K, _>(bucket, hash, place % WAYS))
+}
+
+/// [`find`] in little code and on little stack, for the slow path.
+#[inline(always)]
+pub fn find_compactly<K: Key, M: Memory<K>>(memory: &M, key: &K, hash: u32) -> Option<FlowRef<M::Words>> {
+    let mut at = place::<K, _>(memory, hash, 0)?;
+    for nth in 0..rolled(2 * WAYS) {
+        let Some(row) = place::<K, _>(memory, hash, nth) else { break };
+        if difference(row, key, Match::Whole) == 0 && row.load(K::HEAD) & STATUS == LIVE {
+            at = row;
+            break;
+        }
+    }
+    read(memory, at, key, Match::Whole)
+}
+
+/// Stores a flow under a key: in the place of the row that there is, if it `replaces` one.
+#[inline(always)]
+pub fn store<K: Key, M: Memory<K>>(memory: &M, key: &K, hash: u32, flow: &Flow, replaces: bool, now: u32) -> Stored {
+    if replaces && let Some(there) = find_compactly(memory, key, hash) {
+        replace::<K, M>(memory, there, hash, flow)
+    } else {
+        insert(memory, key, hash, flow, now)
+    }
+}
+
+/// Puts a flow in the place of the one that was found under its key.
+#[inline(always)]
+pub fn replace<K: Key, M: Memory<K>>(memory: &M, there: FlowRef<M::Words>, hash: u32, flow: &Flow) -> Stored {
+    let version = there.state().next(0);
+    if !there.words().exchange(0, there.flow().words()[0], claim(version, hash)) {
+        return Stored::No;
+    }
+    publish(memory, there.words(), version, flow);
+    Stored::Yes
+}
+
+/// The head of a row that is being written.
+#[inline(always)]
+fn claim(version: FlowState, hash: u32) -> u64 {
+    u64::from(version.0) | BUSY | u64::from(hash) << 32
+}
+
+#[inline(always)]
+fn publish<K, M: Memory<K>>(memory: &M, head: M::Words, version: FlowState, flow: &Flow) {
+    let [state, origin, times] = flow.words();
+    // A row begins without a next hop, number zero. The rest of that half is the version: a CPU that still has the
+    // row of the flow before in hand shall not find its times unchanged, and cache another client's next hop here.
+    let times = times & 0xffff_ffff | u64::from(version.0) << 32;
+    head.store(1, origin);
+    head.store(2, times);
+    memory.order();
+    head.store(0, state & !IDENTITY | u64::from(version.0) | LIVE);
+}
+
+/// How many places of a bucket hold the key, or are being written for a flow of this hash.
+///
+/// A place that another CPU has claimed counts by the key that stands there, too: that CPU may give up, and then the
+/// flow of this key is there again.
+#[inline(always)]
+fn count_of<K: Key, M: Memory<K>>(memory: &M, bucket: M::Words, hash: u32, key: &K) -> u32 {
+    let mut count = 0;
+    for turn in 0..rolled(WAYS) {
+        let row = row::<K, _>(bucket, hash, turn);
+        let head = row.load(K::HEAD);
+        memory.order();
+        let is_claimed_for_it = head & STATUS == BUSY && head >> 32 == u64::from(hash);
+        let has_key = difference(row, key, Match::Whole) == 0;
+        if unlikely(head & STATUS != 0 && (is_claimed_for_it || has_key)) {
+            count += 1;
+        }
+    }
+    count
+}
+
+/// Where a new flow goes: whether to the second bucket, and the rank of the place there.
+#[inline(always)]
+fn choose<K: Key, W: Words>(first: W, second: W, hash: u32, now: u32, generation: u32) -> (bool, Rank) {
+    if let Some(turn) = two_empty::<K, _>(first, hash) {
+        return (false, Rank::empty(turn));
+    }
+    let in_first = survey::<K, _>(first, hash, now, generation);
+    if in_first.free >= 2 {
+        return (false, in_first.best);
+    }
+    let in_second = survey::<K, _>(second, hash, now, generation);
+    let is_second =
+        in_second.free > in_first.free || (in_first.free == 0 && in_second.best.suits_better_than(in_first.best));
+    (is_second, if is_second { in_second.best } else { in_first.best })
+}
+
+/// Stores a flow under a key that was not found.
+#[inline(always)]
+pub fn insert<K: Key, M: Memory<K>>(memory: &M, key: &K, hash: u32, flow: &Flow, now: u32) -> Stored {
+    let mask = memory.mask();
+    let (Some(first), Some(second)) = (memory.bucket(hash & mask), memory.bucket(second(hash, mask))) else {
+        return Stored::No;
+    };
+    let (is_second, best) = choose::<K, _>(first, second, hash, now, flow.generation);
+    if !best.is_to_be_had() {
+        return Stored::No;
+    }
+    let turn = best.turn();
+    let row = row::<K, _>(if is_second { second } else { first }, hash, turn);
+    let head = row.from(K::HEAD);
+    let old = head.load(0);
+    memory.order();
+    // Unless another CPU has been here since, or the row was seen with the times of the flow before: a flow that
+    // was just opened is not what was chosen.
+    if rank(old, head.load(1), head.load(2), turn, now, flow.generation).0 != best {
+        return Stored::No;
+    }
+    let version = FlowState(old as u32).next(0);
+    if !head.exchange(0, old, claim(version, hash)) {
+        return Stored::No;
+    }
+    // The claim comes before the check, whatever the compare-exchange of this machine orders.
+    memory.order();
+    // Our own claim is one of them.
+    if count_of(memory, first, hash, key) + count_of(memory, second, hash, key) > 1 {
+        head.store(0, old);
+        return Stored::No;
+    }
+    for word in 0..K::HEAD {
+        row.store(word, key.word(word));
+    }
+    publish(memory, head, version, flow);
+    if best.is_assured() { Stored::Evicted } else { Stored::Yes }
+}
+
+/// Takes a flow out, if its row is still as it was found.
+pub fn remove<W: Words>(there: FlowRef<W>) -> bool {
+    let empty = there.state().next(FlowState::EMPTY);
+    there.words().exchange(0, there.flow().words()[0], u64::from(empty.0))
+}

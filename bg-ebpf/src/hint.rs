@@ -1,0 +1,31 @@
+//! What the compiler is told, or kept from knowing.
+
+/// The condition, which seldom holds: the code that depends on it is laid out of the way of other packets.
+#[inline(always)]
+pub fn unlikely(condition: bool) -> bool {
+    #[cfg(target_arch = "bpf")]
+    if condition {
+        core::hint::cold_path();
+    }
+    condition
+}
+
+/// The value, of which the compiler knows nothing any more: like `core::hint::black_box`, but it stays in its register.
+#[inline(always)]
+pub fn opaque(value: u64) -> u64 {
+    #[cfg(target_arch = "bpf")]
+    let value = {
+        let mut value = value;
+        // One instruction: with none, two lines of source would claim the same one, and the kernel refuses that.
+        // SAFETY: a move of the register to itself.
+        unsafe { core::arch::asm!("{0} = {0}", inout(reg) value, options(pure, nomem, nostack, preserves_flags)) };
+        value
+    };
+    value
+}
+
+/// A bound that the compiler does not know: a loop of the slow path stays a loop, and small.
+#[inline(always)]
+pub fn rolled(bound: u32) -> u32 {
+    opaque(bound.into()) as u32
+}

@@ -1,0 +1,262 @@
+//! Client to backend.
+
+use super::{
+    classify::VipFound,
+    slow::{self, Chosen, LiveReading, Open, Opening, Placed, Refreshing, SlowPath, Stay},
+};
+use crate::{
+    egress::{
+        next_hop,
+        rewrite::{Edit, End, Rewritable, Writer},
+    },
+    flow::{
+        key::{Key as _, Match},
+        row::FlowRef,
+        table::{Stored, find},
+    },
+    hint::{rolled, unlikely},
+    hook::{Direction, Hook},
+    policy::{
+        connection::{is_refused, shown_by_client},
+        lifetime::{depends_on_terms, ended_by_switch, is_silent},
+    },
+    rows::BackendRef,
+    verdict::{Action, Exit, Verdict},
+    wire::headers::{Headers, tcp_flags},
+    world::{Flows, World},
+};
+use bg_common::{Colour, Event, FlowBackend, FlowState, LiveWord, Mode, Protocol};
+
+/// Entries of a Maglev table that are tried for a flow that its backend could not tell from another one.
+const CHOICES: u32 = 3;
+
+/// A packet to a virtual address, and its flow if it has one.
+#[derive(Clone, Copy)]
+pub struct Arrival<V: Flows> {
+    /// The virtual address.
+    pub vip: VipFound,
+    /// Key of the flow.
+    pub key: V::Key,
+    /// Hash of the key.
+    pub hash: u32,
+    /// The flow.
+    pub flow: Option<FlowRef>,
+}
+
+impl<V: Flows> Arrival<V> {
+    /// Looks for the flow of a packet to a virtual address.
+    #[inline(always)]
+    pub fn new(headers: &Headers<V>, vip: VipFound, world: &impl World) -> Self {
+        let flows = V::flows(world);
+        let key = V::key(headers.src, headers.src_port(), vip.number);
+        let hash = key.hash(vip.row.salt(), flows);
+        Self { vip, key, hash, flow: find(flows, &key, hash, Match::Whole) }
+    }
+}
+
+/// Where a packet goes.
+#[derive(Clone, Copy)]
+struct Target {
+    backend: BackendRef,
+    /// Whether the packet has opened a flow.
+    is_new: bool,
+    /// Whether the flow table would not take that flow.
+    is_unpinned: bool,
+}
+
+impl Target {
+    const fn known(backend: BackendRef) -> Self {
+        Self { backend, is_new: false, is_unpinned: false }
+    }
+}
+
+/// Sends a packet to its backend.
+#[inline(always)]
+pub fn forward<V: Flows + Rewritable, W: SlowPath<V>>(
+    headers: &Headers<V>,
+    arrival: &Arrival<V>,
+    hook: &Hook<'_, W>,
+    writer: &mut impl Writer,
+) -> Verdict {
+    match target(headers, arrival, hook) {
+        Ok(target) => send(headers, target, hook, writer),
+        Err(verdict) => verdict,
+    }
+}
+
+/// The target of a packet. Most have a flow, and nothing to tell of it: these need no call.
+#[inline(always)]
+fn target<V: Flows, W: SlowPath<V>>(
+    headers: &Headers<V>,
+    arrival: &Arrival<V>,
+    hook: &Hook<'_, W>,
+) -> Result<Target, Verdict> {
+    let (world, now) = (hook.world, hook.now);
+    let mut reading = LiveReading::NONE;
+    let mut old = (FlowState(0), FlowBackend(0));
+    if let Some(mut flow) = arrival.flow {
+        old = (flow.state(), flow.backend());
+        // Such a SYN is noted, and the second one means something else. So one hook alone must see it.
+        if hook.direction == Direction::Early
+            && unlikely(
+                headers.opens_connection() && flow.state().has(FlowState::CONFIRMED) && !flow.state().has_ended(),
+            )
+        {
+            return Err(Verdict::DEFER);
+        }
+        if let Some(backend) = world.backend(flow.backend().slot()).map(BackendRef)
+            && backend.is(flow.backend())
+            && let Some(word) = world.live(backend.deployment())
+        {
+            if !unlikely(!is_plain(headers, &flow, word, now)) {
+                return Ok(Target::known(backend));
+            }
+            let deployment = backend.deployment();
+            reading = LiveReading { deployment: deployment.into(), word };
+            let is_ended =
+                ended_by_switch(flow.flow(), Colour::from_u8(backend.colour()), deployment, word, world, now);
+            if !unlikely(is_ended || (is_refused(flow.state()) && !headers.opens_connection())) {
+                if !unlikely(!has_no_news(headers, &mut flow, deployment, world, now)) {
+                    return Ok(Target::known(backend));
+                }
+                let call = Refreshing { headers: *headers, key: arrival.key, hash: arrival.hash, now };
+                match slow::refresh(world, call) {
+                    Some(Stay::Over) => {}
+                    Some(Stay::Yes) => return Ok(Target::known(backend)),
+                    None => return Err(Verdict::drop(world, Event::MissingRow)),
+                }
+            }
+        }
+    }
+    let call = Opening {
+        headers: *headers,
+        key: arrival.key,
+        hash: arrival.hash,
+        vip: arrival.vip.number.into(),
+        reading,
+        now,
+        old_state: old.0,
+        old_backend: old.1,
+        is_known: arrival.flow.is_some(),
+        is_own: world.is_own(),
+        backends: Default::default(),
+        tuple_hash: 0,
+        flow: Default::default(),
+    };
+    let Some(open) = Open::new(world, call) else { return Err(Verdict::drop(world, Event::MissingRow)) };
+    open_flow(headers, open, world)
+}
+
+/// Whether this is what most packets are: of an established flow of a user, under a word that asks nothing of it,
+/// seen in this tick already, and neither the beginning nor the end of anything.
+#[inline(always)]
+fn is_plain<V: Flows>(headers: &Headers<V>, flow: &FlowRef, word: LiveWord, now: u32) -> bool {
+    const STATE: u32 = FlowState::CONFIRMED | FlowState::IDLE_ONLY | FlowState::BACKEND_RESET;
+    flow.state().0 & STATE == FlowState::CONFIRMED
+        && headers.flags & (tcp_flags::SYN | tcp_flags::FIN | tcp_flags::RST) == 0
+        && flow.was_seen_at(now)
+        && !depends_on_terms(flow.flow().generation, word)
+}
+
+/// Whether a packet of a flow that no switch has ended says nothing new of it but that it is there, which is noted.
+#[inline(always)]
+fn has_no_news<V: Flows>(
+    headers: &Headers<V>,
+    flow: &mut FlowRef,
+    deployment: u16,
+    world: &impl World,
+    now: u32,
+) -> bool {
+    let state = flow.state();
+    let is_first_answered = headers.protocol == Protocol::Udp
+        && state.0 & (FlowState::ANSWERED | FlowState::CONFIRMED) == FlowState::ANSWERED;
+    if unlikely(headers.opens_connection() || !state.has(shown_by_client(headers)) || is_first_answered) {
+        return false;
+    }
+    if !unlikely(!flow.was_seen_at(now)) {
+        return true;
+    }
+    let Some(row) = world.deployment(deployment) else { return false };
+    if is_silent(flow.flow(), headers.protocol, row, now) {
+        return false;
+    }
+    flow.see(now);
+    true
+}
+
+/// Opens a flow.
+#[inline(always)]
+fn open_flow<V: Flows, W: SlowPath<V>>(
+    headers: &Headers<V>,
+    mut open: Open<'_, V, W>,
+    world: &W,
+) -> Result<Target, Verdict> {
+    match open.choose_colour() {
+        Chosen::Yes => {}
+        Chosen::NoService => return Err(Verdict::PASS),
+        Chosen::MissingRow => return Err(Verdict::drop(world, Event::MissingRow)),
+    }
+    for _ in 0..rolled(CHOICES) {
+        let slot = match open.choose_backend() {
+            Placed::At(slot) => slot,
+            Placed::LooksLikeAnother => {
+                open.step();
+                continue;
+            }
+            Placed::MissingRow => return Err(Verdict::drop(world, Event::MissingRow)),
+        };
+        let Some(backend) = world.backend(slot).map(BackendRef) else {
+            return Err(Verdict::drop(world, Event::MissingRow));
+        };
+        // The end of a connection that nobody remembers is passed on, not remembered either.
+        if headers.flags & tcp_flags::RST != 0 {
+            return Ok(Target::known(backend));
+        }
+        let stored = open.store();
+        if stored == Stored::Evicted {
+            world.count(Event::PushedOut);
+        }
+        return Ok(Target { backend, is_new: true, is_unpinned: stored == Stored::No });
+    }
+    Err(Verdict::drop(world, Event::ReplyCollision))
+}
+
+/// Rewrites the packet towards its target.
+#[inline(always)]
+fn send<V: Rewritable, W: World>(
+    headers: &Headers<V>,
+    target: Target,
+    hook: &Hook<'_, W>,
+    writer: &mut impl Writer,
+) -> Verdict {
+    let (world, backend) = (hook.world, target.backend);
+    let is_local = backend.mode() == Mode::Local as u8;
+    let exit = if hook.direction == Direction::Early && (is_local || headers.hop_limit <= 1) {
+        Exit::DEFERRED
+    } else if is_local || headers.hop_limit <= 1 {
+        Exit::TO_STACK
+    } else {
+        next_hop::to_backend(backend, headers, hook)
+    };
+    // A flow that has a row is counted by the hook that has opened it, the others by the one that sends them on.
+    if target.is_new && !(target.is_unpinned && exit.action == Action::Defer) {
+        world.count_flow(backend.service(), backend.colour());
+        if target.is_unpinned {
+            world.count(Event::Unpinned);
+        }
+    }
+    if exit.action == Action::Defer {
+        return Verdict::DEFER;
+    }
+    if !is_local && headers.hop_limit <= 1 {
+        // Unmodified, so that what the host says of it names what the client has sent.
+        world.count(Event::TtlExpired);
+        return Verdict::PASS;
+    }
+    let edit = Edit { end: End::Destination, address: backend.address::<V>(), port: backend.port(), hop: exit.hop };
+    if writer.rewrite(headers, &edit).is_none() {
+        return Verdict::drop(world, Event::Malformed);
+    }
+    world.count_packet(backend.service(), backend.colour(), hook.frame_len as u64);
+    Verdict::out_of(exit)
+}

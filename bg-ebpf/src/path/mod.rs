@@ -1,0 +1,6 @@
+//! The way of a packet, in each direction.
+
+pub mod classify;
+pub mod forward;
+pub mod reply;
+pub mod slow;

@@ -1,0 +1,143 @@
+//! Backend to client: the source that the client knows is restored.
+
+use super::slow::{self, Answer, Answering, Locating, SlowPath};
+use crate::{
+    egress::{
+        next_hop,
+        rewrite::{Edit, End, Rewritable, Writer},
+    },
+    flow::{
+        key::{Key as _, Match},
+        row::FlowRef,
+        table::{find, place, read},
+    },
+    hint::unlikely,
+    hook::{Direction, Hook},
+    policy::lifetime::{ended_by_switch, is_silent},
+    rows::{BackendRef, VipRef},
+    verdict::{Action, Exit, Verdict},
+    wire::headers::{Headers, tcp_flags},
+    world::{Flows, World},
+};
+use bg_common::{Colour, Event, FlowState, Protocol};
+
+/// Restores the source of a packet from `source`, a backend. `None`: it is no reply of a flow.
+#[inline(always)]
+pub fn restore<V: Flows + Rewritable, W: SlowPath<V>>(
+    headers: &Headers<V>,
+    source: BackendRef,
+    hook: &Hook<'_, W>,
+    writer: &mut impl Writer,
+) -> Option<Verdict> {
+    let (world, now) = (hook.world, hook.now);
+    let flows = V::flows(world);
+    let key = V::key(headers.dst, headers.dst_port(), 0);
+    let mut hash = key.hash(source.salt(), flows);
+    let mut found = find(flows, &key, hash, Match::Client);
+    // Nothing, unless services that share this backend have different salts.
+    if found.is_none() && source.next() == 0 {
+        return None;
+    }
+    if unlikely(!found.is_some_and(|flow| is_at(&flow, headers, world))) {
+        let (its_hash, nth) = slow::locate(world, Locating { headers: *headers, key, hash })?;
+        hash = its_hash;
+        found = read(flows, place::<V::Key, _>(flows, hash, nth)?, &key, Match::Client);
+    }
+    let mut flow = found?;
+    let backend = BackendRef(world.backend(flow.backend().slot())?);
+    if !backend.is(flow.backend()) || !backend.is_at::<V>(headers.src, headers.src_port(), headers.protocol) {
+        return None;
+    }
+    let is_syn = headers.flags & tcp_flags::SYN != 0;
+    if unlikely(flow.state().has(FlowState::FOREIGN) && !is_syn) {
+        return None;
+    }
+    let vip = VipRef(world.vip(flow.vip().into())?);
+    // The preview address that the client sent to is none any more.
+    if vip.is_none() {
+        return None;
+    }
+    let deployment = backend.deployment();
+    if headers.protocol == Protocol::Udp {
+        // What a cut has ended must not be heard of again. A TCP client must: its answer to this segment meets
+        // the new colour, which resets it.
+        let Some(word) = world.live(deployment) else { return Some(Verdict::drop(world, Event::MissingRow)) };
+        if ended_by_switch(flow.flow(), Colour::from_u8(backend.colour()), deployment, word, world, now) {
+            return Some(Verdict::drop(world, Event::EndedFlow));
+        }
+        // After a long silence the client may talk to the backend itself, from a port that it once used for the VIP.
+        if !flow.was_seen_at(now) && is_silent(flow.flow(), headers.protocol, world.deployment(deployment)?, now) {
+            return None;
+        }
+    }
+    if unlikely(has_news(headers, flow.state())) {
+        let key = V::key(headers.dst, headers.dst_port(), flow.vip());
+        match slow::answer(world, Answering { headers: *headers, key, hash, now })? {
+            Answer::Ours => {}
+            Answer::Foreign => return None,
+            Answer::Refusal => return Some(Verdict::drop(world, Event::SecondChance)),
+        }
+    }
+    Some(send(headers, &mut flow, vip, hook, writer))
+}
+
+/// Whether the packet comes from the flow's backend.
+#[inline(always)]
+fn is_at<V: Flows>(flow: &FlowRef, headers: &Headers<V>, world: &impl World) -> bool {
+    world
+        .backend(flow.backend().slot())
+        .map(BackendRef)
+        .is_some_and(|backend| backend.is_at::<V>(headers.src, headers.src_port(), headers.protocol))
+}
+
+/// Whether the packet may say something new of its flow.
+#[inline(always)]
+fn has_news<V: Flows>(headers: &Headers<V>, state: FlowState) -> bool {
+    match headers.protocol {
+        Protocol::Udp => !state.has(FlowState::ANSWERED),
+        Protocol::Tcp => {
+            const STATE: u32 = FlowState::CONFIRMED | FlowState::ANSWERED | FlowState::FOREIGN | FlowState::DOUBTFUL;
+            state.0 & STATE != FlowState::CONFIRMED | FlowState::ANSWERED
+                || headers.flags & (tcp_flags::SYN | tcp_flags::FIN | tcp_flags::RST) != 0
+        }
+    }
+}
+
+/// Rewrites the packet towards the client.
+#[inline(always)]
+fn send<V: Flows + Rewritable, W: World>(
+    headers: &Headers<V>,
+    flow: &mut FlowRef,
+    vip: VipRef,
+    hook: &Hook<'_, W>,
+    writer: &mut impl Writer,
+) -> Verdict {
+    let is_own = flow.state().has(FlowState::OWN);
+    let exit = match hook.direction {
+        Direction::Egress => Exit::TO_STACK,
+        Direction::Early if headers.hop_limit <= 1 || is_own => Exit::DEFERRED,
+        Direction::Ingress if is_own => Exit::TO_SELF,
+        Direction::Early | Direction::Ingress => {
+            if headers.hop_limit <= 1 {
+                flow.see(hook.now);
+                hook.world.count(Event::TtlExpired);
+                return Verdict::PASS;
+            }
+            next_hop::to_client(flow, vip.address::<V>(), headers, hook)
+        }
+    };
+    if exit.action == Action::Defer {
+        return Verdict::DEFER;
+    }
+    flow.see(hook.now);
+    if hook.direction == Direction::Ingress && exit.action == Action::Deliver {
+        // Unmodified: the host would take a packet from its own VIP for a martian. It is restored by
+        // the egress program of the interface that it leaves by.
+        return Verdict::PASS;
+    }
+    let edit = Edit { end: End::Source, address: vip.address::<V>(), port: vip.port(), hop: exit.hop };
+    if writer.rewrite(headers, &edit).is_none() {
+        return Verdict::drop(hook.world, Event::Malformed);
+    }
+    Verdict::out_of(exit)
+}

@@ -1,0 +1,78 @@
+//! Which colour a new flow gets. It follows from one reading of the live word and from the five-tuple alone, so that a flow
+//! whose row was lost is sent where it was before.
+
+use crate::{policy::lifetime::ended_by_switch, wire::headers::IpVersion, world::World};
+use bg_common::{Colour, FULL_SHARE, Flow, LiveFlags, LiveWord, Role, ServiceRow, TesterKey};
+
+/// The colour of a new flow.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct ColourChoice {
+    /// The colour.
+    pub colour: Colour,
+    /// The flow is a tester's or came by the preview address: it must never be on the live colour.
+    pub idle_only: bool,
+    /// Generation that the flow counts as opened in.
+    pub generation: u32,
+}
+
+/// Chooses the colour of a flow that has no row.
+#[inline(always)]
+pub fn choose<V: IpVersion>(
+    client: V::Address,
+    hash: u32,
+    row: &ServiceRow,
+    word: LiveWord,
+    world: &impl World,
+) -> ColourChoice {
+    let generation = word.generation();
+    if row.role == Role::Preview as u8 || (row.has_testers != 0 && is_tester::<V>(client, row, world)) {
+        return ColourChoice { colour: word.live().other(), idle_only: true, generation };
+    }
+    ColourChoice { colour: of_share(word.target_share(), hash), idle_only: false, generation }
+}
+
+/// The other colour of a connection that was picked up in mid-stream and that its colour has refused, if a drain leaves
+/// that colour connections. It counts as opened before the switch if that colour is not live.
+#[inline(always)]
+pub fn second_chance(
+    refused_by: Colour,
+    deployment: u16,
+    word: LiveWord,
+    world: &impl World,
+    now: u32,
+) -> Option<ColourChoice> {
+    if !word.flags().has(LiveFlags::DRAINING) {
+        return None;
+    }
+    let colour = refused_by.other();
+    let generation =
+        if colour as u8 == word.live() as u8 { word.generation() } else { word.generation().wrapping_sub(1) };
+    let flow = Flow { generation, ..EMPTY };
+    if ended_by_switch(&flow, colour, deployment, word, world, now) {
+        return None;
+    }
+    Some(ColourChoice { colour, idle_only: false, generation })
+}
+
+/// A flow of which nothing is known.
+const EMPTY: Flow = Flow::from_words([0; 3]);
+
+/// The colour that a share of green flows gives to this hash. Uses the upper half of the hash; the
+/// table entry follows from its remainder.
+#[inline(always)]
+fn of_share(share: u16, hash: u32) -> Colour {
+    if share == 0 {
+        return Colour::Blue;
+    }
+    let basis_point = ((hash >> 16) * FULL_SHARE as u32) >> 16;
+    if basis_point < share as u32 { Colour::Green } else { Colour::Blue }
+}
+
+#[inline(always)]
+fn is_tester<V: IpVersion>(client: V::Address, row: &ServiceRow, world: &impl World) -> bool {
+    world.is_tester(&TesterKey {
+        deployment: (row.deployment as u32).to_be(),
+        family: (V::FAMILY as u32).to_be(),
+        addr: V::widen(client),
+    })
+}

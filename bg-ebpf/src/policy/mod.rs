@@ -1,0 +1,6 @@
+//! Decisions: which colour and backend a new flow gets, and when a flow is over.
+
+pub mod backend;
+pub mod colour;
+pub mod connection;
+pub mod lifetime;

@@ -1,0 +1,194 @@
+//! Rows of `vips`, `backends` and `next_hops`, which user space and other CPUs change while they are read.
+//!
+//! They are never borrowed. Each field is read or written by one volatile access, and each is one of which any
+//! mixture of old and new is harmless; `bg-common` says why where it declares them.
+
+use crate::{
+    flow::memory::{RawWords, Words as _},
+    wire::headers::IpVersion,
+};
+use bg_common::{Backend, Be16, FlowBackend, Identity, NextHop, Protocol, ServiceKey, Vip};
+
+macro_rules! read {
+    ($row:expr, $($field:tt)+) => {
+        // SAFETY: the world hands out pointers to whole rows that live as long as the program runs;
+        // the type of each field is valid for any bytes.
+        unsafe { (&raw const (*$row).$($field)+).read_volatile() }
+    };
+}
+
+/// A row of `vips`.
+#[derive(Clone, Copy)]
+pub struct VipRef(pub *const Vip);
+
+impl VipRef {
+    /// Whether it is this address, port and protocol.
+    #[inline(always)]
+    pub fn is_at<V: IpVersion>(self, address: V::Address, port: Be16, protocol: Protocol) -> bool {
+        self.port() == port
+            && read!(self.0, key.protocol) == protocol as u8
+            && read!(self.0, key.family) == V::FAMILY as u8
+            && V::is_same(address, &read!(self.0, key.addr))
+    }
+
+    /// The whole address.
+    #[inline(always)]
+    pub fn key(self) -> ServiceKey {
+        read!(self.0, key)
+    }
+
+    /// Address.
+    #[inline(always)]
+    pub fn address<V: IpVersion>(self) -> V::Address {
+        V::narrow(&read!(self.0, key.addr))
+    }
+
+    /// Port.
+    #[inline(always)]
+    pub fn port(self) -> Be16 {
+        read!(self.0, key.port)
+    }
+
+    /// Whether there is no address in this row.
+    #[inline(always)]
+    pub fn is_none(self) -> bool {
+        read!(self.0, key.family) == 0
+    }
+
+    /// See [`Vip::salt`].
+    #[inline(always)]
+    pub fn salt(self) -> u16 {
+        read!(self.0, salt)
+    }
+
+    /// See [`Vip::next`].
+    #[inline(always)]
+    pub fn next(self) -> u32 {
+        read!(self.0, next)
+    }
+}
+
+/// A row of `backends`.
+#[derive(Clone, Copy)]
+pub struct BackendRef(pub *mut Backend);
+
+impl BackendRef {
+    /// Whose slot it is. One load: both halves change at once.
+    #[inline(always)]
+    pub fn identity(self) -> Identity {
+        // SAFETY: an aligned field of eight bytes, of a row that lives as long as the program runs.
+        let word = unsafe { (&raw const (*self.0).identity).cast::<u64>().read_volatile() };
+        Identity { epoch: word as u32, in_use: (word >> 32) as u32 }
+    }
+
+    /// Whether the slot still holds this backend.
+    #[inline(always)]
+    pub fn is(self, backend: FlowBackend) -> bool {
+        backend.is(self.identity())
+    }
+
+    /// Whether it is this address, port and protocol.
+    #[inline(always)]
+    pub fn is_at<V: IpVersion>(self, address: V::Address, port: Be16, protocol: Protocol) -> bool {
+        self.port() == port
+            && self.protocol() == protocol as u8
+            && read!(self.0, family) == V::FAMILY as u8
+            && V::is_same(address, &read!(self.0, addr))
+    }
+
+    /// Address.
+    #[inline(always)]
+    pub fn address<V: IpVersion>(self) -> V::Address {
+        // SAFETY: a field of a row that lives as long as the program runs. No such field changes while a flow refers
+        // to the row, and a flow that does not would be over.
+        V::narrow(unsafe { &(*self.0).addr })
+    }
+
+    /// Port.
+    #[inline(always)]
+    pub fn port(self) -> Be16 {
+        read!(self.0, port)
+    }
+
+    /// [`bg_common::Protocol`], as a number.
+    #[inline(always)]
+    pub fn protocol(self) -> u8 {
+        read!(self.0, protocol)
+    }
+
+    /// [`bg_common::Mode`], as a number.
+    #[inline(always)]
+    pub fn mode(self) -> u8 {
+        read!(self.0, mode)
+    }
+
+    /// Index of the service that it serves.
+    #[inline(always)]
+    pub fn service(self) -> u16 {
+        read!(self.0, service)
+    }
+
+    /// Index of that service's deployment.
+    #[inline(always)]
+    pub fn deployment(self) -> u16 {
+        read!(self.0, deployment)
+    }
+
+    /// Colour that it belongs to, as a number.
+    #[inline(always)]
+    pub fn colour(self) -> u8 {
+        read!(self.0, colour)
+    }
+
+    /// See [`Vip::salt`].
+    #[inline(always)]
+    pub fn salt(self) -> u16 {
+        read!(self.0, salt)
+    }
+
+    /// See [`Backend::next`].
+    #[inline(always)]
+    pub fn next(self) -> u32 {
+        read!(self.0, next)
+    }
+
+    /// Next hop towards it.
+    #[inline(always)]
+    pub fn next_hop(self) -> HopCache {
+        // SAFETY: three words of a row that lives as long as the program runs.
+        HopCache(unsafe { RawWords::new((&raw mut (*self.0).next_hop).cast()) })
+    }
+}
+
+/// A cached next hop, in a backend's row or in `next_hops`; see [`NextHop`] for why it needs no lock.
+#[derive(Clone, Copy)]
+pub struct HopCache(pub RawWords);
+
+impl HopCache {
+    /// What is cached.
+    #[inline(always)]
+    pub fn read(self) -> NextHop {
+        let times = self.0.load(2);
+        NextHop {
+            ifindex_and_dmac: self.0.load(0),
+            mtu_and_smac: self.0.load(1),
+            learned: times as u32,
+            asked: (times >> 32) as u32,
+        }
+    }
+
+    /// Caches a look-up.
+    #[inline(always)]
+    pub fn write(self, hop: NextHop) {
+        self.0.store(0, hop.ifindex_and_dmac);
+        self.0.store(1, hop.mtu_and_smac);
+        self.write_times(hop);
+    }
+
+    /// Caches when it was looked up and asked. Another CPU may do the same at the same time: then one of two recent
+    /// ticks is lost, and the next packet looks again.
+    #[inline(always)]
+    pub fn write_times(self, hop: NextHop) {
+        self.0.store(2, u64::from(hop.learned) | u64::from(hop.asked) << 32);
+    }
+}

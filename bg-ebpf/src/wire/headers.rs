@@ -1,0 +1,108 @@
+//! What the engine needs of the network and transport headers, read once and checked once.
+//!
+//! IPv4 and IPv6 differ in [`IpVersion`] alone; everything above is written once and compiled for both.
+
+use super::packet::Packet;
+use bg_common::{Addr, Be16, Family, Protocol};
+
+/// Flag bits of a TCP header's fourteenth byte.
+pub mod tcp_flags {
+    /// No more data from the sender.
+    pub const FIN: u8 = 0x01;
+    /// Opens a connection.
+    pub const SYN: u8 = 0x02;
+    /// Resets a connection.
+    pub const RST: u8 = 0x04;
+    /// The acknowledgment number counts.
+    pub const ACK: u8 = 0x10;
+}
+
+/// A parsed packet: where its headers stand, and what they say.
+#[derive(Clone, Copy)]
+pub struct Headers<V: IpVersion> {
+    /// Offset of the IP header in the frame.
+    pub l3: usize,
+    /// Offset of the transport header in the frame.
+    pub l4: usize,
+    /// Source address as on the wire.
+    pub src: V::Address,
+    /// Destination address as on the wire.
+    pub dst: V::Address,
+    /// Source and destination port as the four bytes stand on the wire.
+    pub ports: u32,
+    /// Transport protocol.
+    pub protocol: Protocol,
+    /// TCP flags; zero for UDP.
+    pub flags: u8,
+    /// TCP sequence number as on the wire; zero for UDP.
+    pub sequence: u32,
+    /// TCP acknowledgment number as on the wire; zero for UDP.
+    pub acknowledgment: u32,
+    /// TTL or hop limit.
+    pub hop_limit: u8,
+    /// Octets of the IP packet, header included.
+    pub ip_len: u32,
+}
+
+impl<V: IpVersion> Headers<V> {
+    /// Source port.
+    #[inline(always)]
+    pub const fn src_port(&self) -> Be16 {
+        Be16(self.ports as u16)
+    }
+
+    /// Destination port.
+    #[inline(always)]
+    pub const fn dst_port(&self) -> Be16 {
+        Be16((self.ports >> 16) as u16)
+    }
+
+    /// A SYN that opens a connection, not the answer to one.
+    #[inline(always)]
+    pub const fn opens_connection(&self) -> bool {
+        self.flags & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::SYN
+    }
+}
+
+/// Both ports as one word, in the order of the wire.
+#[inline(always)]
+pub const fn ports(src: Be16, dst: Be16) -> u32 {
+    src.0 as u32 | (dst.0 as u32) << 16
+}
+
+/// What parsing has found.
+pub enum Parsed<V: IpVersion> {
+    /// A packet of a kind that we may own.
+    Whole(Headers<V>),
+    /// Ports can be read, but the packet is cut short or a length field lies.
+    Malformed(Headers<V>),
+    /// Of no concern to us: another protocol, a fragment, or too little to tell.
+    Other,
+}
+
+/// One version of the Internet Protocol.
+pub trait IpVersion: Copy {
+    /// Family in the maps.
+    const FAMILY: Family;
+    /// An address, as words that stand as on the wire.
+    type Address: Copy + PartialEq;
+
+    /// Reads the headers from offset `l3` on. `frame_len` is the length of the whole frame, of which
+    /// the packet's bytes may be only the first part (tc).
+    fn parse(packet: &Packet<'_>, l3: usize, frame_len: usize) -> Parsed<Self>;
+    /// Hash that chooses among backends: the same for the same five-tuple, always and everywhere.
+    fn tuple_hash(src: Self::Address, dst: Self::Address, ports: u32, protocol: Protocol) -> u32;
+    /// The address as maps keep it.
+    fn widen(address: Self::Address) -> Addr;
+    /// The address as packets bear it.
+    fn narrow(address: &Addr) -> Self::Address;
+    /// Whether two addresses are the same one.
+    fn is_same(a: Self::Address, b: &Addr) -> bool;
+}
+
+/// IPv4.
+#[derive(Clone, Copy)]
+pub struct V4;
+/// IPv6.
+#[derive(Clone, Copy)]
+pub struct V6;

@@ -1,0 +1,8 @@
+//! What is on the wire: packet bytes, headers and checksums.
+
+pub mod checksum;
+pub mod ethernet;
+pub mod headers;
+pub mod ip;
+pub mod packet;
+pub mod transport;

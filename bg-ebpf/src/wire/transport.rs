@@ -1,0 +1,62 @@
+//! TCP (RFC 9293) and UDP (RFC 768).
+
+use super::{
+    headers::{Headers, IpVersion, Parsed},
+    packet::{
+        Packet,
+        bytes::{load16, load32},
+    },
+};
+use crate::hint::unlikely;
+use bg_common::Protocol;
+use core::mem::offset_of;
+use network_types::{tcp::TcpHdr, udp::UdpHdr};
+
+/// Reads ports and what TCP tells, and checks the length fields against each other and the frame.
+#[inline(always)]
+pub fn transport<V: IpVersion>(
+    packet: &Packet<'_>,
+    mut headers: Headers<V>,
+    ip_header_len: usize,
+    frame_len: usize,
+) -> Parsed<V> {
+    let Some(ports) = packet.header::<[u8; 4]>(headers.l4) else { return Parsed::Other };
+    headers.ports = load32(ports);
+    // A packet beyond 64 KiB, which only a GSO stack hands out (tc), says zero where its length would be.
+    if unlikely(headers.ip_len <= ip_header_len as u32) && frame_len > 0xffff {
+        headers.ip_len = (frame_len - headers.l3) as u32;
+    }
+    let ip_end = headers.l3 + headers.ip_len as usize;
+    let needed = match headers.protocol {
+        Protocol::Tcp => {
+            // As bytes: the header's own type keeps flags in a bit field without a name for the byte. One
+            // check covers all of it.
+            let Some(tcp) = packet.header::<[[u8; 4]; TcpHdr::LEN / 4]>(headers.l4) else {
+                return Parsed::Malformed(headers);
+            };
+            let [_, sequence, acknowledgment, [words, flags, ..], _] = tcp;
+            headers.sequence = load32(sequence);
+            headers.acknowledgment = load32(acknowledgment);
+            headers.flags = *flags;
+            let header_len = ((words >> 4) as usize) * 4;
+            if header_len < TcpHdr::LEN {
+                return Parsed::Malformed(headers);
+            }
+            header_len
+        }
+        Protocol::Udp => {
+            let Some(udp) = packet.header::<UdpHdr>(headers.l4) else { return Parsed::Malformed(headers) };
+            let datagram_len = u16::from_be(load16(&udp.len)) as usize;
+            if datagram_len < UdpHdr::LEN && frame_len <= 0xffff {
+                return Parsed::Malformed(headers);
+            }
+            datagram_len
+        }
+    };
+    if headers.l4 + needed > ip_end || ip_end > frame_len {
+        return Parsed::Malformed(headers);
+    }
+    Parsed::Whole(headers)
+}
+
+const _: () = assert!(offset_of!(TcpHdr, seq) == 4 && offset_of!(TcpHdr, window) == 14);

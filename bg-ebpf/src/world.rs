@@ -1,0 +1,118 @@
+//! What the engine asks of the world around it: maps, clock and routes.
+//!
+//! In the kernel these are BPF maps and helpers (`kernel/`), on the host plain collections. The trait is
+//! monomorphised, so the seam costs nothing.
+
+use crate::{
+    flow::{
+        key::FlowVersion,
+        memory::{Memory, RawWords},
+    },
+    wire::headers::{V4, V6},
+};
+use bg_common::{
+    Addr, Backend, DeploymentRow, Event, Family, FlowKey4, FlowKey6, LiveWord, NextHop, ServiceKey, ServiceRow,
+    SwitchTerms, TesterKey, Vip,
+};
+
+/// A route look-up.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct RouteCall {
+    /// Source address of the packet.
+    pub src: Addr,
+    /// Destination address of the packet. The answer puts the next hop's address in its place.
+    pub dst: Addr,
+    /// Family of the destination. An IPv4 packet may have a next hop with an IPv6 address.
+    pub family: Family,
+    /// The answer; see [`NextHop::is_resolved`]. [`NextHop::NONE`]: the host's stack has to find the way.
+    pub hop: NextHop,
+}
+
+/// Words of the scratch buffer.
+pub const SCRATCH_WORDS: usize = 48;
+
+/// Maps, clock and routes.
+pub trait World {
+    /// Memory of the IPv4 flow table.
+    fn flows4(&self) -> &impl Memory<FlowKey4, Words = RawWords>;
+    /// Memory of the IPv6 flow table.
+    fn flows6(&self) -> &impl Memory<FlowKey6, Words = RawWords>;
+    /// The live word of a deployment. A packet reads it once. Its terms are read by [`crate::policy::lifetime::terms`].
+    fn live(&self, deployment: u16) -> Option<LiveWord>;
+    /// The terms of the generation that uses `slot`.
+    fn terms(&self, deployment: u16, slot: usize) -> Option<SwitchTerms>;
+    /// Stores [`SwitchTerms::ended_before`] of a word whose drain is over, then replaces the word, if it is still there.
+    fn end_drain(&self, deployment: u16, word: LiveWord, settled: LiveWord, ended_before: [u32; 2]);
+    /// Loads before it come before loads after it. Nothing, where one thread runs.
+    fn order(&self) {}
+    /// Settings of a deployment.
+    fn deployment(&self, deployment: u16) -> Option<&DeploymentRow>;
+    /// Head of `vip_index` for a hash.
+    fn vip_head(&self, hash: u32) -> u32;
+    /// Row `2 * service + role` of the virtual addresses.
+    fn vip(&self, row: u32) -> Option<*const Vip>;
+    /// Head of `backend_index` for a hash.
+    fn backend_head(&self, hash: u32) -> u32;
+    /// A backend's row.
+    fn backend(&self, slot: u32) -> Option<*mut Backend>;
+    /// The service at a virtual address.
+    fn service(&self, key: &ServiceKey) -> Option<&ServiceRow>;
+    /// Entry of the flat Maglev array: a backend's slot.
+    fn maglev(&self, entry: u32) -> Option<u32>;
+    /// A row of the numbered next hops, as three words.
+    fn numbered_hop(&self, number: u32) -> Option<RawWords>;
+    /// Whether a tester prefix of the deployment covers the address.
+    fn is_tester(&self, key: &TesterKey) -> bool;
+    /// Whether a frame to this MAC address, met on the way in, is one that the host's stack would take.
+    fn is_addressed_here(&self, destination: u64) -> bool;
+    /// Asks the kernel's routes.
+    fn route(&self, call: &mut RouteCall);
+    /// Prepares that the frame leaves by an interface, if that takes redirected frames at this hook.
+    fn prepare_redirect(&self, ifindex: u32) -> bool;
+    /// Memory for a route look-up of the packet that this CPU processes.
+    fn route_call(&self) -> Option<*mut RouteCall>;
+    /// Memory for the slow path of the packet that this CPU processes: [`SCRATCH_WORDS`] words. Pointers do not lie here: the
+    /// verifier would take them for numbers.
+    fn scratch(&self) -> Option<*mut u64>;
+    /// Payload bytes of each segment that the frame will be cut into, if it is a GSO frame; else zero.
+    fn gso_size(&self) -> u32 {
+        0
+    }
+    /// Whether the frame has a VLAN tag that is not among its bytes.
+    fn is_tagged(&self) -> bool {
+        false
+    }
+    /// Whether this host itself has sent the frame, which came by its loopback interface.
+    fn is_own(&self) -> bool {
+        false
+    }
+    /// The coarse clock, see [`bg_common::TICK_SHIFT`].
+    fn tick(&self) -> u32;
+    /// Counts an event.
+    fn count(&self, event: Event);
+    /// Counts a flow of a service and colour that a packet has opened.
+    fn count_flow(&self, service: u16, colour: u8);
+    /// Counts a packet of a service and colour.
+    fn count_packet(&self, service: u16, colour: u8, bytes: u64);
+}
+
+/// Finds the flow table for a version of IP.
+pub trait Flows: FlowVersion {
+    /// Its memory.
+    fn flows<W: World>(world: &W) -> &impl Memory<Self::Key, Words = RawWords>;
+}
+
+impl Flows for V4 {
+    #[inline(always)]
+    fn flows<W: World>(world: &W) -> &impl Memory<FlowKey4, Words = RawWords> {
+        world.flows4()
+    }
+}
+
+impl Flows for V6 {
+    #[inline(always)]
+    fn flows<W: World>(world: &W) -> &impl Memory<FlowKey6, Words = RawWords> {
+        world.flows6()
+    }
+}
