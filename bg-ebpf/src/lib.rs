@@ -100,9 +100,9 @@ fn of_version<V: Flows + Rewritable, W: SlowPath<V>>(
     }
     let hook = Hook { direction: frame.direction, frame_len: frame.len, world, now: world.tick() };
     // Here the flow of a client's packet is looked for.
-    let arrival = vip.map(|vip| Arrival::new(&headers, vip, world));
+    let arrival = vip.map(|vip| Arrival::new::<V>(&headers, vip, world));
     // A backend may be a client too, of this or another service, so its own flow comes first.
-    if !arrival.is_some_and(|arrival| arrival.flow.is_some())
+    if !arrival.is_some_and(|arrival| arrival.is_known())
         && let Some(source) = backend_at::<V>(headers.src, headers.src_port(), headers.protocol, world)
         && let Some(verdict) = restore(&headers, source, &hook, writer)
     {

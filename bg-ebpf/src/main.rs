@@ -10,11 +10,10 @@
 //! Built for the kernel only; on the host it is an empty program, so that the workspace builds as one.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 #![cfg_attr(
-    all(target_arch = "bpf", not(feature = "lru")),
+    target_arch = "bpf",
     feature(core_intrinsics),
     expect(internal_features, reason = "the target has no atomics in core")
 )]
-#![cfg_attr(all(target_arch = "bpf", feature = "lru"), feature(asm_experimental_arch))]
 
 #[cfg(target_arch = "bpf")]
 mod kernel;

@@ -22,7 +22,7 @@ use crate::{
         ethernet,
         headers::{Headers, IpVersion},
     },
-    world::{RouteCall, World},
+    world::World,
 };
 use bg_common::{CachedHop, Event, MAX_NEXT_HOPS, NextHop, Protocol};
 
@@ -149,7 +149,11 @@ fn look_up<V: IpVersion>(src: V::Address, dst: V::Address, world: &impl World) -
     let Some(call) = world.route_call() else { return NextHop::NONE };
     // SAFETY: this CPU's memory, for the packet that it processes.
     let call = unsafe { &mut *call };
-    *call = RouteCall { src: V::widen(src), dst: V::widen(dst), family: V::FAMILY, hop: NextHop::NONE };
+    // Field by field: as a whole the compiler would copy it byte by byte.
+    call.src = V::widen(src);
+    call.dst = V::widen(dst);
+    call.family = V::FAMILY;
+    call.hop = NextHop::NONE;
     world.route(call);
     call.hop
 }

@@ -28,7 +28,7 @@ use super::{
     row::FlowRef,
     victim::{Rank, rank, survey, two_empty},
 };
-use crate::hint::{rolled, unlikely};
+use crate::hint::{opaque, rolled, unlikely};
 use bg_common::{Flow, FlowState};
 
 /// Rows of a bucket.
@@ -191,21 +191,22 @@ fn publish<K, M: Memory<K>>(memory: &M, head: M::Words, version: FlowState, flow
 /// How many places of a bucket hold the key, or are being written for a flow of this hash.
 ///
 /// A place that another CPU has claimed counts by the key that stands there, too: that CPU may give up, and then the
-/// flow of this key is there again.
+/// flow of this key is there again. Without a branch, for the verifier's sake.
 #[inline(always)]
-fn count_of<K: Key, M: Memory<K>>(memory: &M, bucket: M::Words, hash: u32, key: &K) -> u32 {
+fn count_of<K: Key, M: Memory<K>>(memory: &M, bucket: M::Words, hash: u32, key: &K) -> u64 {
+    // 0 or 1, of which the compiler does not know that it is no more.
+    let is_zero = |word: u64| opaque(!(word | 0_u64.wrapping_sub(word))) >> 63;
     let mut count = 0;
     for turn in 0..rolled(WAYS) {
         let row = row::<K, _>(bucket, hash, turn);
         let head = row.load(K::HEAD);
         memory.order();
-        let is_claimed_for_it = head & STATUS == BUSY && head >> 32 == u64::from(hash);
-        let has_key = difference(row, key, Match::Whole) == 0;
-        if unlikely(head & STATUS != 0 && (is_claimed_for_it || has_key)) {
-            count += 1;
-        }
+        let is_in_use = opaque(head & STATUS).wrapping_add(STATUS) >> 2;
+        let is_claimed_for_it = is_zero((head & STATUS ^ BUSY) | (head >> 32 ^ u64::from(hash)));
+        let has_key = is_zero(difference(row, key, Match::Whole));
+        count += opaque(is_claimed_for_it | has_key) & is_in_use;
     }
-    count
+    opaque(count)
 }
 
 /// Where a new flow goes: whether to the second bucket, and the rank of the place there.

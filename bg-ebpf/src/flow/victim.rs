@@ -69,7 +69,7 @@ pub(super) fn rank(head: u64, origin: u64, times: u64, turn: u32, now: u32, gene
     let bits = opaque(head & 0xffff_ffff);
     let at = |mask: u32| bits >> mask.trailing_zeros();
     let is_live = at(S::LIVE) & 1;
-    let is_empty = !(at(S::LIVE) | at(S::BUSY)) & 1;
+    let is_empty = opaque(bits & u64::from(S::STATUS)).wrapping_sub(1) >> 63;
     // Another CPU may have seen a later tick than this one had read: that is no silence.
     let silence = now.wrapping_sub(times as u32);
     let silence = u64::from(silence) & opaque(u64::from(silence >> 31).wrapping_sub(1));
@@ -89,7 +89,7 @@ pub(super) fn rank(head: u64, origin: u64, times: u64, turn: u32, now: u32, gene
     let if_live = 0_u64.wrapping_sub(opaque(is_live));
     let rank = if_live & (class << Rank::CLASS_SHIFT | relative << Rank::TURN_BITS)
         | (Rank::EMPTY * is_empty) << Rank::CLASS_SHIFT;
-    (Rank(rank | Rank::of_turn(turn)), is_empty | (is_live & is_over))
+    (Rank(rank | Rank::of_turn(turn)), is_empty | opaque(is_live & is_over))
 }
 
 /// What a bucket has for a new flow.

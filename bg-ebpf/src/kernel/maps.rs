@@ -5,18 +5,20 @@
 //! | `live` | deployment → [`LiveWord`] | user space, by compare-exchange in mapped memory | the switch itself |
 //! | `terms` | deployment → two [`SwitchTerms`] | user space, before the word of their parity | cuts and drain deadlines |
 //! | `deployments` | deployment → [`DeploymentRow`] | user space | time-outs, name |
-//! | `vip_filter` | hash → 64 bits | user space | spares most other packets the look-up in `services` |
-//! | `services` | [`ServiceKey`] → [`ServiceRow`] | user space, whole rows | what a packet's destination is matched against |
-//! | `vips` | 2 × service + role → [`ServiceKey`] | user space | the source that a reply gets back |
+//! | `vip_index` | hash / 2 → two heads of lists of `vips` | user space | is a packet's destination a virtual address? |
+//! | `vips` | 2 × service + role → [`Vip`] | user space | that, and the source that a reply gets back |
+//! | `services` | [`ServiceKey`] → [`ServiceRow`] | user space, whole rows | where the flows of a virtual address go |
 //! | `service_info` | service → [`ServiceInfo`] | user space | names; the programs do not read it |
+//! | `backend_index` | hash / 2 → two heads of lists of `backends` | user space | is a packet's source a backend? |
 //! | `backends` | slot → [`Backend`] | user space; programs cache the next hop in it | where a flow goes |
+//! | `backend_info` | slot → [`BackendInfo`] | user space | weights; the programs do not read it |
 //! | `maglev` | entry / 2 → two slots of `backends` | user space | backend choice of new flows |
 //! | `testers` | [`TesterKey`] prefix → deployment | user space | sources that reach the idle colour |
-//! | `flows4`, `flows6` | bucket → entries | programs | open flows, an entry for each direction; see [`bg_ebpf::flow_table`] |
+//! | `flows4`, `flows6` | bucket → rows | programs | open flows; see [`bg_ebpf::flow::table`] |
 //! | `next_hops` | number → [`NumberedHop`] | programs | where clients' packets go |
 //! | `traffic` | 2 × service + colour → [`Traffic`] | programs, per CPU | counters |
 //! | `events` | [`Event`] → count | programs, per CPU | drops by reason, and what came close |
-//! | `desk` | 0 → words | programs, per CPU | memory for one packet; see [`bg_ebpf::desk`] |
+//! | `scratch`, `route_call` | 0 → words | programs, per CPU | memory for one packet; see [`bg_ebpf::path::slow`] |
 //! | `meta` | 0 → [`Meta`] | user space, once | ABI version of the instance |
 //! | `clock` | 0 → [`Clock`] | the program `read_clock` | turns ticks into time |
 //! | `egress` | ifindex → interface | user space | interfaces that XDP may redirect frames to |
@@ -32,36 +34,37 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use bg_common::{
-    Backend, Clock, DeploymentRow, Event, FILTER_BITS, FlowHash, FlowTables, LiveWord, MAX_BACKENDS, MAX_DEPLOYMENTS,
-    MAX_INTERFACES, MAX_NEXT_HOPS, MAX_SERVICES, MAX_TABLE_ENTRIES, MAX_TESTERS, Meta, NumberedHop, ServiceInfo,
-    ServiceKey, ServiceRow, SwitchTerms, TesterKey, Traffic,
+    Backend, BackendInfo, Clock, DeploymentRow, Event, FLOW_WAYS, FlowHash, FlowKey4, FlowKey6, HEADS_PER_ROW,
+    LiveWord, MAX_DEPLOYMENTS, MAX_INTERFACES, MAX_NEXT_HOPS, MAX_TESTERS, Meta, NumberedHop, ServiceInfo, ServiceKey,
+    ServiceRow, SwitchTerms, TableSizes, TesterKey, Traffic, Vip,
 };
-#[cfg(feature = "lru")]
-use {
-    aya_ebpf::btf_maps::LruHashMap,
-    bg_common::{Flow, FlowKey4, FlowKey6},
-};
-#[cfg(not(feature = "lru"))]
-use {
-    bg_common::{FLOW_WAYS, FlowKey4, FlowKey6},
-    bg_ebpf::flow_table::Tuple,
+use bg_ebpf::{
+    flow::key::Key as _,
+    world::{RouteCall, SCRATCH_WORDS},
 };
 
 /// `BPF_F_MMAPABLE` of linux/bpf.h.
 const MMAPABLE: usize = 1024;
 
-/// Entries of a flow table when nobody says otherwise: twice as many as 262,144 flows have, for each has one a
-/// direction. The loader sets it anew (`bgctl attach --flows`), together with [`FLOW_TABLES`].
-const FLOW_ENTRIES: usize = 2 * 2 * 262_144;
+// Sizes when nobody says otherwise; the loader sets them anew (`bgctl attach --flows`, `--services`, `--backends`), together with
+// [`TABLE_SIZES`].
 
-#[cfg(not(feature = "lru"))]
-const FLOW_BUCKETS: usize = FLOW_ENTRIES / FLOW_WAYS as usize;
+/// Rows of a flow table: of two rows one is to be free.
+const FLOW_ROWS: usize = 2 * 262_144;
+const FLOW_BUCKETS: usize = FLOW_ROWS / FLOW_WAYS as usize;
+const SERVICES: usize = 1024;
+const BACKENDS: usize = 16_384;
+const VIP_HEADS: usize = 2 * SERVICES * HEADS_PER_ROW as usize;
+const BACKEND_HEADS: usize = BACKENDS * HEADS_PER_ROW as usize;
+const TABLE_ENTRIES: usize = 4 * 1024 * 1024;
 
-/// What the flow tables are made of. Read-only, so that the verifier knows it, and leaves out what it rules out.
+/// What the tables are made of. Read-only, so that the verifier knows it, and leaves out what it rules out.
 #[unsafe(no_mangle)]
-pub(super) static FLOW_TABLES: FlowTables = FlowTables {
-    hash: FlowHash::PUBLIC,
-    masks: [(FLOW_ENTRIES / bg_common::FLOW_WAYS as usize) as u32 - 1; 2],
+pub(super) static TABLE_SIZES: TableSizes = TableSizes {
+    flow_hash: FlowHash::PUBLIC,
+    flow_masks: [FLOW_BUCKETS as u32 - 1; 2],
+    vip_mask: VIP_HEADS as u32 - 1,
+    backend_mask: BACKEND_HEADS as u32 - 1,
     weakly_ordered: 0,
 };
 
@@ -77,54 +80,50 @@ pub(super) static TERMS: Array<[SwitchTerms; 2], { MAX_DEPLOYMENTS as usize }, M
 #[btf_map(name = "deployments")]
 pub(super) static DEPLOYMENTS: Array<DeploymentRow, { MAX_DEPLOYMENTS as usize }, MMAPABLE> = Array::new();
 
-/// Hashes of VIPs and preview addresses: a bit that is set says that none has it. All zeros is always right.
-#[btf_map(name = "vip_filter")]
-pub(super) static VIP_FILTER: Array<u64, { FILTER_BITS as usize / 64 }, MMAPABLE> = Array::new();
+/// Heads of the lists of `vips`.
+#[btf_map(name = "vip_index")]
+pub(super) static VIP_INDEX: Array<[u32; 2], { VIP_HEADS / 2 }, MMAPABLE> = Array::new();
 
-/// VIPs and preview addresses.
-#[btf_map(name = "services")]
-pub(super) static SERVICES: HashMap<ServiceKey, ServiceRow, { 2 * MAX_SERVICES as usize }> = HashMap::new();
-
-/// Both addresses of each service, by `2 * service + role`.
+/// VIPs and preview addresses, by `2 * service + role`.
 #[btf_map(name = "vips")]
-pub(super) static VIPS: Array<ServiceKey, { 2 * MAX_SERVICES as usize }, MMAPABLE> = Array::new();
+pub(super) static VIPS: Array<Vip, { 2 * SERVICES }, MMAPABLE> = Array::new();
+
+/// What stands behind a VIP or a preview address.
+#[btf_map(name = "services")]
+pub(super) static SERVICE_ROWS: HashMap<ServiceKey, ServiceRow, { 2 * SERVICES }> = HashMap::new();
 
 /// Names and modes of services.
 #[btf_map(name = "service_info")]
-pub(super) static SERVICE_INFO: Array<ServiceInfo, { MAX_SERVICES as usize }, MMAPABLE> = Array::new();
+pub(super) static SERVICE_INFO: Array<ServiceInfo, SERVICES, MMAPABLE> = Array::new();
+
+/// Heads of the lists of `backends`.
+#[btf_map(name = "backend_index")]
+pub(super) static BACKEND_INDEX: Array<[u32; 2], { BACKEND_HEADS / 2 }, MMAPABLE> = Array::new();
 
 /// Backends of all services and colours.
 #[btf_map(name = "backends")]
-pub(super) static BACKENDS: Array<Backend, { MAX_BACKENDS as usize }, MMAPABLE> = Array::new();
+pub(super) static BACKEND_ROWS: Array<Backend, BACKENDS, MMAPABLE> = Array::new();
+
+/// Weights of backends.
+#[btf_map(name = "backend_info")]
+pub(super) static BACKEND_INFO: Array<BackendInfo, BACKENDS, MMAPABLE> = Array::new();
 
 /// The flat Maglev array; service rows hold spans of it.
-/// Two entries a row, since the kernel pads a row to eight octets.
+/// Two entries a row, since the kernel pads a row to eight bytes.
 #[btf_map(name = "maglev")]
-pub(super) static MAGLEV: Array<[u32; 2], { MAX_TABLE_ENTRIES as usize / 2 }, MMAPABLE> = Array::new();
+pub(super) static MAGLEV: Array<[u32; 2], { TABLE_ENTRIES / 2 }, MMAPABLE> = Array::new();
 
 /// Tester prefixes of all deployments.
 #[btf_map(name = "testers")]
 pub(super) static TESTERS: LpmTrie<TesterKey, u32, { MAX_TESTERS as usize }> = LpmTrie::new();
 
-/// IPv4 flows, both directions.
-#[cfg(not(feature = "lru"))]
+/// IPv4 flows.
 #[btf_map(name = "flows4")]
-pub(super) static FLOWS4: Array<[u64; FLOW_WAYS as usize * FlowKey4::ENTRY], FLOW_BUCKETS, MMAPABLE> = Array::new();
+pub(super) static FLOWS4: Array<[u64; FLOW_WAYS as usize * FlowKey4::ROW], FLOW_BUCKETS, MMAPABLE> = Array::new();
 
-/// IPv6 flows, both directions.
-#[cfg(not(feature = "lru"))]
+/// IPv6 flows.
 #[btf_map(name = "flows6")]
-pub(super) static FLOWS6: Array<[u64; FLOW_WAYS as usize * FlowKey6::ENTRY], FLOW_BUCKETS, MMAPABLE> = Array::new();
-
-/// The kernel's own table in their place, to compare with.
-#[cfg(feature = "lru")]
-#[btf_map(name = "flows4")]
-pub(super) static FLOWS4: LruHashMap<FlowKey4, Flow, FLOW_ENTRIES> = LruHashMap::new();
-
-/// As above.
-#[cfg(feature = "lru")]
-#[btf_map(name = "flows6")]
-pub(super) static FLOWS6: LruHashMap<FlowKey6, Flow, FLOW_ENTRIES> = LruHashMap::new();
+pub(super) static FLOWS6: Array<[u64; FLOW_WAYS as usize * FlowKey6::ROW], FLOW_BUCKETS, MMAPABLE> = Array::new();
 
 /// Next hops towards clients, by number.
 #[btf_map(name = "next_hops")]
@@ -132,15 +131,19 @@ pub(super) static NEXT_HOPS: Array<NumberedHop, { MAX_NEXT_HOPS as usize }> = Ar
 
 /// Traffic counters, by `2 * service + colour`.
 #[btf_map(name = "traffic")]
-pub(super) static TRAFFIC: PerCpuArray<Traffic, { 2 * MAX_SERVICES as usize }> = PerCpuArray::new();
+pub(super) static TRAFFIC: PerCpuArray<Traffic, { 2 * SERVICES }> = PerCpuArray::new();
 
 /// Event counters, by [`Event`].
 #[btf_map(name = "events")]
 pub(super) static EVENTS: PerCpuArray<u64, { Event::COUNT as usize }> = PerCpuArray::new();
 
-/// Memory for the packet that a CPU is at.
-#[btf_map(name = "desk")]
-pub(super) static DESK: PerCpuArray<[u64; bg_ebpf::desk::WORDS], 1> = PerCpuArray::new();
+/// Memory for the slow path of the packet that a CPU processes.
+#[btf_map(name = "scratch")]
+pub(super) static SCRATCH: PerCpuArray<[u64; SCRATCH_WORDS], 1> = PerCpuArray::new();
+
+/// Memory for a route look-up of that packet.
+#[btf_map(name = "route_call")]
+pub(super) static ROUTE_CALL: PerCpuArray<[u64; size_of::<RouteCall>() / 8], 1> = PerCpuArray::new();
 
 /// The instance's description of itself.
 #[btf_map(name = "meta")]

@@ -16,16 +16,15 @@ use aya_ebpf::{
 };
 use bg_common::{Addr, Event, Protocol};
 use bg_ebpf::{
-    Action, Direction, Frame, Verdict, ethernet,
-    headers::Headers,
-    packet::Packet,
+    Action, Direction, Frame, Verdict,
+    egress::rewrite::{Edit, Rewritable, Writer, checksum_offset},
     process,
-    rewrite::{Edit, Rewritable, Writer, checksum_offset},
+    wire::{ethernet, headers::Headers, packet::Packet},
 };
 use core::mem::offset_of;
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
-/// Octets that the longest headers take: Ethernet, two tags, IPv4 with all options, TCP with all options.
+/// Bytes that the longest headers take: Ethernet, two tags, IPv4 with all options, TCP with all options.
 const LONGEST_HEADERS: u32 = 14 + 2 * 4 + 60 + 60;
 
 /// The switch.
@@ -77,7 +76,7 @@ fn run(context: TcContext, direction: Direction) -> i32 {
 ///
 /// What they leave behind is right for each state of `skb->ip_summed`. `CHECKSUM_NONE`: the checksum field alone counts.
 /// `CHECKSUM_PARTIAL`: the field holds the sum of the pseudo-header, which addresses change and ports do not.
-/// `CHECKSUM_COMPLETE`: `skb->csum` is the sum of all octets from the network header on.
+/// `CHECKSUM_COMPLETE`: `skb->csum` is the sum of all bytes from the network header on.
 ///
 /// | replaced | what keeps `skb->csum` right |
 /// | --- | --- |
@@ -92,7 +91,7 @@ fn run(context: TcContext, direction: Direction) -> i32 {
 /// has `BPF_F_IPV6` for the IPv6 address; it counts only where the change is told as one sum, which is not so here.
 struct SkbWriter<'a>(&'a TcContext);
 
-/// Makes a store change `skb->csum` as it changes the octets, where that is a sum of them. Since Linux 4.1.
+/// Makes a store change `skb->csum` as it changes the bytes, where that is a sum of them. Since Linux 4.1.
 const RECOMPUTE: u64 = BPF_F_RECOMPUTE_CSUM as u64;
 
 /// Flags of the helpers that replace an address.

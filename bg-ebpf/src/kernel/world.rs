@@ -1,6 +1,9 @@
-//! [`Tables`] by BPF maps and helpers.
+//! The engine's world by BPF maps and helpers.
 
-use super::{flows, maps};
+use super::{
+    flows::{Flows4, Flows6, order, told},
+    maps,
+};
 use aya_ebpf::{
     bindings::{
         __sk_buff, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, TC_ACT_OK, bpf_redir_neigh,
@@ -13,15 +16,19 @@ use aya_ebpf::{
     },
 };
 use bg_common::{
-    Addr, Backend, DeploymentRow, Event, Family, LiveWord, NextHop, ServiceKey, ServiceRow, SwitchTerms, TAKES_ALL,
-    TICK_SHIFT, TesterKey,
+    Addr, Backend, DeploymentRow, Event, Family, FlowKey4, FlowKey6, LiveWord, NextHop, ServiceKey, ServiceRow,
+    SwitchTerms, TAKES_ALL, TICK_SHIFT, TesterKey, Vip,
 };
 use bg_ebpf::{
-    flow_ref::RawWords,
-    tables::{RouteQuery, Tables},
-    unlikely,
+    flow::memory::{Memory, RawWords},
+    hint::unlikely,
+    world::{RouteCall, SCRATCH_WORDS},
 };
-use core::{ffi::c_void, mem::MaybeUninit};
+use core::{
+    ffi::c_void,
+    intrinsics::{AtomicOrdering::SeqCst, atomic_cxchg},
+    mem::MaybeUninit,
+};
 
 /// Families as `bpf_fib_lookup` wants them (linux/socket.h).
 const AF_INET: u64 = 2;
@@ -57,7 +64,27 @@ impl<const XDP: bool> World<XDP> {
     }
 }
 
-impl<const XDP: bool> Tables for World<XDP> {
+/// An entry of an array that has two to a row, since the kernel pads a row to eight bytes.
+macro_rules! half {
+    ($map:ident, $index:expr) => {{
+        let index = $index;
+        let row: Option<*const [u32; 2]> = maps::$map.get_ptr(index / 2);
+        // SAFETY: an aligned word of the map.
+        row.map(|row| unsafe { row.cast::<u32>().add(index as usize % 2).read_volatile() })
+    }};
+}
+
+impl<const XDP: bool> bg_ebpf::world::World for World<XDP> {
+    #[inline(always)]
+    fn flows4(&self) -> &impl Memory<FlowKey4, Words = RawWords> {
+        &Flows4
+    }
+
+    #[inline(always)]
+    fn flows6(&self) -> &impl Memory<FlowKey6, Words = RawWords> {
+        &Flows6
+    }
+
     #[inline(always)]
     fn live(&self, deployment: u16) -> Option<LiveWord> {
         let word = maps::LIVE.get_ptr(deployment.into())?;
@@ -74,7 +101,7 @@ impl<const XDP: bool> Tables for World<XDP> {
 
     #[inline(always)]
     fn order(&self) {
-        flows::order();
+        order();
     }
 
     #[inline(always)]
@@ -83,36 +110,56 @@ impl<const XDP: bool> Tables for World<XDP> {
     }
 
     #[inline(always)]
-    fn may_be_service(&self, hash: u32) -> bool {
-        maps::VIP_FILTER.get(hash / 64).is_none_or(|word| word >> (hash % 64) & 1 == 0)
+    fn end_drain(&self, deployment: u16, word: LiveWord, settled: LiveWord, ended_before: [u32; 2]) {
+        let (Some(terms), Some(live)) =
+            (maps::TERMS.get_ptr_mut(deployment.into()), maps::LIVE.get_ptr_mut(deployment.into()))
+        else {
+            return;
+        };
+        let terms: *mut SwitchTerms = terms.cast();
+        // SAFETY: the slot is zero or one; an aligned field of the map, and an aligned word of another one. All who end the drain
+        // of a word store the same.
+        unsafe {
+            (&raw mut (*terms.add(word.terms_slot())).ended_before).write_volatile(ended_before);
+            atomic_cxchg::<u64, { SeqCst }, { SeqCst }>(live.cast(), word.0, settled.0);
+        }
+    }
+
+    #[inline(always)]
+    fn vip_head(&self, hash: u32) -> u32 {
+        half!(VIP_INDEX, hash & told!(vip_mask)).unwrap_or(0)
+    }
+
+    #[inline(always)]
+    fn vip(&self, row: u32) -> Option<*const Vip> {
+        maps::VIPS.get_ptr(row)
+    }
+
+    #[inline(always)]
+    fn backend_head(&self, hash: u32) -> u32 {
+        half!(BACKEND_INDEX, hash & told!(backend_mask)).unwrap_or(0)
     }
 
     #[inline(always)]
     fn service(&self, key: &ServiceKey) -> Option<&ServiceRow> {
         // SAFETY: user space replaces rows as a whole, and waits for programs that may have found the old one
         // before the next replacement, which the kernel may put in its place.
-        unsafe { maps::SERVICES.get(key) }
-    }
-
-    #[inline(always)]
-    fn vip(&self, row: u32) -> Option<&ServiceKey> {
-        maps::VIPS.get(row)
+        unsafe { maps::SERVICE_ROWS.get(key) }
     }
 
     #[inline(always)]
     fn maglev(&self, entry: u32) -> Option<u32> {
-        let pair = maps::MAGLEV.get(entry / 2)?;
-        Some(if entry % 2 == 0 { pair[0] } else { pair[1] })
+        half!(MAGLEV, entry)
     }
 
     #[inline(always)]
     fn backend(&self, slot: u32) -> Option<*mut Backend> {
-        maps::BACKENDS.get_ptr_mut(slot)
+        maps::BACKEND_ROWS.get_ptr_mut(slot)
     }
 
     #[inline(always)]
     fn numbered_hop(&self, number: u32) -> Option<RawWords> {
-        // SAFETY: a row is two words, and lives as long as the program runs.
+        // SAFETY: a row is three words, and lives as long as the program runs.
         maps::NEXT_HOPS.get_ptr_mut(number).map(|row| unsafe { RawWords::new(row.cast()) })
     }
 
@@ -142,8 +189,8 @@ impl<const XDP: bool> Tables for World<XDP> {
     }
 
     #[inline(always)]
-    fn route(&self, query: &mut RouteQuery, hop: &mut NextHop) {
-        route::<XDP>(self.context, self.ingress_ifindex(), query, hop);
+    fn route(&self, call: &mut RouteCall) {
+        route::<XDP>(self.context, self.ingress_ifindex(), call);
     }
 
     /// A frame that XDP redirects to an interface which cannot take it vanishes, and nobody tells.
@@ -159,8 +206,13 @@ impl<const XDP: bool> Tables for World<XDP> {
     }
 
     #[inline(always)]
-    fn desk(&self) -> Option<*mut u64> {
-        maps::DESK.get_ptr_mut(0).map(|words| words.cast())
+    fn route_call(&self) -> Option<*mut RouteCall> {
+        maps::ROUTE_CALL.get_ptr_mut(0).map(|words| words.cast())
+    }
+
+    #[inline(always)]
+    fn scratch(&self) -> Option<*mut u64> {
+        maps::SCRATCH.get_ptr_mut(0).map(|words: *mut [u64; SCRATCH_WORDS]| words.cast())
     }
 
     #[inline(always)]
@@ -213,8 +265,8 @@ impl<const XDP: bool> Tables for World<XDP> {
 
 /// Asks the kernel's routes. A call: it is seldom needed, at several places.
 #[inline(never)]
-fn route<const XDP: bool>(context: *mut c_void, ingress_ifindex: u32, query: &mut RouteQuery, hop: &mut NextHop) {
-    let family = match query.family {
+fn route<const XDP: bool>(context: *mut c_void, ingress_ifindex: u32, call: &mut RouteCall) {
+    let family = match call.family {
         Family::V4 => AF_INET,
         Family::V6 => AF_INET6,
     };
@@ -222,34 +274,34 @@ fn route<const XDP: bool>(context: *mut c_void, ingress_ifindex: u32, query: &mu
     let mut params = FibLookup(MaybeUninit::uninit());
     params.write(0, family | FibLookup::ANY_LEN << 48);
     params.write(1, ingress_ifindex.into());
-    params.write(2, pair(&query.src.0, 0));
-    params.write(3, pair(&query.src.0, 2));
-    params.write(4, pair(&query.dst.0, 0));
-    params.write(5, pair(&query.dst.0, 2));
+    params.write(2, pair(&call.src.0, 0));
+    params.write(3, pair(&call.src.0, 2));
+    params.write(4, pair(&call.dst.0, 0));
+    params.write(5, pair(&call.dst.0, 2));
     params.write(6, 0);
     params.write(7, 0);
     let len = size_of::<FibLookup>() as i32;
     // SAFETY: the context is the program's own; the struct is laid out as the kernel's.
     let found = unsafe { bpf_fib_lookup(context, params.0.as_mut_ptr().cast(), len, 0) };
     if found == BPF_FIB_LKUP_RET_SUCCESS.into() && params.next_hop().is_resolved() {
-        *hop = params.next_hop();
+        call.hop = params.next_hop();
     } else if found == BPF_FIB_LKUP_RET_SUCCESS.into() || found == BPF_FIB_LKUP_RET_NO_NEIGH.into() {
         // The kernel tells no MTU of such a route, so the interface's own stands for it. XDP leaves the packet to tc anyway.
         let ifindex = params.read(1) as u32;
         let mut mtu = 0;
         // SAFETY: the program's own context, and a word of the stack.
         if XDP || unsafe { bpf_check_mtu(context, ifindex, &mut mtu, 0, 0) } >= 0 {
-            *hop = NextHop::pack(ifindex, mtu, 0, 0, 0);
+            call.hop = NextHop::pack(ifindex, mtu, 0, 0, 0);
         }
     }
     if XDP {
         return;
     }
     if params.read(0) as u8 == AF_INET6 as u8 {
-        query.family = Family::V6;
+        call.family = Family::V6;
     }
     let (low, high) = (params.read(4), params.read(5));
-    query.dst = Addr([low as u32, (low >> 32) as u32, high as u32, (high >> 32) as u32]);
+    call.dst = Addr([low as u32, (low >> 32) as u32, high as u32, (high >> 32) as u32]);
 }
 
 /// Sends tc's frame to this host itself. The kernel looks up the way out to the destination, an address of this host, and the
@@ -261,19 +313,19 @@ pub(super) fn redirect_to_self() -> i32 {
     unsafe { bpf_redirect_neigh(LOOPBACK, core::ptr::null_mut(), 0, 0) as i32 }
 }
 
-/// Sends tc's frame out of an interface by the kernel's neighbour code, to the next hop that the desk holds. `TC_ACT_OK`: there is
-/// no desk. A call, for the sake of the caller's stack.
+/// Sends tc's frame out of an interface by the kernel's neighbour code, to the next hop that the last route look-up has found.
+/// `TC_ACT_OK`: its buffer is missing. A call, for the sake of the caller's stack.
 #[inline(never)]
 pub(super) fn redirect_to_neighbour(ifindex: u32) -> i32 {
-    let Some(query) = maps::DESK.get_ptr(0) else { return TC_ACT_OK };
-    // SAFETY: the desk begins with the question that was answered for this packet.
-    let query: &RouteQuery = unsafe { &*query.cast() };
+    let Some(call) = maps::ROUTE_CALL.get_ptr(0) else { return TC_ACT_OK };
+    // SAFETY: the look-up that was answered for this packet.
+    let call: &RouteCall = unsafe { &*call.cast() };
     let mut hop = bpf_redir_neigh {
-        nh_family: match query.family {
+        nh_family: match call.family {
             Family::V4 => AF_INET as u32,
             Family::V6 => AF_INET6 as u32,
         },
-        __bindgen_anon_1: bpf_redir_neigh__bindgen_ty_1 { ipv6_nh: query.dst.0 },
+        __bindgen_anon_1: bpf_redir_neigh__bindgen_ty_1 { ipv6_nh: call.dst.0 },
     };
     // SAFETY: a struct of the size that is told.
     unsafe { bpf_redirect_neigh(ifindex, &mut hop, size_of::<bpf_redir_neigh>() as i32, 0) as i32 }

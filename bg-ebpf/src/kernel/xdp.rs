@@ -9,10 +9,11 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 use bg_common::Clock;
-use bg_ebpf::{Action, Direction, Frame, packet::Packet, process};
+use bg_ebpf::{Action, Direction, Frame, process, wire::packet::Packet};
 
 /// The switch.
 #[xdp]
+#[inline(always)]
 pub(super) fn ingress(context: XdpContext) -> u32 {
     let (start, end) = (context.data(), context.data_end());
     let world = World::<true> { context: context.as_ptr() };
@@ -29,7 +30,7 @@ pub(super) fn ingress(context: XdpContext) -> u32 {
             unsafe { maps::NEXT.tail_call(&context, 0) };
             XDP_PASS
         }
-        // Untouched, for `tc_ingress`. The others are not for this hook.
+        // Unmodified, for `tc_ingress`. The others are not for this hook.
         Action::Defer | Action::Deliver | Action::Resolve | Action::ToSelf => XDP_PASS,
         Action::Redirect if verdict.ifindex() == world.ingress_ifindex() => XDP_TX,
         // The engine has prepared it.

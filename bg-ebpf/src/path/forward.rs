@@ -2,7 +2,7 @@
 
 use super::{
     classify::VipFound,
-    slow::{self, Chosen, LiveReading, Open, Opening, Placed, Refreshing, SlowPath, Stay},
+    slow::{self, Chosen, LiveReading, Open, Opening, Placed, Refreshing, Search, SlowPath, Stay},
 };
 use crate::{
     egress::{
@@ -25,32 +25,33 @@ use crate::{
     wire::headers::{Headers, tcp_flags},
     world::{Flows, World},
 };
-use bg_common::{Colour, Event, FlowBackend, FlowState, LiveWord, Mode, Protocol};
+use bg_common::{Be16, Colour, Event, FlowBackend, FlowState, LiveWord, Mode, Protocol};
 
 /// Entries of a Maglev table that are tried for a flow that its backend could not tell from another one.
 const CHOICES: u32 = 3;
 
 /// A packet to a virtual address, and its flow if it has one.
 #[derive(Clone, Copy)]
-pub struct Arrival<V: Flows> {
-    /// The virtual address.
-    pub vip: VipFound,
-    /// Key of the flow.
-    pub key: V::Key,
-    /// Hash of the key.
-    pub hash: u32,
+pub struct Arrival {
+    /// Row of `vips` that it was sent to.
+    vip: u16,
     /// The flow.
-    pub flow: Option<FlowRef>,
+    flow: Option<FlowRef>,
 }
 
-impl<V: Flows> Arrival<V> {
+impl Arrival {
     /// Looks for the flow of a packet to a virtual address.
     #[inline(always)]
-    pub fn new(headers: &Headers<V>, vip: VipFound, world: &impl World) -> Self {
+    pub fn new<V: Flows>(headers: &Headers<V>, vip: VipFound, world: &impl World) -> Self {
         let flows = V::flows(world);
         let key = V::key(headers.src, headers.src_port(), vip.number);
-        let hash = key.hash(vip.row.salt(), flows);
-        Self { vip, key, hash, flow: find(flows, &key, hash, Match::Whole) }
+        Self { vip: vip.number, flow: find(flows, &key, key.hash(vip.row.salt(), flows), Match::Whole) }
+    }
+
+    /// Whether there is one.
+    #[inline(always)]
+    pub const fn is_known(&self) -> bool {
+        self.flow.is_some()
     }
 }
 
@@ -74,7 +75,7 @@ impl Target {
 #[inline(always)]
 pub fn forward<V: Flows + Rewritable, W: SlowPath<V>>(
     headers: &Headers<V>,
-    arrival: &Arrival<V>,
+    arrival: &Arrival,
     hook: &Hook<'_, W>,
     writer: &mut impl Writer,
 ) -> Verdict {
@@ -88,7 +89,7 @@ pub fn forward<V: Flows + Rewritable, W: SlowPath<V>>(
 #[inline(always)]
 fn target<V: Flows, W: SlowPath<V>>(
     headers: &Headers<V>,
-    arrival: &Arrival<V>,
+    arrival: &Arrival,
     hook: &Hook<'_, W>,
 ) -> Result<Target, Verdict> {
     let (world, now) = (hook.world, hook.now);
@@ -119,7 +120,8 @@ fn target<V: Flows, W: SlowPath<V>>(
                 if !unlikely(!has_no_news(headers, &mut flow, deployment, world, now)) {
                     return Ok(Target::known(backend));
                 }
-                let call = Refreshing { headers: *headers, key: arrival.key, hash: arrival.hash, now };
+                let call =
+                    Refreshing { headers: *headers, vip: arrival.vip, now, key: V::key(headers.src, Be16(0), 0) };
                 match slow::refresh(world, call) {
                     Some(Stay::Over) => {}
                     Some(Stay::Yes) => return Ok(Target::known(backend)),
@@ -130,18 +132,19 @@ fn target<V: Flows, W: SlowPath<V>>(
     }
     let call = Opening {
         headers: *headers,
-        key: arrival.key,
-        hash: arrival.hash,
-        vip: arrival.vip.number.into(),
+        vip: arrival.vip,
         reading,
         now,
         old_state: old.0,
         old_backend: old.1,
         is_known: arrival.flow.is_some(),
         is_own: world.is_own(),
+        key: V::key(headers.src, headers.src_port(), arrival.vip),
+        hash: 0,
         backends: Default::default(),
         tuple_hash: 0,
         flow: Default::default(),
+        rivals: Search::none(),
     };
     let Some(open) = Open::new(world, call) else { return Err(Verdict::drop(world, Event::MissingRow)) };
     open_flow(headers, open, world)
@@ -199,12 +202,12 @@ fn open_flow<V: Flows, W: SlowPath<V>>(
     for _ in 0..rolled(CHOICES) {
         let slot = match open.choose_backend() {
             Placed::At(slot) => slot,
-            Placed::LooksLikeAnother => {
-                open.step();
-                continue;
-            }
             Placed::MissingRow => return Err(Verdict::drop(world, Event::MissingRow)),
         };
+        if open.has_rival() {
+            open.step();
+            continue;
+        }
         let Some(backend) = world.backend(slot).map(BackendRef) else {
             return Err(Verdict::drop(world, Event::MissingRow));
         };

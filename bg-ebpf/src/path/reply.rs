@@ -1,6 +1,6 @@
 //! Backend to client: the source that the client knows is restored.
 
-use super::slow::{self, Answer, Answering, Locating, SlowPath};
+use super::slow::{self, Answer, Answering, Locating, Search, SlowPath};
 use crate::{
     egress::{
         next_hop,
@@ -32,15 +32,14 @@ pub fn restore<V: Flows + Rewritable, W: SlowPath<V>>(
     let (world, now) = (hook.world, hook.now);
     let flows = V::flows(world);
     let key = V::key(headers.dst, headers.dst_port(), 0);
-    let mut hash = key.hash(source.salt(), flows);
-    let mut found = find(flows, &key, hash, Match::Client);
+    let mut found = find(flows, &key, key.hash(source.salt(), flows), Match::Client);
     // Nothing, unless services that share this backend have different salts.
     if found.is_none() && source.next() == 0 {
         return None;
     }
     if unlikely(!found.is_some_and(|flow| is_at(&flow, headers, world))) {
-        let (its_hash, nth) = slow::locate(world, Locating { headers: *headers, key, hash })?;
-        hash = its_hash;
+        let search = Search::new(headers.src, headers.src_port(), headers.protocol, world);
+        let (hash, nth) = slow::locate(world, Locating { key, search })?;
         found = read(flows, place::<V::Key, _>(flows, hash, nth)?, &key, Match::Client);
     }
     let mut flow = found?;
@@ -71,8 +70,7 @@ pub fn restore<V: Flows + Rewritable, W: SlowPath<V>>(
         }
     }
     if unlikely(has_news(headers, flow.state())) {
-        let key = V::key(headers.dst, headers.dst_port(), flow.vip());
-        match slow::answer(world, Answering { headers: *headers, key, hash, now })? {
+        match slow::answer(world, Answering { headers: *headers, vip: flow.vip(), now, key })? {
             Answer::Ours => {}
             Answer::Foreign => return None,
             Answer::Refusal => return Some(Verdict::drop(world, Event::SecondChance)),

@@ -1,7 +1,7 @@
 //! What a packet of the backend says of its flow.
 
+use super::search;
 use crate::{
-    flow::table::find_compactly,
     policy::{
         colour::second_chance,
         connection::{is_answer_to, is_on_trial, shown_by_backend},
@@ -19,12 +19,12 @@ use bg_common::{Colour, FlowState, Protocol};
 pub struct Answering<V: Flows> {
     /// The packet.
     pub headers: Headers<V>,
-    /// The flow's key.
-    pub key: V::Key,
-    /// The key's hash.
-    pub hash: u32,
+    /// Row of `vips` of its flow.
+    pub vip: u16,
     /// The tick.
     pub now: u32,
+    /// Room for the flow's key. On the stack it would take too much.
+    pub key: V::Key,
 }
 
 /// Whose an answer is.
@@ -54,8 +54,10 @@ impl Answer {
 
 #[inline(always)]
 pub fn run<V: Flows, W: World>(call: &mut Answering<V>, world: &W) -> Answer {
+    call.key = V::key(call.headers.dst, call.headers.dst_port(), call.vip);
+    let found = search::by_key::<V, W>(&call.key, call.vip, world);
+    let Some(mut flow) = found else { return Answer::Foreign };
     let (headers, now) = (&call.headers, call.now);
-    let Some(mut flow) = find_compactly(V::flows(world), &call.key, call.hash) else { return Answer::Foreign };
     let Some(backend) = world.backend(flow.backend().slot()).map(BackendRef) else { return Answer::Foreign };
     let Some(row) = world.deployment(backend.deployment()) else { return Answer::Foreign };
     let (mut state, mut note) = (flow.state(), flow.flow().note);

@@ -9,14 +9,17 @@ mod answer;
 mod locate;
 mod open;
 mod refresh;
+mod search;
 
 pub use answer::{Answer, Answering};
-pub use locate::{Located, Locating};
+pub use locate::Locating;
 pub use open::{Chosen, LiveReading, Opening, Placed};
 pub use refresh::{Refreshing, Stay};
+pub use search::{Search, Step};
 
 use crate::{
     flow::table::{Stored, store},
+    hint::rolled,
     world::{Flows, SCRATCH_WORDS, World},
 };
 
@@ -33,6 +36,10 @@ pub trait SlowPath<V: Flows>: World + Sized {
     /// Chooses the backend of a new flow; see [`Opening`].
     fn choose_backend(&self, call: &mut Opening<V>) -> u32 {
         open::choose_backend(call, self).to_u32()
+    }
+    /// Looks for a flow that the backend could not tell from the new one; see [`Opening`].
+    fn find_rival(&self, call: &mut Opening<V>) -> u32 {
+        open::find_rival(call, self).to_u32()
     }
     /// Stores a new flow; see [`Opening`].
     fn store(&self, call: &mut Opening<V>) -> u32 {
@@ -53,7 +60,7 @@ pub mod run {
     pub use super::{
         answer::run as answer,
         locate::run as locate,
-        open::{choose_backend, choose_colour},
+        open::{choose_backend, choose_colour, find_rival},
         refresh::run as refresh,
     };
 }
@@ -87,8 +94,14 @@ pub fn answer<V: Flows>(world: &impl SlowPath<V>, call: Answering<V>) -> Option<
 #[inline(always)]
 pub fn locate<V: Flows>(world: &impl SlowPath<V>, call: Locating<V>) -> Option<(u32, u32)> {
     let call = in_scratch(world, call)?;
-    let place = Located::from_u32(world.locate(call)).place()?;
-    Some((call.hash, place))
+    for _ in 0..rolled(search::STEPS) {
+        match Step::from_u32(world.locate(call)) {
+            Step::Found(place) => return Some((call.search.hash, place)),
+            Step::Next => {}
+            Step::End => break,
+        }
+    }
+    None
 }
 
 /// A flow that is being opened.
@@ -114,6 +127,19 @@ impl<'a, V: Flows, W: SlowPath<V>> Open<'a, V, W> {
     #[inline(always)]
     pub fn choose_backend(&mut self) -> Placed {
         Placed::from_u32(self.world.choose_backend(self.call))
+    }
+
+    /// See [`SlowPath::find_rival`].
+    #[inline(always)]
+    pub fn has_rival(&mut self) -> bool {
+        for _ in 0..rolled(search::STEPS) {
+            match Step::from_u32(self.world.find_rival(self.call)) {
+                Step::Found(_) => return true,
+                Step::Next => {}
+                Step::End => break,
+            }
+        }
+        false
     }
 
     /// Goes on to another entry of the Maglev table. The step (the golden ratio's) is no multiple of any table's length.

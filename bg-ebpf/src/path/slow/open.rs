@@ -1,11 +1,8 @@
 //! Opening a flow: its colour, its backend, its row.
 
+use super::search::{Search, Step};
 use crate::{
-    flow::{
-        key::{Key, Match},
-        table::{WAYS, place, read},
-    },
-    hint::rolled,
+    flow::key::Key as _,
     policy::{
         backend, colour,
         connection::{is_refused, shown_by_client},
@@ -15,9 +12,7 @@ use crate::{
     wire::headers::Headers,
     world::{Flows, World},
 };
-use bg_common::{
-    Colour, Flow, FlowBackend, FlowState, LiveFlags, LiveWord, MAX_CHAIN, ServiceRow, TableSpan, endpoint_hash,
-};
+use bg_common::{Colour, Flow, FlowBackend, FlowState, LiveFlags, LiveWord, ServiceRow, TableSpan};
 
 /// The live word that a packet has read, and of which deployment. A packet reads it once.
 #[repr(C)]
@@ -40,12 +35,8 @@ impl LiveReading {
 pub struct Opening<V: Flows> {
     /// In: the packet that opens it.
     pub headers: Headers<V>,
-    /// In: the flow's key.
-    pub key: V::Key,
-    /// In: the key's hash.
-    pub hash: u32,
     /// In: row of `vips` that the packet was sent to.
-    pub vip: u32,
+    pub vip: u16,
     /// In: the live word that the packet has read already.
     pub reading: LiveReading,
     /// In: the tick.
@@ -58,12 +49,18 @@ pub struct Opening<V: Flows> {
     pub is_known: bool,
     /// In: whether this host itself has sent the packet.
     pub is_own: bool,
+    /// Out of the backend's choice: the flow's key.
+    pub key: V::Key,
+    /// Out of the backend's choice: the key's hash.
+    pub hash: u32,
     /// Out of the colour's choice: where its backends stand.
     pub backends: TableSpan,
     /// Out of the colour's choice: chooses among them.
     pub tuple_hash: u32,
     /// Out of both choices: the flow.
     pub flow: Flow,
+    /// Out of the backend's choice: looks for a flow that the backend could not tell from this one.
+    pub rivals: Search<V>,
 }
 
 /// Whether a colour was chosen.
@@ -94,7 +91,7 @@ impl Chosen {
 #[inline(always)]
 pub fn choose_colour<V: Flows, W: World>(call: &mut Opening<V>, world: &W) -> Chosen {
     let (headers, now) = (&call.headers, call.now);
-    let Some(vip) = world.vip(call.vip).map(VipRef) else { return Chosen::MissingRow };
+    let Some(vip) = world.vip(call.vip.into()).map(VipRef) else { return Chosen::MissingRow };
     let Some(row) = world.service(&vip.key()) else { return Chosen::NoService };
     let word = if call.reading.deployment == u32::from(row.deployment) {
         call.reading.word
@@ -166,21 +163,17 @@ fn end_drain_if_past(deployment: u16, word: LiveWord, world: &impl World, now: u
 pub enum Placed {
     /// The backend in this slot.
     At(u32),
-    /// The backend could not tell the flow from another one of the client that is open.
-    LooksLikeAnother,
     /// A row is missing. The instance is damaged.
     MissingRow,
 }
 
 impl Placed {
-    const LOOKS_LIKE_ANOTHER: u32 = u32::MAX;
-    const MISSING_ROW: u32 = u32::MAX - 1;
+    const MISSING_ROW: u32 = u32::MAX;
 
     /// From what the call has returned.
     #[inline(always)]
     pub const fn from_u32(placed: u32) -> Self {
         match placed {
-            Self::LOOKS_LIKE_ANOTHER => Self::LooksLikeAnother,
             Self::MISSING_ROW => Self::MissingRow,
             slot => Self::At(slot),
         }
@@ -191,7 +184,6 @@ impl Placed {
     pub const fn to_u32(self) -> u32 {
         match self {
             Self::At(slot) => slot,
-            Self::LooksLikeAnother => Self::LOOKS_LIKE_ANOTHER,
             Self::MissingRow => Self::MISSING_ROW,
         }
     }
@@ -201,52 +193,22 @@ impl Placed {
 #[inline(always)]
 pub fn choose_backend<V: Flows, W: World>(call: &mut Opening<V>, world: &W) -> Placed {
     let Some(chosen) = backend::at(call.backends, call.tuple_hash, world) else { return Placed::MissingRow };
+    let Some(vip) = world.vip(call.vip.into()).map(VipRef) else { return Placed::MissingRow };
+    call.key = V::key(call.headers.src, call.headers.src_port(), call.vip);
+    call.hash = call.key.hash(vip.salt(), V::flows(world));
     call.flow.backend = chosen.name;
-    if looks_like_another(call, chosen.backend, world) {
-        return Placed::LooksLikeAnother;
-    }
+    call.rivals = Search::new(chosen.backend.address::<V>(), chosen.backend.port(), call.headers.protocol, world);
     Placed::At(chosen.name.slot())
 }
 
-/// Whether the backend could not tell the flow from another one of the client: one by another virtual address, at a backend
-/// with the same address, port and protocol. It stands in the bucket of this flow, unless services that share
-/// a backend have different salts: so the buckets of all of them are looked at.
+/// Whether the backend could not tell the flow from another open one of the client, by another virtual address. It stands in
+/// the bucket of this flow, unless services that share a backend have different salts: so the search goes on while it
+/// says [`Step::Next`].
 #[inline(always)]
-fn looks_like_another<V: Flows, W: World>(call: &Opening<V>, backend: BackendRef, world: &W) -> bool {
-    let (address, port, protocol) = (backend.address::<V>(), backend.port(), call.headers.protocol);
-    let mut link = world.backend_head(endpoint_hash(&V::widen(address), port, protocol as u8));
-    for _ in 0..rolled(MAX_CHAIN) {
-        if link == 0 {
-            return false;
-        }
-        let Some(node) = world.backend(link.wrapping_sub(1)).map(BackendRef) else { return false };
-        if node.is_at::<V>(address, port, protocol) && is_taken(call, backend, node.salt(), world) {
-            return true;
-        }
-        link = node.next();
-    }
-    false
-}
-
-/// Whether an open flow of the client to this backend by another virtual address stands in the buckets of a salt.
-#[inline(always)]
-fn is_taken<V: Flows, W: World>(call: &Opening<V>, backend: BackendRef, salt: u16, world: &W) -> bool {
-    let flows = V::flows(world);
-    let hash = call.key.hash(salt, flows);
-    for nth in 0..rolled(2 * WAYS) {
-        let Some(row) = place::<V::Key, _>(flows, hash, nth) else { return false };
-        let Some(flow) = read(flows, row, &call.key, Match::Client) else { continue };
-        let Some(its) = world.backend(flow.backend().slot()).map(BackendRef) else { continue };
-        let is_ours = u32::from(flow.vip()) == call.vip;
-        if !is_ours
-            && its.is(flow.backend())
-            && its.is_at::<V>(backend.address::<V>(), backend.port(), call.headers.protocol)
-            && world
-                .deployment(its.deployment())
-                .is_some_and(|row| is_open(flow.flow(), call.headers.protocol, row, call.now))
-        {
-            return true;
-        }
-    }
-    false
+pub fn find_rival<V: Flows, W: World>(call: &mut Opening<V>, world: &W) -> Step {
+    let (key, vip, protocol, now) = (call.key, call.vip, call.headers.protocol, call.now);
+    call.rivals.step(&key, world, |flow, backend| {
+        flow.vip() != vip
+            && world.deployment(backend.deployment()).is_some_and(|row| is_open(flow.flow(), protocol, row, now))
+    })
 }

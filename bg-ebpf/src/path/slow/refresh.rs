@@ -1,7 +1,7 @@
 //! What a packet of the client says of its flow.
 
+use super::search;
 use crate::{
-    flow::table::find_compactly,
     policy::{
         connection::{Syn, judge_syn, shown_by_client},
         lifetime::{is_silent, limit},
@@ -18,12 +18,12 @@ use bg_common::{FlowState, Protocol};
 pub struct Refreshing<V: Flows> {
     /// The packet.
     pub headers: Headers<V>,
-    /// The flow's key.
-    pub key: V::Key,
-    /// The key's hash.
-    pub hash: u32,
+    /// Row of `vips` that it was sent to.
+    pub vip: u16,
     /// The tick.
     pub now: u32,
+    /// Room for the flow's key. On the stack it would take too much.
+    pub key: V::Key,
 }
 
 /// Whether a flow takes a packet.
@@ -46,8 +46,10 @@ impl Stay {
 
 #[inline(always)]
 pub fn run<V: Flows, W: World>(call: &mut Refreshing<V>, world: &W) -> Stay {
+    call.key = V::key(call.headers.src, call.headers.src_port(), call.vip);
+    let found = search::by_key::<V, W>(&call.key, call.vip, world);
+    let Some(mut flow) = found else { return Stay::Over };
     let (headers, now) = (&call.headers, call.now);
-    let Some(mut flow) = find_compactly(V::flows(world), &call.key, call.hash) else { return Stay::Over };
     let Some(backend) = world.backend(flow.backend().slot()).map(BackendRef) else { return Stay::Over };
     let Some(row) = world.deployment(backend.deployment()) else { return Stay::Over };
     let is_silent = is_silent(flow.flow(), headers.protocol, row, now);
