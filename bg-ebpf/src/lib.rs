@@ -93,7 +93,7 @@ fn of_version<V: Flows + Rewritable, W: SlowPath<V>>(
     };
     let vip = match frame.direction {
         Direction::Egress => None,
-        _ => vip_at::<V>(headers.dst, headers.dst_port(), headers.protocol, world),
+        _ => vip_at::<V>(headers.dst, headers.dst_port(), headers.protocol(), world),
     };
     if unlikely(is_malformed) {
         return if vip.is_some() { Verdict::drop(world, Event::Malformed) } else { Verdict::PASS };
@@ -103,7 +103,7 @@ fn of_version<V: Flows + Rewritable, W: SlowPath<V>>(
     let arrival = vip.map(|vip| Arrival::new::<V>(&headers, vip, world));
     // A backend may be a client too, of this or another service, so its own flow comes first.
     if !arrival.is_some_and(|arrival| arrival.is_known())
-        && let Some(source) = backend_at::<V>(headers.src, headers.src_port(), headers.protocol, world)
+        && let Some(source) = backend_at::<V>(headers.src, headers.src_port(), headers.protocol(), world)
         && let Some(verdict) = restore(&headers, source, &hook, writer)
     {
         return verdict;

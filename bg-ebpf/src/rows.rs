@@ -7,7 +7,7 @@ use crate::{
     flow::memory::{RawWords, Words as _},
     wire::headers::IpVersion,
 };
-use bg_common::{Backend, Be16, FlowBackend, Identity, NextHop, Protocol, ServiceKey, Vip};
+use bg_common::{Addr, Backend, Be16, FlowBackend, Identity, NextHop, Protocol, ServiceKey, Vip};
 
 macro_rules! read {
     ($row:expr, $($field:tt)+) => {
@@ -102,6 +102,12 @@ impl BackendRef {
         // SAFETY: a field of a row that lives as long as the program runs. No such field changes while a flow refers
         // to the row, and a flow that does not would be over.
         V::narrow(unsafe { &(*self.0).addr })
+    }
+
+    /// Address, as maps keep it.
+    #[inline(always)]
+    pub fn whole_address(self) -> Addr {
+        read!(self.0, addr)
     }
 
     /// Port.

@@ -192,7 +192,7 @@ fn number_of(ifindex_and_dmac: u64, mtu_and_smac: u64, world: &impl World) -> u3
 /// that works.
 #[inline(always)]
 fn segments_fit<V: IpVersion>(headers: &Headers<V>, gso_size: u32, mtu: u32) -> bool {
-    let transport_header = match headers.protocol {
+    let transport_header = match headers.protocol() {
         Protocol::Tcp => 20,
         Protocol::Udp => 8,
     };

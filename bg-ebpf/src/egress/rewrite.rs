@@ -156,7 +156,7 @@ impl Writer for Packet<'_> {
     fn rewrite<V: Rewritable>(&mut self, headers: &Headers<V>, edit: &Edit<V>) -> Option<()> {
         let (_, old_port) = edit.end.of(headers);
         let delta = V::rewrite_network(self, headers, edit)?.word(old_port.0, edit.port.0);
-        match headers.protocol {
+        match headers.protocol() {
             Protocol::Tcp => {
                 let tcp = self.header_mut::<TcpHdr>(headers.l4)?;
                 match edit.end {

@@ -43,6 +43,12 @@ impl RawWords {
     pub const unsafe fn new(words: *mut u64) -> Self {
         Self(words)
     }
+
+    /// The address.
+    #[inline(always)]
+    pub const fn as_ptr(self) -> *mut u64 {
+        self.0
+    }
 }
 
 #[cfg(target_arch = "bpf")]

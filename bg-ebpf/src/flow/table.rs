@@ -92,16 +92,17 @@ fn difference<K: Key, W: Words>(row: W, key: &K, matching: Match) -> u64 {
 #[inline(always)]
 pub fn find<K: Key, M: Memory<K>>(memory: &M, key: &K, hash: u32, matching: Match) -> Option<FlowRef<M::Words>> {
     let mask = memory.mask();
-    let row = match find_in(memory.bucket(hash & mask)?, hash, key, matching) {
+    let row = match find_in(memory.bucket(hash & mask)?, WAYS, hash, key, matching) {
         Some(row) => row,
-        None => find_in(memory.bucket(second(hash, mask))?, hash, key, matching)?,
+        // A loop: few flows stand here.
+        None => find_in(memory.bucket(second(hash, mask))?, rolled(WAYS), hash, key, matching)?,
     };
     read(memory, row, key, matching)
 }
 
 #[inline(always)]
-fn find_in<K: Key, W: Words>(bucket: W, hash: u32, key: &K, matching: Match) -> Option<W> {
-    for turn in 0..WAYS {
+fn find_in<K: Key, W: Words>(bucket: W, ways: u32, hash: u32, key: &K, matching: Match) -> Option<W> {
+    for turn in 0..ways {
         let row = row::<K, _>(bucket, hash, turn);
         if unlikely(difference(row, key, matching) == 0) && row.load(K::HEAD) & STATUS == LIVE {
             return Some(row);
@@ -188,17 +189,17 @@ fn publish<K, M: Memory<K>>(memory: &M, head: M::Words, version: FlowState, flow
     head.store(0, state & !IDENTITY | u64::from(version.0) | LIVE);
 }
 
-/// How many places of a bucket hold the key, or are being written for a flow of this hash.
+/// How many places of two buckets hold the key, or are being written for a flow of this hash.
 ///
 /// A place that another CPU has claimed counts by the key that stands there, too: that CPU may give up, and then the
 /// flow of this key is there again. Without a branch, for the verifier's sake.
 #[inline(always)]
-fn count_of<K: Key, M: Memory<K>>(memory: &M, bucket: M::Words, hash: u32, key: &K) -> u64 {
+fn count_of<K: Key, M: Memory<K>>(memory: &M, buckets: [M::Words; 2], hash: u32, key: &K) -> u64 {
     // 0 or 1, of which the compiler does not know that it is no more.
     let is_zero = |word: u64| opaque(!(word | 0_u64.wrapping_sub(word))) >> 63;
     let mut count = 0;
-    for turn in 0..rolled(WAYS) {
-        let row = row::<K, _>(bucket, hash, turn);
+    for nth in 0..rolled(2 * WAYS) {
+        let row = row::<K, _>(if nth < WAYS { buckets[0] } else { buckets[1] }, hash, nth % WAYS);
         let head = row.load(K::HEAD);
         memory.order();
         let is_in_use = opaque(head & STATUS).wrapping_add(STATUS) >> 2;
@@ -215,14 +216,14 @@ fn choose<K: Key, W: Words>(first: W, second: W, hash: u32, now: u32, generation
     if let Some(turn) = two_empty::<K, _>(first, hash) {
         return (false, Rank::empty(turn));
     }
-    let in_first = survey::<K, _>(first, hash, now, generation);
-    if in_first.free >= 2 {
-        return (false, in_first.best);
+    let mut chosen = (false, survey::<K, _>(first, hash, now, generation));
+    if chosen.1.free < 2 {
+        let other = survey::<K, _>(second, hash, now, generation);
+        if chosen.1.yields_to(other) {
+            chosen = (true, other);
+        }
     }
-    let in_second = survey::<K, _>(second, hash, now, generation);
-    let is_second =
-        in_second.free > in_first.free || (in_first.free == 0 && in_second.best.suits_better_than(in_first.best));
-    (is_second, if is_second { in_second.best } else { in_first.best })
+    (chosen.0, chosen.1.best)
 }
 
 /// Stores a flow under a key that was not found.
@@ -253,7 +254,7 @@ pub fn insert<K: Key, M: Memory<K>>(memory: &M, key: &K, hash: u32, flow: &Flow,
     // The claim comes before the check, whatever the compare-exchange of this machine orders.
     memory.order();
     // Our own claim is one of them.
-    if count_of(memory, first, hash, key) + count_of(memory, second, hash, key) > 1 {
+    if count_of(memory, [first, second], hash, key) > 1 {
         head.store(0, old);
         return Stored::No;
     }

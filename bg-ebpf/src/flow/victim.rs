@@ -101,6 +101,13 @@ pub(super) struct Survey {
     pub(super) free: u64,
 }
 
+impl Survey {
+    /// Whether the other bucket is the better choice: it has more free places, or neither has one and its best place is better.
+    pub(super) fn yields_to(self, other: Self) -> bool {
+        other.free > self.free || (self.free == 0 && other.best.suits_better_than(self.best))
+    }
+}
+
 /// Looks at all places of a bucket.
 #[inline(always)]
 pub(super) fn survey<K: Key, W: Words>(bucket: W, hash: u32, now: u32, generation: u32) -> Survey {

@@ -1,66 +1,117 @@
 //! The calls of the slow path, as global functions: the verifier looks at each once, whoever calls it.
 
 use super::world::World;
+use bg_common::Flow;
 use bg_ebpf::{
-    flow::table::store,
-    path::slow::{Answering, Locating, Opening, Refreshing, SlowPath, run},
+    flow::memory::RawWords,
+    path::slow::{Answering, Opening, Refreshing, Search, SlowPath, run},
     wire::headers::{V4, V6},
-    world::Flows as _,
 };
 
 /// The world of a function that needs neither packet nor hook.
 const WORLD: World<true> = World { context: core::ptr::null_mut() };
 
+/// What a call returns that was given no struct.
+const NOTHING: u32 = u32::MAX;
+
 macro_rules! calls {
-    ($version:ty, $($name:ident($call:ident): $function:ident = $engine:expr),+ $(,)?) => {
+    ($($function:ident($call:ty) = $engine:expr;)+) => {
         $(
             /// # Safety
             ///
             /// The call must be a reference, or null, which the verifier wants to see ruled out.
             #[unsafe(no_mangle)]
             #[inline(never)]
-            unsafe extern "C" fn $function(call: *mut $call<$version>) -> u32 {
+            unsafe extern "C" fn $function(call: *mut $call) -> u32 {
                 if call.is_null() {
-                    return u32::MAX;
+                    return NOTHING;
                 }
                 // SAFETY: the caller's reference.
                 let call = unsafe { &mut *call };
-                let run: fn(&mut $call<$version>, &World<true>) -> u32 = $engine;
+                let run: fn(&mut $call, &World<true>) -> u32 = $engine;
                 run(call, &WORLD)
             }
         )+
+    };
+}
 
-        impl<const XDP: bool> SlowPath<$version> for World<XDP> {
-            $(
-                #[inline(always)]
-                fn $name(&self, call: &mut $call<$version>) -> u32 {
-                    // SAFETY: a reference.
-                    unsafe { $function(call) }
+macro_rules! calls_at_a_row {
+    ($($function:ident($call:ty) = $engine:expr;)+) => {
+        $(
+            /// # Safety
+            ///
+            /// The call must be a reference, and the row the three words of a flow; or null, which the verifier wants to see
+            /// ruled out.
+            #[unsafe(no_mangle)]
+            #[inline(never)]
+            unsafe extern "C" fn $function(row: *mut Flow, call: *mut $call) -> u32 {
+                if row.is_null() || call.is_null() {
+                    return NOTHING;
                 }
-            )+
+                // SAFETY: the caller's row, which is part of a map, and the caller's reference.
+                let (row, call) = unsafe { (RawWords::new(row.cast()), &mut *call) };
+                let run: fn(RawWords, &mut $call, &World<true>) -> u32 = $engine;
+                run(row, call, &WORLD)
+            }
+        )+
+    };
+}
+
+calls_at_a_row! {
+    refresh(Refreshing) = |row, call, world| run::refresh(row, call, world) as u32;
+    answer(Answering) = |row, call, world| run::answer(row, call, world) as u32;
+}
+
+calls! {
+    choose_colour(Opening) = |call, world| run::choose_colour(call, world) as u32;
+    choose_backend(Opening) = |call, world| run::choose_backend(call, world).to_u32();
+    store4(Opening) = |call, world| run::store::<V4, _>(call, world) as u32;
+    store6(Opening) = |call, world| run::store::<V6, _>(call, world) as u32;
+    search4(Search) = |search, world| run::search::<V4, _>(search, world).to_u32();
+    search6(Search) = |search, world| run::search::<V6, _>(search, world).to_u32();
+}
+
+macro_rules! slow_path {
+    ($version:ty, $store:ident, $search:ident) => {
+        impl<const XDP: bool> SlowPath<$version> for World<XDP> {
+            #[inline(always)]
+            fn refresh(&self, row: RawWords, call: &mut Refreshing) -> u32 {
+                // SAFETY: a row and a reference.
+                unsafe { refresh(row.as_ptr().cast(), call) }
+            }
+
+            #[inline(always)]
+            fn answer(&self, row: RawWords, call: &mut Answering) -> u32 {
+                // SAFETY: a row and a reference.
+                unsafe { answer(row.as_ptr().cast(), call) }
+            }
+
+            #[inline(always)]
+            fn choose_colour(&self, call: &mut Opening) -> u32 {
+                // SAFETY: a reference.
+                unsafe { choose_colour(call) }
+            }
+
+            #[inline(always)]
+            fn choose_backend(&self, call: &mut Opening) -> u32 {
+                // SAFETY: a reference.
+                unsafe { choose_backend(call) }
+            }
+
+            #[inline(always)]
+            fn store(&self, call: &mut Opening) -> u32 {
+                // SAFETY: a reference.
+                unsafe { $store(call) }
+            }
+
+            #[inline(always)]
+            fn search(&self, search: &mut Search) -> u32 {
+                // SAFETY: a reference.
+                unsafe { $search(search) }
+            }
         }
     };
 }
 
-calls!(V4,
-    refresh(Refreshing): refresh4 = |call, world| run::refresh(call, world) as u32,
-    choose_colour(Opening): choose_colour4 = |call, world| run::choose_colour(call, world) as u32,
-    choose_backend(Opening): choose_backend4 = |call, world| run::choose_backend(call, world).to_u32(),
-    find_rival(Opening): find_rival4 = |call, world| run::find_rival(call, world).to_u32(),
-    store(Opening): store4 = |call, world| {
-        store(V4::flows(world), &call.key, call.hash, &call.flow, call.is_known, call.now) as u32
-    },
-    answer(Answering): answer4 = |call, world| run::answer(call, world) as u32,
-    locate(Locating): locate4 = |call, world| run::locate(call, world).to_u32(),
-);
-calls!(V6,
-    refresh(Refreshing): refresh6 = |call, world| run::refresh(call, world) as u32,
-    choose_colour(Opening): choose_colour6 = |call, world| run::choose_colour(call, world) as u32,
-    choose_backend(Opening): choose_backend6 = |call, world| run::choose_backend(call, world).to_u32(),
-    find_rival(Opening): find_rival6 = |call, world| run::find_rival(call, world).to_u32(),
-    store(Opening): store6 = |call, world| {
-        store(V6::flows(world), &call.key, call.hash, &call.flow, call.is_known, call.now) as u32
-    },
-    answer(Answering): answer6 = |call, world| run::answer(call, world) as u32,
-    locate(Locating): locate6 = |call, world| run::locate(call, world).to_u32(),
-);
+slow_path!(V4, store4, search4);
+slow_path!(V6, store6, search6);

@@ -117,9 +117,9 @@ impl Writer for SkbWriter<'_> {
         let context = self.0;
         let (old_address, old_port) = edit.end.of(headers);
         let (old, Addr(new)) = (V::widen(old_address).0, V::widen(edit.address));
-        let checksum = headers.l4 + checksum_offset(headers.protocol);
+        let checksum = headers.l4 + checksum_offset(headers.protocol());
         // A UDP checksum of zero stays, and a computed zero is sent as its twin.
-        let mangled = match headers.protocol {
+        let mangled = match headers.protocol() {
             Protocol::Udp => BPF_F_MARK_MANGLED_0.into(),
             Protocol::Tcp => 0,
         };
@@ -131,7 +131,7 @@ impl Writer for SkbWriter<'_> {
                 self.replace_address_word(headers.l3 + edit.end.v4_offset(), checksum, old[0], new[0], flags)?;
                 if edit.hop.is_some() {
                     // TTL and protocol share a word of the checksum.
-                    let word = |ttl| u16::from_ne_bytes([ttl, headers.protocol as u8]);
+                    let word = |ttl| u16::from_ne_bytes([ttl, headers.protocol() as u8]);
                     let (old, new) = (word(headers.hop_limit), word(headers.hop_limit.wrapping_sub(1)));
                     context.l3_csum_replace(check, old.into(), new.into(), 2).ok()?;
                     Skb(context).store(headers.l3 + offset_of!(Ipv4Hdr, ttl), &new, 0).ok()?;

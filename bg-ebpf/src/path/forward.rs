@@ -17,6 +17,7 @@ use crate::{
     hint::{rolled, unlikely},
     hook::{Direction, Hook},
     policy::{
+        colour::Client,
         connection::{is_refused, shown_by_client},
         lifetime::{depends_on_terms, ended_by_switch, is_silent},
     },
@@ -25,7 +26,7 @@ use crate::{
     wire::headers::{Headers, tcp_flags},
     world::{Flows, World},
 };
-use bg_common::{Be16, Colour, Event, FlowBackend, FlowState, LiveWord, Mode, Protocol};
+use bg_common::{Addr, Be16, Colour, Event, Flow, FlowBackend, FlowState, LiveWord, Mode, Protocol, TableSpan};
 
 /// Entries of a Maglev table that are tried for a flow that its backend could not tell from another one.
 const CHOICES: u32 = 3;
@@ -100,7 +101,9 @@ fn target<V: Flows, W: SlowPath<V>>(
         // Such a SYN is noted, and the second one means something else. So one hook alone must see it.
         if hook.direction == Direction::Early
             && unlikely(
-                headers.opens_connection() && flow.state().has(FlowState::CONFIRMED) && !flow.state().has_ended(),
+                headers.transport.opens_connection()
+                    && flow.state().has(FlowState::CONFIRMED)
+                    && !flow.state().has_ended(),
             )
         {
             return Err(Verdict::DEFER);
@@ -116,13 +119,12 @@ fn target<V: Flows, W: SlowPath<V>>(
             reading = LiveReading { deployment: deployment.into(), word };
             let is_ended =
                 ended_by_switch(flow.flow(), Colour::from_u8(backend.colour()), deployment, word, world, now);
-            if !unlikely(is_ended || (is_refused(flow.state()) && !headers.opens_connection())) {
+            if !unlikely(is_ended || (is_refused(flow.state()) && !headers.transport.opens_connection())) {
                 if !unlikely(!has_no_news(headers, &mut flow, deployment, world, now)) {
                     return Ok(Target::known(backend));
                 }
-                let call =
-                    Refreshing { headers: *headers, vip: arrival.vip, now, key: V::key(headers.src, Be16(0), 0) };
-                match slow::refresh(world, call) {
+                let call = Refreshing { flow: *flow.flow(), transport: headers.transport, deployment, now };
+                match slow::refresh(world, flow.words(), call) {
                     Some(Stay::Over) => {}
                     Some(Stay::Yes) => return Ok(Target::known(backend)),
                     None => return Err(Verdict::drop(world, Event::MissingRow)),
@@ -131,20 +133,26 @@ fn target<V: Flows, W: SlowPath<V>>(
         }
     }
     let call = Opening {
-        headers: *headers,
-        vip: arrival.vip,
+        search: Search {
+            client: Client { address: V::widen(headers.src), port: headers.src_port(), family: V::FAMILY },
+            address: Addr::default(),
+            port: Be16(0),
+            protocol: headers.protocol(),
+            is_for_rivals: true,
+            vip: arrival.vip,
+            now,
+            link: 0,
+            hash: 0,
+        },
+        transport: headers.transport,
         reading,
-        now,
+        tuple_hash: V::tuple_hash(headers.src, headers.dst, headers.ports, headers.protocol()),
         old_state: old.0,
         old_backend: old.1,
-        is_known: arrival.flow.is_some(),
+        is_known: arrival.is_known(),
         is_own: world.is_own(),
-        key: V::key(headers.src, headers.src_port(), arrival.vip),
-        hash: 0,
-        backends: Default::default(),
-        tuple_hash: 0,
-        flow: Default::default(),
-        rivals: Search::none(),
+        backends: TableSpan::default(),
+        flow: Flow::default(),
     };
     let Some(open) = Open::new(world, call) else { return Err(Verdict::drop(world, Event::MissingRow)) };
     open_flow(headers, open, world)
@@ -156,7 +164,7 @@ fn target<V: Flows, W: SlowPath<V>>(
 fn is_plain<V: Flows>(headers: &Headers<V>, flow: &FlowRef, word: LiveWord, now: u32) -> bool {
     const STATE: u32 = FlowState::CONFIRMED | FlowState::IDLE_ONLY | FlowState::BACKEND_RESET;
     flow.state().0 & STATE == FlowState::CONFIRMED
-        && headers.flags & (tcp_flags::SYN | tcp_flags::FIN | tcp_flags::RST) == 0
+        && headers.transport.flags & (tcp_flags::SYN | tcp_flags::FIN | tcp_flags::RST) == 0
         && flow.was_seen_at(now)
         && !depends_on_terms(flow.flow().generation, word)
 }
@@ -171,16 +179,18 @@ fn has_no_news<V: Flows>(
     now: u32,
 ) -> bool {
     let state = flow.state();
-    let is_first_answered = headers.protocol == Protocol::Udp
+    let is_first_answered = headers.protocol() == Protocol::Udp
         && state.0 & (FlowState::ANSWERED | FlowState::CONFIRMED) == FlowState::ANSWERED;
-    if unlikely(headers.opens_connection() || !state.has(shown_by_client(headers)) || is_first_answered) {
+    if unlikely(
+        headers.transport.opens_connection() || !state.has(shown_by_client(&headers.transport)) || is_first_answered,
+    ) {
         return false;
     }
     if !unlikely(!flow.was_seen_at(now)) {
         return true;
     }
     let Some(row) = world.deployment(deployment) else { return false };
-    if is_silent(flow.flow(), headers.protocol, row, now) {
+    if is_silent(flow.flow(), headers.protocol(), row, now) {
         return false;
     }
     flow.see(now);
@@ -191,20 +201,20 @@ fn has_no_news<V: Flows>(
 #[inline(always)]
 fn open_flow<V: Flows, W: SlowPath<V>>(
     headers: &Headers<V>,
-    mut open: Open<'_, V, W>,
+    mut open: Open<'_, W>,
     world: &W,
 ) -> Result<Target, Verdict> {
-    match open.choose_colour() {
+    match open.choose_colour::<V>() {
         Chosen::Yes => {}
         Chosen::NoService => return Err(Verdict::PASS),
         Chosen::MissingRow => return Err(Verdict::drop(world, Event::MissingRow)),
     }
     for _ in 0..rolled(CHOICES) {
-        let slot = match open.choose_backend() {
+        let slot = match open.choose_backend::<V>() {
             Placed::At(slot) => slot,
             Placed::MissingRow => return Err(Verdict::drop(world, Event::MissingRow)),
         };
-        if open.has_rival() {
+        if open.has_rival::<V>() {
             open.step();
             continue;
         }
@@ -212,10 +222,10 @@ fn open_flow<V: Flows, W: SlowPath<V>>(
             return Err(Verdict::drop(world, Event::MissingRow));
         };
         // The end of a connection that nobody remembers is passed on, not remembered either.
-        if headers.flags & tcp_flags::RST != 0 {
+        if headers.transport.flags & tcp_flags::RST != 0 {
             return Ok(Target::known(backend));
         }
-        let stored = open.store();
+        let stored = open.store::<V>();
         if stored == Stored::Evicted {
             world.count(Event::PushedOut);
         }

@@ -1,6 +1,6 @@
 //! Backend to client: the source that the client knows is restored.
 
-use super::slow::{self, Answer, Answering, Locating, Search, SlowPath};
+use super::slow::{self, Answer, Answering, Search, SlowPath};
 use crate::{
     egress::{
         next_hop,
@@ -13,7 +13,10 @@ use crate::{
     },
     hint::unlikely,
     hook::{Direction, Hook},
-    policy::lifetime::{ended_by_switch, is_silent},
+    policy::{
+        colour::Client,
+        lifetime::{ended_by_switch, is_silent},
+    },
     rows::{BackendRef, VipRef},
     verdict::{Action, Exit, Verdict},
     wire::headers::{Headers, tcp_flags},
@@ -38,16 +41,26 @@ pub fn restore<V: Flows + Rewritable, W: SlowPath<V>>(
         return None;
     }
     if unlikely(!found.is_some_and(|flow| is_at(&flow, headers, world))) {
-        let search = Search::new(headers.src, headers.src_port(), headers.protocol, world);
-        let (hash, nth) = slow::locate(world, Locating { key, search })?;
+        let search = Search {
+            client: Client { address: V::widen(headers.dst), port: headers.dst_port(), family: V::FAMILY },
+            address: V::widen(headers.src),
+            port: headers.src_port(),
+            protocol: headers.protocol(),
+            is_for_rivals: false,
+            vip: 0,
+            now,
+            link: 0,
+            hash: 0,
+        };
+        let (hash, nth) = slow::search(world, search)?;
         found = read(flows, place::<V::Key, _>(flows, hash, nth)?, &key, Match::Client);
     }
     let mut flow = found?;
     let backend = BackendRef(world.backend(flow.backend().slot())?);
-    if !backend.is(flow.backend()) || !backend.is_at::<V>(headers.src, headers.src_port(), headers.protocol) {
+    if !backend.is(flow.backend()) || !backend.is_at::<V>(headers.src, headers.src_port(), headers.protocol()) {
         return None;
     }
-    let is_syn = headers.flags & tcp_flags::SYN != 0;
+    let is_syn = headers.transport.has(tcp_flags::SYN);
     if unlikely(flow.state().has(FlowState::FOREIGN) && !is_syn) {
         return None;
     }
@@ -57,7 +70,7 @@ pub fn restore<V: Flows + Rewritable, W: SlowPath<V>>(
         return None;
     }
     let deployment = backend.deployment();
-    if headers.protocol == Protocol::Udp {
+    if headers.protocol() == Protocol::Udp {
         // What a cut has ended must not be heard of again. A TCP client must: its answer to this segment meets
         // the new colour, which resets it.
         let Some(word) = world.live(deployment) else { return Some(Verdict::drop(world, Event::MissingRow)) };
@@ -65,12 +78,14 @@ pub fn restore<V: Flows + Rewritable, W: SlowPath<V>>(
             return Some(Verdict::drop(world, Event::EndedFlow));
         }
         // After a long silence the client may talk to the backend itself, from a port that it once used for the VIP.
-        if !flow.was_seen_at(now) && is_silent(flow.flow(), headers.protocol, world.deployment(deployment)?, now) {
+        if !flow.was_seen_at(now) && is_silent(flow.flow(), headers.protocol(), world.deployment(deployment)?, now) {
             return None;
         }
     }
     if unlikely(has_news(headers, flow.state())) {
-        match slow::answer(world, Answering { headers: *headers, vip: flow.vip(), now, key })? {
+        let colour = Colour::from_u8(backend.colour());
+        let call = Answering { flow: *flow.flow(), transport: headers.transport, deployment, colour, now };
+        match slow::answer(world, flow.words(), call)? {
             Answer::Ours => {}
             Answer::Foreign => return None,
             Answer::Refusal => return Some(Verdict::drop(world, Event::SecondChance)),
@@ -85,18 +100,18 @@ fn is_at<V: Flows>(flow: &FlowRef, headers: &Headers<V>, world: &impl World) -> 
     world
         .backend(flow.backend().slot())
         .map(BackendRef)
-        .is_some_and(|backend| backend.is_at::<V>(headers.src, headers.src_port(), headers.protocol))
+        .is_some_and(|backend| backend.is_at::<V>(headers.src, headers.src_port(), headers.protocol()))
 }
 
 /// Whether the packet may say something new of its flow.
 #[inline(always)]
 fn has_news<V: Flows>(headers: &Headers<V>, state: FlowState) -> bool {
-    match headers.protocol {
+    match headers.protocol() {
         Protocol::Udp => !state.has(FlowState::ANSWERED),
         Protocol::Tcp => {
             const STATE: u32 = FlowState::CONFIRMED | FlowState::ANSWERED | FlowState::FOREIGN | FlowState::DOUBTFUL;
             state.0 & STATE != FlowState::CONFIRMED | FlowState::ANSWERED
-                || headers.flags & (tcp_flags::SYN | tcp_flags::FIN | tcp_flags::RST) != 0
+                || headers.transport.flags & (tcp_flags::SYN | tcp_flags::FIN | tcp_flags::RST) != 0
         }
     }
 }

@@ -1,8 +1,20 @@
 //! Which colour a new flow gets. It follows from one reading of the live word and from the five-tuple alone, so that a flow
 //! whose row was lost is sent where it was before.
 
-use crate::{policy::lifetime::ended_by_switch, wire::headers::IpVersion, world::World};
-use bg_common::{Colour, FULL_SHARE, Flow, LiveFlags, LiveWord, Role, ServiceRow, TesterKey};
+use crate::{policy::lifetime::ended_by_switch, world::World};
+use bg_common::{Addr, Be16, Colour, FULL_SHARE, Family, Flow, LiveFlags, LiveWord, Role, ServiceRow, TesterKey};
+
+/// The client's end of a flow.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Client {
+    /// Its address.
+    pub address: Addr,
+    /// Its port.
+    pub port: Be16,
+    /// Family of the address.
+    pub family: Family,
+}
 
 /// The colour of a new flow.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -17,15 +29,9 @@ pub struct ColourChoice {
 
 /// Chooses the colour of a flow that has no row.
 #[inline(always)]
-pub fn choose<V: IpVersion>(
-    client: V::Address,
-    hash: u32,
-    row: &ServiceRow,
-    word: LiveWord,
-    world: &impl World,
-) -> ColourChoice {
+pub fn choose(client: &Client, hash: u32, row: &ServiceRow, word: LiveWord, world: &impl World) -> ColourChoice {
     let generation = word.generation();
-    if row.role == Role::Preview as u8 || (row.has_testers != 0 && is_tester::<V>(client, row, world)) {
+    if row.role == Role::Preview as u8 || (row.has_testers != 0 && is_tester(client, row, world)) {
         return ColourChoice { colour: word.live().other(), idle_only: true, generation };
     }
     ColourChoice { colour: of_share(word.target_share(), hash), idle_only: false, generation }
@@ -69,10 +75,10 @@ fn of_share(share: u16, hash: u32) -> Colour {
 }
 
 #[inline(always)]
-fn is_tester<V: IpVersion>(client: V::Address, row: &ServiceRow, world: &impl World) -> bool {
+fn is_tester(client: &Client, row: &ServiceRow, world: &impl World) -> bool {
     world.is_tester(&TesterKey {
         deployment: (row.deployment as u32).to_be(),
-        family: (V::FAMILY as u32).to_be(),
-        addr: V::widen(client),
+        family: (client.family as u32).to_be(),
+        addr: client.address,
     })
 }

@@ -2,7 +2,7 @@
 
 use crate::{
     flow::row::idle,
-    wire::headers::{Headers, IpVersion, tcp_flags},
+    wire::headers::{Transport, tcp_flags},
 };
 use bg_common::{Flow, FlowState, Protocol};
 
@@ -83,14 +83,14 @@ pub const fn judge_syn(flow: &Flow, sequence: u32, now: u32) -> Syn {
 /// SYN, or behind the data that came with the SYN (RFC 7413). If an earlier connection of this port came by the virtual
 /// address, the backend may still have that one, and challenges the new SYN (RFC 5961): the client has to hear that.
 #[inline(always)]
-pub fn is_answer_to<V: IpVersion>(flow: &Flow, headers: &Headers<V>) -> bool {
-    let is_syn = headers.flags & tcp_flags::SYN != 0;
+pub const fn is_answer_to(flow: &Flow, segment: &Transport) -> bool {
+    let is_syn = segment.flags & tcp_flags::SYN != 0;
     let is_confirmed = flow.state.has(FlowState::CONFIRMED);
     if flow.note == 0 || flow.state.has(FlowState::REUSED) || (is_confirmed && !is_syn) {
         return true;
     }
-    let acknowledged = u32::from_be(headers.acknowledgment).wrapping_sub(1);
-    headers.flags & tcp_flags::ACK != 0
+    let acknowledged = u32::from_be(segment.acknowledgment).wrapping_sub(1);
+    segment.has(tcp_flags::ACK)
         && if flow.state.has(FlowState::DOUBTFUL) {
             DoubtfulSyn(flow.note).is(acknowledged.to_be())
         } else {
@@ -116,9 +116,9 @@ pub const fn is_refused(state: FlowState) -> bool {
 
 /// What a segment of the client shows.
 #[inline(always)]
-pub const fn shown_by_client<V: IpVersion>(headers: &Headers<V>) -> u32 {
-    shown(headers.flags, FlowState::CLIENT_FIN, FlowState::CLIENT_RESET)
-        | if headers.flags & tcp_flags::SYN == 0 && matches!(headers.protocol, Protocol::Tcp) {
+pub const fn shown_by_client(segment: &Transport) -> u32 {
+    shown(segment.flags, FlowState::CLIENT_FIN, FlowState::CLIENT_RESET)
+        | if segment.flags & tcp_flags::SYN == 0 && matches!(segment.protocol, Protocol::Tcp) {
             FlowState::CONFIRMED
         } else {
             0
@@ -127,8 +127,8 @@ pub const fn shown_by_client<V: IpVersion>(headers: &Headers<V>) -> u32 {
 
 /// What a segment of the backend shows.
 #[inline(always)]
-pub const fn shown_by_backend<V: IpVersion>(headers: &Headers<V>) -> u32 {
-    shown(headers.flags, FlowState::BACKEND_FIN, FlowState::BACKEND_RESET) | FlowState::ANSWERED
+pub const fn shown_by_backend(segment: &Transport) -> u32 {
+    shown(segment.flags, FlowState::BACKEND_FIN, FlowState::BACKEND_RESET) | FlowState::ANSWERED
 }
 
 #[inline(always)]

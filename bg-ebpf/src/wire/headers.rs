@@ -17,6 +17,40 @@ pub mod tcp_flags {
     pub const ACK: u8 = 0x10;
 }
 
+/// What a transport header says beside the ports.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Transport {
+    /// TCP sequence number as on the wire; zero for UDP.
+    pub sequence: u32,
+    /// TCP acknowledgment number as on the wire; zero for UDP.
+    pub acknowledgment: u32,
+    /// Transport protocol.
+    pub protocol: Protocol,
+    /// TCP flags; zero for UDP.
+    pub flags: u8,
+}
+
+impl Transport {
+    /// Of a protocol, before the header is read.
+    #[inline(always)]
+    pub const fn of(protocol: Protocol) -> Self {
+        Self { sequence: 0, acknowledgment: 0, protocol, flags: 0 }
+    }
+
+    /// Whether it has all these TCP flags.
+    #[inline(always)]
+    pub const fn has(&self, flags: u8) -> bool {
+        self.flags & flags == flags
+    }
+
+    /// A SYN that opens a connection, not the answer to one.
+    #[inline(always)]
+    pub const fn opens_connection(&self) -> bool {
+        self.flags & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::SYN
+    }
+}
+
 /// A parsed packet: where its headers stand, and what they say.
 #[derive(Clone, Copy)]
 pub struct Headers<V: IpVersion> {
@@ -30,14 +64,8 @@ pub struct Headers<V: IpVersion> {
     pub dst: V::Address,
     /// Source and destination port as the four bytes stand on the wire.
     pub ports: u32,
-    /// Transport protocol.
-    pub protocol: Protocol,
-    /// TCP flags; zero for UDP.
-    pub flags: u8,
-    /// TCP sequence number as on the wire; zero for UDP.
-    pub sequence: u32,
-    /// TCP acknowledgment number as on the wire; zero for UDP.
-    pub acknowledgment: u32,
+    /// What else the transport header says.
+    pub transport: Transport,
     /// TTL or hop limit.
     pub hop_limit: u8,
     /// Octets of the IP packet, header included.
@@ -57,10 +85,10 @@ impl<V: IpVersion> Headers<V> {
         Be16((self.ports >> 16) as u16)
     }
 
-    /// A SYN that opens a connection, not the answer to one.
+    /// Transport protocol.
     #[inline(always)]
-    pub const fn opens_connection(&self) -> bool {
-        self.flags & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::SYN
+    pub const fn protocol(&self) -> Protocol {
+        self.transport.protocol
     }
 }
 

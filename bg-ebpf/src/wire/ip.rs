@@ -1,7 +1,7 @@
 //! IPv4 (RFC 791) and IPv6 (RFC 8200).
 
 use super::{
-    headers::{Headers, IpVersion, Parsed, V4, V6},
+    headers::{Headers, IpVersion, Parsed, Transport, V4, V6},
     packet::{
         Packet,
         bytes::{load16, load32},
@@ -34,10 +34,7 @@ impl IpVersion for V4 {
             src: load32(&ip.src_addr),
             dst: load32(&ip.dst_addr),
             ports: 0,
-            protocol,
-            flags: 0,
-            sequence: 0,
-            acknowledgment: 0,
+            transport: Transport::of(protocol),
             hop_limit: ip.ttl,
             ip_len: u16::from_be(load16(&ip.tot_len)) as u32,
         };
@@ -87,10 +84,7 @@ impl IpVersion for V6 {
             src: [load32(s0), load32(s1), load32(s2), load32(s3)],
             dst: [load32(d0), load32(d1), load32(d2), load32(d3)],
             ports: 0,
-            protocol,
-            flags: 0,
-            sequence: 0,
-            acknowledgment: 0,
+            transport: Transport::of(protocol),
             hop_limit: ip.hop_limit,
             ip_len: Ipv6Hdr::LEN as u32 + u16::from_be(load16(&ip.payload_len)) as u32,
         };

@@ -27,7 +27,7 @@ pub fn transport<V: IpVersion>(
         headers.ip_len = (frame_len - headers.l3) as u32;
     }
     let ip_end = headers.l3 + headers.ip_len as usize;
-    let needed = match headers.protocol {
+    let needed = match headers.protocol() {
         Protocol::Tcp => {
             // As bytes: the header's own type keeps flags in a bit field without a name for the byte. One
             // check covers all of it.
@@ -35,9 +35,9 @@ pub fn transport<V: IpVersion>(
                 return Parsed::Malformed(headers);
             };
             let [_, sequence, acknowledgment, [words, flags, ..], _] = tcp;
-            headers.sequence = load32(sequence);
-            headers.acknowledgment = load32(acknowledgment);
-            headers.flags = *flags;
+            headers.transport.sequence = load32(sequence);
+            headers.transport.acknowledgment = load32(acknowledgment);
+            headers.transport.flags = *flags;
             let header_len = ((words >> 4) as usize) * 4;
             if header_len < TcpHdr::LEN {
                 return Parsed::Malformed(headers);

@@ -1,30 +1,31 @@
 //! What a packet of the backend says of its flow.
 
-use super::search;
 use crate::{
+    flow::{memory::RawWords, row::FlowRef},
     policy::{
         colour::second_chance,
         connection::{is_answer_to, is_on_trial, shown_by_backend},
         lifetime::is_open,
     },
-    rows::BackendRef,
-    wire::headers::{Headers, tcp_flags},
-    world::{Flows, World},
+    wire::headers::{Transport, tcp_flags},
+    world::World,
 };
-use bg_common::{Colour, FlowState, Protocol};
+use bg_common::{Colour, Flow, FlowState, Protocol};
 
 /// A packet of a backend to the client of a flow.
 #[repr(C)]
 #[derive(Clone, Copy)]
-pub struct Answering<V: Flows> {
+pub struct Answering {
+    /// The flow, as it was found.
+    pub flow: Flow,
     /// The packet.
-    pub headers: Headers<V>,
-    /// Row of `vips` of its flow.
-    pub vip: u16,
+    pub transport: Transport,
+    /// Index of the flow's deployment.
+    pub deployment: u16,
+    /// Colour of its backend.
+    pub colour: Colour,
     /// The tick.
     pub now: u32,
-    /// Room for the flow's key. On the stack it would take too much.
-    pub key: V::Key,
 }
 
 /// Whose an answer is.
@@ -52,38 +53,38 @@ impl Answer {
     }
 }
 
+/// Judges the packet and notes what it says. The flow's row stands at `row`.
 #[inline(always)]
-pub fn run<V: Flows, W: World>(call: &mut Answering<V>, world: &W) -> Answer {
-    call.key = V::key(call.headers.dst, call.headers.dst_port(), call.vip);
-    let found = search::by_key::<V, W>(&call.key, call.vip, world);
-    let Some(mut flow) = found else { return Answer::Foreign };
-    let (headers, now) = (&call.headers, call.now);
-    let Some(backend) = world.backend(flow.backend().slot()).map(BackendRef) else { return Answer::Foreign };
-    let Some(row) = world.deployment(backend.deployment()) else { return Answer::Foreign };
+pub fn run(row: RawWords, call: &mut Answering, world: &impl World) -> Answer {
+    let (segment, protocol, now) = (&call.transport, call.transport.protocol, call.now);
+    let mut flow = FlowRef::new(row, 0, call.flow);
     let (mut state, mut note) = (flow.state(), flow.flow().note);
-    if matches!(headers.protocol, Protocol::Tcp) {
-        let is_syn = headers.flags & tcp_flags::SYN != 0;
-        let belongs =
-            is_answer_to(flow.flow(), headers) && (!is_syn || is_open(flow.flow(), headers.protocol, row, now));
-        if !belongs {
+    if matches!(protocol, Protocol::Tcp) {
+        let Some(row) = world.deployment(call.deployment) else { return Answer::Foreign };
+        let is_syn = segment.has(tcp_flags::SYN);
+        if !is_answer_to(flow.flow(), segment) || (is_syn && !is_open(flow.flow(), protocol, row, now)) {
             flow.set(FlowState::FOREIGN);
             return Answer::Foreign;
         }
-        let is_refusal = headers.flags & tcp_flags::RST != 0
-            && is_on_trial(flow.flow(), headers.protocol)
-            && !state.has_any(FlowState::RETRIED | FlowState::IDLE_ONLY);
-        if is_refusal
-            && let Some(word) = world.live(backend.deployment())
-            && second_chance(Colour::from_u8(backend.colour()), backend.deployment(), word, world, now).is_some()
-        {
+        if segment.has(tcp_flags::RST) && is_refusal(call, world) {
             flow.set(FlowState::RETRIED | FlowState::BACKEND_RESET);
             return Answer::Refusal;
         }
         if state.has(FlowState::DOUBTFUL) {
-            note = if is_syn { u32::from_be(headers.acknowledgment).wrapping_sub(1).to_be() } else { 0 };
+            note = if is_syn { u32::from_be(segment.acknowledgment).wrapping_sub(1).to_be() } else { 0 };
         }
         state = state.without(FlowState::FOREIGN | FlowState::DOUBTFUL);
     }
-    flow.change(state.with(shown_by_backend(headers)), note);
+    flow.change(state.with(shown_by_backend(segment)), note);
     Answer::Ours
+}
+
+/// Whether a reset refuses a connection that was picked up in mid-stream, and that the other colour may know.
+#[inline(always)]
+fn is_refusal(call: &Answering, world: &impl World) -> bool {
+    is_on_trial(&call.flow, call.transport.protocol)
+        && !call.flow.state.has_any(FlowState::RETRIED | FlowState::IDLE_ONLY)
+        && world
+            .live(call.deployment)
+            .is_some_and(|word| second_chance(call.colour, call.deployment, word, world, call.now).is_some())
 }

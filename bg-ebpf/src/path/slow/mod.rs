@@ -6,19 +6,17 @@
 //! a `u32`, which is converted here and nowhere else.
 
 mod answer;
-mod locate;
 mod open;
 mod refresh;
 mod search;
 
 pub use answer::{Answer, Answering};
-pub use locate::Locating;
 pub use open::{Chosen, LiveReading, Opening, Placed};
 pub use refresh::{Refreshing, Stay};
 pub use search::{Search, Step};
 
 use crate::{
-    flow::table::{Stored, store},
+    flow::{memory::RawWords, table::Stored},
     hint::rolled,
     world::{Flows, SCRATCH_WORDS, World},
 };
@@ -26,32 +24,28 @@ use crate::{
 /// The calls. A world may make them as it likes, as long as it comes to the same.
 pub trait SlowPath<V: Flows>: World + Sized {
     /// Notes what a packet of the client says of its flow; see [`Refreshing`].
-    fn refresh(&self, call: &mut Refreshing<V>) -> u32 {
-        refresh::run(call, self) as u32
+    fn refresh(&self, row: RawWords, call: &mut Refreshing) -> u32 {
+        refresh::run(row, call, self) as u32
+    }
+    /// Notes what a packet of the backend says of its flow; see [`Answering`].
+    fn answer(&self, row: RawWords, call: &mut Answering) -> u32 {
+        answer::run(row, call, self) as u32
     }
     /// Chooses the colour of a new flow; see [`Opening`].
-    fn choose_colour(&self, call: &mut Opening<V>) -> u32 {
+    fn choose_colour(&self, call: &mut Opening) -> u32 {
         open::choose_colour(call, self) as u32
     }
     /// Chooses the backend of a new flow; see [`Opening`].
-    fn choose_backend(&self, call: &mut Opening<V>) -> u32 {
+    fn choose_backend(&self, call: &mut Opening) -> u32 {
         open::choose_backend(call, self).to_u32()
     }
-    /// Looks for a flow that the backend could not tell from the new one; see [`Opening`].
-    fn find_rival(&self, call: &mut Opening<V>) -> u32 {
-        open::find_rival(call, self).to_u32()
-    }
     /// Stores a new flow; see [`Opening`].
-    fn store(&self, call: &mut Opening<V>) -> u32 {
-        store(V::flows(self), &call.key, call.hash, &call.flow, call.is_known, call.now) as u32
+    fn store(&self, call: &mut Opening) -> u32 {
+        open::store::<V, _>(call, self) as u32
     }
-    /// Notes what a packet of the backend says of its flow; see [`Answering`].
-    fn answer(&self, call: &mut Answering<V>) -> u32 {
-        answer::run(call, self) as u32
-    }
-    /// Looks for the flow of a backend's packet in all places; see [`Locating`].
-    fn locate(&self, call: &mut Locating<V>) -> u32 {
-        locate::run(call, self).to_u32()
+    /// Takes a step of a search; see [`Search`].
+    fn search(&self, search: &mut Search) -> u32 {
+        search::step::<V, _>(search, self).to_u32()
     }
 }
 
@@ -59,9 +53,9 @@ pub trait SlowPath<V: Flows>: World + Sized {
 pub mod run {
     pub use super::{
         answer::run as answer,
-        locate::run as locate,
-        open::{choose_backend, choose_colour, find_rival},
+        open::{choose_backend, choose_colour, store},
         refresh::run as refresh,
+        search::step as search,
     };
 }
 
@@ -80,23 +74,31 @@ fn in_scratch<'a, T>(world: &'a impl World, call: T) -> Option<&'a mut T> {
 
 /// See [`SlowPath::refresh`]. `None`: there is no scratch buffer.
 #[inline(always)]
-pub fn refresh<V: Flows>(world: &impl SlowPath<V>, call: Refreshing<V>) -> Option<Stay> {
-    Some(Stay::from_u32(world.refresh(in_scratch(world, call)?)))
+pub fn refresh<V: Flows>(world: &impl SlowPath<V>, row: RawWords, call: Refreshing) -> Option<Stay> {
+    Some(Stay::from_u32(world.refresh(row, in_scratch(world, call)?)))
 }
 
 /// See [`SlowPath::answer`]. `None`: there is no scratch buffer.
 #[inline(always)]
-pub fn answer<V: Flows>(world: &impl SlowPath<V>, call: Answering<V>) -> Option<Answer> {
-    Some(Answer::from_u32(world.answer(in_scratch(world, call)?)))
+pub fn answer<V: Flows>(world: &impl SlowPath<V>, row: RawWords, call: Answering) -> Option<Answer> {
+    Some(Answer::from_u32(world.answer(row, in_scratch(world, call)?)))
 }
 
-/// See [`SlowPath::locate`]. Hash and place of the row. `None`: there is none.
+/// Hash and place of the flow that a search finds. `None`: there is none.
 #[inline(always)]
-pub fn locate<V: Flows>(world: &impl SlowPath<V>, call: Locating<V>) -> Option<(u32, u32)> {
-    let call = in_scratch(world, call)?;
+pub fn search<V: Flows>(world: &impl SlowPath<V>, search: Search) -> Option<(u32, u32)> {
+    let search = in_scratch(world, search)?;
+    search.begin(world);
+    let place = all_steps(world, search)?;
+    Some((search.hash, place))
+}
+
+/// Takes the steps of a search, until it has found a place.
+#[inline(always)]
+fn all_steps<V: Flows>(world: &impl SlowPath<V>, search: &mut Search) -> Option<u32> {
     for _ in 0..rolled(search::STEPS) {
-        match Step::from_u32(world.locate(call)) {
-            Step::Found(place) => return Some((call.search.hash, place)),
+        match Step::from_u32(world.search(search)) {
+            Step::Found(place) => return Some(place),
             Step::Next => {}
             Step::End => break,
         }
@@ -105,41 +107,43 @@ pub fn locate<V: Flows>(world: &impl SlowPath<V>, call: Locating<V>) -> Option<(
 }
 
 /// A flow that is being opened.
-pub struct Open<'a, V: Flows, W> {
-    call: &'a mut Opening<V>,
+pub struct Open<'a, W> {
+    call: &'a mut Opening,
     world: &'a W,
 }
 
-impl<'a, V: Flows, W: SlowPath<V>> Open<'a, V, W> {
+impl<'a, W: World> Open<'a, W> {
     /// Begins. `None`: there is no scratch buffer.
     #[inline(always)]
-    pub fn new(world: &'a W, call: Opening<V>) -> Option<Self> {
+    pub fn new(world: &'a W, call: Opening) -> Option<Self> {
         Some(Self { call: in_scratch(world, call)?, world })
     }
 
     /// See [`SlowPath::choose_colour`].
     #[inline(always)]
-    pub fn choose_colour(&mut self) -> Chosen {
+    pub fn choose_colour<V: Flows>(&mut self) -> Chosen
+    where
+        W: SlowPath<V>,
+    {
         Chosen::from_u32(self.world.choose_colour(self.call))
     }
 
     /// See [`SlowPath::choose_backend`].
     #[inline(always)]
-    pub fn choose_backend(&mut self) -> Placed {
+    pub fn choose_backend<V: Flows>(&mut self) -> Placed
+    where
+        W: SlowPath<V>,
+    {
         Placed::from_u32(self.world.choose_backend(self.call))
     }
 
-    /// See [`SlowPath::find_rival`].
+    /// Whether the backend could not tell the flow from another open one of the client, by another virtual address.
     #[inline(always)]
-    pub fn has_rival(&mut self) -> bool {
-        for _ in 0..rolled(search::STEPS) {
-            match Step::from_u32(self.world.find_rival(self.call)) {
-                Step::Found(_) => return true,
-                Step::Next => {}
-                Step::End => break,
-            }
-        }
-        false
+    pub fn has_rival<V: Flows>(&mut self) -> bool
+    where
+        W: SlowPath<V>,
+    {
+        all_steps(self.world, &mut self.call.search).is_some()
     }
 
     /// Goes on to another entry of the Maglev table. The step (the golden ratio's) is no multiple of any table's length.
@@ -150,7 +154,10 @@ impl<'a, V: Flows, W: SlowPath<V>> Open<'a, V, W> {
 
     /// See [`SlowPath::store`].
     #[inline(always)]
-    pub fn store(&mut self) -> Stored {
+    pub fn store<V: Flows>(&mut self) -> Stored
+    where
+        W: SlowPath<V>,
+    {
         Stored::from_u32(self.world.store(self.call))
     }
 }

@@ -1,15 +1,18 @@
 //! Opening a flow: its colour, its backend, its row.
 
-use super::search::{Search, Step};
+use super::search::Search;
 use crate::{
-    flow::key::Key as _,
+    flow::{
+        key::Key as _,
+        table::{self, Stored},
+    },
     policy::{
         backend, colour,
         connection::{is_refused, shown_by_client},
-        lifetime::{after_drain, is_open, is_past, limit, terms},
+        lifetime::{after_drain, is_past, limit, terms},
     },
     rows::{BackendRef, VipRef},
-    wire::headers::Headers,
+    wire::headers::Transport,
     world::{Flows, World},
 };
 use bg_common::{Colour, Flow, FlowBackend, FlowState, LiveFlags, LiveWord, ServiceRow, TableSpan};
@@ -32,15 +35,16 @@ impl LiveReading {
 /// A flow that is being opened.
 #[repr(C)]
 #[derive(Clone, Copy)]
-pub struct Opening<V: Flows> {
+pub struct Opening {
+    /// In: the client's end and the row of `vips` that it was sent to. Out of the backend's choice: looks for a flow that the
+    /// backend could not tell from this one.
+    pub search: Search,
     /// In: the packet that opens it.
-    pub headers: Headers<V>,
-    /// In: row of `vips` that the packet was sent to.
-    pub vip: u16,
+    pub transport: Transport,
     /// In: the live word that the packet has read already.
     pub reading: LiveReading,
-    /// In: the tick.
-    pub now: u32,
+    /// In: hash of the five-tuple. It chooses among the backends.
+    pub tuple_hash: u32,
     /// In: state of the flow that has the key now; zero if there is none.
     pub old_state: FlowState,
     /// In: backend of that flow.
@@ -49,18 +53,10 @@ pub struct Opening<V: Flows> {
     pub is_known: bool,
     /// In: whether this host itself has sent the packet.
     pub is_own: bool,
-    /// Out of the backend's choice: the flow's key.
-    pub key: V::Key,
-    /// Out of the backend's choice: the key's hash.
-    pub hash: u32,
     /// Out of the colour's choice: where its backends stand.
     pub backends: TableSpan,
-    /// Out of the colour's choice: chooses among them.
-    pub tuple_hash: u32,
     /// Out of both choices: the flow.
     pub flow: Flow,
-    /// Out of the backend's choice: looks for a flow that the backend could not tell from this one.
-    pub rivals: Search<V>,
 }
 
 /// Whether a colour was chosen.
@@ -89,9 +85,9 @@ impl Chosen {
 
 /// Chooses the colour.
 #[inline(always)]
-pub fn choose_colour<V: Flows, W: World>(call: &mut Opening<V>, world: &W) -> Chosen {
-    let (headers, now) = (&call.headers, call.now);
-    let Some(vip) = world.vip(call.vip.into()).map(VipRef) else { return Chosen::MissingRow };
+pub fn choose_colour<W: World>(call: &mut Opening, world: &W) -> Chosen {
+    let (segment, now) = (&call.transport, call.search.now);
+    let Some(vip) = world.vip(call.search.vip.into()).map(VipRef) else { return Chosen::MissingRow };
     let Some(row) = world.service(&vip.key()) else { return Chosen::NoService };
     let word = if call.reading.deployment == u32::from(row.deployment) {
         call.reading.word
@@ -101,15 +97,14 @@ pub fn choose_colour<V: Flows, W: World>(call: &mut Opening<V>, world: &W) -> Ch
         return Chosen::MissingRow;
     };
     end_drain_if_past(row.deployment, word, world, now);
-    call.tuple_hash = V::tuple_hash(headers.src, headers.dst, headers.ports, headers.protocol);
-    let is_retry = is_refused(call.old_state) && !headers.opens_connection();
+    let is_retry = is_refused(call.old_state) && !segment.opens_connection();
     let choice = if is_retry { other_colour(call, row, word, world) } else { None };
     let choice = match choice {
         Some(choice) => choice,
-        None => colour::choose::<V>(headers.src, call.tuple_hash, row, word, world),
+        None => colour::choose(&call.search.client, call.tuple_hash, row, word, world),
     };
     call.backends = backend::table(row, choice.colour);
-    let mut state = FlowState(shown_by_client(headers));
+    let mut state = FlowState(shown_by_client(segment));
     if choice.idle_only {
         state = state.with(FlowState::IDLE_ONLY);
     }
@@ -119,15 +114,15 @@ pub fn choose_colour<V: Flows, W: World>(call: &mut Opening<V>, world: &W) -> Ch
     if is_retry {
         state = state.with(FlowState::RETRIED);
     }
-    if call.is_known && headers.opens_connection() && !call.old_state.has(FlowState::FOREIGN) {
+    if call.is_known && segment.opens_connection() && !call.old_state.has(FlowState::FOREIGN) {
         state = state.with(FlowState::REUSED);
     }
-    let limit = world.deployment(row.deployment).map_or(0, |row| limit(row, headers.protocol, state));
+    let limit = world.deployment(row.deployment).map_or(0, |row| limit(row, segment.protocol, state));
     call.flow = Flow {
         state: state.with_limit(limit),
         generation: choice.generation,
         last_seen: now,
-        note: if headers.opens_connection() { headers.sequence } else { 0 },
+        note: if segment.opens_connection() { segment.sequence } else { 0 },
         ..Flow::from_words([0; 3])
     };
     Chosen::Yes
@@ -135,14 +130,9 @@ pub fn choose_colour<V: Flows, W: World>(call: &mut Opening<V>, world: &W) -> Ch
 
 /// The colour of a connection that was picked up in mid-stream and that a backend has refused.
 #[inline(always)]
-fn other_colour<V: Flows>(
-    call: &Opening<V>,
-    row: &ServiceRow,
-    word: LiveWord,
-    world: &impl World,
-) -> Option<colour::ColourChoice> {
+fn other_colour(call: &Opening, row: &ServiceRow, word: LiveWord, world: &impl World) -> Option<colour::ColourChoice> {
     let refused_by = BackendRef(world.backend(call.old_backend.slot())?).colour();
-    colour::second_chance(Colour::from_u8(refused_by), row.deployment, word, world, call.now)
+    colour::second_chance(Colour::from_u8(refused_by), row.deployment, word, world, call.search.now)
 }
 
 /// Clears the flag of a drain whose deadline has passed: whoever sees it first does.
@@ -191,24 +181,23 @@ impl Placed {
 
 /// Chooses the backend at the hash.
 #[inline(always)]
-pub fn choose_backend<V: Flows, W: World>(call: &mut Opening<V>, world: &W) -> Placed {
+pub fn choose_backend<W: World>(call: &mut Opening, world: &W) -> Placed {
     let Some(chosen) = backend::at(call.backends, call.tuple_hash, world) else { return Placed::MissingRow };
-    let Some(vip) = world.vip(call.vip.into()).map(VipRef) else { return Placed::MissingRow };
-    call.key = V::key(call.headers.src, call.headers.src_port(), call.vip);
-    call.hash = call.key.hash(vip.salt(), V::flows(world));
     call.flow.backend = chosen.name;
-    call.rivals = Search::new(chosen.backend.address::<V>(), chosen.backend.port(), call.headers.protocol, world);
+    let search = &mut call.search;
+    search.address = chosen.backend.whole_address();
+    search.port = chosen.backend.port();
+    search.protocol = call.transport.protocol;
+    search.begin(world);
     Placed::At(chosen.name.slot())
 }
 
-/// Whether the backend could not tell the flow from another open one of the client, by another virtual address. It stands in
-/// the bucket of this flow, unless services that share a backend have different salts: so the search goes on while it
-/// says [`Step::Next`].
+/// Stores the flow.
 #[inline(always)]
-pub fn find_rival<V: Flows, W: World>(call: &mut Opening<V>, world: &W) -> Step {
-    let (key, vip, protocol, now) = (call.key, call.vip, call.headers.protocol, call.now);
-    call.rivals.step(&key, world, |flow, backend| {
-        flow.vip() != vip
-            && world.deployment(backend.deployment()).is_some_and(|row| is_open(flow.flow(), protocol, row, now))
-    })
+pub fn store<V: Flows, W: World>(call: &mut Opening, world: &W) -> Stored {
+    let Some(vip) = world.vip(call.search.vip.into()).map(VipRef) else { return Stored::No };
+    let flows = V::flows(world);
+    let key = V::key(V::narrow(&call.search.client.address), call.search.client.port, call.search.vip);
+    let hash = key.hash(vip.salt(), flows);
+    table::store(flows, &key, hash, &call.flow, call.is_known, call.search.now)
 }

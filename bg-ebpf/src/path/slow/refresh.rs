@@ -1,29 +1,28 @@
 //! What a packet of the client says of its flow.
 
-use super::search;
 use crate::{
+    flow::{memory::RawWords, row::FlowRef},
     policy::{
         connection::{Syn, judge_syn, shown_by_client},
         lifetime::{is_silent, limit},
     },
-    rows::BackendRef,
-    wire::headers::Headers,
-    world::{Flows, World},
+    wire::headers::Transport,
+    world::World,
 };
-use bg_common::{FlowState, Protocol};
+use bg_common::{Flow, FlowState, Protocol};
 
 /// A packet of a flow that no switch has ended.
 #[repr(C)]
 #[derive(Clone, Copy)]
-pub struct Refreshing<V: Flows> {
+pub struct Refreshing {
+    /// The flow, as it was found.
+    pub flow: Flow,
     /// The packet.
-    pub headers: Headers<V>,
-    /// Row of `vips` that it was sent to.
-    pub vip: u16,
+    pub transport: Transport,
+    /// Index of the flow's deployment.
+    pub deployment: u16,
     /// The tick.
     pub now: u32,
-    /// Room for the flow's key. On the stack it would take too much.
-    pub key: V::Key,
 }
 
 /// Whether a flow takes a packet.
@@ -44,18 +43,15 @@ impl Stay {
     }
 }
 
+/// Judges the packet and notes what it says. The flow's row stands at `row`.
 #[inline(always)]
-pub fn run<V: Flows, W: World>(call: &mut Refreshing<V>, world: &W) -> Stay {
-    call.key = V::key(call.headers.src, call.headers.src_port(), call.vip);
-    let found = search::by_key::<V, W>(&call.key, call.vip, world);
-    let Some(mut flow) = found else { return Stay::Over };
-    let (headers, now) = (&call.headers, call.now);
-    let Some(backend) = world.backend(flow.backend().slot()).map(BackendRef) else { return Stay::Over };
-    let Some(row) = world.deployment(backend.deployment()) else { return Stay::Over };
-    let is_silent = is_silent(flow.flow(), headers.protocol, row, now);
-    let mut state = flow.state();
-    let mut note = flow.flow().note;
-    match headers.protocol {
+pub fn run(row: RawWords, call: &mut Refreshing, world: &impl World) -> Stay {
+    let (segment, protocol, now) = (&call.transport, call.transport.protocol, call.now);
+    let mut flow = FlowRef::new(row, 0, call.flow);
+    let Some(row) = world.deployment(call.deployment) else { return Stay::Over };
+    let is_silent = is_silent(flow.flow(), protocol, row, now);
+    let (mut state, mut note) = (flow.state(), flow.flow().note);
+    match protocol {
         Protocol::Udp => {
             if is_silent {
                 return Stay::Over;
@@ -65,8 +61,8 @@ pub fn run<V: Flows, W: World>(call: &mut Refreshing<V>, world: &W) -> Stay {
             }
         }
         Protocol::Tcp => {
-            if headers.opens_connection() {
-                match judge_syn(flow.flow(), headers.sequence, now) {
+            if segment.opens_connection() {
+                match judge_syn(flow.flow(), segment.sequence, now) {
                     Syn::Opens => return Stay::Over,
                     _ if is_silent => return Stay::Over,
                     Syn::Belongs => {}
@@ -76,11 +72,11 @@ pub fn run<V: Flows, W: World>(call: &mut Refreshing<V>, world: &W) -> Stay {
                     }
                 }
             }
-            state = state.with(shown_by_client(headers));
+            state = state.with(shown_by_client(segment));
         }
     }
     if state.0 & !flow.state().0 & FlowState::CONFIRMED != 0 {
-        state = state.with_limit(limit(row, headers.protocol, state));
+        state = state.with_limit(limit(row, protocol, state));
     }
     flow.see(now);
     flow.change(state, note);

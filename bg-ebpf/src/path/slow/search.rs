@@ -3,22 +3,14 @@
 use crate::{
     flow::{
         key::{Key as _, Match},
-        row::FlowRef,
-        table::{WAYS, find_compactly, place, read},
+        table::{WAYS, place, read},
     },
     hint::rolled,
-    rows::{BackendRef, VipRef},
+    policy::{colour::Client, lifetime::is_open},
+    rows::BackendRef,
     world::{Flows, World},
 };
 use bg_common::{Addr, Be16, MAX_CHAIN, Protocol, endpoint_hash};
-
-/// The flow of a key, which names the row `vip` of `vips`.
-#[inline(always)]
-pub(super) fn by_key<V: Flows, W: World>(key: &V::Key, vip: u16, world: &W) -> Option<FlowRef> {
-    let row = VipRef(world.vip(vip.into())?);
-    let flows = V::flows(world);
-    find_compactly(flows, key, key.hash(row.salt(), flows))
-}
 
 /// Steps of a search: one for each row of `backends` that may be in a list.
 pub(super) const STEPS: u32 = MAX_CHAIN;
@@ -27,16 +19,24 @@ pub(super) const STEPS: u32 = MAX_CHAIN;
 /// so that the first step is the last.
 #[repr(C)]
 #[derive(Clone, Copy)]
-pub struct Search<V: Flows> {
+pub struct Search {
+    /// The client's end.
+    pub client: Client,
     /// The backend's address.
-    pub address: V::Address,
+    pub address: Addr,
     /// The backend's port.
     pub port: Be16,
     /// Its protocol.
     pub protocol: Protocol,
-    /// The row to look at, plus one.
+    /// Whether open flows by other virtual addresses than `vip` are looked for, rather than any flow.
+    pub is_for_rivals: bool,
+    /// Row of `vips`.
+    pub vip: u16,
+    /// The tick.
+    pub now: u32,
+    /// The row of `backends` to look at, plus one.
     pub link: u32,
-    /// The key's hash by the salt of the row that was looked at.
+    /// Out: the hash of the flow's key.
     pub hash: u32,
 }
 
@@ -76,45 +76,41 @@ impl Step {
     }
 }
 
-impl<V: Flows> Search<V> {
-    /// Begins a search.
+impl Search {
+    /// Begins at the head of the backend's list.
     #[inline(always)]
-    pub fn new(address: V::Address, port: Be16, protocol: Protocol, world: &impl World) -> Self {
-        let link = world.backend_head(endpoint_hash(&V::widen(address), port, protocol as u8));
-        Self { address, port, protocol, link, hash: 0 }
+    pub fn begin(&mut self, world: &impl World) {
+        self.link = world.backend_head(endpoint_hash(&self.address, self.port, self.protocol as u8));
     }
+}
 
-    /// No search.
-    #[inline(always)]
-    pub fn none() -> Self {
-        Self { address: V::narrow(&Addr::default()), port: Be16(0), protocol: Protocol::Tcp, link: 0, hash: 0 }
+/// Looks at the next row, and for a flow of the client in the buckets of its salt.
+#[inline(always)]
+pub fn step<V: Flows, W: World>(search: &mut Search, world: &W) -> Step {
+    if search.link == 0 {
+        return Step::End;
     }
-
-    /// Looks at the next row, and then for a flow of the client in the buckets of its salt that `is_right`.
-    #[inline(always)]
-    pub fn step<W: World>(&mut self, key: &V::Key, world: &W, is_right: impl Fn(&FlowRef, BackendRef) -> bool) -> Step {
-        if self.link == 0 {
-            return Step::End;
-        }
-        let Some(node) = world.backend(self.link.wrapping_sub(1)).map(BackendRef) else { return Step::End };
-        self.link = node.next();
-        if !node.is_at::<V>(self.address, self.port, self.protocol) {
-            return Step::Next;
-        }
-        let flows = V::flows(world);
-        let hash = key.hash(node.salt(), flows);
-        self.hash = hash;
-        for nth in 0..rolled(2 * WAYS) {
-            let Some(row) = place::<V::Key, _>(flows, hash, nth) else { break };
-            let Some(flow) = read(flows, row, key, Match::Client) else { continue };
-            let Some(backend) = world.backend(flow.backend().slot()).map(BackendRef) else { continue };
-            if backend.is(flow.backend())
-                && backend.is_at::<V>(self.address, self.port, self.protocol)
-                && is_right(&flow, backend)
-            {
-                return Step::Found(nth);
-            }
-        }
-        Step::Next
+    let Some(node) = world.backend(search.link.wrapping_sub(1)).map(BackendRef) else { return Step::End };
+    search.link = node.next();
+    let address = V::narrow(&search.address);
+    if !node.is_at::<V>(address, search.port, search.protocol) {
+        return Step::Next;
     }
+    let flows = V::flows(world);
+    let key = V::key(V::narrow(&search.client.address), search.client.port, search.vip);
+    search.hash = key.hash(node.salt(), flows);
+    for nth in 0..rolled(2 * WAYS) {
+        let Some(row) = place::<V::Key, _>(flows, search.hash, nth) else { break };
+        let Some(flow) = read(flows, row, &key, Match::Client) else { continue };
+        let Some(backend) = world.backend(flow.backend().slot()).map(BackendRef) else { continue };
+        let is_right = !search.is_for_rivals
+            || (flow.vip() != search.vip
+                && world
+                    .deployment(backend.deployment())
+                    .is_some_and(|row| is_open(flow.flow(), search.protocol, row, search.now)));
+        if is_right && backend.is(flow.backend()) && backend.is_at::<V>(address, search.port, search.protocol) {
+            return Step::Found(nth);
+        }
+    }
+    Step::Next
 }
