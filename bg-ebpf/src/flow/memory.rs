@@ -20,7 +20,7 @@ pub trait Words: Copy {
 pub trait Memory<K> {
     /// Access to its words.
     type Words: Words;
-    /// A bucket: [`super::table::WAYS`] rows one after the other.
+    /// A bucket: [`super::bucket::WAYS`] rows one after the other.
     fn bucket(&self, index: u32) -> Option<Self::Words>;
     /// Number of buckets less one: a power of two less one.
     fn mask(&self) -> u32;

@@ -23,6 +23,7 @@
 //!   nobody else anything. A BPF program runs to its end, so it does not stay.
 
 use super::{
+    bucket::{WAYS, place, row, second},
     key::{Key, Match, VIP_SHIFT},
     memory::{Memory, Words},
     row::FlowRef,
@@ -30,9 +31,6 @@ use super::{
 };
 use crate::hint::{opaque, rolled, unlikely};
 use bg_common::{Flow, FlowState};
-
-/// Rows of a bucket.
-pub const WAYS: u32 = bg_common::FLOW_WAYS;
 
 /// How [`insert`] and [`replace`] have ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,20 +60,6 @@ const STATUS: u64 = FlowState::STATUS as u64;
 const LIVE: u64 = FlowState::LIVE as u64;
 const BUSY: u64 = FlowState::BUSY as u64;
 const IDENTITY: u64 = FlowState::IDENTITY as u64;
-
-/// Index of a hash's second bucket, which is another one than the first.
-#[inline(always)]
-pub fn second(hash: u32, mask: u32) -> u32 {
-    let first = hash & mask;
-    let second = (u64::from(hash).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as u32 & mask;
-    if second == first { first ^ (mask & 1) } else { second }
-}
-
-/// The row of a bucket whose turn it is for this hash.
-#[inline(always)]
-pub fn row<K: Key, W: Words>(bucket: W, hash: u32, turn: u32) -> W {
-    bucket.from((hash >> 29 ^ turn) as usize % WAYS as usize * K::ROW)
-}
 
 /// Zero if the row's key is the one looked for.
 #[inline(always)]
@@ -126,14 +110,6 @@ pub fn read<K: Key, M: Memory<K>>(memory: &M, row: M::Words, key: &K, matching: 
     let again = row.load(K::HEAD);
     let found = FlowRef::new(row.from(K::HEAD), vip, Flow::from_words([head, origin, times]));
     (difference == 0 && head & STATUS == LIVE && (again ^ head) & IDENTITY == 0).then_some(found)
-}
-
-/// The row in a place of the two buckets of a hash: the first [`WAYS`] places are the first bucket's.
-#[inline(always)]
-pub fn place<K: Key, M: Memory<K>>(memory: &M, hash: u32, place: u32) -> Option<M::Words> {
-    let mask = memory.mask();
-    let bucket = memory.bucket(if place < WAYS { hash & mask } else { second(hash, mask) })?;
-    Some(row::<K, _>(bucket, hash, place % WAYS))
 }
 
 /// [`find`] in little code and on little stack, for the slow path.

@@ -6,9 +6,9 @@
 //! again if it were lost; and of these the one whose silence is the greatest part of the silence that it may keep.
 
 use super::{
+    bucket::{WAYS, row},
     key::Key,
     memory::Words,
-    table::{WAYS, row},
 };
 use crate::hint::{opaque, rolled};
 use bg_common::FlowState;

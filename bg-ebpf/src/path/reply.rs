@@ -7,9 +7,10 @@ use crate::{
         rewrite::{Edit, End, Rewritable, Writer},
     },
     flow::{
+        bucket::place,
         key::{Key as _, Match},
         row::FlowRef,
-        table::{find, place, read},
+        table::{find, read},
     },
     hint::unlikely,
     hook::{Direction, Hook},

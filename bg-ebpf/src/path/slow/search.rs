@@ -2,8 +2,9 @@
 
 use crate::{
     flow::{
+        bucket::{WAYS, place},
         key::{Key as _, Match},
-        table::{WAYS, place, read},
+        table::read,
     },
     hint::rolled,
     policy::{colour::Client, lifetime::is_open},

@@ -1,0 +1,31 @@
+//! Where rows stand: the two buckets of a hash, and the order in which their rows are looked at.
+
+use super::{
+    key::Key,
+    memory::{Memory, Words},
+};
+
+/// Rows of a bucket.
+pub const WAYS: u32 = bg_common::FLOW_WAYS;
+
+/// Index of a hash's second bucket, which is another one than the first.
+#[inline(always)]
+pub fn second(hash: u32, mask: u32) -> u32 {
+    let first = hash & mask;
+    let second = (u64::from(hash).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as u32 & mask;
+    if second == first { first ^ (mask & 1) } else { second }
+}
+
+/// The row of a bucket whose turn it is for this hash.
+#[inline(always)]
+pub fn row<K: Key, W: Words>(bucket: W, hash: u32, turn: u32) -> W {
+    bucket.from((hash >> 29 ^ turn) as usize % WAYS as usize * K::ROW)
+}
+
+/// The row in a place of the two buckets of a hash: the first [`WAYS`] places are the first bucket's.
+#[inline(always)]
+pub fn place<K: Key, M: Memory<K>>(memory: &M, hash: u32, place: u32) -> Option<M::Words> {
+    let mask = memory.mask();
+    let bucket = memory.bucket(if place < WAYS { hash & mask } else { second(hash, mask) })?;
+    Some(row::<K, _>(bucket, hash, place % WAYS))
+}
