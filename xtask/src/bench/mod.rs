@@ -13,6 +13,7 @@ mod report;
 mod scale;
 mod stats;
 mod switch;
+mod test_run;
 mod text;
 mod throughput;
 
