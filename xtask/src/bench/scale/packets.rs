@@ -1,7 +1,7 @@
 //! Packets through the pinned program, by test runs behind the wrapper of `datapath`: to open flows by the million,
 //! and to measure what a packet costs then.
 
-use super::super::test_run::{EDGE_MAC, REDIRECT, SENDER_MAC, TX, Wrapper, most_left_to_tc, warm};
+use super::super::test_run::{EDGE_MAC, Hook, REDIRECT, SENDER_MAC, TX, Wrapper, most_left_to_tc, warm};
 use anyhow::{Context, Result, ensure};
 use aya::programs::{ProgramFd, SchedClassifier, Xdp};
 use aya_obj::programs::XdpAttachType;
@@ -30,8 +30,8 @@ pub(super) struct Packets {
 impl Packets {
     /// Loads the wrapper and warms the instance; `ingress` is the index of the interface that packets come in by.
     pub(super) fn prepare(object: &Path, instance: &Paths, ingress: u32) -> Result<Self> {
-        let mut wrapper = Wrapper::load(object)?;
-        let empty = wrapper.empty()?;
+        let mut wrapper = Wrapper::load(object, 1)?;
+        let empty = wrapper.empty(Hook::Xdp)?;
         let pin = instance.program("ingress");
         let ours = Xdp::from_pin(&pin, XdpAttachType::Interface);
         let ours = ours.with_context(|| format!("cannot open {}", pin.display()))?.fd()?.try_clone()?;
@@ -43,7 +43,7 @@ impl Packets {
 
     /// One packet of each flow, in order: opens them. Nanoseconds a packet.
     pub(super) fn open(&mut self, vip: SocketAddrV4, flows: u32) -> Result<f64> {
-        self.wrapper.aim(&self.ours, &template(vip, flows, (1, 1))?)?;
+        self.wrapper.aim(Hook::Xdp, &self.ours, &[template(vip, flows, (1, 1))?])?;
         let _pinned = Pinned::here()?;
         let opened =
             self.wrapper.run(self.ingress, flows, REDIRECT).with_context(|| format!("opening {flows} flows"))?;
@@ -54,11 +54,11 @@ impl Packets {
     /// Nanoseconds a packet of open flows in random order: ours, and the empty program's.
     pub(super) fn measure(&mut self, vip: SocketAddrV4, flows: u32, packets: u32) -> Result<(f64, f64)> {
         // Numerical Recipes' generator: full period modulo any power of two.
-        let template = template(vip, flows, (1_664_525, 1_013_904_223))?;
+        let template = [template(vip, flows, (1_664_525, 1_013_904_223))?];
         let _pinned = Pinned::here()?;
-        self.wrapper.aim(&self.empty, &template)?;
+        self.wrapper.aim(Hook::Xdp, &self.empty, &template)?;
         let empty = self.wrapper.run(self.ingress, packets, TX).context("the empty program")?;
-        self.wrapper.aim(&self.ours, &template)?;
+        self.wrapper.aim(Hook::Xdp, &self.ours, &template)?;
         let ours = self.wrapper.run(self.ingress, packets, REDIRECT).context("a packet of an open flow")?;
         self.sent += ours.packets;
         Ok((ours.ns, empty.ns))
@@ -114,6 +114,6 @@ fn template(vip: SocketAddrV4, flows: u32, (multiplier, increment): (u32, u32)) 
         mask: flows - 1,
         multiplier,
         increment,
-        reserved: 0,
+        next: 0,
     })
 }
