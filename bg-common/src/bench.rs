@@ -23,11 +23,13 @@ pub struct FrameTemplate {
     pub multiplier: u32,
     /// See `multiplier`.
     pub increment: u32,
-    /// Always zero.
-    pub reserved: u32,
+    /// The template of the next packet. Each template numbers its flows by itself.
+    pub next: u32,
 }
 
 impl FrameTemplate {
+    /// Templates that can take turns.
+    pub const TURNS: u32 = 2;
     /// Octets of the frame.
     pub const LEN: usize = 96;
     /// Bits of a flow's number that go into the port; the others go into the address.
@@ -36,7 +38,24 @@ impl FrameTemplate {
     pub const FIRST_PORT: u16 = 1024;
 }
 
-crate::assert_layout!(FrameTemplate, size 128, align 8, frame at 0, address_at at 96, reserved at 124);
+crate::assert_layout!(FrameTemplate, size 128, align 8, frame at 0, address_at at 96, next at 124);
+
+/// Where the wrapper is.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct Turn {
+    /// Number of the flow that each template had last.
+    pub numbers: [u32; FrameTemplate::TURNS as usize],
+    /// The template of the next packet.
+    pub next: u32,
+    /// Number of the present packet's flow.
+    pub number: u32,
+}
+
+crate::assert_layout!(Turn, size 16, align 4, numbers at 0, next at 8, number at 12);
+
+/// A cache line.
+pub type Line = [u64; 8];
 
 /// A frame to send over and over, each time as the next flow's.
 ///

@@ -21,7 +21,7 @@ mod service;
 
 pub use addr::{Addr, Be16, Family, Protocol};
 pub use backend::{Backend, BackendInfo, Identity, Mode, NextHop, NumberedHop};
-pub use bench::{Destination, FrameTemplate, LiveFrame, Received};
+pub use bench::{Destination, FrameTemplate, Line, LiveFrame, Received, Turn};
 pub use bench_switch::{ColourSeen, SWITCH_CPUS, SwitchLoad, SwitchSeen, SwitchSent};
 pub use counters::{Event, Traffic};
 pub use flow::{CachedHop, Flow, FlowBackend, FlowHash, FlowKey4, FlowKey6, FlowState, TableSizes};
@@ -120,6 +120,7 @@ mod pod {
     }
     impl_pod!(
         FrameTemplate,
+        Turn,
         Destination,
         LiveFrame,
         Received,

@@ -1,8 +1,8 @@
 //! Programs that measure the data path. Not part of the object that bgctl embeds.
 //!
-//! For test runs: a wrapper that restores the frame and tail-calls the program under test, and an empty program to
-//! compare with. `BPF_PROG_TEST_RUN` does not restore the packet between its repeats, so a program that rewrites would
-//! be measured on its own output.
+//! For test runs, of XDP and of tc: a wrapper that restores the frame and tail-calls the program under test, a program that
+//! does nothing and one that loads one cache line, to compare with. `BPF_PROG_TEST_RUN` does not restore the packet
+//! between its repeats, so a program that rewrites would be measured on its own output.
 //!
 //! For frames that really cross a network: a generator, a receiver that counts and drops, and a redirect that does
 //! nothing else. A live frame is recycled as it has become, so the generator writes it anew as well.
@@ -11,49 +11,87 @@
 #[cfg(target_arch = "bpf")]
 mod kernel {
     use aya_ebpf::{
-        bindings::xdp_action::{XDP_ABORTED, XDP_DROP, XDP_PASS, XDP_TX},
+        bindings::{
+            TC_ACT_OK, TC_ACT_SHOT,
+            xdp_action::{XDP_ABORTED, XDP_DROP, XDP_PASS, XDP_TX},
+        },
         btf_maps::{Array, DevMap, PerCpuArray, ProgramArray},
         helpers::bpf_redirect,
-        macros::{btf_map, xdp},
-        programs::XdpContext,
+        macros::{btf_map, classifier, xdp},
+        programs::{TcContext, XdpContext},
     };
-    use bg_common::{Destination, FrameTemplate, LiveFrame, Received};
+    use bg_common::{Destination, FrameTemplate, Line, LiveFrame, Received, Turn};
 
     /// What to restore, and how flows differ.
-    #[btf_map(name = "template")]
-    static TEMPLATE: Array<FrameTemplate, 1> = Array::new();
+    #[btf_map(name = "templates")]
+    static TEMPLATES: Array<FrameTemplate, { FrameTemplate::TURNS as usize }> = Array::new();
 
-    /// Number of the flow that this CPU has sent last.
-    #[btf_map(name = "flow_number")]
-    static FLOW_NUMBER: PerCpuArray<u32, 1> = PerCpuArray::new();
+    /// Where each CPU is.
+    #[btf_map(name = "turn")]
+    static TURN: PerCpuArray<Turn, 1> = PerCpuArray::new();
 
-    /// Slot 0: the program under test.
-    #[btf_map(name = "target")]
-    static TARGET: ProgramArray<1> = ProgramArray::new();
+    /// Slot 0: the XDP program under test.
+    #[btf_map(name = "xdp_target")]
+    static XDP_TARGET: ProgramArray<1> = ProgramArray::new();
 
-    /// Writes the template into the packet, as the next flow's, and hands it on.
+    /// Slot 0: the tc program under test.
+    #[btf_map(name = "tc_target")]
+    static TC_TARGET: ProgramArray<1> = ProgramArray::new();
+
+    /// Memory as large as the flow table under test: the loader sets its number of lines, a power of two.
+    #[btf_map(name = "lines")]
+    static LINES: Array<Line, 1> = Array::new();
+
+    /// Number of lines less one.
+    #[unsafe(no_mangle)]
+    static LINE_MASK: u32 = 0;
+
+    /// Writes the next template into an XDP frame, as the next flow's, and hands it on.
     #[xdp]
     fn restore(context: XdpContext) -> u32 {
-        let (start, end) = (context.data(), context.data_end());
-        let (Some(template), Some(number)) = (TEMPLATE.get(0), FLOW_NUMBER.get_ptr_mut(0)) else { return XDP_ABORTED };
-        if start + FrameTemplate::LEN > end {
-            return XDP_ABORTED;
+        if write_next(context.data(), context.data_end()) {
+            // SAFETY: a tail call returns only if the slot is empty.
+            unsafe { XDP_TARGET.tail_call(&context, 0) };
         }
+        XDP_ABORTED
+    }
+
+    /// The same in tc.
+    #[classifier]
+    fn tc_restore(context: TcContext) -> i32 {
+        if write_next(context.data(), context.data_end()) {
+            // SAFETY: a tail call returns only if the slot is empty.
+            unsafe { TC_TARGET.tail_call(&context, 0) };
+        }
+        TC_ACT_SHOT
+    }
+
+    /// Writes the next template into the packet, as the next flow's; false if anything is amiss.
+    #[inline(always)]
+    fn write_next(start: usize, end: usize) -> bool {
+        let Some(turn) = TURN.get_ptr_mut(0) else { return false };
+        // SAFETY: this CPU's own row.
+        let turn = unsafe { &mut *turn };
+        let Some(template) = TEMPLATES.get(turn.next) else { return false };
+        let number = if turn.next == 0 { &mut turn.numbers[0] } else { &mut turn.numbers[1] };
+        if start + FrameTemplate::LEN > end {
+            return false;
+        }
+        *number = number.wrapping_mul(template.multiplier).wrapping_add(template.increment) & template.mask;
+        turn.number = *number;
+        turn.next = template.next;
+        let flow = turn.number.wrapping_add(template.first);
         let frame = start as *mut [u64; FrameTemplate::LEN / 8];
-        // SAFETY: so many octets lie inside the packet; the counter is this CPU's own.
-        let flow = unsafe {
-            *frame = template.frame;
-            *number = number.read().wrapping_mul(template.multiplier).wrapping_add(template.increment) & template.mask;
-            *number + template.first
-        };
+        // SAFETY: so many octets lie inside the packet.
+        unsafe { *frame = template.frame };
         // The verifier wants each offset bounded, and compared with the end as the pointer that is used.
         let address_at = start + (template.address_at & 0x7f) as usize;
         if address_at + 4 > end {
-            return XDP_ABORTED;
+            return false;
         }
         let port_at = start + (template.port_at & 0x7f) as usize;
         if port_at + 2 > end {
-            return XDP_ABORTED;
+            return false;
         }
         // The packet's checksums are wrong now. Nobody looks: they are updated, not computed.
         let address = template.address.wrapping_add(flow >> FrameTemplate::PORT_BITS);
@@ -62,9 +100,8 @@ mod kernel {
         unsafe {
             *(address_at as *mut u32) = address.to_be();
             *(port_at as *mut u16) = port.to_be();
-            TARGET.tail_call(&context, 0);
         }
-        XDP_ABORTED
+        true
     }
 
     /// Does nothing, as fast as can be.
@@ -73,9 +110,50 @@ mod kernel {
         XDP_TX
     }
 
+    /// The same in tc.
+    #[classifier]
+    fn tc_empty(_context: TcContext) -> i32 {
+        TC_ACT_OK
+    }
+
+    /// Loads one cache line, which is the flow's alone, and does nothing else.
+    #[xdp]
+    fn line(_context: XdpContext) -> u32 {
+        load_line();
+        XDP_TX
+    }
+
+    /// The same in tc.
+    #[classifier]
+    fn tc_line(_context: TcContext) -> i32 {
+        load_line();
+        TC_ACT_OK
+    }
+
+    /// Loads the flow's line. The next flow's number depends on what stands there, which is zero: so no load begins
+    /// before the last one has ended.
+    #[inline(always)]
+    fn load_line() {
+        let Some(turn) = TURN.get_ptr_mut(0) else { return };
+        // SAFETY: a number of the object, which the loader has set.
+        let mask = unsafe { (&raw const LINE_MASK).read_volatile() };
+        // SAFETY: this CPU's own row.
+        let turn = unsafe { &mut *turn };
+        // An odd number times each number is another one: no two flows share a line, and they are all over the memory.
+        let Some(line) = LINES.get_ptr(turn.number.wrapping_mul(0x9e37_79b1) & mask) else { return };
+        // SAFETY: a row of the map.
+        let zero = unsafe { line.cast::<u64>().read_volatile() } as u32;
+        turn.numbers[0] |= zero;
+        turn.numbers[1] |= zero;
+    }
+
     /// What to send, and how flows differ.
     #[btf_map(name = "live_frame")]
     static LIVE_FRAME: Array<LiveFrame, 1> = Array::new();
+
+    /// Number of the flow that this CPU has sent last.
+    #[btf_map(name = "flow_number")]
+    static FLOW_NUMBER: PerCpuArray<u32, 1> = PerCpuArray::new();
 
     /// What a frame has to be addressed to.
     #[btf_map(name = "destination")]

@@ -229,6 +229,33 @@ mod tests {
     }
 
     #[test]
+    fn the_verifier_is_asked_again_when_a_signal_has_interrupted_it() {
+        let refusal = |errno| ProgramError::LoadError {
+            io_error: io::Error::from_raw_os_error(errno),
+            verifier_log: aya_obj::VerifierLog::new(String::new()),
+        };
+        // Interrupted so often, then this result: how often it was asked, and what came of it.
+        let asked = |interrupted, result: fn(i32) -> Result<(), i32>| {
+            let mut asked = 0;
+            let outcome = uninterrupted(|| {
+                asked += 1;
+                result(if asked > interrupted { 0 } else { libc::EAGAIN }).map_err(refusal)
+            });
+            let errno = outcome.err().map(|error| match error {
+                ProgramError::LoadError { io_error, .. } => io_error.raw_os_error(),
+                other => panic!("{other}"),
+            });
+            (asked, errno.flatten())
+        };
+        let then_loaded = |errno| if errno == 0 { Ok(()) } else { Err(errno) };
+        let then_refused = |errno| Err(if errno == 0 { libc::EACCES } else { errno });
+        assert_eq!(asked(0, then_loaded), (1, None));
+        assert_eq!(asked(3, then_loaded), (4, None));
+        assert_eq!(asked(3, then_refused), (4, Some(libc::EACCES)), "a refusal is final");
+        assert_eq!(asked(99, then_loaded), (10, Some(libc::EAGAIN)), "not for ever");
+    }
+
+    #[test]
     fn want_of_memory_is_told_from_a_refusal() {
         let refused = |errno| {
             let io_error = std::io::Error::from_raw_os_error(errno);

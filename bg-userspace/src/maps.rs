@@ -77,17 +77,18 @@ pub(crate) struct Tables {
 
 impl Tables {
     pub(crate) fn open(paths: &Paths) -> Result<Self, Error> {
-        Ok(Self {
-            services: Services::open(paths)?,
-            backends: mapped(paths, "backends", MAX_BACKENDS)?,
-            testers: typed(paths, "testers")?,
-        })
+        Ok(Self { services: Services::open(paths)?, backends: backends(paths)?, testers: typed(paths, "testers")? })
     }
 
     /// All tester prefixes: the deployment's index, key and prefix length.
     pub(crate) fn tester_keys(&self) -> Result<Vec<Key<TesterKey>>, Error> {
         self.testers.keys().collect::<Result<_, _>>().map_err(Error::map("read", "testers"))
     }
+}
+
+/// Opens the backends.
+pub(crate) fn backends(paths: &Paths) -> Result<Mapped<Backend>, Error> {
+    mapped(paths, "backends", MAX_BACKENDS)
 }
 
 /// Opens the tables that lead to backends. Apart, since mapping so many pages takes time.

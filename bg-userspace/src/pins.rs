@@ -276,7 +276,7 @@ pub(crate) fn entries(directory: &Path) -> Result<Vec<std::path::PathBuf>, Error
     Ok(paths)
 }
 
-fn exists(path: &Path) -> Result<bool, Error> {
+pub(crate) fn exists(path: &Path) -> Result<bool, Error> {
     path.try_exists().map_err(Error::io("look at", path))
 }
 

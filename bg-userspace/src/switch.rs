@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bg_common::{Colour, DeploymentRow, LiveWord, MAX_SERVICES, Role, ServiceRow};
+use bg_common::{Colour, DeploymentRow, Family, Identity, LiveWord, MAX_SERVICES, Mode, Role, ServiceRow};
 use serde::Serialize;
 
 use crate::{
@@ -25,7 +25,8 @@ use crate::{
     history::{Action, Moment},
     live::{self, Order, is_rolled_back, moment, rollback_mark},
     lock::{Lock, Recording},
-    maps::{Services, clock},
+    maps::{Services, backends, clock},
+    net, pins,
     running::{deployment_rows, text},
     state::Change,
     time::tick,
@@ -67,6 +68,21 @@ pub struct Switched {
     pub fence: Duration,
 }
 
+/// What a switch has found and left.
+struct Stored {
+    from: LiveWord,
+    to: LiveWord,
+    on_switch: OnSwitch,
+    /// The moment before the store, or if there was none, when that was known.
+    at: Instant,
+}
+
+impl Stored {
+    fn changed(&self) -> bool {
+        self.from != self.to
+    }
+}
+
 impl Instance {
     /// Makes a colour live. When this returns, no new flow is decided by the old word, on any CPU.
     pub fn switch(&self, deployment: &str, request: &SwitchRequest) -> Result<Switched, Error> {
@@ -102,14 +118,58 @@ impl Instance {
         target: impl Fn(&str, &DeploymentRow, LiveWord) -> Result<Colour, Refusal>,
     ) -> Result<Switched, Error> {
         let (index, _) = self.deployment(name)?;
-        let is_attached = request.force || is_attached(&self.paths)?;
-
-        let services = self.services_of(index)?;
         let mut fence = Fence::prepare(&self.paths)?;
-
         let recording = Recording::begin(&self.paths);
         let lock = Lock::switch(&self.paths)?;
-        let (from, to, on_switch, stored) = loop {
+        let stored = self.store(name, index, request, action, target, &mut fence);
+        // Also if the colour was live already: whoever made it so may have been killed before he had waited.
+        let fenced = stored.as_ref().map_or(Ok(()), |_| fence.wait());
+        let fenced = fenced.map(|()| stored.as_ref().map_or(Duration::ZERO, |stored| stored.at.elapsed()));
+        // Not before: the next switch writes the terms that belong to the word which the fence has just retired.
+        drop(lock);
+        if stored.is_ok() {
+            // What cannot be kept, packets find by themselves.
+            let _ = self.keep_neighbours(index);
+        }
+
+        // Also if nothing was stored, or the switch was refused: the one that did it may have been killed before it was
+        // recorded, and this one is the same, run again.
+        let change = stored.as_ref().ok().filter(|stored| stored.changed()).map(|stored| Change {
+            deployment: name.to_owned(),
+            action,
+            from: Some(moment(stored.from)),
+            to: Some(moment(stored.to)),
+            reason: request.reason.clone(),
+            ..Change::default()
+        });
+        let recorded = self.state.record(Some(&self.words), recording, change.as_slice());
+        let (recorded, missed) = if change.is_some() { (recorded, None) } else { (Ok(()), recorded.err()) };
+        self.state.warn(missed.map(|error| format!("{:#}", anyhow::Error::from(error))));
+
+        let stored = stored?;
+        let fence = fenced?;
+        let (from, to) = (moment(stored.from), moment(stored.to));
+        recorded.map_err(|source| Error::NotRecorded {
+            deployment: name.to_owned(),
+            live: to.live.name(),
+            generation: to.generation,
+            source: Box::new(source),
+        })?;
+        let (deployment, changed) = (name.to_owned(), stored.changed());
+        Ok(Switched { deployment, changed, from, to, on_switch: stored.on_switch, stored: stored.at, fence })
+    }
+
+    /// Makes the colour live that `target` says, unless it is live already. The caller holds the lock.
+    fn store(
+        &self,
+        name: &str,
+        index: u16,
+        request: &SwitchRequest,
+        action: Action,
+        target: impl Fn(&str, &DeploymentRow, LiveWord) -> Result<Colour, Refusal>,
+        fence: &mut Fence,
+    ) -> Result<Stored, Error> {
+        loop {
             // As it is now, whatever it was before the lock.
             let row = self.words.deployments.read(index.into());
             let configured = if row.on_switch == 0 { OnSwitch::Drain } else { OnSwitch::Cut };
@@ -125,42 +185,18 @@ impl Instance {
             }
             let to = target(name, &row, word)?;
             if to == word.live() {
-                let stored = Instant::now();
-                fence.wait()?;
-                let (deployment, now, fence) = (name.to_owned(), moment(word), stored.elapsed());
-                drop(lock);
-                // Whoever made it live may have been killed before it was recorded.
-                if let Err(error) = self.state.record(Some(&self.words), recording, &[]) {
-                    self.state.warn([format!("{:#}", anyhow::Error::from(error))]);
-                }
-                return Ok(Switched { deployment, changed: false, from: now, to: now, on_switch, stored, fence });
+                return Ok(Stored { from: word, to: word, on_switch, at: Instant::now() });
             }
-            if !is_attached {
+            if !request.force && !is_attached(&self.paths)? {
                 return Err(Refusal::NoInterface.into());
             }
-            self.check_colour(name, &services, to)?;
+            self.check_colour(name, &self.services_of(index)?, to)?;
             fence.wait()?;
-            if let Some((new, stored)) = self.exchange(name, index, &row, word, (to, action), on_switch)? {
-                break (word, new, on_switch, stored);
+            if let Some((new, at)) = self.exchange(name, index, &row, word, (to, action), on_switch)? {
+                return Ok(Stored { from: word, to: new, on_switch, at });
             }
             // Somebody who does not know the lock has changed the word meanwhile: look again.
-        };
-        fence.wait()?;
-        let fence = stored.elapsed();
-        // Not before: the next switch writes the terms that belong to the word which the fence has just retired.
-        drop(lock);
-        let (from, to) = (moment(from), moment(to));
-        let reason = request.reason.clone();
-        let change =
-            Change { deployment: name.to_owned(), action, from: Some(from), to: Some(to), reason, ..Change::default() };
-        let recorded = self.state.record(Some(&self.words), recording, &[change]);
-        recorded.map_err(|source| Error::NotRecorded {
-            deployment: name.to_owned(),
-            live: to.live.name(),
-            generation: to.generation,
-            source: Box::new(source),
-        })?;
-        Ok(Switched { deployment: name.to_owned(), changed: true, from, to, on_switch, stored, fence })
+        }
     }
 
     /// Writes the next generation's terms, then the word, if it is still `word`; tells when.
@@ -225,6 +261,26 @@ impl Instance {
             }
         }
         Ok(found)
+    }
+
+    /// Has the kernel keep the neighbours of a deployment's backends resolved, in case the apply could not: routes may have
+    /// come later, and what was kept goes with the carrier.
+    fn keep_neighbours(&self, deployment: u16) -> Result<(), Error> {
+        if !pins::is_in_this_namespace(&self.paths)? {
+            return Ok(());
+        }
+        let backends = backends(&self.paths)?;
+        let is_in_use = |slot: &usize| {
+            let word = backends.words(*slot)[0].load(Ordering::Relaxed);
+            bytemuck::cast::<u64, Identity>(word).in_use != 0
+        };
+        let rows = (0..backends.rows()).filter(is_in_use).map(|slot| backends.read(slot));
+        let elsewhere = rows.filter(|row| row.deployment == deployment && Mode::from_u8(row.mode) == Some(Mode::Nat));
+        net::keep_more_neighbours(
+            &self.paths,
+            elsewhere.filter_map(|row| Some(row.addr.to_ip(Family::from_u8(row.family)?))),
+        );
+        Ok(())
     }
 
     /// The deployment of this name.

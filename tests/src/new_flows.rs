@@ -39,8 +39,9 @@ pub struct Asked {
 }
 
 impl NewFlows {
-    /// Long beside a round trip, so that silence means that the datagram or its answer was dropped.
-    const PATIENCE: Duration = Duration::from_millis(300);
+    /// Long beside a round trip, also on a machine that does other things, so that silence means that the datagram or its
+    /// answer was dropped.
+    const PATIENCE: Duration = Duration::from_secs(3);
 
     /// Flows to `server`. The addresses must be the client's, and the ports nobody else's.
     pub fn new(server: SocketAddr, addresses: &[IpAddr], ports: Range<u16>) -> Self {

@@ -237,7 +237,7 @@ fn a_second_bgctl_is_told_who_the_first_is_and_can_switch_all_the_same() -> Resu
         &["detach", "--all", "--wait", "200ms"],
     ] {
         let output = bgctl.try_run(arguments)?;
-        assert_says(&output, 1, &["another bgctl", &lock.display().to_string(), "wait for it, or end it"]);
+        assert_says(&output, 4, &["another bgctl", &lock.display().to_string(), "wait for it, or end it"]);
         assert_eq!(State::of(lab, bgctl)?, before, "after {arguments:?}");
     }
     bgctl.run(&["switch", DEPLOYMENT, "green"])?;

@@ -2,7 +2,9 @@
 //! new flow is decided by the old word (invariant 3).
 //!
 //! Two probers, on as many CPUs as there are, ask both services in turn, each question a flow of its own; the
-//! backends number and date what arrives. For each switch, with all times read from one clock:
+//! backends number and date what arrives. Questions and switches go on until there are enough of both, and each switch
+//! waits until enough has been asked since the last one, however busy the machine is. For each switch, with all times
+//! read from one clock:
 //!
 //! - as soon as one flow of either service has been answered by the new colour, no flow of either that is sent
 //!   later reaches the old one;
@@ -19,14 +21,40 @@ use bg_tests::{
 };
 use std::{
     collections::BTreeMap,
-    sync::atomic::{AtomicBool, Ordering},
+    net::IpAddr,
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-/// Questions to each of the two services.
+/// Questions to each of the two services, at least.
 const PROBES: usize = 100_000;
+/// Switches, at least.
+const SWITCHES: usize = 60;
+/// Questions to each service between the end of a switch and the start of the next one, at least.
+const BETWEEN: usize = 11;
 const PROBERS: usize = 2;
+
+/// What probers and switcher tell each other.
+#[derive(Default)]
+struct Progress {
+    /// How often both services have been asked, by all probers.
+    rounds: AtomicUsize,
+    /// Whether there have been enough switches, or no more will come.
+    is_switched: AtomicBool,
+}
+
+impl Progress {
+    /// Waits until so many rounds are over; fails if probers have ended.
+    fn wait_for(&self, rounds: usize) -> Result<()> {
+        let start = Instant::now();
+        while self.rounds.load(Ordering::SeqCst) < rounds {
+            ensure!(start.elapsed() < Duration::from_secs(30), "nobody asks any more");
+            thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+}
 
 /// One switch, between the start of its process and its end.
 struct Switch {
@@ -49,34 +77,52 @@ impl Question {
 }
 
 /// Asks both services in turn.
-fn probe(ready: &Ready, prober: usize) -> Result<Vec<Question>> {
+fn probe(ready: &Ready, prober: usize, progress: &Progress) -> Result<Vec<Question>> {
     let live = ready.live()?;
     let ports = [1024..33_000, 33_000..65_000][prober].clone();
-    // More questions than ports: a second address for each prober.
+    let [v4, v6] = addresses();
     let mut flows = [
-        NewFlows::new(udp_vip(address::VIP_V4), &[address::CLIENT_V4, SECOND_V4.parse()?], ports.clone()),
-        NewFlows::new(udp_vip(address::VIP_V6), &[address::CLIENT_V6, SECOND_V6.parse()?], ports),
+        NewFlows::new(udp_vip(address::VIP_V4), &v4, ports.clone()),
+        NewFlows::new(udp_vip(address::VIP_V6), &v6, ports),
     ];
-    let mut questions = Vec::with_capacity(2 * PROBES / PROBERS);
-    for _ in 0..PROBES / PROBERS {
+    let mut questions = Vec::with_capacity(4 * PROBES / PROBERS);
+    for round in 0.. {
+        let is_enough = round >= PROBES / PROBERS;
+        if is_enough && progress.is_switched.load(Ordering::SeqCst) {
+            break;
+        }
         for (service, flows) in flows.iter_mut().enumerate() {
             let asked = flows.ask(&live)?;
             ensure!(asked.answer.is_some(), "no answer from service {service}: {asked:?}");
             questions.push(Question { service, asked });
         }
+        progress.rounds.fetch_add(1, Ordering::SeqCst);
+        if is_enough {
+            // There are only so many five-tuples.
+            thread::sleep(Duration::from_millis(1));
+        }
     }
     Ok(questions)
 }
 
-const SECOND_V4: &str = "192.0.2.3";
-const SECOND_V6: &str = "2001:db8:c::3";
+/// The client's addresses of both families: with the ports, more five-tuples than there are questions.
+fn addresses() -> [Vec<IpAddr>; 2] {
+    let more = |first: IpAddr, prefix: &str| {
+        let others = (3..=9).map(|host| format!("{prefix}{host}").parse().expect("an address"));
+        std::iter::once(first).chain(others).collect()
+    };
+    [more(address::CLIENT_V4, "192.0.2."), more(address::CLIENT_V6, "2001:db8:c::")]
+}
 
-/// Switches to and fro until told to stop.
-fn switch(ready: &Ready, stop: &AtomicBool) -> Result<Vec<Switch>> {
+/// Switches to and fro until enough has been asked and switched.
+fn switch(ready: &Ready, progress: &Progress) -> Result<Vec<Switch>> {
     let mut switches = Vec::new();
     for to in [Colour::Green, Colour::Blue].into_iter().cycle() {
         thread::sleep(Duration::from_millis(50));
-        if stop.load(Ordering::Relaxed) {
+        let rounds = progress.rounds.load(Ordering::SeqCst);
+        // Each prober may be in the middle of a round that began before.
+        progress.wait_for(rounds + PROBERS + BETWEEN)?;
+        if rounds >= PROBES && switches.len() >= SWITCHES {
             break;
         }
         let started_ns = monotonic_ns();
@@ -89,46 +135,49 @@ fn switch(ready: &Ready, stop: &AtomicBool) -> Result<Vec<Switch>> {
 #[test]
 fn two_services_never_disagree_and_no_flow_is_decided_by_the_old_word_after_the_fence() -> Result<()> {
     let ready = Ready::native("")?;
-    ready.lab.client.ip(&format!("address add {SECOND_V4}/24 dev eth0"))?;
-    ready.lab.client.ip(&format!("address add {SECOND_V6}/64 dev eth0 nodad"))?;
-    let stop = AtomicBool::new(false);
+    for (addresses, rest) in addresses().iter().zip(["/24 dev eth0", "/64 dev eth0 nodad"]) {
+        for address in &addresses[1..] {
+            ready.lab.client.ip(&format!("address add {address}{rest}"))?;
+        }
+    }
+    let progress = Progress::default();
     let (questions, switches) = thread::scope(|scope| -> Result<_> {
         let probers = [0, 1].map(|prober| {
-            let ready = &ready;
-            scope.spawn(move || ready.lab.client.enter(|| probe(ready, prober))?)
+            let (ready, progress) = (&ready, &progress);
+            scope.spawn(move || ready.lab.client.enter(|| probe(ready, prober, progress))?)
         });
-        let switcher = scope.spawn(|| switch(&ready, &stop));
+        let switches = switch(&ready, &progress);
+        progress.is_switched.store(true, Ordering::SeqCst);
         let questions = probers.map(|prober| prober.join().map_err(|_| anyhow!("a prober panicked"))?);
-        stop.store(true, Ordering::Relaxed);
-        let switches = switcher.join().map_err(|_| anyhow!("the switcher panicked"))??;
-        Ok((questions.into_iter().collect::<Result<Vec<_>>>()?, switches))
+        Ok((questions.into_iter().collect::<Result<Vec<_>>>()?, switches?))
     })?;
     let mut questions: Vec<_> = questions.into_iter().flatten().collect();
     questions.sort_by_key(|question| question.asked.sent_ns);
-    assert_eq!(questions.len(), 2 * PROBES);
-    assert!(switches.len() >= 50, "{} switches are too few", switches.len());
+    assert!(questions.len() >= 2 * PROBES && switches.len() >= SWITCHES);
 
     assert_all_arrived_where_they_were_seen(&questions);
     let mut between = 0;
     for (index, switch) in switches.iter().enumerate() {
-        // During the last ones there may have been no questions left.
-        let Some(next) = switches.get(index + 1) else { break };
+        let end = switches.get(index + 1).map_or(u64::MAX, |next| next.started_ns);
         let begin = questions.partition_point(|question| question.asked.sent_ns < switch.started_ns);
-        let during = &questions[begin..questions.partition_point(|question| question.asked.sent_ns < next.started_ns)];
-        between += assert_switched_at_once(switch, during);
+        let during = &questions[begin..questions.partition_point(|question| question.asked.sent_ns < end)];
+        between += assert_switched_at_once(switch, during, end);
     }
-    println!("{} switches, {between} questions sent while one was under way", switches.len());
+    println!("{} questions, {} switches, {between} sent while one was under way", questions.len(), switches.len());
     assert!(between > switches.len(), "too few questions were sent while a switch was under way: {between}");
     ready.neighbour_is_undisturbed()
 }
 
-/// `during` are the questions sent from the start of the switch to that of the next one. Returns how many
+/// `during` are the questions sent from the start of the switch to that of the next one, at `end`. Returns how many
 /// were sent before the command had returned.
-fn assert_switched_at_once(switch: &Switch, during: &[Question]) -> usize {
-    let is_new = |question: &&Question| question.colour() == Some(switch.to);
+fn assert_switched_at_once(switch: &Switch, during: &[Question], end: u64) -> usize {
+    // A prober that had to wait for a CPU between looking at the clock and sending may have been decided by the next one.
+    let (during, straddling): (Vec<_>, Vec<_>) = during.iter().partition(|question| question.asked.answered_ns < end);
+    assert!(straddling.len() <= PROBERS, "{straddling:?}");
+    let is_new = |question: &&&Question| question.colour() == Some(switch.to);
     for service in [0, 1] {
         let after = during.iter().filter(|q| q.service == service && q.asked.sent_ns > switch.returned_ns);
-        assert!(after.clone().count() > 10, "too few questions after a switch");
+        assert!(after.clone().count() >= BETWEEN, "too few questions after a switch");
         for question in after {
             assert_eq!(question.colour(), Some(switch.to), "decided by the old word after the fence: {question:?}");
         }

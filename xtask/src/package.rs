@@ -42,18 +42,20 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 /// Packages the bgctl of the last release build. The package has the same name whatever its version.
 pub(crate) fn build() -> Result<PathBuf> {
     let release = workspace::target_dir().join("release");
-    generate(&release.join("bgctl"), &release.join("package"))?;
+    let maintainer = maintainer();
+    generate(&release.join("bgctl"), &release.join("package"), &maintainer)?;
     let deb = workspace::target_dir().join("debian/bgctl.deb");
     let mut command = cargo();
     command.env("PATH", toolchain::path_with_cargo_bin());
     command.args(["deb", "--package", "bg-userspace", "--no-build", "--quiet", "--output"]).arg(&deb);
+    command.args(["--maintainer", &maintainer]);
     // cargo-deb says where the package is on its standard output.
     output(&mut command).context("cargo-deb failed; `cargo xtask setup` installs it")?;
     Ok(deb)
 }
 
 /// What bgctl says of itself, compressed as Debian wants it, and the changelog.
-fn generate(bgctl: &Path, dir: &Path) -> Result<()> {
+fn generate(bgctl: &Path, dir: &Path, maintainer: &str) -> Result<()> {
     // Pages of an earlier build might be of commands that are gone.
     if dir.exists() {
         fs::remove_dir_all(dir).with_context(|| format!("cannot remove {}", dir.display()))?;
@@ -66,7 +68,7 @@ fn generate(bgctl: &Path, dir: &Path) -> Result<()> {
         write(&dir.join(format!("bgctl.{shell}")), &(script + "\n"))?;
     }
     let changelog = dir.join("changelog");
-    write(&changelog, &debian_changelog())?;
+    write(&changelog, &debian_changelog(maintainer))?;
 
     let mut files = vec![changelog];
     for page in fs::read_dir(&man)? {
@@ -75,16 +77,31 @@ fn generate(bgctl: &Path, dir: &Path) -> Result<()> {
     run_command(Command::new("gzip").args(["-9", "-n", "--"]).args(files))
 }
 
+/// Whoever makes a package answers for it: by Debian's own variables, or else by the commit that is packaged.
+fn maintainer() -> String {
+    if let Ok(email) = std::env::var("DEBEMAIL") {
+        let name = std::env::var("DEBFULLNAME").unwrap_or_else(|_| "bgctl".to_owned());
+        return format!("{name} <{email}>");
+    }
+    // Outside of a clone nobody is known.
+    last_commit("%cn <%ce>").unwrap_or_else(|| "bgctl <root@localhost>".to_owned())
+}
+
 /// Debian's form of a changelog names version and date; what has changed is told by the repository's own, beside it.
-fn debian_changelog() -> String {
-    let mut git = Command::new("git");
-    git.current_dir(workspace::root()).args(["log", "-1", "--format=%cD"]);
+fn debian_changelog(maintainer: &str) -> String {
     // Outside of a clone there is no date of a commit; any will do.
-    let date = output(&mut git).unwrap_or_else(|_| "Thu, 01 Jan 1970 00:00:00 +0000".to_owned());
+    let date = last_commit("%cD").unwrap_or_else(|| "Thu, 01 Jan 1970 00:00:00 +0000".to_owned());
     format!(
-        "bgctl ({}) unstable; urgency=medium\n\n  * See CHANGELOG.md.\n\n -- bgctl maintainers <maintainers@bgctl.invalid>  {date}\n",
+        "bgctl ({}) unstable; urgency=medium\n\n  * See CHANGELOG.md.\n\n -- {maintainer}  {date}\n",
         env!("CARGO_PKG_VERSION"),
     )
+}
+
+/// What git says of the last commit.
+fn last_commit(format: &str) -> Option<String> {
+    let mut git = Command::new("git");
+    git.current_dir(workspace::root()).args(["log", "-1", &format!("--format={format}")]);
+    output(&mut git).ok()
 }
 
 fn write(path: &Path, content: &str) -> Result<()> {

@@ -47,7 +47,7 @@ use crate::{
     fence::Fence,
     lock::Lock,
     maps::{Tables, TrafficCounters, Words, maglev, unless_missing},
-    net,
+    net, pins,
     plan::{self, Plan},
     running::{Running, RunningService, service_key, vip_row},
     state::{Change, State},
@@ -63,6 +63,8 @@ pub(crate) fn apply(
 ) -> Result<Plan, Error> {
     let Instance { paths, words, tick_length, .. } = instance;
     check::check(config)?;
+    // Routes and neighbours are those of the caller's namespace.
+    pins::check_own_namespace(paths)?;
     let _lock = Lock::apply(paths)?;
     let recalled = state.recall()?;
     let tables = Tables::open(paths)?;

@@ -55,7 +55,8 @@ fn detach_all(paths: &Paths) -> Result<Detached, Error> {
     if has_filters && links.iter().any(|link| !link.is_in_this_namespace) {
         pins::check_own_namespace(paths)?;
     }
-    links.iter().try_for_each(PinnedLink::remove)?;
+    // All that can be taken off is, also if one cannot.
+    links.iter().map(PinnedLink::remove).fold(Ok(()), Result::and)?;
     net::keep_neighbours(paths, []);
     let left = pins::remove_all(paths)?;
     Ok(Detached { interfaces: names_of(links.iter()), left })

@@ -45,12 +45,38 @@ pub(super) fn refresh(paths: &Paths, links: &[PinnedLink]) -> Result<(), Error> 
         egress.set(interface.index, target, None, 0).map_err(Error::map("write", "egress"))?;
 
         let now = taken.get(&interface.index, 0).map_err(Error::map("read", "interfaces"))?;
-        let wanted = if is_bridge_port(interface, &interfaces) { TAKES_ALL } else { now & !TAKES_ALL };
-        if wanted != now {
+        let is_port = is_bridge_port(interface, &interfaces);
+        if is_port != (now & TAKES_ALL != 0) {
+            let wanted = if is_port { TAKES_ALL } else { now & !TAKES_ALL };
             taken.set(interface.index, wanted, 0).map_err(Error::map("write", "interfaces"))?;
         }
     }
     Ok(())
+}
+
+/// Those of these interfaces that have become ports of a bridge since they were attached, or have ceased to be.
+pub(crate) fn changed_ports<'a>(
+    paths: &Paths,
+    attached: impl Iterator<Item = &'a Interface>,
+    all: &[Interface],
+) -> Result<Vec<PortChange>, Error> {
+    let taken: Array<MapData, u64> = typed(paths, "interfaces")?;
+    let mut changes = Vec::new();
+    for interface in attached.filter(|interface| interface.index < MAX_INTERFACES) {
+        let row = taken.get(&interface.index, 0).map_err(Error::map("read", "interfaces"))?;
+        let is_port = is_bridge_port(interface, all);
+        if is_port != (row & TAKES_ALL != 0) {
+            changes.push(PortChange { interface: interface.name.clone(), is_port });
+        }
+    }
+    Ok(changes)
+}
+
+/// An interface of which the programs know otherwise.
+pub(crate) struct PortChange {
+    pub(crate) interface: String,
+    /// Whether it is a port of a bridge now.
+    pub(crate) is_port: bool,
 }
 
 /// Takes an interface out before its program goes. One that is gone was taken out by the kernel.

@@ -27,6 +27,7 @@ use aya_obj::programs::XdpAttachType;
 use serde::Serialize;
 
 pub use detach::{Detached, Target, detach, detach_within};
+pub(crate) use egress::{PortChange, changed_ports};
 pub(crate) use hook::Hook;
 pub use others::OtherProgram;
 pub(crate) use others::others;

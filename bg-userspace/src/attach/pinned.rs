@@ -1,6 +1,6 @@
 //! The links that are pinned: where they stand, whether they still work, and their new programs.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use aya::programs::{
     ProgramInfo,
@@ -53,11 +53,7 @@ pub(crate) fn pinned_links(paths: &Paths) -> Result<Vec<PinnedLink>, Error> {
         .collect();
     let mut links = Vec::new();
     for (pin, (interface, hook)) in named.iter().cloned() {
-        let held = if hook.is_clsact() {
-            Held::Program(ProgramInfo::from_pin(&pin).map_err(Error::program("open", hook.mode_name()))?.id())
-        } else {
-            Held::Link(link_info(&pin).map_err(Error::io("read link", &pin))?)
-        };
+        let Some(held) = held(&pin, hook)? else { continue };
         let now = match held {
             // After a move to another network namespace the index means another interface. That does not carry this
             // link; or if it carries the same XDP program, then by a link of its own, whose pin bears its name.
@@ -78,6 +74,20 @@ pub(crate) fn pinned_links(paths: &Paths) -> Result<Vec<PinnedLink>, Error> {
         links.push(PinnedLink { hook, is_in_this_namespace: is_here, pin, interface, held, now });
     }
     Ok(links)
+}
+
+/// What a pin holds; `None` if a detach has just removed it.
+fn held(pin: &Path, hook: Hook) -> Result<Option<Held>, Error> {
+    let held = if hook.is_clsact() {
+        let program = ProgramInfo::from_pin(pin).map_err(Error::program("open", hook.mode_name()));
+        program.map(|program| Held::Program(program.id()))
+    } else {
+        link_info(pin).map(Held::Link).map_err(Error::io("read link", pin))
+    };
+    match held {
+        Err(_) if !pins::exists(pin)? => Ok(None),
+        held => held.map(Some),
+    }
 }
 
 /// Whether a link may be one of this interface: for TCX, whether it is; for XDP, whether its program is there.
@@ -102,8 +112,10 @@ pub(crate) fn is_attached(paths: &Paths) -> Result<bool, Error> {
     for pin in pins::entries(&paths.links())? {
         let name = pin.file_name().and_then(|name| name.to_str());
         let Some((_, hook)) = name.and_then(Hook::parse) else { continue };
-        if hook.is_clsact() || link_info(&pin).map_err(Error::io("read link", &pin))?.ifindex != 0 {
-            return Ok(true);
+        match held(&pin, hook)? {
+            Some(Held::Program(_)) => return Ok(true),
+            Some(Held::Link(link)) if link.ifindex != 0 => return Ok(true),
+            _ => {}
         }
     }
     Ok(false)

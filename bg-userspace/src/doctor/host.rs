@@ -10,7 +10,11 @@ use super::{
     preconditions::{self, KernelVersion, PreconditionError},
     real_time::{self, Softirqs},
 };
-use crate::{Paths, config::Config};
+use crate::{
+    Paths,
+    config::Config,
+    history::{PATIENCE, ask},
+};
 
 const HOST: &str = "host";
 
@@ -84,14 +88,17 @@ fn softirqs() -> Option<Finding> {
 }
 
 fn state(state_dir: &Path) -> Finding {
-    let existing = state_dir.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
-    let writable = rustix::fs::access(existing, Access::WRITE_OK | Access::EXEC_OK).is_ok();
-    if writable && existing.is_dir() {
-        Finding::ok(HOST, "state", format!("{} can be written", state_dir.display()))
-    } else {
-        let remedy = "make it writable, or name another by --state-dir";
-        Finding::fail(HOST, "state", format!("{} cannot be written", state_dir.display()), remedy)
-    }
+    let is_writable = || {
+        let existing = state_dir.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+        let writable = rustix::fs::access(existing, Access::WRITE_OK | Access::EXEC_OK).is_ok();
+        Ok(writable && existing.is_dir())
+    };
+    let problem = match ask(state_dir, PATIENCE, None, is_writable) {
+        Ok(true) => return Finding::ok(HOST, "state", format!("{} can be written", state_dir.display())),
+        Ok(false) => format!("{} cannot be written", state_dir.display()),
+        Err(error) => error.to_string(),
+    };
+    Finding::fail(HOST, "state", problem, "make it writable, or name another by --state-dir")
 }
 
 fn jit() -> Finding {

@@ -5,7 +5,7 @@ use std::fs;
 use super::{Finding, interface::sysctl, network::Network};
 use crate::{
     Error, Paths,
-    attach::AttachedInterface,
+    attach::{AttachedInterface, PortChange, changed_ports},
     config::Config,
     pins::{self, PinRoot},
 };
@@ -23,7 +23,7 @@ pub(super) fn examine(
         Ok(PinRoot::Instance { meta, .. }) => {
             if let Err(error) = pins::check_namespace(paths, &meta) {
                 let remedy = match &error {
-                    Error::OtherNamespace { prefix, .. } if !prefix.is_empty() => format!("{prefix}bgctl doctor"),
+                    Error::OtherNamespace { prefix, .. } if !prefix.is_empty() => format!("`{prefix}bgctl doctor`"),
                     _ => "run bgctl in that namespace".to_owned(),
                 };
                 return vec![Finding::fail(INSTANCE, "namespace", error.to_string(), remedy)];
@@ -43,6 +43,7 @@ pub(super) fn examine(
     findings.extend(attached.iter().filter_map(|interface| {
         Some(Finding::fail(INSTANCE, "interface", interface.problem()?, interface.remedy.clone()?))
     }));
+    findings.extend(bridge_ports(paths, network));
     if let Some(config) = config.filter(|_| !network.attached().is_empty()) {
         let backends = network.towards_backends(config);
         findings.extend(backends_side(network, &backends));
@@ -60,6 +61,23 @@ fn interfaces(attached: &[AttachedInterface]) -> Finding {
         return Finding::fail(INSTANCE, "attached", message, "`bgctl attach IFACE`");
     }
     Finding::ok(INSTANCE, "attached", format!("to {}", names.join(", ")))
+}
+
+/// A port of a bridge takes frames to the bridge's own address; any other interface only those to its own. Which of them an
+/// interface is, the programs are told when it is attached.
+fn bridge_ports(paths: &Paths, network: &Network) -> Vec<Finding> {
+    let changed = changed_ports(paths, network.attached_interfaces(), network.interfaces()).unwrap_or_default();
+    let finding = |PortChange { interface, is_port }| {
+        let remedy = format!("`bgctl attach {interface}`");
+        if is_port {
+            let message = "became a port of a bridge after it was attached: frames to the bridge's own MAC address are not switched";
+            Finding::fail(&interface, "bridge", message, remedy)
+        } else {
+            let message = "is a port of a bridge no more: frames to the MAC addresses of other hosts are switched, too";
+            Finding::warn(&interface, "bridge", message, remedy)
+        }
+    };
+    changed.into_iter().map(finding).collect()
 }
 
 /// Replies are restored where they come in; failing that, on their way out to the client by an attached interface.

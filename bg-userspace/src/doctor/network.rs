@@ -47,6 +47,14 @@ impl Network {
         &self.attached
     }
 
+    pub(super) fn attached_interfaces(&self) -> impl Iterator<Item = &Interface> {
+        self.interfaces.iter().filter(|interface| self.attached.contains(&interface.index))
+    }
+
+    pub(super) fn interfaces(&self) -> &[Interface] {
+        &self.interfaces
+    }
+
     pub(super) fn name(&self, ifindex: u32) -> String {
         self.interface(ifindex).map_or_else(|| format!("index {ifindex}"), |interface| interface.name.clone())
     }

@@ -9,11 +9,13 @@ use std::{
     fs::{File, OpenOptions},
     io::{Read as _, Seek as _, SeekFrom, Write as _},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use serde::{Deserialize, Serialize};
 
-use super::{HistoryError, Moment, Who, prepare_state_dir, private, sync_directory};
+use super::{HistoryError, Moment, Who, ask, prepare_state_dir, private, sync_directory};
+use crate::Error;
 
 /// What was done to a deployment, or to an instance.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -145,13 +147,27 @@ impl History {
 
     /// Reads the records, of one deployment or of all. A journal that does not exist is empty.
     pub fn read(&self, deployment: Option<&str>) -> Result<Journal, HistoryError> {
-        let bytes = match std::fs::read(&self.path) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
-            Err(error) => return Err(HistoryError::io("read", &self.path)(error)),
-        };
-        let mut journal = Journal::default();
-        for line in bytes.split(|octet| *octet == b'\n').filter(|line| !line.is_empty()) {
+        Ok(Journal::parse(&self.content()?, deployment))
+    }
+
+    /// The same, but waits no longer than `patience` for a file system that may not answer.
+    pub fn read_within(&self, deployment: Option<&str>, patience: Duration) -> Result<Journal, Error> {
+        let content = || Ok(String::from_utf8_lossy(&self.content()?).into_owned());
+        Ok(Journal::parse(ask(&self.directory, patience, None, content)?.as_bytes(), deployment))
+    }
+
+    fn content(&self) -> Result<Vec<u8>, HistoryError> {
+        match std::fs::read(&self.path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+            content => content.map_err(HistoryError::io("read", &self.path)),
+        }
+    }
+}
+
+impl Journal {
+    fn parse(content: &[u8], deployment: Option<&str>) -> Self {
+        let mut journal = Self::default();
+        for line in content.split(|octet| *octet == b'\n').filter(|line| !line.is_empty()) {
             match serde_json::from_slice::<Record>(line) {
                 Ok(record) if deployment.is_none_or(|name| name == record.deployment) => journal.records.push(record),
                 Ok(_) => {}
@@ -159,7 +175,7 @@ impl History {
             }
         }
         put_in_order(&mut journal.records);
-        Ok(journal)
+        journal
     }
 }
 

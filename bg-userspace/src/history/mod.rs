@@ -1,6 +1,7 @@
 //! What is remembered in the state directory: the journal of who changed what and why, and the last
 //! live colours.
 
+mod ask;
 mod journal;
 mod last_live;
 mod private;
@@ -15,6 +16,8 @@ use std::{
 use bg_common::Colour;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
+pub use ask::PATIENCE;
+pub(crate) use ask::ask;
 pub use journal::{Action, History, Journal, Record};
 pub use last_live::{Entry, LastLive, Writer};
 pub(crate) use private::{is_private, make_private, open_lock};
@@ -67,7 +70,7 @@ pub enum HistoryError {
         /// The pin root of the other one.
         other: PathBuf,
     },
-    /// What the process that writes to the state directory has said of its failure.
+    /// What the process that works on the state directory has said of its failure.
     #[error("{0}")]
     Told(String),
 }

@@ -3,7 +3,8 @@
 //! address meanwhile has been found.
 //!
 //! The data path does without: it shows the kernel which neighbours are in use, and finds those that are not known. So a
-//! kernel that has no such entries, or has lost them with a carrier, is no error, and `apply` adds them again.
+//! kernel that has no such entries, or has lost them with a carrier, is no error. `apply` and `switch` add what is missing; at
+//! boot routes may come after the apply.
 //!
 //! Our entries bear a protocol number of the instance. Those of others, also of other instances, and permanent ones are left alone.
 
@@ -38,11 +39,27 @@ const LOOPBACK: u32 = 1;
 /// Has the kernel keep the neighbours on the way to these addresses resolved, and no others on behalf of this instance. What
 /// cannot be done is left undone.
 pub(crate) fn keep_neighbours(paths: &Paths, of: impl IntoIterator<Item = IpAddr>) {
+    keep(paths, of, Others::Forget);
+}
+
+/// The same, but those that are kept already stay.
+pub(crate) fn keep_more_neighbours(paths: &Paths, of: impl IntoIterator<Item = IpAddr>) {
+    keep(paths, of, Others::Keep);
+}
+
+/// What becomes of neighbours that this instance has had the kernel keep, and that are not asked for now.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Others {
+    Forget,
+    Keep,
+}
+
+fn keep(paths: &Paths, of: impl IntoIterator<Item = IpAddr>, others: Others) {
     if KernelVersion::running().is_ok_and(|(version, _)| version >= MANAGED) {
         let ways = of.into_iter().filter_map(|address| next_hop(address).ok());
         let wanted: HashSet<NextHop> = ways.filter(|way| way.ifindex != LOOPBACK).collect();
         // Only a sandbox without rtnetlink fails here.
-        let _ = settle(protocol_of(paths), &wanted);
+        let _ = settle(protocol_of(paths), &wanted, others);
     }
 }
 
@@ -54,7 +71,7 @@ fn protocol_of(paths: &Paths) -> u8 {
     PROTOCOLS.start + (hash % PROTOCOLS.len() as u32) as u8
 }
 
-fn settle(ours_bear: u8, wanted: &HashSet<NextHop>) -> Result<(), NetError> {
+fn settle(ours_bear: u8, wanted: &HashSet<NextHop>, others: Others) -> Result<(), NetError> {
     let (mut ours, mut not_to_touch) = (HashSet::new(), HashSet::new());
     for neighbour in all()? {
         if neighbour.is_managed && neighbour.protocol == Some(ours_bear) {
@@ -63,7 +80,7 @@ fn settle(ours_bear: u8, wanted: &HashSet<NextHop>) -> Result<(), NetError> {
             not_to_touch.insert(neighbour.hop);
         }
     }
-    for hop in ours.difference(wanted) {
+    for hop in ours.difference(wanted).filter(|_| others == Others::Forget) {
         // One that is gone by now is what is wanted.
         let _ = netlink::change(libc::RTM_DELNEIGH, 0, &message(*hop));
     }
@@ -165,6 +182,8 @@ mod tests {
         assert!(ip("neighbour show 192.0.2.5").contains("managed"));
         keep_neighbours(&paths, [address("192.0.2.5"), address("192.0.2.6")]);
         assert_eq!(ours(), ["192.0.2.5", "192.0.2.6"].map(address));
+        keep_more_neighbours(&paths, ["192.0.2.7", "192.0.2.6"].map(address));
+        assert_eq!(ours(), ["192.0.2.5", "192.0.2.6", "192.0.2.7"].map(address));
         keep_neighbours(&paths, []);
         assert_eq!(ours(), [] as [IpAddr; 0]);
         assert_eq!(ours_of(&other), ["192.0.2.44", "192.0.2.45"].map(address), "another instance keeps its own");

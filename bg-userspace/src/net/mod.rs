@@ -12,7 +12,7 @@ mod routes;
 use std::io;
 
 pub(crate) use filters::{Filter, filters};
-pub(crate) use managed::keep_neighbours;
+pub(crate) use managed::{keep_more_neighbours, keep_neighbours};
 pub(crate) use namespace::{Namespace, namespace_cookie};
 use netlink::{attributes, text, u16_at, u32_at};
 pub(crate) use routes::{NeighbourState, NextHop, neighbour, next_hop};

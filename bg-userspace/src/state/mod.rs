@@ -20,22 +20,17 @@ use std::{
 };
 
 use bg_common::{ABI_VERSION, Meta};
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 pub(crate) use self::recall::Recalled;
 use crate::{
     Error, Paths,
-    history::{Action, HistoryError, Moment, Record, Writer},
+    history::{Action, HistoryError, Moment, PATIENCE, Record, Writer, ask},
     live::{is_rolled_back, moment},
     lock::Recording,
     maps::Words,
     pins,
     running::{deployment_rows, text},
-    sys::{Unanswered, apart},
 };
-
-/// How long to wait for the state directory, once the change is done.
-const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The state directory of an instance.
 #[derive(Debug)]
@@ -147,7 +142,7 @@ impl State {
         // Who it is cannot be asked for there: the environment is locked while another thread writes to it.
         let template = Record::now("", Action::Recovered, None, None, None);
         let keep = recording.as_ref().map(Recording::as_fd);
-        let warnings: Vec<String> = self.ask(PATIENCE, keep, || {
+        let warnings: Vec<String> = ask(&self.home, PATIENCE, keep, || {
             let job = write::Job { state: self, words, recording: recording.as_ref(), changes, template: &template };
             job.run()
         })?;
@@ -158,7 +153,7 @@ impl State {
     /// What the directory remembers. An error only if another instance keeps its state there: what cannot be read is no
     /// reason to serve nobody, and is told as a warning.
     pub(crate) fn recall(&self) -> Result<Recalled, Error> {
-        match self.ask(PATIENCE, None, || recall::recall(self)) {
+        match ask(&self.home, PATIENCE, None, || recall::recall(self)) {
             Err(error @ Error::History(HistoryError::Shared { .. })) => Err(error),
             Err(error) => {
                 let error = anyhow::Error::from(error);
@@ -176,43 +171,8 @@ impl State {
 
     /// What is wrong with the state directory, for a command that only looks.
     pub(crate) fn check(&self, words: &Words) -> Vec<String> {
-        let looked = self.ask(Duration::from_secs(2), None, || recall::check(self, &running(words)));
+        let looked = ask(&self.home, Duration::from_secs(2), None, || recall::check(self, &running(words)));
         looked.unwrap_or_else(|error| vec![format!("{:#}", anyhow::Error::from(error))])
-    }
-
-    fn ask<T: Serialize + DeserializeOwned>(
-        &self,
-        patience: Duration,
-        keep: Option<std::os::fd::BorrowedFd<'_>>,
-        work: impl FnOnce() -> Result<T, Error>,
-    ) -> Result<T, Error> {
-        let answer = apart(patience, keep, || serde_json::to_vec(&work().map_err(Failure::from)).unwrap_or_default());
-        let answer =
-            answer.map_err(|Unanswered| HistoryError::Unanswered { state_dir: self.home.clone(), waited: patience })?;
-        match serde_json::from_slice::<Result<T, Failure>>(&answer) {
-            Ok(Ok(told)) => Ok(told),
-            Ok(Err(Failure::Shared { state_dir, other })) => Err(HistoryError::Shared { state_dir, other }.into()),
-            Ok(Err(Failure::Told(why))) => Err(HistoryError::Told(why).into()),
-            Err(_) => {
-                Err(HistoryError::Told("the process that writes to the state directory has died".to_owned()).into())
-            }
-        }
-    }
-}
-
-/// An error on its way between two processes.
-#[derive(Debug, Serialize, Deserialize)]
-enum Failure {
-    Shared { state_dir: PathBuf, other: PathBuf },
-    Told(String),
-}
-
-impl From<Error> for Failure {
-    fn from(error: Error) -> Self {
-        match error {
-            Error::History(HistoryError::Shared { state_dir, other }) => Self::Shared { state_dir, other },
-            error => Self::Told(format!("{:#}", anyhow::Error::from(error))),
-        }
     }
 }
 

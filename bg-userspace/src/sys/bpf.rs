@@ -100,7 +100,7 @@ pub(crate) struct TcxProgram {
 }
 
 /// The programs on one TCX hook of an interface of the caller's network namespace, in the order in which packets meet
-/// them. None before Linux 6.6, which has no such hook.
+/// them. None before Linux 6.6, which has no such hook, and none on an interface that has gone meanwhile.
 pub(crate) fn tcx_programs(ifindex: u32, hook: bpf_attach_type) -> io::Result<Vec<TcxProgram>> {
     // The kernel takes no more on one hook.
     const MOST: usize = 64;
@@ -114,7 +114,7 @@ pub(crate) fn tcx_programs(ifindex: u32, hook: bpf_attach_type) -> io::Result<Ve
     attr.query.__bindgen_anon_2.prog_cnt = MOST as u32;
     // SAFETY: both arrays hold as many elements as are told, and outlive the call.
     match unsafe { bpf(bpf_cmd::BPF_PROG_QUERY, &mut attr) } {
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => return Ok(Vec::new()),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENODEV)) => return Ok(Vec::new()),
         result => result?,
     };
     // SAFETY: `query` is the member that this command uses, and the count the only one of its union.

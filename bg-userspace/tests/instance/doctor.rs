@@ -88,6 +88,25 @@ fn a_port_of_a_bridge_faces_what_is_behind_the_bridge() {
 }
 
 #[test]
+fn an_interface_that_joins_or_leaves_a_bridge_must_be_attached_again() {
+    let (lab, config) = edge();
+    lab.ip("link add br0 type bridge");
+    for interface in ["v0", "b0"] {
+        lab.attach(interface, AttachMode::Tc).unwrap();
+    }
+    for (change, level) in [("master br0", Level::Fail), ("nomaster", Level::Warn)] {
+        assert!(!has(&findings(&lab, &config), "bridge"));
+        lab.ip(&format!("link set b0 {change}"));
+        let found = findings(&lab, &config);
+        let told = find(&found, "bridge", "port of a bridge");
+        assert_eq!((told.subject.as_str(), told.level), ("b0", level));
+        assert_eq!(told.remedy.as_deref(), Some("`bgctl attach b0`"));
+        lab.attach("b0", AttachMode::Auto).unwrap();
+    }
+    assert!(!has(&findings(&lab, &config), "bridge"));
+}
+
+#[test]
 fn the_doctor_tells_which_neighbours_of_which_colour_are_unknown() {
     let (lab, config) = edge();
     lab.attach("v0", AttachMode::Tc).unwrap();

@@ -39,8 +39,12 @@ fn assert_lost(lab: &Lab, state: InterfaceState, remedy: &str) {
     let found = report.findings.iter().find(|finding| finding.check == "interface").unwrap();
     assert!(found.level == Level::Fail && found.message.contains("v0"), "{found:?}");
     assert!(found.remedy.as_ref().unwrap().contains(remedy), "{found:?}");
-    let (_, stdout, _) = lab.run(&["status"]);
-    assert!(stdout.contains(remedy), "{stdout}");
+    let options = format!("--pin-root {}", lab.paths.pin_root.display());
+    for words in [&["status"][..], &["status", "--json"], &["doctor", "a0"], &["doctor", "a0", "--json"]] {
+        let (_, stdout, _) = lab.run(words);
+        let told = stdout.lines().find(|line| line.contains(remedy));
+        assert!(told.is_some_and(|line| line.contains(&options)), "{words:?}: {stdout}");
+    }
 }
 
 #[track_caller]

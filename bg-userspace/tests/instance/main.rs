@@ -18,6 +18,7 @@ mod life;
 mod lifecycle;
 mod lost;
 mod namespaces;
+mod neighbours;
 mod one_or_none;
 mod pin_root;
 mod show;

@@ -19,7 +19,7 @@ fn leave() {
 }
 
 #[test]
-fn an_instance_is_not_attached_in_another_network_namespace() {
+fn an_instance_is_neither_attached_nor_applied_to_from_another_network_namespace() {
     for mode in [AttachMode::Tc, AttachMode::Native] {
         let lab = Lab::new();
         lab.attach("v0", mode).unwrap();
@@ -31,11 +31,14 @@ fn an_instance_is_not_attached_in_another_network_namespace() {
         // As the first ones were made, so that their indexes are the same.
         lab.ip("link add v0 type veth peer name v1");
         let detached = detach(&lab.paths, &Target::Interfaces(vec!["v0".to_owned()]));
-        for error in [lab.attach("v0", mode).unwrap_err(), detached.unwrap_err()] {
+        let next = config("shop", &[(1, 1), (2, 1)], &[(1, 1)]);
+        let applied = lab.instance().apply(&next);
+        for error in [lab.attach("v0", mode).unwrap_err(), detached.unwrap_err(), applied.unwrap_err()] {
             assert!(matches!(error, Error::OtherNamespace { .. }) && error.class() == ErrorClass::Refused, "{error}");
             assert!(error.to_string().contains("--pin-root"), "{error}");
         }
         assert_eq!(links(), before, "nothing has been changed");
+        assert!(!lab.instance().plan(&next).unwrap().is_empty(), "nothing has been changed");
         // Nothing can be seen from here of what has happened to its interfaces.
         assert!(lab.instance().lost_interfaces().unwrap().is_empty());
         let report = doctor::examine(&lab.paths, &[], None).unwrap();

@@ -149,6 +149,37 @@ fn without_a_state_directory_everything_can_be_taken_off() {
     }
 }
 
+#[test]
+fn who_reads_the_history_is_told_when_it_does_not_answer() {
+    let lab = running();
+    let journal = lab.paths.state_dir.join(History::FILE);
+    fs::remove_file(&journal).unwrap();
+    // Opening it waits for a writer.
+    run("mkfifo", &[journal.to_str().unwrap()]);
+    let start = Instant::now();
+    let (code, _, stderr) = lab.run(&["history", "shop"]);
+    assert!(code == 1 && stderr.contains("does not answer"), "{code}: {stderr}");
+    assert!(start.elapsed() < Duration::from_secs(9), "{:?}", start.elapsed());
+    // Whoever waits gets to the end of an empty file.
+    drop(File::options().read(true).write(true).open(&journal).unwrap());
+}
+
+#[test]
+fn a_switch_that_nobody_has_recorded_is_recorded_by_whoever_is_refused() {
+    for command in [&["rollback", "shop"][..], &["switch", "shop", "blue", "--if-generation", "2"]] {
+        let lab = running();
+        lab.instance().switch("shop", &SwitchRequest::default()).unwrap();
+        let mend = BROKEN[0].1(&lab.paths.state_dir);
+        // Killed before it is recorded, as far as anybody can tell.
+        lab.instance().rollback("shop", &SwitchRequest::default()).unwrap_err();
+        mend();
+        assert_eq!(actions(&lab.paths), [(Action::Apply, 1), (Action::Switch, 2)]);
+        let (code, _, stderr) = lab.run(command);
+        assert_eq!(code, 3, "{stderr}");
+        assert_eq!(actions(&lab.paths), [(Action::Apply, 1), (Action::Switch, 2), (Action::Recovered, 3)]);
+    }
+}
+
 /// All files and directories below.
 fn below(directory: &Path) -> Vec<PathBuf> {
     let mut found = vec![directory.to_owned()];

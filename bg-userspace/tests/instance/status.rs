@@ -194,8 +194,11 @@ fn an_instance_without_deployments_or_interfaces_tells_the_next_step() {
     let lab = Lab::new();
     lab.attach("v0", AttachMode::Tc).unwrap();
     let text = stdout(lab.bgctl().arg("status"));
-    assert!(text.contains("no deployments: write a configuration, then `bgctl apply -c FILE`"), "{text}");
+    let options = format!("--pin-root {} --state-dir", lab.paths.pin_root.display());
+    let apply = format!("no deployments: write a configuration, then `bgctl apply -c FILE {options}");
+    assert!(text.contains(&apply), "{text}");
     bg_userspace::detach(&lab.paths, &bg_userspace::Target::Interfaces(vec!["v0".into()])).unwrap();
     let text = stdout(lab.bgctl().arg("status"));
-    assert!(text.contains("`bgctl attach IFACE...` is the next step"), "{text}");
+    let attach = format!("`bgctl attach IFACE... {options}");
+    assert!(text.contains(&attach) && text.contains("is the next step"), "{text}");
 }

@@ -1,9 +1,9 @@
 //! An edge with bgctl on it, as `datapath` has one, for parts that measure commands: nothing but what they say runs
 //! in it.
 
-use super::datapath::wire;
+use super::test_run::EDGE_MAC;
 use crate::workspace;
-use anyhow::Result;
+use anyhow::{Context, Result};
 use bg_tests::{Namespace, Sandbox, output};
 use bg_userspace::Paths;
 use std::{
@@ -89,4 +89,33 @@ pub(super) fn timed(command: &mut Command) -> Result<Duration> {
 /// The bgctl to measure: the one that the variable BGCTL names, else the one of the release profile.
 pub(super) fn bgctl() -> PathBuf {
     std::env::var_os("BGCTL").map_or_else(|| workspace::target_dir().join("release/bgctl"), PathBuf::from)
+}
+
+pub(super) fn ifindex(namespace: &Namespace, name: &str) -> Result<u32> {
+    let shown = namespace.ip(&format!("-oneline link show {name}"))?;
+    let index = shown.split(':').next().and_then(|index| index.trim().parse().ok());
+    index.with_context(|| format!("ip does not tell the index of {name}: {shown}"))
+}
+
+/// The edge with a client's and a backend's side, so that routes, neighbours and interfaces are real.
+pub(super) fn wire(sandbox: &Sandbox) -> Result<Namespace> {
+    let edge = Namespace::create(sandbox.id(), "edge")?;
+    let mac = EDGE_MAC.map(|octet| format!("{octet:02x}")).join(":");
+    for (name, side) in [("c0", "192.0.2.254/24 2001:db8:1::fe/64"), ("b0", "10.0.1.254/24 fd00:1::fe/64")] {
+        edge.ip(&format!("link add {name} address {mac} type veth peer name {name}-far"))?;
+        edge.ip(&format!("link set {name}-far up"))?;
+        edge.ip(&format!("link set {name} up"))?;
+        for address in side.split(' ') {
+            let nodad = if address.contains(':') { "nodad" } else { "" };
+            edge.ip(&format!("address add {address} dev {name} {nodad}"))?;
+        }
+    }
+    edge.sysctl("ipv4/ip_forward", "1")?;
+    edge.sysctl("ipv6/conf/all/forwarding", "1")?;
+    for (address, dev) in [("192.0.2.1", "c0"), ("2001:db8:1::1", "c0"), ("10.0.1.11", "b0"), ("fd00:1::11", "b0")] {
+        edge.ip(&format!("neighbour replace {address} lladdr 02:00:00:00:00:11 dev {dev} nud permanent"))?;
+    }
+    edge.ip("route add 198.18.0.0/15 via 192.0.2.1 dev c0")?;
+    edge.ip("-6 route add 2001:db8:c::/48 via 2001:db8:1::1 dev c0")?;
+    Ok(edge)
 }

@@ -13,6 +13,7 @@ mod report;
 mod scale;
 mod stats;
 mod switch;
+mod test_run;
 mod text;
 mod throughput;
 
@@ -89,6 +90,11 @@ impl Part {
             Self::Scale(args) => args.quick,
             Self::Compare(args) => args.quick,
         }
+    }
+
+    /// Whether it is only some of the part's tables, which make no page.
+    fn is_partial(&self) -> bool {
+        matches!(self, Self::Datapath(args) if args.is_partial())
     }
 
     /// A part by its name, with the defaults of its arguments.
@@ -187,10 +193,13 @@ fn measure_all(quick: bool) -> Result<()> {
     Ok(())
 }
 
-/// Measures, prints and keeps.
+/// Measures, prints, and keeps what is a whole part.
 fn measure_part(part: &Part) -> Result<()> {
     let record = Record::measure(part.is_quick(), || part.run())?;
     println!("{}", record.report);
+    if part.is_partial() {
+        return Ok(());
+    }
     let path = record.write()?;
     say(format_args!("wrote {}", path.display()));
     Ok(())

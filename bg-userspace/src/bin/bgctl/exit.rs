@@ -30,6 +30,7 @@ impl Outcome {
         match error.downcast_ref::<Error>().map(Error::class) {
             Some(ErrorClass::Usage) => Self::Usage,
             Some(ErrorClass::Refused) => Self::Refused,
+            Some(ErrorClass::TimedOut) => Self::TimedOut,
             Some(ErrorClass::Failed) | None => Self::Failed,
         }
     }

@@ -23,6 +23,7 @@ const FAILED: (u8, &str) = (1, "failed; stderr says why");
 const USAGE: (u8, &str) = (2, "wrong usage, or no such deployment or interface; nothing was changed");
 const CONFIGURATION: (u8, &str) = (2, "wrong usage, or the configuration is not valid; nothing was changed");
 const REFUSED: (u8, &str) = (3, "refused by a precondition; nothing was changed");
+const BUSY: (u8, &str) = (4, "another bgctl has worked on the instance all the while; nothing was changed");
 
 /// All of them: `bgctl`, then the commands in the order of the grammar.
 pub(crate) const PAGES: &[Page] = &[
@@ -69,7 +70,13 @@ pub(crate) const PAGES: &[Page] = &[
             ("bgctl attach br0 --mode tc", "attach to the bridge of virtual machines"),
             ("bgctl attach --from /etc/bgctl/interfaces --wait 30s", "attach to what a file names, as a boot does"),
         ],
-        exit: &[DONE, FAILED, USAGE, REFUSED, (4, "an interface that was waited for did not come")],
+        exit: &[
+            DONE,
+            FAILED,
+            USAGE,
+            REFUSED,
+            (4, "another bgctl has worked on the instance all the while, or an interface of the file did not come"),
+        ],
     },
     Page {
         command: "detach",
@@ -78,7 +85,7 @@ pub(crate) const PAGES: &[Page] = &[
             ("bgctl detach eth1", "take the programs off one interface"),
             ("bgctl detach --all", "end the instance; history and last live colours stay"),
         ],
-        exit: &[DONE, FAILED, USAGE, REFUSED],
+        exit: &[DONE, FAILED, USAGE, REFUSED, BUSY],
     },
     Page {
         command: "check",
@@ -105,7 +112,7 @@ pub(crate) const PAGES: &[Page] = &[
             ("bgctl apply --reason 'two more backends'", "run what /etc/bgctl/bgctl.toml says"),
             ("render-config | bgctl apply -c -", "read the configuration from a pipe"),
         ],
-        exit: &[DONE, FAILED, CONFIGURATION, REFUSED],
+        exit: &[DONE, FAILED, CONFIGURATION, REFUSED, BUSY],
     },
     Page {
         command: "show",
@@ -142,7 +149,7 @@ pub(crate) const PAGES: &[Page] = &[
                 "make green live, and end what is open on blue",
             ),
         ],
-        exit: &[DONE, FAILED, USAGE, REFUSED],
+        exit: &[DONE, FAILED, USAGE, REFUSED, BUSY],
     },
     Page {
         command: "rollback",
@@ -151,7 +158,7 @@ pub(crate) const PAGES: &[Page] = &[
             "bgctl rollback shop --reason 'errors at the checkout'",
             "make the colour live that was live before",
         )],
-        exit: &[DONE, FAILED, USAGE, REFUSED],
+        exit: &[DONE, FAILED, USAGE, REFUSED, BUSY],
     },
     Page {
         command: "flows",

@@ -56,7 +56,7 @@ pub(crate) fn advise_for(options: String) {
 }
 
 /// The text with its advice completed: a command between backticks is for the instance that the text is about. Without
-/// its options, `bgctl detach --all` would remove another one.
+/// its options, `bgctl detach --all` would remove another one. Done twice, it is done once.
 pub(crate) fn advice(text: &str) -> Cow<'_, str> {
     complete(text, INSTANCE.get().map_or("", String::as_str))
 }
@@ -65,11 +65,27 @@ fn complete<'a>(text: &'a str, options: &str) -> Cow<'a, str> {
     if options.is_empty() {
         return Cow::Borrowed(text);
     }
-    let parts = text.split('`').enumerate().map(|(index, part)| match part.starts_with("bgctl ") && index % 2 == 1 {
-        true => Cow::Owned(format!("{part}{options}")),
-        false => Cow::Borrowed(part),
-    });
-    Cow::Owned(parts.collect::<Vec<_>>().join("`"))
+    let mut completed = String::with_capacity(text.len() + options.len());
+    let mut rest = text;
+    // Not by pairs: what a message echoes may hold a backtick of its own.
+    while let Some((before, after)) = rest.split_once('`') {
+        completed.push_str(before);
+        completed.push('`');
+        rest = after;
+        if let Some((command, _)) = after.split_once('`').filter(|(command, _)| is_for_this_instance(command)) {
+            completed.push_str(command);
+            completed.push_str(options);
+            rest = &after[command.len()..];
+        }
+    }
+    completed.push_str(rest);
+    Cow::Owned(completed)
+}
+
+/// Whether it is a call of bgctl, be it in another namespace, that does not say which instance it is for.
+fn is_for_this_instance(command: &str) -> bool {
+    let is_call = command.starts_with("bgctl ") || (command.starts_with("nsenter ") && command.contains(" bgctl "));
+    is_call && !["--pin-root", "--state-dir"].iter().any(|option| command.contains(option))
 }
 
 /// Writes a message to stderr. If nobody can read it, the command goes on: what it does must not depend on that.
@@ -80,7 +96,12 @@ pub(crate) fn message(text: &str) {
 /// The same without the program's name in front. Every message passes here, and what it echoes is somebody else's text: a
 /// terminal gets no control characters of it.
 pub(crate) fn line(text: &str) {
-    let _ = writeln!(io::stderr().lock(), "{}", bg_userspace::text::lines(&advice(text)));
+    let _ = writeln!(io::stderr().lock(), "{}", printable(text));
+}
+
+/// A message as a terminal gets it.
+pub(crate) fn printable(text: &str) -> String {
+    bg_userspace::text::lines(&advice(text)).into_owned()
 }
 
 /// Writes a value to stdout as indented JSON.
@@ -128,6 +149,19 @@ mod tests {
             "no map `live`: run `bgctl detach --all --pin-root /sys/fs/bpf/x`, then `bgctl attach IFACE --pin-root \
              /sys/fs/bpf/x`; bgctl does it"
         );
+        let options = " --state-dir /x";
+        for (text, completed) in [
+            // A backtick of somebody else.
+            ("\"a`b\": see `bgctl status`", "\"a`b\": see `bgctl status --state-dir /x`"),
+            ("`bgctl status`, \"a`", "`bgctl status --state-dir /x`, \"a`"),
+            ("run `nsenter --net=/n bgctl doctor` there", "run `nsenter --net=/n bgctl doctor --state-dir /x` there"),
+            // Another instance, or no call.
+            ("`bgctl --pin-root DIR detach`", "`bgctl --pin-root DIR detach`"),
+            ("`bgctl status --state-dir /x`", "`bgctl status --state-dir /x`"),
+            ("`bgctl`, `nft list` or bgctl `", "`bgctl`, `nft list` or bgctl `"),
+        ] {
+            assert_eq!(complete(text, options), completed);
+        }
     }
 
     #[test]

@@ -1,68 +1,73 @@
 //! Packets through the pinned program, by test runs behind the wrapper of `datapath`: to open flows by the million,
 //! and to measure what a packet costs then.
 
-use super::super::datapath::{aim, program, shoot};
+use super::super::test_run::{EDGE_MAC, Hook, REDIRECT, SENDER_MAC, TX, Wrapper, most_left_to_tc, warm};
 use anyhow::{Context, Result, ensure};
-use aya::{
-    Ebpf, EbpfLoader,
-    programs::{ProgramFd, Xdp},
-};
+use aya::programs::{ProgramFd, SchedClassifier, Xdp};
 use aya_obj::programs::XdpAttachType;
 use bg_common::FrameTemplate;
+use bg_userspace::Paths;
 use etherparse::PacketBuilder;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
 use std::{
     net::{Ipv4Addr, SocketAddrV4},
+    ops::RangeInclusive,
     path::Path,
+    time::Instant,
 };
-
-/// XDP_REDIRECT and XDP_TX (linux/bpf.h).
-const REDIRECT: u32 = 4;
-const TX: u32 = 3;
 
 /// The wrapper, the empty program, and the pinned one.
 pub(super) struct Packets {
-    wrapper: Ebpf,
+    wrapper: Wrapper,
     ours: ProgramFd,
     empty: ProgramFd,
     ingress: u32,
+    /// Packets sent through the pinned program, and since when.
+    sent: u64,
+    began: Instant,
 }
 
 impl Packets {
-    /// Loads the wrapper; `ingress` is the index of the interface that packets come in by.
-    pub(super) fn prepare(object: &Path, ours: &Path, ingress: u32) -> Result<Self> {
-        let mut wrapper = EbpfLoader::new().load_file(object)?;
-        for name in ["restore", "empty"] {
-            program(&mut wrapper, name)?.load()?;
-        }
-        let empty = program(&mut wrapper, "empty")?.fd()?.try_clone()?;
-        let ours =
-            Xdp::from_pin(ours, XdpAttachType::Interface).with_context(|| format!("cannot open {}", ours.display()))?;
-        let ours = ours.fd()?.try_clone()?;
-        Ok(Self { wrapper, ours, empty, ingress })
+    /// Loads the wrapper and warms the instance; `ingress` is the index of the interface that packets come in by.
+    pub(super) fn prepare(object: &Path, instance: &Paths, ingress: u32) -> Result<Self> {
+        let mut wrapper = Wrapper::load(object, 1)?;
+        let empty = wrapper.empty(Hook::Xdp)?;
+        let pin = instance.program("ingress");
+        let ours = Xdp::from_pin(&pin, XdpAttachType::Interface);
+        let ours = ours.with_context(|| format!("cannot open {}", pin.display()))?.fd()?.try_clone()?;
+        let pin = instance.program("tc_ingress");
+        let tc_ingress = SchedClassifier::from_pin(&pin);
+        warm(&tc_ingress.with_context(|| format!("cannot open {}", pin.display()))?, ingress)?;
+        Ok(Self { wrapper, ours, empty, ingress, sent: 0, began: Instant::now() })
     }
 
-    /// One packet of each flow, in order: opens them.
+    /// One packet of each flow, in order: opens them. Nanoseconds a packet.
     pub(super) fn open(&mut self, vip: SocketAddrV4, flows: u32) -> Result<f64> {
-        aim(&mut self.wrapper, &self.ours, &template(vip, flows, (1, 1))?)?;
+        self.wrapper.aim(Hook::Xdp, &self.ours, &[template(vip, flows, (1, 1))?])?;
         let _pinned = Pinned::here()?;
-        let (ns, verdict) = shoot(&mut self.wrapper, self.ingress, flows)?;
-        ensure!(verdict == REDIRECT, "opening {flows} flows ended with verdict {verdict}, expected a redirect");
-        Ok(ns)
+        let opened =
+            self.wrapper.run(self.ingress, flows, REDIRECT).with_context(|| format!("opening {flows} flows"))?;
+        self.sent += opened.packets;
+        Ok(opened.ns)
     }
 
     /// Nanoseconds a packet of open flows in random order: ours, and the empty program's.
     pub(super) fn measure(&mut self, vip: SocketAddrV4, flows: u32, packets: u32) -> Result<(f64, f64)> {
         // Numerical Recipes' generator: full period modulo any power of two.
-        let template = template(vip, flows, (1_664_525, 1_013_904_223))?;
+        let template = [template(vip, flows, (1_664_525, 1_013_904_223))?];
         let _pinned = Pinned::here()?;
-        aim(&mut self.wrapper, &self.empty, &template)?;
-        let (empty, verdict) = shoot(&mut self.wrapper, self.ingress, packets)?;
-        ensure!(verdict == TX, "the empty program returned {verdict}");
-        aim(&mut self.wrapper, &self.ours, &template)?;
-        let (ours, verdict) = shoot(&mut self.wrapper, self.ingress, packets)?;
-        ensure!(verdict == REDIRECT, "a packet of an open flow got verdict {verdict}, expected a redirect");
-        Ok((ours, empty))
+        self.wrapper.aim(Hook::Xdp, &self.empty, &template)?;
+        let empty = self.wrapper.run(self.ingress, packets, TX).context("the empty program")?;
+        self.wrapper.aim(Hook::Xdp, &self.ours, &template)?;
+        let ours = self.wrapper.run(self.ingress, packets, REDIRECT).context("a packet of an open flow")?;
+        self.sent += ours.packets;
+        Ok((ours.ns, empty.ns))
+    }
+
+    /// How many packets the pinned program must have counted, if it has redirected to so many next hops.
+    pub(super) fn expected(&self, hops: u32) -> RangeInclusive<u64> {
+        let left_to_tc = u64::from(hops) * most_left_to_tc(self.began.elapsed());
+        self.sent.saturating_sub(left_to_tc)..=self.sent
     }
 }
 
@@ -95,7 +100,7 @@ fn template(vip: SocketAddrV4, flows: u32, (multiplier, increment): (u32, u32)) 
     ensure!(flows.is_power_of_two(), "expected a power of two, got {flows} flows");
     let client = Ipv4Addr::new(198, 18, 0, 1);
     let mut bytes = Vec::new();
-    PacketBuilder::ethernet2([2, 0, 0, 0, 0, 0x11], [2, 0, 0, 0, 0, 0x22])
+    PacketBuilder::ethernet2(SENDER_MAC, EDGE_MAC)
         .ipv4(client.octets(), vip.ip().octets(), 64)
         .tcp(FrameTemplate::FIRST_PORT, vip.port(), 1, 1024)
         .ack(1)
@@ -109,6 +114,6 @@ fn template(vip: SocketAddrV4, flows: u32, (multiplier, increment): (u32, u32)) 
         mask: flows - 1,
         multiplier,
         increment,
-        reserved: 0,
+        next: 0,
     })
 }

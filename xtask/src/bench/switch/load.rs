@@ -4,7 +4,10 @@
 //! The generator stamps a frame and hands it on by a tail call, so the stamp is the moment before the packet is
 //! decided, and both lie inside one run of programs: one RCU read-side section.
 
-use super::super::{datapath::context_of, edge};
+use super::super::{
+    edge,
+    test_run::{EDGE_MAC, SENDER_MAC, context_of},
+};
 use anyhow::{Context, Result, bail, ensure};
 use aya::{
     Ebpf, EbpfLoader, TestRun as _,
@@ -240,7 +243,7 @@ impl Load {
 fn load(vip: SocketAddrV4) -> Result<SwitchLoad> {
     let client: SocketAddrV4 = CLIENTS.parse()?;
     let mut bytes = Vec::new();
-    let builder = PacketBuilder::ethernet2([2, 0, 0, 0, 0, 0x11], [2, 0, 0, 0, 0, 0x22]);
+    let builder = PacketBuilder::ethernet2(SENDER_MAC, EDGE_MAC);
     let builder = builder.ipv4(client.ip().octets(), vip.ip().octets(), 64).udp(client.port(), vip.port());
     builder.write(&mut bytes, &[0; SwitchLoad::LEN - 42])?;
     bytes[40..42].fill(0);

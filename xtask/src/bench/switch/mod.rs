@@ -9,8 +9,7 @@ mod load;
 mod probe;
 
 use super::{
-    datapath::ifindex,
-    edge::{BACKEND_SIDE, CLIENT_SIDE, DEPLOYMENT, Edge},
+    edge::{BACKEND_SIDE, CLIENT_SIDE, DEPLOYMENT, Edge, ifindex},
     report::{Axis, Cell, Plot, Report, Series, Table},
     stats::Summary,
 };

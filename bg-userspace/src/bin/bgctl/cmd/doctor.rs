@@ -19,8 +19,13 @@ pub(super) fn run(global: &Global, args: &Doctor) -> anyhow::Result<Outcome> {
         output::print(&doctor::notrack(&config))?;
         return Ok(Outcome::Done);
     }
-    let report =
+    let mut report =
         doctor::examine(&global.paths(), &args.interfaces, config.as_ref()).map_err(bg_userspace::Error::from)?;
+    for finding in &mut report.findings {
+        for text in std::iter::once(&mut finding.message).chain(&mut finding.remedy) {
+            *text = output::advice(text).into_owned();
+        }
+    }
     if global.json {
         output::print_json(&report)?;
     } else {
@@ -36,7 +41,7 @@ pub(super) fn run(global: &Global, args: &Doctor) -> anyhow::Result<Outcome> {
                 text += &format!("        -> {remedy}\n");
             }
         }
-        output::print(&output::advice(&text))?;
+        output::print(&text)?;
     }
     Ok(if report.worst() == Level::Fail { Outcome::Failed } else { Outcome::Done })
 }

@@ -2,7 +2,7 @@
 
 use bg_userspace::{
     Error, Instance,
-    history::{History, Moment, Record},
+    history::{History, Journal, Moment, PATIENCE, Record},
 };
 
 use crate::{
@@ -13,7 +13,7 @@ use crate::{
 };
 
 pub(super) fn run(global: &Global, args: &Args) -> anyhow::Result<Outcome> {
-    let mut journal = History::new(&global.state_dir).read(args.only.deployment.as_deref())?;
+    let mut journal = read(global, args.only.deployment.as_deref())?;
     if journal.damaged_lines > 0 {
         output::message(&format!(
             "{} of {} could not be read and {} left out (a crash can tear a line)",
@@ -60,12 +60,16 @@ pub(super) fn run(global: &Global, args: &Args) -> anyhow::Result<Outcome> {
     Ok(Outcome::Done)
 }
 
+fn read(global: &Global, deployment: Option<&str>) -> Result<Journal, Error> {
+    History::new(&global.state_dir).read_within(deployment, PATIENCE)
+}
+
 /// Refuses the name of a deployment that neither runs nor ever was in the history.
 fn refuse_unknown(global: &Global, name: &str) -> anyhow::Result<()> {
     if Instance::open(&global.paths()).and_then(|instance| instance.status(Some(name))).is_ok() {
         return Ok(());
     }
-    let records = History::new(&global.state_dir).read(None)?.records.into_iter();
+    let records = read(global, None)?.records.into_iter();
     let existing = records.map(|record| record.deployment).filter(|name| !name.is_empty());
     Err(Error::UnknownDeployment { name: name.to_owned(), existing: existing.collect() }.into())
 }

@@ -23,13 +23,21 @@ pub(super) fn run(global: &Global, args: &Args) -> anyhow::Result<Outcome> {
     if args.watch {
         return watch(global, args, instance);
     }
-    let status = instance.status(args.only.deployment.as_deref())?;
+    let status = status(&instance, args)?;
     if global.json {
         output::print_json(&status)?;
     } else {
         output::print_styled(&Picture::new(&status, global.verbose).text())?;
     }
     Ok(Outcome::Done)
+}
+
+fn status(instance: &Instance, args: &Args) -> Result<Status, bg_userspace::Error> {
+    let mut status = instance.status(args.only.deployment.as_deref())?;
+    for remedy in status.interfaces.iter_mut().filter_map(|interface| interface.remedy.as_mut()) {
+        *remedy = output::advice(remedy).into_owned();
+    }
+    Ok(status)
 }
 
 /// Until interrupted, which is how it is meant to end.
@@ -71,6 +79,6 @@ impl Watched<'_> {
     fn status(&mut self) -> Result<Status, bg_userspace::Error> {
         let current = self.instance.take().filter(Instance::is_current);
         let instance = current.map_or_else(|| Instance::open(&self.global.paths()), Ok)?;
-        self.instance.insert(instance).status(self.args.only.deployment.as_deref())
+        status(self.instance.insert(instance), self.args)
     }
 }

@@ -41,7 +41,8 @@ impl Picture {
             picture.deployment(deployment, all);
         }
         if status.deployments.is_empty() {
-            picture.add(Rank::Live, "no deployments: write a configuration, then `bgctl apply -c FILE`".to_owned());
+            let line = "no deployments: write a configuration, then `bgctl apply -c FILE`";
+            picture.add(Rank::Live, output::advice(line).into_owned());
         }
         picture.interfaces(status);
         for (what, counters) in [("drops", &status.drops), ("events", &status.events)] {
@@ -92,14 +93,14 @@ impl Picture {
             status.interfaces.iter().partition(|interface| interface.state == InterfaceState::Attached);
         if attached.is_empty() {
             let line = "interfaces: none, so no packet is switched; `bgctl attach IFACE...` is the next step";
-            self.add(Rank::Live, styled(ALARM, line));
+            self.add(Rank::Live, styled(ALARM, &output::advice(line)));
         } else {
             let names = attached.iter().map(|interface| format!("{} ({})", interface.name, interface.mode.name()));
             self.add(Rank::Detail, format!("interfaces: {}", names.collect::<Vec<_>>().join(", ")));
         }
         for interface in lost {
             if let (Some(problem), Some(remedy)) = (interface.problem(), &interface.remedy) {
-                self.add(Rank::Live, styled(ALARM, &format!("  {problem}: {}", output::advice(remedy))));
+                self.add(Rank::Live, styled(ALARM, &format!("  {problem}: {remedy}")));
             }
         }
         for interface in attached {

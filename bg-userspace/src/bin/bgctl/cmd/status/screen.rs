@@ -44,6 +44,7 @@ impl Screen {
     pub(super) fn say(&mut self, why: &str) -> io::Result<()> {
         if self.said.as_deref() != Some(why) {
             if io::stdout().is_terminal() && self.last.is_some() {
+                let why = output::printable(why);
                 output::print(&format!("{HOME}{why}{END_OF_LINE}{CLEAR_REST}"))?;
             } else {
                 output::message(why);

@@ -1,11 +1,16 @@
 //! What can go wrong: what was expected, what was met, and what to do about it.
 
+mod class;
+mod names;
+mod refusal;
+
 use std::{io, path::PathBuf};
 
-use crate::{
-    attach::OtherProgram, doctor::preconditions::PreconditionError, history::HistoryError, net::NetError,
-    plan::ColourChange,
-};
+pub use class::ErrorClass;
+use names::instead;
+pub use refusal::Refusal;
+
+use crate::{attach::OtherProgram, doctor::preconditions::PreconditionError, history::HistoryError, net::NetError};
 
 /// Why an operation was not done.
 #[derive(Debug, thiserror::Error)]
@@ -307,141 +312,7 @@ pub enum Error {
     Refused(#[from] Refusal),
 }
 
-/// A precondition of a switch or an apply that does not hold. Nothing has been changed.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
-    /// Expected this generation.
-    #[error(
-        "deployment \"{deployment}\" is at generation {got}, --if-generation expects {expected}: somebody else has switched; look at `bgctl history {deployment}`"
-    )]
-    OtherGeneration {
-        /// Its name.
-        deployment: String,
-        /// What was asked for.
-        expected: u32,
-        /// What it is at.
-        got: u32,
-    },
-    /// Expected a live word.
-    #[error(
-        "deployment \"{deployment}\" runs no more, or not yet: an apply has just removed it, or was killed before it \
-         began. Look at `bgctl status`; applying the configuration again completes it"
-    )]
-    NotRunning {
-        /// Its name.
-        deployment: String,
-    },
-    /// Nothing was live before.
-    #[error(
-        "deployment \"{deployment}\" has always been {live}: there is nothing to roll back to; `bgctl switch {deployment}` makes the idle colour live"
-    )]
-    NothingToRollBackTo {
-        /// Its name.
-        deployment: String,
-        /// Its live colour.
-        live: &'static str,
-    },
-    /// The last change was a rollback already, and nothing says that this one knows of it.
-    #[error(
-        "the last change of deployment \"{deployment}\" was a rollback already: {live} is live since generation {generation}. To \
-         go back to {previous} all the same, name it (`bgctl rollback {deployment} {previous}`) or say which state you mean \
-         (`bgctl rollback {deployment} --if-generation {generation}`)"
-    )]
-    RolledBackAlready {
-        /// Its name.
-        deployment: String,
-        /// Its live colour.
-        live: &'static str,
-        /// The colour that was live before.
-        previous: &'static str,
-        /// Its generation.
-        generation: u32,
-    },
-    /// No interface carries the programs, so a switch would have no effect that anybody sees.
-    #[error("no interface is attached, so no traffic would move: `bgctl attach IFACE` first, or --force")]
-    NoInterface,
-    /// Another instance is attached to the interface.
-    #[error(
-        "{interface} already carries the {program}, and of two instances with the same VIP only the first is ever asked: use \
-         its --pin-root; or remove it (`bgctl --pin-root DIR detach`, or {removal} if its pins are lost); or attach behind it \
-         for other VIPs with --force"
-    )]
-    OtherInstance {
-        /// The interface's name.
-        interface: String,
-        /// The other instance's program.
-        program: String,
-        /// The command that takes it off.
-        removal: String,
-    },
-    /// The colour has no backends.
-    #[error("{colour} of deployment \"{deployment}\" has no backends{of}: apply a configuration that gives it some")]
-    EmptyColour {
-        /// Its name.
-        deployment: String,
-        /// The colour asked for.
-        colour: &'static str,
-        /// " in service ..." or empty.
-        of: String,
-    },
-    /// Virtual addresses would change their live colour because they change hands.
-    #[error(
-        "{}; their clients would meet the other colour at once. Switch so that the colours agree, then apply; or --force",
-        told(changes)
-    )]
-    ColourChanges {
-        /// All of them; at least one.
-        changes: Vec<ColourChange>,
-    },
-    /// Generations have run out.
-    #[error(
-        "deployment \"{deployment}\" has used up all generations: remove it from the configuration, apply, put it back, apply"
-    )]
-    GenerationsExhausted {
-        /// Its name.
-        deployment: String,
-    },
-}
-
-/// The first few of them, and how many more there are.
-fn told(changes: &[ColourChange]) -> String {
-    const SHOWN: usize = 5;
-    let mut text = changes.iter().take(SHOWN).map(ToString::to_string).collect::<Vec<_>>().join("; ");
-    if let Some(more @ 1..) = changes.len().checked_sub(SHOWN) {
-        text += &format!("; and {more} more");
-    }
-    text
-}
-
-/// The classes of failure that the exit codes of `bgctl` tell apart.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ErrorClass {
-    /// Something failed: 1.
-    Failed,
-    /// Usage or configuration: 2.
-    Usage,
-    /// A precondition refused it: 3.
-    Refused,
-}
-
 impl Error {
-    /// Which class it belongs to.
-    pub fn class(&self) -> ErrorClass {
-        match self {
-            Self::UnknownDeployment { .. }
-            | Self::UnknownService { .. }
-            | Self::Unrepresentable { .. }
-            | Self::Next { .. }
-            | Self::Net(NetError::NoSuchInterface { .. })
-            | Self::NotAttached { .. } => ErrorClass::Usage,
-            Self::Refused(_) | Self::OtherNamespace { .. } | Self::History(HistoryError::Shared { .. }) => {
-                ErrorClass::Refused
-            }
-            Self::Undone { source, .. } => source.class(),
-            _ => ErrorClass::Failed,
-        }
-    }
-
     pub(crate) fn map<E>(doing: &'static str, map: &'static str) -> impl FnOnce(E) -> Self
     where
         E: Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -460,44 +331,5 @@ impl Error {
     pub(crate) fn io(doing: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
         move |source| Self::Io { doing, path, source }
-    }
-}
-
-/// What to write instead of a name that does not exist: the most alike names, or all of them, if they are few.
-fn instead(name: &str, existing: &[String], none: &str) -> String {
-    const SHOWN: usize = 10;
-    const ALIKE: f64 = 0.8;
-    let mut existing: Vec<_> = existing.iter().map(|other| (strsim::jaro_winkler(name, other), other)).collect();
-    existing.sort_by(|(a, name), (b, other)| b.total_cmp(a).then(name.cmp(other)));
-    existing.dedup();
-    let names = |likeness: f64| {
-        let names = existing.iter().take(SHOWN).filter(move |(alike, _)| *alike >= likeness);
-        names.map(|(_, name)| format!("\"{name}\"")).collect::<Vec<_>>()
-    };
-    match (&names(ALIKE)[..], existing.len()) {
-        (_, 0) => format!("there is {none}"),
-        ([], all @ ..=SHOWN) => format!("there {}: {}", if all == 1 { "is" } else { "are" }, names(0.0).join(", ")),
-        ([], all) => format!("there are {all}, such as {}", names(0.0).join(", ")),
-        (alike, _) => format!("did you mean {}?", alike.join(" or ")),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_name_that_does_not_exist_is_answered_with_names_that_do() {
-        let says = |name: &str, existing: &[&str]| {
-            let existing = existing.iter().map(|&name| name.to_owned()).collect();
-            Error::UnknownDeployment { name: name.to_owned(), existing }.to_string()
-        };
-        assert!(says("shop", &[]).contains("no deployment at all (`bgctl apply"));
-        assert!(says("shpo", &["mail", "shop"]).ends_with("did you mean \"shop\"?"));
-        assert!(says("x", &["shop", "mail"]).ends_with("there are: \"mail\", \"shop\""));
-        let many: Vec<_> = (0..1000).map(|number| format!("zone-{number}")).collect();
-        let many: Vec<_> = many.iter().map(String::as_str).collect();
-        let message = says("shop", &many);
-        assert!(message.contains("there are 1000, such as") && message.len() < 250, "{message}");
     }
 }

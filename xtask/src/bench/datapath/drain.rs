@@ -1,0 +1,84 @@
+//! Open flows after a switch: while flows of the previous colour drain, and when that is over.
+
+use super::{
+    super::report::Table,
+    RoundsTable, Setup,
+    case::{Case, Direction},
+    edge::{Edge, Rounds, Sample},
+    frame::{Flows, Order, Segment},
+};
+use anyhow::Result;
+use bg_common::{FULL_SHARE, LiveFlags, LiveWord, SwitchTerms};
+use bg_tests::twin::{Scenario, TICKS_LONG};
+
+/// What the deployment is at.
+#[derive(Clone, Copy)]
+enum Stage {
+    /// Nothing was ever switched: blue is live.
+    Steady,
+    /// Green is live, and flows of blue drain.
+    Draining,
+    /// Green is live, and the drain is over.
+    Drained,
+}
+
+impl Stage {
+    /// The case's scenario at this stage, `now` being the data path's tick.
+    fn scenario(self, case: &Case, now: u32) -> Scenario {
+        let mut scenario = case.scenario();
+        let end = match self {
+            Self::Steady => return scenario,
+            Self::Draining => now.wrapping_add(TICKS_LONG),
+            Self::Drained => now.wrapping_sub(1),
+        };
+        let (_, word, terms) = &mut scenario.deployments[0];
+        *word = LiveWord::new(word.generation() + 1, LiveFlags::DRAINING, 0, FULL_SHARE);
+        terms[word.terms_slot()] = SwitchTerms { ended_before: [0; 2], drain_deadline: end, second_chance_until: end };
+        scenario
+    }
+}
+
+pub(super) fn measure(setup: &Setup<'_>) -> Result<Table> {
+    let mut table = RoundsTable::new(&["flow", "flows"]);
+    for case in Case::both_families()? {
+        for count in setup.args.flows(524_288) {
+            let mut edge = Edge::load(setup, (2 * count).max(65_536), &case)?;
+            let before = Flows::first(count);
+            let since = before.next();
+            for (stage, flows) in [(Stage::Steady, before), (Stage::Draining, since)] {
+                enter(&mut edge, stage, &case)?;
+                edge.establish(&case, flows)?;
+            }
+            let contenders = [
+                ("no switch", Stage::Steady, before),
+                ("drain lasts, opened before it", Stage::Draining, before),
+                ("drain lasts, opened since", Stage::Draining, since),
+                ("drain is over", Stage::Drained, since),
+            ];
+            let mut samples: [Vec<Sample>; 4] = Default::default();
+            for _ in 0..setup.args.rounds() {
+                for ((_, stage, flows), samples) in contenders.iter().zip(&mut samples) {
+                    enter(&mut edge, *stage, &case)?;
+                    let packets = edge.packets(&case, Direction::Forward, Segment::Data, *flows, Order::Random)?;
+                    samples.push(edge.sample(&packets, setup.args.packets())?);
+                }
+            }
+            let opened = edge.traffic()?.flows_opened;
+            anyhow::ensure!(
+                opened <= 2 * u64::from(count) * 1001 / 1000,
+                "{opened} flows opened, expected {count} twice"
+            );
+            for ((name, ..), samples) in contenders.iter().zip(samples) {
+                let name = format!("{}, {name}", case.name());
+                table.push([name.into(), f64::from(count).into()], &Rounds(samples));
+            }
+        }
+    }
+    Ok(table.finish("A packet of an open flow, after a switch", "Client to backend. The switch drains."))
+}
+
+/// Publishes the stage's live word and terms.
+fn enter(edge: &mut Edge<'_>, stage: Stage, case: &Case) -> Result<()> {
+    let now = edge.kernel().tick()?;
+    edge.kernel().set_deployments(&stage.scenario(case, now))
+}

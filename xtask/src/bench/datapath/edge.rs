@@ -1,0 +1,256 @@
+//! The object under test, loaded on an edge in use, and the wrapper in front of it.
+
+use super::{
+    super::{
+        stats::Summary,
+        test_run::{Hook, Wrapper, most_left_to_tc, warm},
+    },
+    Setup,
+    case::{BACKENDS, Case, Direction},
+    frame::{Flows, Order, Segment, template},
+    tables,
+};
+use anyhow::{Context, Result, ensure};
+use aya::{
+    maps::DevMap,
+    programs::{Program, ProgramFd, SchedClassifier},
+};
+use bg_common::{Backend, Event, FrameTemplate, NextHop, Traffic};
+use bg_tests::twin::{Kernel, Scenario};
+use std::{path::Path, time::Instant};
+
+pub(super) struct Edge<'a> {
+    setup: &'a Setup<'a>,
+    kernel: Kernel,
+    wrapper: Wrapper,
+}
+
+/// Packets to send, and what must come of them.
+pub(super) struct Packets {
+    pub(super) hook: Hook,
+    pub(super) target: ProgramFd,
+    /// The interface at which they are met.
+    pub(super) interface: u32,
+    /// Frames that take turns.
+    pub(super) templates: Vec<FrameTemplate>,
+    /// Verdict for the last of them.
+    pub(super) verdict: u32,
+}
+
+/// Nanoseconds a packet, in one run after the other.
+#[derive(Clone, Copy)]
+pub(super) struct Sample {
+    pub(super) ours: f64,
+    pub(super) empty: f64,
+    /// The program that loads one cache line of the flow's.
+    pub(super) line: f64,
+    /// Packets sent through ours.
+    pub(super) packets: u64,
+}
+
+impl<'a> Edge<'a> {
+    /// Loads the object under test, with flow tables of which so many flows are half.
+    pub(super) fn load(setup: &'a Setup<'a>, flows: u32, case: &Case) -> Result<Self> {
+        Self::load_object(setup, None, flows, case)
+    }
+
+    /// Loads another object.
+    pub(super) fn load_object(setup: &'a Setup<'a>, object: Option<&Path>, flows: u32, case: &Case) -> Result<Self> {
+        let mut kernel = tables::load(object, flows)?;
+        // Where the table is the kernel's: as many lines as flows, every other line.
+        let octets = tables::octets(&mut kernel, case.is_ipv4())?.unwrap_or(128 * u64::from(flows));
+        let wrapper = Wrapper::load(&setup.bench, u32::try_from(octets / 64)?)?;
+        let mut edge = Self { setup, kernel, wrapper };
+        edge.fill(&case.scenario())?;
+        Ok(edge)
+    }
+
+    fn fill(&mut self, scenario: &Scenario) -> Result<()> {
+        self.kernel.fill(scenario)?;
+        let sides = [self.setup.sides.client, self.setup.sides.backend];
+        let mut egress: DevMap<_> = self.kernel.object().map_mut("egress").context("egress")?.try_into()?;
+        for ifindex in sides {
+            egress.set(ifindex, ifindex, None, 0)?;
+        }
+        // No next hop is known. The scenario says that there is none, which is believed for a second.
+        let mut backends = self.kernel.array::<Backend>("backends")?;
+        for slot in 0..BACKENDS {
+            let backend = backends.get(&slot, 0)?;
+            backends.set(slot, Backend { next_hop: NextHop::NONE, ..backend }, 0)?;
+        }
+        let tc_ingress: &SchedClassifier =
+            self.kernel.object().program("tc_ingress").context("tc_ingress")?.try_into()?;
+        sides.into_iter().try_for_each(|ifindex| warm(tc_ingress, ifindex))
+    }
+
+    pub(super) fn kernel(&mut self) -> &mut Kernel {
+        &mut self.kernel
+    }
+
+    /// A program of the object under test.
+    pub(super) fn program(&mut self, name: &str) -> Result<ProgramFd> {
+        let fd = match self.kernel.object().program(name).with_context(|| format!("no program {name}"))? {
+            Program::Xdp(program) => program.fd()?,
+            Program::SchedClassifier(program) => program.fd()?,
+            _ => anyhow::bail!("{name} is neither of XDP nor of tc"),
+        };
+        Ok(fd.try_clone()?)
+    }
+
+    /// Packets of a case in one direction.
+    pub(super) fn packets(
+        &mut self,
+        case: &Case,
+        direction: Direction,
+        segment: Segment,
+        flows: Flows,
+        order: Order,
+    ) -> Result<Packets> {
+        Ok(Packets {
+            hook: case.hook(),
+            target: self.program(case.program(direction))?,
+            interface: case.interface(direction, self.setup.sides),
+            templates: vec![template(case, direction, segment, flows, order)?],
+            verdict: case.verdict(direction),
+        })
+    }
+
+    /// Sends the first packet of flows; ns a packet.
+    pub(super) fn open(&mut self, case: &Case, flows: Flows) -> Result<f64> {
+        self.pass(case, Direction::Forward, Segment::Opening, flows)
+    }
+
+    /// Opens flows, and brings them to where both ends have answered.
+    pub(super) fn establish(&mut self, case: &Case, flows: Flows) -> Result<()> {
+        self.pass(case, Direction::Forward, Segment::Opening, flows)?;
+        self.pass(case, Direction::Reply, Segment::Opening, flows)?;
+        self.pass(case, Direction::Forward, Segment::Data, flows)?;
+        self.pass(case, Direction::Reply, Segment::Data, flows)?;
+        Ok(())
+    }
+
+    /// Ends flows at once.
+    pub(super) fn reset(&mut self, case: &Case, flows: Flows) -> Result<()> {
+        self.pass(case, Direction::Forward, Segment::Reset, flows).map(drop)
+    }
+
+    /// Sends one packet of each flow.
+    fn pass(&mut self, case: &Case, direction: Direction, segment: Segment, flows: Flows) -> Result<f64> {
+        let packets = self.packets(case, direction, segment, flows, Order::Linear)?;
+        // One flow needs more than one packet to count as seen.
+        let sent = self.send(&packets, flows.count.max(16));
+        Ok(sent.with_context(|| format!("{segment:?} {direction:?} of {} {flows:?}", case.name()))?.0)
+    }
+
+    /// Sends so many packets; ns a packet, and how many were sent.
+    pub(super) fn send(&mut self, packets: &Packets, count: u32) -> Result<(f64, u64)> {
+        self.wrapper.aim(packets.hook, &packets.target, &packets.templates)?;
+        let sent = self.wrapper.run(packets.interface, count, packets.verdict);
+        let sent = sent.with_context(|| format!("events {:?}", self.kernel.all_events()))?;
+        Ok((sent.ns, sent.packets))
+    }
+
+    /// Sends so many packets through the empty program, the one that loads a line, and ours.
+    pub(super) fn sample(&mut self, packets: &Packets, count: u32) -> Result<Sample> {
+        let (empty, line) = self.baselines(packets, count)?;
+        let (ours, packets) = self.send(packets, count)?;
+        Ok(Sample { ours, empty, line, packets })
+    }
+
+    /// Sends so many packets through the empty program and the one that loads a line; ns a packet.
+    pub(super) fn baselines(&mut self, packets: &Packets, count: u32) -> Result<(f64, f64)> {
+        let verdict = packets.hook.verdict_of_empty();
+        let [empty, line] = [self.wrapper.empty(packets.hook)?, self.wrapper.line(packets.hook)?].map(|target| {
+            self.wrapper.aim(packets.hook, &target, &packets.templates)?;
+            Ok::<_, anyhow::Error>(self.wrapper.run(packets.interface, count, verdict)?.ns)
+        });
+        Ok((empty?, line?))
+    }
+
+    /// As many rounds as were asked for.
+    pub(super) fn rounds(&mut self, packets: &Packets) -> Result<Rounds> {
+        let (rounds, count) = (self.setup.args.rounds(), self.setup.args.packets());
+        Ok(Rounds((0..rounds).map(|_| self.sample(packets, count)).collect::<Result<_>>()?))
+    }
+
+    /// Rounds of packets of flows that are established first.
+    pub(super) fn open_flows(&mut self, case: &Case, direction: Direction, flows: Flows) -> Result<Rounds> {
+        self.establish(case, flows)?;
+        let packets = self.packets(case, direction, Segment::Data, flows, Order::Random)?;
+        let account = self.account()?;
+        let rounds = self.rounds(&packets)?;
+        let counts = if direction == Direction::Forward { rounds.packets() } else { 0 };
+        self.check(account, flows, counts).with_context(|| case.name())?;
+        Ok(rounds)
+    }
+
+    /// What has been counted so far.
+    pub(super) fn account(&mut self) -> Result<Account> {
+        Ok(Account { traffic: self.traffic()?, since: Instant::now() })
+    }
+
+    /// That the program has counted so many packets of clients since then, but for those that XDP has left to tc, and has
+    /// opened hardly any flow again: one that the table had no room for.
+    pub(super) fn check(&mut self, before: Account, flows: Flows, expected: u64) -> Result<()> {
+        let now = self.traffic()?;
+        let packets = now.packets - before.traffic.packets;
+        let all = expected.saturating_sub(most_left_to_tc(before.since.elapsed()))..=expected;
+        ensure!(all.contains(&packets), "expected {all:?} packets counted, got {packets}");
+        let opened = now.flows_opened - before.traffic.flows_opened;
+        ensure!(opened * 1000 <= u64::from(flows.count), "{opened} of {} flows were opened again", flows.count);
+        Ok(())
+    }
+
+    /// Over both colours.
+    pub(super) fn traffic(&mut self) -> Result<Traffic> {
+        let [blue, green] = [self.kernel.traffic(0, 0)?, self.kernel.traffic(0, 1)?];
+        Ok(Traffic {
+            packets: blue.packets + green.packets,
+            bytes: blue.bytes + green.bytes,
+            flows_opened: blue.flows_opened + green.flows_opened,
+        })
+    }
+
+    /// How often an event was counted.
+    pub(super) fn events(&mut self, event: Event) -> Result<u64> {
+        Ok(self.kernel.all_events()?[event as usize])
+    }
+}
+
+/// See [`Edge::account`].
+pub(super) struct Account {
+    traffic: Traffic,
+    since: Instant,
+}
+
+/// What rounds have taken.
+pub(super) struct Rounds(pub(super) Vec<Sample>);
+
+impl Rounds {
+    pub(super) const COLUMNS: [&'static str; 5] =
+        ["ours, ns", "empty program, ns", "one cache line, ns", "ours less empty, ns", "ours less line, ns"];
+
+    pub(super) fn of(&self, figure: impl Fn(&Sample) -> f64) -> Summary {
+        Summary::of(self.0.iter().map(figure).collect())
+    }
+
+    /// Packets sent through ours.
+    fn packets(&self) -> u64 {
+        self.0.iter().map(|sample| sample.packets).sum()
+    }
+
+    pub(super) fn ours(&self) -> Summary {
+        self.of(|sample| sample.ours)
+    }
+
+    /// See [`Self::COLUMNS`].
+    pub(super) fn summaries(&self) -> [Summary; 5] {
+        [
+            self.ours(),
+            self.of(|sample| sample.empty),
+            self.of(|sample| sample.line),
+            self.of(|sample| sample.ours - sample.empty),
+            self.of(|sample| sample.ours - sample.line),
+        ]
+    }
+}

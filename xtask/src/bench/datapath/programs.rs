@@ -1,0 +1,56 @@
+//! How large programs and flows are.
+
+use super::{
+    super::report::{Cell, Table},
+    Setup,
+    case::Case,
+    columns, tables,
+};
+use anyhow::{Context, Result};
+use bg_common::Protocol;
+
+/// Flows that the tables are made for.
+const FLOWS: u32 = 1 << 18;
+
+pub(super) fn sizes(_setup: &Setup<'_>) -> Result<Table> {
+    let mut kernel = tables::load(None, FLOWS)?;
+    let mut rows = Vec::new();
+    for name in ["ingress", "tc_ingress", "tc_egress"] {
+        let info = kernel.object().program(name).with_context(|| format!("no program {name}"))?.info()?;
+        let count = |count: Option<u32>| count.map_or(Cell::Empty, |count| f64::from(count).into());
+        rows.push(vec![
+            name.into(),
+            count(info.verified_instruction_count()),
+            count(info.size_translated()),
+            f64::from(info.size_jitted()).into(),
+        ]);
+    }
+    Ok(Table {
+        title: "Programs".into(),
+        about: "As the kernel tells: instructions that the verifier has gone through, and what the program takes before and \
+                after the JIT."
+            .into(),
+        columns: columns(&["program", "verified instructions", "BPF, octets", "JIT, octets"]),
+        rows,
+    })
+}
+
+pub(super) fn memory(_setup: &Setup<'_>) -> Result<Table> {
+    let mut kernel = tables::load(None, FLOWS)?;
+    let mut rows = Vec::new();
+    for case in [Case::ipv4(Protocol::Tcp)?, Case::ipv6(Protocol::Tcp)?] {
+        let octets = tables::octets(&mut kernel, case.is_ipv4())?.context("the flow table is no array")?;
+        let family = if case.is_ipv4() { "IPv4" } else { "IPv6" };
+        rows.push(vec![
+            family.into(),
+            (octets as f64 / f64::from(1 << 20)).into(),
+            (octets as f64 / f64::from(FLOWS)).into(),
+        ]);
+    }
+    Ok(Table {
+        title: "Memory of a flow".into(),
+        about: format!("Tables made for {FLOWS} flows, which are half of what they hold."),
+        columns: columns(&["family", "table, MiB", "a flow, octets"]),
+        rows,
+    })
+}

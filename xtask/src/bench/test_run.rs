@@ -1,0 +1,211 @@
+//! Packets through a loaded program by `BPF_PROG_TEST_RUN`, behind the wrappers of `bg-ebpf/src/bench.rs`.
+//!
+//! XDP redirects only what an edge in use knows the way for. Two things stand between a fresh instance and that:
+//!
+//! - It takes frames for the MAC address that `tc_ingress` has noted of the interface. [`warm`] has it noted.
+//! - It leaves a packet of each next hop to `tc_ingress` now and then, for the sake of the kernel's neighbour table. Such a
+//!   packet returns `XDP_PASS` and is not counted. [`Wrapper::run`] and [`most_left_to_tc`] allow for it.
+
+use anyhow::{Context, Result, anyhow, ensure};
+use aya::{
+    Ebpf, EbpfLoader, TestRun as _,
+    maps::{Array, PerCpuArray, PerCpuValues, ProgramArray},
+    programs::{ProgramFd, SchedClassifier, TestRunOptions, TestRunResult, Xdp},
+    util::nr_cpus,
+};
+use bg_common::{FrameTemplate, Turn};
+use bytemuck::Zeroable as _;
+use std::{mem::offset_of, path::Path, time::Duration};
+
+/// XDP_PASS, XDP_TX and XDP_REDIRECT (linux/bpf.h).
+pub(super) const PASS: u32 = 2;
+pub(super) const TX: u32 = 3;
+pub(super) const REDIRECT: u32 = 4;
+
+/// TC_ACT_UNSPEC, TC_ACT_OK and TC_ACT_REDIRECT (linux/pkt_cls.h).
+pub(super) const TC_UNSPEC: u32 = u32::MAX;
+pub(super) const TC_OK: u32 = 0;
+pub(super) const TC_REDIRECT: u32 = 7;
+
+/// The MAC address of the edge's interfaces, which frames are sent to.
+pub(super) const EDGE_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0x22];
+
+/// Where frames come from.
+pub(super) const SENDER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0x11];
+
+/// Has `tc_ingress` meet a frame for the host on an interface of the calling thread's namespace, so that XDP knows its MAC
+/// address. The frame is of an EtherType for experiments (IEEE 802), which concerns nobody.
+pub(super) fn warm(tc_ingress: &SchedClassifier, ifindex: u32) -> Result<()> {
+    let mut frame = [0; 64];
+    frame[..6].copy_from_slice(&EDGE_MAC);
+    frame[6..12].copy_from_slice(&SENDER_MAC);
+    frame[12..14].copy_from_slice(&[0x88, 0xb5]);
+    let context = skb_context_of(ifindex);
+    let options = TestRunOptions { data_in: Some(&frame), ctx_in: Some(&context), ..TestRunOptions::new() };
+    tc_ingress.test_run(options).context("cannot run tc_ingress")?;
+    Ok(())
+}
+
+/// Packets of one next hop that XDP leaves to `tc_ingress` in that time, at most: one every four ticks, which are 256 ms where
+/// the kernel's tick rate is 1,000 a second, and longer elsewhere.
+pub(super) fn most_left_to_tc(time: Duration) -> u64 {
+    1 + time.as_millis() as u64 / 256
+}
+
+/// Where a program stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Hook {
+    Xdp,
+    Tc,
+}
+
+impl Hook {
+    /// What the programs return that are compared with.
+    pub(super) fn verdict_of_empty(self) -> u32 {
+        match self {
+            Self::Xdp => TX,
+            Self::Tc => TC_OK,
+        }
+    }
+}
+
+/// The wrapper, which restores the frame before each run and tail-calls the program under test.
+pub(super) struct Wrapper {
+    object: Ebpf,
+    aim: Aim,
+}
+
+/// What a wrapper is aimed at.
+struct Aim {
+    hook: Hook,
+    /// Templates that take turns.
+    turns: u32,
+    /// The first one's frame: the kernel looks at its Ethernet header before tc does.
+    frame: [u8; FrameTemplate::LEN],
+}
+
+/// What came of sending packets.
+pub(super) struct Sent {
+    /// Nanoseconds a packet. The kernel tells whole ones.
+    pub(super) ns: f64,
+    /// Packets, with the few more that may have been needed to see a verdict.
+    pub(super) packets: u64,
+}
+
+impl Wrapper {
+    /// Loads it; `lines` is how many cache lines of memory the program has that loads one, a power of two.
+    pub(super) fn load(object: &Path, lines: u32) -> Result<Self> {
+        ensure!(lines.is_power_of_two(), "expected a power of two, got {lines} cache lines");
+        let mask = lines - 1;
+        let mut loader = EbpfLoader::new();
+        loader.map_max_entries("lines", lines).override_global("LINE_MASK", &mask, true);
+        let mut object = loader.load_file(object)?;
+        for name in ["restore", "empty", "line"] {
+            xdp(&mut object, name)?.load()?;
+        }
+        for name in ["tc_restore", "tc_empty", "tc_line"] {
+            tc(&mut object, name)?.load()?;
+        }
+        Ok(Self { object, aim: Aim { hook: Hook::Xdp, turns: 1, frame: [0; FrameTemplate::LEN] } })
+    }
+
+    /// The program that does nothing.
+    pub(super) fn empty(&mut self, hook: Hook) -> Result<ProgramFd> {
+        match hook {
+            Hook::Xdp => Ok(xdp(&mut self.object, "empty")?.fd()?.try_clone()?),
+            Hook::Tc => Ok(tc(&mut self.object, "tc_empty")?.fd()?.try_clone()?),
+        }
+    }
+
+    /// The program that loads the flow's cache line, one after the other, and does nothing else.
+    pub(super) fn line(&mut self, hook: Hook) -> Result<ProgramFd> {
+        match hook {
+            Hook::Xdp => Ok(xdp(&mut self.object, "line")?.fd()?.try_clone()?),
+            Hook::Tc => Ok(tc(&mut self.object, "tc_line")?.fd()?.try_clone()?),
+        }
+    }
+
+    /// Puts a program and frames that take turns behind the wrapper, and begins with the first of these, and of its flows.
+    pub(super) fn aim(&mut self, hook: Hook, target: &ProgramFd, templates: &[FrameTemplate]) -> Result<()> {
+        let turns = u32::try_from(templates.len())?;
+        ensure!((1..=FrameTemplate::TURNS).contains(&turns), "{turns} templates");
+        let mut rows: Array<_, FrameTemplate> = self.object.map_mut("templates").context("templates")?.try_into()?;
+        for (row, template) in (0..).zip(templates) {
+            rows.set(row, FrameTemplate { next: (row + 1) % turns, ..*template }, 0)?;
+        }
+        let name = match hook {
+            Hook::Xdp => "xdp_target",
+            Hook::Tc => "tc_target",
+        };
+        let mut targets: ProgramArray<_> = self.object.map_mut(name).context(name)?.try_into()?;
+        targets.set(0, target, 0)?;
+        let mut rows: PerCpuArray<_, Turn> = self.object.map_mut("turn").context("turn")?.try_into()?;
+        let processors = nr_cpus().map_err(|(file, error)| anyhow!("cannot read {file}: {error}"))?;
+        rows.set(0, PerCpuValues::try_from(vec![Turn::zeroed(); processors])?, 0)?;
+        self.aim = Aim { hook, turns, frame: bytemuck::cast(templates[0].frame) };
+        Ok(())
+    }
+
+    /// Sends so many packets. The last of them must return this verdict, or that of the next turn, if XDP has left just
+    /// that one to `tc_ingress`.
+    pub(super) fn run(&mut self, ifindex: u32, packets: u32, expected: u32) -> Result<Sent> {
+        let Aim { hook, turns, .. } = self.aim;
+        let (ns, mut verdict) = self.shoot(ifindex, packets)?;
+        let mut sent = Sent { ns, packets: packets.into() };
+        if (hook, verdict) == (Hook::Xdp, PASS) && expected != PASS {
+            (_, verdict) = self.shoot(ifindex, turns)?;
+            sent.packets += u64::from(turns);
+        }
+        ensure!(verdict == expected, "expected verdict {expected}, got {verdict}");
+        Ok(sent)
+    }
+
+    /// Sends so many packets; ns a packet, and the last one's verdict.
+    fn shoot(&mut self, ifindex: u32, packets: u32) -> Result<(f64, u32)> {
+        let frame = self.aim.frame;
+        let options = TestRunOptions { data_in: Some(&frame), repeat: packets, ..TestRunOptions::new() };
+        let result: TestRunResult = match self.aim.hook {
+            Hook::Xdp => {
+                let context = context_of(ifindex);
+                xdp(&mut self.object, "restore")?.test_run(TestRunOptions { ctx_in: Some(&context), ..options })?
+            }
+            Hook::Tc => {
+                let context = skb_context_of(ifindex);
+                tc(&mut self.object, "tc_restore")?.test_run(TestRunOptions { ctx_in: Some(&context), ..options })?
+            }
+        };
+        Ok((result.duration.as_nanos() as f64, result.return_value))
+    }
+}
+
+/// A `struct xdp_md` (linux/bpf.h) for a frame that came in by an interface.
+pub(super) fn context_of(ifindex: u32) -> [u8; 24] {
+    #[repr(C)]
+    struct XdpMd {
+        data: u32,
+        data_end: u32,
+        data_meta: u32,
+        ingress_ifindex: u32,
+        rx_queue_index: u32,
+        egress_ifindex: u32,
+    }
+    let mut context = [0; size_of::<XdpMd>()];
+    context[offset_of!(XdpMd, data_end)..][..4].copy_from_slice(&(FrameTemplate::LEN as u32).to_ne_bytes());
+    context[offset_of!(XdpMd, ingress_ifindex)..][..4].copy_from_slice(&ifindex.to_ne_bytes());
+    context
+}
+
+/// The first words of a `struct __sk_buff` (linux/bpf.h) for a packet at an interface: `ifindex` is the eleventh.
+fn skb_context_of(ifindex: u32) -> [u8; 44] {
+    let mut context = [0; 44];
+    context[40..].copy_from_slice(&ifindex.to_ne_bytes());
+    context
+}
+
+fn xdp<'a>(object: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {
+    Ok(object.program_mut(name).with_context(|| format!("no program {name}"))?.try_into()?)
+}
+
+fn tc<'a>(object: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassifier> {
+    Ok(object.program_mut(name).with_context(|| format!("no program {name}"))?.try_into()?)
+}
