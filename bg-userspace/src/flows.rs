@@ -1,21 +1,22 @@
-//! The flow table, as people read it: flows that are open, with both directions of each as one.
+//! The flow table, as people read it: flows that are open.
 
 use std::{collections::HashSet, net::SocketAddr, time::Duration};
 
 use bg_common::{
-    Backend, Colour, DeploymentRow, Family, Flow, FlowKey4, FlowKey6, FlowState, LiveFlags, LiveWord, MAX_DEPLOYMENTS,
-    Protocol, SwitchTerms,
+    Addr, Backend, Be16, Colour, DeploymentRow, Family, Flow, FlowKey4, FlowKey6, FlowState, Identity, LiveWord,
+    MAX_DEPLOYMENTS, Protocol, Role, SwitchTerms,
 };
+use bg_ebpf::{flow::row::idle, policy::lifetime};
 use serde::{Serialize, Serializer};
 
 use crate::{
     Error, Instance,
     config::protocol_name,
-    flow_table::{FlowKey, FlowTable, Which, ends},
+    flow_table::{FlowKey, FlowTable},
     maps::{self, Tables, flows4, flows6},
-    running::{Running, deployment_rows, text},
+    running::{Running, address_of, deployment_rows, text},
     sys::Mapped,
-    time::{is_past, since, tick},
+    time::tick,
 };
 
 /// A flow that is open: its next packet goes where this says.
@@ -91,11 +92,11 @@ impl Wanted {
         self.deployment.is_none_or(|wanted| wanted == backend.deployment)
             && self.services.as_ref().is_none_or(|wanted| wanted.contains(&backend.service))
             && self.colour.is_none_or(|wanted| wanted == Colour::from_u8(backend.colour))
-            && self.backend.is_none_or(|wanted| Some(wanted) == address_of(backend))
+            && self.backend.is_none_or(|wanted| Some(wanted) == endpoint_of(backend))
     }
 }
 
-fn address_of(backend: &Backend) -> Option<SocketAddr> {
+fn endpoint_of(backend: &Backend) -> Option<SocketAddr> {
     let family = Family::from_u8(backend.family)?;
     Some(SocketAddr::new(backend.addr.to_ip(family), backend.port.host()))
 }
@@ -106,24 +107,20 @@ impl Instance {
         let tables = Tables::open(&self.paths)?;
         let running = Running::read(&self.words, &tables)?;
         let wanted = Wanted::new(filter, &running)?;
-        let view = View { tables: &tables, running: &running, idle: Idle::Exact };
-        let flows = self.fold_open_flows(&view, Vec::new, |flows, open| {
-            let (flow, backend) = (&open.flow, open.backend);
-            if !wanted.fits(backend) {
-                return;
-            }
-            let family = Family::of(open.ends.0.ip());
+        let flows = self.fold_open_flows(&tables.backends, Vec::new, |flows, open| {
+            let backend = tables.backends.read(open.flow.backend.slot() as usize);
+            let (Some(address), true) = (endpoint_of(&backend), wanted.fits(&backend)) else { return };
             flows.push(FlowStatus {
                 deployment: text(&open.deployment.row.name),
                 service: text(&tables.services.info.read(backend.service.into()).name),
-                protocol: flow.state.protocol(),
-                client: open.ends.0,
-                destination: open.ends.1,
-                colour: Colour::from_u8(backend.colour),
-                backend: SocketAddr::new(backend.addr.to_ip(family), backend.port.host()),
-                state: state(flow.state),
-                via: via(flow.state),
-                generation: flow.generation,
+                protocol: open.target.protocol,
+                client: open.client(),
+                destination: address_of(&tables.services.vips.read(open.vip.into()).key),
+                colour: open.target.colour,
+                backend: address,
+                state: state(open.flow.state, open.target.protocol),
+                via: via(open.flow.state, open.vip),
+                generation: open.flow.generation,
                 idle: self.tick_length.duration(open.idle),
             });
         })?;
@@ -137,32 +134,42 @@ impl Instance {
         let tables = Tables::open(&self.paths)?;
         let running = Running::read(&self.words, &tables)?;
         let wanted = Wanted::new(filter, &running)?;
-        let view = View { tables: &tables, running: &running, idle: Idle::Enough };
-        let count = |count: &mut u64, open: &OpenFlow<'_>| *count += u64::from(wanted.fits(open.backend));
-        Ok(self.fold_open_flows(&view, || 0, count)?.into_iter().sum())
+        let fits = |slot: usize| wanted.fits(&tables.backends.read(slot));
+        let fits: Vec<bool> = (0..tables.backends.rows()).map(fits).collect();
+        let count = |count: &mut u64, open: &OpenFlow<'_>| *count += u64::from(fits[open.flow.backend.slot() as usize]);
+        Ok(self.fold_open_flows(&tables.backends, || 0, count)?.into_iter().sum())
     }
 
     /// Calls `each` with every flow that is open, on all CPUs: each thread adds to an own sum, which is `empty` at
-    /// first. Returns the sums.
+    /// first. Returns the sums. A drain that is seen to be over is ended.
     pub(crate) fn fold_open_flows<A: Send>(
         &self,
-        view: &View<'_>,
+        backends: &Mapped<Backend>,
         empty: impl Fn() -> A + Sync,
         each: impl Fn(&mut A, &OpenFlow<'_>) + Sync,
     ) -> Result<Vec<A>, Error> {
-        let scan =
-            Scan { now: tick(maps::clock(&self.paths)?), deployments: self.deployment_states(), idle: view.idle };
-        let backends = &view.tables.backends;
+        let scan = Scan {
+            now: tick(maps::clock(&self.paths)?),
+            deployments: self.deployment_states(),
+            targets: (0..backends.rows()).map(|slot| Target::of(&backends.read(slot))).collect(),
+        };
         let mut sums = Vec::new();
         // A table of a family that no backend has has no flow that is open: it is not even mapped.
-        if view.running.families.contains(&Family::V4) {
+        let has = |family| scan.targets.iter().any(|target| target.family == Some(family));
+        if has(Family::V4) {
             let words = flows4(&self.paths)?;
-            sums.extend(scan.fold(&FlowTable::<FlowKey4>::new(words.all(), &self.flow_hash), backends, &empty, &each));
+            sums.extend(scan.fold(&FlowTable::<FlowKey4>::new(words.all()), &empty, &each));
         }
-        if view.running.families.contains(&Family::V6) {
+        if has(Family::V6) {
             let words = flows6(&self.paths)?;
-            sums.extend(scan.fold(&FlowTable::<FlowKey6>::new(words.all(), &self.flow_hash), backends, &empty, &each));
+            sums.extend(scan.fold(&FlowTable::<FlowKey6>::new(words.all()), &empty, &each));
         }
+        let (sums, left): (Vec<_>, Vec<_>) = sums.into_iter().unzip();
+        let left = |index: usize| left.iter().map(|left| left[index]).sum::<u64>();
+        self.end_drains(scan.now, |index, word| {
+            let is_counted = |state: &DeploymentState| state.word == word && left(index.into()) == 0;
+            scan.deployments[usize::from(index)].as_ref().is_some_and(is_counted)
+        });
         Ok(sums)
     }
 
@@ -170,39 +177,61 @@ impl Instance {
     fn deployment_states(&self) -> Vec<Option<DeploymentState>> {
         let mut states = vec![None; MAX_DEPLOYMENTS as usize];
         for (index, row) in deployment_rows(&self.words) {
-            let word = self.words.live.read(index.into());
-            let terms = self.words.terms.read(index.into())[word.terms_slot()];
+            let (word, terms) = self.words.reading(index);
             states[usize::from(index)] = Some(DeploymentState { row, word, terms });
         }
         states
     }
 }
 
-/// What flows are read beside.
-pub(crate) struct View<'a> {
-    pub(crate) tables: &'a Tables,
-    pub(crate) running: &'a Running,
-    pub(crate) idle: Idle,
-}
-
-/// What is wanted of the time for which a flow has been silent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Idle {
-    /// Whether it is open: the reply's entry is looked at only if the client has been silent for too long.
-    Enough,
-    /// The time itself, of both directions.
-    Exact,
-}
-
 /// A flow that is open, not yet in words.
 pub(crate) struct OpenFlow<'a> {
-    pub(crate) flow: Flow,
-    pub(crate) backend: &'a Backend,
+    pub(crate) flow: &'a Flow,
+    pub(crate) target: &'a Target,
     pub(crate) deployment: &'a DeploymentState,
-    /// Client and where it sends to.
-    ends: (SocketAddr, SocketAddr),
-    /// Ticks; no less than the truth, and the truth if it is asked for.
+    /// The client's end.
+    address: Addr,
+    port: Be16,
+    family: Family,
+    /// Row of `vips` that the client sends to.
+    vip: u16,
+    /// Ticks since the last packet.
     idle: u32,
+}
+
+impl OpenFlow<'_> {
+    fn client(&self) -> SocketAddr {
+        SocketAddr::new(self.address.to_ip(self.family), self.port.host())
+    }
+
+    /// Whether it is at the colour that is not live, and was opened before the last switch: a drain waits for it.
+    fn is_left(&self) -> bool {
+        let word = self.deployment.word;
+        self.target.colour != word.live() && self.flow.generation < word.generation()
+    }
+}
+
+/// What has to be known of a flow's backend: less than its row, since there may be millions of flows.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Target {
+    identity: Identity,
+    pub(crate) deployment: u16,
+    pub(crate) colour: Colour,
+    protocol: Protocol,
+    /// `None` if there is no backend in this slot.
+    family: Option<Family>,
+}
+
+impl Target {
+    fn of(backend: &Backend) -> Self {
+        Self {
+            identity: backend.identity,
+            deployment: backend.deployment,
+            colour: Colour::from_u8(backend.colour),
+            protocol: Protocol::from_u8(backend.protocol).unwrap_or(Protocol::Tcp),
+            family: Family::from_u8(backend.family).filter(|_| backend.identity.in_use != 0),
+        }
+    }
 }
 
 /// Settings and live state of a deployment.
@@ -213,98 +242,66 @@ pub(crate) struct DeploymentState {
     terms: SwitchTerms,
 }
 
-impl DeploymentState {
-    /// Ticks that both directions may be silent; `state` is the forward entry's.
-    fn limit(&self, state: FlowState) -> u32 {
-        match state.protocol() {
-            Protocol::Udp => self.row.udp_idle,
-            Protocol::Tcp if state.has(FlowState::ESTABLISHED) => self.row.tcp_idle,
-            Protocol::Tcp => self.row.tcp_opening,
-        }
-    }
-}
-
 /// What tells whether a flow is open: whether the data path would keep its next packet on its backend.
 struct Scan {
     now: u32,
     /// By index.
     deployments: Vec<Option<DeploymentState>>,
-    idle: Idle,
+    /// By slot.
+    targets: Vec<Target>,
 }
 
 impl Scan {
+    /// The sums, each with the number of flows that drains wait for, by the deployment's index.
     fn fold<K: FlowKey + Sync, A: Send>(
         &self,
         table: &FlowTable<'_, K>,
-        backends: &Mapped<Backend>,
         empty: impl Fn() -> A + Sync,
         each: impl Fn(&mut A, &OpenFlow<'_>) + Sync,
-    ) -> Vec<A> {
-        table.fold(Which::Forward, empty, |sum, entry| {
-            let backend = backends.read(entry.flow.backend.slot() as usize);
-            let deployment = self.deployments.get(usize::from(backend.deployment)).and_then(Option::as_ref);
-            if let Some(deployment) = deployment
-                && let Some(idle) =
-                    self.idle_if_open(&entry.flow, &backend, deployment, || table.find(&entry.key.reply(&backend)))
-            {
-                each(sum, &OpenFlow { flow: entry.flow, backend: &backend, deployment, ends: ends(&entry.key), idle });
+    ) -> Vec<(A, Vec<u64>)> {
+        let empty = || (empty(), vec![0; MAX_DEPLOYMENTS as usize]);
+        table.fold(empty, |(sum, left), entry| {
+            let Some(target) = self.targets.get(entry.flow.backend.slot() as usize) else { return };
+            let Some(Some(deployment)) = self.deployments.get(usize::from(target.deployment)) else { return };
+            if !is_open(&entry.flow, target, deployment, self.now) {
+                return;
             }
+            let open = OpenFlow {
+                flow: &entry.flow,
+                target,
+                deployment,
+                address: entry.key.address(),
+                port: entry.key.port(),
+                family: K::FAMILY,
+                vip: entry.key.vip(),
+                idle: idle(entry.flow.last_seen, self.now),
+            };
+            left[usize::from(target.deployment)] += u64::from(open.is_left());
+            each(sum, &open);
         })
     }
-
-    /// Ticks for which a flow has been silent, if it is open; `reply` finds the entry of the other direction.
-    fn idle_if_open(
-        &self,
-        flow: &Flow,
-        backend: &Backend,
-        deployment: &DeploymentState,
-        reply: impl Fn() -> Option<Flow>,
-    ) -> Option<u32> {
-        let is_over = !flow.backend.is(backend.identity)
-            || flow.state.has_ended()
-            || is_ended_by_switch(flow, Colour::from_u8(backend.colour), deployment, self.now);
-        if is_over {
-            return None;
-        }
-        let limit = deployment.limit(flow.state);
-        let mut idle = since(flow.last_seen, self.now);
-        if idle > limit || (self.idle == Idle::Exact && idle > 0) {
-            // What stands there may be the entry of another flow, whose client talks to the backend itself.
-            let reply = reply().filter(|reply| reply.backend == flow.backend);
-            idle = idle.min(reply.map_or(u32::MAX, |reply| since(reply.last_seen, self.now)));
-        }
-        (idle <= limit).then_some(idle)
-    }
 }
 
-fn is_ended_by_switch(flow: &Flow, colour: Colour, deployment: &DeploymentState, now: u32) -> bool {
-    let (word, terms) = (deployment.word, deployment.terms);
-    let is_live = colour == word.live();
-    let flags = word.flags();
-    let is_tester_on_live = is_live && flow.state.has(FlowState::IDLE_ONLY);
-    let is_cut = flags.has(LiveFlags::CUT) && flow.generation < terms.ended_before[colour as usize];
-    let is_drained = flags.has(LiveFlags::DRAINING)
-        && !is_live
-        && flow.generation < word.generation()
-        && terms.drain_deadline != 0
-        && is_past(terms.drain_deadline, now);
-    is_tester_on_live || is_cut || is_drained
+fn is_open(flow: &Flow, target: &Target, deployment: &DeploymentState, now: u32) -> bool {
+    flow.backend.is(target.identity)
+        && lifetime::is_open(flow, target.protocol, &deployment.row, now)
+        && !lifetime::ended_by(flow, target.colour, deployment.word, &deployment.terms, now)
 }
 
-fn state(state: FlowState) -> &'static str {
-    if state.protocol() == Protocol::Udp {
+fn state(state: FlowState, protocol: Protocol) -> &'static str {
+    if protocol == Protocol::Udp {
         "established"
-    } else if state.0 & (FlowState::CLIENT_FIN | FlowState::BACKEND_FIN) != 0 {
+    } else if state.has_any(FlowState::CLIENT_FIN | FlowState::BACKEND_FIN) {
         "closing"
-    } else if state.has(FlowState::ESTABLISHED) {
+    } else if state.has(FlowState::CONFIRMED) {
         "established"
     } else {
         "opening"
     }
 }
 
-fn via(state: FlowState) -> &'static str {
-    if state.has(FlowState::PREVIEW) {
+fn via(state: FlowState, vip: u16) -> &'static str {
+    if vip % 2 == Role::Preview as u16 {
         "preview"
     } else if state.has(FlowState::IDLE_ONLY) {
         "tester"
@@ -327,75 +324,62 @@ fn seconds<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S
 
 #[cfg(test)]
 mod tests {
-    use bg_common::{FlowBackend, Identity};
+    use bg_common::{FlowBackend, LiveFlags};
 
     use super::*;
 
-    fn flow(generation: u32, state: u32) -> Flow {
-        Flow { backend: FlowBackend::new(7, 3), generation, state: FlowState(state), ..Flow::default() }
+    const CONFIRMED: u32 = FlowState::CONFIRMED;
+
+    fn flow(generation: u32, state: u32, ago: u32) -> Flow {
+        let (backend, state) = (FlowBackend::new(7, 3), FlowState(state));
+        Flow { backend, generation, state, last_seen: 1000 - ago, ..Flow::default() }
     }
 
-    fn backend() -> Backend {
-        Backend { identity: Identity { epoch: 3, in_use: 1 }, ..Backend::default() }
+    fn target(colour: Colour, epoch: u32, in_use: u32) -> Target {
+        let identity = Identity { epoch, in_use };
+        Target::of(&Backend { identity, colour: colour as u8, protocol: 6, family: 4, ..Backend::default() })
     }
 
-    fn deployment(word: LiveWord, terms: SwitchTerms) -> DeploymentState {
+    fn deployment(word: LiveWord) -> DeploymentState {
         let row = DeploymentRow { tcp_idle: 100, tcp_opening: 10, udp_idle: 5, ..bytemuck::Zeroable::zeroed() };
-        DeploymentState { row, word, terms }
-    }
-
-    /// For how long a flow counts as silent, if it is open.
-    fn idle(forward: &Flow, reply: Option<Flow>, backend: &Backend, wanted: Idle) -> Option<u32> {
-        let steady = deployment(LiveWord::new(1, LiveFlags::NONE, 0, 0), SwitchTerms::default());
-        Scan { now: 1000, deployments: Vec::new(), idle: wanted }.idle_if_open(forward, backend, &steady, || reply)
+        DeploymentState { row, word, terms: SwitchTerms::default() }
     }
 
     #[test]
-    fn a_flow_is_open_until_its_end() {
-        const ESTABLISHED: u32 = FlowState::ESTABLISHED;
-        let seen = |ago: u32, state| Flow { last_seen: 1000 - ago, ..flow(1, state) };
-        let open = |flow: &Flow, backend: &Backend| idle(flow, None, backend, Idle::Enough);
-        assert_eq!(open(&seen(100, ESTABLISHED), &backend()), Some(100));
-        assert_eq!(open(&seen(101, ESTABLISHED), &backend()), None, "silent for too long");
-        assert_eq!(open(&seen(10, 0), &backend()), Some(10));
-        assert_eq!(open(&seen(11, 0), &backend()), None);
-        for ended in [FlowState::BACKEND_RESET, FlowState::CLIENT_RESET, FlowState::CLIENT_FIN | FlowState::BACKEND_FIN]
-        {
-            assert_eq!(open(&seen(0, ESTABLISHED | ended), &backend()), None);
-        }
-        assert_eq!(open(&seen(0, ESTABLISHED | FlowState::CLIENT_FIN), &backend()), Some(0));
-        let reused = Backend { identity: Identity { epoch: 4, in_use: 1 }, ..backend() };
-        assert_eq!(open(&seen(0, ESTABLISHED), &reused), None, "the slot is another backend's");
-        let removed = Backend { identity: Identity { epoch: 3, in_use: 0 }, ..backend() };
-        assert_eq!(open(&seen(0, ESTABLISHED), &removed), None);
+    fn a_flow_is_open_as_long_as_the_data_path_keeps_it() {
+        let steady = deployment(LiveWord::new(1, LiveFlags::NONE, 0, 0));
+        let blue = target(Colour::Blue, 3, 1);
+        let is_open = |flow: &Flow, target: &Target| is_open(flow, target, &steady, 1000);
+        assert!(is_open(&flow(1, CONFIRMED, 100), &blue) && !is_open(&flow(1, CONFIRMED, 101), &blue));
+        assert!(is_open(&flow(1, 0, 10), &blue) && !is_open(&flow(1, 0, 11), &blue));
+        let udp = Target { protocol: Protocol::Udp, ..blue };
+        assert!(is_open(&flow(1, CONFIRMED, 5), &udp) && !is_open(&flow(1, CONFIRMED, 6), &udp));
+        assert!(!is_open(&flow(1, CONFIRMED | FlowState::BACKEND_RESET, 0), &blue));
+        assert!(!is_open(&flow(1, CONFIRMED | FlowState::IDLE_ONLY, 0), &blue), "testers never meet the live colour");
+        assert!(!is_open(&flow(1, CONFIRMED, 0), &target(Colour::Blue, 4, 1)), "the slot is another backend's");
+        assert!(!is_open(&flow(1, CONFIRMED, 0), &target(Colour::Blue, 3, 0)));
     }
 
     #[test]
-    fn either_direction_shows_that_a_flow_is_open() {
-        let seen = |ago: u32| Flow { last_seen: 1000 - ago, ..flow(1, FlowState::ESTABLISHED) };
-        let idle = |wanted, forward, reply| idle(&forward, reply, &backend(), wanted);
-        assert_eq!(idle(Idle::Enough, seen(500), Some(seen(20))), Some(20));
-        assert_eq!(idle(Idle::Enough, seen(50), Some(seen(20))), Some(50), "not looked at");
-        assert_eq!(idle(Idle::Exact, seen(50), Some(seen(20))), Some(20));
-        assert_eq!(idle(Idle::Exact, seen(50), None), Some(50));
-        let of_other = Flow { backend: FlowBackend::new(7, 2), ..seen(20) };
-        assert_eq!(idle(Idle::Enough, seen(500), Some(of_other)), None, "of another flow");
-    }
-
-    #[test]
-    fn a_switch_ends_what_its_terms_say() {
-        let draining = LiveWord::new(2, LiveFlags::DRAINING, 0, 10_000);
-        let until = |drain_deadline| deployment(draining, SwitchTerms { drain_deadline, ..SwitchTerms::default() });
-        let ends = |generation, colour, state, deployment: &DeploymentState| {
-            is_ended_by_switch(&flow(generation, state), colour, deployment, 1000)
+    fn a_drain_waits_for_flows_of_the_idle_colour_from_before_the_switch() {
+        let draining = deployment(LiveWord::new(2, LiveFlags::DRAINING, 0, 10_000));
+        let is_left = |generation, colour, state| {
+            let (flow, target) = (flow(generation, state, 0), target(colour, 3, 1));
+            let (deployment, address, family) = (&draining, Addr::default(), Family::V4);
+            let port = Be16::new(1);
+            OpenFlow { flow: &flow, target: &target, deployment, address, port, family, vip: 0, idle: 0 }.is_left()
         };
-        let (blue, green) = (Colour::Blue, Colour::Green);
-        assert!(!ends(1, blue, 0, &until(0)), "no deadline");
-        assert!(!ends(1, blue, 0, &until(1001)) && ends(1, blue, 0, &until(1000)));
-        assert!(!ends(2, green, 0, &until(1000)));
-        assert!(ends(2, green, FlowState::IDLE_ONLY, &until(0)), "testers never meet the live colour");
-        let word = LiveWord::new(2, LiveFlags::CUT, 0, 10_000);
-        let cut = deployment(word, SwitchTerms { ended_before: [2, 0], ..SwitchTerms::default() });
-        assert!(ends(1, blue, 0, &cut) && !ends(2, green, 0, &cut));
+        assert!(is_left(1, Colour::Blue, 0) && is_left(1, Colour::Blue, FlowState::IDLE_ONLY));
+        assert!(!is_left(2, Colour::Blue, FlowState::IDLE_ONLY), "a tester's, opened since");
+        assert!(!is_left(1, Colour::Green, 0) && !is_left(2, Colour::Green, 0));
+    }
+
+    #[test]
+    fn the_virtual_address_tells_how_a_flow_came() {
+        assert_eq!([via(FlowState(0), 6), via(FlowState(FlowState::IDLE_ONLY), 6)], ["user", "tester"]);
+        assert_eq!(via(FlowState(FlowState::IDLE_ONLY), 7), "preview");
+        let state = |bits| state(FlowState(bits), Protocol::Tcp);
+        let closing = CONFIRMED | FlowState::CLIENT_FIN;
+        assert_eq!([state(0), state(CONFIRMED), state(closing)], ["opening", "established", "closing"]);
     }
 }

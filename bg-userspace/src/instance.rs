@@ -1,15 +1,14 @@
 //! A pinned instance, opened.
 
-use bg_common::{FlowHash, Meta};
+use bg_common::Meta;
 
 use crate::{
     Error, Paths,
     apply::apply,
     config::Config,
     doctor::preconditions::{capabilities, hidden_mounts},
-    fence,
-    flows::{Idle, View},
-    maps::{Tables, Words},
+    fence, index,
+    maps::{Heads, Tables, Words},
     pins::PinRoot,
     plan::{self, OpenFlows, Plan},
     running::Running,
@@ -35,8 +34,6 @@ pub struct Instance {
     pub(crate) words: Words,
     pub(crate) state: State,
     pub(crate) tick_length: TickLength,
-    /// Keys by which the flow tables are ordered.
-    pub(crate) flow_hash: FlowHash,
 }
 
 impl Instance {
@@ -54,7 +51,7 @@ impl Instance {
         };
         let (words, tick_length) = (Words::open(paths)?, TickLength::new(meta));
         let state = State::of(paths, &meta);
-        Ok(Self { paths: paths.clone(), words, state, tick_length, flow_hash: meta.flow_hash })
+        Ok(Self { paths: paths.clone(), words, state, tick_length })
     }
 
     /// Where it lives.
@@ -100,16 +97,20 @@ impl Instance {
         running: &Running,
         recalled: &Recalled,
     ) -> Result<Plan, Error> {
+        let is_indexed = index::is_settled(&Heads::open(&self.paths)?, tables, &running.published);
         let plan = |open: &OpenFlows| {
             let last = |name: &str| recalled.moment(name);
-            plan::plan(config, running, self.tick_length, last, open)
+            let mut plan = plan::plan(config, running, self.tick_length, last, open);
+            if !is_indexed {
+                plan.finish();
+            }
+            plan
         };
         let without_flows = plan(&OpenFlows::new());
         if !without_flows.removes_backends() {
             return Ok(without_flows);
         }
-        let view = View { tables, running, idle: Idle::Enough };
-        let counts = self.fold_open_flows(&view, OpenFlows::new, |counts, open| {
+        let counts = self.fold_open_flows(&tables.backends, OpenFlows::new, |counts, open| {
             *counts.entry(open.flow.backend.slot()).or_default() += 1;
         })?;
         let mut open = OpenFlows::new();
@@ -130,6 +131,8 @@ impl Instance {
     pub fn apply_as(&self, config: &Config, request: &ApplyRequest) -> Result<Plan, Error> {
         let state = self.state.given();
         let applied = apply(self, &state, config, request);
+        // What cannot be ended now, the next one ends.
+        let _ = self.end_drains_without_flows();
         self.state.warn(state.take_warnings());
         applied
     }

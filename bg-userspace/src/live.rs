@@ -1,8 +1,9 @@
 //! What a switch makes of the live word and its terms: arithmetic alone.
 
 use bg_common::{Colour, DeploymentRow, LiveFlags, LiveWord, SwitchTerms};
+use bg_ebpf::policy::lifetime::{after_drain, is_past};
 
-use crate::{config::OnSwitch, history::Moment, time::is_past};
+use crate::{config::OnSwitch, history::Moment};
 
 /// What is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,30 +14,21 @@ pub(crate) struct Order {
     pub(crate) on_switch: OnSwitch,
     /// Tick after which a drain ends what is left; 0 is never.
     pub(crate) drain_deadline: u32,
-    /// Tick after which nothing is left that a second chance could save; 0 is never.
-    pub(crate) second_chance_until: u32,
     /// The tick of this moment; asked for only if [`needs_clock`].
     pub(crate) now: u32,
 }
 
 impl Order {
-    /// An order to drain: what is silent for `tcp_idle` ticks is over, and so is what is left after
-    /// `drain_timeout`.
-    pub(crate) fn drain(to: Colour, now: u32, tcp_idle: u32, drain_timeout: Option<u32>) -> Self {
+    /// An order to drain: what is left after `drain_timeout` ticks is over.
+    pub(crate) fn drain(to: Colour, now: u32, drain_timeout: Option<u32>) -> Self {
         // Zero stands for never.
-        let in_ticks = |ticks: u32| now.wrapping_add(ticks).max(1);
-        Self {
-            to,
-            on_switch: OnSwitch::Drain,
-            drain_deadline: drain_timeout.map_or(0, in_ticks),
-            second_chance_until: in_ticks(drain_timeout.map_or(tcp_idle, |timeout| timeout.min(tcp_idle))),
-            now,
-        }
+        let deadline = |ticks: u32| now.wrapping_add(ticks).max(1);
+        Self { to, on_switch: OnSwitch::Drain, drain_deadline: drain_timeout.map_or(0, deadline), now }
     }
 
     /// An order to cut.
     pub(crate) fn cut(to: Colour, now: u32) -> Self {
-        Self { to, on_switch: OnSwitch::Cut, drain_deadline: 0, second_chance_until: 0, now }
+        Self { to, on_switch: OnSwitch::Cut, drain_deadline: 0, now }
     }
 }
 
@@ -65,12 +57,15 @@ pub(crate) fn needs_clock(word: LiveWord, terms: &SwitchTerms) -> bool {
 /// generation after it.
 pub(crate) fn next(word: LiveWord, terms: &SwitchTerms, order: Order) -> Option<(LiveWord, SwitchTerms)> {
     let generation = word.generation().checked_add(1)?;
-    let mut ended_before = if word.flags().has(LiveFlags::CUT) { terms.ended_before } else { [0; 2] };
-    if needs_clock(word, terms) && is_past(terms.drain_deadline, order.now) {
+    let is_cut = word.flags().has(LiveFlags::CUT);
+    let mut ended_before = if needs_clock(word, terms) && is_past(terms.drain_deadline, order.now) {
         // What that drain has ended stays ended, though its colour may be live again.
-        let drained = &mut ended_before[word.live().other() as usize];
-        *drained = (*drained).max(word.generation());
-    }
+        after_drain(word, terms).1
+    } else if is_cut {
+        terms.ended_before
+    } else {
+        [0; 2]
+    };
     let mut flags = LiveFlags::NONE;
     match order.on_switch {
         OnSwitch::Cut => ended_before[order.to.other() as usize] = generation,
@@ -80,8 +75,7 @@ pub(crate) fn next(word: LiveWord, terms: &SwitchTerms, order: Order) -> Option<
         flags = flags.with(LiveFlags::CUT);
     }
     let word = LiveWord::new(generation, flags, word.target_share(), order.to.full_share());
-    let Order { drain_deadline, second_chance_until, .. } = order;
-    Some((word, SwitchTerms { ended_before, drain_deadline, second_chance_until }))
+    Some((word, SwitchTerms { ended_before, drain_deadline: order.drain_deadline, reserved: 0 }))
 }
 
 #[cfg(test)]
@@ -99,7 +93,7 @@ mod tests {
 
     fn switch((word, terms): (LiveWord, SwitchTerms), to: Colour, on_switch: OnSwitch) -> (LiveWord, SwitchTerms) {
         let order = match on_switch {
-            OnSwitch::Drain => Order::drain(to, 0, 1000, None),
+            OnSwitch::Drain => Order::drain(to, 0, None),
             OnSwitch::Cut => Order::cut(to, 0),
         };
         next(word, &terms, order).unwrap()
@@ -110,7 +104,7 @@ mod tests {
         let (word, terms) = switch(first(), Colour::Green, OnSwitch::Drain);
         assert_eq!((word.generation(), word.live(), word.previous()), (2, Colour::Green, Colour::Blue));
         assert_eq!(word.flags(), LiveFlags::DRAINING);
-        assert_eq!(terms, SwitchTerms { second_chance_until: 1000, ..SwitchTerms::default() });
+        assert_eq!(terms, SwitchTerms::default());
     }
 
     #[test]
@@ -132,36 +126,35 @@ mod tests {
     #[test]
     fn what_a_deadline_has_ended_stays_ended() {
         let (word, terms) = first();
-        let (word, terms) = next(word, &terms, Order::drain(Colour::Green, 50, 1000, Some(50))).unwrap();
-        assert_eq!((terms.drain_deadline, terms.second_chance_until), (100, 100));
-        let back = Order::drain(Colour::Blue, 99, 1000, None);
+        let (word, terms) = next(word, &terms, Order::drain(Colour::Green, 50, Some(50))).unwrap();
+        assert_eq!(terms.drain_deadline, 100);
+        let back = Order::drain(Colour::Blue, 99, None);
         assert_eq!(next(word, &terms, back).unwrap().1.ended_before, [0, 0]);
         let back = Order { now: 100, ..back };
         assert_eq!(next(word, &terms, back).unwrap().1.ended_before[BLUE], 2);
     }
 
     #[test]
-    fn a_second_chance_ends_when_nothing_can_be_left() {
-        let order = |now, timeout| Order::drain(Colour::Green, now, 1000, timeout);
-        assert_eq!((order(5, None).drain_deadline, order(5, None).second_chance_until), (0, 1005));
-        assert_eq!((order(5, Some(3000)).drain_deadline, order(5, Some(3000)).second_chance_until), (3005, 1005));
-        let wrapped = order(u32::MAX - 999, Some(1000));
-        assert_eq!((wrapped.drain_deadline, wrapped.second_chance_until), (1, 1), "zero would be never");
+    fn a_deadline_is_never_the_tick_that_means_never() {
+        let deadline = |now, timeout| Order::drain(Colour::Green, now, timeout).drain_deadline;
+        assert_eq!((deadline(5, None), deadline(5, Some(3000)), deadline(u32::MAX - 999, Some(1000))), (0, 3005, 1));
     }
 
     #[test]
     fn generations_do_not_wrap() {
-        let order = Order::drain(Colour::Green, 0, 1000, None);
+        let order = Order::drain(Colour::Green, 0, None);
         assert_eq!(next(LiveWord::new(u32::MAX, LiveFlags::NONE, 0, 0), &SwitchTerms::default(), order), None);
     }
 
     proptest! {
         #[test]
-        fn no_history_brings_an_ended_flow_back(cuts in prop::collection::vec(any::<bool>(), 1..40)) {
+        fn no_history_brings_an_ended_flow_back(
+            steps in prop::collection::vec((any::<bool>(), any::<bool>()), 1..40),
+        ) {
             let mut state = first();
             // Generation in which the flows of each colour that are open now were opened at the earliest.
             let mut floor = [0, 0];
-            for cut in cuts {
+            for (cut, drained) in steps {
                 let to = state.0.live().other();
                 state = switch(state, to, if cut { OnSwitch::Cut } else { OnSwitch::Drain });
                 if cut {
@@ -170,6 +163,11 @@ mod tests {
                 prop_assert_eq!(state.1.ended_before, floor);
                 prop_assert_eq!(state.0.flags().has(LiveFlags::CUT), floor != [0, 0]);
                 prop_assert_eq!(state.0.previous(), to.other());
+                if drained && !cut {
+                    let (word, ended_before) = after_drain(state.0, &state.1);
+                    state = (word, SwitchTerms { ended_before, ..state.1 });
+                    floor[to.other() as usize] = word.generation();
+                }
             }
         }
     }

@@ -8,7 +8,7 @@ use aya::{
     maps::{Array, Map, MapData, MapError},
     programs::{Program, ProgramError, SchedClassifier, TestRun as _, TestRunOptions, Xdp},
 };
-use bg_common::{ABI_VERSION, Clock, FLOW_WAYS, FlowHash, FlowTables, Meta};
+use bg_common::{ABI_VERSION, Clock, FlowHash, Meta, TableSizes};
 use rustix::{
     rand::{GetRandomFlags, getrandom},
     time::{ClockId, Timespec, clock_getres},
@@ -16,17 +16,11 @@ use rustix::{
 
 use crate::{
     Error, Paths,
-    flow_table::{Bucket4, Bucket6},
+    map_specs::MAPS,
     net,
-    pins::{self, MAPS, PinRoot},
+    pins::{self, PinRoot},
+    sizes::{DEFAULT_BACKENDS, DEFAULT_FLOWS, DEFAULT_SERVICES, Setting, Sizes},
 };
-
-/// Flows that an instance has room for unless told otherwise.
-pub const DEFAULT_FLOWS: u32 = 262_144;
-
-/// Entries that there are for a flow: it takes one for each direction, and of two entries one is to be free. A fuller
-/// table pushes out open flows now and then; see [`bg_ebpf::flow_table`].
-const ENTRIES_PER_FLOW: u32 = 4;
 
 /// The object chosen by the build script; empty if there was none.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/bg.bpf.o"));
@@ -37,49 +31,71 @@ pub(crate) const TC_INGRESS: &str = "tc_ingress";
 pub(crate) const TC_EGRESS: &str = "tc_egress";
 pub(crate) const READ_CLOCK: &str = "read_clock";
 
+/// What an instance is to have room for; `None` is what it has, or the default for a new one.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct WantedSizes {
+    pub(crate) flows: Option<u32>,
+    pub(crate) services: Option<u32>,
+    pub(crate) backends: Option<u32>,
+}
+
+impl WantedSizes {
+    fn or_default(&self) -> Sizes {
+        Sizes::new(
+            self.flows.unwrap_or(DEFAULT_FLOWS),
+            self.services.unwrap_or(DEFAULT_SERVICES),
+            self.backends.unwrap_or(DEFAULT_BACKENDS),
+        )
+    }
+
+    /// The sizes that there are, which cannot be changed, if they are what is wanted.
+    fn are(&self, sizes: Sizes) -> Result<Sizes, Error> {
+        for (setting, wanted) in std::iter::zip(Setting::ALL, [self.flows, self.services, self.backends]) {
+            let got = sizes.room(setting);
+            if let Some(expected) = wanted.filter(|wanted| sizes.with(setting, *wanted).room(setting) != got) {
+                return Err(Error::OtherSize { what: setting.name(), expected, got });
+            }
+        }
+        Ok(sizes)
+    }
+}
+
 /// Loaded programs over pinned maps. Dropping it leaves what is pinned.
 pub(crate) struct Loaded {
     ebpf: Ebpf,
 }
 
 impl Loaded {
-    /// Loads into `paths`, where an instance may exist. `flows` is `None` for what there is, or the default.
-    pub(crate) fn load(paths: &Paths, flows: Option<u32>) -> Result<Self, Error> {
+    /// Loads into `paths`, where an instance may exist.
+    pub(crate) fn load(paths: &Paths, wanted: &WantedSizes) -> Result<Self, Error> {
         if OBJECT.is_empty() {
             return Err(Error::NoObject);
         }
-        let new_buckets = [flow_buckets(flows.unwrap_or(DEFAULT_FLOWS)); 2];
-        let (meta, buckets) = match PinRoot::inspect(paths)? {
-            PinRoot::Instance { meta, flow_buckets: [v4, v6] } => match flows {
-                Some(expected) if flow_buckets(expected) != v4 => {
-                    let got = v4.saturating_mul(FLOW_WAYS) / ENTRIES_PER_FLOW;
-                    return Err(Error::OtherFlowTableSize { expected, got });
-                }
-                _ => (Some(meta), [v4, v6]),
-            },
+        let (meta, sizes) = match PinRoot::inspect(paths)? {
+            PinRoot::Instance { meta, sizes } => (Some(meta), wanted.are(sizes)?),
             PinRoot::Unfinished => {
                 pins::clear(paths)?;
-                (None, new_buckets)
+                (None, wanted.or_default())
             }
-            PinRoot::Empty => (None, new_buckets),
+            PinRoot::Empty => (None, wanted.or_default()),
         };
         pins::make_directories(paths)?;
 
-        // The entries of an instance stand where its keys say.
+        // The flows of an instance stand where its keys say.
         let hash = meta.map_or_else(|| draw().map(FlowHash), |meta| Ok(meta.flow_hash))?;
-        let tables = FlowTables {
-            hash,
-            masks: buckets.map(|buckets| buckets - 1),
+        let tables = TableSizes {
+            flow_hash: hash,
+            flow_masks: sizes.flow_buckets.map(|buckets| buckets - 1),
+            vip_mask: 2 * sizes.vip_index_rows - 1,
+            backend_mask: 2 * sizes.backend_index_rows - 1,
             weakly_ordered: cfg!(not(target_arch = "x86_64")).into(),
         };
         let mut loader = EbpfLoader::new();
-        loader.map_max_entries("flows4", buckets[0]).map_max_entries("flows6", buckets[1]);
-        loader.override_global("FLOW_TABLES", &tables, true);
+        loader.override_global("TABLE_SIZES", &tables, true);
         for map in &MAPS {
-            loader.map_pin_path(map.name, paths.map(map.name));
+            loader.map_max_entries(map.name, map.entries(&sizes)).map_pin_path(map.name, paths.map(map.name));
         }
-        let room = buckets[0].saturating_mul(FLOW_WAYS) / ENTRIES_PER_FLOW;
-        let mut ebpf = loader.load(OBJECT).map_err(|error| not_loaded(error, room, buckets))?;
+        let mut ebpf = loader.load(OBJECT).map_err(|error| not_loaded(error, sizes))?;
         for (name, program) in ebpf.programs_mut() {
             match program {
                 Program::Xdp(xdp) => uninterrupted(|| xdp.load()),
@@ -140,14 +156,6 @@ fn uninterrupted(mut load: impl FnMut() -> Result<(), ProgramError>) -> Result<(
     load()
 }
 
-/// Buckets of a table that has room for so many flows.
-fn flow_buckets(flows: u32) -> u32 {
-    const LARGEST: u32 = 1 << 31;
-    let buckets = u64::from(flows) * u64::from(ENTRIES_PER_FLOW) / u64::from(FLOW_WAYS);
-    // The largest is more than any machine has memory for: the kernel says so.
-    u32::try_from(buckets.next_power_of_two()).unwrap_or(LARGEST).max(2)
-}
-
 /// Words that nobody can know. Flows could be aimed at a bucket by the keys of the hash.
 fn draw<const N: usize>() -> Result<[u64; N], Error> {
     let mut words = [0_u64; N];
@@ -189,14 +197,12 @@ fn hz_of(jiffy: Timespec) -> u32 {
 }
 
 /// What the kernel's refusal means.
-fn not_loaded(error: EbpfError, flows: u32, buckets: [u32; 2]) -> Error {
+fn not_loaded(error: EbpfError, sizes: Sizes) -> Error {
     match error {
         EbpfError::MapError(MapError::CreateError { name, io_error })
             if matches!(io_error.raw_os_error(), Some(libc::ENOMEM | libc::E2BIG)) =>
         {
-            let sizes = [size_of::<Bucket4>(), size_of::<Bucket6>()];
-            let bytes = std::iter::zip(buckets, sizes).map(|(buckets, size)| u64::from(buckets) * size as u64).sum();
-            Error::NoMemory { map: name, flows, bytes, source: io_error }
+            Error::NoMemory { map: name, sizes: sizes.to_string(), source: io_error }
         }
         other => Error::Load(Box::new(other)),
     }
@@ -205,15 +211,6 @@ fn not_loaded(error: EbpfError, flows: u32, buckets: [u32; 2]) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_table_of_flows_is_half_full_at_most() {
-        for (flows, buckets) in [(1, 2), (2, 2), (3, 4), (1000, 1024), (262_144, 262_144), (262_145, 524_288)] {
-            assert_eq!(flow_buckets(flows), buckets, "{flows}");
-            assert!(2 * flows <= buckets * FLOW_WAYS / 2);
-        }
-        assert_eq!(flow_buckets(u32::MAX), 1 << 31);
-    }
 
     #[test]
     fn the_frequency_is_exact_though_a_jiffy_is_not() {
@@ -260,10 +257,10 @@ mod tests {
         let refused = |errno| {
             let io_error = std::io::Error::from_raw_os_error(errno);
             let error = EbpfError::MapError(MapError::CreateError { name: "flows6".to_owned(), io_error });
-            not_loaded(error, 262_144, [262_144; 2])
+            not_loaded(error, WantedSizes { flows: Some(1 << 20), ..WantedSizes::default() }.or_default())
         };
         let text = refused(libc::ENOMEM).to_string();
-        assert!(text.contains("96 MiB") && text.contains("262144 flows") && text.contains("--flows"), "{text}");
+        assert!(text.contains("192.0 MiB for 1048576 flows") && text.contains("--flows"), "{text}");
         assert!(matches!(refused(libc::E2BIG), Error::NoMemory { .. }));
         assert!(matches!(refused(libc::EPERM), Error::Load(_)));
     }

@@ -77,6 +77,11 @@ impl Lock {
         Self::of_pins(&paths.maps(), Duration::from_secs(5))
     }
 
+    /// The same for what the next one can do as well. Another holder is an error at once.
+    pub(crate) fn switch_if_free(paths: &Paths) -> Result<Self, Error> {
+        Self::of_pins(&paths.maps(), Duration::ZERO)
+    }
+
     /// The lock of the journal and of the last live colours.
     pub(crate) fn history(state_dir: &Path) -> Result<Self, Error> {
         prepare_state_dir(state_dir)?;

@@ -1,7 +1,11 @@
 //! The pinned maps of an instance, typed. Rows of arrays are read and written in mapped memory; hash maps
 //! by system calls, a whole row at once, which readers in the kernel see as one change.
 
-use std::{collections::HashMap as StdHashMap, os::fd::AsFd as _};
+use std::{
+    collections::HashMap as StdHashMap,
+    os::fd::AsFd as _,
+    sync::atomic::{Ordering, fence},
+};
 
 use aya::{
     maps::{HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, lpm_trie::Key},
@@ -9,8 +13,8 @@ use aya::{
 };
 use aya_obj::programs::XdpAttachType;
 use bg_common::{
-    Backend, Clock, DeploymentRow, Event, FILTER_BITS, LiveWord, MAX_BACKENDS, MAX_DEPLOYMENTS, MAX_SERVICES,
-    MAX_TABLE_ENTRIES, ServiceInfo, ServiceKey, ServiceRow, SwitchTerms, TesterKey, Traffic,
+    Backend, BackendInfo, Clock, DeploymentRow, Event, LiveWord, ServiceInfo, ServiceKey, ServiceRow, SwitchTerms,
+    TesterKey, Traffic, Vip,
 };
 
 use crate::{
@@ -31,20 +35,32 @@ pub(crate) struct Words {
 impl Words {
     pub(crate) fn open(paths: &Paths) -> Result<Self, Error> {
         Ok(Self {
-            live: mapped(paths, "live", MAX_DEPLOYMENTS)?,
-            terms: mapped(paths, "terms", MAX_DEPLOYMENTS)?,
-            deployments: mapped(paths, "deployments", MAX_DEPLOYMENTS)?,
+            live: mapped(paths, "live")?,
+            terms: mapped(paths, "terms")?,
+            deployments: mapped(paths, "deployments")?,
         })
+    }
+
+    /// A deployment's live word and the terms that belong to it.
+    pub(crate) fn reading(&self, deployment: u16) -> (LiveWord, SwitchTerms) {
+        let row = deployment.into();
+        loop {
+            let word = self.live.read(row);
+            fence(Ordering::Acquire);
+            let terms = self.terms.read(row)[word.terms_slot()];
+            fence(Ordering::Acquire);
+            if self.live.read(row) == word {
+                return (word, terms);
+            }
+        }
     }
 }
 
 /// Services, without what they lead to.
 pub(crate) struct Services {
     pub(crate) rows: HashMap<MapData, ServiceKey, ServiceRow>,
-    pub(crate) vips: Mapped<ServiceKey>,
+    pub(crate) vips: Mapped<Vip>,
     pub(crate) info: Mapped<ServiceInfo>,
-    /// Hashes that no row's key has; see [`bg_ebpf::choice::filter_hash`].
-    pub(crate) filter: Mapped<u64>,
     fd: MapData,
 }
 
@@ -52,9 +68,8 @@ impl Services {
     pub(crate) fn open(paths: &Paths) -> Result<Self, Error> {
         Ok(Self {
             rows: typed(paths, "services")?,
-            vips: mapped(paths, "vips", 2 * MAX_SERVICES)?,
-            info: mapped(paths, "service_info", MAX_SERVICES)?,
-            filter: mapped(paths, "vip_filter", FILTER_BITS / 64)?,
+            vips: mapped(paths, "vips")?,
+            info: mapped(paths, "service_info")?,
             fd: pinned(paths, "services")?,
         })
     }
@@ -72,12 +87,18 @@ impl Services {
 pub(crate) struct Tables {
     pub(crate) services: Services,
     pub(crate) backends: Mapped<Backend>,
+    pub(crate) backend_info: Mapped<BackendInfo>,
     pub(crate) testers: LpmTrie<MapData, TesterKey, u32>,
 }
 
 impl Tables {
     pub(crate) fn open(paths: &Paths) -> Result<Self, Error> {
-        Ok(Self { services: Services::open(paths)?, backends: backends(paths)?, testers: typed(paths, "testers")? })
+        Ok(Self {
+            services: Services::open(paths)?,
+            backends: backends(paths)?,
+            backend_info: mapped(paths, "backend_info")?,
+            testers: typed(paths, "testers")?,
+        })
     }
 
     /// All tester prefixes: the deployment's index, key and prefix length.
@@ -88,28 +109,34 @@ impl Tables {
 
 /// Opens the backends.
 pub(crate) fn backends(paths: &Paths) -> Result<Mapped<Backend>, Error> {
-    mapped(paths, "backends", MAX_BACKENDS)
+    mapped(paths, "backends")
+}
+
+/// Heads of the indexes.
+pub(crate) struct Heads {
+    pub(crate) vips: Mapped<[u32; 2]>,
+    pub(crate) backends: Mapped<[u32; 2]>,
+}
+
+impl Heads {
+    pub(crate) fn open(paths: &Paths) -> Result<Self, Error> {
+        Ok(Self { vips: mapped(paths, "vip_index")?, backends: mapped(paths, "backend_index")? })
+    }
 }
 
 /// Opens the tables that lead to backends. Apart, since mapping so many pages takes time.
 pub(crate) fn maglev(paths: &Paths) -> Result<Mapped<[u32; 2]>, Error> {
-    mapped(paths, "maglev", MAX_TABLE_ENTRIES / 2)
+    mapped(paths, "maglev")
 }
 
 /// Opens `flows4`.
 pub(crate) fn flows4(paths: &Paths) -> Result<Mapped<Bucket4>, Error> {
-    flow_buckets(paths, "flows4")
+    mapped(paths, "flows4")
 }
 
 /// Opens `flows6`.
 pub(crate) fn flows6(paths: &Paths) -> Result<Mapped<Bucket6>, Error> {
-    flow_buckets(paths, "flows6")
-}
-
-fn flow_buckets<T: bytemuck::Pod>(paths: &Paths, name: &'static str) -> Result<Mapped<T>, Error> {
-    let map = pinned(paths, name)?;
-    let buckets = map.info().map_err(Error::map("open", name))?.max_entries();
-    Mapped::new(&map, buckets).map_err(Error::map("map into memory", name))
+    mapped(paths, "flows6")
 }
 
 /// Traffic counters, which are kept for each CPU.
@@ -173,6 +200,8 @@ pub(crate) fn typed<T: TryFrom<Map, Error = MapError>>(paths: &Paths, name: &'st
     Map::from_map_data(pinned(paths, name)?).and_then(T::try_from).map_err(Error::map("open", name))
 }
 
-fn mapped<T: bytemuck::Pod>(paths: &Paths, name: &'static str, rows: u32) -> Result<Mapped<T>, Error> {
-    Mapped::new(&pinned(paths, name)?, rows).map_err(Error::map("map into memory", name))
+fn mapped<T: bytemuck::Pod>(paths: &Paths, name: &'static str) -> Result<Mapped<T>, Error> {
+    let map = pinned(paths, name)?;
+    let rows = map.info().map_err(Error::map("open", name))?.max_entries();
+    Mapped::new(&map, rows).map_err(Error::map("map into memory", name))
 }

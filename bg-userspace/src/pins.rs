@@ -16,73 +16,18 @@ use aya::{
     sys::SyscallError,
 };
 use aya_obj::generated::BPF_F_MMAPABLE;
-use bg_common::{
-    ABI_VERSION, Backend, Clock, DeploymentRow, Event, FILTER_BITS, LiveWord, MAX_BACKENDS, MAX_DEPLOYMENTS,
-    MAX_INTERFACES, MAX_NEXT_HOPS, MAX_SERVICES, MAX_TABLE_ENTRIES, MAX_TESTERS, Meta, NumberedHop, ServiceInfo,
-    ServiceKey, ServiceRow, SwitchTerms, TesterKey, Traffic,
-};
-
+use bg_common::{ABI_VERSION, Meta};
 use bytemuck::Zeroable as _;
 
 use crate::{
     Error, Paths,
     attach::is_attached,
     fence,
-    flow_table::{Bucket4, Bucket6},
     history::make_private,
+    map_specs::{MAPS, MapSpec},
     net::{self, Namespace},
+    sizes::Sizes,
 };
-
-/// What the kernel must say of a pinned map.
-pub(crate) struct MapSpec {
-    pub(crate) name: &'static str,
-    key_size: usize,
-    value_size: usize,
-    /// `None`: buckets of a flow table, a power of two that the loader chooses.
-    max_entries: Option<u32>,
-    /// Whether user space maps it into its memory.
-    mappable: bool,
-}
-
-/// All maps of an instance, but `meta` last: see the module's text. Not `desk`: what lies there means something to the
-/// program that has put it there, for one packet.
-pub(crate) const MAPS: [MapSpec; 21] = [
-    array::<LiveWord>("live", MAX_DEPLOYMENTS),
-    array::<[SwitchTerms; 2]>("terms", MAX_DEPLOYMENTS),
-    array::<DeploymentRow>("deployments", MAX_DEPLOYMENTS),
-    array::<u64>("vip_filter", FILTER_BITS / 64),
-    map::<ServiceKey, ServiceRow>("services", 2 * MAX_SERVICES),
-    array::<ServiceKey>("vips", 2 * MAX_SERVICES),
-    array::<ServiceInfo>("service_info", MAX_SERVICES),
-    array::<Backend>("backends", MAX_BACKENDS),
-    array::<[u32; 2]>("maglev", MAX_TABLE_ENTRIES / 2),
-    map::<(u32, TesterKey), u32>("testers", MAX_TESTERS),
-    MapSpec { max_entries: None, ..array::<Bucket4>("flows4", 0) },
-    MapSpec { max_entries: None, ..array::<Bucket6>("flows6", 0) },
-    map::<u32, NumberedHop>("next_hops", MAX_NEXT_HOPS),
-    map::<u32, Traffic>("traffic", 2 * MAX_SERVICES),
-    map::<u32, u64>("events", Event::COUNT),
-    map::<u32, Clock>("clock", 1),
-    map::<u32, [u32; 2]>("egress", MAX_INTERFACES),
-    map::<u32, u64>("interfaces", MAX_INTERFACES),
-    map::<u32, u32>("next", 1),
-    map::<u32, u32>("fence", 1),
-    map::<u32, Meta>("meta", 1),
-];
-
-const fn map<K, V>(name: &'static str, max_entries: u32) -> MapSpec {
-    MapSpec {
-        name,
-        key_size: size_of::<K>(),
-        value_size: size_of::<V>(),
-        max_entries: Some(max_entries),
-        mappable: false,
-    }
-}
-
-const fn array<V>(name: &'static str, max_entries: u32) -> MapSpec {
-    MapSpec { mappable: true, ..map::<u32, V>(name, max_entries) }
-}
 
 /// What a pin root holds.
 #[derive(Debug, PartialEq, Eq)]
@@ -92,11 +37,7 @@ pub(crate) enum PinRoot {
     /// What a killed attach or detach has left; nothing of it is in use.
     Unfinished,
     /// An instance of this ABI version.
-    Instance {
-        meta: Meta,
-        /// Buckets of `flows4` and of `flows6`.
-        flow_buckets: [u32; 2],
-    },
+    Instance { meta: Meta, sizes: Sizes },
 }
 
 impl PinRoot {
@@ -117,42 +58,34 @@ impl PinRoot {
                 got: meta.abi_version,
             });
         }
-        let mut flow_buckets = [0; 2];
-        for spec in &MAPS {
-            let entries = spec.check(&paths.map(spec.name))?;
-            match spec.name {
-                "flows4" => flow_buckets[0] = entries,
-                "flows6" => flow_buckets[1] = entries,
-                _ => {}
-            }
-        }
-        Ok(Self::Instance { meta, flow_buckets })
+        let sizes = Sizes::read(paths)?;
+        MAPS.iter().try_for_each(|map| check(map, &sizes, &paths.map(map.name)))?;
+        Ok(Self::Instance { meta, sizes })
     }
 }
 
-impl MapSpec {
-    /// Compares with what is pinned; returns the number of entries.
-    fn check(&self, pin: &Path) -> Result<u32, Error> {
-        let foreign = |detail: String| Error::ForeignMap { path: pin.to_owned(), detail };
-        let info = MapInfo::from_pin(pin).map_err(|error| unopened(pin, error))?;
-        let sizes = (info.key_size() as usize, info.value_size() as usize);
-        if sizes != (self.key_size, self.value_size) {
-            let expected = (self.key_size, self.value_size);
-            return Err(foreign(format!("expected keys and values of {expected:?} bytes, got {sizes:?}")));
-        }
-        if self.mappable && info.map_flags() & BPF_F_MMAPABLE == 0 {
-            return Err(foreign("expected the flag BPF_F_MMAPABLE".to_owned()));
-        }
-        match self.max_entries {
-            Some(expected) if expected != info.max_entries() => {
-                Err(foreign(format!("expected {expected} entries, got {}", info.max_entries())))
-            }
-            None if !info.max_entries().is_power_of_two() || info.max_entries() < 2 => {
-                Err(foreign(format!("expected a power of two of at least 2 entries, got {}", info.max_entries())))
-            }
-            _ => Ok(info.max_entries()),
-        }
+/// Compares what is pinned with what is expected in an instance of these sizes.
+fn check(map: &MapSpec, sizes: &Sizes, pin: &Path) -> Result<(), Error> {
+    let foreign = |detail: String| Error::ForeignMap { path: pin.to_owned(), detail };
+    let info = MapInfo::from_pin(pin).map_err(|error| unopened(pin, error))?;
+    let (expected, got) = ((map.key_size, map.value_size), (info.key_size() as usize, info.value_size() as usize));
+    if expected != got {
+        return Err(foreign(format!("expected keys and values of {expected:?} bytes, got {got:?}")));
     }
+    if map.is_mappable() && info.map_flags() & BPF_F_MMAPABLE == 0 {
+        return Err(foreign("expected the flag BPF_F_MMAPABLE".to_owned()));
+    }
+    let (expected, got) = (map.entries(sizes), info.max_entries());
+    if expected != got {
+        return Err(foreign(format!("expected {expected} entries, got {got}")));
+    }
+    // The programs find a place in it by a mask.
+    let is_masked = ["flows4", "flows6", "vip_index", "backend_index"].contains(&map.name);
+    let least = if map.name.starts_with("flows") { 2 } else { 1 };
+    if is_masked && (!got.is_power_of_two() || got < least) {
+        return Err(foreign(format!("expected a power of two of at least {least} entries, got {got}")));
+    }
+    Ok(())
 }
 
 /// Reads what an instance says of itself.
@@ -164,7 +97,7 @@ pub(crate) fn read_meta(pin: &Path) -> Result<Meta, Error> {
 }
 
 /// A pin that could not be opened: the kernel's error says why, unless what is pinned is no map.
-fn unopened(pin: &Path, error: MapError) -> Error {
+pub(crate) fn unopened(pin: &Path, error: MapError) -> Error {
     let error = match error {
         MapError::SyscallError(SyscallError { io_error, .. }) => io_error,
         other => return Error::ForeignMap { path: pin.to_owned(), detail: other.to_string() },

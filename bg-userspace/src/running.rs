@@ -12,8 +12,8 @@ use std::{
 
 use aya::maps::lpm_trie::Key;
 use bg_common::{
-    Colour, DeploymentRow, Family, LiveWord, MAX_BACKENDS, MAX_DEPLOYMENTS, MAX_SERVICES, Mode, Protocol, Role,
-    ServiceInfo, ServiceKey, ServiceRow, TableSpan, TesterKey,
+    Colour, DeploymentRow, Family, LiveWord, MAX_DEPLOYMENTS, Mode, Protocol, Role, ServiceInfo, ServiceKey,
+    ServiceRow, TableSpan, TesterKey,
 };
 
 use crate::{
@@ -35,8 +35,6 @@ pub(crate) struct Running {
     pub(crate) services: Vec<RunningService>,
     /// Rows of the `services` map.
     pub(crate) published: HashMap<ServiceKey, ServiceRow>,
-    /// Address families of backends in use.
-    pub(crate) families: Vec<Family>,
     /// What is used up.
     pub(crate) used: Used,
     /// What a killed call has left.
@@ -90,6 +88,10 @@ pub(crate) struct RunningService {
     pub(crate) vip: ServiceKey,
     pub(crate) row: ServiceRow,
     pub(crate) preview: Option<(ServiceKey, ServiceRow)>,
+    /// Address in the row of `vips`. Another one than `preview` was left by a killed call; flows may name the row.
+    pub(crate) preview_row: ServiceKey,
+    /// See [`bg_common::Vip::salt`].
+    pub(crate) salt: u16,
     /// By colour.
     pub(crate) backends: [Vec<RunningBackend>; 2],
 }
@@ -167,14 +169,14 @@ impl Running {
 
     fn read_services(&mut self, tables: &Tables) {
         let (of_service, left_over) = sort_rows(&self.published, |key, row| {
-            let is_in_use =
-                u32::from(row.service) < MAX_SERVICES && tables.services.info.read(row.service.into()).in_use != 0;
-            is_in_use && tables.services.vips.read(vip_row(row.service, role_of(row))) == *key
+            let index = usize::from(row.service);
+            let is_in_use = index < tables.services.info.rows() && tables.services.info.read(index).in_use != 0;
+            is_in_use && tables.services.vips.read(vip_row(row.service, role_of(row))).key == *key
         });
         self.left_over.rows = left_over;
         // Not those of rows that are left over: these go before anything is taken.
         self.used.spans.extend(of_service.values().flatten().flatten().flat_map(|(_, row)| row.tables));
-        for index in 0..MAX_SERVICES as u16 {
+        for index in 0..tables.services.info.rows() as u16 {
             let info = tables.services.info.read(index.into());
             if info.in_use == 0 {
                 continue;
@@ -191,6 +193,8 @@ impl Running {
                         vip: *vip,
                         row: *row,
                         preview: *preview,
+                        preview_row: tables.services.vips.read(vip_row(index, Role::Preview)).key,
+                        salt: tables.services.vips.read(vip_row(index, Role::Vip)).salt,
                         backends: Default::default(),
                     });
                 }
@@ -202,15 +206,14 @@ impl Running {
     fn read_backends(&mut self, tables: &Tables) {
         let position: HashMap<u16, usize> =
             self.services.iter().enumerate().map(|(position, service)| (service.index, position)).collect();
-        self.used.slots = vec![false; MAX_BACKENDS as usize];
-        for slot in 0..MAX_BACKENDS {
+        self.used.slots = vec![false; tables.backends.rows()];
+        for slot in 0..tables.backends.rows() as u32 {
             let backend = tables.backends.read(slot as usize);
             if backend.identity.in_use == 0 {
                 continue;
             }
             self.used.slots[slot as usize] = true;
             let family = Family::from_u8(backend.family);
-            self.families.extend(family.filter(|family| !self.families.contains(family)));
             let known = position.get(&backend.service).zip(family);
             let Some((position, family)) = known else {
                 self.left_over.slots.push(slot);
@@ -220,7 +223,7 @@ impl Running {
                 slot,
                 address: SocketAddr::new(backend.addr.to_ip(family), backend.port.host()),
                 mode: Mode::from_u8(backend.mode).unwrap_or(Mode::Nat),
-                weight: backend.weight,
+                weight: tables.backend_info.read(slot as usize).weight,
             });
         }
     }
@@ -252,7 +255,8 @@ fn sort_rows(
     (of_service, left_over)
 }
 
-fn role_of(row: &ServiceRow) -> Role {
+/// What the row's address is to its service.
+pub(crate) fn role_of(row: &ServiceRow) -> Role {
     if row.role == Role::Preview as u8 { Role::Preview } else { Role::Vip }
 }
 

@@ -9,7 +9,6 @@ use crate::{
     Error, Instance,
     attach::{AttachedInterface, attached_interfaces, lost_interfaces},
     config::{OnSwitch, Prefix, mode_name, protocol_name},
-    flows::{Idle, View},
     maps::{self, Tables, TrafficCounters},
     running::{Running, RunningDeployment, RunningService, UNSETTLED, address_of},
     show::{drain_timeout_of, on_switch_of},
@@ -151,9 +150,10 @@ impl Instance {
     pub fn status(&self, deployment: Option<&str>) -> Result<Status, Error> {
         let only = deployment.map(|name| self.deployment(name)).transpose()?.map(|(index, _)| index);
         let tables = Tables::open(&self.paths)?;
-        let running = Running::read(&self.words, &tables)?;
         let counters = TrafficCounters::open(&self.paths)?;
-        let flows = self.count_by_deployment(&tables, &running)?;
+        let flows = self.count_by_deployment(&tables)?;
+        // Afterwards: counting may have ended a drain.
+        let running = Running::read(&self.words, &tables)?;
 
         let mut deployments = Vec::new();
         for (name, deployment) in &running.deployments {
@@ -200,13 +200,12 @@ impl Instance {
     }
 
     /// Counts open flows; by index of deployments.
-    fn count_by_deployment(&self, tables: &Tables, running: &Running) -> Result<Vec<FlowCount>, Error> {
+    fn count_by_deployment(&self, tables: &Tables) -> Result<Vec<FlowCount>, Error> {
         let empty = || vec![FlowCount::default(); MAX_DEPLOYMENTS as usize];
-        let view = View { tables, running, idle: Idle::Enough };
-        let counts = self.fold_open_flows(&view, empty, |counts, open| {
-            let colour = Colour::from_u8(open.backend.colour);
+        let counts = self.fold_open_flows(&tables.backends, empty, |counts, open| {
+            let colour = open.target.colour;
             // It has a state, so there is such a deployment.
-            let count = &mut counts[usize::from(open.backend.deployment)];
+            let count = &mut counts[usize::from(open.target.deployment)];
             *count.open.of_mut(colour) += 1;
             // Testers belong on the idle colour: nothing of theirs drains.
             if open.deployment.word.live() != colour && !open.flow.state.has(FlowState::IDLE_ONLY) {

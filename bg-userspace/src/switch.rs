@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bg_common::{Colour, DeploymentRow, Family, Identity, LiveWord, MAX_SERVICES, Mode, Role, ServiceRow};
+use bg_common::{Colour, DeploymentRow, Family, Identity, LiveWord, Mode, Role, ServiceRow};
 use serde::Serialize;
 
 use crate::{
@@ -27,7 +27,7 @@ use crate::{
     lock::{Lock, Recording},
     maps::{Services, backends, clock},
     net, pins,
-    running::{deployment_rows, text},
+    running::{deployment_rows, text, vip_row},
     state::Change,
     time::tick,
 };
@@ -128,8 +128,9 @@ impl Instance {
         // Not before: the next switch writes the terms that belong to the word which the fence has just retired.
         drop(lock);
         if stored.is_ok() {
-            // What cannot be kept, packets find by themselves.
+            // What cannot be kept, packets find by themselves; what cannot be ended now, the next one ends.
             let _ = self.keep_neighbours(index);
+            let _ = self.end_overdue_drains();
         }
 
         // Also if nothing was stored, or the switch was refused: the one that did it may have been killed before it was
@@ -195,7 +196,7 @@ impl Instance {
             if let Some((new, at)) = self.exchange(name, index, &row, word, (to, action), on_switch)? {
                 return Ok(Stored { from: word, to: new, on_switch, at });
             }
-            // Somebody who does not know the lock has changed the word meanwhile: look again.
+            // A packet has ended a drain meanwhile, or somebody who does not know the lock has switched: look again.
         }
     }
 
@@ -216,7 +217,7 @@ impl Instance {
             OnSwitch::Cut => Order::cut(to, now),
             OnSwitch::Drain => {
                 let timeout = (row.drain_timeout_ms != 0).then(|| Duration::from_millis(row.drain_timeout_ms));
-                Order::drain(to, now, row.tcp_idle, timeout.map(|timeout| self.tick_length.ticks(timeout)))
+                Order::drain(to, now, timeout.map(|timeout| self.tick_length.ticks(timeout)))
             }
         };
         let Some((new, new_terms)) = live::next(word, &old, order) else {
@@ -249,14 +250,14 @@ impl Instance {
     fn services_of(&self, deployment: u16) -> Result<Vec<(String, ServiceRow)>, Error> {
         let services = Services::open(&self.paths)?;
         let mut found = Vec::new();
-        for index in 0..MAX_SERVICES as usize {
+        for index in 0..services.info.rows() {
             let info = services.info.read(index);
             if info.in_use == 0 || info.deployment != deployment {
                 continue;
             }
-            let vip = services.vips.read(2 * index + Role::Vip as usize);
+            let vip = services.vips.read(vip_row(index as u16, Role::Vip));
             // One that an apply is adding or removing just now has no row, and nothing to be switched.
-            if let Ok(row) = services.rows.get(&vip, 0) {
+            if let Ok(row) = services.rows.get(&vip.key, 0) {
                 found.push((text(&info.name), row));
             }
         }

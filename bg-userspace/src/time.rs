@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use bg_common::{Clock, Meta, TICK_SHIFT};
+use bg_ebpf::policy::lifetime::is_past;
 
 /// Length of a tick on this kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,7 +22,7 @@ impl TickLength {
         u32::try_from((jiffies >> TICK_SHIFT) + 1).unwrap_or(u32::MAX / 2).min(u32::MAX / 2)
     }
 
-    /// How long it is until a tick begins, to the jiffy; `None` if it has begun.
+    /// How long it is until a tick other than zero begins, to the jiffy; `None` if it has begun.
     pub(crate) fn until(self, at: u32, clock: Clock) -> Option<Duration> {
         if is_past(at, tick(clock)) {
             return None;
@@ -40,16 +41,6 @@ impl TickLength {
 /// The tick of this moment.
 pub(crate) fn tick(clock: Clock) -> u32 {
     (clock.jiffies >> TICK_SHIFT) as u32
-}
-
-/// Whether `now` is at or behind `tick`; ticks wrap around.
-pub(crate) fn is_past(tick: u32, now: u32) -> bool {
-    now.wrapping_sub(tick) < u32::MAX / 2
-}
-
-/// Ticks since `tick`; zero if another CPU has written a later one meanwhile.
-pub(crate) fn since(tick: u32, now: u32) -> u32 {
-    if is_past(tick, now) { now.wrapping_sub(tick) } else { 0 }
 }
 
 #[cfg(test)]
@@ -82,12 +73,5 @@ mod tests {
             }
             assert_eq!(length.until(at, clock(start + 1280)), None);
         }
-    }
-
-    #[test]
-    fn ticks_wrap_around() {
-        assert!(is_past(u32::MAX, 3) && !is_past(3, u32::MAX));
-        assert_eq!(since(u32::MAX, 3), 4);
-        assert_eq!(since(5, 4), 0);
     }
 }

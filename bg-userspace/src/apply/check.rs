@@ -3,17 +3,18 @@
 
 use std::{collections::HashSet, net::SocketAddr};
 
-use bg_common::{Colour, Family, MAX_BACKENDS, MAX_DEPLOYMENTS, MAX_SERVICES, MAX_TABLE_ENTRIES, MAX_TESTERS};
+use bg_common::{Colour, Family, MAX_DEPLOYMENTS, MAX_TESTERS};
 
 use crate::{
-    Error,
+    Error, Room,
     config::{Config, Service, endpoint_problem, prefix_problem},
     maglev,
     running::{UNSETTLED, service_key},
+    sizes::Sizes,
 };
 
-/// Refuses what cannot be represented, or would not fit into an empty instance.
-pub(super) fn check(config: &Config) -> Result<(), Error> {
+/// Refuses what cannot be represented, or would not fit into an empty instance of these sizes.
+pub(super) fn check(config: &Config, sizes: &Sizes) -> Result<(), Error> {
     let (mut names, mut keys) = (HashSet::new(), HashSet::new());
     let (mut services, mut backends, mut entries, mut testers) = (0, 0, 0, 0);
     for deployment in &config.deployments {
@@ -54,11 +55,11 @@ pub(super) fn check(config: &Config) -> Result<(), Error> {
         }
     }
     for (what, needed, capacity) in [
-        ("deployments", config.deployments.len(), MAX_DEPLOYMENTS),
-        ("services", services, MAX_SERVICES),
-        ("backends", backends, MAX_BACKENDS),
-        ("table entries", entries, MAX_TABLE_ENTRIES),
-        ("testers", testers, MAX_TESTERS),
+        (Room::Deployments, config.deployments.len(), MAX_DEPLOYMENTS),
+        (Room::Services, services, sizes.services),
+        (Room::Backends, backends, sizes.backends),
+        (Room::TableEntries, entries, 2 * sizes.maglev_rows),
+        (Room::Testers, testers, MAX_TESTERS),
     ] {
         if needed > capacity as usize {
             return Err(Error::NoRoom { what, needed, free: capacity as usize, capacity: capacity as usize });
@@ -127,9 +128,10 @@ mod tests {
         };
         let text = service("mail", 25) + &service("shop", 443);
         let mut config = crate::config::parse(Path::new("x"), &text).unwrap();
-        check(&config).unwrap();
+        let sizes = Sizes::new(1, 2, 4);
+        check(&config, &sizes).unwrap();
         change(&mut config);
-        check(&config).map_or_else(|error| error.to_string(), |()| "nothing".to_owned())
+        check(&config, &sizes).map_or_else(|error| error.to_string(), |()| "nothing".to_owned())
     }
 
     #[test]
@@ -153,6 +155,12 @@ mod tests {
         assert!(refused(|config| backend(config, "10.0.0.1:0", 1)).contains("a port from 1 to 65535"));
         assert!(refused(|config| backend(config, "10.0.0.1:25", 0)).contains("all backends have weight 0"));
         assert!(refused(|config| config.deployments[0].services[0].backends[0].clear()).contains("is empty"));
+        let more = |config: &mut Config| {
+            let address = "10.0.0.3:25".parse().unwrap();
+            config.deployments[0].services[0].backends[0].push(crate::config::BackendSpec { address, weight: 1 });
+        };
+        let text = refused(more);
+        assert!(text.contains("no room for 5 more backends: 4 of 4") && text.contains("larger --backends"), "{text}");
         assert!(refused(|config| config.deployments[1].name = "\u{1b}[2J".to_owned()).contains("no control character"));
     }
 }

@@ -7,7 +7,7 @@ use bytemuck::Zeroable as _;
 
 use super::Work;
 use crate::{
-    ApplyRequest, Error,
+    ApplyRequest, Error, Room,
     config::{Config, Deployment},
     history::{Action, Moment},
     live::{is_rolled_back, moment, rollback_mark},
@@ -33,7 +33,7 @@ pub(super) fn begin<'c>(
         let index = match current {
             Some(current) => current.index,
             None => work.deployments.take().ok_or(Error::NoRoom {
-                what: "deployments",
+                what: Room::Deployments,
                 needed: 1,
                 free: 0,
                 capacity: MAX_DEPLOYMENTS as usize,
@@ -51,7 +51,7 @@ pub(super) fn begin<'c>(
                     .testers
                     .insert(&unsettled_key(index), u32::from(index), 0)
                     .map_err(Error::map("write", "testers"))?;
-                work.sweep.testers.insert(index, deployment.testers.clone());
+                work.testers.insert(index, deployment.testers.clone());
             }
             for prefix in &deployment.testers {
                 let key = tester_key(index, prefix);
@@ -109,11 +109,11 @@ pub(super) fn end(work: &mut Work<'_>, config: &Config) -> Result<(), Error> {
         }
     }
     // All that has been published or withdrawn holds for every packet from here on.
-    work.fence.wait()?;
-    work.sweep.run(work.paths, &work.tables.backends, || work.fence.wait())?;
+    work.wait()?;
+    work.sweep_testers()?;
     let unsettled =
         work.running.deployments.values().filter(|running| running.is_unsettled).map(|running| running.index);
-    for index in unsettled.chain(work.sweep.testers.keys().copied()) {
+    for index in unsettled.chain(work.testers.keys().copied()) {
         unless_missing(work.tables.testers.remove(&unsettled_key(index))).map_err(Error::map("write", "testers"))?;
     }
     {

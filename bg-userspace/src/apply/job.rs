@@ -3,13 +3,13 @@
 use std::{collections::HashMap, net::SocketAddr};
 
 use bg_common::{
-    Backend, Be16, Colour, Family, Identity, MAX_BACKENDS, MAX_SERVICES, MAX_TABLE_ENTRIES, NextHop, Role, ServiceInfo,
-    ServiceKey, ServiceRow, TableSpan,
+    Backend, BackendInfo, Be16, Colour, Family, Identity, NextHop, Role, ServiceInfo, ServiceKey, ServiceRow,
+    TableSpan, Vip,
 };
 
 use super::{Work, fill::Fill};
 use crate::{
-    Error,
+    Error, Room,
     config::{BackendSpec, Deployment, Service},
     maglev,
     running::{RunningBackend, RunningService, UNSETTLED, padded, service_key, table, vip_row},
@@ -20,9 +20,10 @@ use crate::{
 pub(super) struct Job {
     is_new: bool,
     info: ServiceInfo,
-    vip: ServiceKey,
-    preview: Option<ServiceKey>,
-    old_preview: Option<ServiceKey>,
+    vip: Vip,
+    preview: Option<Vip>,
+    /// Address that the row of the preview address has now.
+    old_preview: ServiceKey,
     row: ServiceRow,
     /// Rows of backends that are new, with their slots.
     new_backends: Vec<(u32, Backend)>,
@@ -48,7 +49,7 @@ impl Job {
         let missing = |what, needed, free, capacity| Error::NoRoom { what, needed, free, capacity };
         let fresh: usize = Colour::ALL.into_iter().map(|colour| new_backends(service, colour, current)).sum();
         if work.slots.free() < fresh {
-            return Err(missing("backends", fresh, work.slots.free(), MAX_BACKENDS as usize));
+            return Err(missing(Room::Backends, fresh, work.slots.free(), work.tables.backends.rows()));
         }
         let lengths = Colour::ALL.map(|colour| new_table_len(service, colour, current));
         let mut spans = [None; 2];
@@ -58,7 +59,8 @@ impl Job {
             if span.is_none() {
                 let free = work.spans.longest() as usize;
                 spans.into_iter().flatten().for_each(|span| work.spans.give(span));
-                return Err(missing("table entries in one piece", len as usize, free, MAX_TABLE_ENTRIES as usize));
+                let capacity = 2 * work.maglev.rows();
+                return Err(missing(Room::TableEntriesInOnePiece, len as usize, free, capacity));
             }
         }
         let index = match current {
@@ -67,7 +69,7 @@ impl Job {
                 Some(index) => index as u16,
                 None => {
                     spans.into_iter().flatten().for_each(|span| work.spans.give(span));
-                    return Err(missing("services", 1, 0, MAX_SERVICES as usize));
+                    return Err(missing(Room::Services, 1, 0, work.tables.services.info.rows()));
                 }
             },
         };
@@ -80,12 +82,14 @@ impl Job {
             has_preview: service.preview.is_some().into(),
             reserved: [0; 3],
         };
+        let salt = work.salts.take(service, current, index);
+        let vip = |address| Vip { key: service_key(address, service.protocol), salt, ..Vip::default() };
         let mut job = Self {
             is_new: current.is_none(),
             info,
-            vip: service_key(service.vip, service.protocol),
-            preview: service.preview.map(|address| service_key(address, service.protocol)),
-            old_preview: current.and_then(|current| current.preview).map(|(key, _)| key),
+            vip: vip(service.vip),
+            preview: service.preview.map(vip),
+            old_preview: current.map_or_else(ServiceKey::default, |current| current.preview_row),
             row: ServiceRow {
                 service: index,
                 deployment: deployment_index,
@@ -167,12 +171,27 @@ impl Job {
             mode: service.mode as u8,
             service: self.row.service,
             colour: colour as u8,
-            reserved: 0,
+            protocol: service.protocol as u8,
             next_hop: NextHop::default(),
-            weight: UNSETTLED,
+            next: 0,
             deployment: self.row.deployment,
-            reserved2: 0,
+            salt: self.vip.salt,
         }
+    }
+
+    /// Whether the row of the preview address has another one now, which has to end first.
+    pub(super) fn changes_preview(&self) -> bool {
+        self.old_preview != ServiceKey::default() && Some(self.old_preview) != self.preview.map(|vip| vip.key)
+    }
+
+    /// The preview address that ends.
+    pub(super) const fn old_preview(&self) -> ServiceKey {
+        self.old_preview
+    }
+
+    /// Row of `vips` of the preview address.
+    pub(super) fn preview_row(&self) -> usize {
+        vip_row(self.row.service, Role::Preview)
     }
 
     /// Writes all that may be written before the service's rows are replaced.
@@ -183,12 +202,14 @@ impl Job {
                 work.traffic.clear(2 * u32::from(service) + colour as u32)?;
             }
             work.tables.services.info.write(service.into(), &self.info);
+            // One that exists has its address, and is in a list.
+            work.tables.services.vips.write(vip_row(service, Role::Vip), &self.vip);
         }
-        work.tables.services.vips.write(vip_row(service, Role::Vip), &self.vip);
-        if let Some(preview) = &self.preview {
-            work.tables.services.vips.write(vip_row(service, Role::Preview), preview);
+        if let Some(preview) = self.preview.filter(|_| self.old_preview == ServiceKey::default()) {
+            work.tables.services.vips.write(self.preview_row(), &preview);
         }
         for (slot, backend) in &self.new_backends {
+            set_weight(work, *slot, UNSETTLED);
             work.tables.backends.write(*slot as usize, backend);
         }
         for slot in &self.unsettle {
@@ -197,38 +218,36 @@ impl Job {
         Ok(())
     }
 
-    /// Replaces the service's rows; the tables are written.
-    pub(super) fn publish(self, work: &mut Work<'_>) -> Result<(), Error> {
-        let row = |role: Role| ServiceRow { role: role as u8, ..self.row };
-        work.write_row(self.vip, row(Role::Vip))?;
-        match self.preview {
-            Some(preview) => work.write_row(preview, row(Role::Preview))?,
-            // Flows that came by an address which is not there any more are over. Before its row goes, so that a
-            // killed call leaves the row to tell of it.
-            None => {
-                let vip_row = vip_row(self.row.service, Role::Preview);
-                work.tables.services.vips.write(vip_row, &ServiceKey::default());
-                if self.old_preview.is_some() {
-                    work.sweep.previews.insert(self.row.service);
-                }
-            }
-        }
-        if let Some(old) = self.old_preview.filter(|old| Some(*old) != self.preview) {
-            work.withdraw(old)?;
-        }
+    /// Replaces the service's rows; the tables are written. That of a preview address which is yet to end is not.
+    pub(super) fn publish(&self, work: &mut Work<'_>) -> Result<(), Error> {
+        work.write_row(self.vip.key, self.row)?;
+        if self.changes_preview() { Ok(()) } else { self.publish_preview(work) }
+    }
+
+    fn publish_preview(&self, work: &mut Work<'_>) -> Result<(), Error> {
+        let row = ServiceRow { role: Role::Preview as u8, ..self.row };
+        self.preview.map_or(Ok(()), |preview| work.write_row(preview.key, row))
+    }
+
+    /// Gives the row of the preview address the new one, or none. The old one has ended.
+    pub(super) fn replace_preview(&self, work: &mut Work<'_>) -> Result<(), Error> {
+        work.tables.services.vips.write(self.preview_row(), &self.preview.unwrap_or_default());
+        self.publish_preview(work)
+    }
+
+    /// Settles what has been published.
+    pub(super) fn settle(self, work: &mut Work<'_>) {
         for (slot, weight) in self.settle {
             set_weight(work, slot, weight);
         }
         work.tables.services.info.write(self.row.service.into(), &self.info);
         work.retired.slots.extend(self.retired_slots);
         work.retired.spans.extend(self.retired_spans);
-        Ok(())
     }
 }
 
-/// Changes the weight of a slot, and nothing else of its row.
 fn set_weight(work: &Work<'_>, slot: u32, weight: u32) {
-    work.tables.backends.update(slot as usize, |backend| backend.weight = weight);
+    work.tables.backend_info.write(slot as usize, &BackendInfo { weight, reserved: 0 });
 }
 
 /// The colour's backends that run and could stay: their mode is the service's.

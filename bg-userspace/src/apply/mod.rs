@@ -3,16 +3,17 @@
 //! The order is such that no packet meets a half-written row, and that a call killed at any instant is
 //! completed by the same call:
 //!
-//! 1. rows that a killed call has left and services that are no longer wanted leave the `services` map; after
-//!    a fence, what they had is ended;
+//! 1. rows that a killed call has left and services that are no longer wanted leave the index, then the `services` map;
+//!    after a fence, what they had is ended;
 //! 2. deployments' rows and testers, and the live word of new deployments, before any service leads to them;
-//! 3. for each service that changes: backends and tables are written where nothing refers to, then its
-//!    rows are replaced, each at once, then weights are settled;
+//! 3. for each service that changes: backends and tables are written where nothing refers to, and the backends are
+//!    linked in their index; then its rows are replaced, each at once, and its virtual addresses linked in theirs; then
+//!    weights are settled;
 //! 4. after a fence, backends, tables and deployments that nothing leads to are ended, and so are open flows
-//!    of sources that have become testers or are testers no more; last the filter before the `services` map.
+//!    of sources that have become testers or are testers no more.
 //!
 //! Backends that are ended are free only after a second fence: a program that has found one alive just
-//! before may still use its slot and the rows of its service.
+//! before may still use its slot and the rows of its service. A row of `vips` is free when no flow names it any more.
 //!
 //! A backend that stays keeps its slot and epoch, and with them its flows, whatever happens to its weight
 //! or its neighbours. The live word of a deployment that exists is never touched.
@@ -21,17 +22,15 @@ mod alloc;
 mod check;
 mod deployments;
 mod fill;
-mod filter;
 mod job;
+mod links;
 mod rows;
+mod salts;
 mod sweep;
 
 use std::collections::{HashMap, HashSet};
 
-use bg_common::{
-    Colour, MAX_BACKENDS, MAX_DEPLOYMENTS, MAX_SERVICES, MAX_TABLE_ENTRIES, Mode, Role, ServiceInfo, ServiceKey,
-    ServiceRow, TableSpan,
-};
+use bg_common::{Colour, MAX_DEPLOYMENTS, Mode, Role, ServiceInfo, ServiceKey, ServiceRow, TableSpan, Vip};
 use bytemuck::Zeroable as _;
 
 use self::{
@@ -39,17 +38,19 @@ use self::{
     fill::fill,
     job::Job,
     rows::Rows,
-    sweep::Sweep,
+    salts::Salts,
+    sweep::Testers,
 };
 use crate::{
     ApplyRequest, Error, Instance, Paths, Refusal,
     config::{Config, Deployment, Service},
     fence::Fence,
     lock::Lock,
-    maps::{Tables, TrafficCounters, Words, maglev, unless_missing},
+    maps::{Heads, Tables, TrafficCounters, Words, maglev, unless_missing},
     net, pins,
     plan::{self, Plan},
     running::{Running, RunningService, service_key, vip_row},
+    sizes::Sizes,
     state::{Change, State},
     sys::Mapped,
 };
@@ -62,7 +63,7 @@ pub(crate) fn apply(
     request: &ApplyRequest,
 ) -> Result<Plan, Error> {
     let Instance { paths, words, tick_length, .. } = instance;
-    check::check(config)?;
+    check::check(config, &Sizes::read(paths)?)?;
     // Routes and neighbours are those of the caller's namespace.
     pins::check_own_namespace(paths)?;
     let _lock = Lock::apply(paths)?;
@@ -71,7 +72,6 @@ pub(crate) fn apply(
     let running = Running::read(words, &tables)?;
     let plan = instance.compare(config, &tables, &running, &recalled)?;
     if plan.is_empty() {
-        filter::settle(&tables.services)?;
         keep_neighbours(paths, config);
         remember(state, words, deployments::changes(words, &recalled, &running, &plan, request))?;
         return Ok(plan);
@@ -79,17 +79,16 @@ pub(crate) fn apply(
     if !plan.colour_changes.is_empty() && !request.force {
         return Err(Refusal::ColourChanges { changes: plan.colour_changes }.into());
     }
-    let mut work = Work::new(paths, words, tables, &running, config)?;
+    let heads = Heads::open(paths)?;
+    links::check(config, &running, &heads, &tables)?;
+    let mut work = Work::new(paths, words, tables, heads, &running, config)?;
     work.retire_left_over()?;
     let taken_over = work.remove_services(config)?;
     let indexes = deployments::begin(&mut work, config, *tick_length, &recalled)?;
     work.publish_services(config, &indexes)?;
-    for service in taken_over {
-        work.withdraw_service(service)?;
-    }
+    work.withdraw_services(&taken_over)?;
     work.release()?;
     deployments::end(&mut work, config)?;
-    filter::settle(&work.tables.services)?;
     keep_neighbours(paths, config);
     remember(state, words, deployments::changes(words, &recalled, &running, &plan, request))?;
     Ok(plan)
@@ -118,6 +117,7 @@ struct Work<'a> {
     fence: Fence,
     words: &'a Words,
     tables: Tables,
+    heads: Heads,
     maglev: Mapped<[u32; 2]>,
     traffic: TrafficCounters,
     running: &'a Running,
@@ -126,10 +126,13 @@ struct Work<'a> {
     slots: Indexes,
     spans: Spans,
     rows: Rows,
+    salts: Salts,
     /// Keys that the configuration has: never removed from the `services` map.
     wanted: HashSet<ServiceKey>,
+    /// Rows of `vips` that are to be found no more, though a row of `services` may name them.
+    unlinked: HashSet<usize>,
     retired: Retired,
-    sweep: Sweep,
+    testers: Testers,
 }
 
 /// What no row leads to any more, though a program that runs may still hold it.
@@ -157,42 +160,48 @@ impl<'a> Work<'a> {
         paths: &'a Paths,
         words: &'a Words,
         tables: Tables,
+        heads: Heads,
         running: &'a Running,
         config: &Config,
     ) -> Result<Self, Error> {
-        let flags = |used: &HashSet<u16>, capacity: u32| (0..capacity).map(|i| used.contains(&(i as u16))).collect();
+        let flags = |used: &HashSet<u16>, capacity| (0..capacity).map(|i| used.contains(&(i as u16))).collect();
         let keys = config.deployments.iter().flat_map(|deployment| &deployment.services).flat_map(|service| {
             std::iter::once(service.vip).chain(service.preview).map(|address| service_key(address, service.protocol))
         });
-        debug_assert_eq!(running.used.slots.len(), MAX_BACKENDS as usize);
+        let maglev = maglev(paths)?;
         Ok(Self {
             paths,
             fence: Fence::prepare(paths)?,
             words,
+            deployments: Indexes::new(flags(&running.used.deployments, MAX_DEPLOYMENTS as usize)),
+            services: Indexes::new(flags(&running.used.services, tables.services.info.rows())),
+            slots: Indexes::new(running.used.slots.clone()),
+            spans: Spans::new(running.used.spans.clone(), 2 * maglev.rows() as u32),
             tables,
-            maglev: maglev(paths)?,
+            heads,
+            maglev,
             traffic: TrafficCounters::open(paths)?,
             running,
-            deployments: Indexes::new(flags(&running.used.deployments, MAX_DEPLOYMENTS)),
-            services: Indexes::new(flags(&running.used.services, MAX_SERVICES)),
-            slots: Indexes::new(running.used.slots.clone()),
-            spans: Spans::new(running.used.spans.clone(), MAX_TABLE_ENTRIES),
-            rows: Rows::new(running.published.keys().copied()),
+            rows: Rows::new(running.published.clone()),
+            salts: Salts::new(running),
             wanted: keys.collect(),
+            unlinked: HashSet::new(),
             retired: Retired::default(),
-            sweep: Sweep::default(),
+            testers: Testers::default(),
         })
     }
 
     /// Frees what a killed call has left. Waits even if nothing is to be seen of it: it may have let go of
     /// something a moment ago.
     fn retire_left_over(&mut self) -> Result<(), Error> {
+        self.wait()?;
         let left_over = &self.running.left_over;
         for key in &left_over.rows {
             self.remove_row(key)?;
         }
         self.retired.services.extend(&left_over.services);
         self.retired.slots.extend(&left_over.slots);
+        self.settle_indexes()?;
         self.wait()?;
         self.free()
     }
@@ -202,16 +211,18 @@ impl<'a> Work<'a> {
     fn remove_services(&mut self, config: &Config) -> Result<Vec<&'a RunningService>, Error> {
         let (taken_over, gone): (Vec<_>, Vec<_>) =
             self.gone(config).into_iter().partition(|service| keys(service).any(|key| self.wanted.contains(&key)));
-        for service in gone {
-            self.withdraw_service(service)?;
-        }
+        self.withdraw_services(&gone)?;
         self.release()?;
         Ok(taken_over)
     }
 
-    fn withdraw_service(&mut self, service: &RunningService) -> Result<(), Error> {
-        keys(service).try_for_each(|key| self.withdraw(key))?;
-        self.retired.add_service(service);
+    fn withdraw_services(&mut self, services: &[&RunningService]) -> Result<(), Error> {
+        self.unlinked.extend(services.iter().flat_map(|service| vip_rows(service.index)));
+        self.settle_indexes()?;
+        for service in services {
+            keys(service).try_for_each(|key| self.withdraw(key))?;
+            self.retired.add_service(service);
+        }
         Ok(())
     }
 
@@ -242,10 +253,8 @@ impl<'a> Work<'a> {
         if self.rows.need_fence() {
             self.wait()?;
         }
-        // Before the row: nobody needs the bit as long as there is none.
-        filter::admit(&self.tables.services.filter, &key);
         self.tables.services.rows.insert(key, row, 0).map_err(Error::map("write", "services"))?;
-        self.rows.written(key);
+        self.rows.written(key, row);
         Ok(())
     }
 
@@ -306,12 +315,36 @@ impl<'a> Work<'a> {
         for job in &*batch {
             job.write_rows(self)?;
         }
+        // Before anything is sent to them.
+        self.link_backends()?;
         let fills: Vec<_> = batch.iter().flat_map(|job| &job.fills).collect();
         fill(&fills, &self.maglev);
-        for job in batch.drain(..) {
+        for job in &*batch {
             job.publish(self)?;
         }
+        self.link_vips()?;
+        self.change_previews(batch)?;
+        for job in batch.drain(..) {
+            job.settle(self);
+        }
         Ok(())
+    }
+
+    /// Ends preview addresses that go or become others, and gives their rows the new ones.
+    fn change_previews(&mut self, jobs: &[Job]) -> Result<(), Error> {
+        let jobs: Vec<&Job> = jobs.iter().filter(|job| job.changes_preview()).collect();
+        if jobs.is_empty() {
+            return Ok(());
+        }
+        let rows: HashSet<usize> = jobs.iter().map(|job| job.preview_row()).collect();
+        self.unlinked.extend(&rows);
+        self.settle_indexes()?;
+        jobs.iter().try_for_each(|job| self.withdraw(job.old_preview()))?;
+        self.wait()?;
+        self.sweep_vips(&rows)?;
+        jobs.iter().try_for_each(|job| job.replace_preview(self))?;
+        self.unlinked.retain(|row| !rows.contains(row));
+        self.link_vips()
     }
 
     /// Waits until no program holds what is retired, then frees it.
@@ -329,17 +362,21 @@ impl<'a> Work<'a> {
         for slot in &slots {
             self.tables.backends.update(*slot as usize, |backend| backend.identity.in_use = 0);
         }
+        self.settle_indexes()?;
         if !slots.is_empty() {
-            // A packet of an open flow finds its slot in the flow's entry: one may have found it alive just now.
+            // A packet of an open flow finds its slot in the flow's row: one may have found it alive just now.
             self.wait()?;
         }
         for slot in slots {
             self.slots.give(slot as usize);
         }
+        let vips: HashSet<usize> = services.iter().flat_map(|service| vip_rows(*service)).collect();
+        self.sweep_vips(&vips)?;
+        for row in vips {
+            self.tables.services.vips.write(row, &Vip::default());
+            self.unlinked.remove(&row);
+        }
         for service in services {
-            for role in [Role::Vip, Role::Preview] {
-                self.tables.services.vips.write(vip_row(service, role), &ServiceKey::default());
-            }
             self.tables.services.info.write(service.into(), &ServiceInfo::zeroed());
             self.services.give(service.into());
         }
@@ -353,4 +390,9 @@ impl<'a> Work<'a> {
 /// Keys that lead to a service.
 fn keys(service: &RunningService) -> impl Iterator<Item = ServiceKey> + use<> {
     std::iter::once(service.vip).chain(service.preview.map(|(key, _)| key))
+}
+
+/// Both rows of a service in `vips`.
+fn vip_rows(service: u16) -> [usize; 2] {
+    [Role::Vip, Role::Preview].map(|role| vip_row(service, role))
 }

@@ -1,83 +1,78 @@
-//! Entries of open flows that a change of testers or previews has made wrong.
+//! Open flows that a change has made wrong.
 //!
 //! A flow remembers whether it is confined to the idle colour, and the data path believes it. So when a source
 //! becomes a tester, its open flows on the live colour end, TCP's as well as UDP's: that testers never meet the
-//! live colour goes before that open flows stay. When it ceases to be one, its flows on the idle colour end. And
-//! the flows of a preview address that is gone have no address that their replies could bear.
+//! live colour goes before that open flows stay. When it ceases to be one, its flows on the idle colour end.
+//!
+//! And a flow names the row of `vips` that its client sends to. Before that row gets another address, its flows end.
 
 use std::{
     collections::{HashMap, HashSet},
     net::IpAddr,
 };
 
-use bg_common::{Backend, Family, FlowHash, FlowKey4, FlowKey6, FlowState};
+use bg_common::{Backend, Family, Flow, FlowKey4, FlowKey6, FlowState, Role};
 
+use super::Work;
 use crate::{
-    Error, Paths,
+    Error,
     config::Prefix,
-    flow_table::{FlowKey, FlowTable, Which},
+    flow_table::{FlowKey, FlowTable},
     maps::{flows4, flows6},
     sys::Mapped,
 };
 
-/// What has changed.
-#[derive(Debug, Default)]
-pub(super) struct Sweep {
-    /// Testers, as they are now, of deployments whose testers have changed; by the deployment's index.
-    pub(super) testers: HashMap<u16, Vec<Prefix>>,
-    /// Services whose preview address is gone.
-    pub(super) previews: HashSet<u16>,
-}
+/// Testers, as they are now, of deployments whose testers have changed; by the deployment's index.
+pub(super) type Testers = HashMap<u16, Vec<Prefix>>;
 
-impl Sweep {
-    /// Removes wrong entries, of both directions. All that has changed holds for every packet already; `wait` is
-    /// the fence.
-    pub(super) fn run(
-        &self,
-        paths: &Paths,
-        backends: &Mapped<Backend>,
-        mut wait: impl FnMut() -> Result<(), Error>,
-    ) -> Result<(), Error> {
-        if self.testers.is_empty() && self.previews.is_empty() {
-            return Ok(());
-        }
-        let (v4, v6) = (flows4(paths)?, flows6(paths)?);
-        // Nothing is looked up by its hash here.
-        let hash = FlowHash::PUBLIC;
-        let (v4, v6) = (FlowTable::<FlowKey4>::new(v4.all(), &hash), FlowTable::<FlowKey6>::new(v6.all(), &hash));
-        while self.remove(&v4, backends) + self.remove(&v6, backends) > 0 {
-            // A packet that had found one direction before it went may just have restored the other one from it.
-            wait()?;
+impl Work<'_> {
+    /// Removes the flows of sources that are testers now or are no more. What has changed holds for every packet already.
+    pub(super) fn sweep_testers(&mut self) -> Result<(), Error> {
+        let testers = std::mem::take(&mut self.testers);
+        let is_wrong = |client, vip, flow: &Flow, backends: &Mapped<Backend>| {
+            let slot = flow.backend.slot() as usize;
+            let backend = if slot < backends.rows() { backends.read(slot) } else { Backend::default() };
+            // The flow of a backend that is gone leads nowhere any more.
+            flow.backend.is(backend.identity) && is_wrong(&testers, client, vip, flow.state, backend.deployment)
+        };
+        let swept = if testers.is_empty() { Ok(()) } else { self.sweep(is_wrong) };
+        self.testers = testers;
+        swept
+    }
+
+    /// Removes the flows of these rows of `vips`, which no packet finds any more.
+    pub(super) fn sweep_vips(&mut self, rows: &HashSet<usize>) -> Result<(), Error> {
+        if rows.is_empty() { Ok(()) } else { self.sweep(|_, vip, _, _| rows.contains(&usize::from(vip))) }
+    }
+
+    /// Removes flows, by client and row of `vips`.
+    fn sweep(&mut self, is_wrong: impl Fn(IpAddr, u16, &Flow, &Mapped<Backend>) -> bool + Sync) -> Result<(), Error> {
+        /// After so many, a row that is still being written is one that nobody writes.
+        const PASSES: usize = 8;
+        let (v4, v6) = (flows4(self.paths)?, flows6(self.paths)?);
+        for _ in 0..PASSES {
+            let backends = &self.tables.backends;
+            let more4 = FlowTable::<FlowKey4>::new(v4.all())
+                .remove(|key, flow| is_wrong(key.client().ip(), key.vip, flow, backends));
+            let more6 = FlowTable::<FlowKey6>::new(v6.all())
+                .remove(|key, flow| is_wrong(key.client().ip(), key.vip, flow, backends));
+            if !more4 && !more6 {
+                break;
+            }
+            self.wait()?;
         }
         Ok(())
     }
+}
 
-    /// Removes what is wrong; returns how many entries that were.
-    fn remove<K: FlowKey + Sync>(&self, table: &FlowTable<'_, K>, backends: &Mapped<Backend>) -> usize {
-        let removed = table.fold(
-            Which::Either,
-            || 0,
-            |removed, entry| {
-                let backend = backends.read(entry.flow.backend.slot() as usize);
-                // The entry of a backend that is gone leads nowhere any more.
-                if entry.flow.backend.is(backend.identity)
-                    && self.is_wrong(entry.client().to_ip(K::FAMILY), entry.flow.state, &backend)
-                {
-                    *removed += usize::from(entry.remove());
-                }
-            },
-        );
-        removed.into_iter().sum()
+fn is_wrong(testers: &Testers, client: IpAddr, vip: u16, state: FlowState, deployment: u16) -> bool {
+    // The address confines those that came by a preview address.
+    if vip % 2 == Role::Preview as u16 {
+        return false;
     }
-
-    fn is_wrong(&self, client: IpAddr, state: FlowState, backend: &Backend) -> bool {
-        if state.has(FlowState::PREVIEW) {
-            return self.previews.contains(&backend.service);
-        }
-        let is_confined = state.has(FlowState::IDLE_ONLY);
-        let testers = self.testers.get(&backend.deployment);
-        testers.is_some_and(|testers| testers.iter().any(|prefix| covers(prefix, client)) != is_confined)
-    }
+    let is_confined = state.has(FlowState::IDLE_ONLY);
+    let testers = testers.get(&deployment);
+    testers.is_some_and(|testers| testers.iter().any(|prefix| covers(prefix, client)) != is_confined)
 }
 
 fn covers(prefix: &Prefix, address: IpAddr) -> bool {
@@ -113,21 +108,14 @@ mod tests {
 
     #[test]
     fn a_flow_is_wrong_if_its_role_is_not_what_its_source_has_now() {
-        let sweep =
-            Sweep { testers: HashMap::from([(3, vec![prefix("198.51.100.0/24")])]), previews: HashSet::from([9]) };
-        let wrong = |deployment, client: [u8; 4], state| {
-            let backend = Backend { deployment, service: 8, ..Backend::default() };
-            sweep.is_wrong(client.into(), FlowState(FlowState::LIVE | state), &backend)
+        let testers = HashMap::from([(3, vec![prefix("198.51.100.0/24")])]);
+        let wrong = |deployment, client: [u8; 4], vip, state| {
+            is_wrong(&testers, client.into(), vip, FlowState(FlowState::LIVE | state), deployment)
         };
         let (tester, user) = ([198, 51, 100, 1], [203, 0, 113, 1]);
-        for reply in [0, FlowState::REPLY] {
-            assert!(wrong(3, tester, reply) && !wrong(3, tester, reply | FlowState::IDLE_ONLY));
-            assert!(!wrong(3, user, reply) && wrong(3, user, reply | FlowState::IDLE_ONLY));
-            assert!(!wrong(4, tester, reply), "of another deployment");
-            let preview = reply | FlowState::IDLE_ONLY | FlowState::PREVIEW;
-            assert!(!wrong(3, user, preview), "confined by its address");
-            let backend = Backend { deployment: 3, service: 9, ..Backend::default() };
-            assert!(sweep.is_wrong(user.into(), FlowState(preview), &backend), "its address is gone");
-        }
+        assert!(wrong(3, tester, 8, 0) && !wrong(3, tester, 8, FlowState::IDLE_ONLY));
+        assert!(!wrong(3, user, 8, 0) && wrong(3, user, 8, FlowState::IDLE_ONLY));
+        assert!(!wrong(4, tester, 8, 0), "of another deployment");
+        assert!(!wrong(3, user, 9, FlowState::IDLE_ONLY), "confined by its address");
     }
 }

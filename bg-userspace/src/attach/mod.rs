@@ -41,7 +41,7 @@ use crate::{
     Error, Paths,
     doctor::preconditions,
     history,
-    loader::{Loaded, TC_EGRESS, TC_INGRESS},
+    loader::{Loaded, TC_EGRESS, TC_INGRESS, WantedSizes},
     lock::Lock,
     maps::typed,
     net::{self, ARPHRD_ETHER, ARPHRD_LOOPBACK, Interface},
@@ -91,9 +91,15 @@ impl AttachedMode {
 pub struct AttachOptions {
     /// How.
     pub mode: AttachMode,
-    /// Flows that the tables have room for; `None` is what the instance has, or
+    /// Flows that there is room for, IPv4 and IPv6 each; `None` is what the instance has, or
     /// [`DEFAULT_FLOWS`](crate::DEFAULT_FLOWS) for a new one.
     pub flows: Option<u32>,
+    /// Services that there is room for; `None` is what the instance has, or
+    /// [`DEFAULT_SERVICES`](crate::DEFAULT_SERVICES) for a new one.
+    pub services: Option<u32>,
+    /// Backends that there is room for, of all services and both colours; `None` is what the instance has, or
+    /// [`DEFAULT_BACKENDS`](crate::DEFAULT_BACKENDS) for a new one.
+    pub backends: Option<u32>,
     /// A pinned XDP program that gets what is not for a VIP; `None` leaves it as it is.
     pub next: Option<PathBuf>,
     /// Attach behind another instance of bgctl, and where the pins are in a mount namespace that may end before them.
@@ -185,7 +191,8 @@ fn load_and_attach(
     options: &AttachOptions,
     next: Option<&mut Xdp>,
 ) -> Result<Vec<Attached>, Error> {
-    let mut loaded = Loaded::load(paths, options.flows)?;
+    let AttachOptions { flows, services, backends, .. } = *options;
+    let mut loaded = Loaded::load(paths, &WantedSizes { flows, services, backends })?;
     if let (Some(next), Some(path)) = (next, &options.next) {
         set_next(paths, next, path)?;
     }

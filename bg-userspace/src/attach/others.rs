@@ -18,8 +18,8 @@ use super::{Hook, PinnedLink, tc};
 use crate::{
     Error, Paths,
     loader::{INGRESS, TC_EGRESS, TC_INGRESS},
+    map_specs::MAPS,
     net::{self, Interface},
-    pins::MAPS,
     sys::{TcxProgram, tcx_programs, xdp_link},
 };
 

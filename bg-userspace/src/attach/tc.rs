@@ -148,7 +148,7 @@ mod tests {
     use crate::{
         Target,
         attach::{detach, pinned_links},
-        loader::{Loaded, TC_INGRESS},
+        loader::{Loaded, TC_INGRESS, WantedSizes},
     };
 
     fn run(program: &str, words: &str) -> String {
@@ -170,7 +170,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let pin_root = format!("/sys/fs/bpf/bgctl-test-clsact-{}", std::process::id()).into();
         let paths = Paths { pin_root, state_dir: directory.path().to_owned() };
-        let mut loaded = Loaded::load(&paths, Some(1000)).unwrap();
+        let mut loaded = Loaded::load(&paths, &WantedSizes { flows: Some(1000), ..WantedSizes::default() }).unwrap();
         let filters = || run("tc", "filter show dev v0.1 ingress").matches("direct-action").count();
 
         let program = loaded.classifier(TC_INGRESS).unwrap();

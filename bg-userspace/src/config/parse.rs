@@ -5,7 +5,7 @@ use std::{
     net::SocketAddr,
 };
 
-use bg_common::{MAX_BACKENDS, MAX_DEPLOYMENTS, MAX_SERVICES, MAX_TABLE_ENTRIES, MAX_TESTERS, Protocol};
+use bg_common::{MAX_BACKENDS, MAX_DEPLOYMENTS, MAX_SERVICES, MAX_TESTERS, Protocol};
 use toml::de::{DeTable, DeValue};
 
 use super::{
@@ -14,7 +14,6 @@ use super::{
     model::{Config, Deployment},
     value::{Fields, Notes, wrong_type},
 };
-use crate::maglev;
 
 /// Octets that the maps have for a name.
 pub(super) const MAX_NAME: usize = 64;
@@ -137,24 +136,19 @@ pub(super) fn name_problem(name: &str) -> Option<String> {
     }
 }
 
-/// What one instance holds of each kind, up to here.
+/// How many there are of each kind, up to here.
 #[derive(Default)]
-struct Totals([u64; 5]);
+struct Totals([u64; 4]);
 
 impl Totals {
     /// Notes each limit at the deployment that goes over it.
     fn add(&mut self, notes: &mut Notes<'_>, span: &std::ops::Range<usize>, deployment: &Deployment) {
         let colours = || deployment.services.iter().flat_map(|service| &service.backends);
-        let entries = colours().map(|backends| {
-            let weights: Vec<u32> = backends.iter().map(|backend| backend.weight).collect();
-            u64::from(maglev::table_len(&weights))
-        });
         let added = [
             (1, MAX_DEPLOYMENTS, "deployments"),
             (deployment.services.len() as u64, MAX_SERVICES, "services"),
             (colours().map(|backends| backends.len() as u64).sum(), MAX_BACKENDS, "backends"),
             (deployment.testers.len() as u64, MAX_TESTERS, "testers"),
-            (entries.sum(), MAX_TABLE_ENTRIES, "entries in the backends' hash tables"),
         ];
         for (total, (more, max, what)) in self.0.iter_mut().zip(added) {
             let (before, max) = (*total, u64::from(max));

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use super::{Finding, interface::sysctl, network::Network};
+use super::{Finding, interface::sysctl, network::Network, sizes};
 use crate::{
     Error, Paths,
     attach::{AttachedInterface, PortChange, changed_ports},
@@ -12,15 +12,15 @@ use crate::{
 
 const INSTANCE: &str = "instance";
 
-/// Without an instance, or without the right to look at it, nothing is told.
+/// Without the right to look at it, nothing is told.
 pub(super) fn examine(
     paths: &Paths,
     attached: &[AttachedInterface],
     network: &Network,
     config: Option<&Config>,
 ) -> Vec<Finding> {
-    match PinRoot::inspect(paths) {
-        Ok(PinRoot::Instance { meta, .. }) => {
+    let sizes = match PinRoot::inspect(paths) {
+        Ok(PinRoot::Instance { meta, sizes }) => {
             if let Err(error) = pins::check_namespace(paths, &meta) {
                 let remedy = match &error {
                     Error::OtherNamespace { prefix, .. } if !prefix.is_empty() => format!("`{prefix}bgctl doctor`"),
@@ -28,7 +28,9 @@ pub(super) fn examine(
                 };
                 return vec![Finding::fail(INSTANCE, "namespace", error.to_string(), remedy)];
             }
+            sizes
         }
+        Ok(PinRoot::Empty | PinRoot::Unfinished) => return sizes::of_new_instance(INSTANCE, config),
         Err(error @ (Error::Damaged { .. } | Error::OtherAbi { .. } | Error::ForeignMap { .. })) => {
             return vec![Finding::fail(
                 INSTANCE,
@@ -38,8 +40,9 @@ pub(super) fn examine(
             )];
         }
         _ => return Vec::new(),
-    }
+    };
     let mut findings = vec![interfaces(attached)];
+    findings.extend(sizes::of_instance(INSTANCE, &sizes, config));
     findings.extend(attached.iter().filter_map(|interface| {
         Some(Finding::fail(INSTANCE, "interface", interface.problem()?, interface.remedy.clone()?))
     }));

@@ -11,6 +11,7 @@ mod mounts;
 mod network;
 pub mod preconditions;
 mod real_time;
+mod sizes;
 
 use serde::Serialize;
 

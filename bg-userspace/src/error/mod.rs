@@ -3,12 +3,16 @@
 mod class;
 mod names;
 mod refusal;
+mod room;
 
-use std::{io, path::PathBuf};
+use std::{io, net::SocketAddr, path::PathBuf};
+
+use bg_common::MAX_CHAIN;
 
 pub use class::ErrorClass;
 use names::instead;
 pub use refusal::Refusal;
+pub use room::Room;
 
 use crate::{attach::OtherProgram, doctor::preconditions::PreconditionError, history::HistoryError, net::NetError};
 
@@ -82,12 +86,14 @@ pub enum Error {
         /// What differs.
         detail: String,
     },
-    /// Expected flow tables of this size; that of an instance is fixed.
+    /// Expected an instance of this size; its maps cannot grow.
     #[error(
-        "this instance has room for {got} flows, --flows asks for {expected}: a table cannot grow in place; \
-         leave --flows away, or run `bgctl detach --all` first (open flows are then forgotten)"
+        "this instance has room for {got} {what}, --{what} asks for {expected}: a map cannot grow in place; \
+         leave --{what} away, or run `bgctl detach --all` first (open flows are then forgotten)"
     )]
-    OtherFlowTableSize {
+    OtherSize {
+        /// `flows`, `services` or `backends`: the option.
+        what: &'static str,
         /// What was asked for.
         expected: u32,
         /// What there is.
@@ -98,17 +104,14 @@ pub enum Error {
     NoObject,
     /// The kernel has no memory for a map.
     #[error(
-        "no memory for map \"{map}\": the flow tables for {flows} flows take {} MiB, all at once; free some (a limit of the \
-         cgroup counts too), or attach with a smaller --flows",
-        bytes.div_ceil(1 << 20)
+        "no memory for map \"{map}\". All maps take {sizes}; free some memory (a limit of the cgroup counts too), or attach \
+         with a smaller --flows, --services or --backends"
     )]
     NoMemory {
         /// The map's name.
         map: String,
-        /// Flows that the tables were to have room for.
-        flows: u32,
-        /// Size of both flow tables.
-        bytes: u64,
+        /// What the settings take.
+        sizes: String,
         /// What the kernel has said.
         #[source]
         source: io::Error,
@@ -243,18 +246,30 @@ pub enum Error {
     },
 
     /// The maps are too small for the configuration.
-    #[error(
-        "no room for {needed} more {what}: {free} of {capacity} are free; split the configuration over several instances (--pin-root)"
-    )]
+    #[error("no room for {needed} more {what}: {free} of {capacity} are free; {}", what.remedy())]
     NoRoom {
-        /// "services", "backends", "table entries in one piece", ...
-        what: &'static str,
+        /// Of what.
+        what: Room,
         /// How many are needed.
         needed: usize,
         /// How many there are.
         free: usize,
         /// How many an instance has.
         capacity: usize,
+    },
+    /// Too many rows would share a place in an index.
+    #[error(
+        "{what} {address}/{protocol} cannot be indexed: {MAX_CHAIN} others share its place, or it is a backend of {MAX_CHAIN} \
+         services that did not have it in common when they were added. Give it another address or port; or remove the \
+         services, apply, and add them again; or `bgctl detach --all`, then attach with a larger --services or --backends"
+    )]
+    IndexFull {
+        /// "VIP" or "backend".
+        what: &'static str,
+        /// Its address.
+        address: SocketAddr,
+        /// `tcp` or `udp`.
+        protocol: &'static str,
     },
     /// The configuration holds what the maps cannot.
     #[error("{what}")]

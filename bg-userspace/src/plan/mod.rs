@@ -50,6 +50,13 @@ impl Plan {
         self.changes.is_empty()
     }
 
+    /// Something that a killed apply has left is to be finished, though nothing changes.
+    pub(crate) fn finish(&mut self) {
+        if self.is_empty() {
+            self.changes.push(Change { deployment: "(all)".to_owned(), service: None, action: Action::Finish });
+        }
+    }
+
     /// Whether anything is removed that may have open flows.
     pub(crate) fn removes_backends(&self) -> bool {
         let removes =
@@ -92,9 +99,8 @@ pub(crate) fn plan(
         }
     }
     plan.changes.extend(removals(config, running, open));
-    let is_unfinished = !running.left_over.is_empty();
-    if is_unfinished && plan.is_empty() {
-        plan.changes.push(Change { deployment: "(all)".to_owned(), service: None, action: Action::Finish });
+    if !running.left_over.is_empty() {
+        plan.finish();
     }
     plan
 }

@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, net::SocketAddr};
 
-use bg_common::{Colour, ServiceRow};
+use bg_common::{Colour, ServiceKey, ServiceRow};
 
 use super::{
     OpenFlows,
@@ -60,7 +60,9 @@ pub(super) fn service_changes(
             // As the testers that run would have it: a killed apply has changed one and not the other.
             let has_testers = u8::from(running.is_some_and(|running| !running.testers.is_empty()));
             let agree = |row: ServiceRow| row.has_testers == has_testers && row.tables == current.row.tables;
-            if !rows(current).all(agree) {
+            // One that has ended stands in its row until no flow names it any more.
+            let is_left_over = current.preview.is_none() && current.preview_row != ServiceKey::default();
+            if !rows(current).all(agree) || (is_left_over && wanted.preview.is_none()) {
                 changes.push(change(Action::Finish));
             }
         }

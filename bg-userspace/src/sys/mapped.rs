@@ -110,17 +110,19 @@ impl Mapped<[u32; 2]> {
 }
 
 #[cfg(test)]
+impl<T: Pod> Mapped<T> {
+    /// Of no map: memory of this process.
+    pub(crate) fn anonymous(rows: usize) -> Self {
+        let memory = memmap2::MmapMut::map_anon(rows * Self::WORDS * 8).unwrap();
+        Self { memory: MmapRaw::from(memory), rows, row: PhantomData }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use bg_common::{Backend, Identity, NextHop};
 
     use super::*;
-
-    impl<T: Pod> Mapped<T> {
-        fn anonymous(rows: usize) -> Self {
-            let memory = memmap2::MmapMut::map_anon(rows * Self::WORDS * 8).unwrap();
-            Self { memory: MmapRaw::from(memory), rows, row: PhantomData }
-        }
-    }
 
     fn backend() -> Backend {
         Backend {
@@ -128,7 +130,7 @@ mod tests {
             service: 5,
             colour: 1,
             next_hop: NextHop::pack(7, 1500, 1, 2, 99),
-            weight: 10,
+            next: 10,
             deployment: 9,
             ..Backend::default()
         }
@@ -138,8 +140,8 @@ mod tests {
     fn a_changed_field_leaves_its_word_and_all_others_as_they_are() {
         let rows = Mapped::anonymous(2);
         rows.write(1, &backend());
-        rows.update(1, |backend| backend.weight = 20);
-        assert_eq!(rows.read(1), Backend { weight: 20, ..backend() });
+        rows.update(1, |backend| backend.next = 20);
+        assert_eq!(rows.read(1), Backend { next: 20, ..backend() });
         assert_eq!(rows.read(0), Backend::default());
     }
 

@@ -7,7 +7,7 @@ use std::{
 };
 
 use bg_common::Colour;
-use bg_userspace::{Paths, config::OnSwitch};
+use bg_userspace::{MAX_BACKENDS, MAX_FLOWS, MAX_SERVICES, Paths, config::OnSwitch};
 use clap::{Args as ClapArgs, ColorChoice, Parser, Subcommand, ValueEnum, ValueHint};
 use clap_complete::ArgValueCandidates;
 
@@ -181,8 +181,14 @@ pub(crate) struct Attach {
     pub(crate) mode: Mode,
     /// Flows to make room for, at the first attach; k, M and G are a thousand, a million and so on, and the room is
     /// rounded up to a power of two [default: 262144]
-    #[arg(long, value_name = "N", value_parser = flow_count)]
+    #[arg(long, value_name = "N", value_parser = count(1, MAX_FLOWS))]
     pub(crate) flows: Option<u32>,
+    /// Services to make room for, at the first attach [default: 1024]
+    #[arg(long, value_name = "N", value_parser = count(1, MAX_SERVICES))]
+    pub(crate) services: Option<u32>,
+    /// Backends to make room for, of all services and both colours, at the first attach [default: 16384]
+    #[arg(long, value_name = "N", value_parser = count(2, MAX_BACKENDS))]
+    pub(crate) backends: Option<u32>,
     /// A pinned XDP program that gets what is not for a VIP
     #[arg(long, value_name = "PROGRAM")]
     pub(crate) next: Option<PathBuf>,
@@ -335,17 +341,18 @@ impl From<OnSwitchName> for OnSwitch {
     }
 }
 
-/// A number of flows: digits, and a decimal suffix if there is one.
-fn flow_count(text: &str) -> Result<u32, String> {
-    const MAX: u64 = 1 << 26;
+/// Understands a number from `least` to `most`: digits, and a decimal suffix if there is one.
+fn count(least: u32, most: u32) -> impl Fn(&str) -> Result<u32, String> + Clone {
     const SUFFIXES: [(&str, u64); 6] =
         [("k", 1_000), ("K", 1_000), ("m", 1_000_000), ("M", 1_000_000), ("g", 1_000_000_000), ("G", 1_000_000_000)];
-    let (digits, unit) =
-        SUFFIXES.iter().find_map(|(suffix, unit)| Some((text.strip_suffix(suffix)?, *unit))).unwrap_or((text, 1));
-    let count = digits.parse::<u64>().ok().and_then(|count| count.checked_mul(unit));
-    match count {
-        Some(count @ 1..=MAX) => Ok(count as u32),
-        _ => Err(format!("expected 1 to {MAX}, or a number with k, M or G behind it, such as 500k or 1M")),
+    move |text| {
+        let (digits, unit) =
+            SUFFIXES.iter().find_map(|(suffix, unit)| Some((text.strip_suffix(suffix)?, *unit))).unwrap_or((text, 1));
+        let count = digits.parse::<u64>().ok().and_then(|count| count.checked_mul(unit));
+        let count = count.and_then(|count| u32::try_from(count).ok()).filter(|count| (least..=most).contains(count));
+        count.ok_or_else(|| {
+            format!("expected {least} to {most}, or a number with k, M or G behind it, such as 2k or 1M")
+        })
     }
 }
 
@@ -367,7 +374,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn flows_are_counted_in_thousands_and_millions() {
+    fn numbers_are_counted_in_thousands_and_millions() {
+        let flow_count = count(1, MAX_FLOWS);
         for (text, count) in [("1", 1), ("500k", 500_000), ("500K", 500_000), ("1M", 1_000_000), ("67108864", 1 << 26)]
         {
             assert_eq!(flow_count(text), Ok(count), "{text}");
@@ -377,6 +385,9 @@ mod tests {
         {
             assert!(flow_count(text).is_err(), "{text}");
         }
+        let backend_count = count(2, MAX_BACKENDS);
+        assert_eq!([backend_count("1"), backend_count("2")].map(|count| count.ok()), [None, Some(2)]);
+        assert!(backend_count("262145").unwrap_err().starts_with("expected 2 to 262144, "));
     }
 
     #[test]

@@ -67,6 +67,10 @@ pub(crate) const PAGES: &[Page] = &[
         ],
         examples: &[
             ("bgctl attach eth0 eth1 --flows 1M", "attach to two NICs, with room for a million flows"),
+            (
+                "bgctl attach eth0 --services 20 --backends 200",
+                "take less memory than for 1024 services and 16384 backends",
+            ),
             ("bgctl attach br0 --mode tc", "attach to the bridge of virtual machines"),
             ("bgctl attach --from /etc/bgctl/interfaces --wait 30s", "attach to what a file names, as a boot does"),
         ],

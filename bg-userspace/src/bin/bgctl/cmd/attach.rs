@@ -18,8 +18,15 @@ pub(super) fn run(global: &Global, args: &Attach) -> anyhow::Result<Outcome> {
         Mode::Generic => AttachMode::Generic,
         Mode::Tc => AttachMode::Tc,
     };
-    let options =
-        AttachOptions { mode, flows: args.flows, next: args.next.clone(), force: args.force, wait: args.wait };
+    let options = AttachOptions {
+        mode,
+        flows: args.flows,
+        services: args.services,
+        backends: args.backends,
+        next: args.next.clone(),
+        force: args.force,
+        wait: args.wait,
+    };
     let Some(file) = &args.from else {
         report(global, &bg_userspace::attach(&global.paths(), &args.interfaces, &options)?)?;
         return Ok(Outcome::Done);

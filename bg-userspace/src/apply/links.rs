@@ -1,0 +1,130 @@
+//! The indexes during an apply: see [`crate::index`].
+
+use std::{
+    collections::{HashMap, HashSet},
+    net::SocketAddr,
+};
+
+use bg_common::{Backend, Be16, Colour, Family, MAX_CHAIN, Protocol, Role, Vip};
+
+use super::{Work, salts::Salts};
+use crate::{
+    Error,
+    config::{Config, protocol_name},
+    index::{self, Endpoint, Full, endpoint},
+    maps::{Heads, Tables},
+    running::{Running, address_of, service_key, vip_row},
+};
+
+impl Work<'_> {
+    /// Links the virtual addresses that a row of `services` names, but for those that are to be unlinked.
+    pub(super) fn link_vips(&self) -> Result<(), Error> {
+        let index = index::vips(&self.heads, &self.tables);
+        index.link_missing(&self.wanted_vips()).map_err(|full| vip_full(full, &self.tables))
+    }
+
+    /// Links the backends in use.
+    pub(super) fn link_backends(&self) -> Result<(), Error> {
+        let index = index::backends(&self.heads, &self.tables);
+        index.link_missing(&index.wanted_backends()).map_err(|full| backend_full(full, &self.tables))
+    }
+
+    /// Links what is to be found, and unlinks everything else. What was unlinked may be used for something else.
+    pub(super) fn settle_indexes(&mut self) -> Result<(), Error> {
+        self.link_vips()?;
+        self.link_backends()?;
+        let wanted_vips = self.wanted_vips();
+        let wanted_backends = index::backends(&self.heads, &self.tables).wanted_backends();
+        if index::vips(&self.heads, &self.tables).is_settled(&wanted_vips)
+            && index::backends(&self.heads, &self.tables).is_settled(&wanted_backends)
+        {
+            return Ok(());
+        }
+        self.wait()?;
+        index::vips(&self.heads, &self.tables).unlink_others(&wanted_vips);
+        index::backends(&self.heads, &self.tables).unlink_others(&wanted_backends);
+        self.wait()
+    }
+
+    fn wanted_vips(&self) -> Vec<bool> {
+        let mut wanted = index::vips(&self.heads, &self.tables).wanted_vips(self.rows.published());
+        self.unlinked.iter().for_each(|row| wanted[*row] = false);
+        wanted
+    }
+}
+
+fn vip_full(full: Full, tables: &Tables) -> Error {
+    let vip = tables.services.vips.read(full.row);
+    index_full("virtual address", address_of(&vip.key), vip.key.protocol)
+}
+
+fn backend_full(full: Full, tables: &Tables) -> Error {
+    let backend = tables.backends.read(full.row);
+    let family = Family::from_u8(backend.family).unwrap_or(Family::V4);
+    index_full("backend", SocketAddr::new(backend.addr.to_ip(family), backend.port.host()), backend.protocol)
+}
+
+fn index_full(what: &'static str, address: SocketAddr, protocol: u8) -> Error {
+    Error::IndexFull { what, address, protocol: Protocol::from_u8(protocol).map_or("?", protocol_name) }
+}
+
+/// Refuses a configuration of which more rows would be in one list than packets look at, while old and new ones are side by
+/// side.
+pub(super) fn check(config: &Config, running: &Running, heads: &Heads, tables: &Tables) -> Result<(), Error> {
+    let (vips, backends) = (index::vips(heads, tables), index::backends(heads, tables));
+    let linked = |linked: Vec<Option<usize>>| (0..linked.len()).filter(move |row| linked[*row].is_some());
+    // By head. Of a virtual address that changes hands there are two rows for a while.
+    let mut vip_lists: HashMap<usize, usize> = HashMap::new();
+    let mut linked_vips = HashSet::new();
+    for row in linked(vips.linked()) {
+        let vip = tables.services.vips.read(row);
+        *vip_lists.entry(vips.head_of(&vip)).or_default() += 1;
+        linked_vips.insert((row, vip.key));
+    }
+    let mut backend_lists: HashMap<usize, HashSet<Endpoint>> = HashMap::new();
+    for slot in linked(backends.linked()) {
+        let backend = tables.backends.read(slot);
+        backend_lists.entry(backends.head_of(&backend)).or_default().insert(endpoint(&backend));
+    }
+
+    let mut salts = Salts::new(running);
+    // Stand for the indexes of new services, which are not known yet.
+    let mut new_index = u16::MAX / 2;
+    for deployment in &config.deployments {
+        let index = running.deployments.get(&deployment.name).map(|current| current.index);
+        for service in &deployment.services {
+            let vip = service_key(service.vip, service.protocol);
+            let current = running.by_vip(&vip).filter(|current| Some(current.deployment) == index);
+            let preview = service.preview.map(|address| (Role::Preview, service_key(address, service.protocol)));
+            for (role, key) in std::iter::once((Role::Vip, vip)).chain(preview) {
+                let row = current.map(|current| vip_row(current.index, role));
+                if row.is_some_and(|row| linked_vips.contains(&(row, key))) {
+                    continue;
+                }
+                let rows = vip_lists.entry(vips.head_of(&Vip { key, ..Vip::default() })).or_default();
+                *rows += 1;
+                if *rows > MAX_CHAIN as usize {
+                    return Err(index_full("virtual address", address_of(&key), key.protocol));
+                }
+            }
+            new_index = new_index.saturating_add(u16::from(current.is_none()));
+            let salt = salts.take(service, current, new_index);
+            for spec in Colour::ALL.into_iter().flat_map(|colour| service.backends(colour)) {
+                let backend = Backend {
+                    addr: spec.address.ip().into(),
+                    port: Be16::new(spec.address.port()),
+                    family: Family::of(spec.address.ip()) as u8,
+                    protocol: service.protocol as u8,
+                    salt,
+                    ..Backend::default()
+                };
+                let list = backend_lists.entry(backends.head_of(&backend)).or_default();
+                list.insert(endpoint(&backend));
+                if list.len() > MAX_CHAIN as usize {
+                    return Err(index_full("backend", spec.address, backend.protocol));
+                }
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,52 @@
+//! What an instance has room for.
+
+use std::fmt;
+
+/// What a configuration takes room of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Room {
+    /// Rows of deployments.
+    Deployments,
+    /// Rows of services.
+    Services,
+    /// Rows of backends.
+    Backends,
+    /// Tester prefixes.
+    Testers,
+    /// Entries of the backends' hash tables.
+    TableEntries,
+    /// The same, one after the other.
+    TableEntriesInOnePiece,
+}
+
+impl Room {
+    /// What there is to do.
+    pub(super) fn remedy(self) -> String {
+        let larger = |options: &str| {
+            format!("run `bgctl detach --all`, then attach with a larger {options} (open flows are then forgotten)")
+        };
+        match self {
+            Self::Deployments | Self::Testers => {
+                "split the configuration over several instances (--pin-root)".to_owned()
+            }
+            Self::Services => larger("--services"),
+            Self::Backends => larger("--backends"),
+            Self::TableEntries | Self::TableEntriesInOnePiece => {
+                larger("--backends") + ", or use weights that differ less"
+            }
+        }
+    }
+}
+
+impl fmt::Display for Room {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Deployments => "deployments",
+            Self::Services => "services",
+            Self::Backends => "backends",
+            Self::Testers => "testers",
+            Self::TableEntries => "table entries",
+            Self::TableEntriesInOnePiece => "table entries in one piece",
+        })
+    }
+}

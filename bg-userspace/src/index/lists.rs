@@ -1,0 +1,103 @@
+//! Lists of rows, and the two kinds of rows that are in lists.
+
+use bg_common::{Backend, Vip, endpoint_hash};
+use bytemuck::Pod;
+
+use super::MappedLists;
+use std::sync::atomic::Ordering;
+
+/// A row that can be in a list.
+pub(crate) trait Listed: Pod {
+    /// Chooses the list.
+    fn hash(&self) -> u32;
+    /// Link to the row behind it.
+    fn next(&self) -> u32;
+    /// The same, to be changed.
+    fn next_mut(&mut self) -> &mut u32;
+}
+
+impl Listed for Vip {
+    fn hash(&self) -> u32 {
+        endpoint_hash(&self.key.addr, self.key.port, self.key.protocol)
+    }
+
+    fn next(&self) -> u32 {
+        self.next
+    }
+
+    fn next_mut(&mut self) -> &mut u32 {
+        &mut self.next
+    }
+}
+
+impl Listed for Backend {
+    fn hash(&self) -> u32 {
+        endpoint_hash(&self.addr, self.port, self.protocol)
+    }
+
+    fn next(&self) -> u32 {
+        self.next
+    }
+
+    fn next_mut(&mut self) -> &mut u32 {
+        &mut self.next
+    }
+}
+
+/// A link to a row.
+pub(super) const fn link(row: usize) -> u32 {
+    row as u32 + 1
+}
+
+/// Memory with heads, a power of two of them, and the rows of their lists. Each store is seen as a whole, and after those before it.
+pub(crate) trait Lists {
+    /// A row.
+    type Row: Listed;
+    /// Number of heads.
+    fn heads(&self) -> usize;
+    /// Link to the first row of a list.
+    fn head(&self, head: usize) -> u32;
+    /// Stores it.
+    fn set_head(&self, head: usize, link: u32);
+    /// Number of rows.
+    fn rows(&self) -> usize;
+    /// A row.
+    fn row(&self, row: usize) -> Self::Row;
+    /// Stores a row's link.
+    fn set_next(&self, row: usize, link: u32);
+
+    /// The rows of a list. A list that something else has damaged ends where it leads nowhere, or goes round.
+    fn list(&self, head: usize) -> impl Iterator<Item = usize> {
+        let row_of = |link: u32| (link as usize).checked_sub(1).filter(|row| *row < self.rows());
+        std::iter::successors(row_of(self.head(head)), move |row| row_of(self.row(*row).next())).take(self.rows())
+    }
+}
+
+impl<T: Listed> Lists for MappedLists<'_, T> {
+    type Row = T;
+
+    fn heads(&self) -> usize {
+        self.heads.halves().len()
+    }
+
+    fn head(&self, head: usize) -> u32 {
+        self.heads.halves()[head].load(Ordering::Relaxed)
+    }
+
+    fn set_head(&self, head: usize, link: u32) {
+        self.heads.halves()[head].store(link, Ordering::Release);
+    }
+
+    fn rows(&self) -> usize {
+        self.rows.rows()
+    }
+
+    fn row(&self, row: usize) -> T {
+        self.rows.read(row)
+    }
+
+    fn set_next(&self, row: usize, link: u32) {
+        // One word, and the rest of it stays as it is: only user space writes it.
+        self.rows.update(row, |row| *row.next_mut() = link);
+    }
+}

@@ -1,0 +1,162 @@
+//! The two indexes by which packets find virtual addresses and backends: `vip_index` and `backend_index`.
+//!
+//! A head holds a link to the first row of a list, and each row one to the next: a number plus one, or zero at the end.
+//! Packets walk the lists while they change, and never miss a row that is to be found:
+//!
+//! - A row is linked by two stores, first its own link, then the head. It comes first in its list, so no
+//!   walk that is under way gets longer.
+//! - A row is unlinked by one store, in the row before it or in the head. Its own link stays, so a walk that is at it
+//!   goes on to the rest of the list.
+//! - A row is unlinked a grace period after the row that takes its place was linked: a walk that began before has ended.
+//! - A row is used for something else a grace period after it was unlinked.
+//!
+//! Each store leaves whole lists. So a call that is killed leaves rows that are missing or too many, and the
+//! next one, which compares all of them, links and unlinks what differs.
+
+mod lists;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+
+use bg_common::{Addr, Backend, Be16, MAX_CHAIN, ServiceKey, ServiceRow, Vip};
+
+pub(crate) use lists::{Listed, Lists};
+
+use crate::{
+    maps::{Heads, Tables},
+    running::{role_of, vip_row},
+    sys::Mapped,
+};
+
+/// Heads in mapped memory, and the rows of their lists.
+pub(crate) struct MappedLists<'a, T> {
+    heads: &'a Mapped<[u32; 2]>,
+    rows: &'a Mapped<T>,
+}
+
+/// A list has no room for this row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Full {
+    pub(crate) row: usize,
+}
+
+/// The index of virtual addresses.
+pub(crate) fn vips<'a>(heads: &'a Heads, tables: &'a Tables) -> Index<MappedLists<'a, Vip>> {
+    Index(MappedLists { heads: &heads.vips, rows: &tables.services.vips })
+}
+
+/// The index of backends.
+pub(crate) fn backends<'a>(heads: &'a Heads, tables: &'a Tables) -> Index<MappedLists<'a, Backend>> {
+    Index(MappedLists { heads: &heads.backends, rows: &tables.backends })
+}
+
+/// Whether all that is to be found is linked, and nothing else.
+pub(crate) fn is_settled(heads: &Heads, tables: &Tables, services: &HashMap<ServiceKey, ServiceRow>) -> bool {
+    let (vips, backends) = (vips(heads, tables), backends(heads, tables));
+    vips.is_settled(&vips.wanted_vips(services)) && backends.is_settled(&backends.wanted_backends())
+}
+
+/// An index, as who changes it sees it.
+pub(crate) struct Index<L>(L);
+
+impl<L: Lists> Index<L> {
+    /// For each row, the head of the list in which it is.
+    pub(crate) fn linked(&self) -> Vec<Option<usize>> {
+        let mut linked = vec![None; self.0.rows()];
+        for head in 0..self.0.heads() {
+            self.0.list(head).for_each(|row| linked[row] = Some(head));
+        }
+        linked
+    }
+
+    /// Whether the rows that are linked are those that are wanted.
+    pub(crate) fn is_settled(&self, wanted: &[bool]) -> bool {
+        self.linked().iter().zip(wanted).all(|(linked, wanted)| linked.is_some() == *wanted)
+    }
+
+    /// Links every row that is wanted and is not linked.
+    pub(crate) fn link_missing(&self, wanted: &[bool]) -> Result<(), Full> {
+        let linked = self.linked();
+        let missing = (0..wanted.len()).filter(|row| wanted[*row] && linked[*row].is_none());
+        missing.into_iter().try_for_each(|row| self.link(row))
+    }
+
+    fn link(&self, row: usize) -> Result<(), Full> {
+        let head = self.head_of(&self.0.row(row));
+        if self.0.list(head).count() >= MAX_CHAIN as usize {
+            return Err(Full { row });
+        }
+        self.0.set_next(row, self.0.head(head));
+        self.0.set_head(head, lists::link(row));
+        Ok(())
+    }
+
+    /// Unlinks every row that is linked and is not wanted. What takes its place was linked a grace period ago.
+    pub(crate) fn unlink_others(&self, wanted: &[bool]) {
+        for head in 0..self.0.heads() {
+            let mut last_kept = None;
+            // Collected, since the list changes on the way.
+            for row in self.0.list(head).collect::<Vec<_>>() {
+                if wanted[row] {
+                    last_kept = Some(row);
+                    continue;
+                }
+                let next = self.0.row(row).next();
+                match last_kept {
+                    Some(before) => self.0.set_next(before, next),
+                    None => self.0.set_head(head, next),
+                }
+            }
+        }
+    }
+
+    /// The head of a row's list.
+    pub(crate) fn head_of(&self, row: &impl Listed) -> usize {
+        row.hash() as usize & (self.0.heads() - 1)
+    }
+}
+
+impl<L: Lists<Row = Vip>> Index<L> {
+    /// The virtual addresses that are to be found: those that a row of the `services` map names.
+    pub(crate) fn wanted_vips(&self, services: &HashMap<ServiceKey, ServiceRow>) -> Vec<bool> {
+        let mut wanted = vec![false; self.0.rows()];
+        for (key, service) in services {
+            let row = vip_row(service.service, role_of(service));
+            if row < wanted.len() && self.0.row(row).key == *key {
+                wanted[row] = true;
+            }
+        }
+        wanted
+    }
+}
+
+impl<L: Lists<Row = Backend>> Index<L> {
+    /// The backends that are to be found: of those in use at an endpoint the one that is linked, or else the first.
+    pub(crate) fn wanted_backends(&self) -> Vec<bool> {
+        let linked = self.linked();
+        let mut chosen: HashMap<Endpoint, usize> = HashMap::new();
+        for slot in 0..self.0.rows() {
+            let backend = self.0.row(slot);
+            if backend.identity.in_use == 0 {
+                continue;
+            }
+            let chosen = chosen.entry(endpoint(&backend)).or_insert(slot);
+            if linked[slot].is_some() && linked[*chosen].is_none() {
+                *chosen = slot;
+            }
+        }
+        let mut wanted = vec![false; self.0.rows()];
+        chosen.into_values().for_each(|slot| wanted[slot] = true);
+        wanted
+    }
+}
+
+/// What a packet's source is compared with, and the salt with which its flow is looked for: of backends that have the same,
+/// one is linked.
+pub(crate) type Endpoint = (Addr, Be16, u8, u8, u16);
+
+/// The endpoint of a backend.
+pub(crate) const fn endpoint(backend: &Backend) -> Endpoint {
+    (backend.addr, backend.port, backend.family, backend.protocol, backend.salt)
+}

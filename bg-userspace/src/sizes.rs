@@ -1,0 +1,205 @@
+//! How large the maps of an instance are, and what memory they take.
+//!
+//! Three settings of `bgctl attach` say it; everything else follows from them, here and nowhere else. The sizes of an
+//! instance that exists are read from its maps.
+
+use std::fmt;
+
+use aya::maps::MapInfo;
+use bg_common::{FLOW_WAYS, HEADS_PER_ROW, MAX_BACKENDS, MAX_SERVICES};
+
+use crate::{Error, Paths, map_specs::MAPS};
+
+/// Flows that an instance has room for unless told otherwise, IPv4 and IPv6 each.
+pub const DEFAULT_FLOWS: u32 = 262_144;
+/// Services that an instance has room for unless told otherwise.
+pub const DEFAULT_SERVICES: u32 = 1024;
+/// Backends that an instance has room for unless told otherwise.
+pub const DEFAULT_BACKENDS: u32 = 16_384;
+/// The most flows that an instance can have room for, IPv4 and IPv6 each.
+pub const MAX_FLOWS: u32 = 1 << 26;
+
+/// Rows of a flow table for each flow: one of two is to be free. A fuller table evicts open flows now and then.
+const ROWS_PER_FLOW: u32 = 2;
+/// Entries of the Maglev array for each service: a table of up to eight backends of one weight for each colour.
+const ENTRIES_PER_SERVICE: u32 = 2 * 251;
+/// Entries of the Maglev array for each backend: those of a larger table, if the weights are the same.
+const ENTRIES_PER_BACKEND: u32 = 62;
+/// More entries: two tables of the greatest length, so that those of any service can be replaced.
+const SPARE_ENTRIES: u32 = 2 * 65_537;
+
+/// What there is room for, as `bgctl attach` asks for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Setting {
+    Flows,
+    Services,
+    Backends,
+}
+
+impl Setting {
+    /// All of them.
+    pub(crate) const ALL: [Self; 3] = [Self::Flows, Self::Services, Self::Backends];
+
+    /// What is counted.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Flows => "flows",
+            Self::Services => "services",
+            Self::Backends => "backends",
+        }
+    }
+}
+
+/// Sizes of the maps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Sizes {
+    /// Buckets of `flows4` and of `flows6`: powers of two, and at least two.
+    pub(crate) flow_buckets: [u32; 2],
+    /// Services.
+    pub(crate) services: u32,
+    /// Rows of `backends`.
+    pub(crate) backends: u32,
+    /// Rows of `maglev`, of two entries each.
+    pub(crate) maglev_rows: u32,
+    /// Rows of `vip_index`, of two heads each: a power of two.
+    pub(crate) vip_index_rows: u32,
+    /// Rows of `backend_index`, of two heads each: a power of two.
+    pub(crate) backend_index_rows: u32,
+}
+
+impl Default for Sizes {
+    fn default() -> Self {
+        Self::new(DEFAULT_FLOWS, DEFAULT_SERVICES, DEFAULT_BACKENDS)
+    }
+}
+
+impl Sizes {
+    /// For so many flows (IPv4 and IPv6 each), services and backends.
+    pub(crate) fn new(flows: u32, services: u32, backends: u32) -> Self {
+        let (services, backends) = (services.clamp(1, MAX_SERVICES), backends.clamp(2, MAX_BACKENDS));
+        let entries = ENTRIES_PER_SERVICE * services + ENTRIES_PER_BACKEND * backends + SPARE_ENTRIES;
+        let index_rows = |rows: u32| (HEADS_PER_ROW * rows).next_power_of_two() / 2;
+        Self {
+            flow_buckets: [flow_buckets(flows); 2],
+            services,
+            backends,
+            maglev_rows: entries.div_ceil(2),
+            vip_index_rows: index_rows(2 * services),
+            backend_index_rows: index_rows(backends),
+        }
+    }
+
+    /// Those of the maps that are pinned.
+    pub(crate) fn read(paths: &Paths) -> Result<Self, Error> {
+        let entries = |name| {
+            let pin = paths.map(name);
+            MapInfo::from_pin(&pin).map(|info| info.max_entries()).map_err(|error| crate::pins::unopened(&pin, error))
+        };
+        Ok(Self {
+            flow_buckets: [entries("flows4")?, entries("flows6")?],
+            services: entries("service_info")?,
+            backends: entries("backends")?,
+            maglev_rows: entries("maglev")?,
+            vip_index_rows: entries("vip_index")?,
+            backend_index_rows: entries("backend_index")?,
+        })
+    }
+
+    /// The same with another setting.
+    pub(crate) fn with(self, setting: Setting, number: u32) -> Self {
+        let [flows, services, backends] =
+            Setting::ALL.map(|each| if each == setting { number } else { self.room(each) });
+        Self::new(flows, services, backends)
+    }
+
+    /// How many there is room for.
+    pub(crate) fn room(&self, setting: Setting) -> u32 {
+        match setting {
+            Setting::Flows => self.flow_buckets[0].saturating_mul(FLOW_WAYS) / ROWS_PER_FLOW,
+            Setting::Services => self.services,
+            Setting::Backends => self.backends,
+        }
+    }
+
+    /// Bytes of memory that all maps take, as the kernel counts them.
+    pub(crate) fn bytes(&self) -> u64 {
+        MAPS.iter().map(|map| map.bytes(self)).sum()
+    }
+
+    /// Bytes of memory that a setting takes: less of it would give back nearly as much.
+    fn bytes_for(&self, setting: Setting) -> u64 {
+        self.bytes().saturating_sub(self.with(setting, 0).bytes())
+    }
+}
+
+/// What the settings take, as in "57.1 MiB: 48.0 MiB for 262144 flows ...".
+impl fmt::Display for Sizes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mib = |bytes: u64| format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20));
+        write!(f, "{}:", mib(self.bytes()))?;
+        for setting in Setting::ALL {
+            write!(f, " {} for {} {},", mib(self.bytes_for(setting)), self.room(setting), setting.name())?;
+        }
+        let rest =
+            Setting::ALL.iter().fold(self.bytes(), |rest, setting| rest.saturating_sub(self.bytes_for(*setting)));
+        write!(f, " {} for the rest", mib(rest))
+    }
+}
+
+/// Buckets of a table that has room for so many flows.
+fn flow_buckets(flows: u32) -> u32 {
+    let rows = u64::from(flows.clamp(1, MAX_FLOWS)) * u64::from(ROWS_PER_FLOW);
+    // At most 2^24, which is below.
+    (rows.div_ceil(FLOW_WAYS.into()) as u32).next_power_of_two().max(2)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::maglev;
+
+    #[test]
+    fn a_table_of_flows_is_half_full_at_most() {
+        for (flows, buckets) in [(1, 2), (8, 2), (9, 4), (1000, 256), (262_144, 65_536), (262_145, 131_072)] {
+            assert_eq!(flow_buckets(flows), buckets, "{flows}");
+            assert!(2 * flows <= buckets * FLOW_WAYS);
+        }
+        assert_eq!(flow_buckets(u32::MAX), 1 << 24);
+    }
+
+    #[test]
+    fn what_is_asked_for_is_what_there_is_room_for() {
+        let sizes = Sizes::new(1 << 20, 100, 3000);
+        assert_eq!(Setting::ALL.map(|setting| sizes.room(setting)), [1 << 20, 100, 3000]);
+        assert_eq!((sizes.vip_index_rows, sizes.backend_index_rows), (512, 8192));
+        let most = Sizes::new(u32::MAX, u32::MAX, u32::MAX);
+        assert_eq!(Setting::ALL.map(|setting| most.room(setting)), [MAX_FLOWS, MAX_SERVICES, MAX_BACKENDS]);
+    }
+
+    #[test]
+    fn tables_of_equal_weights_always_fit() {
+        for backends in 1..2000_u32 {
+            let len = maglev::table_len(&vec![1; backends as usize]);
+            // One colour has half of what a service has.
+            assert!(len <= ENTRIES_PER_SERVICE / 2 + ENTRIES_PER_BACKEND * backends, "{backends}: {len}");
+        }
+    }
+
+    #[test]
+    fn an_instance_of_defaults_takes_less_than_a_hundred_megabytes() {
+        let sizes = Sizes::default();
+        assert!(sizes.bytes() < 100_000_000, "{sizes}");
+        let text = sizes.to_string();
+        assert!(text.contains("48.0 MiB for 262144 flows, "), "{text}");
+    }
+
+    #[test]
+    fn what_a_setting_takes_grows_with_it() {
+        let sizes = |flows, services, backends| Sizes::new(flows, services, backends);
+        let bytes = |sizes: Sizes| Setting::ALL.map(|setting| sizes.bytes_for(setting));
+        let [before, after] = [bytes(sizes(1 << 16, 100, 1000)), bytes(sizes(1 << 18, 400, 4000))];
+        for (before, after) in before.into_iter().zip(after) {
+            assert!(before > 0 && after > 3 * before && after < 5 * before, "{before} {after}");
+        }
+    }
+}
