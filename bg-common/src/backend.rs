@@ -128,16 +128,16 @@ pub struct Backend {
     pub addr: Addr,
     /// Port of the backend.
     pub port: Be16,
+    /// [`crate::Protocol`] of its service.
+    pub protocol: u8,
     /// [`crate::Family`].
     pub family: u8,
-    /// [`Mode`].
-    pub mode: u8,
     /// Index of the service it serves.
     pub service: u16,
     /// [`crate::Colour`] it belongs to.
     pub colour: u8,
-    /// [`crate::Protocol`] of its service.
-    pub protocol: u8,
+    /// [`Mode`].
+    pub mode: u8,
     /// Next hop towards it.
     pub next_hop: NextHop,
     /// The next row with the same hash in `backend_index`, plus one; zero ends the list.
@@ -180,7 +180,7 @@ crate::assert_layout!(Identity, size 8, align 8, epoch at 0, in_use at 4);
 crate::assert_layout!(NextHop, size 24, align 8, ifindex_and_dmac at 0, mtu_and_smac at 8, learned at 16, asked at 20);
 crate::assert_layout!(
     Backend, size 64, align 8,
-    identity at 0, addr at 8, port at 24, family at 26, mode at 27, service at 28, colour at 30, protocol at 31,
+    identity at 0, addr at 8, port at 24, protocol at 26, family at 27, service at 28, colour at 30, mode at 31,
     next_hop at 32, next at 56, deployment at 60, salt at 62
 );
 crate::assert_layout!(BackendInfo, size 8, align 4, weight at 0, reserved at 4);

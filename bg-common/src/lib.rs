@@ -48,10 +48,10 @@ pub const MAX_INTERFACES: u32 = 65_536;
 pub const TAKES_ALL: u64 = 1 << 48;
 /// Next hops towards clients that an instance can number.
 pub const MAX_NEXT_HOPS: u32 = 65_536;
-/// Heads of `vip_index` for each service, and of `backend_index` for each backend: few hashes are shared.
-pub const HEADS_PER_ROW: u32 = 4;
+/// Heads of `vip_index` for each service, and of `backend_index` for each backend.
+pub const HEADS_PER_ROW: u32 = 1;
 /// Rows that share a hash in `vip_index` or `backend_index`, at most.
-pub const MAX_CHAIN: u32 = 8;
+pub const MAX_CHAIN: u32 = 12;
 /// Rows of a bucket of the flow tables.
 pub const FLOW_WAYS: u32 = 8;
 

@@ -39,7 +39,7 @@ use bg_common::Event;
 use egress::rewrite::{Rewritable, Writer};
 use hint::unlikely;
 use path::{
-    classify::{backend_at, vip_at},
+    classify::{Found, backend_at, vip_at},
     forward::{Arrival, forward},
     reply::restore,
     slow::SlowPath,
@@ -92,24 +92,23 @@ fn of_version<V: Flows + Rewritable, W: SlowPath<V>>(
         Parsed::Other => return Verdict::PASS,
     };
     let vip = match frame.direction {
-        Direction::Egress => None,
+        Direction::Egress => Found::NONE,
         _ => vip_at::<V>(headers.dst, headers.dst_port(), headers.protocol(), world),
     };
     if unlikely(is_malformed) {
-        return if vip.is_some() { Verdict::drop(world, Event::Malformed) } else { Verdict::PASS };
+        return if vip.is_some { Verdict::drop(world, Event::Malformed) } else { Verdict::PASS };
     }
     let hook = Hook { direction: frame.direction, frame_len: frame.len, world, now: world.tick() };
     // Here the flow of a client's packet is looked for.
-    let arrival = vip.map(|vip| Arrival::new::<V>(&headers, vip, world));
+    let arrival = Arrival::new::<V>(&headers, vip, world);
     // A backend may be a client too, of this or another service, so its own flow comes first.
-    if !arrival.is_some_and(|arrival| arrival.is_known())
-        && let Some(source) = backend_at::<V>(headers.src, headers.src_port(), headers.protocol(), world)
-        && let Some(verdict) = restore(&headers, source, &hook, writer)
-    {
-        return verdict;
+    if !arrival.is_known() {
+        let source = backend_at::<V>(headers.src, headers.src_port(), headers.protocol(), world);
+        if source.is_some
+            && let Some(verdict) = restore(&headers, source, &hook, writer)
+        {
+            return verdict;
+        }
     }
-    match arrival {
-        Some(arrival) => forward(&headers, &arrival, &hook, writer),
-        None => Verdict::PASS,
-    }
+    if arrival.is_to_vip() { forward(&headers, &arrival, &hook, writer) } else { Verdict::PASS }
 }

@@ -17,6 +17,20 @@ macro_rules! read {
     };
 }
 
+/// Port, protocol and family, as both kinds of rows hold them side by side.
+#[inline(always)]
+const fn endpoint<V: IpVersion>(port: Be16, protocol: Protocol) -> u32 {
+    port.0 as u32 | (protocol as u32) << 16 | (V::FAMILY as u32) << 24
+}
+
+const _: () = {
+    use core::mem::offset_of;
+    assert!(offset_of!(ServiceKey, protocol) == offset_of!(ServiceKey, port) + 2);
+    assert!(offset_of!(ServiceKey, family) == offset_of!(ServiceKey, port) + 3);
+    assert!(offset_of!(Backend, protocol) == offset_of!(Backend, port) + 2);
+    assert!(offset_of!(Backend, family) == offset_of!(Backend, port) + 3);
+};
+
 /// A row of `vips`.
 #[derive(Clone, Copy)]
 pub struct VipRef(pub *const Vip);
@@ -25,10 +39,9 @@ impl VipRef {
     /// Whether it is this address, port and protocol.
     #[inline(always)]
     pub fn is_at<V: IpVersion>(self, address: V::Address, port: Be16, protocol: Protocol) -> bool {
-        self.port() == port
-            && read!(self.0, key.protocol) == protocol as u8
-            && read!(self.0, key.family) == V::FAMILY as u8
-            && V::is_same(address, &read!(self.0, key.addr))
+        // SAFETY: four bytes of a row that lives as long as the program runs: port, protocol and family.
+        let rest = unsafe { (&raw const (*self.0).key.port).cast::<u32>().read_volatile() };
+        rest == endpoint::<V>(port, protocol) && V::is_same(address, |word| read!(self.0, key.addr.0[word]))
     }
 
     /// The whole address.
@@ -90,10 +103,9 @@ impl BackendRef {
     /// Whether it is this address, port and protocol.
     #[inline(always)]
     pub fn is_at<V: IpVersion>(self, address: V::Address, port: Be16, protocol: Protocol) -> bool {
-        self.port() == port
-            && self.protocol() == protocol as u8
-            && read!(self.0, family) == V::FAMILY as u8
-            && V::is_same(address, &read!(self.0, addr))
+        // SAFETY: four bytes of a row that lives as long as the program runs: port, protocol and family.
+        let rest = unsafe { (&raw const (*self.0).port).cast::<u32>().read_volatile() };
+        rest == endpoint::<V>(port, protocol) && V::is_same(address, |word| read!(self.0, addr.0[word]))
     }
 
     /// Address.

@@ -55,10 +55,11 @@ fn mixed(sum: u64) -> u32 {
     ((sum ^ sum >> 32).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as u32
 }
 
-/// Port and salt as one word of the hash.
+/// The hash for a salt. The salt comes last, because it takes two look-ups to know it: so they and the hash of the client's end
+/// are done at the same time.
 #[inline(always)]
-fn salted(port: Be16, salt: u16) -> u32 {
-    u32::from(port.0) | u32::from(salt) << 16
+fn salted(hash: u32, salt: u16) -> u32 {
+    hash ^ u32::from(salt).wrapping_mul(0x9e37_79b1)
 }
 
 impl Key for FlowKey4 {
@@ -72,7 +73,8 @@ impl Key for FlowKey4 {
 
     #[inline(always)]
     fn hash(&self, salt: u16, memory: &impl Memory<Self>) -> u32 {
-        mixed(memory.hash_key(0).wrapping_add(product(memory, 1, self.client, salted(self.port, salt))))
+        let sum = memory.hash_key(0).wrapping_add(product(memory, 1, self.client, self.port.0.into()));
+        salted(mixed(sum), salt)
     }
 }
 
@@ -99,8 +101,8 @@ impl Key for FlowKey6 {
             .hash_key(0)
             .wrapping_add(product(memory, 1, a, b))
             .wrapping_add(product(memory, 3, c, d))
-            .wrapping_add(product(memory, 5, salted(self.port, salt), 0));
-        mixed(sum)
+            .wrapping_add(product(memory, 5, self.port.0.into(), 0));
+        salted(mixed(sum), salt)
     }
 }
 

@@ -35,6 +35,9 @@ pub trait Memory<K> {
 pub struct RawWords(*mut u64);
 
 impl RawWords {
+    /// Nowhere.
+    pub const NONE: Self = Self(core::ptr::null_mut());
+
     /// # Safety
     ///
     /// As many words as will be asked for must be there, aligned, for as long as this is used, and be accessed in no

@@ -9,56 +9,57 @@ use crate::{
 };
 use bg_common::{Be16, MAX_CHAIN, Protocol, endpoint_hash};
 
-/// A virtual address that a packet was sent to.
+/// A row that an index has found. All fields have a value in any case: of what a missing row would leave undefined, the
+/// compiler makes code that the verifier refuses.
 #[derive(Clone, Copy)]
-pub struct VipFound {
-    /// Its row of `vips`.
-    pub number: u16,
-    /// The row.
-    pub row: VipRef,
+pub struct Found {
+    /// Whether there is one.
+    pub is_some: bool,
+    /// Its number.
+    pub number: u32,
+    /// See [`bg_common::Vip::salt`].
+    pub salt: u16,
+    /// The link to the next row of its list.
+    pub next: u32,
 }
 
-/// The virtual address at an address and port.
+impl Found {
+    /// None.
+    pub const NONE: Self = Self { is_some: false, number: 0, salt: 0, next: 0 };
+}
+
+/// The row of `vips` with this address, port and protocol.
 #[inline(always)]
-pub fn vip_at<V: IpVersion>(
-    address: V::Address,
-    port: Be16,
-    protocol: Protocol,
-    world: &impl World,
-) -> Option<VipFound> {
+pub fn vip_at<V: IpVersion>(address: V::Address, port: Be16, protocol: Protocol, world: &impl World) -> Found {
+    let mut found = Found::NONE;
     let mut link = world.vip_head(endpoint_hash(&V::widen(address), port, protocol as u8));
     for _ in 0..rolled(MAX_CHAIN) {
-        if link == 0 {
+        let number = link.wrapping_sub(1);
+        // Link zero, the end of the list, becomes a number that no row has.
+        let Some(row) = world.vip(number).map(VipRef) else { break };
+        link = row.next();
+        if row.is_at::<V>(address, port, protocol) {
+            found = Found { is_some: true, number, salt: row.salt(), next: link };
             break;
         }
-        let number = link.wrapping_sub(1);
-        let row = VipRef(world.vip(number)?);
-        if row.is_at::<V>(address, port, protocol) {
-            return Some(VipFound { number: number as u16, row });
-        }
-        link = row.next();
     }
-    None
+    found
 }
 
-/// A backend at an address and port. Of several, which are of different services or colours, one that is in the index.
+/// A row of `backends` with this address, port and protocol. Of several, which are of different services or colours, one that
+/// is in the index.
 #[inline(always)]
-pub fn backend_at<V: IpVersion>(
-    address: V::Address,
-    port: Be16,
-    protocol: Protocol,
-    world: &impl World,
-) -> Option<BackendRef> {
+pub fn backend_at<V: IpVersion>(address: V::Address, port: Be16, protocol: Protocol, world: &impl World) -> Found {
+    let mut found = Found::NONE;
     let mut link = world.backend_head(endpoint_hash(&V::widen(address), port, protocol as u8));
     for _ in 0..rolled(MAX_CHAIN) {
-        if link == 0 {
+        let number = link.wrapping_sub(1);
+        let Some(row) = world.backend(number).map(BackendRef) else { break };
+        link = row.next();
+        if row.is_at::<V>(address, port, protocol) {
+            found = Found { is_some: true, number, salt: row.salt(), next: link };
             break;
         }
-        let row = BackendRef(world.backend(link.wrapping_sub(1))?);
-        if row.is_at::<V>(address, port, protocol) {
-            return Some(row);
-        }
-        link = row.next();
     }
-    None
+    found
 }

@@ -1,7 +1,7 @@
 //! Client to backend.
 
 use super::{
-    classify::VipFound,
+    classify::Found,
     slow::{self, Chosen, LiveReading, Open, Opening, Placed, Refreshing, Search, SlowPath, Stay},
 };
 use crate::{
@@ -11,6 +11,7 @@ use crate::{
     },
     flow::{
         key::{Key as _, Match},
+        memory::RawWords,
         row::FlowRef,
         table::{Stored, find},
     },
@@ -31,28 +32,43 @@ use bg_common::{Addr, Be16, Colour, Event, Flow, FlowBackend, FlowState, LiveWor
 /// Entries of a Maglev table that are tried for a flow that its backend could not tell from another one.
 const CHOICES: u32 = 3;
 
-/// A packet to a virtual address, and its flow if it has one.
+/// A packet on its way in: the virtual address that it was sent to, and its flow, if there are such. All fields have a value in
+/// any case, as those of [`Found`].
 #[derive(Clone, Copy)]
 pub struct Arrival {
-    /// Row of `vips` that it was sent to.
+    is_to_vip: bool,
+    is_known: bool,
     vip: u16,
-    /// The flow.
-    flow: Option<FlowRef>,
+    flow: FlowRef,
 }
 
 impl Arrival {
-    /// Looks for the flow of a packet to a virtual address.
+    /// Looks for the flow of a packet.
     #[inline(always)]
-    pub fn new<V: Flows>(headers: &Headers<V>, vip: VipFound, world: &impl World) -> Self {
-        let flows = V::flows(world);
-        let key = V::key(headers.src, headers.src_port(), vip.number);
-        Self { vip: vip.number, flow: find(flows, &key, key.hash(vip.row.salt(), flows), Match::Whole) }
+    pub fn new<V: Flows>(headers: &Headers<V>, vip: Found, world: &impl World) -> Self {
+        let none = FlowRef::new(RawWords::NONE, 0, Flow::from_words([0; 3]));
+        let number = vip.number as u16;
+        let mut arrival = Self { is_to_vip: vip.is_some, is_known: false, vip: number, flow: none };
+        if vip.is_some {
+            let flows = V::flows(world);
+            let key = V::key(headers.src, headers.src_port(), number);
+            if let Some(flow) = find(flows, &key, key.hash(vip.salt, flows), Match::Whole) {
+                (arrival.is_known, arrival.flow) = (true, flow);
+            }
+        }
+        arrival
     }
 
-    /// Whether there is one.
+    /// Whether it was sent to a virtual address.
+    #[inline(always)]
+    pub const fn is_to_vip(&self) -> bool {
+        self.is_to_vip
+    }
+
+    /// Whether there is a flow.
     #[inline(always)]
     pub const fn is_known(&self) -> bool {
-        self.flow.is_some()
+        self.is_known
     }
 }
 
@@ -96,7 +112,8 @@ fn target<V: Flows, W: SlowPath<V>>(
     let (world, now) = (hook.world, hook.now);
     let mut reading = LiveReading::NONE;
     let mut old = (FlowState(0), FlowBackend(0));
-    if let Some(mut flow) = arrival.flow {
+    if arrival.is_known {
+        let mut flow = arrival.flow;
         old = (flow.state(), flow.backend());
         // Such a SYN is noted, and the second one means something else. So one hook alone must see it.
         if hook.direction == Direction::Early
@@ -149,7 +166,7 @@ fn target<V: Flows, W: SlowPath<V>>(
         tuple_hash: V::tuple_hash(headers.src, headers.dst, headers.ports, headers.protocol()),
         old_state: old.0,
         old_backend: old.1,
-        is_known: arrival.is_known(),
+        is_known: arrival.is_known,
         is_own: world.is_own(),
         backends: TableSpan::default(),
         flow: Flow::default(),

@@ -1,6 +1,9 @@
 //! Backend to client: the source that the client knows is restored.
 
-use super::slow::{self, Answer, Answering, Search, SlowPath};
+use super::{
+    classify::Found,
+    slow::{self, Answer, Answering, Search, SlowPath},
+};
 use crate::{
     egress::{
         next_hop,
@@ -29,16 +32,16 @@ use bg_common::{Colour, Event, FlowState, Protocol};
 #[inline(always)]
 pub fn restore<V: Flows + Rewritable, W: SlowPath<V>>(
     headers: &Headers<V>,
-    source: BackendRef,
+    source: Found,
     hook: &Hook<'_, W>,
     writer: &mut impl Writer,
 ) -> Option<Verdict> {
     let (world, now) = (hook.world, hook.now);
     let flows = V::flows(world);
     let key = V::key(headers.dst, headers.dst_port(), 0);
-    let mut found = find(flows, &key, key.hash(source.salt(), flows), Match::Client);
+    let mut found = find(flows, &key, key.hash(source.salt, flows), Match::Client);
     // Nothing, unless services that share this backend have different salts.
-    if found.is_none() && source.next() == 0 {
+    if found.is_none() && source.next == 0 {
         return None;
     }
     if unlikely(!found.is_some_and(|flow| is_at(&flow, headers, world))) {

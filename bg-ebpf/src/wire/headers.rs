@@ -124,8 +124,8 @@ pub trait IpVersion: Copy {
     fn widen(address: Self::Address) -> Addr;
     /// The address as packets bear it.
     fn narrow(address: &Addr) -> Self::Address;
-    /// Whether two addresses are the same one.
-    fn is_same(a: Self::Address, b: &Addr) -> bool;
+    /// Whether an address has these words.
+    fn is_same(address: Self::Address, word: impl Fn(usize) -> u32) -> bool;
 }
 
 /// IPv4.

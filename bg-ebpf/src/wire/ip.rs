@@ -58,8 +58,8 @@ impl IpVersion for V4 {
     }
 
     #[inline(always)]
-    fn is_same(a: u32, b: &Addr) -> bool {
-        a == b.0[0]
+    fn is_same(address: u32, word: impl Fn(usize) -> u32) -> bool {
+        address == word(0)
     }
 }
 
@@ -112,9 +112,8 @@ impl IpVersion for V6 {
     }
 
     #[inline(always)]
-    fn is_same(a: [u32; 4], b: &Addr) -> bool {
-        let [b0, b1, b2, b3] = b.0;
-        (a[0] ^ b0) | (a[1] ^ b1) | (a[2] ^ b2) | (a[3] ^ b3) == 0
+    fn is_same([a, b, c, d]: [u32; 4], word: impl Fn(usize) -> u32) -> bool {
+        a == word(0) && b == word(1) && c == word(2) && d == word(3)
     }
 }
 
