@@ -5,7 +5,7 @@ use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
 use std::net::{IpAddr, SocketAddr};
 
 /// Flags of a TCP header.
-pub use bg_ebpf::headers::tcp_flags;
+pub use bg_ebpf::wire::headers::tcp_flags;
 
 /// A TCP or UDP packet to build. [`Self::tcp`] and [`Self::udp`] give a plain one.
 #[derive(Clone, Debug)]

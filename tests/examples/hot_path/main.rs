@@ -4,7 +4,7 @@
 //! [`counted_packet`] is to be counted, and [`path_taken`] is the end of a path. In what is counted nothing is
 //! random: no time, no hash that is seeded anew, no address in a hash.
 //!
-//! Then all of it is done again by an engine that looks each flow up twice. It is there to be caught.
+//! Then all of it is done again by an engine that looks everything up twice. It is there to be caught.
 //!
 //! Printed is what was counted, in that order: engine, path, number of packets, with tabs between.
 
@@ -14,10 +14,12 @@ mod world;
 use bg_common::Protocol::{Tcp, Udp};
 use bg_ebpf::{
     Action, Direction, Frame, Verdict,
-    headers::{V4, V6},
-    packet::Packet,
+    path::slow::SlowPath,
     process,
-    tables::{Aside, Tables},
+    wire::{
+        headers::{V4, V6},
+        packet::Packet,
+    },
 };
 use path::{Kind, Path};
 use world::{Twice, World};
@@ -51,7 +53,7 @@ fn counted_packet(world: &World, frame: &mut [u8]) -> Verdict {
     one_packet(world, frame)
 }
 
-/// The same with an engine that looks each flow up twice.
+/// The same with an engine that looks everything up twice.
 #[inline(never)]
 #[unsafe(no_mangle)]
 fn counted_packet_twice(world: &Twice<'_>, frame: &mut [u8]) -> Verdict {
@@ -59,13 +61,13 @@ fn counted_packet_twice(world: &Twice<'_>, frame: &mut [u8]) -> Verdict {
 }
 
 #[inline(always)]
-fn one_packet<T: Tables + Aside<V4> + Aside<V6>>(tables: &T, frame: &mut [u8]) -> Verdict {
+fn one_packet<W: SlowPath<V4> + SlowPath<V6>>(world: &W, frame: &mut [u8]) -> Verdict {
     let about = Frame { direction: Direction::Early, len: frame.len() };
     let range = frame.as_mut_ptr_range();
     // SAFETY: the buffer outlives both, and the engine reads nothing through the first once it has written
     // through the second.
     let (packet, mut writer) = unsafe { (Packet::new(range.start, range.end), Packet::new(range.start, range.end)) };
-    process(&packet, about, tables, &mut writer)
+    process(&packet, about, world, &mut writer)
 }
 
 /// Takes a path. Frames are made before, and verdicts are looked at afterwards.
@@ -81,7 +83,7 @@ fn take(path: &Path, twice: bool) {
     let mut frames = originals.clone();
     let (opened, events) = (world.opened(), world.events());
     let verdicts: Vec<Verdict> = if twice {
-        let world = Twice(&world);
+        let world = Twice::new(&world);
         frames.iter_mut().map(|frame| counted_packet_twice(&world, frame)).collect()
     } else {
         frames.iter_mut().map(|frame| counted_packet(&world, frame)).collect()

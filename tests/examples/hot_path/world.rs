@@ -2,32 +2,36 @@
 //! in plain memory, with a hash that is not keyed anew.
 
 use bg_common::{
-    Backend, DeploymentRow, Event, Flow, FlowHash, FlowKey4, FlowKey6, LiveWord, MAX_NEXT_HOPS, NextHop, ServiceKey,
-    ServiceRow, SwitchTerms, TesterKey, Traffic,
+    Addr, Backend, DeploymentRow, Event, Family, FlowKey4, FlowKey6, HEADS_PER_ROW, LiveWord, MAX_NEXT_HOPS, NextHop,
+    ServiceKey, ServiceRow, SwitchTerms, TesterKey, Traffic, Vip,
 };
 use bg_ebpf::{
-    choice::filter_hash,
-    desk,
-    flow_ref::{FlowRef, RawWords},
-    flow_table::{self, Memory, Stored, Tuple, WAYS},
-    headers::{V4, V6},
-    tables::{Aside, FlowTable, RouteQuery, Tables},
+    flow::{
+        key::Key,
+        memory::{Memory, RawWords, Words as _},
+        table::{WAYS, row, store},
+    },
+    path::slow::{Answering, Locating, Opening, Refreshing, SlowPath, run},
+    wire::headers::{V4, V6},
+    world::{self, Flows as _, RouteCall, SCRATCH_WORDS},
 };
-use bg_tests::twin::Scenario;
+use bg_tests::twin::{FlowMemory, Indexed, Scenario};
 use std::{
     cell::{Cell, UnsafeCell},
     hint::black_box,
-    sync::atomic::{Ordering::SeqCst, compiler_fence},
 };
 
 /// What the clock says, always: packets of an open flow come many a tick. So near the beginning that no next hop is to be
 /// left to tc yet.
 const NOW: u32 = 3;
 
-/// Buckets of a flow table: half of their entries are taken when [`crate::PACKETS`] flows are open both ways.
-const BUCKETS: u32 = 4 * crate::PACKETS as u32 / WAYS;
+/// Rows of a flow table: half of them are taken when [`crate::PACKETS`] flows are open.
+const ROWS: u32 = 2 * crate::PACKETS as u32;
 
-/// Words that the engine changes, of all tables together.
+/// Heads of an index: as many for each row as in an instance. A path has two backends.
+const HEADS: u32 = 2 * HEADS_PER_ROW;
+
+/// Words that the engine changes, of all rows together.
 type Words = Box<[UnsafeCell<u64>]>;
 
 fn words(count: usize) -> Words {
@@ -37,13 +41,15 @@ fn words(count: usize) -> Words {
 /// All maps: one service, its flows.
 pub(crate) struct World {
     scenario: Scenario,
-    /// What [`Tables::may_be_service`] says yes to.
-    vip_hash: u32,
+    vip_heads: Vec<u32>,
+    vips: Vec<Vip>,
+    backend_heads: Vec<u32>,
     backends: Vec<UnsafeCell<Backend>>,
-    flows4: Words,
-    flows6: Words,
+    flows4: FlowMemory<FlowKey4>,
+    flows6: FlowMemory<FlowKey6>,
     next_hops: Words,
-    desk: Words,
+    scratch: Words,
+    route_call: UnsafeCell<RouteCall>,
     traffic: Cell<Traffic>,
     events: Cell<u64>,
 }
@@ -51,19 +57,23 @@ pub(crate) struct World {
 impl World {
     /// Loads a scenario of one service.
     pub(crate) fn load(scenario: Scenario) -> Self {
-        let fresh = |backend: &Backend| {
+        let Indexed { vip_heads, vips, backend_heads, backends } = scenario.indexed(HEADS);
+        let fresh = |backend: Backend| {
             let next_hop = NextHop { learned: NOW, asked: NOW - 2, ..backend.next_hop };
-            UnsafeCell::new(Backend { next_hop, ..*backend })
+            UnsafeCell::new(Backend { next_hop, ..backend })
         };
-        let entries = (BUCKETS * WAYS) as usize;
+        let no_route = RouteCall { src: Addr([0; 4]), dst: Addr([0; 4]), family: Family::V4, hop: NextHop::NONE };
         Self {
-            vip_hash: filter_hash(&scenario.services[0].0),
-            backends: scenario.backends.iter().map(fresh).collect(),
             scenario,
-            flows4: words(entries * FlowKey4::ENTRY),
-            flows6: words(entries * FlowKey6::ENTRY),
+            vip_heads,
+            vips,
+            backend_heads,
+            backends: backends.into_iter().map(fresh).collect(),
+            flows4: FlowMemory::new(ROWS),
+            flows6: FlowMemory::new(ROWS),
             next_hops: words(3 * MAX_NEXT_HOPS as usize),
-            desk: words(desk::WORDS),
+            scratch: words(SCRATCH_WORDS),
+            route_call: UnsafeCell::new(no_route),
             traffic: Cell::default(),
             events: Cell::default(),
         }
@@ -80,99 +90,58 @@ impl World {
     }
 }
 
-/// The memory of a flow table.
-struct Buckets<'a>(&'a Words);
-
-impl<K: Tuple> Memory<K> for Buckets<'_> {
-    type Words = RawWords;
-
-    #[inline(always)]
-    fn bucket(&self, index: u32) -> Option<RawWords> {
-        let first = self.0.get(index as usize * WAYS as usize * K::ENTRY)?;
-        // SAFETY: a bucket of words begins here, which are accessed by the table only, on one thread.
-        Some(unsafe { RawWords::new(first.get()) })
-    }
-
-    #[inline(always)]
-    fn mask(&self) -> u32 {
-        black_box(BUCKETS - 1)
-    }
-
-    #[inline(always)]
-    fn hash_key(&self, index: usize) -> u64 {
-        // Loaded each time, as in the kernel, where it is drawn by the loader.
-        // SAFETY: a constant's address.
-        unsafe { (&raw const HASH.0[index]).read_volatile() }
-    }
-
-    #[inline(always)]
-    fn order(&self) {
-        // As on x86-64, which keeps loads and stores in order by itself.
-        compiler_fence(SeqCst);
-    }
-}
-
-static HASH: FlowHash = FlowHash::PUBLIC;
-
-macro_rules! flow_table {
-    ($key:ty, $table:ident, $find_slowly:ident, $store:ident) => {
-        // As in the kernel, what is seldom needed is a call.
-        #[inline(never)]
-        fn $find_slowly(memory: &Buckets<'_>, key: &$key) -> Option<FlowRef> {
-            flow_table::find_slowly(memory, key)
-        }
-
-        #[inline(never)]
-        fn $store(memory: &Buckets<'_>, key: &$key, flow: &Flow, replaces: bool, now: u32) -> Stored {
-            flow_table::store(memory, key, flow, replaces, now)
-        }
-
-        impl FlowTable<$key> for World {
-            #[inline(always)]
-            fn flow(&self, key: &$key) -> Option<FlowRef> {
-                flow_table::find(&Buckets(&self.$table), key)
+/// As in the kernel, a call of the slow path is a call.
+macro_rules! slow_path {
+    ($world:ty: $($version:ty),*) => {
+        $(impl SlowPath<$version> for $world {
+            #[inline(never)]
+            fn refresh(&self, call: &mut Refreshing<$version>) -> u32 {
+                run::refresh(call, self) as u32
             }
 
-            #[inline(always)]
-            fn flow_slowly(&self, key: &$key) -> Option<FlowRef> {
-                $find_slowly(&Buckets(&self.$table), key)
+            #[inline(never)]
+            fn choose_colour(&self, call: &mut Opening<$version>) -> u32 {
+                run::choose_colour(call, self) as u32
             }
 
-            #[inline(always)]
-            fn store(&self, key: &$key, flow: &Flow, replaces: bool, now: u32) -> Stored {
-                $store(&Buckets(&self.$table), key, flow, replaces, now)
-            }
-        }
-
-        impl FlowTable<$key> for Twice<'_> {
-            #[inline(always)]
-            fn flow(&self, key: &$key) -> Option<FlowRef> {
-                black_box(self.0.flow(black_box(key)));
-                self.0.flow(key)
+            #[inline(never)]
+            fn choose_backend(&self, call: &mut Opening<$version>) -> u32 {
+                run::choose_backend(call, self).to_u32()
             }
 
-            #[inline(always)]
-            fn flow_slowly(&self, key: &$key) -> Option<FlowRef> {
-                self.0.flow_slowly(key)
+            #[inline(never)]
+            fn store(&self, call: &mut Opening<$version>) -> u32 {
+                let flows = <$version>::flows(self);
+                store(flows, &call.key, call.hash, &call.flow, call.is_known, call.now) as u32
             }
 
-            #[inline(always)]
-            fn store(&self, key: &$key, flow: &Flow, replaces: bool, now: u32) -> Stored {
-                self.0.store(key, flow, replaces, now)
+            #[inline(never)]
+            fn answer(&self, call: &mut Answering<$version>) -> u32 {
+                run::answer(call, self) as u32
             }
-        }
+
+            #[inline(never)]
+            fn locate(&self, call: &mut Locating<$version>) -> u32 {
+                run::locate(call, self).to_u32()
+            }
+        })*
     };
 }
 
-flow_table!(FlowKey4, flows4, find_slowly4, store4);
-flow_table!(FlowKey6, flows6, find_slowly6, store6);
+slow_path!(World: V4, V6);
+slow_path!(Twice<'_>: V4, V6);
 
-impl Aside<V4> for World {}
-impl Aside<V6> for World {}
-impl Aside<V4> for Twice<'_> {}
-impl Aside<V6> for Twice<'_> {}
+impl world::World for World {
+    #[inline(always)]
+    fn flows4(&self) -> &impl Memory<FlowKey4, Words = RawWords> {
+        &self.flows4
+    }
 
-impl Tables for World {
+    #[inline(always)]
+    fn flows6(&self) -> &impl Memory<FlowKey6, Words = RawWords> {
+        &self.flows6
+    }
+
     #[inline(always)]
     fn live(&self, deployment: u16) -> Option<LiveWord> {
         self.scenario.deployments.get(usize::from(deployment)).map(|(_, word, _)| *word)
@@ -184,13 +153,33 @@ impl Tables for World {
     }
 
     #[inline(always)]
+    fn end_drain(&self, _deployment: u16, _word: LiveWord, _settled: LiveWord, _ended_before: [u32; 2]) {
+        unreachable!("no path drains");
+    }
+
+    #[inline(always)]
     fn deployment(&self, deployment: u16) -> Option<&DeploymentRow> {
         self.scenario.deployments.get(usize::from(deployment)).map(|(row, ..)| row)
     }
 
     #[inline(always)]
-    fn may_be_service(&self, hash: u32) -> bool {
-        hash == self.vip_hash
+    fn vip_head(&self, hash: u32) -> u32 {
+        self.vip_heads[(hash & (HEADS - 1)) as usize]
+    }
+
+    #[inline(always)]
+    fn vip(&self, row: u32) -> Option<*const Vip> {
+        self.vips.get(row as usize).map(|vip| vip as *const Vip)
+    }
+
+    #[inline(always)]
+    fn backend_head(&self, hash: u32) -> u32 {
+        self.backend_heads[(hash & (HEADS - 1)) as usize]
+    }
+
+    #[inline(always)]
+    fn backend(&self, slot: u32) -> Option<*mut Backend> {
+        self.backends.get(slot as usize).map(UnsafeCell::get)
     }
 
     #[inline(always)]
@@ -199,18 +188,8 @@ impl Tables for World {
     }
 
     #[inline(always)]
-    fn vip(&self, row: u32) -> Option<&ServiceKey> {
-        self.scenario.vips.iter().find(|(at, _)| *at == row).map(|(_, key)| key)
-    }
-
-    #[inline(always)]
     fn maglev(&self, entry: u32) -> Option<u32> {
         self.scenario.maglev.get(entry as usize).copied()
-    }
-
-    #[inline(always)]
-    fn backend(&self, slot: u32) -> Option<*mut Backend> {
-        self.backends.get(slot as usize).map(UnsafeCell::get)
     }
 
     #[inline(always)]
@@ -231,18 +210,23 @@ impl Tables for World {
     }
 
     #[inline(always)]
+    fn route(&self, call: &mut RouteCall) {
+        call.hop = NextHop::pack(2, 1500, 0x0200_0000_0077, 0x0600_0000_0002, NOW);
+    }
+
+    #[inline(always)]
     fn prepare_redirect(&self, ifindex: u32) -> bool {
         ifindex == 2 || ifindex == 3
     }
 
     #[inline(always)]
-    fn route(&self, _query: &mut RouteQuery, hop: &mut NextHop) {
-        *hop = NextHop::pack(2, 1500, 0x0200_0000_0077, 0x0600_0000_0002, NOW);
+    fn route_call(&self) -> Option<*mut RouteCall> {
+        Some(self.route_call.get())
     }
 
     #[inline(always)]
-    fn desk(&self) -> Option<*mut u64> {
-        self.desk.first().map(UnsafeCell::get)
+    fn scratch(&self) -> Option<*mut u64> {
+        self.scratch.first().map(UnsafeCell::get)
     }
 
     #[inline(always)]
@@ -279,15 +263,82 @@ fn same(one: &ServiceKey, other: &ServiceKey) -> bool {
     (a ^ c) | (b ^ d) | u64::from(rest(one) ^ rest(other)) == 0
 }
 
-/// A world whose flows are looked up twice: what a careless change of the engine would do.
-pub(crate) struct Twice<'a>(pub(crate) &'a World);
+/// A world where everything is looked up twice: what a careless change of the engine would do.
+pub(crate) struct Twice<'a> {
+    world: &'a World,
+    flows4: Again<'a, FlowKey4>,
+    flows6: Again<'a, FlowKey6>,
+}
+
+impl<'a> Twice<'a> {
+    /// Of a world.
+    pub(crate) fn new(world: &'a World) -> Self {
+        Self { world, flows4: Again(&world.flows4), flows6: Again(&world.flows6) }
+    }
+}
+
+/// A flow table, each bucket of which is read once more.
+struct Again<'a, K>(&'a FlowMemory<K>);
+
+impl<K: Key> Memory<K> for Again<'_, K> {
+    type Words = RawWords;
+
+    #[inline(always)]
+    fn bucket(&self, index: u32) -> Option<RawWords> {
+        let bucket = self.0.bucket(index)?;
+        for turn in 0..WAYS {
+            let row = row::<K, _>(bucket, black_box(index), turn);
+            if black_box(row.load(K::HEAD - 1)) == u64::MAX {
+                return None;
+            }
+        }
+        Some(bucket)
+    }
+
+    #[inline(always)]
+    fn mask(&self) -> u32 {
+        self.0.mask()
+    }
+
+    #[inline(always)]
+    fn hash_key(&self, index: usize) -> u64 {
+        self.0.hash_key(index)
+    }
+
+    #[inline(always)]
+    fn order(&self) {
+        Memory::<K>::order(self.0);
+    }
+}
 
 macro_rules! passed_on {
     ($($name:ident($($argument:ident: $type:ty),*) $(-> $result:ty)?;)*) => {
-        impl Tables for Twice<'_> {
+        impl world::World for Twice<'_> {
+            #[inline(always)]
+            fn flows4(&self) -> &impl Memory<FlowKey4, Words = RawWords> {
+                &self.flows4
+            }
+
+            #[inline(always)]
+            fn flows6(&self) -> &impl Memory<FlowKey6, Words = RawWords> {
+                &self.flows6
+            }
+
+            #[inline(always)]
+            fn vip_head(&self, hash: u32) -> u32 {
+                black_box(self.world.vip_head(black_box(hash)));
+                self.world.vip_head(hash)
+            }
+
+            #[inline(always)]
+            fn backend_head(&self, hash: u32) -> u32 {
+                black_box(self.world.backend_head(black_box(hash)));
+                self.world.backend_head(hash)
+            }
+
             $(#[inline(always)]
             fn $name(&self, $($argument: $type),*) $(-> $result)? {
-                self.0.$name($($argument),*)
+                self.world.$name($($argument),*)
             })*
         }
     };
@@ -296,18 +347,19 @@ macro_rules! passed_on {
 passed_on! {
     live(deployment: u16) -> Option<LiveWord>;
     terms(deployment: u16, slot: usize) -> Option<SwitchTerms>;
+    end_drain(deployment: u16, word: LiveWord, settled: LiveWord, ended_before: [u32; 2]);
     deployment(deployment: u16) -> Option<&DeploymentRow>;
-    may_be_service(hash: u32) -> bool;
-    service(key: &ServiceKey) -> Option<&ServiceRow>;
-    vip(row: u32) -> Option<&ServiceKey>;
-    maglev(entry: u32) -> Option<u32>;
+    vip(row: u32) -> Option<*const Vip>;
     backend(slot: u32) -> Option<*mut Backend>;
+    service(key: &ServiceKey) -> Option<&ServiceRow>;
+    maglev(entry: u32) -> Option<u32>;
     numbered_hop(number: u32) -> Option<RawWords>;
     is_tester(key: &TesterKey) -> bool;
     is_addressed_here(destination: u64) -> bool;
-    route(query: &mut RouteQuery, hop: &mut NextHop);
+    route(call: &mut RouteCall);
     prepare_redirect(ifindex: u32) -> bool;
-    desk() -> Option<*mut u64>;
+    route_call() -> Option<*mut RouteCall>;
+    scratch() -> Option<*mut u64>;
     tick() -> u32;
     count(event: Event);
     count_flow(service: u16, colour: u8);

@@ -1,45 +1,54 @@
 //! The engine on the host: maps are plain collections.
 
-use super::{Flows, Outcome, Scenario, comparable, key4, key6};
+use super::{FlowMemory, FlowOf, Flows, Indexed, Outcome, Scenario, flows_of};
 use bg_common::{
-    Backend, DeploymentRow, Event, Flow, FlowKey4, FlowKey6, FlowState, LiveWord, MAX_NEXT_HOPS, NextHop, ServiceKey,
-    ServiceRow, SwitchTerms, TesterKey, Traffic,
+    Addr, Backend, DeploymentRow, Event, Family, Flow, FlowKey4, FlowKey6, FlowState, LiveWord, MAX_NEXT_HOPS, NextHop,
+    ServiceKey, ServiceRow, SwitchTerms, TesterKey, Traffic, Vip,
 };
 use bg_ebpf::{
     Direction, Frame,
-    desk::Desk,
-    flow_ref::{FlowRef, RawWords},
-    flow_table::{Stored, Words as _},
-    headers::{V4, V6},
-    packet::Packet,
-    process, reply,
-    tables::{Aside, FlowTable, RouteQuery, Tables},
+    flow::{
+        key::Key,
+        memory::{Memory, RawWords},
+        table::{find_compactly, store},
+    },
+    path::slow::{Answering, Refreshing, SlowPath, run},
+    process,
+    wire::{
+        headers::{V4, V6},
+        packet::Packet,
+    },
+    world::{RouteCall, SCRATCH_WORDS, World},
 };
 use std::{
     cell::{Cell, RefCell, UnsafeCell},
     collections::HashMap,
-    hash::Hash,
     net::IpAddr,
 };
 
-/// A flow table of unlimited size, which shares nothing with the one under test. Entries stay where they are.
-type Entries<K> = RefCell<HashMap<K, Box<UnsafeCell<[u64; 3]>>>>;
-
 /// All maps, a clock that stands still until it is set, and routes that lead nowhere.
 pub struct Host {
-    /// What was loaded; words and terms may be changed between frames.
+    /// What was loaded. Rows may be changed between frames; words and terms are changed by [`Host::set_live`].
     pub scenario: Scenario,
     /// What the clock says.
     pub tick: Cell<u32>,
+    live: Vec<Cell<LiveWord>>,
+    terms: Vec<Cell<[SwitchTerms; 2]>>,
+    vip_heads: Vec<u32>,
+    vips: Vec<Vip>,
+    backend_heads: Vec<u32>,
     backends: Vec<UnsafeCell<Backend>>,
-    flows4: Entries<FlowKey4>,
-    flows6: Entries<FlowKey6>,
+    flows4: FlowMemory<FlowKey4>,
+    flows6: FlowMemory<FlowKey6>,
     events: RefCell<[u64; Event::COUNT as usize]>,
     traffic: RefCell<HashMap<(u16, u8), Traffic>>,
     /// How often each deployment's live word was read since the last frame began.
     live_reads: RefCell<HashMap<u16, u32>>,
-    desk: UnsafeCell<[u64; bg_ebpf::desk::WORDS]>,
-    /// What another CPU does between an answer's look-up and the closer look at it, once.
+    /// How often terms were read since the last frame began.
+    terms_reads: Cell<u32>,
+    scratch: UnsafeCell<[u64; SCRATCH_WORDS]>,
+    route_call: UnsafeCell<RouteCall>,
+    /// What another CPU does between a packet's look-up and the closer look at what was found, once.
     meanwhile: Cell<Option<Meanwhile>>,
     /// Whether this host itself sends the frames.
     pub is_own: Cell<bool>,
@@ -56,26 +65,39 @@ pub struct Host {
 type Meanwhile = Box<dyn FnOnce(&Host)>;
 
 impl Host {
-    /// Loads a scenario at a moment of the clock.
+    /// Heads of each index. Few, so that lists are long.
+    pub const HEADS: u32 = 16;
+
+    /// Loads a scenario at a moment of the clock, with flow tables of 4,096 rows.
     pub fn load(scenario: Scenario, tick: u32) -> Self {
-        let backends = scenario
-            .backends
-            .iter()
-            .map(|backend| {
-                let next_hop = NextHop { learned: tick, asked: tick.wrapping_sub(2), ..backend.next_hop };
-                UnsafeCell::new(Backend { next_hop, ..*backend })
-            })
-            .collect();
+        Self::load_with_rows(scenario, tick, 4096)
+    }
+
+    /// Loads a scenario, with flow tables of so many rows each.
+    pub fn load_with_rows(scenario: Scenario, tick: u32, rows: u32) -> Self {
+        let Indexed { vip_heads, vips, backend_heads, backends } = scenario.indexed(Self::HEADS);
+        let fresh = |backend: Backend| {
+            let next_hop = NextHop { learned: tick, asked: tick.wrapping_sub(2), ..backend.next_hop };
+            UnsafeCell::new(Backend { next_hop, ..backend })
+        };
+        let no_route = RouteCall { src: Addr([0; 4]), dst: Addr([0; 4]), family: Family::V4, hop: NextHop::NONE };
         Self {
+            live: scenario.deployments.iter().map(|(_, word, _)| Cell::new(*word)).collect(),
+            terms: scenario.deployments.iter().map(|(.., terms)| Cell::new(*terms)).collect(),
             scenario,
             tick: Cell::new(tick),
-            backends,
-            flows4: Entries::default(),
-            flows6: Entries::default(),
+            vip_heads,
+            vips,
+            backend_heads,
+            backends: backends.into_iter().map(fresh).collect(),
+            flows4: FlowMemory::new(rows),
+            flows6: FlowMemory::new(rows),
             events: RefCell::default(),
             traffic: RefCell::default(),
             live_reads: RefCell::default(),
-            desk: UnsafeCell::new([0; bg_ebpf::desk::WORDS]),
+            terms_reads: Cell::default(),
+            scratch: UnsafeCell::new([0; SCRATCH_WORDS]),
+            route_call: UnsafeCell::new(no_route),
             meanwhile: Cell::new(None),
             is_own: Cell::new(false),
             next_hops: (0..MAX_NEXT_HOPS).map(|_| UnsafeCell::default()).collect(),
@@ -102,6 +124,7 @@ impl Host {
 
     fn process(&self, frame: &[u8], direction: Direction) -> Outcome {
         self.live_reads.borrow_mut().clear();
+        self.terms_reads.set(0);
         let mut bytes = frame.to_vec();
         let range = bytes.as_mut_ptr_range();
         // SAFETY: the buffer outlives both, and the engine reads nothing through the first once it has
@@ -118,41 +141,72 @@ impl Host {
         Outcome { action, frame: bytes }
     }
 
-    /// All flow entries.
+    /// The live word of a deployment.
+    pub fn word(&self, deployment: u16) -> LiveWord {
+        self.live[usize::from(deployment)].get()
+    }
+
+    /// Both terms of a deployment.
+    pub fn terms(&self, deployment: u16) -> [SwitchTerms; 2] {
+        self.terms[usize::from(deployment)].get()
+    }
+
+    /// Makes a switch: stores the terms of a word, then the word.
+    pub fn set_live(&self, deployment: u16, word: LiveWord, terms: SwitchTerms) {
+        let mut both = self.terms(deployment);
+        both[word.terms_slot()] = terms;
+        self.terms[usize::from(deployment)].set(both);
+        self.live[usize::from(deployment)].set(word);
+    }
+
+    /// How often the last frame has read terms.
+    pub fn terms_reads(&self) -> u32 {
+        self.terms_reads.get()
+    }
+
+    /// All flows.
     pub fn flows(&self) -> Flows {
-        let flow = |cell: &UnsafeCell<[u64; 3]>| {
-            // SAFETY: no frame is being processed.
-            Flow::from_words(unsafe { *cell.get() })
-        };
-        let (flows4, flows6) = (self.flows4.borrow(), self.flows6.borrow());
-        let of4 = flows4.iter().map(|(key, entry)| comparable(key4(key), flow(entry)));
-        let of6 = flows6.iter().map(|(key, entry)| comparable(key6(key), flow(entry)));
-        of4.chain(of6).collect()
+        flows_of(self.flows4.rows(), self.flows6.rows())
     }
 
-    /// Stores an entry of an IPv4 flow, as another CPU may do at any time.
-    pub fn store(&self, key: &FlowKey4, flow: &Flow) {
-        put(&self.flows4, key, flow, true);
+    /// A flow as it is in the table, with its ticks.
+    pub fn flow(&self, of: FlowOf) -> Option<Flow> {
+        let salt = self.vips[usize::from(of.vip)].salt;
+        let in_v4 = of.key4().and_then(|key| find_compactly(&self.flows4, &key, key.hash(salt, &self.flows4)));
+        let in_v6 = of.key6().and_then(|key| find_compactly(&self.flows6, &key, key.hash(salt, &self.flows6)));
+        in_v4.or(in_v6).map(|found| *found.flow())
     }
 
-    /// What another CPU does while the next answer that needs a closer look is between its look-up and that.
+    /// Stores an IPv4 flow, as another CPU may do at any time: in the place of the one that there is, or of none.
+    pub fn store(&self, of: FlowOf, flow: &Flow) {
+        let key = of.key4().expect("an IPv4 flow");
+        let hash = key.hash(self.vips[usize::from(of.vip)].salt, &self.flows4);
+        store(&self.flows4, &key, hash, flow, true, self.tick.get());
+    }
+
+    /// What another CPU does between the next packet's look-up and the closer look at the flow that it has found.
     pub fn meanwhile(&self, what: impl FnOnce(&Self) + 'static) {
         self.meanwhile.set(Some(Box::new(what)));
     }
 
-    /// Forgets all flows.
-    pub fn forget_flows(&self) {
-        self.flows4.borrow_mut().clear();
-        self.flows6.borrow_mut().clear();
+    fn let_others_do(&self) {
+        if let Some(what) = self.meanwhile.take() {
+            what(self);
+        }
     }
 
-    /// Forgets the entries of one direction, as a full table may.
-    pub fn forget_direction(&self, replies: bool) {
-        let keep = |entry: &mut Box<UnsafeCell<[u64; 3]>>| {
-            Flow::from_words(*entry.get_mut()).state.has(FlowState::REPLY) != replies
-        };
-        self.flows4.borrow_mut().retain(|_, entry| keep(entry));
-        self.flows6.borrow_mut().retain(|_, entry| keep(entry));
+    /// Forgets all flows.
+    pub fn forget_flows(&self) {
+        self.flows4.clear();
+        self.flows6.clear();
+    }
+
+    /// Makes the flow tables refuse every flow: other CPUs are at all places.
+    pub fn refuse_flows(&self) {
+        // Of a hash that no flow has, so that none seems to be one that is being opened.
+        let busy = u64::from(FlowState::BUSY) | u64::from(u32::MAX) << 32;
+        self.flows4.set_heads(busy);
+        self.flows6.set_heads(busy);
     }
 
     /// How often an event was counted.
@@ -183,96 +237,89 @@ impl Host {
     pub fn change_backend(&mut self, slot: usize, change: impl FnOnce(&mut Backend)) {
         change(self.backends[slot].get_mut());
     }
-}
 
-fn find<K: Eq + Hash>(table: &Entries<K>, key: &K) -> Option<FlowRef> {
-    table.borrow().get(key).map(|entry| {
-        // SAFETY: three words, which stay where they are until flows are forgotten.
-        let words = unsafe { RawWords::new(entry.get().cast()) };
-        FlowRef::new(words, Flow::from_words([words.load(0), words.load(1), words.load(2)]))
-    })
-}
-
-fn put<K: Eq + Hash + Copy>(table: &Entries<K>, key: &K, flow: &Flow, replaces: bool) -> Stored {
-    let mut entries = table.borrow_mut();
-    if !replaces && entries.contains_key(key) {
-        return Stored::No;
-    }
-    // In place: who has found it may still look at it.
-    let words = entries.entry(*key).or_default().get_mut();
-    let version = Flow::from_words(*words).state.next(FlowState::LIVE);
-    *words = Flow { state: FlowState(flow.state.0 & !FlowState::IDENTITY | version.0), ..*flow }.words();
-    Stored::Yes
-}
-
-macro_rules! flow_table {
-    ($key:ty, $entries:ident) => {
-        impl FlowTable<$key> for Host {
-            fn flow(&self, key: &$key) -> Option<FlowRef> {
-                find(&self.$entries, key)
-            }
-
-            fn flow_slowly(&self, key: &$key) -> Option<FlowRef> {
-                find(&self.$entries, key)
-            }
-
-            fn store(&self, key: &$key, flow: &Flow, replaces: bool, _now: u32) -> Stored {
-                put(&self.$entries, key, flow, replaces)
-            }
-        }
-    };
-}
-
-flow_table!(FlowKey4, flows4);
-flow_table!(FlowKey6, flows6);
-
-impl Aside<V4> for Host {
-    fn answer(&self, desk: &mut Desk<V4>) -> u32 {
-        if let Some(what) = self.meanwhile.take() {
-            what(self);
-        }
-        reply::answer(desk, self) as u32
+    /// Takes a virtual address away between frames.
+    pub fn remove_vip(&mut self, row: u32) {
+        let removed = self.vips[row as usize];
+        self.scenario.services.retain(|(key, _)| *key != removed.key);
+        let links = self.vip_heads.iter_mut().chain(self.vips.iter_mut().map(|vip| &mut vip.next));
+        links.filter(|link| **link == row + 1).for_each(|link| *link = removed.next);
+        self.vips[row as usize] = Vip::default();
     }
 }
-impl Aside<V6> for Host {}
 
-impl Tables for Host {
+impl SlowPath<V4> for Host {
+    fn refresh(&self, call: &mut Refreshing<V4>) -> u32 {
+        self.let_others_do();
+        run::refresh(call, self) as u32
+    }
+
+    fn answer(&self, call: &mut Answering<V4>) -> u32 {
+        self.let_others_do();
+        run::answer(call, self) as u32
+    }
+}
+impl SlowPath<V6> for Host {}
+
+impl World for Host {
+    fn flows4(&self) -> &impl Memory<FlowKey4, Words = RawWords> {
+        &self.flows4
+    }
+
+    fn flows6(&self) -> &impl Memory<FlowKey6, Words = RawWords> {
+        &self.flows6
+    }
+
     fn live(&self, deployment: u16) -> Option<LiveWord> {
         *self.live_reads.borrow_mut().entry(deployment).or_default() += 1;
-        self.scenario.deployments.get(usize::from(deployment)).map(|(_, word, _)| *word)
+        self.live.get(usize::from(deployment)).map(Cell::get)
     }
 
     fn terms(&self, deployment: u16, slot: usize) -> Option<SwitchTerms> {
-        self.scenario.deployments.get(usize::from(deployment)).map(|(_, _, terms)| terms[slot])
+        self.terms_reads.set(self.terms_reads.get() + 1);
+        self.terms.get(usize::from(deployment)).map(|terms| terms.get()[slot])
+    }
+
+    fn end_drain(&self, deployment: u16, word: LiveWord, settled: LiveWord, ended_before: [u32; 2]) {
+        let mut terms = self.terms(deployment);
+        terms[word.terms_slot()].ended_before = ended_before;
+        self.terms[usize::from(deployment)].set(terms);
+        if self.word(deployment) == word {
+            self.live[usize::from(deployment)].set(settled);
+        }
     }
 
     fn deployment(&self, deployment: u16) -> Option<&DeploymentRow> {
         self.scenario.deployments.get(usize::from(deployment)).map(|(row, ..)| row)
     }
 
-    fn may_be_service(&self, hash: u32) -> bool {
-        self.scenario.services.iter().any(|(key, _)| bg_ebpf::choice::filter_hash(key) == hash)
+    fn vip_head(&self, hash: u32) -> u32 {
+        self.vip_heads[(hash & (Self::HEADS - 1)) as usize]
     }
 
-    fn numbered_hop(&self, number: u32) -> Option<RawWords> {
-        // SAFETY: three words, which stay where they are.
-        self.next_hops.get(number as usize).map(|row| unsafe { RawWords::new(row.get().cast()) })
+    fn vip(&self, row: u32) -> Option<*const Vip> {
+        self.vips.get(row as usize).map(|vip| vip as *const Vip)
+    }
+
+    fn backend_head(&self, hash: u32) -> u32 {
+        self.backend_heads[(hash & (Self::HEADS - 1)) as usize]
+    }
+
+    fn backend(&self, slot: u32) -> Option<*mut Backend> {
+        self.backends.get(slot as usize).map(UnsafeCell::get)
     }
 
     fn service(&self, key: &ServiceKey) -> Option<&ServiceRow> {
         self.scenario.services.iter().find(|(at, _)| at == key).map(|(_, row)| row)
     }
 
-    fn vip(&self, row: u32) -> Option<&ServiceKey> {
-        self.scenario.vips.iter().find(|(at, _)| *at == row).map(|(_, key)| key)
-    }
-
     fn maglev(&self, entry: u32) -> Option<u32> {
         self.scenario.maglev.get(entry as usize).copied()
     }
 
-    fn backend(&self, slot: u32) -> Option<*mut Backend> {
-        self.backends.get(slot as usize).map(UnsafeCell::get)
+    fn numbered_hop(&self, number: u32) -> Option<RawWords> {
+        // SAFETY: three words, which stay where they are.
+        self.next_hops.get(number as usize).map(|row| unsafe { RawWords::new(row.get().cast()) })
     }
 
     fn is_tester(&self, key: &TesterKey) -> bool {
@@ -283,9 +330,9 @@ impl Tables for Host {
         destination == self.mac.get()
     }
 
-    fn route(&self, query: &mut RouteQuery, hop: &mut NextHop) {
-        if let Some(found) = self.routes.borrow().get(&query.dst.to_ip(query.family)) {
-            *hop = *found;
+    fn route(&self, call: &mut RouteCall) {
+        if let Some(found) = self.routes.borrow().get(&call.dst.to_ip(call.family)) {
+            call.hop = *found;
         }
     }
 
@@ -293,8 +340,12 @@ impl Tables for Host {
         self.egress.borrow().as_ref().is_none_or(|interfaces| interfaces.contains(&ifindex))
     }
 
-    fn desk(&self) -> Option<*mut u64> {
-        Some(self.desk.get().cast())
+    fn route_call(&self) -> Option<*mut RouteCall> {
+        Some(self.route_call.get())
+    }
+
+    fn scratch(&self) -> Option<*mut u64> {
+        Some(self.scratch.get().cast())
     }
 
     fn is_own(&self) -> bool {

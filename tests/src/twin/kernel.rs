@@ -1,6 +1,6 @@
 //! The loaded program: maps filled by system calls, frames run by `BPF_PROG_TEST_RUN`.
 
-use super::{Flows, Outcome, Scenario, comparable, key4, key6};
+use super::{Flows, Indexed, Outcome, Scenario, flows_of};
 use anyhow::{Context, Result, bail, ensure};
 use aya::{
     Ebpf, EbpfLoader, Pod, TestRun as _,
@@ -8,10 +8,10 @@ use aya::{
     programs::{SchedClassifier, TestRunOptions, Xdp},
 };
 use bg_common::{
-    Addr, Backend, Clock, DeploymentRow, Event, FILTER_BITS, FLOW_WAYS, Flow, FlowHash, FlowKey4, FlowKey6, FlowState,
-    FlowTables, LiveWord, Meta, NextHop, ServiceKey, ServiceRow, SwitchTerms, TICK_SHIFT, TesterKey, Traffic,
+    Backend, Clock, DeploymentRow, Event, FLOW_WAYS, FlowHash, FlowKey4, FlowKey6, LiveWord, Meta, NextHop, ServiceKey,
+    ServiceRow, SwitchTerms, TICK_SHIFT, TableSizes, TesterKey, Traffic, Vip,
 };
-use bg_ebpf::{Action, choice::filter_hash};
+use bg_ebpf::{Action, flow::key::Key as _};
 use memmap2::{MmapOptions, MmapRaw};
 use std::{
     os::fd::{AsFd as _, AsRawFd as _},
@@ -29,40 +29,51 @@ pub enum Program {
     TcEgress,
 }
 
+/// Sizes of a loaded object's tables, powers of two.
+#[derive(Clone, Copy, Debug)]
+pub struct Sizes {
+    /// Rows of each flow table.
+    pub rows: u32,
+    /// Heads of each index.
+    pub heads: u32,
+}
+
 /// A loaded object, attached to nothing.
 pub struct Kernel {
     object: Ebpf,
-    /// Rows of each flow table.
-    rows: u32,
+    sizes: Sizes,
 }
 
 impl Kernel {
-    /// Flows that the tables are made for.
-    pub const FLOWS: u32 = 65_536;
-
-    /// Loads the object under test: the one that `BGCTL_BPF_OBJECT` names, else the committed one. Each flow table gets
-    /// `flow_entries` entries, a power of two, of which a flow takes two.
-    pub fn load(flow_entries: u32) -> Result<Self> {
+    /// Loads the object under test: the one that `BGCTL_BPF_OBJECT` names, else the committed one.
+    pub fn load(sizes: Sizes) -> Result<Self> {
         let path = std::env::var_os("BGCTL_BPF_OBJECT").map_or_else(
             || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../bg-userspace/bpf/bg.bpf.o"),
             PathBuf::from,
         );
-        Self::load_object(&path, flow_entries)
+        Self::load_object(&path, sizes)
     }
 
-    /// Loads an object, whether its flow tables are this project's own or the kernel's.
-    pub fn load_object(path: &Path, flow_entries: u32) -> Result<Self> {
+    /// Loads an object.
+    pub fn load_object(path: &Path, sizes: Sizes) -> Result<Self> {
         let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-        let parsed = aya_obj::Object::parse(&bytes).with_context(|| format!("cannot parse {}", path.display()))?;
-        let is_array = parsed.maps.get("flows4").context("no map flows4")?.map_type()
-            == aya_obj::generated::bpf_map_type::BPF_MAP_TYPE_ARRAY as u32;
-        let rows = if is_array { flow_entries / FLOW_WAYS } else { flow_entries };
-        ensure!(rows.is_power_of_two() && rows > 1, "{flow_entries} is no number of entries");
-        let tables = FlowTables { hash: FlowHash::PUBLIC, masks: [rows - 1; 2], weakly_ordered: 0 };
+        let Sizes { rows, heads } = sizes;
+        let buckets = rows / FLOW_WAYS;
+        ensure!(buckets.is_power_of_two() && buckets > 1, "{rows} is no number of rows");
+        ensure!(heads.is_power_of_two() && heads > 1, "{heads} is no number of heads");
+        let tables = TableSizes {
+            flow_hash: FlowHash::PUBLIC,
+            flow_masks: [buckets - 1; 2],
+            vip_mask: heads - 1,
+            backend_mask: heads - 1,
+            weakly_ordered: 0,
+        };
         let mut object = EbpfLoader::new()
-            .map_max_entries("flows4", rows)
-            .map_max_entries("flows6", rows)
-            .override_global("FLOW_TABLES", &tables, is_array)
+            .map_max_entries("flows4", buckets)
+            .map_max_entries("flows6", buckets)
+            .map_max_entries("vip_index", heads / 2)
+            .map_max_entries("backend_index", heads / 2)
+            .override_global("TABLE_SIZES", &tables, true)
             .load(&bytes)
             .with_context(|| format!("cannot load {}", path.display()))?;
         for name in ["ingress", "read_clock"] {
@@ -73,7 +84,7 @@ impl Kernel {
             let program: &mut SchedClassifier = object.program_mut(name).context(name)?.try_into()?;
             program.load()?;
         }
-        Ok(Self { object, rows })
+        Ok(Self { object, sizes })
     }
 
     /// The object itself, for what is not offered here.
@@ -109,18 +120,14 @@ impl Kernel {
         for (key, row) in &scenario.services {
             self.hash::<ServiceKey, ServiceRow>("services")?.insert(key, row, 0)?;
         }
-        let mut filter = vec![u64::MAX; FILTER_BITS as usize / 64];
-        for (key, _) in &scenario.services {
-            let hash = filter_hash(key);
-            filter[hash as usize / 64] &= !(1 << (hash % 64));
+        let Indexed { vip_heads, vips, backend_heads, backends } = scenario.indexed(self.sizes.heads);
+        self.set_halves("vip_index", &vip_heads)?;
+        self.set_halves("backend_index", &backend_heads)?;
+        self.set_halves("maglev", &scenario.maglev)?;
+        for (row, vip) in vips.iter().enumerate() {
+            self.array::<Vip>("vips")?.set(row as u32, vip, 0)?;
         }
-        for (row, word) in filter.into_iter().enumerate() {
-            self.array::<u64>("vip_filter")?.set(row as u32, word, 0)?;
-        }
-        for (row, key) in &scenario.vips {
-            self.array::<ServiceKey>("vips")?.set(*row, key, 0)?;
-        }
-        for (slot, backend) in scenario.backends.iter().enumerate() {
+        for (slot, backend) in backends.iter().enumerate() {
             // A backend without a next hop is one that the stack has to find the way to.
             let next_hop = NextHop { learned: tick, asked: tick.wrapping_sub(2), ..backend.next_hop };
             self.array::<Backend>("backends")?.set(slot as u32, Backend { next_hop, ..*backend }, 0)?;
@@ -130,10 +137,6 @@ impl Kernel {
                 egress.set(next_hop.ifindex(), 1, None, 0)?;
             }
         }
-        for (row, pair) in scenario.maglev.chunks(2).enumerate() {
-            let pair = [pair[0], pair.get(1).copied().unwrap_or(0)];
-            self.array::<[u32; 2]>("maglev")?.set(row as u32, pair, 0)?;
-        }
         for (prefix, key) in &scenario.testers {
             let mut testers: LpmTrie<_, TesterKey, u32> =
                 self.object.map_mut("testers").context("testers")?.try_into()?;
@@ -142,18 +145,28 @@ impl Kernel {
         Ok(())
     }
 
-    /// Makes the scenario's next hops fresh again.
-    pub fn refresh_next_hops(&mut self, scenario: &Scenario) -> Result<()> {
-        let tick = self.tick()?;
-        let mut backends = self.array::<Backend>("backends")?;
-        for (slot, backend) in scenario.backends.iter().enumerate() {
-            let next_hop = NextHop { learned: tick, asked: tick.wrapping_sub(2), ..backend.next_hop };
-            backends.set(slot as u32, Backend { next_hop, ..*backend }, 0)?;
+    /// Sets an array of words, two of which make a row.
+    fn set_halves(&mut self, name: &str, words: &[u32]) -> Result<()> {
+        for (row, pair) in words.chunks(2).enumerate() {
+            let pair = [pair[0], pair.get(1).copied().unwrap_or(0)];
+            self.array::<[u32; 2]>(name)?.set(row as u32, pair, 0)?;
         }
         Ok(())
     }
 
-    /// Puts words and terms into the maps.
+    /// Makes the scenario's next hops fresh again.
+    pub fn refresh_next_hops(&mut self, scenario: &Scenario) -> Result<()> {
+        let tick = self.tick()?;
+        let mut rows = self.array::<Backend>("backends")?;
+        for (slot, backend) in scenario.backends.iter().enumerate() {
+            let row = rows.get(&(slot as u32), 0)?;
+            let next_hop = NextHop { learned: tick, asked: tick.wrapping_sub(2), ..backend.next_hop };
+            rows.set(slot as u32, Backend { next_hop, ..row }, 0)?;
+        }
+        Ok(())
+    }
+
+    /// Puts settings, words and terms into the maps.
     pub fn set_deployments(&mut self, scenario: &Scenario) -> Result<()> {
         for (index, (row, word, terms)) in scenario.deployments.iter().enumerate() {
             let index = index as u32;
@@ -162,6 +175,25 @@ impl Kernel {
             self.array::<LiveWord>("live")?.set(index, word, 0)?;
         }
         Ok(())
+    }
+
+    /// Makes a switch: stores the terms of a word, then the word.
+    pub fn set_live(&mut self, deployment: u16, word: LiveWord, terms: SwitchTerms) -> Result<()> {
+        let mut both = self.terms(deployment)?;
+        both[word.terms_slot()] = terms;
+        self.array::<[SwitchTerms; 2]>("terms")?.set(deployment.into(), both, 0)?;
+        self.array::<LiveWord>("live")?.set(deployment.into(), word, 0)?;
+        Ok(())
+    }
+
+    /// The live word of a deployment.
+    pub fn word(&mut self, deployment: u16) -> Result<LiveWord> {
+        Ok(self.array("live")?.get(&deployment.into(), 0)?)
+    }
+
+    /// Both terms of a deployment.
+    pub fn terms(&mut self, deployment: u16) -> Result<[SwitchTerms; 2]> {
+        Ok(self.array("terms")?.get(&deployment.into(), 0)?)
     }
 
     /// What the data path's coarse clock says.
@@ -215,63 +247,29 @@ impl Kernel {
         Ok(self.object.program_mut(name).with_context(|| format!("no program {name}"))?.try_into()?)
     }
 
-    /// All flow entries.
-    pub fn flows(&mut self) -> Result<Flows> {
-        let mut flows = Flows::new();
-        if self.has_buckets() {
-            for (key, flow) in self.entries("flows4", 4)?.iter().filter_map(|words| entry4(words)) {
-                flows.extend([comparable(key4(&key), flow)]);
-            }
-            for (key, flow) in self.entries("flows6", 8)?.iter().filter_map(|words| entry6(words)) {
-                flows.extend([comparable(key6(&key), flow)]);
-            }
-            return Ok(flows);
-        }
-        for entry in self.hash::<FlowKey4, Flow>("flows4")?.iter() {
-            let (key, flow) = entry?;
-            flows.extend([comparable(key4(&key), flow)]);
-        }
-        for entry in self.hash::<FlowKey6, Flow>("flows6")?.iter() {
-            let (key, flow) = entry?;
-            flows.extend([comparable(key6(&key), flow)]);
-        }
-        Ok(flows)
+    /// All flows.
+    pub fn flows(&self) -> Result<Flows> {
+        Ok(flows_of(self.rows("flows4", FlowKey4::ROW)?, self.rows("flows6", FlowKey6::ROW)?))
     }
 
     /// Forgets all flows.
     pub fn forget_flows(&mut self) -> Result<()> {
-        if self.has_buckets() {
-            for (name, words) in [("flows4", 4), ("flows6", 8)] {
-                let memory = self.flow_memory(name, words)?;
-                // SAFETY: the mapping is so long, and no program runs.
-                unsafe { memory.as_mut_ptr().write_bytes(0, memory.len()) };
-            }
-            return Ok(());
-        }
-        let mut flows4 = self.hash::<FlowKey4, Flow>("flows4")?;
-        for key in flows4.keys().collect::<Result<Vec<_>, _>>()? {
-            flows4.remove(&key)?;
-        }
-        let mut flows6 = self.hash::<FlowKey6, Flow>("flows6")?;
-        for key in flows6.keys().collect::<Result<Vec<_>, _>>()? {
-            flows6.remove(&key)?;
+        for (name, words) in [("flows4", FlowKey4::ROW), ("flows6", FlowKey6::ROW)] {
+            let memory = self.flow_memory(name, words)?;
+            // SAFETY: the mapping is so long, and no program runs.
+            unsafe { memory.as_mut_ptr().write_bytes(0, memory.len()) };
         }
         Ok(())
     }
 
-    /// Whether the flow tables are this project's own.
-    pub fn has_buckets(&self) -> bool {
-        matches!(self.object.map("flows4"), Some(Map::Array(_)))
-    }
-
     fn flow_memory(&self, name: &str, words: usize) -> Result<MmapRaw> {
         let Some(Map::Array(data)) = self.object.map(name) else { bail!("{name} is no array") };
-        let len = self.rows as usize * FLOW_WAYS as usize * words * 8;
+        let len = self.sizes.rows as usize * words * 8;
         Ok(MmapOptions::new().len(len).map_raw(data.fd().as_fd().as_raw_fd())?)
     }
 
-    /// Entries of a flow table, as so many words each.
-    fn entries(&self, name: &str, words: usize) -> Result<Vec<Vec<u64>>> {
+    /// Rows of a flow table, of so many words each.
+    fn rows(&self, name: &str, words: usize) -> Result<Vec<Vec<u64>>> {
         let memory = self.flow_memory(name, words)?;
         let mut all = vec![0_u64; memory.len() / 8];
         // SAFETY: the mapping is so long, and no program runs.
@@ -300,25 +298,4 @@ impl Kernel {
         }
         Ok(sum)
     }
-}
-
-/// A live entry of `flows4`: addresses, head, origin, times; see the documentation of the pinned ABI.
-fn entry4(words: &[u64]) -> Option<(FlowKey4, Flow)> {
-    let flow = live(&words[1..4])?;
-    let (src, dst) = (words[0] as u32, (words[0] >> 32) as u32);
-    Some((FlowKey4 { src, dst, ports: flow.ports, protocol: flow.state.protocol() as u32 }, flow))
-}
-
-/// A live entry of `flows6`: four words of addresses, and the same.
-fn entry6(words: &[u64]) -> Option<(FlowKey6, Flow)> {
-    let flow = live(&words[4..7])?;
-    let address =
-        |words: &[u64]| Addr([words[0] as u32, (words[0] >> 32) as u32, words[1] as u32, (words[1] >> 32) as u32]);
-    let (src, dst) = (address(&words[..2]), address(&words[2..4]));
-    Some((FlowKey6 { src, dst, ports: flow.ports, protocol: flow.state.protocol() as u32 }, flow))
-}
-
-fn live(words: &[u64]) -> Option<Flow> {
-    let flow = Flow::from_words([words[0], words[1], words[2]]);
-    (flow.state.0 & FlowState::STATUS == FlowState::LIVE).then_some(flow)
 }

@@ -7,14 +7,16 @@
 mod host;
 mod kernel;
 mod scenario;
+mod table;
 
 pub use host::Host;
-pub use kernel::{Kernel, Program};
-pub use scenario::{BackendAt, Scenario, ServiceAt, TICKS_LONG};
+pub use kernel::{Kernel, Program, Sizes};
+pub use scenario::{BackendAt, Indexed, Scenario, ServiceAt, TICKS_LONG};
+pub use table::FlowMemory;
 
-use bg_common::{Flow, FlowKey4, FlowKey6, FlowState};
+use bg_common::{Addr, Be16, CachedHop, Flow, FlowKey4, FlowKey6, FlowState};
 use bg_ebpf::Action;
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::IpAddr};
 
 /// What came of a frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,26 +27,67 @@ pub struct Outcome {
     pub frame: Vec<u8>,
 }
 
-/// All flow entries, by their key's bytes, with what depends on the moment left out.
-pub type Flows = BTreeMap<Vec<u8>, Flow>;
+/// Whose a flow is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct FlowOf {
+    /// The client's address.
+    pub client: IpAddr,
+    /// The client's port.
+    pub port: u16,
+    /// Row of `vips` that it talks to.
+    pub vip: u16,
+}
 
-/// A key and its entry as [`Flows`] holds them: without ticks, cached next hops, and what is the table's business.
-fn comparable(key: &[u8], flow: Flow) -> (Vec<u8>, Flow) {
+/// All flows, with what depends on the moment left out.
+pub type Flows = BTreeMap<FlowOf, Flow>;
+
+/// The flows of both tables, whose rows are given as words. Panics if two rows are of one flow.
+fn flows_of(
+    rows4: impl IntoIterator<Item = impl AsRef<[u64]>>,
+    rows6: impl IntoIterator<Item = impl AsRef<[u64]>>,
+) -> Flows {
+    let flows4 = rows4.into_iter().filter_map(|row| flow4(row.as_ref()));
+    let flows6 = rows6.into_iter().filter_map(|row| flow6(row.as_ref()));
+    let mut flows = Flows::new();
+    for (of, flow) in flows4.chain(flows6) {
+        assert_eq!(flows.insert(of, comparable(flow)), None, "two rows of {of:?}");
+    }
+    flows
+}
+
+/// A row of `flows4`: the key's word, then the flow's; see the documentation of the pinned ABI.
+fn flow4(row: &[u64]) -> Option<(FlowOf, Flow)> {
+    let key: FlowKey4 = bytemuck::cast(row[0]);
+    let client = IpAddr::from(key.client.to_ne_bytes());
+    Some((FlowOf { client, port: key.port.host(), vip: key.vip }, table::live_flow(row, 1)?))
+}
+
+/// A row of `flows6`: three words of key, then the flow's, and two more.
+fn flow6(row: &[u64]) -> Option<(FlowOf, Flow)> {
+    let key: FlowKey6 = bytemuck::cast([row[0], row[1], row[2]]);
+    assert_eq!(key.reserved, 0);
+    let client = IpAddr::from(key.client.octets());
+    Some((FlowOf { client, port: key.port.host(), vip: key.vip }, table::live_flow(row, 3)?))
+}
+
+/// A flow without ticks, the cached next hop, and what is the table's business.
+fn comparable(flow: Flow) -> Flow {
     let state = FlowState(flow.state.0 & !FlowState::IDENTITY);
-    let note = match state {
-        state if state.has(FlowState::REPLY) => 0,
-        // Half of it may be the tick at which a doubtful SYN came.
-        state if state.has(FlowState::ESTABLISHED) => flow.note >> 16,
-        _ => flow.note,
-    };
-    (key.to_vec(), Flow { state, last_seen: 0, note, ..flow })
+    // Half of it is the tick at which a doubtful SYN came.
+    let note = if state.has(FlowState::DOUBTFUL) { flow.note >> 16 } else { flow.note };
+    Flow { state, last_seen: 0, note, hop: CachedHop::default(), ..flow }
 }
 
-/// Keys of both tables as bytes.
-fn key4(key: &FlowKey4) -> &[u8] {
-    bytemuck::bytes_of(key)
-}
+impl FlowOf {
+    /// The key of an IPv4 client's flow.
+    pub fn key4(self) -> Option<FlowKey4> {
+        let IpAddr::V4(client) = self.client else { return None };
+        Some(FlowKey4 { client: u32::from_ne_bytes(client.octets()), port: Be16::new(self.port), vip: self.vip })
+    }
 
-fn key6(key: &FlowKey6) -> &[u8] {
-    bytemuck::bytes_of(key)
+    /// The key of an IPv6 client's flow.
+    pub fn key6(self) -> Option<FlowKey6> {
+        let IpAddr::V6(client) = self.client else { return None };
+        Some(FlowKey6 { client: Addr::v6(client.octets()), reserved: 0, port: Be16::new(self.port), vip: self.vip })
+    }
 }

@@ -3,7 +3,7 @@
 
 use bg_common::{
     Addr, Backend, Be16, Colour, DeploymentRow, Family, Identity, LiveFlags, LiveWord, Mode, NextHop, Protocol, Role,
-    ServiceKey, ServiceRow, SwitchTerms, TableSpan, TesterKey,
+    ServiceKey, ServiceRow, SwitchTerms, TableSpan, TesterKey, Vip, endpoint_hash,
 };
 use std::net::{IpAddr, SocketAddr};
 
@@ -36,6 +36,19 @@ pub struct ServiceAt {
     pub backends: [Vec<BackendAt>; 2],
 }
 
+/// The indexes of a [`Scenario`], and the rows with the links of their lists.
+#[derive(Clone, Debug)]
+pub struct Indexed {
+    /// `vip_index`.
+    pub vip_heads: Vec<u32>,
+    /// `vips`, by row; rows that are not in the scenario are zeros.
+    pub vips: Vec<Vip>,
+    /// `backend_index`.
+    pub backend_heads: Vec<u32>,
+    /// `backends`.
+    pub backends: Vec<Backend>,
+}
+
 /// The content of all maps.
 #[derive(Clone, Debug, Default)]
 pub struct Scenario {
@@ -43,9 +56,9 @@ pub struct Scenario {
     pub deployments: Vec<(DeploymentRow, LiveWord, [SwitchTerms; 2])>,
     /// `services`.
     pub services: Vec<(ServiceKey, ServiceRow)>,
-    /// `vips`.
-    pub vips: Vec<(u32, ServiceKey)>,
-    /// `backends`; their next hops are learned when the scenario is loaded.
+    /// `vips`, by row, without the links of the index.
+    pub vips: Vec<(u32, Vip)>,
+    /// `backends`, without the links of the index; their next hops are learned when the scenario is loaded.
     pub backends: Vec<Backend>,
     /// `maglev`.
     pub maglev: Vec<u32>,
@@ -88,7 +101,7 @@ impl Scenario {
                     next_hop: at.out_of.map_or(NextHop::NONE, |ifindex| {
                         NextHop::pack(ifindex, 1500, 0x0200_0000_0000 | u64::from(slot), 0x0600_0000_0001, 0)
                     }),
-                    weight: 1,
+                    protocol: service.protocol as u8,
                     deployment: service.deployment,
                     ..Backend::default()
                 });
@@ -109,9 +122,46 @@ impl Scenario {
                 tables,
             };
             self.services.push((key, row));
-            self.vips.push((2 * u32::from(index) + role as u32, key));
+            self.vips.push((2 * u32::from(index) + role as u32, Vip { key, ..Vip::default() }));
         }
         index
+    }
+
+    /// Gives a service a salt.
+    pub fn salt(&mut self, service: u16, salt: u16) {
+        for (row, vip) in &mut self.vips {
+            if *row / 2 == u32::from(service) {
+                vip.salt = salt;
+            }
+        }
+        self.backends.iter_mut().filter(|backend| backend.service == service).for_each(|backend| backend.salt = salt);
+    }
+
+    /// The indexes, of so many heads each, a power of two. Of backends that have address, port, protocol and salt in
+    /// common one is in the index.
+    pub fn indexed(&self, heads: u32) -> Indexed {
+        assert!(heads.is_power_of_two());
+        let rows = self.vips.iter().map(|(row, _)| *row as usize + 1).max().unwrap_or(0);
+        let mut vips = vec![Vip::default(); rows];
+        let mut vip_heads = vec![0; heads as usize];
+        for (row, vip) in &self.vips {
+            let head = &mut vip_heads[head_of(&vip.key.addr, vip.key.port, vip.key.protocol, heads)];
+            vips[*row as usize] = Vip { next: *head, ..*vip };
+            *head = row + 1;
+        }
+        let mut backends = self.backends.clone();
+        let mut backend_heads = vec![0; heads as usize];
+        let endpoint = |backend: &Backend| (backend.addr, backend.port, backend.protocol, backend.salt);
+        for slot in 0..backends.len() {
+            let backend = backends[slot];
+            if backends[..slot].iter().any(|other| endpoint(other) == endpoint(&backend)) {
+                continue;
+            }
+            let head = &mut backend_heads[head_of(&backend.addr, backend.port, backend.protocol, heads)];
+            backends[slot].next = *head;
+            *head = slot as u32 + 1;
+        }
+        Indexed { vip_heads, vips, backend_heads, backends }
     }
 
     /// Makes all sources of a prefix testers of a deployment.
@@ -139,6 +189,10 @@ impl Scenario {
                 && (bits(tester.addr) ^ bits(key.addr)) & mask == 0
         })
     }
+}
+
+fn head_of(address: &Addr, port: Be16, protocol: u8, heads: u32) -> usize {
+    (endpoint_hash(address, port, protocol) & (heads - 1)) as usize
 }
 
 /// The `services` key of an address.

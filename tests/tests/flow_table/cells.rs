@@ -1,50 +1,52 @@
-//! A table in plain cells, for one thread, of any size and for any tuples.
+//! A table in plain cells, for one thread, of any size and for any keys.
 
 use bg_common::{Flow, FlowState};
-use bg_ebpf::flow_table::{Memory, Tuple, WAYS, Words};
+use bg_ebpf::flow::{
+    key::Key,
+    memory::{Memory, Words},
+    table::WAYS,
+};
 use std::{cell::Cell, marker::PhantomData};
 
 /// A table of so many buckets.
 pub(crate) struct Cells<K> {
     words: Vec<Cell<u64>>,
-    keys: [u64; 11],
+    keys: [u64; 7],
     of: PhantomData<K>,
 }
 
-impl<K: Tuple> Cells<K> {
+impl<K: Key> Cells<K> {
     /// Empty. `keys` are those of the hash.
-    pub(crate) fn new(buckets: usize, keys: [u64; 11]) -> Self {
+    pub(crate) fn new(buckets: usize, keys: [u64; 7]) -> Self {
         assert!(buckets.is_power_of_two() && buckets > 1);
-        Self { words: vec![Cell::new(0); buckets * WAYS as usize * K::ENTRY], keys, of: PhantomData }
+        Self { words: vec![Cell::new(0); buckets * WAYS as usize * K::ROW], keys, of: PhantomData }
     }
 
-    /// Number of entries that there is room for.
-    pub(crate) fn room(&self) -> usize {
-        self.words.len() / K::ENTRY
+    /// Number of rows.
+    pub(crate) fn rows(&self) -> usize {
+        self.words.len() / K::ROW
     }
 
-    /// Words of an entry.
-    pub(crate) fn entry(&self, index: usize) -> &[Cell<u64>] {
-        &self.words[index * K::ENTRY..][..K::ENTRY]
+    /// Words of a row.
+    pub(crate) fn row(&self, index: usize) -> &[Cell<u64>] {
+        &self.words[index * K::ROW..][..K::ROW]
     }
 
-    /// What an entry says beside its addresses, whatever its status.
+    /// The flow in a row, whatever its status.
     pub(crate) fn flow(&self, index: usize) -> Flow {
-        let words = &self.entry(index)[K::HEAD..];
+        let words = &self.row(index)[K::HEAD..];
         Flow::from_words([words[0].get(), words[1].get(), words[2].get()])
     }
 
-    /// Writes an entry.
+    /// Writes a row.
     pub(crate) fn put(&self, index: usize, key: &K, flow: &Flow) {
-        let state = flow.state.with(key.protocol());
-        let flow = Flow { ports: key.ports(), state, ..*flow };
-        let words = (0..K::HEAD).map(|word| key.address(word)).chain(flow.words());
-        self.entry(index).iter().zip(words).for_each(|(cell, word)| cell.set(word));
+        let words = (0..K::HEAD).map(|word| key.word(word)).chain(flow.words());
+        self.row(index).iter().zip(words).for_each(|(cell, word)| cell.set(word));
     }
 
-    /// How many entries there are.
+    /// How many flows there are.
     pub(crate) fn count(&self) -> usize {
-        (0..self.room()).filter(|&index| self.flow(index).state.has(FlowState::LIVE)).count()
+        (0..self.rows()).filter(|&index| self.flow(index).state.has(FlowState::LIVE)).count()
     }
 
     /// A copy of all words.
@@ -53,15 +55,15 @@ impl<K: Tuple> Cells<K> {
     }
 }
 
-impl<'a, K: Tuple> Memory<K> for &'a Cells<K> {
+impl<'a, K: Key> Memory<K> for &'a Cells<K> {
     type Words = Row<'a>;
 
     fn bucket(&self, index: u32) -> Option<Row<'a>> {
-        Some(Row { words: &self.words, at: index as usize * WAYS as usize * K::ENTRY })
+        Some(Row { words: &self.words, at: index as usize * WAYS as usize * K::ROW })
     }
 
     fn mask(&self) -> u32 {
-        (self.room() / WAYS as usize - 1) as u32
+        (self.rows() / WAYS as usize - 1) as u32
     }
 
     fn hash_key(&self, index: usize) -> u64 {
@@ -79,8 +81,8 @@ pub(crate) struct Row<'a> {
 }
 
 impl Words for Row<'_> {
-    fn from(self, word: usize) -> Self {
-        Self { at: self.at + word, ..self }
+    fn from(self, words: usize) -> Self {
+        Self { at: self.at + words, ..self }
     }
 
     fn before(self, words: usize) -> Self {

@@ -4,50 +4,62 @@
 //! - `memory`: the memory that the table is in: loom's atomics, as a machine keeps them in order or does not.
 //! - `cells`: the same for one thread.
 //! - `races`: who reads, writes, notes and removes at the same time.
+//! - `given_up`: a claim that is given up, and what others do meanwhile.
 //! - `stopped`: a writer that is stopped half-way.
-//! - `rules`: who gives way to whom; the table beside a map.
+//! - `rules`: which flow is evicted for a new one; the table beside a map.
 //! - `live_word`: the live word and its terms, which are read under the same rules.
-//! - `spread`: how evenly five-tuples of all kinds are spread, and how seldom an open flow is pushed out.
+//! - `spread`: how evenly clients of all kinds are spread, and how seldom an open flow is evicted.
+//! - `shared_ports`: the same for a client that uses one port for many services.
 
 mod cells;
+mod given_up;
 mod live_word;
 mod memory;
 mod races;
 mod rules;
+mod shared_ports;
 mod spread;
 mod stopped;
 
 use bg_common::{Flow, FlowBackend, FlowState};
-use bg_ebpf::flow_table::{Memory, Tuple};
+use bg_ebpf::flow::{
+    key::{Key, Match, VIP_SHIFT},
+    memory::Memory,
+    row::FlowRef,
+    table::{find, find_compactly},
+};
 
 /// A moment that is not the beginning of time.
 const NOW: u32 = 1_000_000;
 
-/// A tuple whose hash is what the test wants, with an address of two words, which may be torn.
+/// Both ends take part.
+const ASSURED: u32 = FlowState::CONFIRMED | FlowState::ANSWERED;
+
+/// A key whose hash is what the test wants, of two words, which may be torn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Name {
     name: u32,
-    ports: u32,
-    udp: bool,
+    port: u16,
+    vip: u16,
     hash: u32,
 }
 
 impl Name {
-    /// One of TCP. Ports are the same for all: the tuples differ in their addresses alone.
-    const fn tcp(name: u32, hash: u32) -> Self {
-        Self { name, ports: 80, udp: false, hash }
+    /// Ports and virtual addresses are the same for all: the keys differ in their names alone.
+    const fn new(name: u32, hash: u32) -> Self {
+        Self { name, port: 80, vip: 3, hash }
     }
 
     /// A flow of it, each part of which tells whose it is and which.
     fn flow(&self, value: u32) -> Flow {
         let mark = self.name << 8 | value;
         Flow {
-            ports: 0,
-            state: FlowState(FlowState::ESTABLISHED).with_limit(1000),
+            state: FlowState(ASSURED).with_limit(1000),
+            note: mark,
             backend: FlowBackend(mark),
             generation: mark,
             last_seen: NOW,
-            note: mark,
+            ..Flow::default()
         }
     }
 
@@ -55,29 +67,33 @@ impl Name {
     fn value_of(&self, flow: &Flow) -> u32 {
         let mark = flow.backend.0;
         assert_eq!((flow.generation, flow.note), (mark, mark), "torn: {flow:?}");
-        assert_eq!(mark >> 8, self.name, "of another tuple: {flow:?}");
-        assert!(flow.state.has(FlowState::LIVE | FlowState::ESTABLISHED), "torn: {flow:?}");
+        assert_eq!(mark >> 8, self.name, "of another client: {flow:?}");
+        assert!(flow.state.has(FlowState::LIVE | ASSURED), "torn: {flow:?}");
         mark & 0xff
     }
 }
 
-impl Tuple for Name {
-    const ENTRY: usize = 5;
+impl Key for Name {
+    const ROW: usize = 5;
     const HEAD: usize = 2;
 
-    fn address(&self, word: usize) -> u64 {
-        u64::from(self.name) << 8 | word as u64
+    fn word(&self, index: usize) -> u64 {
+        let name = u64::from(self.name) << 8 | index as u64;
+        let last = u64::from(self.port) << 32 | u64::from(self.vip) << VIP_SHIFT;
+        name | if index == Self::HEAD - 1 { last } else { 0 }
     }
 
-    fn ports(&self) -> u32 {
-        self.ports
-    }
-
-    fn protocol(&self) -> u32 {
-        if self.udp { FlowState::UDP } else { 0 }
-    }
-
-    fn hash(&self, _memory: &impl Memory<Self>) -> u32 {
+    fn hash(&self, _salt: u16, _memory: &impl Memory<Self>) -> u32 {
         self.hash
     }
+}
+
+/// What a client's packet finds.
+fn find_whole<M: Memory<Name>>(memory: &M, key: &Name) -> Option<FlowRef<M::Words>> {
+    find(memory, key, key.hash, Match::Whole)
+}
+
+/// What the slow path finds.
+fn find_slowly<M: Memory<Name>>(memory: &M, key: &Name) -> Option<FlowRef<M::Words>> {
+    find_compactly(memory, key, key.hash)
 }

@@ -1,25 +1,27 @@
 //! A writer that is stopped after any of its writes, for ever: it costs a place, and nobody waits for it.
 
 use crate::{
-    NOW, Name,
+    NOW, Name, find_slowly, find_whole,
     memory::{At, MACHINES, Machine, Table},
-    races::{model, on_cpu},
+    races::{inserts, model, on_cpu},
 };
-use bg_common::FlowState;
-use bg_ebpf::flow_table::{Stored, find, find_slowly, insert, store};
-use loom::sync::Arc;
+use bg_common::{Flow, FlowState};
+use bg_ebpf::flow::{
+    row::FlowRef,
+    table::{Stored, insert, store},
+};
 use std::cell::Cell;
 
-const A: Name = Name::tcp(1, 0);
-const B: Name = Name::tcp(2, 0);
-/// Of other ports: a claim for another tuple can be told from one for this.
-const OTHER: Name = Name { ports: 81, ..Name::tcp(3, 0) };
-/// Exchange, two words of address, origin, times, head.
+const A: Name = Name::new(1, 0);
+const B: Name = Name::new(2, 0);
+/// Of another hash: a claim for this one can be told from one for the others.
+const OTHER: Name = Name::new(3, 2);
+/// Exchange, two words of key, origin, times, head.
 const WRITES: u32 = 6;
 
 fn value_of(table: &Table, key: &Name) -> Option<u32> {
-    let (found, slowly) = (find(&table.view(), key), find_slowly(&table.view(), key));
-    let value = |found: bg_ebpf::flow_ref::FlowRef<_>| key.value_of(found.flow());
+    let (found, slowly) = (find_whole(&table.view(), key), find_slowly(&table.view(), key));
+    let value = |found: FlowRef<_>| key.value_of(found.flow());
     let (found, slowly) = (found.map(value), slowly.map(value));
     assert_eq!(found, slowly);
     found
@@ -28,21 +30,21 @@ fn value_of(table: &Table, key: &Name) -> Option<u32> {
 /// Lets a CPU insert, but stops it after so many writes. How far it came.
 fn stops(table: &Table, key: &Name, writes: u32) -> u32 {
     let left = Cell::new(writes);
-    insert(&table.view_until(&left), key, &key.flow(1), NOW);
+    insert(&table.view_until(&left), key, key.hash, &key.flow(1), NOW);
     writes - left.get()
 }
 
 fn while_one_is_stopped(machine: Machine, writes: u32) {
-    let table = Arc::new(Table::new(machine, &[At::Free, At::Free, At::Free]));
-    let stopped = on_cpu(&table, move |table| stops(table, &A, writes));
-    let again = insert(&table.view(), &A, &A.flow(2), NOW);
-    let other = insert(&table.view(), &OTHER, &OTHER.flow(1), NOW);
+    let table = Table::new(machine, &[At::Free, At::Free, At::Free]);
+    let stopped = on_cpu(&table, 1, move |table| stops(table, &A, writes));
+    let again = inserts(&table, &A, 2);
+    let other = inserts(&table, &OTHER, 1);
     let wrote = stopped.join().unwrap();
     assert!(table.count(&A) <= 1, "a duplicate");
     assert!(again == Stored::No || value_of(&table, &A) == Some(2));
     assert_eq!(value_of(&table, &OTHER).is_some(), other == Stored::Yes);
     // When it has been stopped, nobody is hindered but those who would write the same.
-    assert_ne!(insert(&table.view(), &OTHER, &OTHER.flow(2), NOW) == Stored::Yes, other == Stored::Yes);
+    assert_ne!(inserts(&table, &OTHER, 2) == Stored::Yes, other == Stored::Yes);
     assert_eq!(table.count(&OTHER), 1);
     if again == Stored::No && wrote < WRITES {
         assert_eq!(value_of(&table, &A), None, "after {wrote} writes");
@@ -59,14 +61,14 @@ fn a_writer_that_is_stopped_hinders_nobody_and_leaves_nothing_half() {
 }
 
 #[test]
-fn its_tuple_and_the_like_stay_closed_and_others_do_not() {
+fn its_key_and_those_of_the_same_hash_stay_closed_and_others_do_not() {
     for writes in 1..WRITES {
         model(1, move || {
             let table = Table::new(Machine::Weak, &[At::Held(A, A.flow(1)), At::Free, At::Free, At::Free]);
             assert_eq!(stops(&table, &B, writes), writes);
             assert_eq!((value_of(&table, &A), value_of(&table, &B)), (Some(1), None));
-            assert_eq!(insert(&table.view(), &B, &B.flow(2), NOW), Stored::No, "it may be the same");
-            assert_eq!(insert(&table.view(), &OTHER, &OTHER.flow(2), NOW), Stored::Yes);
+            assert_eq!(inserts(&table, &B, 2), Stored::No, "it may be the same");
+            assert_eq!(inserts(&table, &OTHER, 2), Stored::Yes);
             assert_eq!(value_of(&table, &OTHER), Some(2));
             assert_eq!((table.count(&A), table.count(&B), table.count(&OTHER)), (1, 0, 1));
         });
@@ -79,9 +81,9 @@ fn a_flow_whose_replacement_was_stopped_is_not_found_and_not_opened_twice() {
         model(1, move || {
             let table = Table::new(Machine::Weak, &[At::Held(A, A.flow(1)), At::Free]);
             let left = Cell::new(writes);
-            store(&table.view_until(&left), &A, &A.flow(2), true, NOW);
+            store(&table.view_until(&left), &A, A.hash, &A.flow(2), true, NOW);
             assert_eq!((left.get(), value_of(&table, &A)), (0, None));
-            assert_eq!(store(&table.view(), &A, &A.flow(3), true, NOW), Stored::No);
+            assert_eq!(store(&table.view(), &A, A.hash, &A.flow(3), true, NOW), Stored::No);
             assert_eq!(table.count(&A), 0);
         });
     }
@@ -92,11 +94,11 @@ fn a_victim_is_gone_as_soon_as_its_place_is_claimed() {
     for writes in 1..WRITES {
         model(1, move || {
             let ended = A.flow(1).state.with(FlowState::CLIENT_RESET);
-            let table = Table::new(Machine::Weak, &[At::Held(A, bg_common::Flow { state: ended, ..A.flow(1) })]);
+            let table = Table::new(Machine::Weak, &[At::Held(A, Flow { state: ended, ..A.flow(1) })]);
             stops(&table, &OTHER, writes);
             assert_eq!((value_of(&table, &A), value_of(&table, &OTHER)), (None, None));
             // Both buckets are full of claims now.
-            assert_eq!(insert(&table.view(), &A, &A.flow(2), NOW), Stored::No);
+            assert_eq!(inserts(&table, &A, 2), Stored::No);
         });
     }
 }
