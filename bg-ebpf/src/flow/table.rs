@@ -136,11 +136,13 @@ pub fn store<K: Key, M: Memory<K>>(memory: &M, key: &K, hash: u32, flow: &Flow, 
     }
 }
 
-/// Puts a flow in the place of the one that was found under its key.
+/// Puts a flow in the place of the one that was found under its key, whatever has been noted of that one since.
 #[inline(always)]
 pub fn replace<K: Key, M: Memory<K>>(memory: &M, there: FlowRef<M::Words>, hash: u32, flow: &Flow) -> Stored {
     let version = there.state().next(0);
-    if !there.words().exchange(0, there.flow().words()[0], claim(version, hash)) {
+    let old = there.words().load(0);
+    let is_same = (old ^ there.flow().words()[0]) & IDENTITY == 0;
+    if !is_same || !there.words().exchange(0, old, claim(version, hash)) {
         return Stored::No;
     }
     publish(memory, there.words(), version, flow);

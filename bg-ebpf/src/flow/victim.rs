@@ -129,7 +129,7 @@ pub(super) fn two_empty<K: Key, W: Words>(bucket: W, hash: u32) -> Option<u32> {
     // Turn of the lowest bit of a set of eight, by a de Bruijn sequence.
     const TURNS: u64 = turns();
     let mut set = 0;
-    for turn in 0..WAYS {
+    for turn in 0..rolled(WAYS) {
         let status = opaque(row::<K, _>(bucket, hash, turn).load(K::HEAD) & u64::from(FlowState::STATUS));
         set |= (status.wrapping_sub(1) >> 63) << turn;
     }

@@ -60,19 +60,20 @@ macro_rules! calls_at_a_row {
 calls_at_a_row! {
     refresh(Refreshing) = |row, call, world| run::refresh(row, call, world) as u32;
     answer(Answering) = |row, call, world| run::answer(row, call, world) as u32;
+    replace(Opening) = |row, call, world| run::replace(row, call, world) as u32;
 }
 
 calls! {
     choose_colour(Opening) = |call, world| run::choose_colour(call, world) as u32;
     choose_backend(Opening) = |call, world| run::choose_backend(call, world).to_u32();
-    store4(Opening) = |call, world| run::store::<V4, _>(call, world) as u32;
-    store6(Opening) = |call, world| run::store::<V6, _>(call, world) as u32;
+    insert4(Opening) = |call, world| run::insert::<V4, _>(call, world) as u32;
+    insert6(Opening) = |call, world| run::insert::<V6, _>(call, world) as u32;
     search4(Search) = |search, world| run::search::<V4, _>(search, world).to_u32();
     search6(Search) = |search, world| run::search::<V6, _>(search, world).to_u32();
 }
 
 macro_rules! slow_path {
-    ($version:ty, $store:ident, $search:ident) => {
+    ($version:ty, $insert:ident, $search:ident) => {
         impl<const XDP: bool> SlowPath<$version> for World<XDP> {
             #[inline(always)]
             fn refresh(&self, row: RawWords, call: &mut Refreshing) -> u32 {
@@ -99,9 +100,15 @@ macro_rules! slow_path {
             }
 
             #[inline(always)]
-            fn store(&self, call: &mut Opening) -> u32 {
+            fn insert(&self, call: &mut Opening) -> u32 {
                 // SAFETY: a reference.
-                unsafe { $store(call) }
+                unsafe { $insert(call) }
+            }
+
+            #[inline(always)]
+            fn replace(&self, row: RawWords, call: &mut Opening) -> u32 {
+                // SAFETY: a row and a reference.
+                unsafe { replace(row.as_ptr().cast(), call) }
             }
 
             #[inline(always)]
@@ -113,5 +120,5 @@ macro_rules! slow_path {
     };
 }
 
-slow_path!(V4, store4, search4);
-slow_path!(V6, store6, search6);
+slow_path!(V4, insert4, search4);
+slow_path!(V6, insert6, search6);

@@ -27,7 +27,9 @@ use crate::{
     wire::headers::{Headers, tcp_flags},
     world::{Flows, World},
 };
-use bg_common::{Addr, Be16, Colour, Event, Flow, FlowBackend, FlowState, LiveWord, Mode, Protocol, TableSpan};
+use bg_common::{
+    Addr, Be16, Colour, Event, Flow, FlowBackend, FlowKey6, FlowState, LiveWord, Mode, Protocol, TableSpan,
+};
 
 /// Entries of a Maglev table that are tried for a flow that its backend could not tell from another one.
 const CHOICES: u32 = 3;
@@ -170,9 +172,10 @@ fn target<V: Flows, W: SlowPath<V>>(
         is_own: world.is_own(),
         backends: TableSpan::default(),
         flow: Flow::default(),
+        key: FlowKey6::default(),
     };
     let Some(open) = Open::new(world, call) else { return Err(Verdict::drop(world, Event::MissingRow)) };
-    open_flow(headers, open, world)
+    open_flow(headers, arrival, open, world)
 }
 
 /// Whether this is what most packets are: of an established flow of a user, under a word that asks nothing of it,
@@ -218,6 +221,7 @@ fn has_no_news<V: Flows>(
 #[inline(always)]
 fn open_flow<V: Flows, W: SlowPath<V>>(
     headers: &Headers<V>,
+    arrival: &Arrival,
     mut open: Open<'_, W>,
     world: &W,
 ) -> Result<Target, Verdict> {
@@ -242,7 +246,7 @@ fn open_flow<V: Flows, W: SlowPath<V>>(
         if headers.transport.flags & tcp_flags::RST != 0 {
             return Ok(Target::known(backend));
         }
-        let stored = open.store::<V>();
+        let stored = open.store::<V>(if arrival.is_known { Some(arrival.flow.words()) } else { None });
         if stored == Stored::Evicted {
             world.count(Event::PushedOut);
         }

@@ -44,7 +44,7 @@ pub fn restore<V: Flows + Rewritable, W: SlowPath<V>>(
     if found.is_none() && source.next == 0 {
         return None;
     }
-    if unlikely(!found.is_some_and(|flow| is_at(&flow, headers, world))) {
+    if unlikely(!found.is_some_and(|flow| is_of(&flow, headers, world))) {
         let search = Search {
             client: Client { address: V::widen(headers.dst), port: headers.dst_port(), family: V::FAMILY },
             address: V::widen(headers.src),
@@ -57,13 +57,11 @@ pub fn restore<V: Flows + Rewritable, W: SlowPath<V>>(
             hash: 0,
         };
         let (hash, nth) = slow::search(world, search)?;
-        found = read(flows, place::<V::Key, _>(flows, hash, nth)?, &key, Match::Client);
+        found = read(flows, place::<V::Key, _>(flows, hash, nth)?, &key, Match::Client)
+            .filter(|flow| is_of(flow, headers, world));
     }
     let mut flow = found?;
     let backend = BackendRef(world.backend(flow.backend().slot())?);
-    if !backend.is(flow.backend()) || !backend.is_at::<V>(headers.src, headers.src_port(), headers.protocol()) {
-        return None;
-    }
     let is_syn = headers.transport.has(tcp_flags::SYN);
     if unlikely(flow.state().has(FlowState::FOREIGN) && !is_syn) {
         return None;
@@ -98,13 +96,12 @@ pub fn restore<V: Flows + Rewritable, W: SlowPath<V>>(
     Some(send(headers, &mut flow, vip, hook, writer))
 }
 
-/// Whether the packet comes from the flow's backend.
+/// Whether the packet comes from the flow's backend, which is still there.
 #[inline(always)]
-fn is_at<V: Flows>(flow: &FlowRef, headers: &Headers<V>, world: &impl World) -> bool {
-    world
-        .backend(flow.backend().slot())
-        .map(BackendRef)
-        .is_some_and(|backend| backend.is_at::<V>(headers.src, headers.src_port(), headers.protocol()))
+fn is_of<V: Flows>(flow: &FlowRef, headers: &Headers<V>, world: &impl World) -> bool {
+    world.backend(flow.backend().slot()).map(BackendRef).is_some_and(|backend| {
+        backend.is(flow.backend()) && backend.is_at::<V>(headers.src, headers.src_port(), headers.protocol())
+    })
 }
 
 /// Whether the packet may say something new of its flow.

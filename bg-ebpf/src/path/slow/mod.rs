@@ -39,9 +39,13 @@ pub trait SlowPath<V: Flows>: World + Sized {
     fn choose_backend(&self, call: &mut Opening) -> u32 {
         open::choose_backend(call, self).to_u32()
     }
-    /// Stores a new flow; see [`Opening`].
-    fn store(&self, call: &mut Opening) -> u32 {
-        open::store::<V, _>(call, self) as u32
+    /// Gives a new flow a row; see [`Opening`].
+    fn insert(&self, call: &mut Opening) -> u32 {
+        open::insert::<V, _>(call, self) as u32
+    }
+    /// Gives a new flow the row of the one that has its key; see [`Opening`].
+    fn replace(&self, row: RawWords, call: &mut Opening) -> u32 {
+        open::replace(row, call, self) as u32
     }
     /// Takes a step of a search; see [`Search`].
     fn search(&self, search: &mut Search) -> u32 {
@@ -53,7 +57,7 @@ pub trait SlowPath<V: Flows>: World + Sized {
 pub mod run {
     pub use super::{
         answer::run as answer,
-        open::{choose_backend, choose_colour, store},
+        open::{choose_backend, choose_colour, insert, replace},
         refresh::run as refresh,
         search::step as search,
     };
@@ -152,12 +156,15 @@ impl<'a, W: World> Open<'a, W> {
         self.call.tuple_hash = self.call.tuple_hash.wrapping_add(0x9e37_79b9);
     }
 
-    /// See [`SlowPath::store`].
+    /// Gives the flow a row: that of the flow that has its key, if there is one.
     #[inline(always)]
-    pub fn store<V: Flows>(&mut self) -> Stored
+    pub fn store<V: Flows>(&mut self, old: Option<RawWords>) -> Stored
     where
         W: SlowPath<V>,
     {
-        Stored::from_u32(self.world.store(self.call))
+        Stored::from_u32(match old {
+            Some(row) => self.world.replace(row, self.call),
+            None => self.world.insert(self.call),
+        })
     }
 }

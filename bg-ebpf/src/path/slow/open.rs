@@ -4,6 +4,8 @@ use super::search::Search;
 use crate::{
     flow::{
         key::Key as _,
+        memory::RawWords,
+        row::FlowRef,
         table::{self, Stored},
     },
     policy::{
@@ -15,7 +17,7 @@ use crate::{
     wire::headers::Transport,
     world::{Flows, World},
 };
-use bg_common::{Colour, Flow, FlowBackend, FlowState, LiveFlags, LiveWord, ServiceRow, TableSpan};
+use bg_common::{Colour, Flow, FlowBackend, FlowKey6, FlowState, LiveFlags, LiveWord, ServiceRow, TableSpan};
 
 /// The live word that a packet has read, and of which deployment. A packet reads it once.
 #[repr(C)]
@@ -57,6 +59,8 @@ pub struct Opening {
     pub backends: TableSpan,
     /// Out of both choices: the flow.
     pub flow: Flow,
+    /// Room for its key, of either family. The stack has none to spare.
+    pub key: FlowKey6,
 }
 
 /// Whether a colour was chosen.
@@ -192,12 +196,26 @@ pub fn choose_backend<W: World>(call: &mut Opening, world: &W) -> Placed {
     Placed::At(chosen.name.slot())
 }
 
-/// Stores the flow.
+/// Gives the flow a row.
 #[inline(always)]
-pub fn store<V: Flows, W: World>(call: &mut Opening, world: &W) -> Stored {
+pub fn insert<V: Flows, W: World>(call: &mut Opening, world: &W) -> Stored {
     let Some(vip) = world.vip(call.search.vip.into()).map(VipRef) else { return Stored::No };
     let flows = V::flows(world);
-    let key = V::key(V::narrow(&call.search.client.address), call.search.client.port, call.search.vip);
+    const { assert!(size_of::<V::Key>() <= size_of::<FlowKey6>() && align_of::<V::Key>() <= align_of::<FlowKey6>()) };
+    let key: *mut V::Key = (&raw mut call.key).cast();
+    // SAFETY: room for a key of either family, which is plain data, and no other reference to it.
+    let key = unsafe {
+        key.write(V::key(V::narrow(&call.search.client.address), call.search.client.port, call.search.vip));
+        &*key
+    };
     let hash = key.hash(vip.salt(), flows);
-    table::store(flows, &key, hash, &call.flow, call.is_known, call.search.now)
+    table::insert(flows, key, hash, &call.flow, call.search.now)
+}
+
+/// Gives the flow the row of the one that has its key.
+#[inline(always)]
+pub fn replace<W: World>(row: RawWords, call: &mut Opening, world: &W) -> Stored {
+    let old = Flow { state: call.old_state, backend: call.old_backend, ..Flow::from_words([0; 3]) };
+    // Who opens the flow at the same time sees its key here, so the hash does not matter.
+    table::replace(world.flows4(), FlowRef::new(row, 0, old), 0, &call.flow)
 }
