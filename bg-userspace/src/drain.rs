@@ -18,7 +18,7 @@ impl Instance {
     /// Ends the drains that are over. Flows are counted only if there is a drain.
     pub(crate) fn end_drains_without_flows(&self) -> Result<(), Error> {
         if self.drains().next().is_some() {
-            self.fold_open_flows(&backends(&self.paths)?, || (), |(), _| ())?;
+            self.fold_and_end_drains(&backends(&self.paths)?, || (), |(), _| ())?;
         }
         Ok(())
     }

@@ -10,7 +10,7 @@ use bg_ebpf::{flow::row::idle, policy::lifetime};
 use serde::{Serialize, Serializer};
 
 use crate::{
-    Error, Instance,
+    Error, Instance, Paths,
     config::protocol_name,
     flow_table::{FlowKey, FlowTable},
     maps::{self, Tables, flows4, flows6},
@@ -107,7 +107,7 @@ impl Instance {
         let tables = Tables::open(&self.paths)?;
         let running = Running::read(&self.words, &tables)?;
         let wanted = Wanted::new(filter, &running)?;
-        let flows = self.fold_open_flows(&tables.backends, Vec::new, |flows, open| {
+        let flows = self.fold_and_end_drains(&tables.backends, Vec::new, |flows, open| {
             let backend = tables.backends.read(open.flow.backend.slot() as usize);
             let (Some(address), true) = (endpoint_of(&backend), wanted.fits(&backend)) else { return };
             flows.push(FlowStatus {
@@ -137,50 +137,41 @@ impl Instance {
         let fits = |slot: usize| wanted.fits(&tables.backends.read(slot));
         let fits: Vec<bool> = (0..tables.backends.rows()).map(fits).collect();
         let count = |count: &mut u64, open: &OpenFlow<'_>| *count += u64::from(fits[open.flow.backend.slot() as usize]);
-        Ok(self.fold_open_flows(&tables.backends, || 0, count)?.into_iter().sum())
+        Ok(self.fold_and_end_drains(&tables.backends, || 0, count)?.into_iter().sum())
     }
 
     /// Calls `each` with every flow that is open, on all CPUs: each thread adds to an own sum, which is `empty` at
-    /// first. Returns the sums. A drain that is seen to be over is ended.
+    /// first. Returns the sums. Changes nothing.
     pub(crate) fn fold_open_flows<A: Send>(
         &self,
         backends: &Mapped<Backend>,
         empty: impl Fn() -> A + Sync,
         each: impl Fn(&mut A, &OpenFlow<'_>) + Sync,
     ) -> Result<Vec<A>, Error> {
-        let scan = Scan {
-            now: tick(maps::clock(&self.paths)?),
-            deployments: self.deployment_states(),
-            targets: (0..backends.rows()).map(|slot| Target::of(&backends.read(slot))).collect(),
-        };
-        let mut sums = Vec::new();
-        // A table of a family that no backend has has no flow that is open: it is not even mapped.
-        let has = |family| scan.targets.iter().any(|target| target.family == Some(family));
-        if has(Family::V4) {
-            let words = flows4(&self.paths)?;
-            sums.extend(scan.fold(&FlowTable::<FlowKey4>::new(words.all()), &empty, &each));
-        }
-        if has(Family::V6) {
-            let words = flows6(&self.paths)?;
-            sums.extend(scan.fold(&FlowTable::<FlowKey6>::new(words.all()), &empty, &each));
-        }
-        let (sums, left): (Vec<_>, Vec<_>) = sums.into_iter().unzip();
-        let left = |index: usize| left.iter().map(|left| left[index]).sum::<u64>();
-        self.end_drains(scan.now, |index, word| {
-            let is_counted = |state: &DeploymentState| state.word == word && left(index.into()) == 0;
-            scan.deployments[usize::from(index)].as_ref().is_some_and(is_counted)
-        });
-        Ok(sums)
+        Scan::new(self, backends)?.fold(&self.paths, &empty, &each)
     }
 
-    /// By index. Read once: there may be millions of flows.
-    fn deployment_states(&self) -> Vec<Option<DeploymentState>> {
-        let mut states = vec![None; MAX_DEPLOYMENTS as usize];
-        for (index, row) in deployment_rows(&self.words) {
-            let (word, terms) = self.words.reading(index);
-            states[usize::from(index)] = Some(DeploymentState { row, word, terms });
-        }
-        states
+    /// The same, and ends the drains of which no flow is left.
+    pub(crate) fn fold_and_end_drains<A: Send>(
+        &self,
+        backends: &Mapped<Backend>,
+        empty: impl Fn() -> A + Sync,
+        each: impl Fn(&mut A, &OpenFlow<'_>) + Sync,
+    ) -> Result<Vec<A>, Error> {
+        let scan = Scan::new(self, backends)?;
+        let sums = scan.fold(
+            &self.paths,
+            || (empty(), vec![0_u64; MAX_DEPLOYMENTS as usize]),
+            |(sum, left), open| {
+                left[usize::from(open.target.deployment)] += u64::from(open.is_left());
+                each(sum, open);
+            },
+        )?;
+        self.end_drains(scan.now, |index, word| {
+            let is_as_scanned = scan.deployments[usize::from(index)].is_some_and(|state| state.word == word);
+            is_as_scanned && sums.iter().all(|(_, left)| left[usize::from(index)] == 0)
+        });
+        Ok(sums.into_iter().map(|(sum, _)| sum).collect())
     }
 }
 
@@ -252,32 +243,59 @@ struct Scan {
 }
 
 impl Scan {
-    /// The sums, each with the number of flows that drains wait for, by the deployment's index.
-    fn fold<K: FlowKey + Sync, A: Send>(
+    /// Read once: there may be millions of flows.
+    fn new(instance: &Instance, backends: &Mapped<Backend>) -> Result<Self, Error> {
+        let mut deployments = vec![None; MAX_DEPLOYMENTS as usize];
+        for (index, row) in deployment_rows(&instance.words) {
+            let (word, terms) = instance.words.reading(index);
+            deployments[usize::from(index)] = Some(DeploymentState { row, word, terms });
+        }
+        let targets = (0..backends.rows()).map(|slot| Target::of(&backends.read(slot))).collect();
+        Ok(Self { now: tick(maps::clock(&instance.paths)?), deployments, targets })
+    }
+
+    fn fold<A: Send>(
+        &self,
+        paths: &Paths,
+        empty: impl Fn() -> A + Sync,
+        each: impl Fn(&mut A, &OpenFlow<'_>) + Sync,
+    ) -> Result<Vec<A>, Error> {
+        let mut sums = Vec::new();
+        // A table of a family that no backend has has no flow that is open: it is not even mapped.
+        let has = |family| self.targets.iter().any(|target| target.family == Some(family));
+        if has(Family::V4) {
+            let words = flows4(paths)?;
+            sums.extend(self.fold_table(&FlowTable::<FlowKey4>::new(words.all()), &empty, &each));
+        }
+        if has(Family::V6) {
+            let words = flows6(paths)?;
+            sums.extend(self.fold_table(&FlowTable::<FlowKey6>::new(words.all()), &empty, &each));
+        }
+        Ok(sums)
+    }
+
+    fn fold_table<K: FlowKey + Sync, A: Send>(
         &self,
         table: &FlowTable<'_, K>,
         empty: impl Fn() -> A + Sync,
         each: impl Fn(&mut A, &OpenFlow<'_>) + Sync,
-    ) -> Vec<(A, Vec<u64>)> {
-        let empty = || (empty(), vec![0; MAX_DEPLOYMENTS as usize]);
-        table.fold(empty, |(sum, left), entry| {
+    ) -> Vec<A> {
+        table.fold(empty, |sum, entry| {
             let Some(target) = self.targets.get(entry.flow.backend.slot() as usize) else { return };
             let Some(Some(deployment)) = self.deployments.get(usize::from(target.deployment)) else { return };
-            if !is_open(&entry.flow, target, deployment, self.now) {
-                return;
+            if is_open(&entry.flow, target, deployment, self.now) {
+                let open = OpenFlow {
+                    flow: &entry.flow,
+                    target,
+                    deployment,
+                    address: entry.key.address(),
+                    port: entry.key.port(),
+                    family: K::FAMILY,
+                    vip: entry.key.vip(),
+                    idle: idle(entry.flow.last_seen, self.now),
+                };
+                each(sum, &open);
             }
-            let open = OpenFlow {
-                flow: &entry.flow,
-                target,
-                deployment,
-                address: entry.key.address(),
-                port: entry.key.port(),
-                family: K::FAMILY,
-                vip: entry.key.vip(),
-                idle: idle(entry.flow.last_seen, self.now),
-            };
-            left[usize::from(target.deployment)] += u64::from(open.is_left());
-            each(sum, &open);
         })
     }
 }

@@ -131,8 +131,10 @@ impl Instance {
     pub fn apply_as(&self, config: &Config, request: &ApplyRequest) -> Result<Plan, Error> {
         let state = self.state.given();
         let applied = apply(self, &state, config, request);
-        // What cannot be ended now, the next one ends.
-        let _ = self.end_drains_without_flows();
+        if applied.is_ok() {
+            // What cannot be ended now, the next one ends.
+            let _ = self.end_drains_without_flows();
+        }
         self.state.warn(state.take_warnings());
         applied
     }

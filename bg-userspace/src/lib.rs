@@ -75,6 +75,6 @@ pub use instance::{ApplyRequest, Instance};
 pub use interface_list::{InterfaceList, InterfaceListError, Selected};
 pub use paths::Paths;
 pub use plan::{Action, Because, Beginning, Change, ColourChange, Plan};
-pub use sizes::{DEFAULT_BACKENDS, DEFAULT_FLOWS, DEFAULT_SERVICES, MAX_FLOWS};
+pub use sizes::{DEFAULT_BACKENDS, DEFAULT_FLOWS, DEFAULT_SERVICES};
 pub use status::{BackendStatus, ByColour, ColourStatus, DeploymentStatus, ServiceStatus, Status};
 pub use switch::{SwitchRequest, Switched};

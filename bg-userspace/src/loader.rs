@@ -40,19 +40,36 @@ pub(crate) struct WantedSizes {
 }
 
 impl WantedSizes {
-    fn or_default(&self) -> Sizes {
-        Sizes::new(
+    const fn of(&self, setting: Setting) -> Option<u32> {
+        match setting {
+            Setting::Flows => self.flows,
+            Setting::Services => self.services,
+            Setting::Backends => self.backends,
+        }
+    }
+
+    /// The sizes of a new instance.
+    fn or_default(&self) -> Result<Sizes, Error> {
+        for (setting, wanted) in Setting::ALL.into_iter().filter_map(|setting| Some((setting, self.of(setting)?))) {
+            let (what, most) = (setting.name(), setting.most());
+            if wanted > most {
+                let what = format!("an instance has room for {most} {what} at most, --{what} asks for {wanted}");
+                return Err(Error::Unrepresentable { what });
+            }
+        }
+        Ok(Sizes::new(
             self.flows.unwrap_or(DEFAULT_FLOWS),
             self.services.unwrap_or(DEFAULT_SERVICES),
             self.backends.unwrap_or(DEFAULT_BACKENDS),
-        )
+        ))
     }
 
     /// The sizes that there are, which cannot be changed, if they are what is wanted.
     fn are(&self, sizes: Sizes) -> Result<Sizes, Error> {
-        for (setting, wanted) in std::iter::zip(Setting::ALL, [self.flows, self.services, self.backends]) {
+        for setting in Setting::ALL {
             let got = sizes.room(setting);
-            if let Some(expected) = wanted.filter(|wanted| sizes.with(setting, *wanted).room(setting) != got) {
+            let is_other = |wanted: &u32| *wanted > setting.most() || sizes.with(setting, *wanted).room(setting) != got;
+            if let Some(expected) = self.of(setting).filter(is_other) {
                 return Err(Error::OtherSize { what: setting.name(), expected, got });
             }
         }
@@ -75,9 +92,9 @@ impl Loaded {
             PinRoot::Instance { meta, sizes } => (Some(meta), wanted.are(sizes)?),
             PinRoot::Unfinished => {
                 pins::clear(paths)?;
-                (None, wanted.or_default())
+                (None, wanted.or_default()?)
             }
-            PinRoot::Empty => (None, wanted.or_default()),
+            PinRoot::Empty => (None, wanted.or_default()?),
         };
         pins::make_directories(paths)?;
 
@@ -257,7 +274,7 @@ mod tests {
         let refused = |errno| {
             let io_error = std::io::Error::from_raw_os_error(errno);
             let error = EbpfError::MapError(MapError::CreateError { name: "flows6".to_owned(), io_error });
-            not_loaded(error, WantedSizes { flows: Some(1 << 20), ..WantedSizes::default() }.or_default())
+            not_loaded(error, WantedSizes { flows: Some(1 << 20), ..WantedSizes::default() }.or_default().unwrap())
         };
         let text = refused(libc::ENOMEM).to_string();
         assert!(text.contains("192.0 MiB for 1048576 flows") && text.contains("--flows"), "{text}");

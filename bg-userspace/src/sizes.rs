@@ -16,8 +16,6 @@ pub const DEFAULT_FLOWS: u32 = 262_144;
 pub const DEFAULT_SERVICES: u32 = 1024;
 /// Backends that an instance has room for unless told otherwise.
 pub const DEFAULT_BACKENDS: u32 = 16_384;
-/// The most flows that an instance can have room for, IPv4 and IPv6 each.
-pub const MAX_FLOWS: u32 = 1 << 26;
 
 /// Rows of a flow table for each flow: one of two is to be free. A fuller table evicts open flows now and then.
 const ROWS_PER_FLOW: u32 = 2;
@@ -39,6 +37,15 @@ pub(crate) enum Setting {
 impl Setting {
     /// All of them.
     pub(crate) const ALL: [Self; 3] = [Self::Flows, Self::Services, Self::Backends];
+
+    /// The most that there can be room for.
+    pub(crate) const fn most(self) -> u32 {
+        match self {
+            Self::Flows => u32::MAX,
+            Self::Services => MAX_SERVICES,
+            Self::Backends => MAX_BACKENDS,
+        }
+    }
 
     /// What is counted.
     pub(crate) const fn name(self) -> &'static str {
@@ -76,7 +83,7 @@ impl Default for Sizes {
 impl Sizes {
     /// For so many flows (IPv4 and IPv6 each), services and backends.
     pub(crate) fn new(flows: u32, services: u32, backends: u32) -> Self {
-        let (services, backends) = (services.clamp(1, MAX_SERVICES), backends.clamp(2, MAX_BACKENDS));
+        let (services, backends) = (services.max(1), backends.max(2));
         let entries = ENTRIES_PER_SERVICE * services + ENTRIES_PER_BACKEND * backends + SPARE_ENTRIES;
         let index_rows = |rows: u32| (HEADS_PER_ROW * rows).next_power_of_two() / 2;
         Self {
@@ -148,8 +155,8 @@ impl fmt::Display for Sizes {
 
 /// Buckets of a table that has room for so many flows.
 fn flow_buckets(flows: u32) -> u32 {
-    let rows = u64::from(flows.clamp(1, MAX_FLOWS)) * u64::from(ROWS_PER_FLOW);
-    // At most 2^24, which is below.
+    let rows = u64::from(flows) * u64::from(ROWS_PER_FLOW);
+    // At most 2^30: more than any machine has memory for, so the kernel says so.
     (rows.div_ceil(FLOW_WAYS.into()) as u32).next_power_of_two().max(2)
 }
 
@@ -164,16 +171,18 @@ mod tests {
             assert_eq!(flow_buckets(flows), buckets, "{flows}");
             assert!(2 * flows <= buckets * FLOW_WAYS);
         }
-        assert_eq!(flow_buckets(u32::MAX), 1 << 24);
+        assert_eq!(flow_buckets(u32::MAX), 1 << 30);
     }
 
     #[test]
     fn what_is_asked_for_is_what_there_is_room_for() {
         let sizes = Sizes::new(1 << 20, 100, 3000);
         assert_eq!(Setting::ALL.map(|setting| sizes.room(setting)), [1 << 20, 100, 3000]);
-        assert_eq!((sizes.vip_index_rows, sizes.backend_index_rows), (512, 8192));
-        let most = Sizes::new(u32::MAX, u32::MAX, u32::MAX);
-        assert_eq!(Setting::ALL.map(|setting| most.room(setting)), [MAX_FLOWS, MAX_SERVICES, MAX_BACKENDS]);
+        let heads = [2 * sizes.vip_index_rows, 2 * sizes.backend_index_rows];
+        assert_eq!(heads, [HEADS_PER_ROW * 256, HEADS_PER_ROW * 4096]);
+        let least = Sizes::new(0, 0, 0);
+        assert_eq!(Setting::ALL.map(|setting| least.room(setting)), [8, 1, 2]);
+        assert!(least.vip_index_rows.is_power_of_two() && least.backend_index_rows.is_power_of_two());
     }
 
     #[test]

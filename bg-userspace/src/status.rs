@@ -202,7 +202,7 @@ impl Instance {
     /// Counts open flows; by index of deployments.
     fn count_by_deployment(&self, tables: &Tables) -> Result<Vec<FlowCount>, Error> {
         let empty = || vec![FlowCount::default(); MAX_DEPLOYMENTS as usize];
-        let counts = self.fold_open_flows(&tables.backends, empty, |counts, open| {
+        let counts = self.fold_and_end_drains(&tables.backends, empty, |counts, open| {
             let colour = open.target.colour;
             // It has a state, so there is such a deployment.
             let count = &mut counts[usize::from(open.target.deployment)];

@@ -229,8 +229,9 @@ fn the_row_that_is_linked_stays_as_long_as_it_is_in_use() {
 
 #[test]
 fn a_list_has_no_more_rows_than_programs_walk() {
-    let memory = Memory::new(1, 12);
-    for row in 0..12 {
+    let rows = MAX_CHAIN as usize + 4;
+    let memory = Memory::new(1, rows);
+    for row in 0..rows {
         memory.rows.borrow_mut()[row] =
             Backend { identity: Identity { epoch: 1, in_use: 1 }, ..backend(row as u16, 0) };
     }

@@ -1,24 +1,24 @@
 //! The flow table as the programs and user space share it: where an entry stands, and how many flows are open.
 
 use std::{
-    collections::HashMap,
     net::Ipv4Addr,
     time::{Duration, Instant},
 };
 
 use aya::{
-    maps::{Array, Map, MapData},
+    maps::Array,
     programs::{TestRun as _, TestRunOptions, Xdp},
 };
 use aya_obj::programs::XdpAttachType;
 use bg_common::{
-    Backend, Clock, Colour, DeploymentRow, Flow, FlowBackend, FlowKey4, FlowState, LiveWord, SwitchTerms, TICK_SHIFT,
+    Backend, Be16, Clock, Colour, DeploymentRow, Flow, FlowBackend, FlowKey4, FlowState, LiveWord, SwitchTerms,
+    TICK_SHIFT,
 };
-use bg_ebpf::flow_table::Stored;
+use bg_ebpf::flow::table::Stored;
 use bg_userspace::{AttachMode, AttachOptions, FlowFilter, Protocol, SwitchRequest, attach, config::OnSwitch};
 
 use crate::{
-    flow_map::{FlowMap, meta},
+    flow_map::{FlowMap, array, meta, vip_row},
     lab::{Lab, config},
 };
 
@@ -30,24 +30,6 @@ pub(crate) fn attached(flows: u32) -> Lab {
     let options = AttachOptions { flows: Some(flows), mode: AttachMode::Native, ..AttachOptions::default() };
     attach(&lab.paths, &["v0".to_owned()], &options).unwrap();
     lab
-}
-
-fn array<T: aya::Pod>(lab: &Lab, name: &str) -> Array<MapData, T> {
-    MapData::from_pin(lab.paths.map(name)).and_then(Map::from_map_data).unwrap().try_into().unwrap()
-}
-
-fn ports(source: u16, destination: u16) -> u32 {
-    let ([a, b], [c, d]) = (source.to_be_bytes(), destination.to_be_bytes());
-    u32::from_ne_bytes([a, b, c, d])
-}
-
-fn key(client: [u8; 4], source: u16, protocol: Protocol) -> FlowKey4 {
-    FlowKey4 {
-        src: u32::from_ne_bytes(client),
-        dst: u32::from_ne_bytes(VIP),
-        ports: ports(source, 443),
-        protocol: protocol as u32,
-    }
 }
 
 /// Runs a datagram of a client through the pinned program.
@@ -84,9 +66,11 @@ fn each_instance_has_hash_keys_of_its_own_and_keeps_them() {
     lab.attach("v0", AttachMode::Auto).unwrap();
     assert_eq!(meta(lab).flow_hash, keys[1]);
     clients(0, 80).for_each(|client| send(lab, client, 5000));
-    assert_eq!(map.entries().len(), 2 * 80, "the new program finds what the old one has opened");
+    assert_eq!(map.flows().len(), 80, "the new program finds what the old one has opened");
+    let vip = vip_row(lab, VIP, 443, Protocol::Udp as u8).unwrap();
     for client in clients(0, 80) {
-        assert!(map.find(&key(client, 5000, Protocol::Udp)).is_some(), "{client:?} stands where the keys say");
+        let key = FlowKey4 { client: u32::from_ne_bytes(client), port: Be16::new(5000), vip };
+        assert!(map.find(&key).is_some(), "{client:?} stands where the keys say");
     }
     let open = lab.instance().flows(&FlowFilter::default()).unwrap();
     assert_eq!(open.len(), 80);
@@ -110,29 +94,23 @@ impl Numbers {
     }
 }
 
-/// Fills the table with both entries of flows of all sorts, some of which have lost one.
+/// Fills the table with flows of all sorts.
 fn fill(lab: &Lab, flows: u32, now: u32, silent: bool) {
     let map = FlowMap::open(lab);
     let backends: Array<_, Backend> = array(lab, "backends");
-    let backends: Vec<(u32, Backend)> = (0..8)
+    let backends: Vec<(u32, Backend)> = (0..16)
         .map(|slot| (slot, backends.get(&slot, 0).unwrap()))
         .filter(|(_, backend)| backend.identity.in_use == 1)
         .collect();
     let mut numbers = Numbers(1);
-    let mut pushed_out = 0;
+    let mut evicted = 0;
     for number in 0..flows {
-        let protocol = if numbers.one_in(3) { Protocol::Udp } else { Protocol::Tcp };
-        let [a, b, c, d] = number.to_be_bytes();
-        let forward = key([198, 18 | a, b, c], u16::from(d) + 1024, protocol);
         let (slot, backend) = backends[numbers.below(backends.len() as u64) as usize];
-        let reply = FlowKey4 {
-            src: backend.addr.0[0],
-            dst: forward.src,
-            ports: ports(u16::from(d) + 1024, 8443).rotate_left(16),
-            ..forward
-        };
+        let [a, b, c, d] = number.to_be_bytes();
+        let client = u32::from_ne_bytes([198, 18 | a, b, c]);
+        let key = FlowKey4 { client, port: Be16::new(u16::from(d) + 1024), vip: 2 * backend.service };
         let epoch = backend.identity.epoch + u32::from(numbers.one_in(10));
-        let mut bits = FlowState::of_protocol(protocol);
+        let mut bits = 0;
         for (bit, chance) in [
             (FlowState::IDLE_ONLY, 10),
             (FlowState::CLIENT_FIN, 10),
@@ -142,49 +120,35 @@ fn fill(lab: &Lab, flows: u32, now: u32, silent: bool) {
         ] {
             bits |= if numbers.one_in(chance) { bit } else { 0 };
         }
-        bits |= if numbers.one_in(10) { 0 } else { FlowState::ESTABLISHED };
+        bits |= if numbers.one_in(10) { 0 } else { FlowState::CONFIRMED };
         // Far from each limit, so that a few ticks more or less do not matter.
-        let mut silent = || if silent { [0, 2, 100, 600, 20_000, 1_000_000][numbers.below(6) as usize] } else { 1 };
+        let silence = if silent { [0, 2, 100, 600, 20_000, 1_000_000][numbers.below(6) as usize] } else { 1 };
         let flow = Flow {
-            state: FlowState(bits),
+            // A limit so long that none is taken for over when a place is chosen.
+            state: FlowState(bits).with_limit(u32::MAX),
             backend: FlowBackend::new(slot, epoch),
             generation: 1 + number % 3,
-            last_seen: now.wrapping_sub(silent()),
+            last_seen: now.wrapping_sub(silence),
             ..Flow::default()
         };
-        let other = Flow {
-            state: FlowState(bits | FlowState::REPLY),
-            backend: FlowBackend::new(slot, epoch + u32::from(number % 20 == 7)),
-            last_seen: now.wrapping_sub(silent()),
-            ..flow
-        };
-        for (key, flow) in [(&forward, &flow), (&reply, &other)] {
-            if (number % 16 != 3) || flow.state.has(FlowState::REPLY) == (number % 32 == 3) {
-                let stored = map.insert(key, &Flow { ports: key.ports, ..*flow }, now);
-                assert_ne!(stored, Stored::No);
-                pushed_out += u32::from(stored == Stored::PushedOut);
-            }
-        }
+        let stored = map.insert(&key, &flow, now);
+        assert_ne!(stored, Stored::No);
+        evicted += u32::from(stored == Stored::Evicted);
     }
-    assert!(pushed_out <= flows / 1000, "{pushed_out} of {flows} were pushed out at half load");
+    assert!(evicted <= flows / 1000, "{evicted} of {flows} were evicted at half load");
 }
 
 /// Open flows of the first deployment by colour, counted in another way than the library's.
 fn count(lab: &Lab, now: u32) -> [u64; 2] {
-    let entries: HashMap<FlowKey4, Flow> = FlowMap::open(lab).entries().into_iter().collect();
     let backends: Array<_, Backend> = array(lab, "backends");
-    let backends: Vec<Backend> = (0..8).map(|slot| backends.get(&slot, 0).unwrap()).collect();
+    let backends: Vec<Backend> = (0..16).map(|slot| backends.get(&slot, 0).unwrap()).collect();
     let row = array::<DeploymentRow>(lab, "deployments").get(&0, 0).unwrap();
     let word = array::<LiveWord>(lab, "live").get(&0, 0).unwrap();
     let terms = array::<[SwitchTerms; 2]>(lab, "terms").get(&0, 0).unwrap()[word.generation() as usize % 2];
     let mut counts = [0; 2];
-    for (key, flow) in entries.iter().filter(|(_, flow)| !flow.state.has(FlowState::REPLY)) {
+    for (_, flow) in FlowMap::open(lab).flows() {
         let backend = backends[flow.backend.slot() as usize];
-        let from = u32::from(u16::from_be_bytes([key.ports.to_ne_bytes()[0], key.ports.to_ne_bytes()[1]]));
-        let reply = FlowKey4 { src: backend.addr.0[0], dst: key.src, ports: ports(8443, from as u16), ..*key };
-        let reply = entries.get(&reply).filter(|reply| reply.backend == flow.backend);
-        let silence = [Some(flow), reply].into_iter().flatten().map(|flow| now.wrapping_sub(flow.last_seen)).min();
-        let limit = match (key.protocol, flow.state.has(FlowState::ESTABLISHED)) {
+        let limit = match (backend.protocol, flow.state.has(FlowState::CONFIRMED)) {
             (17, _) => row.udp_idle,
             (_, true) => row.tcp_idle,
             (_, false) => row.tcp_opening,
@@ -195,7 +159,7 @@ fn count(lab: &Lab, now: u32) -> [u64; 2] {
             || has(FlowState::CLIENT_FIN | FlowState::BACKEND_FIN)
             || has(FlowState::CLIENT_RESET)
             || has(FlowState::BACKEND_RESET)
-            || silence.unwrap() > limit
+            || now.wrapping_sub(flow.last_seen) > limit
             || (is_live && has(FlowState::IDLE_ONLY))
             || flow.generation < terms.ended_before[usize::from(backend.colour)];
         counts[usize::from(backend.colour)] += u64::from(!is_over);
@@ -208,6 +172,9 @@ fn switched(flows: u32) -> (Lab, u32) {
     let lab = attached(flows);
     let mut shop = config("shop", &[(1, 1), (2, 1)], &[(1, 1), (2, 1)]);
     shop.deployments[0].on_switch = OnSwitch::Cut;
+    let mut dns = shop.deployments[0].services[0].clone();
+    (dns.name, dns.protocol) = ("dns".to_owned(), Protocol::Udp);
+    shop.deployments[0].services.push(dns);
     lab.instance().apply(&shop).unwrap();
     let force = SwitchRequest { force: true, ..SwitchRequest::default() };
     assert_eq!(lab.instance().switch("shop", &force).unwrap().to.live, Colour::Green);

@@ -1,7 +1,7 @@
 //! What an apply that was killed at one given instant leaves, made by hand, and that a rerun removes it.
 
 use aya::maps::{Array, HashMap as BpfHashMap, Map, MapData};
-use bg_common::{Role, ServiceInfo, ServiceKey, ServiceRow};
+use bg_common::{Role, ServiceInfo, ServiceKey, ServiceRow, Vip};
 use bg_userspace::{AttachMode, Protocol, config::Config};
 
 use crate::lab::{Lab, config};
@@ -11,7 +11,7 @@ const PREVIEW: u16 = 9443;
 /// The maps of services, to be written as a killed apply has.
 struct Maps {
     services: BpfHashMap<MapData, ServiceKey, ServiceRow>,
-    vips: Array<MapData, ServiceKey>,
+    vips: Array<MapData, Vip>,
     info: Array<MapData, ServiceInfo>,
 }
 
@@ -30,7 +30,7 @@ impl Maps {
     }
 
     fn vip(&self, service: u16, role: Role) -> ServiceKey {
-        self.vips.get(&(2 * u32::from(service) + role as u32), 0).unwrap()
+        self.vips.get(&(2 * u32::from(service) + role as u32), 0).unwrap().key
     }
 
     /// Ports of all published addresses.
@@ -98,7 +98,8 @@ fn between_a_new_preview_address_and_the_end_of_the_old_one() {
     let (lab, mut maps) = running(&with_preview("shop", Some(PREVIEW)));
     let row = maps.row(PREVIEW);
     maps.services.insert(key(9444), row, 0).unwrap();
-    maps.vips.set(2 * u32::from(row.service) + 1, key(9444), 0).unwrap();
+    let vip = Vip { key: key(9444), ..Vip::default() };
+    maps.vips.set(2 * u32::from(row.service) + 1, vip, 0).unwrap();
     rerun(&lab, &with_preview("shop", Some(9444)));
     assert_eq!(maps.ports(), [443, 9444]);
     assert_eq!(maps.vip(row.service, Role::Preview), key(9444));
@@ -110,7 +111,7 @@ fn after_a_service_has_taken_over_the_address_of_another() {
     let (row, other) = (maps.row(443), 5);
     let info = maps.info.get(&row.service.into(), 0).unwrap();
     maps.info.set(other, info, 0).unwrap();
-    maps.vips.set(2 * other, key(443), 0).unwrap();
+    maps.vips.set(2 * other, Vip { key: key(443), ..Vip::default() }, 0).unwrap();
     maps.services.insert(key(443), ServiceRow { service: other as u16, ..row }, 0).unwrap();
     rerun(&lab, &with_preview("new", None));
     assert_eq!(maps.ports(), [443]);

@@ -1,15 +1,16 @@
 //! Pins and links through their life: attached, updated in place, refused, left half-made, taken off.
 
-use crate::lab::Lab;
+use crate::lab::{Lab, config};
 use aya::{
     maps::{Array, Map, MapData},
     programs::links::{FdLink, PinnedLink},
 };
 use bg_common::Meta;
 use bg_userspace::{
-    AttachMode, AttachOptions, AttachedMode, Error, ErrorClass, Instance, Refusal, Target, attach, detach,
-    detach_within,
+    AttachMode, AttachOptions, AttachedMode, Error, ErrorClass, Instance, Refusal, Target, attach, config::Config,
+    detach, detach_within,
 };
+use std::os::fd::{AsFd as _, AsRawFd as _};
 
 /// Ids of a pinned link and of the program that it runs.
 pub(crate) fn link(lab: &Lab, name: &str) -> (u32, u32) {
@@ -170,19 +171,75 @@ fn a_half_made_instance_is_made_anew() {
 }
 
 #[test]
-fn the_flow_table_of_an_instance_keeps_its_size() {
+fn an_instance_keeps_its_size() {
     let lab = Lab::new();
-    let attach = |flows| {
-        let options = AttachOptions { flows, mode: AttachMode::Tc, ..AttachOptions::default() };
+    let attach = |flows, services, backends| {
+        let options = AttachOptions { flows, services, backends, mode: AttachMode::Tc, ..AttachOptions::default() };
         attach(&lab.paths, &["v0".to_owned()], &options)
     };
-    attach(Some(1000)).unwrap();
-    let error = attach(Some(2000)).unwrap_err();
-    assert!(matches!(error, Error::OtherFlowTableSize { expected: 2000, got: 1024 }), "{error}");
-    attach(Some(1000)).unwrap();
-    // The size is rounded up, and what is asked for compared with what that gives.
-    attach(Some(1024)).unwrap();
-    attach(None).unwrap();
+    let refused = |what: &str, result: Result<_, Error>| match result {
+        Err(Error::OtherSize { what: told, expected, got }) if told == what => (expected, got),
+        other => panic!("{what}: {other:?}"),
+    };
+    attach(Some(1000), Some(3), Some(40)).unwrap();
+    assert_eq!(refused("flows", attach(Some(2000), None, None)), (2000, 1024));
+    assert_eq!(refused("services", attach(None, Some(4), None)), (4, 3));
+    assert_eq!(refused("backends", attach(None, None, Some(39))), (39, 40));
+    attach(Some(1000), Some(3), Some(40)).unwrap();
+    // The room for flows is rounded up, and what is asked for compared with what that gives.
+    attach(Some(1024), None, None).unwrap();
+    attach(None, None, None).unwrap();
+}
+
+#[test]
+fn a_configuration_that_has_no_room_is_refused_with_the_option_that_makes_some() {
+    let lab = Lab::new();
+    let options =
+        AttachOptions { services: Some(2), backends: Some(5), mode: AttachMode::Tc, ..AttachOptions::default() };
+    attach(&lab.paths, &["v0".to_owned()], &options).unwrap();
+    let instance = lab.instance();
+    let refused = |config: &Config| {
+        let error = instance.apply(config).unwrap_err();
+        assert!(matches!(error, Error::NoRoom { .. }), "{error}");
+        error.to_string()
+    };
+    let with = |backends: u8| config("shop", &(1..=backends).map(|host| (host, 1)).collect::<Vec<_>>(), &[(1, 1)]);
+    instance.apply(&with(4)).unwrap();
+    assert!(refused(&with(5)).contains("a larger --backends"));
+    let mut three = with(1);
+    for port in [444, 445] {
+        let mut service = three.deployments[0].services[0].clone();
+        (service.name, service.vip) = (port.to_string(), ([203, 0, 113, 10], port).into());
+        three.deployments[0].services.push(service);
+    }
+    assert!(refused(&three).contains("a larger --services"));
+    // All rows are used, the last ones, too.
+    three.deployments[0].services.pop();
+    instance.apply(&three).unwrap();
+    instance.apply(&with(4)).unwrap();
+    assert!(instance.plan(&with(4)).unwrap().is_empty());
+}
+
+#[test]
+fn an_instance_of_defaults_takes_less_than_a_hundred_megabytes() {
+    let lab = Lab::new();
+    lab.attach("v0", AttachMode::Tc).unwrap();
+    let taken = |map: std::path::PathBuf| {
+        let map = aya::maps::MapData::from_pin(&map).unwrap();
+        let fd = map.fd().as_fd().as_raw_fd();
+        let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).unwrap();
+        info.lines().find_map(|line| line.strip_prefix("memlock:")).unwrap().trim().parse::<u64>().unwrap()
+    };
+    let maps = std::fs::read_dir(lab.paths.maps()).unwrap().map(|entry| entry.unwrap().path());
+    let bytes: u64 = maps.map(taken).sum();
+    assert!(bytes < 100_000_000, "{bytes}");
+    // What is told beforehand is what the kernel counts.
+    let (_, told, _) = lab.run(&["doctor", "v0"]);
+    let told = told.lines().find_map(|line| line.split_once("the maps take ")).unwrap().1.to_owned();
+    let mib: f64 = told.split(' ').next().unwrap().parse().unwrap();
+    let counted = bytes as f64 / f64::from(1 << 20);
+    assert!((mib - counted).abs() < 0.02 * counted, "told {told}, counted {counted}");
+    println!("{told}; the kernel counts {counted:.2} MiB");
 }
 
 #[test]

@@ -10,8 +10,8 @@ use std::{
 
 use aya::maps::{HashMap as BpfHashMap, Map, MapData, MapError, lpm_trie::LpmTrie};
 use bg_common::{
-    Backend, Colour, DeploymentRow, FILTER_BITS, Family, LiveWord, MAX_DEPLOYMENTS, MAX_SERVICES, NextHop, Role,
-    ServiceInfo, ServiceKey, ServiceRow, SwitchTerms, TableSpan, TesterKey,
+    Addr, Backend, BackendInfo, Be16, Colour, DeploymentRow, Family, LiveWord, MAX_CHAIN, MAX_DEPLOYMENTS, NextHop,
+    Role, ServiceInfo, ServiceKey, ServiceRow, SwitchTerms, TableSpan, TesterKey, Vip, endpoint_hash,
 };
 
 use memmap2::{MmapOptions, MmapRaw};
@@ -27,11 +27,16 @@ pub(crate) struct View {
     deployments: BTreeMap<String, (DeploymentRow, Testers)>,
     /// Every backend in use, with the VIP that it serves.
     backends: BTreeMap<(ServiceKey, String), usize>,
-    /// Hashes that the filter lets through.
-    let_through: BTreeSet<u32>,
+    /// Virtual addresses that packets find.
+    vips: BTreeSet<ServiceKey>,
+    /// Sources that packets take for backends: address, port, protocol and family.
+    sources: BTreeSet<Source>,
     /// Live words and the terms that belong to them, by the deployment's name. Not compared with a fresh instance's.
     pub(crate) words: Words,
 }
+
+/// Address, port, protocol and family.
+type Source = (Addr, Be16, u8, u8);
 
 /// Tester prefixes: family, address and length of the trie's keys.
 type Testers = BTreeSet<(u32, [u32; 4], u32)>;
@@ -58,6 +63,11 @@ impl View {
         Self { words: BTreeMap::new(), ..self }
     }
 
+    /// Ports of all virtual addresses.
+    pub(crate) fn ports(&self) -> BTreeSet<u16> {
+        self.vips.iter().map(|key| key.port.host()).collect()
+    }
+
     /// The live colour of each VIP.
     pub(crate) fn live(&self) -> BTreeMap<ServiceKey, Colour> {
         let vips = self.services.iter().filter(|(_, service)| service.role == Role::Vip as u8);
@@ -73,7 +83,10 @@ impl View {
         for pair in maps.services.iter() {
             let (key, row): (ServiceKey, ServiceRow) = pair.unwrap();
             let info = maps.info.get(row.service);
-            let address = |role| maps.vips.get(2 * u32::from(row.service) + role as u32);
+            let address = |role| maps.vips.get(2 * u32::from(row.service) + role as u32).key;
+            let vip = maps.vips.get(2 * u32::from(row.service) + u32::from(row.role));
+            assert_eq!((vip.key, vip.reserved), (key, [0; 3]));
+            assert_eq!(maps.find_vip(&key), Some(2 * u32::from(row.service) + u32::from(row.role)), "{key:?}");
             assert_eq!((info.in_use, info.deployment, row.reserved), (1, row.deployment, 0), "{key:?}");
             vips.insert(row.service, address(Role::Vip));
             let service = Service {
@@ -87,28 +100,35 @@ impl View {
             };
             services.insert(key, service);
         }
-        let known = (0..MAX_SERVICES as u16).filter(|index| maps.info.get(*index).in_use != 0);
+        let known = (0..maps.info.len as u16).filter(|index| maps.info.get(*index).in_use != 0);
         assert_eq!(known.collect::<Vec<_>>(), vips.keys().copied().collect::<Vec<_>>(), "services without an address");
         let mut backends = BTreeMap::new();
-        for row in maps.backends.iter().filter(|row| row.identity.in_use != 0) {
-            *backends.entry((vips[&row.service], maps.backend(&row, &names))).or_default() += 1;
+        for (slot, row) in (0..).zip(maps.backends.iter()).filter(|(_, row)| row.identity.in_use != 0) {
+            *backends.entry((vips[&row.service], maps.backend(slot, &names))).or_default() += 1;
+            assert_eq!(row.salt, maps.vips.get(2 * u32::from(row.service)).salt, "{row:?}");
+            assert_eq!(row.protocol, vips[&row.service].protocol);
         }
+        let sources = maps.sources();
         let (words, deployments) = maps.deployments(&names);
-        let filter: Rows<u64> = Rows::open(lab, "vip_filter");
-        let passes = |hash: &u32| filter.get(hash / 64) >> (hash % 64) & 1 == 0;
-        Self { services, deployments, backends, let_through: (0..FILTER_BITS).filter(passes).collect(), words }
+        let vips: BTreeSet<ServiceKey> =
+            maps.linked(&maps.vip_index, |row| maps.vips.get(row).next).map(|row| maps.vips.get(row).key).collect();
+        assert_eq!(vips, services.keys().copied().collect::<BTreeSet<_>>());
+        Self { services, deployments, backends, vips, sources, words }
     }
 }
 
 struct Maps {
     services: BpfHashMap<MapData, ServiceKey, ServiceRow>,
-    vips: Rows<ServiceKey>,
+    vips: Rows<Vip>,
+    vip_index: Rows<[u32; 2]>,
     info: Rows<ServiceInfo>,
     deployments: Rows<DeploymentRow>,
     live: Rows<LiveWord>,
     terms: Rows<[SwitchTerms; 2]>,
     testers: LpmTrie<MapData, TesterKey, u32>,
     backends: Rows<Backend>,
+    backend_index: Rows<[u32; 2]>,
+    backend_info: Rows<BackendInfo>,
     maglev: Rows<[u32; 2]>,
 }
 
@@ -117,14 +137,56 @@ impl Maps {
         Self {
             services: map(lab, "services"),
             vips: Rows::open(lab, "vips"),
+            vip_index: Rows::open(lab, "vip_index"),
             info: Rows::open(lab, "service_info"),
             deployments: Rows::open(lab, "deployments"),
             live: Rows::open(lab, "live"),
             terms: Rows::open(lab, "terms"),
             testers: map(lab, "testers"),
             backends: Rows::open(lab, "backends"),
+            backend_index: Rows::open(lab, "backend_index"),
+            backend_info: Rows::open(lab, "backend_info"),
             maglev: Rows::open(lab, "maglev"),
         }
+    }
+
+    /// All rows that are in a list of an index.
+    fn linked<'a>(&'a self, index: &'a Rows<[u32; 2]>, next: impl Fn(u32) -> u32 + 'a) -> impl Iterator<Item = u32> {
+        let heads = (0..index.len).flat_map(|row| index.get(row));
+        let list = move |head: u32| {
+            let rows: Vec<u32> = std::iter::successors(head.checked_sub(1), |row| next(*row).checked_sub(1)).collect();
+            assert!(rows.len() <= MAX_CHAIN as usize, "a packet does not walk so far: {rows:?}");
+            rows
+        };
+        heads.flat_map(list)
+    }
+
+    /// The row of `vips` that a packet for this address finds.
+    fn find_vip(&self, key: &ServiceKey) -> Option<u32> {
+        let head = endpoint_hash(&key.addr, key.port, key.protocol) & (2 * self.vip_index.len - 1);
+        let mut link = self.vip_index.get(head / 2)[head as usize % 2];
+        for _ in 0..MAX_CHAIN {
+            let row = self.vips.get(link.checked_sub(1)?);
+            if row.key == *key {
+                return Some(link - 1);
+            }
+            link = row.next;
+        }
+        None
+    }
+
+    /// Everything that the index of backends has. Of each address with each salt in use one row is there, and no other.
+    fn sources(&self) -> BTreeSet<Source> {
+        let source = |row: &Backend| (row.addr, row.port, row.protocol, row.family);
+        let in_use = self.backends.iter().filter(|row| row.identity.in_use != 0);
+        let expected: BTreeSet<(Source, u16)> = in_use.map(|row| (source(&row), row.salt)).collect();
+        let mut found = BTreeSet::new();
+        for slot in self.linked(&self.backend_index, |slot| self.backends.get(slot).next) {
+            let row = self.backends.get(slot);
+            assert!(row.identity.in_use == 1 && found.insert((source(&row), row.salt)), "{slot}: {row:?}");
+        }
+        assert_eq!(found, expected);
+        found.into_iter().map(|(source, _)| source).collect()
     }
 
     /// Names of deployments by index. A row without one has no live word either.
@@ -168,25 +230,44 @@ impl Maps {
                 let backend = self.backends.get(slot);
                 let led_here = (backend.identity.in_use, backend.service, backend.deployment, backend.colour);
                 assert_eq!(led_here, (1, row.service, row.deployment, colour as u8), "slot {slot}: {backend:?}");
-                described(&backend)
+                self.described(slot)
             };
             known.entry(slot).or_insert_with(named).clone()
         };
         (base..base + len).map(|entry| backend(slot(entry))).collect()
     }
 
-    fn backend(&self, row: &Backend, names: &BTreeMap<u16, String>) -> String {
-        format!("{} of {}", described(row), names[&row.deployment])
+    fn backend(&self, slot: u32, names: &BTreeMap<u16, String>) -> String {
+        format!("{} of {}", self.described(slot), names[&self.backends.get(slot).deployment])
     }
-}
 
-/// All fields of a backend but for numbers that each instance gives as it likes, and the next hop.
-fn described(row: &Backend) -> String {
-    let family = Family::from_u8(row.family).unwrap();
-    let address = SocketAddr::new(row.addr.to_ip(family), row.port.host());
-    let own = Backend { identity: Default::default(), service: 0, deployment: 0, next_hop: NextHop::default(), ..*row };
-    assert_eq!((own.reserved, own.reserved2), (0, 0), "{own:?}");
-    format!("{address} {} mode {} weight {}", Colour::from_u8(row.colour).name(), row.mode, row.weight)
+    /// All fields of a backend but for numbers that each instance gives as it likes, and the next hop.
+    fn described(&self, slot: u32) -> String {
+        let (row, info) = (self.backends.get(slot), self.backend_info.get(slot));
+        let family = Family::from_u8(row.family).unwrap();
+        let address = SocketAddr::new(row.addr.to_ip(family), row.port.host());
+        let Backend { colour, mode, protocol, .. } = row;
+        let own = Backend {
+            identity: Default::default(),
+            service: 0,
+            deployment: 0,
+            next_hop: NextHop::default(),
+            next: 0,
+            salt: 0,
+            ..row
+        };
+        let told = Backend {
+            addr: row.addr,
+            port: row.port,
+            family: row.family,
+            mode,
+            colour,
+            protocol,
+            ..Backend::default()
+        };
+        assert_eq!((own, info.reserved), (told, 0));
+        format!("{address}/{protocol} {} mode {mode} weight {}", Colour::from_u8(colour).name(), info.weight)
+    }
 }
 
 fn map<T: TryFrom<Map, Error = MapError>>(lab: &Lab, name: &str) -> T {

@@ -7,7 +7,7 @@ use std::{
 };
 
 use bg_common::Colour;
-use bg_userspace::{MAX_BACKENDS, MAX_FLOWS, MAX_SERVICES, Paths, config::OnSwitch};
+use bg_userspace::{MAX_BACKENDS, MAX_SERVICES, Paths, config::OnSwitch};
 use clap::{Args as ClapArgs, ColorChoice, Parser, Subcommand, ValueEnum, ValueHint};
 use clap_complete::ArgValueCandidates;
 
@@ -340,6 +340,9 @@ impl From<OnSwitchName> for OnSwitch {
         }
     }
 }
+
+/// The most flows that may be asked for: more than that is a slip of the finger.
+const MAX_FLOWS: u32 = 1 << 26;
 
 /// Understands a number from `least` to `most`: digits, and a decimal suffix if there is one.
 fn count(least: u32, most: u32) -> impl Fn(&str) -> Result<u32, String> + Clone {
