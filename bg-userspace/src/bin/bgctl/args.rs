@@ -1,4 +1,4 @@
-//! The command line's grammar, and nothing of what it does.
+//! The grammar of the command line. What a command does is in [`crate::cmd`].
 
 use std::{
     net::SocketAddr,
@@ -13,10 +13,10 @@ use clap_complete::ArgValueCandidates;
 
 use crate::complete;
 
-/// The configuration unless one is named.
+/// The configuration that is used unless another one is named.
 pub(crate) const USUAL_CONFIG: &str = "/etc/bgctl/bgctl.toml";
 
-/// Blue-green traffic switcher in the network card's path.
+/// Switch network traffic between a blue and a green environment
 #[derive(Debug, Parser)]
 #[command(name = "bgctl", version, max_term_width = 100)]
 pub(crate) struct Args {
@@ -26,7 +26,7 @@ pub(crate) struct Args {
     pub(crate) command: Command,
 }
 
-/// What every command takes.
+/// The options of every command.
 #[derive(Debug, ClapArgs)]
 #[command(next_help_heading = "Global options")]
 pub(crate) struct Global {
@@ -42,13 +42,13 @@ pub(crate) struct Global {
     /// Print the result as JSON
     #[arg(long, global = true)]
     pub(crate) json: bool,
-    /// Tell more: on stderr what is done and how long it takes, in `status` all counters
+    /// Print more: steps and timings on stderr, and all counters in `status`
     #[arg(short, long, global = true)]
     pub(crate) verbose: bool,
 }
 
 impl Global {
-    /// From here on results have colours if `--color` says so, or else if the terminal and the environment do.
+    /// Decides for the whole process whether results are coloured: by `--color`, else by the terminal and the environment.
     pub(crate) fn choose_colours(&self) {
         match self.color {
             ColorChoice::Auto => anstream::ColorChoice::Auto,
@@ -58,7 +58,7 @@ impl Global {
         .write_global();
     }
 
-    /// The options that name this instance on another command line, each with a space in front; empty for the usual one.
+    /// The options that name this instance on another command line, each after a space. Empty for the default instance.
     pub(crate) fn options(&self) -> String {
         let of = |option: &str, path: &Path, usual: &str| {
             if path == Path::new(usual) { String::new() } else { format!(" {option} {}", quoted(path)) }
@@ -71,54 +71,54 @@ impl Global {
     }
 }
 
-/// A path as a shell takes it for one word.
+/// A path, quoted as one word for a shell.
 fn quoted(path: &Path) -> String {
     let path = path.to_string_lossy();
-    let is_plain = |octet: u8| octet.is_ascii_alphanumeric() || b"/._-+:@,".contains(&octet);
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-+:@,".contains(&byte);
     if path.bytes().all(is_plain) { path.into_owned() } else { format!("'{}'", path.replace('\'', r"'\''")) }
 }
 
-/// What to do.
+/// The commands.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Tell what this kernel, these NICs and this configuration can do, and how to mend what they cannot
+    /// Check the kernel, the NICs and a configuration, and say how to fix what does not work
     Doctor(Doctor),
-    /// Load if needed, attach to interfaces, pin; an attached interface is updated in place
+    /// Attach to interfaces and pin; update the programs of attached interfaces in place
     Attach(Attach),
-    /// Detach from interfaces; --all also removes every pin
+    /// Detach from interfaces; with --all, remove every pin too
     Detach(Detach),
-    /// Validate a configuration, change nothing
+    /// Validate a configuration without changing anything
     Check(ConfigFile),
-    /// Tell what `apply` would change; exit code 0 nothing, 5 something
+    /// Show what `apply` would change; the exit code is 0 for nothing and 5 for something
     Plan(ConfigFile),
     /// Make the running state match a configuration, without disturbing flows that need no change
     Apply(Apply),
     /// Print the running configuration as TOML
     Show,
-    /// Live colour, phase, flows and counters
+    /// Show live colour, phase, flows and counters
     Status(Status),
     /// Make a colour live for all new flows, at one instant
     Switch(Switch),
-    /// Back to the colour that was live before
+    /// Make the colour live that was live before the last change
     Rollback(Rollback),
-    /// The flow table
+    /// List open flows
     Flows(Flows),
-    /// Who switched what, when, why, from which generation to which
+    /// Show who switched what, when and why, and from which generation to which
     History(History),
-    /// Print the script that completes bgctl's words in a shell
+    /// Print a script that completes bgctl's command line in a shell
     Completions {
-        /// Which shell
+        /// The shell
         shell: clap_complete::Shell,
     },
     /// Write the manual pages into a directory
     Man {
-        /// Where to; made if it is missing
+        /// The directory; created if it is missing
         #[arg(value_hint = ValueHint::DirPath)]
         dir: PathBuf,
     },
 }
 
-/// Which configuration.
+/// The option that names a configuration.
 #[derive(Debug, ClapArgs)]
 pub(crate) struct ConfigFile {
     /// The configuration; `-` reads it from stdin
@@ -130,15 +130,15 @@ pub(crate) struct ConfigFile {
 pub(crate) struct Apply {
     #[command(flatten)]
     pub(crate) file: ConfigFile,
-    /// Apply it though virtual addresses that move to another deployment meet another live colour there
+    /// Apply even if virtual addresses move to a deployment whose other colour is live
     #[arg(long)]
     pub(crate) force: bool,
-    /// Why, for the history
+    /// The reason, for the history
     #[arg(long, value_name = "TEXT")]
     pub(crate) reason: Option<String>,
 }
 
-/// Which deployment, if only one.
+/// The argument of a command that can be limited to one deployment.
 #[derive(Debug, ClapArgs)]
 pub(crate) struct OneDeployment {
     /// Only this deployment
@@ -148,13 +148,13 @@ pub(crate) struct OneDeployment {
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Doctor {
-    /// Only these interfaces; without any, all of this network namespace
+    /// Only these interfaces [default: all of this network namespace]
     #[arg(value_name = "IFACE", add = ArgValueCandidates::new(complete::interfaces))]
     pub(crate) interfaces: Vec<String>,
-    /// Look at this configuration too; `-` reads it from stdin [default: /etc/bgctl/bgctl.toml, if it is there]
+    /// Check this configuration too; `-` reads it from stdin [default: /etc/bgctl/bgctl.toml, if it exists]
     #[arg(short, long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
-    /// Only print nftables rules that keep conntrack away from packets to and from the configuration's backends
+    /// Only print nftables rules that exempt packets to and from the configuration's backends from conntrack
     #[arg(long)]
     pub(crate) notrack: bool,
 }
@@ -169,45 +169,45 @@ pub(crate) struct Attach {
         add = ArgValueCandidates::new(complete::interfaces)
     )]
     pub(crate) interfaces: Vec<String>,
-    /// Attach to the interfaces that this file names: a name, a pattern or driver=NAME a line, each with an optional mode
+    /// Read the interfaces from this file: on each line a name, a pattern or driver=NAME, and optionally a mode
     #[arg(long, value_name = "FILE")]
     pub(crate) from: Option<PathBuf>,
-    /// Wait so long for another bgctl that works on the instance [default: 30s], and with --from for interfaces that
-    /// are not there yet [default: not at all]
+    /// How long to wait for another bgctl that works on the instance [default: 30s], and, with --from, for interfaces
+    /// that do not exist yet [default: not at all]
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     pub(crate) wait: Option<Duration>,
-    /// Where the program runs
+    /// Where the programs run
     #[arg(long, value_enum, default_value_t = Mode::Auto)]
     pub(crate) mode: Mode,
-    /// Flows to make room for, at the first attach; k, M and G are a thousand, a million and so on, and the room is
-    /// rounded up to a power of two [default: 262144]
+    /// Room for this many flows at the first attach, rounded up to a power of two; k, M and G multiply by a thousand, a
+    /// million and so on [default: 262144]
     #[arg(long, value_name = "N", value_parser = count(1, MAX_FLOWS))]
     pub(crate) flows: Option<u32>,
-    /// Services to make room for, at the first attach [default: 1024]
+    /// Room for this many services at the first attach [default: 1024]
     #[arg(long, value_name = "N", value_parser = count(1, MAX_SERVICES))]
     pub(crate) services: Option<u32>,
-    /// Backends to make room for, of all services and both colours, at the first attach [default: 16384]
+    /// Room for this many backends, of all services and both colours, at the first attach [default: 16384]
     #[arg(long, value_name = "N", value_parser = count(2, MAX_BACKENDS))]
     pub(crate) backends: Option<u32>,
-    /// A pinned XDP program that gets what is not for a VIP
+    /// A pinned XDP program that gets the packets that are not for a VIP
     #[arg(long, value_name = "PROGRAM")]
     pub(crate) next: Option<PathBuf>,
-    /// Attach behind another bgctl instance, whose VIPs this one then never sees, or to pins that end with this mount
-    /// namespace
+    /// Attach even behind another bgctl instance, whose VIPs this one then never sees, or with pins that vanish with
+    /// this mount namespace
     #[arg(long)]
     pub(crate) force: bool,
 }
 
-/// How to attach.
+/// The modes of attaching.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Mode {
-    /// Native XDP on a NIC whose driver has it, tc on virtual interfaces
+    /// Native XDP on a NIC whose driver supports it, tc on virtual interfaces
     Auto,
     /// XDP in the driver
     Native,
     /// XDP in the network stack, on any interface
     Generic,
-    /// tc in both directions: right where checksums may be unfinished (veth, tap, bridge)
+    /// tc in both directions, for interfaces where checksums may be unfinished (veth, tap, bridge)
     Tc,
 }
 
@@ -221,10 +221,10 @@ pub(crate) struct Detach {
         add = ArgValueCandidates::new(complete::attached_interfaces)
     )]
     pub(crate) interfaces: Vec<String>,
-    /// From all interfaces, and remove every pin; open flows are forgotten
+    /// Detach from all interfaces and remove every pin; open flows are lost
     #[arg(long)]
     pub(crate) all: bool,
-    /// Wait so long for another bgctl that works on the instance [default: 30s]
+    /// How long to wait for another bgctl that works on the instance [default: 30s]
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     pub(crate) wait: Option<Duration>,
 }
@@ -233,7 +233,7 @@ pub(crate) struct Detach {
 pub(crate) struct Status {
     #[command(flatten)]
     pub(crate) only: OneDeployment,
-    /// Show it anew every second, until interrupted; with --json one line each time
+    /// Refresh every second until interrupted; with --json, print one line each time
     #[arg(short, long)]
     pub(crate) watch: bool,
 }
@@ -251,7 +251,7 @@ pub(crate) struct Flows {
     /// Only flows of this service
     #[arg(long, value_name = "NAME", add = ArgValueCandidates::new(complete::services))]
     pub(crate) service: Option<String>,
-    /// Print how many there are, and nothing else
+    /// Print only the number of flows
     #[arg(long)]
     pub(crate) count: bool,
 }
@@ -263,7 +263,7 @@ pub(crate) struct History {
     /// Only the newest N records
     #[arg(short = 'n', long = "last", value_name = "N")]
     pub(crate) last: Option<usize>,
-    /// Only records since then: an RFC 3339 time, or a duration before now ("2h", "7days")
+    /// Only records since an RFC 3339 time, or since a duration before now ("2h", "7days")
     #[arg(long, value_name = "WHEN", value_parser = moment)]
     pub(crate) since: Option<jiff::Timestamp>,
 }
@@ -292,19 +292,19 @@ pub(crate) struct Rollback {
     pub(crate) change: Change,
 }
 
-/// The terms of a change of colour.
+/// The options of a change of colour.
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Change {
-    /// What becomes of open flows [default: as the configuration says]
+    /// What happens to open flows [default: as configured]
     #[arg(long, value_enum, value_name = "WHAT")]
     pub(crate) on_switch: Option<OnSwitchName>,
     /// Refuse unless the deployment is at this generation
     #[arg(long, value_name = "N")]
     pub(crate) if_generation: Option<u32>,
-    /// Switch though nobody would see it: no interface is attached
+    /// Switch even if no interface is attached
     #[arg(long)]
     pub(crate) force: bool,
-    /// Why, for the history
+    /// The reason, for the history
     #[arg(long, value_name = "TEXT")]
     pub(crate) reason: Option<String>,
 }
@@ -344,7 +344,7 @@ impl From<OnSwitchName> for OnSwitch {
 /// The most flows that may be asked for: more than that is a slip of the finger.
 const MAX_FLOWS: u32 = 1 << 26;
 
-/// Understands a number from `least` to `most`: digits, and a decimal suffix if there is one.
+/// Parses a number from `least` to `most`: digits, then optionally a decimal suffix.
 fn count(least: u32, most: u32) -> impl Fn(&str) -> Result<u32, String> + Clone {
     const SUFFIXES: [(&str, u64); 6] =
         [("k", 1_000), ("K", 1_000), ("m", 1_000_000), ("M", 1_000_000), ("g", 1_000_000_000), ("G", 1_000_000_000)];
@@ -359,7 +359,7 @@ fn count(least: u32, most: u32) -> impl Fn(&str) -> Result<u32, String> + Clone 
     }
 }
 
-/// A moment: as such, or by how long ago it was.
+/// Parses a moment: a time, or how long ago it was.
 fn moment(text: &str) -> Result<jiff::Timestamp, String> {
     if let Ok(moment) = text.parse() {
         return Ok(moment);

@@ -1,4 +1,4 @@
-//! What `--help` and the manual pages say of each command beside its grammar: an example, and the exit codes.
+//! Examples and exit codes of each command, for `--help` and the manual pages.
 
 use std::fmt::Write as _;
 
@@ -6,13 +6,13 @@ use clap::{Command, CommandFactory as _};
 
 use crate::args::Args;
 
-/// What is told of one command.
+/// The texts about one command.
 pub(crate) struct Page {
     /// Its name; empty for `bgctl` itself.
     pub(crate) command: &'static str,
-    /// More about it, for its manual page: one paragraph each.
+    /// Its description in the manual page: one paragraph each.
     pub(crate) description: &'static [&'static str],
-    /// What to type, and what that does.
+    /// Command lines, each with its effect.
     pub(crate) examples: &'static [(&'static str, &'static str)],
     /// Exit codes and their meaning.
     pub(crate) exit: &'static [(u8, &'static str)],
@@ -20,100 +20,104 @@ pub(crate) struct Page {
 
 const DONE: (u8, &str) = (0, "done");
 const FAILED: (u8, &str) = (1, "failed; stderr says why");
-const USAGE: (u8, &str) = (2, "wrong usage, or no such deployment or interface; nothing was changed");
-const CONFIGURATION: (u8, &str) = (2, "wrong usage, or the configuration is not valid; nothing was changed");
-const REFUSED: (u8, &str) = (3, "refused by a precondition; nothing was changed");
-const BUSY: (u8, &str) = (4, "another bgctl has worked on the instance all the while; nothing was changed");
+const USAGE: (u8, &str) = (2, "usage error, or no such deployment or interface; nothing was changed");
+const CONFIGURATION: (u8, &str) = (2, "usage error, or the configuration is not valid; nothing was changed");
+const REFUSED: (u8, &str) = (3, "refused because a precondition does not hold; nothing was changed");
+const BUSY: (u8, &str) = (4, "another bgctl worked on the instance for the whole wait; nothing was changed");
 
-/// All of them: `bgctl`, then the commands in the order of the grammar.
+/// All pages: that of `bgctl`, then those of the commands in the order of the grammar.
 pub(crate) const PAGES: &[Page] = &[
     Page {
         command: "",
         description: &[
-            "Programs on the host's interfaces rewrite the destination of packets that come for a virtual address. Each \
-             deployment has two environments, blue and green, and one word in a BPF map says which of them is live. A \
-             switch is one store to that word.",
-            "bgctl starts, does its work and ends: programs, maps and links are pinned, and no process needs to stay. \
-             Results go to stdout, messages to stderr.",
+            "Programs on the host's interfaces rewrite the destination of packets to a virtual address. Each deployment has \
+             two environments, blue and green, and one word in a BPF map says which of them is live. A switch is one store \
+             to that word.",
+            "bgctl does its work and exits. Programs, maps and links are pinned, so no process has to keep running. Results \
+             go to stdout, messages to stderr.",
         ],
         examples: &[
-            ("bgctl doctor", "see whether this host is fit, and what to mend"),
+            ("bgctl doctor", "check this host, and see what to fix"),
             ("bgctl attach eth0 eth1", "attach to the interfaces towards clients and backends"),
-            ("bgctl apply", "run what /etc/bgctl/bgctl.toml says"),
+            ("bgctl apply", "apply /etc/bgctl/bgctl.toml"),
             ("bgctl switch shop", "make the idle colour of deployment shop live"),
-            ("bgctl rollback shop", "go back to the colour that was live before"),
+            ("bgctl rollback shop", "make the colour live that was live before"),
         ],
         exit: &[
             DONE,
             FAILED,
-            (2, "wrong usage or configuration; nothing was changed"),
+            (2, "usage or configuration error; nothing was changed"),
             REFUSED,
             (4, "a wait timed out"),
-            (5, "plan: apply would change something"),
+            (5, "plan: an apply would change something"),
         ],
     },
     Page {
         command: "doctor",
-        description: &["Each finding is ok, warn or fail, and the last two come with a remedy. Nothing is changed."],
-        examples: &[("bgctl doctor eth0 eth1 -c new.toml", "look at the host, two interfaces and a configuration")],
-        exit: &[(0, "nothing has to be mended"), (1, "something has to be mended, or the examination failed"), USAGE],
+        description: &[
+            "Each finding is ok, warn or fail, and the last two come with a remedy. The command changes nothing.",
+        ],
+        examples: &[("bgctl doctor eth0 eth1 -c new.toml", "check the host, two interfaces and a configuration")],
+        exit: &[(0, "nothing has to be fixed"), (1, "something has to be fixed, or a check could not run"), USAGE],
     },
     Page {
         command: "attach",
         description: &[
-            "Attach every interface that packets of a service come in by, be it from clients or from backends. An \
-             interface that is attached already gets the programs of this version in place: no packet meets it without \
-             one.",
+            "Attach every interface on which packets of a service arrive, from clients or from backends. If an interface is \
+             attached already, its programs are replaced in place by those of this version, so that no packet passes without \
+             a program.",
         ],
         examples: &[
             ("bgctl attach eth0 eth1 --flows 1M", "attach to two NICs, with room for a million flows"),
             (
                 "bgctl attach eth0 --services 20 --backends 200",
-                "take less memory than for 1024 services and 16384 backends",
+                "use less memory than for 1024 services and 16384 backends",
             ),
-            ("bgctl attach br0 --mode tc", "attach to the bridge of virtual machines"),
-            ("bgctl attach --from /etc/bgctl/interfaces --wait 30s", "attach to what a file names, as a boot does"),
+            ("bgctl attach br0 --mode tc", "attach to a bridge of virtual machines"),
+            ("bgctl attach --from /etc/bgctl/interfaces --wait 30s", "attach to the interfaces in a file, as at boot"),
         ],
         exit: &[
             DONE,
             FAILED,
             USAGE,
             REFUSED,
-            (4, "another bgctl has worked on the instance all the while, or an interface of the file did not come"),
+            (4, "another bgctl worked on the instance for the whole wait, or an interface of the file did not appear"),
         ],
     },
     Page {
         command: "detach",
-        description: &["The instance, its configuration and its open flows stay until --all removes the pins too."],
+        description: &[
+            "The instance remains, with its configuration and open flows, unless --all removes the pins too.",
+        ],
         examples: &[
-            ("bgctl detach eth1", "take the programs off one interface"),
-            ("bgctl detach --all", "end the instance; history and last live colours stay"),
+            ("bgctl detach eth1", "remove the programs from one interface"),
+            ("bgctl detach --all", "remove the instance; keep the history and the last live colours"),
         ],
         exit: &[DONE, FAILED, USAGE, REFUSED, BUSY],
     },
     Page {
         command: "check",
-        description: &["Every problem is told at once, with line, column and what was expected. See bgctl.toml(5)."],
-        examples: &[("bgctl check -c new.toml", "validate a file before it is put in place")],
+        description: &["Prints all problems at once, each with line, column and what was expected. See bgctl.toml(5)."],
+        examples: &[("bgctl check -c new.toml", "validate a file before you install it")],
         exit: &[(0, "the configuration is valid"), FAILED, CONFIGURATION],
     },
     Page {
         command: "plan",
-        description: &["One line a change: + is added, - is removed, ~ is changed."],
+        description: &["Prints one line for each change: + is added, - is removed, ~ is changed."],
         examples: &[
-            ("bgctl plan -c new.toml", "see what an apply of that file would change"),
-            ("bgctl show | bgctl plan -c -", "what runs differs from itself in nothing: exit code 0"),
+            ("bgctl plan -c new.toml", "show what applying this file would change"),
+            ("bgctl show | bgctl plan -c -", "compare the running configuration with itself: exit code 0"),
         ],
         exit: &[(0, "nothing would change"), FAILED, CONFIGURATION, (5, "something would change")],
     },
     Page {
         command: "apply",
         description: &[
-            "Services are replaced one by one, each as a whole. Flows that no change concerns do not notice, and live \
-             colours stay as they are. An apply that was killed is completed by the next one.",
+            "Replaces services one by one, each as a whole. Flows that no change concerns are not disturbed, and live colours \
+             do not change. If an apply is killed, the next one completes it.",
         ],
         examples: &[
-            ("bgctl apply --reason 'two more backends'", "run what /etc/bgctl/bgctl.toml says"),
+            ("bgctl apply --reason 'two more backends'", "apply /etc/bgctl/bgctl.toml"),
             ("render-config | bgctl apply -c -", "read the configuration from a pipe"),
         ],
         exit: &[DONE, FAILED, CONFIGURATION, REFUSED, BUSY],
@@ -121,21 +125,24 @@ pub(crate) const PAGES: &[Page] = &[
     Page {
         command: "show",
         description: &[
-            "The result applies back to nothing. The live colour stands in `initial`, so that another host which applies \
-             it begins where this one is.",
+            "Applying the result changes nothing. `initial` is the live colour, so that another host which applies the \
+             result starts with the same colour.",
         ],
-        examples: &[("bgctl show > backup.toml", "keep what runs")],
+        examples: &[("bgctl show > backup.toml", "save the running configuration")],
         exit: &[DONE, FAILED, USAGE],
     },
     Page {
         command: "status",
         description: &[
-            "Of each deployment: what is live, what is still open on which colour, when a drain ends, what a plain \
-             switch would do, who always reaches the idle colour, and the counters of its services.",
+            "Shows for each deployment which colour is live, how many flows are open on each colour, when a drain ends, what \
+             a plain switch would do, who always reaches the idle colour, and the counters of its services.",
         ],
         examples: &[
             ("bgctl status shop --watch", "watch one deployment until Ctrl-C"),
-            ("bgctl status --json | jq -r '.deployments[] | .name + \" \" + .live'", "what is live, for a script"),
+            (
+                "bgctl status --json | jq -r '.deployments[] | .name + \" \" + .live'",
+                "print the live colours, for a script",
+            ),
         ],
         exit: &[DONE, FAILED, USAGE],
     },
@@ -143,14 +150,14 @@ pub(crate) const PAGES: &[Page] = &[
         command: "switch",
         description: &[
             "All services of the deployment switch at one instant. When the command has returned, no new flow on any CPU \
-             goes to the other colour. To make live what is live already is a success that changes nothing.",
-            "Scripts name the colour or give --if-generation: a plain switch that is run twice switches back.",
+             goes to the other colour. Switching to the colour that is already live succeeds and changes nothing.",
+            "In scripts, name the colour or give --if-generation. A plain switch that is run twice switches back.",
         ],
         examples: &[
             ("bgctl switch shop", "make the idle colour live"),
             (
                 "bgctl switch shop green --on-switch cut --reason 'release 7'",
-                "make green live, and end what is open on blue",
+                "make green live, and end the open flows on blue",
             ),
         ],
         exit: &[DONE, FAILED, USAGE, REFUSED, BUSY],
@@ -167,45 +174,48 @@ pub(crate) const PAGES: &[Page] = &[
     Page {
         command: "flows",
         description: &[
-            "Of each open flow: client, where it sends to, colour, backend, state, whether it came as a user, as a tester \
-             or by the preview address, in which generation it was opened, and for how long it has been silent.",
+            "Lists for each open flow the client, the address that the client sends to, the colour, the backend, the state, \
+             whether it is the flow of a user or a tester or goes to the preview address, the generation in which it was opened, \
+             and how long it has been silent.",
         ],
         examples: &[
-            ("bgctl flows shop --colour blue --count", "how many are left on blue"),
-            ("bgctl flows --backend 10.0.1.11:8443", "who is connected to one backend"),
+            ("bgctl flows shop --colour blue --count", "print how many flows are left on blue"),
+            ("bgctl flows --backend 10.0.1.11:8443", "list the flows to one backend"),
         ],
         exit: &[DONE, FAILED, USAGE],
     },
     Page {
         command: "history",
-        description: &["Oldest first. Every record is a line of history.jsonl in the state directory."],
+        description: &[
+            "Prints the oldest record first. Each record is a line of history.jsonl in the state directory.",
+        ],
         examples: &[
-            ("bgctl history shop -n 10", "the last ten changes of one deployment"),
-            ("bgctl history --since 2h", "all changes of the last two hours"),
+            ("bgctl history shop -n 10", "print the last ten changes of one deployment"),
+            ("bgctl history --since 2h", "print all changes of the last two hours"),
         ],
         exit: &[DONE, FAILED, USAGE],
     },
     Page {
         command: "completions",
         description: &[
-            "The script asks bgctl itself for what fits: deployments and their services as they run, or else as \
-             /etc/bgctl/bgctl.toml has them, colours, and interfaces.",
+            "The script calls bgctl for each completion. It offers the deployments and services that run, or else those of \
+             /etc/bgctl/bgctl.toml, colours, and interfaces.",
         ],
         examples: &[
             ("source <(bgctl completions bash)", "complete in this shell"),
-            ("bgctl completions fish > ~/.config/fish/completions/bgctl.fish", "complete in every fish"),
+            ("bgctl completions fish > ~/.config/fish/completions/bgctl.fish", "complete in every fish shell"),
         ],
         exit: &[DONE, FAILED, USAGE],
     },
     Page {
         command: "man",
-        description: &["One page a command in section 1, and bgctl.toml(5)."],
+        description: &["Writes one page for each command in section 1, and bgctl.toml(5)."],
         examples: &[("bgctl man /usr/local/share/man/man1", "write the pages")],
         exit: &[DONE, FAILED, USAGE],
     },
 ];
 
-/// The command line's grammar with its examples and exit codes.
+/// The grammar of the command line, with examples and exit codes.
 pub(crate) fn grammar() -> Command {
     PAGES.iter().fold(Args::command(), |grammar, page| {
         if page.command.is_empty() {
@@ -244,7 +254,7 @@ mod tests {
         super::grammar().debug_assert();
     }
 
-    /// Whatever an example says after `bgctl` is understood.
+    /// The grammar accepts whatever an example says after `bgctl`.
     #[test]
     fn examples_are_of_the_grammar() {
         for page in PAGES {
