@@ -81,6 +81,7 @@ pub enum Family {
 
 impl Family {
     /// The family with this number in a map, if there is one.
+    #[inline(always)]
     pub const fn from_u8(n: u8) -> Option<Self> {
         match n {
             4 => Some(Self::V4),

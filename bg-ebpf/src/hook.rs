@@ -1,14 +1,27 @@
 //! Where a frame was met.
 
 /// Which way frames cross the interface at the hook.
+#[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
     /// Into this host, at XDP: what cannot be redirected at once is left unmodified to tc ingress behind it.
-    Early,
+    Early = 0,
     /// Into this host, at tc ingress.
-    Ingress,
+    Ingress = 1,
     /// Out of this host: tc egress. Only replies of the host's own stack are looked for.
-    Egress,
+    Egress = 2,
+}
+
+impl Direction {
+    /// From what a global function was given.
+    #[inline(always)]
+    pub const fn from_u32(direction: u32) -> Self {
+        match direction {
+            0 => Self::Early,
+            1 => Self::Ingress,
+            _ => Self::Egress,
+        }
+    }
 }
 
 /// What is known of a frame beside its bytes.

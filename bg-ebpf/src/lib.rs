@@ -40,6 +40,7 @@ use egress::rewrite::{Rewritable, Writer};
 use hint::unlikely;
 use path::{
     classify::{Found, backend_at, vip_at},
+    error,
     forward::{Arrival, forward},
     reply::restore,
     slow::SlowPath,
@@ -48,6 +49,7 @@ use wire::{
     ethernet,
     headers::{Parsed, V4, V6},
     packet::Packet,
+    transport,
 };
 use world::Flows;
 
@@ -78,6 +80,18 @@ pub fn process<W: SlowPath<V4> + SlowPath<V6>>(
     }
 }
 
+/// Processes a frame of which [`process`] says [`Action::Icmp`]. The kernel makes the same three calls.
+pub fn process_icmp<W: SlowPath<V4> + SlowPath<V6>>(
+    packet: &Packet<'_>,
+    frame: Frame,
+    world: &W,
+    writer: &mut impl Writer,
+) -> Verdict {
+    let Some(family) = error::read(packet, frame.len, world) else { return Verdict::PASS };
+    let receiver = error::find(family, frame.direction, world);
+    error::send(receiver, family, frame, world, writer)
+}
+
 #[inline(always)]
 fn of_version<V: Flows + Rewritable, W: SlowPath<V>>(
     packet: &Packet<'_>,
@@ -86,9 +100,10 @@ fn of_version<V: Flows + Rewritable, W: SlowPath<V>>(
     world: &W,
     writer: &mut impl Writer,
 ) -> Verdict {
-    let (headers, is_malformed) = match V::parse(packet, l3, frame.len) {
+    let (headers, is_malformed) = match transport::parse::<V>(packet, l3, frame.len) {
         Parsed::Whole(headers) => (headers, false),
         Parsed::Malformed(headers) => (headers, true),
+        Parsed::Icmp => return Verdict::ICMP,
         Parsed::Other => return Verdict::PASS,
     };
     let vip = match frame.direction {

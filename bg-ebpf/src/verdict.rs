@@ -9,25 +9,28 @@
 use crate::world::World;
 use bg_common::{Event, NextHop};
 
-/// What to do with a frame. A frame that is passed or deferred is unmodified, the others are rewritten.
+/// What to do with a frame. A frame that is passed, deferred or not decided is unmodified, the others are rewritten.
+#[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
     /// Not ours, or not ours to answer: the next program or the host's stack gets it unmodified.
-    Pass,
+    Pass = 0,
     /// Ours, but this hook cannot send it: tc ingress on the same interface, which meets it next, does. Nothing has been
     /// counted but a flow that it has opened.
-    Defer,
+    Defer = 1,
     /// Ours, for the stack of this host.
-    Deliver,
+    Deliver = 2,
     /// Out of the verdict's interface, to the MAC address that it bears.
-    Redirect,
+    Redirect = 3,
     /// Out of the verdict's interface, to the next hop whose address is the destination of [`World::route_call`]. The
     /// kernel's neighbour code finds the MAC address, and sees that the neighbour is in use.
-    Resolve,
+    Resolve = 4,
     /// Ours, for the client, which runs on this host: back by its loopback interface.
-    ToSelf,
+    ToSelf = 5,
     /// Dropped; the reason has been counted.
-    Drop,
+    Drop = 6,
+    /// Not decided yet: an ICMP message, of which [`crate::process_error`] decides.
+    Icmp = 7,
 }
 
 /// How a packet leaves.
@@ -67,6 +70,9 @@ impl Verdict {
     /// [`Action::Defer`].
     pub const DEFER: Self = Self { action: Action::Defer, ifindex: 0 };
 
+    /// [`Action::Icmp`].
+    pub const ICMP: Self = Self { action: Action::Icmp, ifindex: 0 };
+
     /// What an exit says.
     #[inline(always)]
     pub const fn out_of(exit: Exit) -> Self {
@@ -78,6 +84,27 @@ impl Verdict {
     pub fn drop(world: &impl World, reason: Event) -> Self {
         world.count(reason);
         Self { action: Action::Drop, ifindex: 0 }
+    }
+
+    /// From what a global function has returned.
+    #[inline(always)]
+    pub const fn from_u64(verdict: u64) -> Self {
+        let action = match (verdict >> 32) as u32 {
+            1 => Action::Defer,
+            2 => Action::Deliver,
+            3 => Action::Redirect,
+            4 => Action::Resolve,
+            5 => Action::ToSelf,
+            6 => Action::Drop,
+            _ => Action::Pass,
+        };
+        Self { action, ifindex: verdict as u32 }
+    }
+
+    /// For a global function to return. It decides: [`Action::Icmp`] is no answer.
+    #[inline(always)]
+    pub const fn to_u64(self) -> u64 {
+        (self.action as u64) << 32 | self.ifindex as u64
     }
 
     /// What to do.

@@ -2,3 +2,4 @@
 
 pub mod next_hop;
 pub mod rewrite;
+pub mod translate;

@@ -21,10 +21,11 @@ use crate::{
     wire::{
         ethernet,
         headers::{Headers, IpVersion},
+        icmp::IcmpError,
     },
     world::World,
 };
-use bg_common::{CachedHop, Event, MAX_NEXT_HOPS, NextHop, Protocol};
+use bg_common::{Addr, CachedHop, Event, Family, MAX_NEXT_HOPS, NextHop, Protocol};
 
 /// Ticks that a look-up is trusted for: a quarter of a second to three, by the kernel's tick rate.
 const TRUSTED: u32 = 4;
@@ -45,7 +46,7 @@ pub fn to_backend<V: IpVersion>(backend: BackendRef, headers: &Headers<V>, hook:
     let mut hop = cache.read();
     let mut action = Action::Redirect;
     if unlikely(hook.now.wrapping_sub(hop.learned) >= TRUSTED || is_to_answer(hop.asked, hook)) {
-        hop = look_up::<V>(headers.src, backend.address::<V>(), hook.world);
+        hop = look_up(V::widen(headers.src), V::widen(backend.address::<V>()), V::FAMILY, hook.world);
         keep(cache, hop.ifindex_and_dmac, hop.mtu_and_smac, hook.now);
         hop.asked = cache.read().asked;
         action = Action::Resolve;
@@ -70,7 +71,7 @@ pub fn to_client<V: IpVersion>(
         asked = HopCache(row).read().asked;
     }
     if unlikely(is_stale || is_to_answer(asked, hook)) {
-        let found = look_up::<V>(vip, headers.dst, hook.world);
+        let found = look_up(V::widen(vip), V::widen(headers.dst), V::FAMILY, hook.world);
         number = if !found.is_some() {
             BY_STACK
         } else if found.is_resolved() {
@@ -87,6 +88,25 @@ pub fn to_client<V: IpVersion>(
     let Some(row) = hook.world.numbered_hop(number) else { return Exit::DEFERRED };
     let cache = HopCache(row);
     leave(Action::Redirect, cache.read(), cache, headers, hook)
+}
+
+/// The way of an ICMP error, for which no next hop is cached: there are few.
+#[inline(always)]
+pub fn of_error(family: Family, src: &Addr, dst: &Addr, error: &IcmpError, hook: &Hook<'_, impl World>) -> Exit {
+    let hop = look_up(*src, *dst, family, hook.world);
+    if must_pass_stack(hop, error.l3.into(), hook.world) {
+        return by_stack(Event::NextHopByStack, hook);
+    }
+    if error.ip_len > hop.mtu() {
+        return by_stack(Event::TooBig, hook);
+    }
+    if hook.direction != Direction::Early {
+        return Exit { action: Action::Resolve, hop };
+    }
+    if !hop.is_resolved() || !hook.world.prepare_redirect(hop.ifindex()) {
+        return Exit::DEFERRED;
+    }
+    Exit { action: Action::Redirect, hop }
 }
 
 /// Whether XDP has left a packet to tc a moment ago, which is probably this one.
@@ -122,10 +142,7 @@ fn leave<V: IpVersion>(
 /// big; XDP leaves these to tc.
 #[inline(always)]
 fn fitting<V: IpVersion>(action: Action, hop: NextHop, headers: &Headers<V>, hook: &Hook<'_, impl World>) -> Exit {
-    // A tag must not leave by an interface for which it was not meant, and routes are told apart by VLAN interfaces, which
-    // only the host's stack knows.
-    let is_tagged = ethernet::is_tagged(headers.l3) || hook.world.is_tagged();
-    if unlikely(is_tagged || !hop.is_some()) {
+    if unlikely(must_pass_stack(hop, headers.l3, hook.world)) {
         return by_stack(Event::NextHopByStack, hook);
     }
     // A GSO packet is cut into segments on the way out; those have to fit, not the whole.
@@ -133,6 +150,13 @@ fn fitting<V: IpVersion>(action: Action, hop: NextHop, headers: &Headers<V>, hoo
         return by_stack(Event::TooBig, hook);
     }
     Exit { action, hop }
+}
+
+/// Whether only the host's stack knows the way of a frame whose IP header stands at `l3`. A tag must not leave by an interface for
+/// which it was not meant, and routes are told apart by VLAN interfaces, which only the stack knows.
+#[inline(always)]
+fn must_pass_stack(hop: NextHop, l3: usize, world: &impl World) -> bool {
+    ethernet::is_tagged(l3) || world.is_tagged() || !hop.is_some()
 }
 
 #[inline(always)]
@@ -145,14 +169,14 @@ fn by_stack(why: Event, hook: &Hook<'_, impl World>) -> Exit {
 }
 
 #[inline(always)]
-fn look_up<V: IpVersion>(src: V::Address, dst: V::Address, world: &impl World) -> NextHop {
+fn look_up(src: Addr, dst: Addr, family: Family, world: &impl World) -> NextHop {
     let Some(call) = world.route_call() else { return NextHop::NONE };
     // SAFETY: this CPU's memory, for the packet that it processes.
     let call = unsafe { &mut *call };
     // Field by field: as a whole the compiler would copy it byte by byte.
-    call.src = V::widen(src);
-    call.dst = V::widen(dst);
-    call.family = V::FAMILY;
+    call.src = src;
+    call.dst = dst;
+    call.family = family;
     call.hop = NextHop::NONE;
     world.route(call);
     call.hop

@@ -82,20 +82,15 @@ impl End {
     }
 }
 
-/// Offset of the checksum in the transport header.
-#[inline(always)]
-pub const fn checksum_offset(protocol: Protocol) -> usize {
-    match protocol {
-        Protocol::Tcp => offset_of!(TcpHdr, check),
-        Protocol::Udp => offset_of!(UdpHdr, check),
-    }
-}
-
 /// Carries out edits.
 pub trait Writer {
     /// Replaces what the edit names, with all checksums that cover it. `None`: the packet could not be
     /// written and must not be sent.
     fn rewrite<V: Rewritable>(&mut self, headers: &Headers<V>, edit: &Edit<V>) -> Option<()>;
+    /// Stores two bytes at an offset, and leaves all checksums to the caller. `None`: as above.
+    fn put16(&mut self, at: usize, word: u16) -> Option<()>;
+    /// The same with four bytes.
+    fn put32(&mut self, at: usize, word: u32) -> Option<()>;
 }
 
 /// The parts of a rewrite in which the versions of IP differ.
@@ -188,6 +183,18 @@ impl Writer for Packet<'_> {
             store16(&mut macs.smac, smac as u16);
             store32(&mut macs.smac_end, (smac >> 16) as u32);
         }
+        Some(())
+    }
+
+    #[inline(always)]
+    fn put16(&mut self, at: usize, word: u16) -> Option<()> {
+        store16(self.header_mut(at)?, word);
+        Some(())
+    }
+
+    #[inline(always)]
+    fn put32(&mut self, at: usize, word: u32) -> Option<()> {
+        store32(self.header_mut(at)?, word);
         Some(())
     }
 }

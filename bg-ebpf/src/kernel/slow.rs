@@ -1,10 +1,14 @@
 //! The calls of the slow path, as global functions: the verifier looks at each once, whoever calls it.
 
 use super::world::World;
-use bg_common::Flow;
+use bg_common::{Family, Flow};
 use bg_ebpf::{
+    Direction,
     flow::memory::RawWords,
-    path::slow::{Answering, Opening, Refreshing, Search, SlowPath, run},
+    path::{
+        error,
+        slow::{Answering, Opening, Receiver, Refreshing, Search, SlowPath, Translating, run},
+    },
     wire::headers::{V4, V6},
 };
 
@@ -70,10 +74,14 @@ calls! {
     insert6(Opening) = |call, world| run::insert::<V6, _>(call, world) as u32;
     search4(Search) = |search, world| run::search::<V4, _>(search, world).to_u32();
     search6(Search) = |search, world| run::search::<V6, _>(search, world).to_u32();
+    error_to_backend4(Translating) = |call, world| run::error_to_backend::<V4>(call, world) as u32;
+    error_to_backend6(Translating) = |call, world| run::error_to_backend::<V6>(call, world) as u32;
+    error_to_client4(Translating) = |call, world| run::error_to_client::<V4>(call, world) as u32;
+    error_to_client6(Translating) = |call, world| run::error_to_client::<V6>(call, world) as u32;
 }
 
 macro_rules! slow_path {
-    ($version:ty, $insert:ident, $search:ident) => {
+    ($version:ty, $insert:ident, $search:ident, $error_to_backend:ident, $error_to_client:ident) => {
         impl<const XDP: bool> SlowPath<$version> for World<XDP> {
             #[inline(always)]
             fn refresh(&self, row: RawWords, call: &mut Refreshing) -> u32 {
@@ -116,9 +124,29 @@ macro_rules! slow_path {
                 // SAFETY: a reference.
                 unsafe { $search(search) }
             }
+
+            #[inline(always)]
+            fn error_to_backend(&self, call: &mut Translating) -> u32 {
+                // SAFETY: a reference.
+                unsafe { $error_to_backend(call) }
+            }
+
+            #[inline(always)]
+            fn error_to_client(&self, call: &mut Translating) -> u32 {
+                // SAFETY: a reference.
+                unsafe { $error_to_client(call) }
+            }
         }
     };
 }
 
-slow_path!(V4, insert4, search4);
-slow_path!(V6, insert6, search6);
+slow_path!(V4, insert4, search4, error_to_backend4, error_to_client4);
+slow_path!(V6, insert6, search6, error_to_backend6, error_to_client6);
+
+/// [`error::find`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(super) extern "C" fn find_receiver(family: u32, direction: u32) -> u32 {
+    let Some(family) = Family::from_u8(family as u8) else { return Receiver::None as u32 };
+    error::find(family, Direction::from_u32(direction), &WORLD) as u32
+}

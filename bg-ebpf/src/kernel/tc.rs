@@ -5,27 +5,34 @@
 
 use super::{
     skb::Skb,
+    slow::find_receiver,
     world::{World, redirect_to_neighbour, redirect_to_self},
 };
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM, TC_ACT_OK, TC_ACT_SHOT, TC_ACT_UNSPEC},
+    bindings::{
+        __sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM, TC_ACT_OK, TC_ACT_SHOT, TC_ACT_UNSPEC,
+    },
     helpers::bpf_redirect,
     macros::classifier,
     programs::TcContext,
 };
-use bg_common::{Addr, Event, Protocol};
+use bg_common::{Addr, Event, Family, Protocol};
 use bg_ebpf::{
     Action, Direction, Frame, Verdict,
-    egress::rewrite::{Edit, Rewritable, Writer, checksum_offset},
+    egress::rewrite::{Edit, Rewritable, Writer},
+    path::{error, slow::Receiver},
     process,
-    wire::{ethernet, headers::Headers, packet::Packet},
+    wire::{ethernet, headers::Headers, packet::Packet, transport::checksum_offset},
 };
 use core::mem::offset_of;
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
 /// Bytes that the longest headers take: Ethernet, two tags, IPv4 with all options, TCP with all options.
 const LONGEST_HEADERS: u32 = 14 + 2 * 4 + 60 + 60;
+
+/// The same up to a transport checksum that an ICMP error quotes: an IPv4 header with all options and ICMP in between.
+const LONGEST_OF_ERROR: u32 = 14 + 2 * 4 + 60 + 8 + 60 + 18;
 
 /// The switch.
 #[classifier]
@@ -43,18 +50,11 @@ pub(super) fn tc_egress(context: TcContext) -> i32 {
 
 #[inline(always)]
 fn run(context: TcContext, direction: Direction) -> i32 {
-    let len = context.len();
-    if ((context.data_end() - context.data()) as u32) < len.min(LONGEST_HEADERS) {
-        // What lies beyond the first part of the packet is not readable as bytes: bring headers there. If
-        // that fails, the engine sees a short packet.
-        let _ = context.pull_data(len.min(LONGEST_HEADERS));
-    }
     let world = World::<false> { context: context.as_ptr() };
-    // SAFETY: the bounds that the kernel gave; the engine reads nothing through them once the writer has
-    // called the first helper that may move the packet.
-    let packet = unsafe { Packet::new(context.data() as *mut u8, context.data_end() as *mut u8) };
-    let frame = Frame { direction, len: len as usize };
+    let packet = packet(&context, LONGEST_HEADERS);
+    let frame = Frame { direction, len: context.len() as usize };
     let verdict = process(&packet, frame, &world, &mut SkbWriter(&context));
+    let verdict = if verdict.action() == Action::Icmp { icmp(&context, direction) } else { verdict };
     let verdict = match verdict.action() {
         Action::Resolve => match redirect_to_neighbour(verdict.ifindex()) {
             TC_ACT_OK => Verdict::drop(&world, Event::MissingRow),
@@ -64,12 +64,67 @@ fn run(context: TcContext, direction: Direction) -> i32 {
     };
     match verdict.action() {
         // Whoever comes next on this hook sees rewritten packets too.
-        Action::Pass | Action::Defer | Action::Deliver | Action::Resolve => TC_ACT_UNSPEC,
+        Action::Pass | Action::Defer | Action::Deliver | Action::Resolve | Action::Icmp => TC_ACT_UNSPEC,
         // SAFETY: takes two numbers.
         Action::Redirect => unsafe { bpf_redirect(verdict.ifindex(), 0) as i32 },
         Action::ToSelf => redirect_to_self(),
         Action::Drop => TC_ACT_SHOT,
     }
+}
+
+/// The frame's bytes, so many at least as the engine looks at.
+#[inline(always)]
+fn packet(context: &TcContext, longest: u32) -> Packet<'_> {
+    let needed = context.len().min(longest);
+    if ((context.data_end() - context.data()) as u32) < needed {
+        // What lies beyond the first part of the packet is not readable as bytes: bring headers there. If
+        // that fails, the engine sees a short packet.
+        let _ = context.pull_data(needed);
+    }
+    // SAFETY: the bounds that the kernel gave; the engine reads nothing through them once the writer has
+    // called the first helper that may move the packet.
+    unsafe { Packet::new(context.data() as *mut u8, context.data_end() as *mut u8) }
+}
+
+/// Decides of an ICMP message.
+#[inline(always)]
+fn icmp(context: &TcContext, direction: Direction) -> Verdict {
+    let (skb, direction) = (context.skb.skb, direction as u32);
+    // SAFETY: the program's own context.
+    unsafe {
+        let family = tc_read_error(skb);
+        let receiver = find_receiver(family, direction);
+        Verdict::from_u64(tc_send_error(skb, receiver, family, direction))
+    }
+}
+
+/// [`error::read`]. Zero: `None`.
+///
+/// # Safety
+///
+/// The context must be the program's own.
+#[unsafe(no_mangle)]
+#[inline(never)]
+unsafe extern "C" fn tc_read_error(skb: *mut __sk_buff) -> u32 {
+    let context = TcContext::new(skb);
+    let packet = packet(&context, LONGEST_OF_ERROR);
+    let world = World::<false> { context: context.as_ptr() };
+    error::read(&packet, context.len() as usize, &world).map_or(0, |family| family as u32)
+}
+
+/// [`error::send`].
+///
+/// # Safety
+///
+/// The context must be the program's own.
+#[unsafe(no_mangle)]
+#[inline(never)]
+unsafe extern "C" fn tc_send_error(skb: *mut __sk_buff, receiver: u32, family: u32, direction: u32) -> u64 {
+    let Some(family) = Family::from_u8(family as u8) else { return Verdict::PASS.to_u64() };
+    let context = TcContext::new(skb);
+    let frame = Frame { direction: Direction::from_u32(direction), len: context.len() as usize };
+    let world = World::<false> { context: context.as_ptr() };
+    error::send(Receiver::from_u32(receiver), family, frame, &world, &mut SkbWriter(&context)).to_u64()
 }
 
 /// Carries edits out by the kernel's helpers.
@@ -85,6 +140,7 @@ fn run(context: TcContext, direction: Direction) -> i32 {
 /// | IPv4 TTL | the header checksum |
 /// | IPv6 address | there is no header checksum, but `l4_csum_replace` takes the change all the same: [`RECOMPUTE`] gives it back |
 /// | IPv6 hop limit | [`RECOMPUTE`] |
+/// | anything in an ICMP error | [`RECOMPUTE`] |
 /// | MAC | nothing: `skb->csum` does not cover it on the way in, and on the way out it stays |
 ///
 /// A datagram without a checksum is the exception: a port there has no opposite, and nobody looks at `skb->csum`. Linux 6.16
@@ -124,7 +180,7 @@ impl Writer for SkbWriter<'_> {
             Protocol::Tcp => 0,
         };
         match V::FAMILY {
-            bg_common::Family::V4 => {
+            Family::V4 => {
                 let check = headers.l3 + offset_of!(Ipv4Hdr, check);
                 context.l3_csum_replace(check, old[0].into(), new[0].into(), 4).ok()?;
                 let flags = Flags { checksum: mangled, store: 0 };
@@ -137,7 +193,7 @@ impl Writer for SkbWriter<'_> {
                     Skb(context).store(headers.l3 + offset_of!(Ipv4Hdr, ttl), &new, 0).ok()?;
                 }
             }
-            bg_common::Family::V6 => {
+            Family::V6 => {
                 let at = headers.l3 + edit.end.v6_offset();
                 let flags = Flags { checksum: mangled, store: RECOMPUTE };
                 self.replace_address_word(at, checksum, old[0], new[0], flags)?;
@@ -156,5 +212,15 @@ impl Writer for SkbWriter<'_> {
             Skb(context).store(0, &ethernet::macs_towards(edit.hop), 0).ok()?;
         }
         Some(())
+    }
+
+    #[inline(always)]
+    fn put16(&mut self, at: usize, word: u16) -> Option<()> {
+        Skb(self.0).store(at, &word, RECOMPUTE).ok()
+    }
+
+    #[inline(always)]
+    fn put32(&mut self, at: usize, word: u32) -> Option<()> {
+        Skb(self.0).store(at, &word, RECOMPUTE).ok()
     }
 }

@@ -288,10 +288,10 @@ fn route<const XDP: bool>(context: *mut c_void, ingress_ifindex: u32, call: &mut
     } else if found == BPF_FIB_LKUP_RET_SUCCESS.into() || found == BPF_FIB_LKUP_RET_NO_NEIGH.into() {
         // The kernel tells no MTU of such a route, so the interface's own stands for it. XDP leaves the packet to tc anyway.
         let ifindex = params.read(1) as u32;
-        let mut mtu = 0;
-        // SAFETY: the program's own context, and a word of the stack.
-        if XDP || unsafe { bpf_check_mtu(context, ifindex, &mut mtu, 0, 0) } >= 0 {
-            call.hop = NextHop::pack(ifindex, mtu, 0, 0, 0);
+        params.write(FibLookup::MTU, 0);
+        // SAFETY: the program's own context, and a word of the stack, which has room for no other one.
+        if XDP || unsafe { bpf_check_mtu(context, ifindex, params.at(FibLookup::MTU).cast(), 0, 0) } >= 0 {
+            call.hop = NextHop::pack(ifindex, params.read(FibLookup::MTU) as u32, 0, 0, 0);
         }
     }
     if XDP {
@@ -365,10 +365,18 @@ impl FibLookup {
     /// Any length makes the kernel check, and tell, the MTU; this one fits every link.
     const ANY_LEN: u64 = 20;
 
+    /// The word that an MTU is asked for in, after the call.
+    const MTU: usize = 6;
+
+    #[inline(always)]
+    fn at(&mut self, index: usize) -> *mut u64 {
+        self.0.as_mut_ptr().cast::<u64>().wrapping_add(index)
+    }
+
     #[inline(always)]
     fn write(&mut self, index: usize, word: u64) {
         // SAFETY: the callers' indexes are below eight.
-        unsafe { self.0.as_mut_ptr().cast::<u64>().add(index).write_volatile(word) }
+        unsafe { self.at(index).write_volatile(word) }
     }
 
     #[inline(always)]

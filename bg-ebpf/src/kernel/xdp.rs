@@ -1,29 +1,32 @@
 //! XDP: on NICs. It redirects what it can redirect at once, and leaves the rest to `tc_ingress` of the same interface.
 
-use super::{maps, world::World};
+use super::{maps, slow::find_receiver, world::World};
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::xdp_action::{XDP_ABORTED, XDP_DROP, XDP_PASS, XDP_REDIRECT, XDP_TX},
+    bindings::{
+        xdp_action::{XDP_ABORTED, XDP_DROP, XDP_PASS, XDP_REDIRECT, XDP_TX},
+        xdp_md,
+    },
     helpers::{bpf_jiffies64, bpf_ktime_get_ns},
     macros::xdp,
     programs::XdpContext,
 };
-use bg_common::Clock;
-use bg_ebpf::{Action, Direction, Frame, process, wire::packet::Packet};
+use bg_common::{Clock, Family};
+use bg_ebpf::{
+    Action, Direction, Frame, Verdict,
+    path::{error, slow::Receiver},
+    process,
+    wire::packet::Packet,
+};
 
 /// The switch.
 #[xdp]
 #[inline(always)]
 pub(super) fn ingress(context: XdpContext) -> u32 {
-    let (start, end) = (context.data(), context.data_end());
     let world = World::<true> { context: context.as_ptr() };
-    // SAFETY: the bounds that the kernel gave; no helper that the engine calls moves the packet. The
-    // engine reads nothing through the first once it has written through the second.
-    let packet = unsafe { Packet::new(start as *mut u8, end as *mut u8) };
-    // SAFETY: as above.
-    let mut writer = unsafe { Packet::new(start as *mut u8, end as *mut u8) };
-    let frame = Frame { direction: Direction::Early, len: end - start };
-    let verdict = process(&packet, frame, &world, &mut writer);
+    let (packet, mut writer, about) = frame(&context);
+    let verdict = process(&packet, about, &world, &mut writer);
+    let verdict = if verdict.action() == Action::Icmp { icmp(&context) } else { verdict };
     match verdict.action() {
         Action::Pass => {
             // SAFETY: a tail call returns only if the slot is empty.
@@ -31,12 +34,63 @@ pub(super) fn ingress(context: XdpContext) -> u32 {
             XDP_PASS
         }
         // Unmodified, for `tc_ingress`. The others are not for this hook.
-        Action::Defer | Action::Deliver | Action::Resolve | Action::ToSelf => XDP_PASS,
+        Action::Defer | Action::Deliver | Action::Resolve | Action::ToSelf | Action::Icmp => XDP_PASS,
         Action::Redirect if verdict.ifindex() == world.ingress_ifindex() => XDP_TX,
         // The engine has prepared it.
         Action::Redirect => XDP_REDIRECT,
         Action::Drop => XDP_DROP,
     }
+}
+
+/// The frame: for the engine to read, for it to write, and what is known of it beside its bytes.
+#[inline(always)]
+fn frame(context: &XdpContext) -> (Packet<'_>, Packet<'_>, Frame) {
+    let (start, end) = (context.data(), context.data_end());
+    // SAFETY: the bounds that the kernel gave; no helper that the engine calls moves the packet. The
+    // engine reads nothing through the first once it has written through the second.
+    let packet = unsafe { Packet::new(start as *mut u8, end as *mut u8) };
+    // SAFETY: as above.
+    let writer = unsafe { Packet::new(start as *mut u8, end as *mut u8) };
+    (packet, writer, Frame { direction: Direction::Early, len: end - start })
+}
+
+/// Decides of an ICMP message.
+#[inline(always)]
+fn icmp(context: &XdpContext) -> Verdict {
+    // SAFETY: the program's own context.
+    unsafe {
+        let family = xdp_read_error(context.ctx);
+        let receiver = find_receiver(family, Direction::Early as u32);
+        Verdict::from_u64(xdp_send_error(context.ctx, receiver, family))
+    }
+}
+
+/// [`error::read`]. Zero: `None`.
+///
+/// # Safety
+///
+/// The context must be the program's own.
+#[unsafe(no_mangle)]
+#[inline(never)]
+unsafe extern "C" fn xdp_read_error(context: *mut xdp_md) -> u32 {
+    let context = XdpContext::new(context);
+    let (packet, _, about) = frame(&context);
+    error::read(&packet, about.len, &World::<true> { context: context.as_ptr() }).map_or(0, |family| family as u32)
+}
+
+/// [`error::send`].
+///
+/// # Safety
+///
+/// The context must be the program's own.
+#[unsafe(no_mangle)]
+#[inline(never)]
+unsafe extern "C" fn xdp_send_error(context: *mut xdp_md, receiver: u32, family: u32) -> u64 {
+    let Some(family) = Family::from_u8(family as u8) else { return Verdict::PASS.to_u64() };
+    let context = XdpContext::new(context);
+    let (_, mut writer, about) = frame(&context);
+    let world = World::<true> { context: context.as_ptr() };
+    error::send(Receiver::from_u32(receiver), family, about, &world, &mut writer).to_u64()
 }
 
 /// Not attached anywhere: user space runs it to learn what the data path's clock says now.

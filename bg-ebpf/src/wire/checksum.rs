@@ -5,6 +5,7 @@
 
 /// What has been replaced in the bytes that a checksum covers: the sum of `~old + new` over all
 /// replaced words, not folded yet.
+#[repr(transparent)]
 #[derive(Clone, Copy)]
 pub struct Delta(u64);
 
@@ -24,8 +25,14 @@ impl Delta {
         Self(self.0 + !old as u64 + new as u64)
     }
 
+    /// What two parts of the bytes have seen replaced.
+    #[inline(always)]
+    pub const fn and(self, other: Self) -> Self {
+        Self(self.0 + other.0)
+    }
+
     /// The checksum field after the replacement, from the field before it. Three folds are enough for sums
-    /// below 2³⁷, that is for more than thirty double words; no packet here has more than nine replaced.
+    /// below 2³⁷, that is for more than thirty double words; no packet here has more than twelve replaced.
     #[inline(always)]
     pub const fn apply(self, checksum: u16) -> u16 {
         let mut sum = self.0 + !checksum as u64;

@@ -51,6 +51,29 @@ impl Transport {
     }
 }
 
+/// An IP header inside a packet. Each method reads from the packet when it is called.
+pub trait IpHeader<V: IpVersion>: Copy {
+    /// Bytes of the header, options included.
+    fn header_len(self) -> usize;
+    /// IANA number of the protocol that follows.
+    fn protocol(self) -> u8;
+    /// Source address as on the wire.
+    fn src(self) -> V::Address;
+    /// Destination address as on the wire.
+    fn dst(self) -> V::Address;
+    /// TTL or hop limit.
+    fn hop_limit(self) -> u8;
+    /// Bytes of the IP packet, header included.
+    fn ip_len(self) -> u32;
+    /// The header's own checksum as on the wire; IPv6 has none, and zero here.
+    fn checksum(self) -> u16;
+    /// IPv4: the fragment's offset in eight bytes, and above it whether more fragments follow. Zero: a whole packet.
+    fn fragment(self) -> u16;
+}
+
+/// Bits of [`IpHeader::fragment`] that tell the offset.
+pub const FRAGMENT_OFFSET: u16 = 0x1fff;
+
 /// A parsed packet: where its headers stand, and what they say.
 #[derive(Clone, Copy)]
 pub struct Headers<V: IpVersion> {
@@ -104,6 +127,8 @@ pub enum Parsed<V: IpVersion> {
     Whole(Headers<V>),
     /// Ports can be read, but the packet is cut short or a length field lies.
     Malformed(Headers<V>),
+    /// An ICMP message.
+    Icmp,
     /// Of no concern to us: another protocol, a fragment, or too little to tell.
     Other,
 }
@@ -112,12 +137,13 @@ pub enum Parsed<V: IpVersion> {
 pub trait IpVersion: Copy {
     /// Family in the maps.
     const FAMILY: Family;
+    /// IANA number of its ICMP.
+    const ICMP: u8;
     /// An address, as words that stand as on the wire.
     type Address: Copy + PartialEq;
 
-    /// Reads the headers from offset `l3` on. `frame_len` is the length of the whole frame, of which
-    /// the packet's bytes may be only the first part (tc).
-    fn parse(packet: &Packet<'_>, l3: usize, frame_len: usize) -> Parsed<Self>;
+    /// The header at `l3`. `None`: it is not there, or none of this version.
+    fn header<'a>(packet: &'a Packet<'_>, l3: usize) -> Option<impl IpHeader<Self> + 'a>;
     /// Hash that chooses among backends: the same for the same five-tuple, always and everywhere.
     fn tuple_hash(src: Self::Address, dst: Self::Address, ports: u32, protocol: Protocol) -> u32;
     /// The address as maps keep it.

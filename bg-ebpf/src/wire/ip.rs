@@ -1,44 +1,27 @@
 //! IPv4 (RFC 791) and IPv6 (RFC 8200).
 
 use super::{
-    headers::{Headers, IpVersion, Parsed, Transport, V4, V6},
+    headers::{FRAGMENT_OFFSET, IpHeader, IpVersion, V4, V6},
     packet::{
-        Packet,
+        Header, Packet,
         bytes::{load16, load32},
     },
-    transport::transport,
 };
 use bg_common::{Addr, Family, Protocol};
-use core::mem::offset_of;
-use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
+use network_types::ip::Ipv4Hdr;
+
+/// The flag "more fragments" of an IPv4 header.
+const MORE_FRAGMENTS: u16 = 0x2000;
 
 impl IpVersion for V4 {
     const FAMILY: Family = Family::V4;
+    const ICMP: u8 = 1;
     type Address = u32;
 
     #[inline(always)]
-    fn parse(packet: &Packet<'_>, l3: usize, frame_len: usize) -> Parsed<Self> {
-        let Some(ip) = packet.header::<Ipv4Hdr>(l3) else { return Parsed::Other };
-        let header_len = ((ip.vihl & 0xf) as usize) * 4;
-        if ip.vihl >> 4 != 4 || header_len < Ipv4Hdr::LEN {
-            return Parsed::Other;
-        }
-        // Of a fragment only the first has ports (RFC 791): all of them are left to the host.
-        if u16::from_be(load16(&ip.frags)) & 0x3fff != 0 {
-            return Parsed::Other;
-        }
-        let Some(protocol) = Protocol::from_u8(ip.proto) else { return Parsed::Other };
-        let headers = Headers {
-            l3,
-            l4: l3 + header_len,
-            src: load32(&ip.src_addr),
-            dst: load32(&ip.dst_addr),
-            ports: 0,
-            transport: Transport::of(protocol),
-            hop_limit: ip.ttl,
-            ip_len: u16::from_be(load16(&ip.tot_len)) as u32,
-        };
-        transport(packet, headers, header_len, frame_len)
+    fn header<'a>(packet: &'a Packet<'_>, l3: usize) -> Option<impl IpHeader<Self> + 'a> {
+        let ip = packet.header::<Ipv4Hdr>(l3)?;
+        (ip.vihl >> 4 == 4 && ip.header_len() >= Ipv4Hdr::LEN).then_some(ip)
     }
 
     #[inline(always)]
@@ -65,30 +48,13 @@ impl IpVersion for V4 {
 
 impl IpVersion for V6 {
     const FAMILY: Family = Family::V6;
+    const ICMP: u8 = 58;
     type Address = [u32; 4];
 
     #[inline(always)]
-    fn parse(packet: &Packet<'_>, l3: usize, frame_len: usize) -> Parsed<Self> {
-        let Some(ip) = packet.header::<Ipv6Hdr>(l3) else { return Parsed::Other };
-        let Some(addresses) = packet.header::<[[u8; 4]; 8]>(l3 + offset_of!(Ipv6Hdr, src_addr)) else {
-            return Parsed::Other;
-        };
-        let [s0, s1, s2, s3, d0, d1, d2, d3] = addresses;
-        if ip.vcf[0] >> 4 != 6 {
-            return Parsed::Other;
-        }
-        let Some(protocol) = Protocol::from_u8(ip.next_hdr) else { return Parsed::Other };
-        let headers = Headers {
-            l3,
-            l4: l3 + Ipv6Hdr::LEN,
-            src: [load32(s0), load32(s1), load32(s2), load32(s3)],
-            dst: [load32(d0), load32(d1), load32(d2), load32(d3)],
-            ports: 0,
-            transport: Transport::of(protocol),
-            hop_limit: ip.hop_limit,
-            ip_len: Ipv6Hdr::LEN as u32 + u16::from_be(load16(&ip.payload_len)) as u32,
-        };
-        transport(packet, headers, Ipv6Hdr::LEN, frame_len)
+    fn header<'a>(packet: &'a Packet<'_>, l3: usize) -> Option<impl IpHeader<Self> + 'a> {
+        let header = packet.header::<Ipv6Header>(l3)?;
+        (header.version_and_flow[0] >> 4 == 6).then_some(header)
     }
 
     #[inline(always)]
@@ -115,6 +81,110 @@ impl IpVersion for V6 {
     fn is_same([a, b, c, d]: [u32; 4], word: impl Fn(usize) -> u32) -> bool {
         a == word(0) && b == word(1) && c == word(2) && d == word(3)
     }
+}
+
+impl IpHeader<V4> for &Ipv4Hdr {
+    #[inline(always)]
+    fn header_len(self) -> usize {
+        ((self.vihl & 0xf) as usize) * 4
+    }
+
+    #[inline(always)]
+    fn protocol(self) -> u8 {
+        self.proto
+    }
+
+    #[inline(always)]
+    fn src(self) -> u32 {
+        load32(&self.src_addr)
+    }
+
+    #[inline(always)]
+    fn dst(self) -> u32 {
+        load32(&self.dst_addr)
+    }
+
+    #[inline(always)]
+    fn hop_limit(self) -> u8 {
+        self.ttl
+    }
+
+    #[inline(always)]
+    fn ip_len(self) -> u32 {
+        u16::from_be(load16(&self.tot_len)) as u32
+    }
+
+    #[inline(always)]
+    fn checksum(self) -> u16 {
+        load16(&self.check)
+    }
+
+    #[inline(always)]
+    fn fragment(self) -> u16 {
+        u16::from_be(load16(&self.frags)) & (MORE_FRAGMENTS | FRAGMENT_OFFSET)
+    }
+}
+
+/// An IPv6 header, whose addresses are words.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Ipv6Header {
+    version_and_flow: [u8; 4],
+    payload_len: [u8; 2],
+    next_header: u8,
+    hop_limit: u8,
+    src: [[u8; 4]; 4],
+    dst: [[u8; 4]; 4],
+}
+
+// SAFETY: a struct of bytes and byte arrays.
+unsafe impl Header for Ipv6Header {}
+
+impl IpHeader<V6> for &Ipv6Header {
+    #[inline(always)]
+    fn header_len(self) -> usize {
+        size_of::<Ipv6Header>()
+    }
+
+    #[inline(always)]
+    fn protocol(self) -> u8 {
+        self.next_header
+    }
+
+    #[inline(always)]
+    fn src(self) -> [u32; 4] {
+        words(&self.src)
+    }
+
+    #[inline(always)]
+    fn dst(self) -> [u32; 4] {
+        words(&self.dst)
+    }
+
+    #[inline(always)]
+    fn hop_limit(self) -> u8 {
+        self.hop_limit
+    }
+
+    #[inline(always)]
+    fn ip_len(self) -> u32 {
+        size_of::<Ipv6Header>() as u32 + u16::from_be(load16(&self.payload_len)) as u32
+    }
+
+    #[inline(always)]
+    fn checksum(self) -> u16 {
+        0
+    }
+
+    #[inline(always)]
+    fn fragment(self) -> u16 {
+        0
+    }
+}
+
+#[inline(always)]
+fn words([a, b, c, d]: &[[u8; 4]; 4]) -> [u32; 4] {
+    [load32(a), load32(b), load32(c), load32(d)]
 }
 
 /// The finaliser of SplitMix64 (Steele, Lea, Flood 2014): every input bit reaches every output bit.

@@ -3,6 +3,7 @@
 pub mod checksum;
 pub mod ethernet;
 pub mod headers;
+pub mod icmp;
 pub mod ip;
 pub mod packet;
 pub mod transport;

@@ -1,7 +1,7 @@
 //! TCP (RFC 9293) and UDP (RFC 768).
 
 use super::{
-    headers::{Headers, IpVersion, Parsed},
+    headers::{Headers, IpHeader as _, IpVersion, Parsed, Transport},
     packet::{
         Packet,
         bytes::{load16, load32},
@@ -12,9 +12,34 @@ use bg_common::Protocol;
 use core::mem::offset_of;
 use network_types::{tcp::TcpHdr, udp::UdpHdr};
 
+/// Reads the headers from offset `l3` on. `frame_len` is the length of the whole frame, of which the packet's bytes may be
+/// only the first part (tc).
+#[inline(always)]
+pub fn parse<V: IpVersion>(packet: &Packet<'_>, l3: usize, frame_len: usize) -> Parsed<V> {
+    let Some(ip) = V::header(packet, l3) else { return Parsed::Other };
+    // Of a fragment only the first has ports (RFC 791): all of them are left to the host.
+    if ip.fragment() != 0 {
+        return Parsed::Other;
+    }
+    let Some(protocol) = Protocol::from_u8(ip.protocol()) else {
+        return if ip.protocol() == V::ICMP { Parsed::Icmp } else { Parsed::Other };
+    };
+    let headers = Headers {
+        l3,
+        l4: l3 + ip.header_len(),
+        src: ip.src(),
+        dst: ip.dst(),
+        ports: 0,
+        transport: Transport::of(protocol),
+        hop_limit: ip.hop_limit(),
+        ip_len: ip.ip_len(),
+    };
+    transport(packet, headers, ip.header_len(), frame_len)
+}
+
 /// Reads ports and what TCP tells, and checks the length fields against each other and the frame.
 #[inline(always)]
-pub fn transport<V: IpVersion>(
+fn transport<V: IpVersion>(
     packet: &Packet<'_>,
     mut headers: Headers<V>,
     ip_header_len: usize,
@@ -57,6 +82,15 @@ pub fn transport<V: IpVersion>(
         return Parsed::Malformed(headers);
     }
     Parsed::Whole(headers)
+}
+
+/// Offset of the checksum in the transport header.
+#[inline(always)]
+pub const fn checksum_offset(protocol: Protocol) -> usize {
+    match protocol {
+        Protocol::Tcp => offset_of!(TcpHdr, check),
+        Protocol::Udp => offset_of!(UdpHdr, check),
+    }
 }
 
 const _: () = assert!(offset_of!(TcpHdr, seq) == 4 && offset_of!(TcpHdr, window) == 14);

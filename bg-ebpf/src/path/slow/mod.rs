@@ -6,11 +6,13 @@
 //! a `u32`, which is converted here and nowhere else.
 
 mod answer;
+mod error;
 mod open;
 mod refresh;
 mod search;
 
 pub use answer::{Answer, Answering};
+pub use error::{Receiver, Translating};
 pub use open::{Chosen, LiveReading, Opening, Placed};
 pub use refresh::{Refreshing, Stay};
 pub use search::{Search, Step};
@@ -51,12 +53,21 @@ pub trait SlowPath<V: Flows>: World + Sized {
     fn search(&self, search: &mut Search) -> u32 {
         search::step::<V, _>(search, self).to_u32()
     }
+    /// Looks for the backend that an ICMP error is for; see [`Translating`].
+    fn error_to_backend(&self, call: &mut Translating) -> u32 {
+        error::backend::<V>(call, self) as u32
+    }
+    /// Looks for the client that an ICMP error is for; see [`Translating`].
+    fn error_to_client(&self, call: &mut Translating) -> u32 {
+        error::client::<V>(call, self) as u32
+    }
 }
 
 /// The functions behind the calls, for a world that makes them in its own way.
 pub mod run {
     pub use super::{
         answer::run as answer,
+        error::{backend as error_to_backend, client as error_to_client},
         open::{choose_backend, choose_colour, insert, replace},
         refresh::run as refresh,
         search::step as search,
@@ -108,6 +119,43 @@ fn all_steps<V: Flows>(world: &impl SlowPath<V>, search: &mut Search) -> Option<
         }
     }
     None
+}
+
+/// An ICMP error that is being translated, as the steps before have left it.
+pub struct Translator<'a, W> {
+    /// What is known of it.
+    pub call: &'a mut Translating,
+    world: &'a W,
+}
+
+impl<'a, W: World> Translator<'a, W> {
+    /// Begins, or goes on. `None`: there is no scratch buffer.
+    #[inline(always)]
+    pub fn new(world: &'a W) -> Option<Self> {
+        const { assert!(size_of::<Translating>() <= 8 * SCRATCH_WORDS && align_of::<Translating>() <= 8) };
+        let scratch: *mut Translating = world.scratch()?.cast();
+        // SAFETY: as in `in_scratch`; any bytes are a value of this type.
+        Some(Self { call: unsafe { &mut *scratch }, world })
+    }
+
+    /// Whom the error is for. What this host itself sends is for clients alone: it complains to backends by their own
+    /// addresses.
+    #[inline(always)]
+    pub fn receiver<V: Flows>(&mut self, is_egress: bool) -> Receiver
+    where
+        W: SlowPath<V>,
+    {
+        if !is_egress {
+            let backend = Receiver::from_u32(self.world.error_to_backend(self.call));
+            if backend != Receiver::None {
+                return backend;
+            }
+        }
+        let Some(search) = self.call.begin_search::<V>(self.world) else { return Receiver::None };
+        let Some(place) = all_steps(self.world, search) else { return Receiver::None };
+        (self.call.hash, self.call.place) = (search.hash, place);
+        Receiver::from_u32(self.world.error_to_client(self.call))
+    }
 }
 
 /// A flow that is being opened.

@@ -1,0 +1,139 @@
+//! Whom an ICMP error is for, and what it has to say instead.
+
+use super::search::Search;
+use crate::{
+    egress::{rewrite::End, translate::Translation},
+    flow::{
+        bucket::place,
+        key::{Key as _, Match},
+        table::{find_compactly, read},
+    },
+    path::classify::vip_at,
+    policy::{colour::Client, lifetime::is_silent},
+    rows::{BackendRef, VipRef},
+    wire::icmp::IcmpError,
+    world::{Flows, World},
+};
+use bg_common::{FlowState, Mode, Protocol};
+use core::mem::MaybeUninit;
+
+/// An ICMP error that is being translated. Any bytes are a value of this type.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Translating {
+    /// In: the error.
+    pub error: IcmpError,
+    /// In, of [`client`]: the hash of the client's flow.
+    pub(super) hash: u32,
+    /// In, of [`client`]: its place for this hash.
+    pub(super) place: u32,
+    /// Out, if there is a receiver: what to replace.
+    pub translation: Translation,
+    search: MaybeUninit<Search>,
+}
+
+impl Translating {
+    /// Begins the search for the flow of a packet from a client to a backend.
+    #[inline(always)]
+    pub(super) fn begin_search<V: Flows>(&mut self, world: &impl World) -> Option<&mut Search> {
+        let error = &self.error;
+        let search = self.search.write(Search {
+            client: Client { address: error.src, port: error.src_port, family: V::FAMILY },
+            address: error.dst,
+            port: error.dst_port,
+            protocol: Protocol::from_u8(error.protocol)?,
+            is_for_rivals: false,
+            // Of no account: any of the client's flows is looked for.
+            vip: 0,
+            now: 0,
+            link: 0,
+            hash: 0,
+        });
+        search.begin(world);
+        Some(search)
+    }
+}
+
+/// Whom an error is for, of those who know the quoted packet by another address.
+#[repr(u32)]
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Receiver {
+    /// Nobody.
+    None = 0,
+    /// A client.
+    Client = 1,
+    /// A client that is this host itself.
+    OwnClient = 2,
+    /// A backend.
+    Backend = 3,
+    /// A backend that is an address of this host.
+    LocalBackend = 4,
+}
+
+impl Receiver {
+    /// From what the call has returned.
+    #[inline(always)]
+    pub const fn from_u32(receiver: u32) -> Self {
+        match receiver {
+            1 => Self::Client,
+            2 => Self::OwnClient,
+            3 => Self::Backend,
+            4 => Self::LocalBackend,
+            _ => Self::None,
+        }
+    }
+}
+
+/// Looks for the backend that has sent the quoted packet, which bears a virtual address as its source.
+#[inline(always)]
+pub fn backend<V: Flows>(call: &mut Translating, world: &impl World) -> Receiver {
+    find_backend::<V>(call, world).unwrap_or(Receiver::None)
+}
+
+#[inline(always)]
+fn find_backend<V: Flows>(call: &mut Translating, world: &impl World) -> Option<Receiver> {
+    let error = &call.error;
+    let vip = vip_at::<V>(V::narrow(&error.src), error.src_port, Protocol::from_u8(error.protocol)?, world);
+    if !vip.is_some {
+        return None;
+    }
+    let flows = V::flows(world);
+    let key = V::key(V::narrow(&error.dst), error.dst_port, vip.number as u16);
+    let flow = find_compactly(flows, &key, key.hash(vip.salt, flows))?;
+    let backend = BackendRef(world.backend(flow.backend().slot())?);
+    if !backend.is(flow.backend()) {
+        return None;
+    }
+    call.translation = Translation::new::<V>(error, End::Source, backend.whole_address(), backend.port());
+    Some(if backend.mode() == Mode::Local as u8 { Receiver::LocalBackend } else { Receiver::Backend })
+}
+
+/// Looks at the flow that the search has found, for the virtual address that the client has sent the quoted packet to.
+#[inline(always)]
+pub fn client<V: Flows>(call: &mut Translating, world: &impl World) -> Receiver {
+    find_client::<V>(call, world).unwrap_or(Receiver::None)
+}
+
+#[inline(always)]
+fn find_client<V: Flows>(call: &mut Translating, world: &impl World) -> Option<Receiver> {
+    let error = &call.error;
+    let protocol = Protocol::from_u8(error.protocol)?;
+    let flows = V::flows(world);
+    let key = V::key(V::narrow(&error.src), error.src_port, 0);
+    let flow = read(flows, place::<V::Key, _>(flows, call.hash, call.place)?, &key, Match::Client)?;
+    let backend = BackendRef(world.backend(flow.backend().slot())?);
+    if !backend.is(flow.backend()) || !backend.is_at::<V>(V::narrow(&error.dst), error.dst_port, protocol) {
+        return None;
+    }
+    // What the client has sent to the backend itself, from a port that it uses for the virtual address, or once did.
+    let is_silent = is_silent(flow.flow(), protocol, world.deployment(backend.deployment())?, world.tick());
+    if is_silent || flow.state().has(FlowState::FOREIGN) {
+        return None;
+    }
+    let vip = VipRef(world.vip(flow.vip().into())?);
+    if vip.is_none() {
+        return None;
+    }
+    call.translation = Translation::new::<V>(error, End::Destination, vip.key().addr, vip.port());
+    Some(if flow.state().has(FlowState::OWN) { Receiver::OwnClient } else { Receiver::Client })
+}
