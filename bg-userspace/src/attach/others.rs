@@ -156,10 +156,7 @@ fn describe(paths: &Paths, others: &mut [OtherProgram]) {
                 other.name = name.to_owned();
             }
             // Somebody may have attached a program of this instance himself.
-            let is_of_instance = uses_maps_of(paths, program);
-            other.bgctl = is_bgctl(program) && !is_of_instance;
-            // The kernel takes XDP off a moment after its pin has gone. Until then it serves the instance.
-            other.in_front &= !(is_of_instance && other.is_xdp());
+            other.bgctl = is_bgctl(program) && !uses_maps_of(paths, program);
         }
     }
 }

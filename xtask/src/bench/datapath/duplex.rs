@@ -29,7 +29,7 @@ pub(super) fn measure(setup: &Setup<'_>) -> Result<Table> {
             let mut samples: [Vec<Sample>; 3] = Default::default();
             for _ in 0..setup.args.rounds() {
                 for ((_, packets, times), samples) in contenders.iter().zip(&mut samples) {
-                    samples.push(edge.sample(packets, times * setup.args.packets())?);
+                    samples.push(edge.sample_anew(packets, flows, times * setup.args.packets())?);
                 }
             }
             for ((name, ..), samples) in contenders.iter().zip(samples) {

@@ -15,7 +15,7 @@ use aya::{
     maps::DevMap,
     programs::{Program, ProgramFd, SchedClassifier},
 };
-use bg_common::{Backend, Event, FrameTemplate, NextHop, Traffic};
+use bg_common::{Backend, Colour, Event, FrameTemplate, NextHop, Traffic};
 use bg_tests::twin::{Kernel, Scenario};
 use std::{path::Path, time::Instant};
 
@@ -157,6 +157,14 @@ impl<'a> Edge<'a> {
         Ok(Sample { ours, empty, line, packets })
     }
 
+    /// The same, but first each flow sends a packet that is not measured: other flows were measured meanwhile, and a flow that
+    /// was silent for seconds is another matter.
+    pub(super) fn sample_anew(&mut self, packets: &Packets, flows: Flows, count: u32) -> Result<Sample> {
+        let turns = u32::try_from(packets.templates.len())?;
+        self.send(packets, turns * flows.count)?;
+        self.sample(packets, count)
+    }
+
     /// Sends so many packets through the empty program and the one that loads a line; ns a packet.
     pub(super) fn baselines(&mut self, packets: &Packets, count: u32) -> Result<(f64, f64)> {
         let verdict = packets.hook.verdict_of_empty();
@@ -203,12 +211,16 @@ impl<'a> Edge<'a> {
 
     /// Over both colours.
     pub(super) fn traffic(&mut self) -> Result<Traffic> {
-        let [blue, green] = [self.kernel.traffic(0, 0)?, self.kernel.traffic(0, 1)?];
+        let [blue, green] = [self.traffic_of(Colour::Blue)?, self.traffic_of(Colour::Green)?];
         Ok(Traffic {
             packets: blue.packets + green.packets,
             bytes: blue.bytes + green.bytes,
             flows_opened: blue.flows_opened + green.flows_opened,
         })
+    }
+
+    pub(super) fn traffic_of(&mut self, colour: Colour) -> Result<Traffic> {
+        self.kernel.traffic(0, colour as u8)
     }
 
     /// How often an event was counted.

@@ -3,7 +3,7 @@
 use super::{
     super::report::{Axis, Plot, Series, Table},
     RoundsTable, Setup,
-    case::{Case, Direction, Way},
+    case::{Case, Direction},
     columns,
     edge::Edge,
     frame::Flows,
@@ -20,7 +20,6 @@ pub(super) fn flows(setup: &Setup<'_>) -> Result<(Table, Plot)> {
     let mut series = Vec::new();
     for (case, direction, what) in [
         (v4, Direction::Forward, "client to backend"),
-        (v4.by(Way::OneArmed), Direction::Forward, "one-armed"),
         (v4, Direction::Reply, "backend to client"),
         (Case::ipv4(Protocol::Udp)?, Direction::Forward, "client to backend"),
         (v6, Direction::Forward, "client to backend"),
