@@ -177,7 +177,7 @@ fn pins_of_another_version_are_neither_used_nor_harmed() -> Result<()> {
         &["attach", "front", "back"],
     ] {
         let output = bgctl.try_run(arguments)?;
-        assert_says(&output, 1, &[&pin_root, "ABI version 99", "speaks version", "bgctl detach --all"]);
+        assert_says(&output, 1, &[&pin_root, "ABI version 99", "uses version", "bgctl detach --all"]);
         assert_eq!(State::of(lab, bgctl)?, before, "after {arguments:?}");
     }
     // What it did, it does.

@@ -49,7 +49,7 @@ pub(super) fn check(config: &Config, sizes: &Sizes) -> Result<(), Error> {
         if let Some(address) = addresses.find(is_vip) {
             let name = &service.name;
             return refuse(format!(
-                "service \"{name}\": backend {address} is a VIP or preview address: a packet is rewritten once, so it would \
+                "service \"{name}\": backend {address} is a VIP or preview address: a packet is rewritten only once, so it would \
                  never be answered; give it the address of a server"
             ));
         }

@@ -1,10 +1,10 @@
-//! What can be wrong with a configuration, where, and what was expected there.
+//! The errors of a configuration: what is wrong, where, and what was expected.
 
 use std::{borrow::Cow, fmt, io, path::PathBuf};
 
 use crate::text;
 
-/// Why a file is no configuration.
+/// The error of reading a configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file cannot be read.
@@ -16,30 +16,30 @@ pub enum ConfigError {
         #[source]
         source: io::Error,
     },
-    /// The file is no text.
-    #[error("{}:{position}: not UTF-8: expected a TOML text", path.display())]
+    /// The file is not UTF-8.
+    #[error("{}:{position}: not UTF-8, expected TOML", path.display())]
     NotUtf8 {
         /// The file.
         path: PathBuf,
-        /// Of the first octet that is wrong.
+        /// The position of the first wrong byte.
         position: Position,
     },
-    /// The file says something that is refused; at least one problem, sorted by position.
+    /// The file has problems, at least one. They are sorted by position.
     #[error("{}", lines(path, problems))]
     Invalid {
         /// The file.
         path: PathBuf,
-        /// All of them.
+        /// The problems.
         problems: Vec<Problem>,
     },
 }
 
-/// One thing that is refused.
+/// A problem in a configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
-    /// Where it stands.
+    /// Its position.
     pub position: Position,
-    /// Which deployment and service it is about; empty if about neither.
+    /// The deployment and the service that it concerns; empty if it concerns neither.
     pub place: String,
     /// What is wrong.
     pub kind: Expected,
@@ -49,7 +49,7 @@ impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { position, place, kind } = self;
         let kind = if place.is_empty() { kind.to_string() } else { format!("{place}: {kind}") };
-        // What stands in the file is somebody else's text, and a problem is one line.
+        // The text may come from the file, and a problem is one line.
         write!(f, "{position}: {}", text::one_line(&kind))
     }
 }
@@ -63,13 +63,13 @@ pub struct Position {
     pub column: usize,
 }
 
-/// Where the lines and characters of a text stand, so that a position costs the same wherever it is.
+/// The positions of lines and characters in a text, so that finding a position takes the same time everywhere.
 #[derive(Debug)]
 pub(super) struct Places<'t> {
     text: &'t str,
-    /// Offset of each line's first octet.
+    /// Offset of each line's first byte.
     lines: Vec<usize>,
-    /// Characters before each [`Self::STEP`]th octet.
+    /// Number of characters before each [`Self::STEP`]th byte.
     characters: Vec<usize>,
 }
 
@@ -77,7 +77,7 @@ impl<'t> Places<'t> {
     const STEP: usize = 1024;
 
     pub(super) fn new(text: &'t str) -> Self {
-        let newlines = text.bytes().enumerate().filter(|(_, octet)| *octet == b'\n').map(|(at, _)| at + 1);
+        let newlines = text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n').map(|(at, _)| at + 1);
         let mut characters = vec![0];
         for chunk in text.as_bytes().chunks(Self::STEP) {
             characters.push(characters[characters.len() - 1] + count_characters(chunk));
@@ -85,7 +85,7 @@ impl<'t> Places<'t> {
         Self { text, lines: std::iter::once(0).chain(newlines).collect(), characters }
     }
 
-    /// Position of an octet; of the text's end, if no character begins there.
+    /// Position of a byte, or of the text's end if no character begins there.
     pub(super) fn position(&self, offset: usize) -> Position {
         let offset = if self.text.is_char_boundary(offset) { offset } else { self.text.len() };
         let line = self.lines.partition_point(|start| *start <= offset);
@@ -99,9 +99,9 @@ impl<'t> Places<'t> {
     }
 }
 
-/// Characters that begin in these octets of UTF-8.
-fn count_characters(octets: &[u8]) -> usize {
-    octets.iter().filter(|octet| **octet & 0xc0 != 0x80).count()
+/// Number of characters that begin in these bytes of UTF-8.
+fn count_characters(bytes: &[u8]) -> usize {
+    bytes.iter().filter(|byte| **byte & 0xc0 != 0x80).count()
 }
 
 impl fmt::Display for Position {
@@ -110,36 +110,34 @@ impl fmt::Display for Position {
     }
 }
 
-/// What was expected at a place, and what stood there.
+/// What was expected, and what was found instead.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Expected {
-    /// A text that is TOML.
+    /// Valid TOML.
     #[error("not TOML: {0}")]
     Toml(String),
-    /// A key that exists.
+    /// A known key.
     #[error("unknown key \"{key}\", expected one of {}", quoted(known))]
     KnownKey {
-        /// What stood there.
+        /// The key that was found.
         key: String,
-        /// What may stand there.
+        /// The known keys.
         known: &'static [&'static str],
     },
-    /// A key that is not there.
+    /// A key that is missing.
     #[error("missing key \"{0}\"")]
     Key(&'static str),
-    /// A file that names its deployments, be it that there are none.
-    #[error(
-        "no deployments, expected at least one [deployments.NAME] (or an empty [deployments], to say that there are none)"
-    )]
+    /// A file that names its deployments, or says that there are none.
+    #[error("no deployments, expected at least one [deployments.NAME] (or an empty [deployments] for none)")]
     Deployments,
     /// A value of another type.
     #[error("\"{key}\" is {got}, expected {expected}")]
     Type {
         /// The value's key.
         key: String,
-        /// Its type.
+        /// The type that was found.
         got: &'static str,
-        /// The type that it should have, with an example.
+        /// The expected type, with an example.
         expected: &'static str,
     },
     /// One of a few words.
@@ -147,11 +145,11 @@ pub enum Expected {
     Word {
         /// What the words are.
         what: &'static str,
-        /// What stood there.
+        /// What was found.
         got: String,
-        /// What may stand there.
+        /// The words that are allowed.
         words: &'static [&'static str],
-        /// What else to know about it, or nothing.
+        /// A note, or nothing.
         note: &'static str,
     },
     /// An address with a port.
@@ -159,9 +157,9 @@ pub enum Expected {
     Address {
         /// What the address is for.
         what: &'static str,
-        /// What stood there.
+        /// What was found.
         got: String,
-        /// What it lacks.
+        /// What was expected.
         expected: Cow<'static, str>,
     },
     /// An address of the VIP's family.
@@ -181,7 +179,7 @@ pub enum Expected {
     Duration {
         /// The key.
         key: &'static str,
-        /// What stood there.
+        /// What was found.
         got: String,
         /// What is wrong with it.
         why: String,
@@ -189,71 +187,71 @@ pub enum Expected {
     /// A number within limits.
     #[error("weight {got} is out of range, expected 0 to {max}")]
     Weight {
-        /// What stood there.
+        /// What was found.
         got: String,
         /// The largest.
         max: u32,
     },
-    /// A name that is short enough for its place in the maps, and can be typed.
+    /// A name that fits into the maps and can be typed.
     #[error("bad name \"{got}\": {why}, expected 1 to {max} bytes without control characters", max = super::parse::MAX_NAME)]
     Name {
-        /// What stood there.
+        /// What was found.
         got: String,
         /// What is wrong with it.
         why: String,
     },
-    /// Something that occurs once.
+    /// Something that occurs only once.
     #[error("duplicate {what} {got}, first at {first}; expected each once{scope}")]
     Unique {
         /// What it is.
         what: &'static str,
         /// Its value.
         got: String,
-        /// Where it stood before.
+        /// Where it occurred first.
         first: Position,
-        /// Within what, or nothing.
+        /// In what it must be unique, or nothing.
         scope: &'static str,
     },
-    /// A colour that has backends.
+    /// A colour with backends.
     #[error("{0} is empty, expected at least one backend with a weight above 0")]
     Backends(&'static str),
     /// A colour that can take new flows.
     #[error(
-        "all backends of {0} have weight 0, so that no new flow could go there; expected at least one with a weight above 0"
+        "all backends of {0} have weight 0, so no new flow could go there; expected at least one with a weight above 0"
     )]
     Weights(&'static str),
-    /// A deployment that has something to switch.
+    /// A deployment with services.
     #[error("no services, expected at least one [[deployments.NAME.services]]")]
     Services,
-    /// A backend that is not its own service.
-    #[error("backend {0} is the service's own {1}: its packets would go round; expected another address or port")]
+    /// A backend that is not an address of its own service.
+    #[error("backend {0} is the service's own {1}: its packets would go in a circle; expected another address or port")]
     NotItself(std::net::SocketAddr, &'static str),
-    /// A backend that is a server, not an address of another service.
+    /// A backend that is not an address of another service.
     #[error(
-        "backend {got} is the {what} at {at}: a packet is rewritten once, so it would never be answered; expected the \
+        "backend {got} is the {what} at {at}: a packet is rewritten only once, so it would never be answered; expected the \
          address of a server"
     )]
     Server {
         /// The backend.
         got: std::net::SocketAddr,
-        /// What it is: VIP or preview address.
+        /// VIP or preview address.
         what: &'static str,
-        /// Where that stands.
+        /// The position of that address.
         at: Position,
     },
-    /// Fewer than there are.
+    /// Fewer items.
     #[error("too many {what}: {got}, expected at most {max} in one file")]
     Limit {
-        /// Of what.
+        /// The items.
         what: &'static str,
-        /// How many there are here.
+        /// Their number.
         got: u64,
-        /// How many there may be.
+        /// The largest number allowed.
         max: u64,
     },
 }
 
-/// Problems that are told one by one.
+/// Number of problems that are listed.
 const SHOWN: usize = 20;
 
 fn lines(path: &std::path::Path, problems: &[Problem]) -> String {

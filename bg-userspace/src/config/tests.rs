@@ -170,7 +170,7 @@ fn empty_colours() {
     refused(
         "[\"10.0.2.11:8443\"]",
         "[{ address = \"10.0.2.11:8443\", weight = 0 }]",
-        "13:9: deployment \"shop\", service \"web\": all backends of green have weight 0, so that no new flow could go there; \
+        "13:9: deployment \"shop\", service \"web\": all backends of green have weight 0, so no new flow could go there; \
          expected at least one with a weight above 0",
     );
     refused(
@@ -250,13 +250,13 @@ fn a_backend_is_the_address_of_a_server() {
         "\"10.0.2.11:8443\"",
         "\"203.0.113.10:443\"",
         "13:10: deployment \"shop\", service \"web\": backend 203.0.113.10:443 is the service's own VIP: its packets would go \
-         round; expected another address or port",
+         in a circle; expected another address or port",
     );
     refused(
         "\"10.0.2.11:8443\"",
         "\"203.0.113.10:9443\"",
         "13:10: deployment \"shop\", service \"web\": backend 203.0.113.10:9443 is the service's own preview address: its \
-         packets would go round; expected another address or port",
+         packets would go in a circle; expected another address or port",
     );
     assert_eq!(problems_with("\"[2001:db8:1::1]:53\"", "\"[2001:db8::10]:54\""), Vec::<String>::new(), "no VIP");
     // Before and behind the service whose address it is, in the same deployment and in another one.
@@ -266,7 +266,7 @@ fn a_backend_is_the_address_of_a_server() {
              [\"10.0.0.1:1\", \"{backend}\"]\ngreen = [\"10.0.0.2:1\"]\n"
         )
     };
-    let why = "a packet is rewritten once, so it would never be answered; expected the address of a server";
+    let why = "a packet is rewritten only once, so it would never be answered; expected the address of a server";
     let front = service("front", "tcp", "203.0.113.9:80", "203.0.113.10:443");
     let own = "deployment \"front\", service \"203.0.113.9:80\": backend 203.0.113.10:443 is the VIP at 15:7";
     assert_eq!(problems(&format!("{front}{GOOD}")), [format!("bgctl.toml:5:23: {own}: {why}")]);
@@ -452,5 +452,5 @@ fn a_file_that_cannot_be_read_is_named() {
     assert!(matches!(&error, ConfigError::Unreadable { path: p, .. } if *p == path), "{error}");
     std::fs::write(&path, b"[deployments]\n# gr\xfcn\n").unwrap();
     let error = load(&path).unwrap_err();
-    assert_eq!(error.to_string(), format!("{}:2:5: not UTF-8: expected a TOML text", path.display()));
+    assert_eq!(error.to_string(), format!("{}:2:5: not UTF-8, expected TOML", path.display()));
 }

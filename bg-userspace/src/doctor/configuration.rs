@@ -1,4 +1,4 @@
-//! Whether this host can do what a configuration asks for: reach each backend, or be it.
+//! Checks of a configuration: whether each backend can be reached, or is an address of this host.
 
 use std::{
     fs,
@@ -21,8 +21,8 @@ pub(super) fn examine(config: &Config, network: &Network) -> Vec<Finding> {
             let problems: Vec<Finding> = backends(&subject, service, network).collect();
             if problems.is_empty() {
                 let message = match service.mode {
-                    Mode::Nat => "there is a route to each",
-                    Mode::Local => "each is an address of this host",
+                    Mode::Nat => "there is a route to each backend",
+                    Mode::Local => "each backend is an address of this host",
                 };
                 findings.push(Finding::ok(&subject, "backends", message));
             } else {
@@ -44,14 +44,14 @@ fn backends(subject: &str, service: &Service, network: &Network) -> impl Iterato
             (Mode::Nat, true) => Some(Finding::warn(
                 subject,
                 "backends",
-                format!("{address} is an address of this host, where `nat` sends nothing to"),
-                "mode = \"local\"",
+                format!("{address} is an address of this host, to which `nat` sends nothing"),
+                "use mode = \"local\"",
             )),
             (Mode::Local, false) => Some(Finding::fail(
                 subject,
                 "backends",
-                format!("{address} is no address of this host, as `local` needs"),
-                "mode = \"nat\", or add the address to an interface",
+                format!("{address} is not an address of this host, which `local` needs"),
+                "use mode = \"nat\", or add the address to an interface",
             )),
             (Mode::Nat, false) => next_hop(address.ip()).err().map(|error| {
                 let remedy = "add a route (ip route add)";
@@ -62,7 +62,7 @@ fn backends(subject: &str, service: &Service, network: &Network) -> impl Iterato
     })
 }
 
-/// What comes from outside for a loopback address, the kernel drops.
+/// The kernel drops packets from outside to a loopback address.
 fn loopback(subject: &str, address: IpAddr, network: &Network) -> Option<Finding> {
     if !address.is_loopback() {
         return None;
@@ -72,16 +72,16 @@ fn loopback(subject: &str, address: IpAddr, network: &Network) -> Option<Finding
             subject,
             "backends",
             format!(
-                "{address} never gets a packet from outside: Linux drops what does not come by the loopback itself"
+                "{address} never gets a packet from outside: Linux drops packets for it that do not arrive on the loopback interface"
             ),
-            "another address of this host, e.g. one on a dummy interface or the loopback (ip -6 address add ... dev lo)",
+            "use another address of this host, for example one on a dummy interface or the loopback (ip -6 address add ... dev lo)",
         ));
     }
     let is_on = |name: &str| {
         let setting = fs::read_to_string(format!("/proc/sys/net/ipv4/conf/{name}/route_localnet"));
         setting.is_ok_and(|value| value.trim() != "0")
     };
-    // The kernel allows it if either is on.
+    // The kernel accepts such packets if either setting is on.
     let closed = |index: &&u32| !is_on(&network.name(**index));
     let closed: Vec<u32> = network.attached().iter().filter(closed).copied().collect();
     let is_open = is_on("all") || (closed.is_empty() && !network.attached().is_empty());
@@ -95,17 +95,17 @@ fn loopback(subject: &str, address: IpAddr, network: &Network) -> Option<Finding
             "backends",
             format!("{address} gets no packet from outside: the kernel drops them unless `route_localnet` is on"),
             format!(
-                "another address of this host; or sysctl -w net.ipv4.conf.{key}.route_localnet=1, and a firewall rule for \
-                 what else listens on 127.0.0.0/8"
+                "use another address of this host; or sysctl -w net.ipv4.conf.{key}.route_localnet=1, and add a firewall rule \
+                 for other services on 127.0.0.0/8"
             ),
         )
     })
 }
 
-/// Whether the next hops of a colour are known: packets to one that is not go by the host's stack until it is, and
-/// so does the first second after a switch.
+/// Whether the next hops of a colour are known. Packets to a next hop that is not known go by the host's stack until it is,
+/// and so do those of the first second after a switch.
 fn neighbours(subject: &str, service: &Service, colour: Colour) -> Option<Finding> {
-    /// As many as a line takes.
+    /// Number of addresses that are listed.
     const NAMED: usize = 4;
     let remote = service.backends(colour).iter().filter(|backend| !is_local(backend.address));
     let mut hops: Vec<NextHop> = remote.filter_map(|backend| next_hop(backend.address.ip()).ok()).collect();
@@ -123,14 +123,14 @@ fn neighbours(subject: &str, service: &Service, colour: Colour) -> Option<Findin
     let colour = colour.name();
     let (silent, unknown) = (of_state(NeighbourState::Silent), of_state(NeighbourState::Unknown));
     if let Some(first) = silent.first() {
-        let remedy = format!("see whether it is up and on this network: ping -c 1 {first}");
-        let message = format!("{colour}: {} did not answer when its MAC address was asked for", shown(silent.clone()));
+        let remedy = format!("check that it is up and on this network: ping -c 1 {first}");
+        let message = format!("{colour}: {} did not respond to requests for its MAC address", shown(silent.clone()));
         return Some(Finding::warn(subject, "neighbours", message, remedy));
     }
     if let Some(first) = unknown.first() {
-        let remedy = format!("ping -c 1 {first}, or let a packet go there");
+        let remedy = format!("ping -c 1 {first}, or send it any packet");
         let message = format!(
-            "{colour}: the MAC address of {} is not known: the first packets there go by the host's stack and its firewall",
+            "{colour}: the MAC address of {} is not known, so the first packets to it go by the host's stack and its firewall",
             shown(unknown.clone())
         );
         return Some(Finding::warn(subject, "neighbours", message, remedy));
@@ -138,7 +138,7 @@ fn neighbours(subject: &str, service: &Service, colour: Colour) -> Option<Findin
     (!hops.is_empty()).then(|| Finding::ok(subject, "neighbours", format!("{colour}: all next hops are known")))
 }
 
-/// A socket can be bound to addresses of this host only.
+/// A socket can only be bound to an address of this host.
 fn is_local(address: SocketAddr) -> bool {
     UdpSocket::bind(SocketAddr::new(address.ip(), 0)).is_ok()
 }
@@ -162,7 +162,7 @@ mod tests {
     #[test]
     fn local_backends_are_addresses_of_this_host() {
         let findings = findings("local", "127.0.0.1:1", "192.0.2.77:1");
-        let other = findings.iter().find(|(_, message)| message.starts_with("192.0.2.77:1 is no address")).unwrap();
+        let other = findings.iter().find(|(_, message)| message.starts_with("192.0.2.77:1 is not an address")).unwrap();
         assert_eq!(other.0, Level::Fail);
     }
 

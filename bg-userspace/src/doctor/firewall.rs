@@ -1,5 +1,5 @@
-//! A stateful firewall of this host: conntrack sees only those packets of a flow that go by the host's stack, and may take them
-//! for invalid. Rules with `notrack` keep it away from them.
+//! Checks for a stateful firewall on this host. conntrack sees only those packets of a flow that go by the host's stack, and may take
+//! them for invalid. Rules with `notrack` exempt these packets from conntrack.
 
 use std::{collections::BTreeSet, fmt::Write as _, net::IpAddr, process::Command};
 
@@ -9,13 +9,13 @@ use super::Finding;
 use crate::config::{Config, protocol_name};
 
 const HOST: &str = "host";
-/// The table that the printed rules make.
+/// The table that the printed rules create.
 const TABLE: &str = "table inet bgctl";
 
-/// nftables rules that keep conntrack away from packets between clients and the backends of a configuration. They replace
-/// those that were printed for an earlier one.
+/// nftables rules that exempt packets between clients and the backends of a configuration from conntrack. They replace
+/// the rules that were printed for an earlier configuration.
 ///
-/// Services of mode `local` have none: all of their packets, both ways, are the host's own.
+/// There are no rules for services of mode `local`, because all of their packets, in both directions, are the host's own.
 pub fn notrack(config: &Config) -> String {
     let backends = backends(config);
     let mut rules = format!("{TABLE}\ndelete {TABLE}\n{TABLE} {{\n");
@@ -50,7 +50,7 @@ fn backends(config: &Config) -> BTreeSet<(IpAddr, Protocol, u16)> {
         .collect()
 }
 
-/// Looks at the ruleset, if there is one and `nft` can tell it.
+/// Checks the ruleset, if there is one and `nft` can list it.
 pub(super) fn examine(config: Option<&Config>) -> Option<Finding> {
     let output =
         Command::new("nft").args(["list", "ruleset"]).output().ok().filter(|output| output.status.success())?;
@@ -71,17 +71,17 @@ fn judge(ruleset: &str, config: Option<&Config>) -> Option<Finding> {
     let message = match (config, missing) {
         (None, _) if ours.contains("notrack") => return None,
         (Some(_), None) => {
-            return Some(Finding::ok(HOST, CHECK, "conntrack is kept away from packets to and from backends"));
+            return Some(Finding::ok(HOST, CHECK, "packets to and from backends are exempt from conntrack"));
         }
         (None, _) => {
-            format!("rules use conntrack ({rule}): a packet that goes by the host's stack may look invalid to them")
+            format!("rules use conntrack ({rule}), and a packet that goes by the host's stack may look invalid to them")
         }
         (Some(_), Some((address, ..))) => format!(
-            "rules use conntrack ({rule}), also for packets to and from {address}: one that goes by the host's stack may \
-             look invalid to them"
+            "rules use conntrack ({rule}), also for packets to and from {address}, and a packet that goes by the host's stack \
+             may look invalid to them"
         ),
     };
-    let remedy = "bgctl doctor -c FILE --notrack | nft -f -, and accept `ct state untracked` where forwarded packets are \
+    let remedy = "bgctl doctor -c FILE --notrack | nft -f -, and accept `ct state untracked` if forwarded packets are \
                   dropped by default";
     Some(Finding::warn(HOST, CHECK, message, remedy))
 }

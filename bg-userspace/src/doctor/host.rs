@@ -1,4 +1,4 @@
-//! The kernel, the privileges, the two directories, and the settings that forwarding depends on.
+//! Checks of the host: the kernel, the privileges, the two directories, and the settings that forwarding depends on.
 
 use std::{fs, path::Path};
 
@@ -18,7 +18,7 @@ use crate::{
 
 const HOST: &str = "host";
 
-/// From here on, tc programs are attached by links.
+/// The first version in which tc programs are attached by links.
 const TCX: KernelVersion = KernelVersion { major: 6, minor: 6 };
 
 pub(super) fn examine(paths: &Paths, config: Option<&Config>) -> Vec<Finding> {
@@ -40,7 +40,7 @@ fn kernel() -> Finding {
 
 fn privileges() -> Finding {
     match preconditions::capabilities() {
-        Ok(()) => Finding::ok(HOST, "privileges", "BPF programs may be loaded and attached"),
+        Ok(()) => Finding::ok(HOST, "privileges", "BPF programs can be loaded and attached"),
         Err(PreconditionError::MissingCapabilities { missing }) => {
             let missing: Vec<_> = missing.iter().map(|capability| capability.name()).collect();
             Finding::fail(HOST, "privileges", format!("missing {}", missing.join(" and ")), "run bgctl as root")
@@ -58,31 +58,36 @@ fn pins(pin_root: &Path) -> Finding {
     match error {
         PreconditionError::NoBpfFileSystem { is_private: false, .. } if pin_root.starts_with("/sys/fs/bpf") => {
             let message = format!("{path} is not on a BPF file system yet");
-            Finding::warn(HOST, "pins", message, "attach mounts one; at boot: mount -t bpf bpf /sys/fs/bpf")
+            Finding::warn(HOST, "pins", message, "`bgctl attach` mounts one; at boot: mount -t bpf bpf /sys/fs/bpf")
         }
         PreconditionError::NoBpfFileSystem { is_private: false, .. } => {
             let message = format!("{path} is not on a BPF file system");
-            Finding::fail(HOST, "pins", message, "mount one there (mount -t bpf bpf DIR), or leave --pin-root away")
+            Finding::fail(HOST, "pins", message, "mount one there (mount -t bpf bpf DIR), or omit --pin-root")
         }
         PreconditionError::DotInPinRoot { .. } => {
-            Finding::fail(HOST, "pins", error.to_string(), "a --pin-root without dots below the mount point")
+            Finding::fail(HOST, "pins", error.to_string(), "use a --pin-root without dots below the mount point")
         }
-        _ => Finding::fail(HOST, "pins", error.to_string(), "nsenter --net=/run/netns/NAME instead of `ip netns exec`"),
+        _ => Finding::fail(
+            HOST,
+            "pins",
+            error.to_string(),
+            "use nsenter --net=/run/netns/NAME instead of `ip netns exec`",
+        ),
     }
 }
 
-/// The data path has memory for the packet that a CPU is at.
+/// The data path has one scratch buffer per CPU, so programs of one CPU must not preempt each other.
 fn softirqs() -> Option<Finding> {
     match real_time::softirqs() {
         Softirqs::Exclusive => None,
         Softirqs::ExclusiveInRealTime => {
-            Some(Finding::ok(HOST, "real time", "PREEMPT_RT, with softirqs that exclude each other"))
+            Some(Finding::ok(HOST, "real time", "PREEMPT_RT, and softirqs of one CPU exclude each other"))
         }
         Softirqs::Preemptible => Some(Finding::fail(
             HOST,
             "real time",
             PreconditionError::PreemptibleSoftirqs.to_string(),
-            "a kernel with CONFIG_PREEMPT_RT_NEEDS_BH_LOCK, or without PREEMPT_RT",
+            "boot a kernel with CONFIG_PREEMPT_RT_NEEDS_BH_LOCK, or without PREEMPT_RT",
         )),
     }
 }
@@ -98,7 +103,7 @@ fn state(state_dir: &Path) -> Finding {
         Ok(false) => format!("{} cannot be written", state_dir.display()),
         Err(error) => error.to_string(),
     };
-    Finding::fail(HOST, "state", problem, "make it writable, or name another by --state-dir")
+    Finding::fail(HOST, "state", problem, "make it writable, or name another directory with --state-dir")
 }
 
 fn jit() -> Finding {
@@ -111,8 +116,8 @@ fn jit() -> Finding {
             "sysctl -w net.core.bpf_jit_enable=1",
         ),
         Ok(_) => Finding::ok(HOST, "jit", "BPF programs are compiled"),
-        // The setting is not shown in other network namespaces than the first.
-        Err(_) => Finding::ok(HOST, "jit", "not told in this network namespace"),
+        // Only the first network namespace shows the setting.
+        Err(_) => Finding::ok(HOST, "jit", "this network namespace does not show the setting"),
     }
 }
 
@@ -120,19 +125,22 @@ fn btf() -> Finding {
     if Path::new("/sys/kernel/btf/vmlinux").exists() {
         Finding::ok(HOST, "btf", "the kernel describes its types")
     } else {
-        let remedy = "nothing for bgctl itself; a kernel with CONFIG_DEBUG_INFO_BTF if you need them";
+        let remedy = "bgctl does not need it; for such tools, boot a kernel with CONFIG_DEBUG_INFO_BTF";
         Finding::warn(HOST, "btf", "the kernel does not describe its types; tools such as bpftool show less", remedy)
     }
 }
 
 fn tc() -> Option<Finding> {
     let (version, _) = KernelVersion::running().ok()?;
-    let message =
-        if version >= TCX { "attached by TCX links" } else { "attached by clsact: TCX begins with Linux 6.6" };
+    let message = if version >= TCX {
+        "programs are attached by TCX links"
+    } else {
+        "programs are attached by clsact, because TCX needs Linux 6.6"
+    };
     Some(Finding::ok(HOST, "tc", message))
 }
 
-/// The FIB look-up of the data path asks for these, and so does the host's stack, which stands in for it.
+/// The route look-up of the data path depends on these settings, and so does the host's stack.
 fn forwarding(config: Option<&Config>) -> Vec<Finding> {
     let services = || config.iter().flat_map(|config| &config.deployments).flat_map(|deployment| &deployment.services);
     let nat = |is_ipv4| services().any(|service| service.mode == Mode::Nat && service.vip.is_ipv4() == is_ipv4);
@@ -146,7 +154,7 @@ fn forwarding(config: Option<&Config>) -> Vec<Finding> {
         Some(if nat(is_ipv4) {
             Finding::fail(HOST, check, message, remedy)
         } else {
-            Finding::warn(HOST, check, message, remedy + " (`local` services do without)")
+            Finding::warn(HOST, check, message, remedy + " (`local` services do not need it)")
         })
     };
     [

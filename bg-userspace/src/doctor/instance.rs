@@ -1,4 +1,4 @@
-//! The instance: where it is attached, what it has lost, and which side of the configuration it does not face.
+//! Checks of the instance: where it is attached, which interfaces it has lost, and which side of the configuration it does not face.
 
 use std::fs;
 
@@ -12,7 +12,7 @@ use crate::{
 
 const INSTANCE: &str = "instance";
 
-/// Without the right to look at it, nothing is told.
+/// Without the right to read the pins, there are no findings.
 pub(super) fn examine(
     paths: &Paths,
     attached: &[AttachedInterface],
@@ -60,30 +60,31 @@ fn interfaces(attached: &[AttachedInterface]) -> Finding {
     let works = attached.iter().filter(|interface| interface.problem().is_none());
     let names: Vec<_> = works.map(|interface| format!("{} ({})", interface.name, interface.mode.name())).collect();
     if names.is_empty() {
-        let message = "attached to no interface: no packet is switched";
+        let message = "not attached to any interface, so no packet is switched";
         return Finding::fail(INSTANCE, "attached", message, "`bgctl attach IFACE`");
     }
     Finding::ok(INSTANCE, "attached", format!("to {}", names.join(", ")))
 }
 
-/// A port of a bridge takes frames to the bridge's own address; any other interface only those to its own. Which of them an
-/// interface is, the programs are told when it is attached.
+/// A port of a bridge accepts frames to the bridge's own address, any other interface only those to its own. The programs
+/// learn at attach whether an interface is a port.
 fn bridge_ports(paths: &Paths, network: &Network) -> Vec<Finding> {
     let changed = changed_ports(paths, network.attached_interfaces(), network.interfaces()).unwrap_or_default();
     let finding = |PortChange { interface, is_port }| {
         let remedy = format!("`bgctl attach {interface}`");
         if is_port {
-            let message = "became a port of a bridge after it was attached: frames to the bridge's own MAC address are not switched";
+            let message = "became a port of a bridge after it was attached, so frames to the bridge's own MAC address are not switched";
             Finding::fail(&interface, "bridge", message, remedy)
         } else {
-            let message = "is a port of a bridge no more: frames to the MAC addresses of other hosts are switched, too";
+            let message =
+                "is no longer a port of a bridge, but frames to the MAC addresses of other hosts are still switched";
             Finding::warn(&interface, "bridge", message, remedy)
         }
     };
     changed.into_iter().map(finding).collect()
 }
 
-/// Replies are restored where they come in; failing that, on their way out to the client by an attached interface.
+/// Replies are restored where they arrive, or else on their way out to the client at an attached interface.
 fn backends_side(network: &Network, backends: &[u32]) -> Option<Finding> {
     let missing: Vec<u32> = backends.iter().copied().filter(|index| !network.is_attached(*index)).collect();
     if missing.is_empty() {
@@ -95,11 +96,11 @@ fn backends_side(network: &Network, backends: &[u32]) -> Option<Finding> {
     } else {
         "not all interfaces towards backends are attached"
     };
-    let message = format!("{none}: they are reached by {names}, and replies from there go by the host's stack");
+    let message = format!("{none}: they are reached by {names}, and their replies go by the host's stack");
     Some(Finding::warn(INSTANCE, "backends' side", message, format!("`bgctl attach {}`", names.replace(',', ""))))
 }
 
-/// Where the clients are is a guess, so nothing is said as long as an attached interface may face them.
+/// The location of the clients is a guess, so there is no finding as long as an attached interface may face them.
 fn clients_side(network: &Network, backends: &[u32], config: &Config) -> Option<Finding> {
     let mut clients = network.towards_clients(config);
     if clients.is_empty() {
@@ -113,12 +114,14 @@ fn clients_side(network: &Network, backends: &[u32], config: &Config) -> Option<
         return None;
     }
     let names = network.names(&clients);
-    let message = format!("no attached interface faces the clients: by the routes, they come by {names}, unswitched");
+    let message = format!(
+        "no attached interface faces the clients: by the routes, their packets arrive at {names} and are not switched"
+    );
     Some(Finding::warn(INSTANCE, "clients' side", message, format!("`bgctl attach {}`", names.replace(',', ""))))
 }
 
-/// Clients and backends behind one interface: a packet that the host's stack has to forward there makes it tell the
-/// sender of a shorter way, by which the switch is not passed.
+/// If clients and backends are behind one interface, a packet that the host's stack forwards there makes it tell the
+/// sender of a shorter path, which bypasses the switch.
 fn one_armed(network: &Network, backends: &[u32], config: &Config) -> Vec<Finding> {
     let clients = network.towards_clients(config);
     let is_both = |index: &&u32| clients.contains(index) || network.attached() == [**index];
@@ -136,9 +139,9 @@ fn send_redirects(name: &str) -> Option<Finding> {
         Finding::warn(
             name,
             "send_redirects",
-            "on, and clients and backends are both behind this interface: a reply that the host's stack forwards makes it \
-             send the backend an ICMP redirect, after which the backend answers that client past the switch, and its \
-             connections die",
+            "on, and clients and backends are both behind this interface: if the host's stack forwards a reply, it sends the \
+             backend an ICMP redirect. Then the backend's replies to that client bypass the switch, and its connections \
+             break",
             format!("sysctl -w {}=0 {}=0", sysctl("all", "send_redirects"), sysctl(name, "send_redirects")),
         )
     })

@@ -1,4 +1,4 @@
-//! One interface: how to attach to it, and what would be in the way.
+//! Checks of one interface: in which mode to attach to it, and what stands in the way.
 
 use std::fs;
 
@@ -8,14 +8,14 @@ use crate::{
     net::{ARPHRD_ETHER, ARPHRD_LOOPBACK, Interface},
 };
 
-/// What most drivers take in native mode without fragments: a page, less headroom and tailroom.
+/// The largest MTU that most drivers accept in native mode without fragments: a page, less headroom and tailroom.
 const LARGEST_NATIVE_MTU: u32 = 3498;
 
-/// `links` are the instance's, `others` the programs of others on the interface.
+/// `links` are the links of the instance, `others` the programs of others on the interface.
 pub(super) fn examine(interface: &Interface, links: &[PinnedLink], others: &[OtherProgram]) -> Vec<Finding> {
     let name = interface.name.as_str();
     if !matches!(interface.arphrd, ARPHRD_ETHER | ARPHRD_LOOPBACK) {
-        let message = format!("carries no Ethernet frames (ARPHRD {}): cannot be attached to", interface.arphrd);
+        let message = format!("does not carry Ethernet frames (ARPHRD {}), so it cannot be attached", interface.arphrd);
         return vec![Finding::warn(name, "type", message, "attach to the Ethernet interface below it")];
     }
     let native = !interface.is_virtual() && interface.driver.as_deref().is_some_and(drivers::has_native_xdp);
@@ -26,11 +26,11 @@ pub(super) fn examine(interface: &Interface, links: &[PinnedLink], others: &[Oth
             name,
             "mtu",
             message,
-            format!("a smaller MTU (ip link set dev {name} mtu 1500), or --mode tc"),
+            format!("use a smaller MTU (ip link set dev {name} mtu 1500), or --mode tc"),
         ));
     }
     if interface.large_receive_offload {
-        let message = "LRO is on: packets arrive merged, which XDP must not see";
+        let message = "LRO is on, so packets arrive merged, which XDP must not see";
         findings.push(Finding::warn(name, "lro", message, format!("ethtool -K {name} lro off")));
     }
     if !interface.up {
@@ -49,16 +49,18 @@ fn mode(interface: &Interface, native: bool) -> Finding {
             name,
             "mode",
             format!(
-                "tc, as it is virtual ({kind}): packets there may have unfinished checksums, which XDP does not tell"
+                "tc, because it is virtual ({kind}): its packets may have unfinished checksums, which XDP cannot detect"
             ),
         ),
-        None if interface.arphrd == ARPHRD_LOOPBACK => Finding::ok(name, "mode", "tc, as it is the loopback"),
-        None if native => Finding::ok(name, "mode", format!("native XDP, as the driver ({driver}) has it")),
+        None if interface.arphrd == ARPHRD_LOOPBACK => {
+            Finding::ok(name, "mode", "tc, because it is the loopback interface")
+        }
+        None if native => Finding::ok(name, "mode", format!("native XDP, which the driver ({driver}) supports")),
         None => Finding::warn(
             name,
             "mode",
-            format!("the driver ({driver}) is not known to have native XDP; --mode auto tries it, then takes tc"),
-            "a NIC with native XDP, for the full speed",
+            format!("the driver ({driver}) is not known to support native XDP; --mode auto tries it, then uses tc"),
+            "use a NIC with native XDP for full speed",
         ),
     }
 }
@@ -77,25 +79,30 @@ fn programs(interface: &Interface, links: &[PinnedLink], others: &[OtherProgram]
         let check = if other.is_xdp() { "xdp" } else { "tc" };
         let removal = other.removal(name);
         if other.in_front && !ours.is_empty() {
-            let remedy = format!("let its owner attach it behind, or take it off ({removal})");
+            let remedy = format!("have its owner attach it behind bgctl, or remove it ({removal})");
             findings.push(Finding::warn(name, check, other.warning(name), remedy));
         } else if other.bgctl {
             let message = format!("carries the {other}");
-            let remedy = format!("use its --pin-root, or take it off ({removal}) if its pins are lost");
+            let remedy = format!("use its --pin-root, or remove it ({removal}) if its pins are lost");
             findings.push(Finding::warn(name, check, message, remedy));
         } else if other.is_xdp() {
-            let message = format!("carries the {other} of somebody else");
-            findings.push(Finding::warn(name, check, message, format!("{removal} (if nobody needs it), or --mode tc")));
+            let message = format!("carries the {other}, which does not belong to bgctl");
+            findings.push(Finding::warn(
+                name,
+                check,
+                message,
+                format!("remove it ({removal}) if nobody needs it, or use --mode tc"),
+            ));
         } else if ours.is_empty() {
-            let message = format!("carries the {other} of somebody else, which would come before bgctl's");
-            findings.push(Finding::warn(name, check, message, "see that it passes on what is for a VIP"));
+            let message = format!("carries the {other}, which does not belong to bgctl and would run before it");
+            findings.push(Finding::warn(name, check, message, "make sure that it passes on packets for a VIP"));
         }
     }
     findings
 }
 
-/// Strict reverse path filtering drops what comes by another way than its answer would go: what the
-/// data path hands to the host's stack for want of a next hop, and all of a `local` service.
+/// Strict reverse path filtering drops packets that arrive on another path than their replies would take. This concerns packets
+/// that the data path passes to the host's stack because it knows no next hop, and all packets of a `local` service.
 fn reverse_path(name: &str) -> Option<Finding> {
     let setting = |name: &str| -> Option<u8> {
         fs::read_to_string(format!("/proc/sys/net/ipv4/conf/{name}/rp_filter")).ok()?.trim().parse().ok()
@@ -106,13 +113,13 @@ fn reverse_path(name: &str) -> Option<Finding> {
         Finding::warn(
             name,
             "rp_filter",
-            "strict: packets that come by another way than their answers go are dropped by the host's stack",
-            format!("sysctl -w {}=2, if paths are asymmetric", sysctl(name, "rp_filter")),
+            "strict, so the host's stack drops packets that arrive on another path than their replies take",
+            format!("if paths are asymmetric: sysctl -w {}=2", sysctl(name, "rp_filter")),
         )
     })
 }
 
-/// The name by which sysctl(8) knows an IPv4 setting of an interface: there a dot ends a directory, a slash is a dot.
+/// The name of an interface's IPv4 setting in sysctl(8), where a dot separates directories and a slash stands for a dot.
 pub(super) fn sysctl(interface: &str, setting: &str) -> String {
     format!("net.ipv4.conf.{}.{setting}", interface.replace('.', "/"))
 }
@@ -163,6 +170,6 @@ mod tests {
         let veth = Interface { kind: Some("veth".into()), mtu: 65_535, driver: Some("veth".into()), ..nic() };
         let findings = examine(&veth, &[], &[]);
         assert_eq!(findings.len(), 1);
-        assert!(findings[0].message.starts_with("tc, as it is virtual (veth)"));
+        assert!(findings[0].message.starts_with("tc, because it is virtual (veth)"));
     }
 }

@@ -1,5 +1,5 @@
-//! What this machine can do, and how to mend what it cannot: each finding says what was looked at, how
-//! it is, and what to do about it.
+//! Checks of the host, its interfaces, the instance and a configuration. Each finding says what was checked, what was found, and what
+//! to do about it.
 
 mod configuration;
 mod drivers;
@@ -24,20 +24,20 @@ use crate::{
     net::{self, NetError},
 };
 
-/// How bad it is.
+/// The severity of a finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Level {
-    /// As it should be.
+    /// All is well.
     Ok,
-    /// It works, but not as well as it could, or not for everybody.
+    /// It works, but not as well as possible, or not for everybody.
     Warn,
-    /// It does not work until this is mended.
+    /// It does not work until this is fixed.
     Fail,
 }
 
 impl Level {
-    /// As it is printed.
+    /// The level's name in the output.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Ok => "ok",
@@ -47,16 +47,16 @@ impl Level {
     }
 }
 
-/// One thing that was looked at.
+/// The result of one check.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// What it belongs to: "host", an interface's name, or a service.
+    /// The subject: "host", an interface's name, or a service.
     pub subject: String,
-    /// What was looked at.
+    /// What was checked.
     pub check: &'static str,
-    /// How bad it is.
+    /// How severe it is.
     pub level: Level,
-    /// How it is.
+    /// What was found.
     pub message: String,
     /// What to do about it, unless all is well.
     pub remedy: Option<String>,
@@ -76,24 +76,24 @@ impl Finding {
     }
 }
 
-/// Everything that was looked at.
+/// The results of all checks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Report {
-    /// In the order in which a reader wants them: the host, its interfaces, the configuration.
+    /// The findings, in this order: the host, its interfaces, the configuration.
     pub findings: Vec<Finding>,
 }
 
 impl Report {
-    /// The worst of all levels.
+    /// The highest of all levels.
     pub fn worst(&self) -> Level {
         self.findings.iter().map(|finding| finding.level).max().unwrap_or(Level::Ok)
     }
 }
 
-/// Looks at the host, at the interfaces named (at all of them, if none is), and at a configuration.
+/// Checks the host, the named interfaces (all of them if none is named), and a configuration.
 ///
 /// # Errors
-/// Only if there is nothing to look at: an interface that does not exist, or no rtnetlink.
+/// If a named interface does not exist, or rtnetlink does not work.
 pub fn examine(paths: &Paths, interfaces: &[String], config: Option<&Config>) -> Result<Report, NetError> {
     let all = net::interfaces()?;
     let named = if interfaces.is_empty() {
@@ -101,7 +101,7 @@ pub fn examine(paths: &Paths, interfaces: &[String], config: Option<&Config>) ->
     } else {
         interfaces.iter().map(|name| net::interface(name)).collect::<Result<_, _>>()?
     };
-    // Without an instance, or without the right to look at it, no interface is ours.
+    // Without an instance, or without the right to read its pins, no interface is attached.
     let attached = attach::attached_interfaces(paths).unwrap_or_default();
     let links = attach::pinned_links(paths).unwrap_or_default();
     let network = Network::new(all, &attached);

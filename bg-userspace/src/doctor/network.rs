@@ -1,4 +1,4 @@
-//! The interfaces of the host and what they face: what stands on them, and who is behind them.
+//! The interfaces of the host: how they depend on each other, and which of them face clients or backends.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -10,11 +10,11 @@ use crate::{
     net::{Interface, next_hop},
 };
 
-/// Addresses for documentation: the way to them is the way to the rest of the world.
+/// Addresses for documentation. The route to them is the route to the rest of the world.
 const ANYWHERE: [IpAddr; 2] =
     [IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0xffff, 0, 0, 0, 1))];
 
-/// All interfaces, and those that the instance is attached to.
+/// All interfaces, and which of them the instance is attached to.
 pub(super) struct Network {
     interfaces: Vec<Interface>,
     attached: Vec<u32>,
@@ -29,7 +29,7 @@ impl Network {
         Self { interfaces, attached }
     }
 
-    /// Whether an interface carries the programs: itself, the one that it stands on, or a port of it.
+    /// Whether the interface, the interface below it, or a port of it carries the programs.
     pub(super) fn is_attached(&self, ifindex: u32) -> bool {
         let is = |index: u32| self.attached.contains(&index);
         let lower = self.interface(ifindex).and_then(|interface| interface.lower);
@@ -37,7 +37,7 @@ impl Network {
         is(ifindex) || lower.is_some_and(|lower| self.is_attached(lower)) || ports.any(|port| is(port.index))
     }
 
-    /// Whether an interface is a port of another one, or the other stands on it.
+    /// Whether an interface is a port of another one, or is below it.
     pub(super) fn is_port_of(&self, port: u32, ifindex: u32) -> bool {
         let is_port = self.interface(port).is_some_and(|port| port.master == Some(ifindex));
         is_port || self.interface(ifindex).is_some_and(|upper| upper.lower == Some(port))
@@ -74,13 +74,13 @@ impl Network {
         by_the_way_to(nat.flat_map(|service| service.backends.iter().flatten()).map(|backend| backend.address.ip()))
     }
 
-    /// The interfaces by which clients are likely to come: those towards testers and the rest of the world.
+    /// The interfaces at which clients are likely to arrive: those towards testers and the rest of the world.
     pub(super) fn towards_clients(&self, config: &Config) -> Vec<u32> {
         let testers = config.deployments.iter().flat_map(|deployment| &deployment.testers);
         by_the_way_to(ANYWHERE.into_iter().chain(testers.map(|Prefix { addr, .. }| *addr)))
     }
 
-    /// Interfaces that clients may come by if nothing tells: Ethernet, up, not the loopback.
+    /// The interfaces at which clients may arrive if nothing else is known: Ethernet, up, not the loopback.
     pub(super) fn others(&self, known: &[u32]) -> Vec<u32> {
         let may = |interface: &&Interface| {
             interface.up && interface.arphrd == crate::net::ARPHRD_ETHER && !known.contains(&interface.index)
@@ -94,7 +94,7 @@ fn by_the_way_to(addresses: impl Iterator<Item = IpAddr>) -> Vec<u32> {
     let mut indexes: Vec<u32> = addresses.filter_map(|address| Some(next_hop(address).ok()?.ifindex)).collect();
     indexes.sort_unstable();
     indexes.dedup();
-    // That is the host itself.
+    // The loopback interface leads to the host itself.
     indexes.retain(|index| *index != LOOPBACK);
     indexes
 }

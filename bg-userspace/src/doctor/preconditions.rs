@@ -1,5 +1,5 @@
-//! What must hold before anything can be loaded: the kernel's version, the caller's privileges, and
-//! a BPF file system for the pins. Each check stands alone, so that `doctor` can report them all.
+//! The preconditions of loading the programs: the kernel's version, the caller's privileges, and
+//! a BPF file system for the pins. The checks are independent, so that `doctor` can report all of them.
 
 use std::{
     fmt, fs, io,
@@ -14,7 +14,7 @@ use super::{
 };
 use crate::net::{Namespace, namespace_cookie};
 
-/// Where the BPF file system is on most systems.
+/// The mount point of the BPF file system on most systems.
 const USUAL_PLACE: &str = "/sys/fs/bpf";
 
 /// The oldest kernel that is supported.
@@ -23,7 +23,7 @@ pub const MINIMUM_KERNEL: KernelVersion = KernelVersion { major: 5, minor: 15 };
 /// `BPF_FS_MAGIC` of linux/magic.h.
 const BPF_FS_MAGIC: u32 = 0xcafe_4a11;
 
-/// A kernel's version, as far as it matters here.
+/// The major and minor version of a kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct KernelVersion {
     /// 6 of 6.12.
@@ -33,7 +33,7 @@ pub struct KernelVersion {
 }
 
 impl KernelVersion {
-    /// The running kernel's, from its release string, which is the other value.
+    /// The version of the running kernel, and its release string.
     pub fn running() -> io::Result<(Self, String)> {
         let release = fs::read_to_string("/proc/sys/kernel/osrelease")?.trim().to_owned();
         let version = Self::parse(&release).ok_or_else(|| {
@@ -54,21 +54,21 @@ impl fmt::Display for KernelVersion {
     }
 }
 
-/// A privilege that loading and attaching take, by its bit in a capability set.
+/// A privilege that loading and attaching require. The value is its bit in a capability set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Capability {
     /// Attach to interfaces.
     NetAdmin = 12,
     /// All of bpf(2).
     SysAdmin = 21,
-    /// Let the verifier admit pointer arithmetic as privileged programs use it.
+    /// Have the verifier accept the pointer arithmetic of privileged programs.
     Perfmon = 38,
     /// Load programs, create maps.
     Bpf = 39,
 }
 
 impl Capability {
-    /// As capabilities(7) spells it.
+    /// Its name in capabilities(7).
     pub const fn name(self) -> &'static str {
         match self {
             Self::NetAdmin => "CAP_NET_ADMIN",
@@ -79,61 +79,61 @@ impl Capability {
     }
 }
 
-/// What is missing, and what to do about it.
+/// A precondition that does not hold, and what to do about it.
 #[derive(Debug, thiserror::Error)]
 pub enum PreconditionError {
-    /// Expected a kernel of at least [`MINIMUM_KERNEL`].
+    /// The kernel is older than [`MINIMUM_KERNEL`].
     #[error("kernel {running} is too old: bgctl needs {MINIMUM_KERNEL} or later; boot a newer kernel")]
     KernelTooOld {
         /// Its release string.
         running: String,
     },
-    /// Expected privileges that the process does not have.
+    /// The process does not have the privileges.
     #[error(
         "missing {}: run bgctl as root, or grant them (capsh, or AmbientCapabilities= in a systemd unit)",
         names(missing)
     )]
     MissingCapabilities {
-        /// Those that are not in the effective set.
+        /// The privileges that are not in the effective set.
         missing: Vec<Capability>,
     },
-    /// Expected the pin root on a BPF file system.
+    /// The pin root is not on a BPF file system.
     #[error(
         "{} is not on a BPF file system, so nothing can be pinned: mount one (mount -t bpf bpf /sys/fs/bpf) or name \
-         another place by --pin-root{}", pin_root.display(), private_mounts_hint(*is_private)
+         another place with --pin-root{}", pin_root.display(), private_mounts_hint(*is_private)
     )]
     NoBpfFileSystem {
         /// Where the pins should go.
         pin_root: PathBuf,
-        /// Whether this process has mounts of its own, which end with it.
+        /// Whether this process has its own mounts, which vanish when it ends.
         is_private: bool,
     },
-    /// Expected a BPF file system that outlives the mount namespace of this process.
+    /// The BPF file system vanishes with the mount namespace of this process.
     #[error(
-        "the BPF file system at {} is mounted in this mount namespace alone, so all pins would be gone when it ends{}. \
-         --force attaches all the same",
+        "the BPF file system at {} is mounted only in this mount namespace, so all pins would vanish with it{}. \
+         --force attaches anyway",
         pin_root.display(), private_mounts_hint(true)
     )]
     PrivateBpfFileSystem {
         /// Where the pins should go.
         pin_root: PathBuf,
     },
-    /// Expected that two programs never run on one CPU at once.
+    /// Two programs could run on one CPU at once.
     #[error(
         "this kernel has PREEMPT_RT and, as far as its configuration can be read, no CONFIG_PREEMPT_RT_NEEDS_BH_LOCK: a \
-         program could preempt another one on the same CPU and overwrite what it works on, so packets could be rewritten \
-         wrongly"
+         program could preempt another one on the same CPU and overwrite its scratch buffer, so packets could be rewritten \
+         incorrectly"
     )]
     PreemptibleSoftirqs,
-    /// Expected a name that the BPF file system takes.
-    #[error("--pin-root {}: the BPF file system takes no dots in names, and \"{name}\" has one", pin_root.display())]
+    /// The BPF file system does not allow a name of the pin root.
+    #[error("--pin-root {}: the BPF file system allows no dots in names, and \"{name}\" has one", pin_root.display())]
     DotInPinRoot {
         /// Where the pins should go.
         pin_root: PathBuf,
-        /// The part of it that cannot be made.
+        /// The part of it that cannot be created.
         name: String,
     },
-    /// What the kernel tells of itself could not be read.
+    /// A file with information about the kernel could not be read.
     #[error("cannot read {}", path.display())]
     Unreadable {
         /// The file in /proc, or the place of the pins.
@@ -154,11 +154,11 @@ pub(crate) fn prepare(pin_root: &Path, force: bool) -> Result<(), PreconditionEr
         return Err(PreconditionError::PreemptibleSoftirqs);
     }
     match bpf_file_system(pin_root) {
-        // Only where it stays: `ip netns exec` and systemd's sandboxes have mounts of their own, gone when they end.
+        // Only where it stays mounted: `ip netns exec` and systemd's sandboxes have their own mounts, which vanish when they end.
         Err(error @ PreconditionError::NoBpfFileSystem { is_private: false, .. })
             if pin_root.starts_with(USUAL_PLACE) =>
         {
-            // As bpftool and iproute2 do. If it does not help, the first message says what would.
+            // As bpftool and iproute2 do. If it does not help, the first message says what to do.
             rustix::mount::mount("bpf", USUAL_PLACE, "bpf", MountFlags::empty(), c"mode=0700").map_err(|_| error)?;
             bpf_file_system(pin_root)?;
         }
@@ -168,7 +168,7 @@ pub(crate) fn prepare(pin_root: &Path, force: bool) -> Result<(), PreconditionEr
     no_dots(pin_root)
 }
 
-/// The kernel is new enough. Returns its version and release.
+/// Checks that the kernel is new enough. Returns its version and release string.
 pub fn kernel() -> Result<(KernelVersion, String), PreconditionError> {
     let (version, release) = KernelVersion::running()
         .map_err(|source| PreconditionError::Unreadable { path: "/proc/sys/kernel/osrelease".into(), source })?;
@@ -178,7 +178,7 @@ pub fn kernel() -> Result<(KernelVersion, String), PreconditionError> {
     Ok((version, release))
 }
 
-/// The process may load and attach.
+/// Checks that the process may load and attach programs.
 pub fn capabilities() -> Result<(), PreconditionError> {
     const STATUS: &str = "/proc/self/status";
     let unreadable = |source| PreconditionError::Unreadable { path: STATUS.into(), source };
@@ -190,8 +190,8 @@ pub fn capabilities() -> Result<(), PreconditionError> {
     }
 }
 
-/// The pin root is on a BPF file system, or will be when its missing directories are made; and that file system outlives
-/// the mount namespace of this process.
+/// Checks that the pin root is on a BPF file system, or will be when its missing directories are created, and that the file
+/// system outlives the mount namespace of this process.
 pub fn bpf_file_system(pin_root: &Path) -> Result<(), PreconditionError> {
     let existing = existing(pin_root);
     let unreadable = |error: io::Error| PreconditionError::Unreadable { path: existing.to_owned(), source: error };
@@ -210,7 +210,7 @@ pub fn bpf_file_system(pin_root: &Path) -> Result<(), PreconditionError> {
     Ok(())
 }
 
-/// Why an instance may not be seen from this process though it is there.
+/// Why an instance may be invisible to this process although it exists.
 pub(crate) fn hidden_mounts(pin_root: &Path) -> Option<String> {
     match bpf_file_system(pin_root) {
         Err(
@@ -221,7 +221,7 @@ pub(crate) fn hidden_mounts(pin_root: &Path) -> Option<String> {
     }
 }
 
-/// Directories that are yet to be made have names that a BPF file system takes.
+/// Checks that the BPF file system allows the names of the directories that are still to be created.
 pub(super) fn no_dots(pin_root: &Path) -> Result<(), PreconditionError> {
     let missing = pin_root.strip_prefix(existing(pin_root)).unwrap_or(pin_root);
     let mut names = missing.components().map(|part| part.as_os_str().to_string_lossy());
@@ -244,8 +244,9 @@ fn private_mounts_hint(is_private: bool) -> String {
     let prefix = namespace.map_or_else(|_| String::new(), |namespace| namespace.prefix());
     let prefix = if prefix.is_empty() { "nsenter --net=/run/netns/NAME ".to_owned() } else { prefix };
     format!(
-        ". This process has mounts of its own: `ip netns exec` hides what is mounted in /sys, and a mount made here ends with \
-         it. Use `{prefix}bgctl ...`, which keeps the mounts; in a container or a unit with its own mounts, mount the host's BPF file system into it"
+        ". This process has its own mounts: `ip netns exec` hides what is mounted in /sys, and a mount made here vanishes with \
+         the command. Use `{prefix}bgctl ...`, which keeps the mounts. In a container or a unit with its own mounts, mount the \
+         host's BPF file system"
     )
 }
 
@@ -254,7 +255,7 @@ fn effective_set(status: &str) -> Option<u64> {
     u64::from_str_radix(hex.trim(), 16).ok()
 }
 
-/// CAP_SYS_ADMIN implies the two that were split from it in Linux 5.8.
+/// CAP_SYS_ADMIN implies the two capabilities that were split from it in Linux 5.8.
 fn missing_of(effective: u64) -> Vec<Capability> {
     let has = |capability: Capability| effective >> capability as u32 & 1 == 1;
     let mut needed = vec![Capability::NetAdmin];

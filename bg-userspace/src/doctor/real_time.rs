@@ -1,14 +1,13 @@
-//! Whether programs of one CPU can preempt each other, which the memory that a CPU has for the packet at hand does not
-//! bear.
+//! Whether programs of one CPU can preempt each other. They must not, because they share the CPU's scratch buffer.
 //!
-//! They cannot where softirqs exclude each other: on every kernel but those with PREEMPT_RT, and on those until Linux
+//! They cannot if softirqs exclude each other. That is so on every kernel without PREEMPT_RT. With PREEMPT_RT it is so before Linux
 //! 6.18, which made the lock for it an option (`CONFIG_PREEMPT_RT_NEEDS_BH_LOCK`).
 
 use std::{fs, path::Path};
 
 use super::preconditions::KernelVersion;
 
-/// From here on the lock is an option.
+/// The first version in which the lock is an option.
 const OPTIONAL_LOCK: KernelVersion = KernelVersion { major: 6, minor: 18 };
 
 /// How the running kernel treats softirqs.
@@ -16,13 +15,13 @@ const OPTIONAL_LOCK: KernelVersion = KernelVersion { major: 6, minor: 18 };
 pub(super) enum Softirqs {
     /// One at a time on each CPU.
     Exclusive,
-    /// The same, with PREEMPT_RT.
+    /// One at a time on each CPU, with PREEMPT_RT.
     ExclusiveInRealTime,
-    /// One may preempt another on the same CPU, or nothing tells that it may not.
+    /// One may preempt another on the same CPU, or this cannot be excluded.
     Preemptible,
 }
 
-/// Looks at the running kernel.
+/// Checks the running kernel.
 pub(super) fn softirqs() -> Softirqs {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
     let is_real_time = read("/sys/kernel/realtime").trim() == "1" || read("/proc/version").contains("PREEMPT_RT");

@@ -1,4 +1,4 @@
-//! Sizes of the maps: what memory they take, and whether a configuration fits into them.
+//! Checks of the maps' sizes: how much memory they take, and whether a configuration fits into them.
 
 use std::fs;
 
@@ -8,19 +8,19 @@ use crate::{
     sizes::{Setting, Sizes},
 };
 
-/// What the maps of an instance take, and what does not fit into them.
+/// The memory that the maps of an instance take, and what does not fit into them.
 pub(super) fn of_instance(subject: &str, sizes: &Sizes, config: Option<&Config>) -> Vec<Finding> {
     let memory = Finding::ok(subject, "memory", format!("the maps take {sizes}"));
     let remedy = |setting: Setting, needed| {
         format!(
-            "`bgctl detach --all`, then attach with --{} {needed} or more (open flows are then forgotten)",
+            "run `bgctl detach --all`, then attach with --{} {needed} or more (open flows are lost)",
             setting.name()
         )
     };
     std::iter::once(memory).chain(missing(subject, sizes, config, remedy)).collect()
 }
 
-/// The same for an instance that is yet to be made.
+/// The same for an instance that does not exist yet.
 pub(super) fn of_new_instance(subject: &str, config: Option<&Config>) -> Vec<Finding> {
     let sizes = Sizes::default();
     let message = format!("the maps of a new instance take {sizes}");
@@ -28,8 +28,8 @@ pub(super) fn of_new_instance(subject: &str, config: Option<&Config>) -> Vec<Fin
         Some(available) if available < sizes.bytes() => Finding::warn(
             subject,
             "memory",
-            format!("{message}, and {:.1} MiB are available", available as f64 / f64::from(1 << 20)),
-            "attach with a smaller --flows, --services or --backends, or free some memory",
+            format!("{message}, but only {:.1} MiB are available", available as f64 / f64::from(1 << 20)),
+            "attach with smaller --flows, --services or --backends, or free some memory",
         ),
         _ => Finding::ok(subject, "memory", message),
     };
@@ -37,7 +37,7 @@ pub(super) fn of_new_instance(subject: &str, config: Option<&Config>) -> Vec<Fin
     std::iter::once(memory).chain(missing(subject, &sizes, config, remedy)).collect()
 }
 
-/// What a configuration needs more of.
+/// The settings that are too small for a configuration.
 fn missing(
     subject: &str,
     sizes: &Sizes,
@@ -50,13 +50,13 @@ fn missing(
     let missing = needed.into_iter().filter(|(setting, needed)| *needed > sizes.room(*setting) as usize);
     let finding = |(setting, needed): (Setting, usize)| {
         let (what, room) = (setting.name(), sizes.room(setting));
-        let message = format!("the configuration has {needed} {what}, and there is room for {room}");
+        let message = format!("the configuration has {needed} {what}, but there is room for {room}");
         Finding::fail(subject, "room", message, remedy(setting, needed))
     };
     missing.map(finding).collect()
 }
 
-/// Bytes of memory that the kernel could give.
+/// Bytes of memory that are available.
 fn available() -> Option<u64> {
     let text = fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;

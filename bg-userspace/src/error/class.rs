@@ -1,23 +1,23 @@
-//! Errors by what a script does about them.
+//! Classes of errors, which decide the exit code.
 
 use super::Error;
 use crate::{history::HistoryError, net::NetError};
 
-/// The classes of failure that the exit codes of `bgctl` tell apart.
+/// The classes of failure that the exit codes of `bgctl` distinguish.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ErrorClass {
-    /// Something failed: 1.
+    /// Something failed: exit code 1.
     Failed,
-    /// Usage or configuration: 2.
+    /// A usage or configuration error: exit code 2.
     Usage,
-    /// A precondition refused it: 3.
+    /// A precondition does not hold: exit code 3.
     Refused,
-    /// What was waited for did not come: 4.
+    /// A wait timed out: exit code 4.
     TimedOut,
 }
 
 impl Error {
-    /// Which class it belongs to.
+    /// The class of the error.
     pub fn class(&self) -> ErrorClass {
         match self {
             Self::UnknownDeployment { .. }

@@ -1,4 +1,4 @@
-//! What can go wrong: what was expected, what was met, and what to do about it.
+//! The errors of the library. Each says what was expected, what was found, and what to do about it.
 
 mod class;
 mod names;
@@ -16,10 +16,10 @@ pub use room::Room;
 
 use crate::{attach::OtherProgram, doctor::preconditions::PreconditionError, history::HistoryError, net::NetError};
 
-/// Why an operation was not done.
+/// The error of an operation.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The machine lacks something that every instance needs.
+    /// The host lacks something that every instance needs.
     #[error(transparent)]
     Precondition(#[from] PreconditionError),
     /// An interface could not be found.
@@ -29,29 +29,29 @@ pub enum Error {
     #[error(transparent)]
     History(#[from] HistoryError),
 
-    /// Expected a pinned instance.
-    #[error("no instance at {}: `bgctl attach IFACE` makes one, --pin-root names another place{hint}", pin_root.display())]
+    /// There is no pinned instance.
+    #[error("no instance at {}: `bgctl attach IFACE` creates one, --pin-root names another place{hint}", pin_root.display())]
     NoInstance {
-        /// Where it should be.
+        /// Where it was expected.
         pin_root: PathBuf,
         /// Why it may be hidden from this process, or empty.
         hint: String,
     },
-    /// Expected a pin that every instance has.
+    /// A pin that every instance has is missing.
     #[error(
-        "the instance is damaged: there is no such file or directory as {}. What is attached goes on as it was, and \
-         nothing has been changed; `bgctl detach --all` takes the instance away with its open flows, then attach and apply again",
+        "the instance is damaged: {} does not exist. Attached programs keep running, and nothing has been changed. Run \
+         `bgctl detach --all`, which removes the instance with its open flows, then attach and apply again",
         pin.display()
     )]
     Damaged {
         /// The pin.
         pin: PathBuf,
     },
-    /// Expected to run in the instance's network namespace.
+    /// The command runs in another network namespace than the instance's.
     #[error(
-        "the instance at {} belongs to the network namespace {instance}, and this is the one {here}, \
-         where its interface indexes mean others: run {prefix}bgctl there, or make an instance for this namespace by \
-         another --pin-root and --state-dir. `bgctl detach --all` removes the instance, also when its namespace is gone",
+        "the instance at {} belongs to the network namespace {instance}, but this is the namespace {here}, \
+         where its interface indexes mean other interfaces. Run {prefix}bgctl there, or create an instance for this namespace \
+         with another --pin-root and --state-dir. `bgctl detach --all` removes the instance, even if its namespace is gone",
         pin_root.display()
     )]
     OtherNamespace {
@@ -61,13 +61,13 @@ pub enum Error {
         instance: String,
         /// The caller's namespace.
         here: String,
-        /// What runs a command in the instance's namespace, with a space behind it, or empty.
+        /// The command that runs another one in the instance's namespace, followed by a space; or empty.
         prefix: String,
     },
-    /// Expected maps of this ABI version.
+    /// The pins are of another ABI version.
     #[error(
-        "the pins in {} are of ABI version {got}, this bgctl speaks version {expected}: run `bgctl detach --all` \
-         (with the bgctl that made them, if it is still here), then attach and apply again; nothing has been changed",
+        "the pins in {} are of ABI version {got}, but this bgctl uses version {expected}; nothing has been changed. Run \
+         `bgctl detach --all` (with the bgctl that made the pins, if it still exists), then attach and apply again",
         pin_root.display()
     )]
     OtherAbi {
@@ -75,24 +75,24 @@ pub enum Error {
         pin_root: PathBuf,
         /// [`bg_common::ABI_VERSION`].
         expected: u32,
-        /// What the pinned `meta` map says.
+        /// The version in the pinned map `meta`.
         got: u32,
     },
-    /// Expected a map as this version defines it.
-    #[error("{} is not the map that this bgctl makes: {detail}; run `bgctl detach --all`, then attach again", path.display())]
+    /// A pinned map differs from the definition of this version.
+    #[error("{} is not a map as this bgctl creates it: {detail}; run `bgctl detach --all`, then attach again", path.display())]
     ForeignMap {
         /// The pin.
         path: PathBuf,
         /// What differs.
         detail: String,
     },
-    /// Expected an instance of this size; its maps cannot grow.
+    /// The instance has another size than asked for, and its maps cannot grow.
     #[error(
-        "this instance has room for {got} {what}, --{what} asks for {expected}: a map cannot grow in place; \
-         leave --{what} away, or run `bgctl detach --all` first (open flows are then forgotten)"
+        "this instance has room for {got} {what}, but --{what} asks for {expected}, and a map cannot grow in place: \
+         omit --{what}, or run `bgctl detach --all` first (open flows are lost)"
     )]
     OtherSize {
-        /// `flows`, `services` or `backends`: the option.
+        /// The option: `flows`, `services` or `backends`.
         what: &'static str,
         /// What was asked for.
         expected: u32,
@@ -104,20 +104,20 @@ pub enum Error {
     NoObject,
     /// The kernel has no memory for a map.
     #[error(
-        "no memory for map \"{map}\". All maps take {sizes}; free some memory (a limit of the cgroup counts too), or attach \
-         with a smaller --flows, --services or --backends"
+        "no memory for the map \"{map}\". All maps take {sizes}. Free some memory (a limit of the cgroup counts too), or attach \
+         with smaller --flows, --services or --backends"
     )]
     NoMemory {
         /// The map's name.
         map: String,
-        /// What the settings take.
+        /// The memory that the settings take.
         sizes: String,
-        /// What the kernel has said.
+        /// The error of the kernel.
         #[source]
         source: io::Error,
     },
-    /// The kernel would not take the object.
-    #[error("the kernel does not take the BPF object")]
+    /// The kernel rejected the object.
+    #[error("the kernel rejected the BPF object")]
     Load(#[source] Box<aya::EbpfError>),
     /// A program could not be loaded, pinned or run.
     #[error("cannot {doing} program \"{program}\"")]
@@ -153,17 +153,17 @@ pub enum Error {
         source: io::Error,
     },
     /// Another process changes this instance.
-    #[error("another bgctl works on this instance (it holds {}): {holder}; wait for it, or end it", path.display())]
+    #[error("another bgctl works on this instance and holds {}: {holder}; wait for it, or end it", path.display())]
     Busy {
         /// The lock.
         path: PathBuf,
-        /// What the other one wrote of itself.
+        /// How the other process describes itself.
         holder: String,
     },
 
-    /// The interface is none that carries Ethernet frames.
+    /// The interface does not carry Ethernet frames.
     #[error(
-        "{interface} carries no Ethernet frames (ARPHRD {arphrd}): attach to the Ethernet interface below it, or to a bridge or veth"
+        "{interface} does not carry Ethernet frames (ARPHRD {arphrd}): attach to the Ethernet interface below it, or to a bridge or veth"
     )]
     NotEthernet {
         /// Its name.
@@ -171,17 +171,17 @@ pub enum Error {
         /// Its `ARPHRD_*` type.
         arphrd: u16,
     },
-    /// Another XDP program is there.
+    /// The interface carries another XDP program.
     #[error(
-        "{interface} already carries the {program}: take it off ({removal}, or the tool that owns it), or give it as --next \
-         and let the owner release the interface, or attach with --mode tc"
+        "{interface} already carries the {program}: remove it ({removal}, or use the tool that owns it); or have its owner \
+         detach it and name it in --next; or attach with --mode tc"
     )]
     OtherXdpProgram {
         /// The interface's name.
         interface: String,
         /// The program.
         program: OtherProgram,
-        /// The command that takes it off.
+        /// The command that removes it.
         removal: String,
     },
     /// A program could not be attached.
@@ -197,10 +197,10 @@ pub enum Error {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// One of several interfaces could not be attached to, so none is.
-    #[error("nothing is attached now that was not before: {} had been, and was taken off again", interfaces.join(", "))]
+    /// One of several interfaces could not be attached, so none is.
+    #[error("no interface was attached: {} had been attached, and was detached again", interfaces.join(", "))]
     Undone {
-        /// Those that were attached to, and are not any more.
+        /// The interfaces that were attached and detached again.
         interfaces: Vec<String>,
         /// Why not.
         #[source]
@@ -208,8 +208,8 @@ pub enum Error {
     },
     /// The mode of an attached interface cannot be changed in place.
     #[error(
-        "{interface} is attached in {got} mode, and the kernel does not let {expected} stand beside it: run \
-         `bgctl detach {interface}` first, then attach with --mode {expected}; in between, its packets pass unswitched"
+        "{interface} is attached in {got} mode, and the kernel does not allow {expected} mode beside it: run \
+         `bgctl detach {interface}` first, then attach with --mode {expected}. Its packets are not switched in between"
     )]
     ModeChange {
         /// The interface's name.
@@ -221,27 +221,27 @@ pub enum Error {
     },
     /// The pins of this name belong to another interface.
     #[error(
-        "this instance is attached to another interface that was called {interface}, and has another name now or was moved \
-         to another network namespace; its pins bear the old name: `bgctl detach` it first, or give this one another name"
+        "this instance is attached to another interface that was called {interface}, and was renamed or moved \
+         to another network namespace since. Its pins have the old name: `bgctl detach` it first, or rename this interface"
     )]
     NameTaken {
         /// The name.
         interface: String,
     },
-    /// `--next` names something that cannot be called.
+    /// The program that `--next` names cannot be called.
     #[error("--next {}: {detail}", path.display())]
     Next {
         /// The pinned program.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The reason.
         detail: String,
     },
-    /// The interface has nothing of this instance to detach.
+    /// The interface carries no program of this instance.
     #[error("{interface} is not attached; attached: {}", if attached.is_empty() { "none".to_owned() } else { attached.join(", ") })]
     NotAttached {
-        /// What was asked for.
+        /// The interface.
         interface: String,
-        /// What there is.
+        /// The interfaces that are attached.
         attached: Vec<String>,
     },
 
@@ -257,11 +257,11 @@ pub enum Error {
         /// How many an instance has.
         capacity: usize,
     },
-    /// Too many rows would share a place in an index.
+    /// Too many rows would share a list of an index.
     #[error(
-        "{what} {address}/{protocol} cannot be indexed: {MAX_CHAIN} others share its place, or it is a backend of {MAX_CHAIN} \
-         services that did not have it in common when they were added. Give it another address or port; or remove the \
-         services, apply, and add them again; or `bgctl detach --all`, then attach with a larger --services or --backends"
+        "{what} {address}/{protocol} cannot be indexed: {MAX_CHAIN} others have the same hash, or it is a backend of {MAX_CHAIN} \
+         services that did not share it when they were added. Give it another address or port; or remove the \
+         services, apply, and add them again; or run `bgctl detach --all`, then attach with larger --services or --backends"
     )]
     IndexFull {
         /// "VIP" or "backend".
@@ -271,17 +271,17 @@ pub enum Error {
         /// `tcp` or `udp`.
         protocol: &'static str,
     },
-    /// The configuration holds what the maps cannot.
+    /// The maps cannot represent the configuration.
     #[error("{what}")]
     Unrepresentable {
-        /// What, and what to do.
+        /// What they cannot represent, and what to do.
         what: String,
     },
 
-    /// Expected one of the deployments that have been applied.
+    /// There is no deployment of this name.
     #[error(
         "no deployment \"{name}\"; {}",
-        instead(name, existing, "no deployment at all (`bgctl apply -c FILE` makes some)")
+        instead(name, existing, "no deployment at all (`bgctl apply -c FILE` adds some)")
     )]
     UnknownDeployment {
         /// What was asked for.
@@ -289,7 +289,7 @@ pub enum Error {
         /// What there is.
         existing: Vec<String>,
     },
-    /// Expected the name of a service that runs.
+    /// There is no service of this name.
     #[error("no service \"{name}\"; {}", instead(name, existing, "no service at all"))]
     UnknownService {
         /// What was asked for.
@@ -297,10 +297,10 @@ pub enum Error {
         /// What there is.
         existing: Vec<String>,
     },
-    /// The switch is done, and the state directory does not know of it.
+    /// The switch is done, but it is not recorded in the state directory.
     #[error(
-        "the switch is done, {live} is live at generation {generation}, but it could not be recorded; when that is \
-         mended, the next command that changes \"{deployment}\" records it"
+        "the switch is done, {live} is live at generation {generation}, but it could not be recorded. After you have fixed \
+         that, the next command that changes \"{deployment}\" records it"
     )]
     NotRecorded {
         /// Name of the deployment.
@@ -313,16 +313,16 @@ pub enum Error {
         #[source]
         source: Box<Error>,
     },
-    /// A change is done, and the state directory does not know of it.
+    /// A change is done, but it is not recorded in the state directory.
     #[error("{done}, but it could not be recorded")]
     DoneNotRecorded {
-        /// What is done, as a sentence: "the apply is done".
+        /// The change, as a sentence: "the apply is done".
         done: String,
         /// Why it could not be recorded.
         #[source]
         source: Box<Error>,
     },
-    /// A switch was refused by a precondition; nothing has been changed.
+    /// A precondition does not hold; nothing has been changed.
     #[error(transparent)]
     Refused(#[from] Refusal),
 }

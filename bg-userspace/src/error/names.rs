@@ -1,6 +1,6 @@
-//! Names to write instead of one that does not exist.
+//! Suggestions for a name that does not exist.
 
-/// What to write instead of a name that does not exist: the most alike names, or all of them, if they are few.
+/// A suggestion for a name that does not exist: the most similar names, or all names if they are few.
 pub(super) fn instead(name: &str, existing: &[String], none: &str) -> String {
     const SHOWN: usize = 10;
     const ALIKE: f64 = 0.8;

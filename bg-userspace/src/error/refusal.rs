@@ -1,13 +1,13 @@
-//! Preconditions that refuse a change: what holds instead, and what to do about it.
+//! Preconditions of a change: why they do not hold, and what to do about it.
 
 use crate::plan::ColourChange;
 
 /// A precondition of a switch or an apply that does not hold. Nothing has been changed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// Expected this generation.
+    /// The deployment is at another generation than expected.
     #[error(
-        "deployment \"{deployment}\" is at generation {got}, --if-generation expects {expected}: somebody else has switched; look at `bgctl history {deployment}`"
+        "deployment \"{deployment}\" is at generation {got}, not at {expected} as --if-generation expects: somebody else has switched; see `bgctl history {deployment}`"
     )]
     OtherGeneration {
         /// Its name.
@@ -17,18 +17,18 @@ pub enum Refusal {
         /// What it is at.
         got: u32,
     },
-    /// Expected a live word.
+    /// The deployment has no live word.
     #[error(
-        "deployment \"{deployment}\" runs no more, or not yet: an apply has just removed it, or was killed before it \
-         began. Look at `bgctl status`; applying the configuration again completes it"
+        "deployment \"{deployment}\" does not run: an apply has just removed it, or was killed before the deployment \
+         started. See `bgctl status`; apply the configuration again to complete it"
     )]
     NotRunning {
         /// Its name.
         deployment: String,
     },
-    /// Nothing was live before.
+    /// No other colour was live before.
     #[error(
-        "deployment \"{deployment}\" has always been {live}: there is nothing to roll back to; `bgctl switch {deployment}` makes the idle colour live"
+        "deployment \"{deployment}\" has always been {live}, so there is nothing to roll back to; `bgctl switch {deployment}` makes the idle colour live"
     )]
     NothingToRollBackTo {
         /// Its name.
@@ -36,10 +36,10 @@ pub enum Refusal {
         /// Its live colour.
         live: &'static str,
     },
-    /// The last change was a rollback already, and nothing says that this one knows of it.
+    /// The last change was a rollback already, and the request does not show that its sender knows that.
     #[error(
         "the last change of deployment \"{deployment}\" was a rollback already: {live} is live since generation {generation}. To \
-         go back to {previous} all the same, name it (`bgctl rollback {deployment} {previous}`) or say which state you mean \
+         go back to {previous} anyway, name it (`bgctl rollback {deployment} {previous}`) or name the present generation \
          (`bgctl rollback {deployment} --if-generation {generation}`)"
     )]
     RolledBackAlready {
@@ -52,21 +52,23 @@ pub enum Refusal {
         /// Its generation.
         generation: u32,
     },
-    /// No interface carries the programs, so a switch would have no effect that anybody sees.
-    #[error("no interface is attached, so no traffic would move: `bgctl attach IFACE` first, or --force")]
+    /// No interface carries the programs, so a switch would have no visible effect.
+    #[error(
+        "no interface is attached, so the switch would move no traffic: run `bgctl attach IFACE` first, or use --force"
+    )]
     NoInterface,
     /// Another instance is attached to the interface.
     #[error(
-        "{interface} already carries the {program}, and of two instances with the same VIP only the first is ever asked: use \
-         its --pin-root; or remove it (`bgctl --pin-root DIR detach {interface}`, or {removal} if its pins are lost); or attach behind it \
-         for other VIPs with --force"
+        "{interface} already carries the {program}. If two instances have the same VIP, only the first sees its packets. Use \
+         its --pin-root; or remove it (`bgctl --pin-root DIR detach {interface}`, or {removal} if its pins are lost); or, for \
+         other VIPs, attach behind it with --force"
     )]
     OtherInstance {
         /// The interface's name.
         interface: String,
         /// The other instance's program.
         program: String,
-        /// The command that takes it off.
+        /// The command that removes it.
         removal: String,
     },
     /// The colour has no backends.
@@ -79,18 +81,18 @@ pub enum Refusal {
         /// " in service ..." or empty.
         of: String,
     },
-    /// Virtual addresses would change their live colour because they change hands.
+    /// Virtual addresses would change their live colour because they move to another deployment.
     #[error(
-        "{}; their clients would meet the other colour at once. Switch so that the colours agree, then apply; or --force",
+        "{}; their clients would reach the other colour at once. Switch so that the colours agree, then apply; or use --force",
         told(changes)
     )]
     ColourChanges {
-        /// All of them; at least one.
+        /// All of these changes; at least one.
         changes: Vec<ColourChange>,
     },
-    /// Generations have run out.
+    /// There is no next generation.
     #[error(
-        "deployment \"{deployment}\" has used up all generations: remove it from the configuration, apply, put it back, apply"
+        "deployment \"{deployment}\" has used up all generations: remove it from the configuration and apply, then add it again and apply"
     )]
     GenerationsExhausted {
         /// Its name.
@@ -98,7 +100,7 @@ pub enum Refusal {
     },
 }
 
-/// The first few of them, and how many more there are.
+/// The first few changes, and the number of further ones.
 fn told(changes: &[ColourChange]) -> String {
     const SHOWN: usize = 5;
     let mut text = changes.iter().take(SHOWN).map(ToString::to_string).collect::<Vec<_>>().join("; ");

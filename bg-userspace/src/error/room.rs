@@ -1,8 +1,8 @@
-//! What an instance has room for.
+//! The resources for which an instance has limited room.
 
 use std::fmt;
 
-/// What a configuration takes room of.
+/// A resource that a configuration uses up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Room {
     /// Rows of deployments.
@@ -15,15 +15,15 @@ pub enum Room {
     Testers,
     /// Entries of the backends' hash tables.
     TableEntries,
-    /// The same, one after the other.
+    /// Consecutive entries of the backends' hash tables.
     TableEntriesInOnePiece,
 }
 
 impl Room {
-    /// What there is to do.
+    /// What to do if there is too little of it.
     pub(super) fn remedy(self) -> String {
         let larger = |options: &str| {
-            format!("run `bgctl detach --all`, then attach with a larger {options} (open flows are then forgotten)")
+            format!("run `bgctl detach --all`, then attach with a larger {options} (open flows are lost)")
         };
         match self {
             Self::Deployments | Self::Testers => {

@@ -157,5 +157,5 @@ fn loopback_backends_get_packets_only_where_the_kernel_lets_them() {
     assert!(failed.remedy.as_ref().unwrap().contains("net.ipv4.conf.v0.route_localnet=1"), "{failed:?}");
     set("v0/route_localnet", "1");
     let found = findings(&lab, &config);
-    assert_eq!(find(&found, "backends", "each is an address of this host").level, Level::Ok);
+    assert_eq!(find(&found, "backends", "each backend is an address of this host").level, Level::Ok);
 }
