@@ -6,7 +6,7 @@ use crate::{
     flow::{
         bucket::place,
         key::{Key as _, Match},
-        table::{find_compactly, read},
+        table::{find, read},
     },
     path::classify::vip_at,
     policy::{colour::Client, lifetime::is_silent},
@@ -99,7 +99,7 @@ fn find_backend<V: Flows>(call: &mut Translating, world: &impl World) -> Option<
     }
     let flows = V::flows(world);
     let key = V::key(V::narrow(&error.dst), error.dst_port, vip.number as u16);
-    let flow = find_compactly(flows, &key, key.hash(vip.salt, flows))?;
+    let flow = find(flows, &key, key.hash(vip.salt, flows), Match::Whole)?;
     let backend = BackendRef(world.backend(flow.backend().slot())?);
     if !backend.is(flow.backend()) {
         return None;
