@@ -1,5 +1,5 @@
-//! The end of a drain: when no flow is left that it waits for, or its deadline has passed, the live word loses the flag
-//! DRAINING, and packets need not look at the terms any more. Whoever sees it first ends it, a packet or a command.
+//! Ending a drain. When it waits for no more flows, or its deadline has passed, the flag DRAINING of the live word is
+//! cleared, and packets need not read the terms any more. The first packet or command that notices ends it.
 
 use std::sync::atomic::Ordering;
 
@@ -15,7 +15,7 @@ use crate::{
 };
 
 impl Instance {
-    /// Ends the drains that are over. Flows are counted only if there is a drain.
+    /// Ends the drains that are complete. Counts flows only if there is a drain.
     pub(crate) fn end_drains_without_flows(&self) -> Result<(), Error> {
         if self.drains().next().is_some() {
             self.fold_and_end_drains(&backends(&self.paths)?, || (), |(), _| ())?;
@@ -31,14 +31,14 @@ impl Instance {
         Ok(())
     }
 
-    /// Deployments that a drain is flagged of.
+    /// The deployments with a drain.
     fn drains(&self) -> impl Iterator<Item = u16> {
         let is_draining = |index: &u16| self.words.live.read((*index).into()).flags().has(LiveFlags::DRAINING);
         deployment_rows(&self.words).map(|(index, _)| index).filter(is_draining)
     }
 
-    /// Ends the drains whose deadline has passed at tick `now`, and those of which `is_done` says, by the deployment's
-    /// index and the word, that no flow is left. If it cannot be done now, the next one does it.
+    /// Ends the drains whose deadline has passed at tick `now`, and those for which `is_done` returns true. `is_done` gets the deployment's
+    /// index and the word, and says whether no flow is left. What cannot be ended now is ended by the next call.
     pub(crate) fn end_drains(&self, now: u32, is_done: impl Fn(u16, LiveWord) -> bool) {
         let is_over = |index: u16| {
             let (word, terms) = self.words.reading(index);
@@ -50,7 +50,7 @@ impl Instance {
         if over.is_empty() {
             return;
         }
-        // Of a switch in between, the terms would be overwritten here.
+        // Otherwise this would overwrite the terms of a switch in between.
         let Ok(_lock) = Lock::switch_if_free(&self.paths) else { return };
         for index in over {
             let Some((word, terms)) = is_over(index) else { continue };

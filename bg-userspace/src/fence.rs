@@ -1,20 +1,20 @@
-//! Waiting until every program that ran when the wait began has ended, on every CPU: then no packet is
-//! decided by anything read before.
+//! Waiting for an RCU grace period. Afterwards every program that was running has ended, on every CPU, so no packet is
+//! decided by anything that was read before.
 //!
 //! An update of a map of maps returns only after an RCU grace period (since Linux 4.20, so that programs
-//! do not meet the old inner map afterwards), and every XDP and tc program runs inside one RCU read-side
-//! section. That is the fence. Nothing that user space can do by itself tells the same: a thread that has
-//! run on each CPU in turn knows that each has scheduled, but where softirqs can be preempted (PREEMPT_RT)
+//! no longer use the old inner map), and every XDP and tc program runs inside one RCU read-side
+//! section. User space cannot achieve the same by itself. A thread that has
+//! run on each CPU in turn knows that each CPU has scheduled, but if softirqs can be preempted (PREEMPT_RT),
 //! that may happen in the middle of a program.
 //!
-//! An ordinary grace period takes a few ticks, 5 to 20 ms and more on a busy machine; an expedited one, which
-//! means the same and asks the CPUs instead of waiting for them, 50 µs. So the kernel is told to expedite for
-//! as long as the call lasts (`/sys/kernel/rcu_expedited`). Where that cannot be written, or the kernel is told to prefer
-//! ordinary ones (`rcu_normal`), the wait is longer and just as good.
+//! A normal grace period takes a few ticks, 5 to 20 ms, and more on a busy machine. An expedited grace period
+//! interrupts the CPUs instead of waiting for them, and takes 50 µs. So the fence sets `/sys/kernel/rcu_expedited` during
+//! the call. If it cannot be written, or the kernel prefers normal grace periods (`rcu_normal`), the wait takes longer, but is just as
+//! reliable.
 //!
-//! A process that is killed in these microseconds leaves the setting at 1. So it leaves a mark first, the pin `expedited`, a
-//! symbolic link that names the process. Whoever opens the instance next, or is about to remove it, finds that
-//! the process is gone, and sets 0. Without such a mark a 1 is the administrator's, or another instance's.
+//! A process that is killed in these microseconds leaves the setting at 1. So it first creates the pin `expedited`, a
+//! symbolic link that names the process. Whoever opens the instance next, or is about to remove it, sees that
+//! the process is gone, and writes 0. Without this pin, a 1 was set by the administrator or another instance.
 
 use std::{io, os::unix::fs::symlink, path::PathBuf};
 
@@ -24,7 +24,7 @@ use crate::{Error, Paths, doctor::preconditions::capabilities, maps::typed};
 
 const RCU_EXPEDITED: &str = "/sys/kernel/rcu_expedited";
 
-/// All that the wait needs, so that it is not found missing after the change that is to be waited for.
+/// Everything that the wait needs. It is prepared before the change, so that the wait cannot fail for lack of it afterwards.
 pub(crate) struct Fence {
     map: ArrayOfMaps<MapData, Array<MapData, u32>>,
     inner: Array<MapData, u32>,
@@ -32,29 +32,29 @@ pub(crate) struct Fence {
 }
 
 impl Fence {
-    /// Opens and makes what is needed; takes `CAP_BPF`.
+    /// Opens and creates what is needed. Requires `CAP_BPF`.
     pub(crate) fn prepare(paths: &Paths) -> Result<Self, Error> {
         let map = typed(paths, "fence")?;
-        // Who lacks privileges is told so rather than which map he may not make.
+        // A missing privilege is reported as such, not as a failure to create a map.
         let inner = Array::create(1, 0)
             .map_err(Error::map("make", "fence"))
             .or_else(|error| capabilities().map_err(Error::from).and(Err(error)))?;
         Ok(Self { map, inner, expedite: Expedite::of(paths) })
     }
 
-    /// Waits until no program that ran before runs any more.
+    /// Waits until every program that was running has ended.
     pub(crate) fn wait(&mut self) -> Result<(), Error> {
         let _expedited = self.expedite.begin();
         self.map.set(0, &self.inner, 0).map_err(Error::map("write", "fence"))
     }
 }
 
-/// Takes back what a killed process has left. Without privileges it stays.
+/// Resets the setting that a killed process has left. Does nothing without privileges.
 pub(crate) fn repair(paths: &Paths) {
     drop(Expedite::of(paths).take_over());
 }
 
-/// The kernel's setting, and this instance's mark of having changed it.
+/// The kernel's setting, and the pin that says that this instance has changed it.
 struct Expedite {
     setting: PathBuf,
     mark: PathBuf,
@@ -65,7 +65,7 @@ impl Expedite {
         Self { setting: RCU_EXPEDITED.into(), mark: paths.expedited() }
     }
 
-    /// `None` if grace periods are expedited anyway, or cannot be.
+    /// `None` if grace periods are already expedited, or cannot be.
     fn begin(&self) -> Option<Expedited<'_>> {
         if let Some(left) = self.take_over() {
             return self.set("1").ok().map(|()| left);
@@ -77,11 +77,11 @@ impl Expedite {
         self.set("1").ok().map(|()| expedited)
     }
 
-    /// The mark of a process that is gone, as this one's own.
+    /// Takes over the pin of a process that is gone.
     fn take_over(&self) -> Option<Expedited<'_>> {
         let process = std::fs::read_link(&self.mark).ok()?;
         let lives = process.to_str().is_some_and(is_alive);
-        // Of two that find it, one removes it.
+        // If two processes find it, only one can remove it.
         if lives || std::fs::remove_file(&self.mark).is_err() || symlink(this_process(), &self.mark).is_err() {
             return None;
         }
@@ -97,18 +97,18 @@ impl Expedite {
     }
 }
 
-/// While it lives, the kernel may be told to expedite grace periods.
+/// While this exists, the kernel may be set to expedite grace periods.
 struct Expedited<'a>(&'a Expedite);
 
 impl Drop for Expedited<'_> {
     fn drop(&mut self) {
-        // If it was writable a moment ago, it is; an error could not be mended here.
+        // It was writable a moment ago, and an error could not be handled here.
         let _ = self.0.set("0");
         let _ = std::fs::remove_file(&self.0.mark);
     }
 }
 
-/// Names a process for as long as the machine is up: its number, which is given away again, and when it was started.
+/// A name for a process that is unique until the next reboot: its number, which may be reused, and its start time.
 fn this_process() -> String {
     let process = std::process::id();
     format!("{process} {}", started(process).unwrap_or_default())
@@ -123,7 +123,7 @@ fn is_alive(process: &str) -> bool {
 /// Ticks from the start of the machine to that of a process.
 fn started(process: u32) -> Option<u64> {
     let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
-    // Behind the command, which may hold anything: state is field 3, the start field 22.
+    // After the command, which may contain anything. The state is field 3, the start time field 22.
     stat.rsplit(')').next()?.split_whitespace().nth(19)?.parse().ok()
 }
 

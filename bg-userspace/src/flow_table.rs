@@ -1,5 +1,5 @@
-//! The flow tables in this process's memory: read as a whole, on all CPUs, while the programs write them; and thinned
-//! out row by row. How a row is written, and why what is read here is never torn, is in [`bg_ebpf::flow::table`].
+//! The flow tables, mapped into this process. They are read on all CPUs while the programs write them, and single rows can be
+//! removed. [`bg_ebpf::flow::table`] describes how rows are written, and why a reader never gets a torn row.
 
 use std::{
     marker::PhantomData,
@@ -18,19 +18,19 @@ pub(crate) type Bucket6 = [u64; FLOW_WAYS as usize * FlowKey6::ROW];
 
 const WAYS: usize = FLOW_WAYS as usize;
 
-/// A flow's key of either family.
+/// The key of an IPv4 or IPv6 flow.
 pub(crate) trait FlowKey: Key + PartialEq {
     const FAMILY: Family;
-    /// From its words.
+    /// The key in these words.
     fn from_words(word: impl Fn(usize) -> u64) -> Self;
     /// The client's address.
     fn address(&self) -> Addr;
     /// The client's port.
     fn port(&self) -> Be16;
-    /// Row of `vips` that the client sends to.
+    /// The row of `vips` to which the client sends.
     fn vip(&self) -> u16;
 
-    /// The client's end.
+    /// The client's address and port.
     fn client(&self) -> SocketAddr {
         SocketAddr::new(self.address().to_ip(Self::FAMILY), self.port().host())
     }
@@ -76,7 +76,7 @@ impl FlowKey for FlowKey6 {
     }
 }
 
-/// Words of a table from one on.
+/// The words of a table from a certain one on.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Row<'a>(&'a [AtomicU64], usize);
 
@@ -99,7 +99,7 @@ impl Words for Row<'_> {
 
     fn store_low(self, word: usize, value: u32) {
         let low = |old: u64| Some(old & !u64::from(u32::MAX) | u64::from(value));
-        // It is always some value.
+        // Every word is a valid value.
         let _ = self.0[self.1 + word].fetch_update(Ordering::Relaxed, Ordering::Relaxed, low);
     }
 
@@ -108,7 +108,7 @@ impl Words for Row<'_> {
     }
 }
 
-/// A row that was read as a whole.
+/// A row that was read consistently.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Entry<'a, K> {
     pub(crate) key: K,
@@ -117,7 +117,7 @@ pub(crate) struct Entry<'a, K> {
 }
 
 impl<K: FlowKey> Entry<'_, K> {
-    /// Takes the flow out of its row, whatever is noted there meanwhile. `false` if it was gone already.
+    /// Removes the flow from its row, even if its state has changed meanwhile. Returns `false` if it was already gone.
     pub(crate) fn remove(mut self) -> bool {
         let was = (self.key, self.flow.state);
         loop {
@@ -132,7 +132,7 @@ impl<K: FlowKey> Entry<'_, K> {
     }
 }
 
-/// The flow in a row, if there is one, and it stays for as long as it takes to read it.
+/// The flow in a row, if there is one and it is still there after it was read.
 #[inline]
 fn read<K: FlowKey>(row: Row<'_>) -> Option<Entry<'_, K>> {
     const IDENTITY: u64 = FlowState::IDENTITY as u64;
@@ -160,7 +160,7 @@ pub(crate) struct FlowTable<'a, K> {
 impl<'a, K: FlowKey> FlowTable<'a, K> {
     const BUCKET_WORDS: usize = WAYS * K::ROW;
 
-    /// Of all words of a map.
+    /// The table in the words of a map.
     pub(crate) fn new(words: &'a [AtomicU64]) -> Self {
         Self { words, key: PhantomData }
     }
@@ -174,7 +174,7 @@ impl<'a, K: FlowKey> FlowTable<'a, K> {
     fn each_of(&self, buckets: Range<usize>, mut each: impl FnMut(Entry<'a, K>)) {
         let words = &self.words[buckets.start * Self::BUCKET_WORDS..buckets.end * Self::BUCKET_WORDS];
         for bucket in words.chunks_exact(Self::BUCKET_WORDS) {
-            // Heads first, without a branch for each: which rows hold a flow cannot be predicted.
+            // Heads first, without a branch for each, because branch prediction cannot know which rows hold a flow.
             let mut found = 0_u32;
             for nth in 0..WAYS {
                 let head = bucket[nth * K::ROW + K::HEAD].load(Ordering::Relaxed);
@@ -190,8 +190,8 @@ impl<'a, K: FlowKey> FlowTable<'a, K> {
         }
     }
 
-    /// Calls `each` with every flow, on all CPUs: each thread adds to an own sum, and all sums are returned. Flows
-    /// that come or go meanwhile may be missed; none is torn.
+    /// Calls `each` with every flow, on all CPUs. Each thread has its own sum, and all sums are returned. Flows
+    /// that are added or removed meanwhile may be missed, but none is torn.
     pub(crate) fn fold<A: Send>(
         &self,
         empty: impl Fn() -> A + Sync,
@@ -200,7 +200,7 @@ impl<'a, K: FlowKey> FlowTable<'a, K> {
     where
         K: Sync,
     {
-        /// Buckets of a piece of work: worth a thread, and few enough that no CPU is left with a large one at the end.
+        /// Buckets of one work item: enough for a thread, but so few that no CPU has much left at the end.
         const PIECE: usize = 4096;
         let pieces = self.buckets().div_ceil(PIECE);
         let threads = std::thread::available_parallelism().map_or(1, usize::from).min(pieces);
@@ -217,11 +217,11 @@ impl<'a, K: FlowKey> FlowTable<'a, K> {
             }
         };
         std::thread::scope(|scope| {
-            // Where no more threads can be made, those that are there do all of it.
+            // If no more threads can be created, the present ones do all the work.
             let spawn = |_| std::thread::Builder::new().spawn_scoped(scope, work).ok();
             let others: Vec<_> = (1..threads).filter_map(spawn).collect();
             let mut sums = vec![work()];
-            // A thread that has panicked has told so; its panic goes on in this one.
+            // A thread has panicked and said so. Its panic continues in this thread.
             sums.extend(
                 others.into_iter().map(|other| other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))),
             );
@@ -229,10 +229,10 @@ impl<'a, K: FlowKey> FlowTable<'a, K> {
         })
     }
 
-    /// Removes flows; tells whether there may be more of them.
+    /// Removes flows. Returns whether there may be more of them.
     ///
-    /// A program that opens a flow claims the row of another one first, and puts its head back if it gives up: meanwhile
-    /// that flow is not to be seen. So as long as a row is being written, there may be more.
+    /// A program that opens a flow first claims the row of another flow, and restores its head if it gives up. In between,
+    /// that other flow is not visible. So as long as a row is being written, there may be more.
     pub(crate) fn remove(&self, is_unwanted: impl Fn(&K, &Flow) -> bool + Sync) -> bool
     where
         K: Sync,

@@ -1,4 +1,4 @@
-//! The flow table, as people read it: flows that are open.
+//! The open flows, for people to read.
 
 use std::{collections::HashSet, net::SocketAddr, time::Duration};
 
@@ -19,7 +19,7 @@ use crate::{
     time::tick,
 };
 
-/// A flow that is open: its next packet goes where this says.
+/// An open flow. Its next packet goes to this backend.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct FlowStatus {
     /// Name of its deployment.
@@ -31,25 +31,25 @@ pub struct FlowStatus {
     pub protocol: Protocol,
     /// Who opened it.
     pub client: SocketAddr,
-    /// Where the client sends to.
+    /// The address to which the client sends.
     pub destination: SocketAddr,
     /// Colour of its backend.
     #[serde(serialize_with = "colour")]
     pub colour: Colour,
     /// Its backend.
     pub backend: SocketAddr,
-    /// `opening`, `established` or `closing`; UDP is always established.
+    /// `opening`, `established` or `closing`. UDP flows are always established.
     pub state: &'static str,
     /// `user`, `tester` or `preview`.
     pub via: &'static str,
-    /// Generation of the live word that it was opened by.
+    /// Generation of the live word under which it was opened.
     pub generation: u32,
-    /// How long neither direction has shown a packet.
+    /// How long there has been no packet in either direction.
     #[serde(serialize_with = "seconds", rename = "idle_seconds")]
     pub idle: Duration,
 }
 
-/// Which flows are asked for: those that fit everything that is set.
+/// Selects flows. A flow must match every field that is set.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FlowFilter {
     /// Name of their deployment.
@@ -102,7 +102,7 @@ fn endpoint_of(backend: &Backend) -> Option<SocketAddr> {
 }
 
 impl Instance {
-    /// Flows that are open, ordered by deployment, service and client.
+    /// The open flows, ordered by deployment, service and client.
     pub fn flows(&self, filter: &FlowFilter) -> Result<Vec<FlowStatus>, Error> {
         let tables = Tables::open(&self.paths)?;
         let running = Running::read(&self.words, &tables)?;
@@ -129,7 +129,7 @@ impl Instance {
         Ok(flows)
     }
 
-    /// How many flows are open. Takes far less memory than [`flows`](Self::flows).
+    /// The number of open flows. Takes far less memory than [`flows`](Self::flows).
     pub fn count_flows(&self, filter: &FlowFilter) -> Result<u64, Error> {
         let tables = Tables::open(&self.paths)?;
         let running = Running::read(&self.words, &tables)?;
@@ -140,8 +140,8 @@ impl Instance {
         Ok(self.fold_and_end_drains(&tables.backends, || 0, count)?.into_iter().sum())
     }
 
-    /// Calls `each` with every flow that is open, on all CPUs: each thread adds to an own sum, which is `empty` at
-    /// first. Returns the sums. Changes nothing.
+    /// Calls `each` with every open flow, on all CPUs. Each thread has its own sum, which starts as `empty`. Returns the sums.
+    /// Changes nothing.
     pub(crate) fn fold_open_flows<A: Send>(
         &self,
         backends: &Mapped<Backend>,
@@ -151,7 +151,7 @@ impl Instance {
         Scan::new(self, backends)?.fold(&self.paths, &empty, &each)
     }
 
-    /// The same, and ends the drains of which no flow is left.
+    /// The same, but also ends the drains that have no flow left.
     pub(crate) fn fold_and_end_drains<A: Send>(
         &self,
         backends: &Mapped<Backend>,
@@ -175,16 +175,16 @@ impl Instance {
     }
 }
 
-/// A flow that is open, not yet in words.
+/// An open flow, by numbers instead of names.
 pub(crate) struct OpenFlow<'a> {
     pub(crate) flow: &'a Flow,
     pub(crate) target: &'a Target,
     pub(crate) deployment: &'a DeploymentState,
-    /// The client's end.
+    /// The client's address and port.
     address: Addr,
     port: Be16,
     family: Family,
-    /// Row of `vips` that the client sends to.
+    /// The row of `vips` to which the client sends.
     vip: u16,
     /// Ticks since the last packet.
     idle: u32,
@@ -195,14 +195,14 @@ impl OpenFlow<'_> {
         SocketAddr::new(self.address.to_ip(self.family), self.port.host())
     }
 
-    /// Whether it is at the colour that is not live, and was opened before the last switch: a drain waits for it.
+    /// Whether it is on the idle colour and was opened before the last switch, so that a drain waits for it.
     fn is_left(&self) -> bool {
         let word = self.deployment.word;
         self.target.colour != word.live() && self.flow.generation < word.generation()
     }
 }
 
-/// What has to be known of a flow's backend: less than its row, since there may be millions of flows.
+/// What the decision about a flow needs of its backend. This is less than the row, since there may be millions of flows.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Target {
     identity: Identity,
@@ -233,7 +233,7 @@ pub(crate) struct DeploymentState {
     terms: SwitchTerms,
 }
 
-/// What tells whether a flow is open: whether the data path would keep its next packet on its backend.
+/// Decides whether a flow is open: whether the data path would keep its next packet on its backend.
 struct Scan {
     now: u32,
     /// By index.
@@ -243,7 +243,7 @@ struct Scan {
 }
 
 impl Scan {
-    /// Read once: there may be millions of flows.
+    /// Read once, since there may be millions of flows.
     fn new(instance: &Instance, backends: &Mapped<Backend>) -> Result<Self, Error> {
         let mut deployments = vec![None; MAX_DEPLOYMENTS as usize];
         for (index, row) in deployment_rows(&instance.words) {
@@ -261,7 +261,7 @@ impl Scan {
         each: impl Fn(&mut A, &OpenFlow<'_>) + Sync,
     ) -> Result<Vec<A>, Error> {
         let mut sums = Vec::new();
-        // A table of a family that no backend has has no flow that is open: it is not even mapped.
+        // If no backend has this family, the table has no open flow, and is not even mapped.
         let has = |family| self.targets.iter().any(|target| target.family == Some(family));
         if has(Family::V4) {
             let words = flows4(paths)?;

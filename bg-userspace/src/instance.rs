@@ -1,4 +1,4 @@
-//! A pinned instance, opened.
+//! An open instance.
 
 use bg_common::Meta;
 
@@ -19,15 +19,16 @@ use crate::{
 /// How to apply a configuration.
 #[derive(Clone, Debug, Default)]
 pub struct ApplyRequest {
-    /// Why, for the journal.
+    /// The reason, for the journal.
     pub reason: Option<String>,
-    /// Apply it though virtual addresses change their live colour because they change hands.
+    /// Apply even if virtual addresses change their live colour because they move to another deployment.
     pub force: bool,
 }
 
-/// An instance that `attach` has made. Opening it changes nothing, and dropping it neither; several
-/// processes may have it open. It stays with the maps that it has opened: after
-/// `detach --all`, open it anew.
+/// An instance that `attach` has created.
+///
+/// Neither opening nor dropping it changes anything, and several processes may have it open. It keeps the maps that it has opened, so
+/// open it again after `detach --all`.
 #[derive(Debug)]
 pub struct Instance {
     pub(crate) paths: Paths,
@@ -40,7 +41,7 @@ impl Instance {
     /// Opens what is pinned in `paths`.
     pub fn open(paths: &Paths) -> Result<Self, Error> {
         fence::repair(paths);
-        // Who lacks privileges is told so rather than which file he may not read.
+        // A missing privilege is reported as such, not as a failure to read a file.
         let pin_root = PinRoot::inspect(paths).or_else(|error| capabilities().map_err(Error::from).and(Err(error)))?;
         let meta: Meta = match pin_root {
             PinRoot::Instance { meta, .. } => meta,
@@ -54,29 +55,29 @@ impl Instance {
         Ok(Self { paths: paths.clone(), words, state, tick_length })
     }
 
-    /// Where it lives.
+    /// The directories of its pins and its state.
     pub fn paths(&self) -> &Paths {
         &self.paths
     }
 
-    /// Whether this is still what is pinned in its place: `detach --all` and a new attach put another instance there.
+    /// Whether it is still the pinned instance. After `detach --all` and a new attach, another instance is pinned there.
     pub fn is_current(&self) -> bool {
         self.state.is_pinned()
     }
 
-    /// What calls that have changed something have found wrong with the state directory though they have not failed: a
-    /// sentence each, told once.
+    /// Warnings about the state directory from successful calls that have changed something. Each is a sentence, and is
+    /// returned only once.
     pub fn warnings(&self) -> Vec<String> {
         self.state.take_warnings()
     }
 
-    /// What is wrong with the state directory now, a sentence each: it belongs to another instance, the instance keeps its
-    /// state elsewhere, something in it cannot be understood, it cannot be read or does not answer. Changes nothing.
+    /// The present problems with the state directory, one sentence each: it belongs to another instance, the instance keeps its
+    /// state elsewhere, part of it cannot be parsed, it cannot be read or does not respond. Changes nothing.
     pub fn check_state(&self) -> Vec<String> {
         self.state.check(&self.words)
     }
 
-    /// What [`apply`](Self::apply) would change.
+    /// The changes that [`apply`](Self::apply) would make.
     pub fn plan(&self, config: &Config) -> Result<Plan, Error> {
         let tables = Tables::open(&self.paths)?;
         let running = Running::read(&self.words, &tables)?;
@@ -89,7 +90,7 @@ impl Instance {
         self.compare(config, &tables, &running, &recalled)
     }
 
-    /// What has to be changed of what runs. Flows are counted only if something is removed that may have some.
+    /// The changes to the running state. Counts flows only if something is removed that may have flows.
     pub(crate) fn compare(
         &self,
         config: &Config,
@@ -120,19 +121,20 @@ impl Instance {
         Ok(plan(&open))
     }
 
-    /// Makes the running state what `config` says, and returns what was changed. Flows that a change does
-    /// not concern are not disturbed, and the live colour of a deployment that exists stays; so does that of a virtual
-    /// address that another deployment takes over. A call that was killed is completed by the next.
+    /// Makes the running state match `config`, and returns what was changed.
+    ///
+    /// Flows that no change concerns are not disturbed. The live colour of an existing deployment does not change, and neither does that
+    /// of a virtual address that another deployment takes over. If the call is killed, calling it again completes it.
     pub fn apply(&self, config: &Config) -> Result<Plan, Error> {
         self.apply_as(config, &ApplyRequest::default())
     }
 
-    /// The same as [`apply`](Self::apply), with what else there is to say about it.
+    /// Like [`apply`](Self::apply), with more options.
     pub fn apply_as(&self, config: &Config, request: &ApplyRequest) -> Result<Plan, Error> {
         let state = self.state.given();
         let applied = apply(self, &state, config, request);
         if applied.is_ok() {
-            // What cannot be ended now, the next one ends.
+            // What cannot be ended now is ended by the next call.
             let _ = self.end_drains_without_flows();
         }
         self.state.warn(state.take_warnings());

@@ -1,10 +1,12 @@
-//! Blue-green switching in the path of the network card, for embedding in other programs.
+//! Blue-green switching on the network interface, as a library for other programs.
 //!
-//! An *instance* is a set of BPF programs and maps that is pinned in a BPF file system. [`attach`] makes one
-//! and puts it on interfaces; from then on no process needs to live. An [`Instance`] that is opened reads
-//! and changes it: [`plan`](Instance::plan) and [`apply`](Instance::apply) a configuration,
-//! [`switch`](Instance::switch) a deployment to its other colour, [`rollback`](Instance::rollback), read
-//! [`status`](Instance::status), [`flows`](Instance::flows) and the [`configuration`](Instance::configuration). `bgctl` is a thin shell over these.
+//! An *instance* is a set of BPF programs and maps that are pinned in a BPF file system. [`attach`] creates an instance
+//! and attaches its programs to interfaces. From then on no process has to keep running.
+//!
+//! An open [`Instance`] reads and changes it: [`plan`](Instance::plan) and [`apply`](Instance::apply) a configuration,
+//! [`switch`](Instance::switch) a deployment to its other colour, [`rollback`](Instance::rollback), read the
+//! [`status`](Instance::status), the [`flows`](Instance::flows) and the [`configuration`](Instance::configuration). `bgctl` is
+//! a thin shell over these functions.
 //!
 //! ```no_run
 //! use bg_userspace::{AttachOptions, Instance, Paths, SwitchRequest, attach, config};
@@ -24,12 +26,11 @@
 //! # }
 //! ```
 //!
-//! A configuration can be built in code as well; see [`config::Config`] and the example `load_balancer`,
+//! A configuration can also be built in code. See [`config::Config`] and the example `load_balancer`,
 //! which checks the health of its backends and switches when the live colour fails.
 //!
-//! Every error says what was expected, what was met and what to do; [`Error::class`] tells refusals by a
-//! precondition from failures. Calls that change something take a lock on the instance's pins,
-//! and one that is killed is completed by the same call.
+//! Every error says what was expected, what was found and what to do. [`Error::class`] distinguishes a precondition that does not hold
+//! from a failure. Calls that change something lock the instance's pins. If such a call is killed, calling it again completes it.
 
 mod apply;
 mod attach;

@@ -1,15 +1,15 @@
-//! Free room in the tables: indexes, slots of backends, and pieces of the flat Maglev array.
+//! Allocation of indexes, backend slots, and pieces of the flat Maglev array.
 //!
-//! What is freed must have been waited for: no program may still hold it.
+//! Callers free something only after a grace period, when no program can still use it.
 
 use bg_common::TableSpan;
 
-/// Free ones among numbered things.
+/// The free ones of numbered items.
 #[derive(Debug)]
 pub(super) struct Indexes {
     used: Vec<bool>,
     free: usize,
-    /// Nothing below is free.
+    /// No item below this one is free.
     next: usize,
 }
 
@@ -23,7 +23,7 @@ impl Indexes {
         self.free
     }
 
-    /// Takes the lowest free one.
+    /// Takes the lowest free item.
     pub(super) fn take(&mut self) -> Option<usize> {
         let index = self.next + self.used[self.next..].iter().position(|used| !used)?;
         self.used[index] = true;
@@ -32,7 +32,7 @@ impl Indexes {
         Some(index)
     }
 
-    /// Gives one back.
+    /// Frees it again.
     pub(super) fn give(&mut self, index: usize) {
         if std::mem::replace(&mut self.used[index], false) {
             self.free += 1;
@@ -44,12 +44,12 @@ impl Indexes {
 /// Free pieces of the Maglev array.
 #[derive(Debug)]
 pub(super) struct Spans {
-    /// Ordered by base; no two touch.
+    /// Ordered by base. No two pieces are adjacent.
     free: Vec<TableSpan>,
 }
 
 impl Spans {
-    /// All of `capacity` but what is used. Both rows of a service name the same spans.
+    /// All of `capacity` except the used spans. Both rows of a service name the same spans.
     pub(super) fn new(mut used: Vec<TableSpan>, capacity: u32) -> Self {
         used.sort_by_key(|span| span.base);
         let mut free = Vec::new();
@@ -66,7 +66,7 @@ impl Spans {
         Self { free }
     }
 
-    /// Length of the longest free piece.
+    /// The length of the longest free piece.
     pub(super) fn longest(&self) -> u32 {
         self.free.iter().map(|span| span.len).max().unwrap_or(0)
     }
@@ -84,7 +84,7 @@ impl Spans {
         Some(taken)
     }
 
-    /// Gives one back.
+    /// Frees it again.
     pub(super) fn give(&mut self, span: TableSpan) {
         let position = self.free.partition_point(|free| free.base < span.base);
         self.free.insert(position, span);

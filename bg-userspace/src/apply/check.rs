@@ -1,5 +1,5 @@
-//! What a configuration must hold so that the maps can: checked again here because an embedding program
-//! may build one without the parser.
+//! Checks whether the maps can represent a configuration. The parser has similar checks, but an embedding program
+//! may build a configuration without it.
 
 use std::{collections::HashSet, net::SocketAddr};
 
@@ -13,7 +13,7 @@ use crate::{
     sizes::Sizes,
 };
 
-/// Refuses what cannot be represented, or would not fit into an empty instance of these sizes.
+/// Refuses a configuration that the maps cannot represent, or that would not fit into an empty instance of these sizes.
 pub(super) fn check(config: &Config, sizes: &Sizes) -> Result<(), Error> {
     let (mut names, mut keys) = (HashSet::new(), HashSet::new());
     let (mut services, mut backends, mut entries, mut testers) = (0, 0, 0, 0);
@@ -33,7 +33,9 @@ pub(super) fn check(config: &Config, sizes: &Sizes) -> Result<(), Error> {
             for address in std::iter::once(service.vip).chain(service.preview) {
                 usable(address, &service.name)?;
                 if !keys.insert(service_key(address, service.protocol)) {
-                    return refuse(format!("{address} is the address of two services, or VIP and preview of one"));
+                    return refuse(format!(
+                        "{address} is the address of two services, or both the VIP and the preview address of one"
+                    ));
                 }
             }
             services += 1;
@@ -79,10 +81,10 @@ fn table_len(service: &Service, colour: Colour) -> Result<u32, Error> {
             return refuse(format!("{who}: {address} and the VIP {} are of different families", service.vip));
         }
         if backend.weight == UNSETTLED {
-            return refuse(format!("{who}: {address} has the weight {UNSETTLED}, which stands for none"));
+            return refuse(format!("{who}: {address} has the weight {UNSETTLED}, which is reserved"));
         }
         if !seen.insert(address) {
-            return refuse(format!("{who}: {address} is there twice; give it twice the weight"));
+            return refuse(format!("{who}: {address} occurs twice; double its weight instead"));
         }
         weights.push(backend.weight);
     }
@@ -93,7 +95,7 @@ fn table_len(service: &Service, colour: Colour) -> Result<u32, Error> {
     }
 }
 
-/// Refuses an address that packets cannot be sent to.
+/// Refuses an address to which no packets can be sent.
 fn usable(address: SocketAddr, service: &str) -> Result<(), Error> {
     match endpoint_problem(address) {
         Some(expected) => refuse(format!("service \"{service}\": bad address {address}, expected {expected}")),
@@ -105,7 +107,7 @@ fn name(name: &str, what: &str) -> Result<(), Error> {
     if (1..=64).contains(&name.len()) && !name.contains(char::is_control) {
         return Ok(());
     }
-    refuse(format!("a {what} is called \"{name}\": a name has 1 to 64 bytes, and no control character among them"))
+    refuse(format!("a {what} is called \"{name}\": a name has 1 to 64 bytes without control characters"))
 }
 
 fn refuse<T>(what: String) -> Result<T, Error> {
@@ -161,6 +163,9 @@ mod tests {
         };
         let text = refused(more);
         assert!(text.contains("no room for 5 more backends: 4 of 4") && text.contains("larger --backends"), "{text}");
-        assert!(refused(|config| config.deployments[1].name = "\u{1b}[2J".to_owned()).contains("no control character"));
+        assert!(
+            refused(|config| config.deployments[1].name = "\u{1b}[2J".to_owned())
+                .contains("without control characters")
+        );
     }
 }

@@ -1,4 +1,4 @@
-//! Deployments at the beginning and at the end of an apply: rows, testers, first live words, what is recorded of them.
+//! The deployments in an apply: their rows, their testers, the first live words, and the records for the journal.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -19,7 +19,7 @@ use crate::{
     time::TickLength,
 };
 
-/// Writes rows, testers that come, and live words of new deployments. Returns all indexes by name.
+/// Writes rows, new testers, and the live words of new deployments. Returns all indexes by name.
 pub(super) fn begin<'c>(
     work: &mut Work<'_>,
     config: &'c Config,
@@ -42,7 +42,7 @@ pub(super) fn begin<'c>(
         indexes.insert(deployment.name.as_str(), index);
         if plan::deployment_needs_work(deployment, current, length) {
             let wanted = plan::deployment_row(deployment, length);
-            // Whether the last change was a rollback is no setting.
+            // Whether the last change was a rollback is not a setting.
             work.words
                 .deployments
                 .update(index.into(), |row| *row = DeploymentRow { rolled_back: row.rolled_back, ..wanted });
@@ -74,14 +74,14 @@ fn set_first_words(work: &Work<'_>, begun: &[(&Deployment, u16)], recalled: &Rec
     for (deployment, index) in begun {
         let row = usize::from(*index);
         let last = recalled.moment(&deployment.name);
-        // By the words as they are now, under the lock.
+        // The words are read again under the lock.
         let word = |index: u16| work.words.live.read(index.into());
         let beginning = Beginning::of(deployment, work.running, word, last);
         work.words.terms.write(row, &[SwitchTerms::default(); 2]);
         let is_rolled_back = match &beginning.because {
             Because::Initial => false,
             Because::LastLive => recalled.deployments.get(&deployment.name).is_some_and(|entry| entry.rolled_back),
-            // Under another name it is still the same rollback that must not be undone unawares.
+            // A renamed deployment keeps the mark of a rollback, which must not be undone by mistake.
             Because::TakenOver { from } => {
                 let mut from = from.iter().filter_map(|name| work.running.deployments.get(name));
                 from.any(|from| is_rolled_back(&work.words.deployments.read(from.index.into()), word(from.index)))
@@ -94,7 +94,7 @@ fn set_first_words(work: &Work<'_>, begun: &[(&Deployment, u16)], recalled: &Rec
     Ok(())
 }
 
-/// Removes testers and deployments that go.
+/// Removes the testers and deployments that are no longer configured.
 pub(super) fn end(work: &mut Work<'_>, config: &Config) -> Result<(), Error> {
     let wanted = |name: &str| config.deployments.iter().find(|deployment| deployment.name == name);
     let mut removed = Vec::new();
@@ -108,7 +108,7 @@ pub(super) fn end(work: &mut Work<'_>, config: &Config) -> Result<(), Error> {
             removed.push((name, running));
         }
     }
-    // All that has been published or withdrawn holds for every packet from here on.
+    // From here on, every packet sees what has been published and removed.
     work.wait()?;
     work.sweep_testers()?;
     let unsettled =
@@ -128,7 +128,7 @@ pub(super) fn end(work: &mut Work<'_>, config: &Config) -> Result<(), Error> {
     Ok(())
 }
 
-/// What there is to be recorded of each deployment that the plan has changed.
+/// The records for the deployments that the plan has changed.
 pub(super) fn changes(
     words: &Words,
     recalled: &Recalled,
@@ -142,7 +142,7 @@ pub(super) fn changes(
     let change = |name: &str| {
         let from = running.deployments.get(name).map(|running| moment(running.word));
         let to = now.get(name).copied();
-        // It was here before a reboot, and goes on where it was.
+        // It existed before a reboot, and continues with its colour.
         let restored = from.is_none() && to.is_some() && recalled.moment(name) == to;
         let action = if restored { Action::Recovered } else { Action::Apply };
         let (deployment, reason) = (name.to_owned(), request.reason.clone());

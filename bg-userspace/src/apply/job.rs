@@ -1,4 +1,4 @@
-//! One service on its way into the maps.
+//! Writing one service into the maps.
 
 use std::{collections::HashMap, net::SocketAddr};
 
@@ -15,17 +15,17 @@ use crate::{
     running::{RunningBackend, RunningService, UNSETTLED, padded, service_key, table, vip_row},
 };
 
-/// What is to be written for a service, and in which order.
+/// The writes for one service, and their order.
 #[derive(Debug)]
 pub(super) struct Job {
     is_new: bool,
     info: ServiceInfo,
     vip: Vip,
     preview: Option<Vip>,
-    /// Address that the row of the preview address has now.
+    /// The address that the row of the preview address has now.
     old_preview: ServiceKey,
     row: ServiceRow,
-    /// Rows of backends that are new, with their slots.
+    /// The rows of new backends, with their slots.
     new_backends: Vec<(u32, Backend)>,
     /// Slots whose weight changes, or that go: their weight in the table is not what their row says.
     unsettle: Vec<u32>,
@@ -33,12 +33,12 @@ pub(super) struct Job {
     settle: Vec<(u32, u32)>,
     retired_slots: Vec<u32>,
     retired_spans: Vec<TableSpan>,
-    /// Tables that are new.
+    /// The new tables.
     pub(super) fills: Vec<Fill>,
 }
 
 impl Job {
-    /// Takes room for the service; gives all of it back if there is not enough.
+    /// Allocates room for the service. Frees all of it again if there is not enough.
     pub(super) fn prepare(
         work: &mut Work<'_>,
         deployment: &Deployment,
@@ -113,7 +113,7 @@ impl Job {
         Ok(job)
     }
 
-    /// Gives the colour a new table in `span`.
+    /// Plans a new table for the colour in `span`.
     fn change_colour(
         &mut self,
         work: &mut Work<'_>,
@@ -134,7 +134,7 @@ impl Job {
                     backend.slot
                 }
                 None => {
-                    // There are enough: they have been counted.
+                    // There are enough, because they have been counted.
                     let Some(slot) = work.slots.take() else { continue };
                     self.settle.push((slot as u32, spec.weight));
                     let epoch = work.tables.backends.read(slot).identity.epoch.wrapping_add(1);
@@ -179,22 +179,22 @@ impl Job {
         }
     }
 
-    /// Whether the row of the preview address has another one now, which has to end first.
+    /// Whether the row of the preview address still has another address, which has to end first.
     pub(super) fn changes_preview(&self) -> bool {
         self.old_preview != ServiceKey::default() && Some(self.old_preview) != self.preview.map(|vip| vip.key)
     }
 
-    /// The preview address that ends.
+    /// The preview address that is removed.
     pub(super) const fn old_preview(&self) -> ServiceKey {
         self.old_preview
     }
 
-    /// Row of `vips` of the preview address.
+    /// The row of the preview address in `vips`.
     pub(super) fn preview_row(&self) -> usize {
         vip_row(self.row.service, Role::Preview)
     }
 
-    /// Writes all that may be written before the service's rows are replaced.
+    /// Writes everything that can be written before the service's rows are replaced.
     pub(super) fn write_rows(&self, work: &mut Work<'_>) -> Result<(), Error> {
         let service = self.row.service;
         if self.is_new {
@@ -202,7 +202,7 @@ impl Job {
                 work.traffic.clear(2 * u32::from(service) + colour as u32)?;
             }
             work.tables.services.info.write(service.into(), &self.info);
-            // One that exists has its address, and is in a list.
+            // A backend that exists already has its address and is in a list.
             work.tables.services.vips.write(vip_row(service, Role::Vip), &self.vip);
         }
         if let Some(preview) = self.preview.filter(|_| self.old_preview == ServiceKey::default()) {
@@ -218,7 +218,7 @@ impl Job {
         Ok(())
     }
 
-    /// Replaces the service's rows; the tables are written. That of a preview address which is yet to end is not.
+    /// Replaces the service's rows, after the tables are written. The row of a preview address that still has to end is not replaced.
     pub(super) fn publish(&self, work: &mut Work<'_>) -> Result<(), Error> {
         work.write_row(self.vip.key, self.row)?;
         if self.changes_preview() { Ok(()) } else { self.publish_preview(work) }
@@ -229,13 +229,13 @@ impl Job {
         self.preview.map_or(Ok(()), |preview| work.write_row(preview.key, row))
     }
 
-    /// Gives the row of the preview address the new one, or none. The old one has ended.
+    /// Writes the new preview address, or none, into its row. The old one has ended.
     pub(super) fn replace_preview(&self, work: &mut Work<'_>) -> Result<(), Error> {
         work.tables.services.vips.write(self.preview_row(), &self.preview.unwrap_or_default());
         self.publish_preview(work)
     }
 
-    /// Settles what has been published.
+    /// Settles the weights, after the rows are published.
     pub(super) fn settle(self, work: &mut Work<'_>) {
         for (slot, weight) in self.settle {
             set_weight(work, slot, weight);
@@ -250,7 +250,7 @@ fn set_weight(work: &Work<'_>, slot: u32, weight: u32) {
     work.tables.backend_info.write(slot as usize, &BackendInfo { weight, reserved: 0 });
 }
 
-/// The colour's backends that run and could stay: their mode is the service's.
+/// The running backends of the colour that can stay, because they have the service's mode.
 fn by_address<'a>(
     service: &Service,
     colour: Colour,
@@ -260,13 +260,13 @@ fn by_address<'a>(
     running.iter().filter(|backend| backend.mode == service.mode).map(|backend| (backend.address, backend)).collect()
 }
 
-/// How many slots the colour needs.
+/// The number of slots that the colour needs.
 fn new_backends(service: &Service, colour: Colour, current: Option<&RunningService>) -> usize {
     let running = by_address(service, colour, current);
     service.backends(colour).iter().filter(|spec| !running.contains_key(&spec.address)).count()
 }
 
-/// Length of the table that the colour needs; `None` if the one it has is right.
+/// The length of the table that the colour needs; `None` if the present table is right.
 fn new_table_len(service: &Service, colour: Colour, current: Option<&RunningService>) -> Option<u32> {
     let specs = service.backends(colour);
     let running = by_address(service, colour, current);

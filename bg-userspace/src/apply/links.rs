@@ -1,4 +1,4 @@
-//! The indexes during an apply: see [`crate::index`].
+//! Updating the indexes during an apply; see [`crate::index`].
 
 use std::{
     collections::{HashMap, HashSet},
@@ -17,19 +17,19 @@ use crate::{
 };
 
 impl Work<'_> {
-    /// Links the virtual addresses that a row of `services` names, but for those that are to be unlinked.
+    /// Links the virtual addresses that a row of `services` names, except those that are to be unlinked.
     pub(super) fn link_vips(&self) -> Result<(), Error> {
         let index = index::vips(&self.heads, &self.tables);
         index.link_missing(&self.wanted_vips()).map_err(|full| vip_full(full, &self.tables))
     }
 
-    /// Links the backends in use.
+    /// Links the used backends.
     pub(super) fn link_backends(&self) -> Result<(), Error> {
         let index = index::backends(&self.heads, &self.tables);
         index.link_missing(&index.wanted_backends()).map_err(|full| backend_full(full, &self.tables))
     }
 
-    /// Links what is to be found, and unlinks everything else. What was unlinked may be used for something else.
+    /// Links what is to be found, and unlinks everything else. Unlinked rows can then be reused.
     pub(super) fn settle_indexes(&mut self) -> Result<(), Error> {
         self.link_vips()?;
         self.link_backends()?;
@@ -68,12 +68,11 @@ fn index_full(what: &'static str, address: SocketAddr, protocol: u8) -> Error {
     Error::IndexFull { what, address, protocol: Protocol::from_u8(protocol).map_or("?", protocol_name) }
 }
 
-/// Refuses a configuration of which more rows would be in one list than packets look at, while old and new ones are side by
-/// side.
+/// Refuses a configuration that would put more rows into one list than packets look at, while old and new rows coexist.
 pub(super) fn check(config: &Config, running: &Running, heads: &Heads, tables: &Tables) -> Result<(), Error> {
     let (vips, backends) = (index::vips(heads, tables), index::backends(heads, tables));
     let linked = |linked: Vec<Option<usize>>| (0..linked.len()).filter(move |row| linked[*row].is_some());
-    // By head. Of a virtual address that changes hands there are two rows for a while.
+    // By head. A virtual address that moves to another deployment has two rows for a while.
     let mut vip_lists: HashMap<usize, usize> = HashMap::new();
     let mut linked_vips = HashSet::new();
     for row in linked(vips.linked()) {
@@ -88,7 +87,7 @@ pub(super) fn check(config: &Config, running: &Running, heads: &Heads, tables: &
     }
 
     let mut salts = Salts::new(running);
-    // Stand for the indexes of new services, which are not known yet.
+    // Placeholders for the indexes of new services, which are not known yet.
     let mut new_index = u16::MAX / 2;
     for deployment in &config.deployments {
         let index = running.deployments.get(&deployment.name).map(|current| current.index);

@@ -1,22 +1,21 @@
 //! Making the running state match a configuration.
 //!
-//! The order is such that no packet meets a half-written row, and that a call killed at any instant is
-//! completed by the same call:
+//! The order ensures that no packet sees a half-written row, and that calling a killed apply again completes it:
 //!
-//! 1. rows that a killed call has left and services that are no longer wanted leave the index, then the `services` map;
-//!    after a fence, what they had is ended;
-//! 2. deployments' rows and testers, and the live word of new deployments, before any service leads to them;
-//! 3. for each service that changes: backends and tables are written where nothing refers to, and the backends are
-//!    linked in their index; then its rows are replaced, each at once, and its virtual addresses linked in theirs; then
-//!    weights are settled;
-//! 4. after a fence, backends, tables and deployments that nothing leads to are ended, and so are open flows
-//!    of sources that have become testers or are testers no more.
+//! 1. Rows that a killed call has left, and services that are no longer configured, are removed from the index, then from the
+//!    `services` map. After a fence, what they used is ended.
+//! 2. The rows and testers of deployments are written, and the live words of new deployments, before any service refers to them.
+//! 3. For each service that changes, backends and tables are written where nothing refers to them, and the backends are
+//!    linked in their index. Then its rows are replaced, each at once, and its virtual addresses are linked in theirs. Then
+//!    weights are settled.
+//! 4. After a fence, backends, tables and deployments to which nothing refers are ended, and so are open flows
+//!    of sources that have become testers or have ceased to be testers.
 //!
-//! Backends that are ended are free only after a second fence: a program that has found one alive just
-//! before may still use its slot and the rows of its service. A row of `vips` is free when no flow names it any more.
+//! Ended backends are free only after a second fence, because a program that has just found one alive
+//! may still use its slot and the rows of its service. A row of `vips` is free when no flow refers to it.
 //!
 //! A backend that stays keeps its slot and epoch, and with them its flows, whatever happens to its weight
-//! or its neighbours. The live word of a deployment that exists is never touched.
+//! or to other backends. The live word of an existing deployment is never changed.
 
 mod alloc;
 mod check;
@@ -55,7 +54,7 @@ use crate::{
     sys::Mapped,
 };
 
-/// Applies `config`; returns what was changed.
+/// Applies `config`, and returns what was changed.
 pub(crate) fn apply(
     instance: &Instance,
     state: &State,
@@ -64,7 +63,7 @@ pub(crate) fn apply(
 ) -> Result<Plan, Error> {
     let Instance { paths, words, tick_length, .. } = instance;
     check::check(config, &Sizes::read(paths)?)?;
-    // Routes and neighbours are those of the caller's namespace.
+    // The routes and neighbours are those of the caller's namespace.
     pins::check_own_namespace(paths)?;
     let _lock = Lock::apply(paths)?;
     let recalled = state.recall()?;
@@ -94,7 +93,7 @@ pub(crate) fn apply(
     Ok(plan)
 }
 
-/// Brings the state directory up to date, when all else is done.
+/// Updates the state directory, after everything else is done.
 fn remember(state: &State, words: &Words, changes: Vec<Change>) -> Result<(), Error> {
     state.move_in();
     state.record(Some(words), None, &changes).map_err(|source| {
@@ -103,7 +102,7 @@ fn remember(state: &State, words: &Words, changes: Vec<Change>) -> Result<(), Er
     })
 }
 
-/// Has the kernel keep the neighbours on the way to all backends resolved.
+/// Has the kernel keep the next hops to all backends resolved.
 fn keep_neighbours(paths: &Paths, config: &Config) {
     let services = config.deployments.iter().flat_map(|deployment| &deployment.services);
     let elsewhere = services.filter(|service| service.mode == Mode::Nat);
@@ -127,15 +126,15 @@ struct Work<'a> {
     spans: Spans,
     rows: Rows,
     salts: Salts,
-    /// Keys that the configuration has: never removed from the `services` map.
+    /// The keys of the configuration, which are never removed from the `services` map.
     wanted: HashSet<ServiceKey>,
-    /// Rows of `vips` that are to be found no more, though a row of `services` may name them.
+    /// Rows of `vips` that must no longer be found, although a row of `services` may name them.
     unlinked: HashSet<usize>,
     retired: Retired,
     testers: Testers,
 }
 
-/// What no row leads to any more, though a program that runs may still hold it.
+/// What no row refers to any more, although a running program may still use it.
 #[derive(Debug, Default)]
 struct Retired {
     services: Vec<u16>,
@@ -191,7 +190,7 @@ impl<'a> Work<'a> {
         })
     }
 
-    /// Frees what a killed call has left. Waits even if nothing is to be seen of it: it may have let go of
+    /// Frees what a killed call has left. Waits even if nothing of it is visible, because it may have released
     /// something a moment ago.
     fn retire_left_over(&mut self) -> Result<(), Error> {
         self.wait()?;
@@ -206,8 +205,8 @@ impl<'a> Work<'a> {
         self.free()
     }
 
-    /// Takes out services that the configuration does not have. Returns those whose address another
-    /// service takes over: they go when that one is published, so that nothing of theirs is free before.
+    /// Removes services that are no longer configured. Returns those whose address another
+    /// service takes over. They are removed when that service is published, so that nothing of theirs is freed before.
     fn remove_services(&mut self, config: &Config) -> Result<Vec<&'a RunningService>, Error> {
         let (taken_over, gone): (Vec<_>, Vec<_>) =
             self.gone(config).into_iter().partition(|service| keys(service).any(|key| self.wanted.contains(&key)));
@@ -226,7 +225,7 @@ impl<'a> Work<'a> {
         Ok(())
     }
 
-    /// Services that run and are not in the configuration.
+    /// The running services that are not in the configuration.
     fn gone(&self, config: &Config) -> Vec<&'a RunningService> {
         let wanted: HashSet<(u16, ServiceKey)> = config
             .deployments
@@ -248,7 +247,7 @@ impl<'a> Work<'a> {
         self.remove_row(&key)
     }
 
-    /// Writes a row: a new one, or in the place of the one that is there.
+    /// Writes a row. It replaces the present row, if there is one.
     fn write_row(&mut self, key: ServiceKey, row: ServiceRow) -> Result<(), Error> {
         if self.rows.need_fence() {
             self.wait()?;
@@ -258,21 +257,21 @@ impl<'a> Work<'a> {
         Ok(())
     }
 
-    /// Removes a row, if it is there.
+    /// Removes a row, if it exists.
     fn remove_row(&mut self, key: &ServiceKey) -> Result<(), Error> {
         unless_missing(self.tables.services.rows.remove(key)).map_err(Error::map("write", "services"))?;
         self.rows.removed(key);
         Ok(())
     }
 
-    /// Waits until no program runs that has read what was there before.
+    /// Waits for a grace period, after which no program uses what it read before.
     fn wait(&mut self) -> Result<(), Error> {
         self.fence.wait()?;
         self.rows.fenced();
         Ok(())
     }
 
-    /// Publishes every service that is new or changes.
+    /// Publishes every service that is new or has changed.
     fn publish_services(&mut self, config: &Config, indexes: &HashMap<&str, u16>) -> Result<(), Error> {
         let current: HashMap<(u16, ServiceKey), &'a RunningService> =
             self.running.services.iter().map(|service| ((service.deployment, service.vip), service)).collect();
@@ -291,7 +290,7 @@ impl<'a> Work<'a> {
         self.publish(&mut batch)
     }
 
-    /// Finds room for a service. If there is none, what is ready is published and what that frees is used.
+    /// Allocates room for a service. If there is none, publishes the services that are ready, and uses what that frees.
     fn prepare(
         &mut self,
         batch: &mut Vec<Job>,
@@ -310,12 +309,12 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// Writes what is ready, then publishes it.
+    /// Writes the services that are ready, then publishes them.
     fn publish(&mut self, batch: &mut Vec<Job>) -> Result<(), Error> {
         for job in &*batch {
             job.write_rows(self)?;
         }
-        // Before anything is sent to them.
+        // Before any packet is sent to them.
         self.link_backends()?;
         let fills: Vec<_> = batch.iter().flat_map(|job| &job.fills).collect();
         fill(&fills, &self.maglev);
@@ -330,7 +329,7 @@ impl<'a> Work<'a> {
         Ok(())
     }
 
-    /// Ends preview addresses that go or become others, and gives their rows the new ones.
+    /// Ends preview addresses that are removed or replaced, and writes the new ones into their rows.
     fn change_previews(&mut self, jobs: &[Job]) -> Result<(), Error> {
         let jobs: Vec<&Job> = jobs.iter().filter(|job| job.changes_preview()).collect();
         if jobs.is_empty() {
@@ -347,7 +346,7 @@ impl<'a> Work<'a> {
         self.link_vips()
     }
 
-    /// Waits until no program holds what is retired, then frees it.
+    /// Waits until no program can use what is retired, then frees it.
     fn release(&mut self) -> Result<(), Error> {
         if self.retired.is_empty() {
             return Ok(());
@@ -356,7 +355,7 @@ impl<'a> Work<'a> {
         self.free()
     }
 
-    /// Frees what is retired; no program finds it any more.
+    /// Frees what is retired. No program can find it any more.
     fn free(&mut self) -> Result<(), Error> {
         let Retired { services, slots, spans } = std::mem::take(&mut self.retired);
         for slot in &slots {
@@ -364,7 +363,7 @@ impl<'a> Work<'a> {
         }
         self.settle_indexes()?;
         if !slots.is_empty() {
-            // A packet of an open flow finds its slot in the flow's row: one may have found it alive just now.
+            // A packet finds the slot in its flow's row, and may have found the backend alive just now.
             self.wait()?;
         }
         for slot in slots {
@@ -387,7 +386,7 @@ impl<'a> Work<'a> {
     }
 }
 
-/// Keys that lead to a service.
+/// The keys of a service.
 fn keys(service: &RunningService) -> impl Iterator<Item = ServiceKey> + use<> {
     std::iter::once(service.vip).chain(service.preview.map(|(key, _)| key))
 }

@@ -1,15 +1,14 @@
-//! Rows of the `services` map on their way in and out, and when a fence must come between two of them.
+//! Writing and removing rows of the `services` map, and the fences between these.
 //!
-//! A program reads a row field by field where it stands. The map is preallocated: the element of a row that was
-//! replaced or removed is used by the next update at once, though a program on another CPU may still be
-//! reading it. So a fence comes after a row that goes, before the next one is written. A row that
-//! is only added frees no element.
+//! A program reads a row field by field in the map. The map is preallocated: the next update reuses the element of a row that was
+//! replaced or removed at once, although a program on another CPU may still be
+//! reading it. So there is a fence after a row is replaced or removed, before the next one is written. Adding a row frees no element.
 
 use std::collections::HashMap;
 
 use bg_common::{ServiceKey, ServiceRow};
 
-/// The rows, and whether elements have been freed that a program may still read.
+/// The rows, and whether a program may still read a freed element.
 #[derive(Debug)]
 pub(super) struct Rows {
     published: HashMap<ServiceKey, ServiceRow>,
@@ -27,23 +26,23 @@ impl Rows {
         &self.published
     }
 
-    /// Whether a fence must come before the next row is written.
+    /// Whether the next row may be written only after a fence.
     pub(super) fn need_fence(&self) -> bool {
         self.freed
     }
 
-    /// A fence has come.
+    /// Records a fence.
     pub(super) fn fenced(&mut self) {
         self.freed = false;
     }
 
-    /// A row has been written.
+    /// Records that a row has been written.
     pub(super) fn written(&mut self, key: ServiceKey, row: ServiceRow) {
         let replaced = self.published.insert(key, row).is_some();
         self.freed |= replaced;
     }
 
-    /// A row has been removed.
+    /// Records that a row has been removed.
     pub(super) fn removed(&mut self, key: &ServiceKey) {
         self.freed |= self.published.remove(key).is_some();
     }

@@ -1,7 +1,7 @@
 //! Salts of services; see [`bg_common::Vip::salt`].
 //!
-//! A service keeps its salt for as long as it runs: open flows stand where it says. A new one takes that of a service with
-//! which it has a backend in common, so that a reply from there is found at once.
+//! A service keeps its salt as long as it runs, because the salt determines where its open flows are. A new service gets the salt of a
+//! service with which it shares a backend, so that a reply from this backend is found at once.
 
 use std::{collections::HashMap, net::SocketAddr};
 
@@ -15,7 +15,7 @@ use crate::{
 pub(super) struct Salts(HashMap<(SocketAddr, u8), u16>);
 
 impl Salts {
-    /// Those of all services that run.
+    /// The salts of all running services.
     pub(super) fn new(running: &Running) -> Self {
         let mut salts = Self::default();
         for service in &running.services {
@@ -25,7 +25,7 @@ impl Salts {
         salts
     }
 
-    /// The salt of a service; of a new one with this index, if it is new.
+    /// The salt of a service. A new service has this index.
     pub(super) fn take(&mut self, service: &Service, current: Option<&RunningService>, index: u16) -> u16 {
         let addresses = || service.backends.iter().flatten().map(|backend| backend.address);
         let shared = addresses().filter_map(|address| self.0.get(&(address, service.protocol as u8))).min().copied();

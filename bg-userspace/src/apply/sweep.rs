@@ -1,10 +1,10 @@
-//! Open flows that a change has made wrong.
+//! Removing open flows that a change has made invalid.
 //!
-//! A flow remembers whether it is confined to the idle colour, and the data path believes it. So when a source
-//! becomes a tester, its open flows on the live colour end, TCP's as well as UDP's: that testers never meet the
-//! live colour goes before that open flows stay. When it ceases to be one, its flows on the idle colour end.
+//! A flow's row says whether the flow is confined to the idle colour, and the data path relies on it. So when a source
+//! becomes a tester, its open flows on the live colour end, both TCP and UDP: that testers never reach the
+//! live colour takes precedence over keeping open flows. When it ceases to be a tester, its flows on the idle colour end.
 //!
-//! And a flow names the row of `vips` that its client sends to. Before that row gets another address, its flows end.
+//! A flow also names the row of `vips` to which its client sends. The flows of such a row end before it gets another address.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -22,17 +22,17 @@ use crate::{
     sys::Mapped,
 };
 
-/// Testers, as they are now, of deployments whose testers have changed; by the deployment's index.
+/// The new testers of deployments whose testers have changed, by the deployment's index.
 pub(super) type Testers = HashMap<u16, Vec<Prefix>>;
 
 impl Work<'_> {
-    /// Removes the flows of sources that are testers now or are no more. What has changed holds for every packet already.
+    /// Removes the flows of sources that have become testers or have ceased to be. The change already applies to every packet.
     pub(super) fn sweep_testers(&mut self) -> Result<(), Error> {
         let testers = std::mem::take(&mut self.testers);
         let is_wrong = |client, vip, flow: &Flow, backends: &Mapped<Backend>| {
             let slot = flow.backend.slot() as usize;
             let backend = if slot < backends.rows() { backends.read(slot) } else { Backend::default() };
-            // The flow of a backend that is gone leads nowhere any more.
+            // The flow of a removed backend has no target any more.
             flow.backend.is(backend.identity) && is_wrong(&testers, client, vip, flow.state, backend.deployment)
         };
         let swept = if testers.is_empty() { Ok(()) } else { self.sweep(is_wrong) };
@@ -40,14 +40,14 @@ impl Work<'_> {
         swept
     }
 
-    /// Removes the flows of these rows of `vips`, which no packet finds any more.
+    /// Removes the flows of these rows of `vips`, which packets can no longer find.
     pub(super) fn sweep_vips(&mut self, rows: &HashSet<usize>) -> Result<(), Error> {
         if rows.is_empty() { Ok(()) } else { self.sweep(|_, vip, _, _| rows.contains(&usize::from(vip))) }
     }
 
     /// Removes flows, by client and row of `vips`.
     fn sweep(&mut self, is_wrong: impl Fn(IpAddr, u16, &Flow, &Mapped<Backend>) -> bool + Sync) -> Result<(), Error> {
-        /// After so many, a row that is still being written is one that nobody writes.
+        /// After this many rounds, a row that is still being written was left by a writer that stopped.
         const PASSES: usize = 8;
         let (v4, v6) = (flows4(self.paths)?, flows6(self.paths)?);
         for _ in 0..PASSES {
@@ -66,7 +66,7 @@ impl Work<'_> {
 }
 
 fn is_wrong(testers: &Testers, client: IpAddr, vip: u16, state: FlowState, deployment: u16) -> bool {
-    // The address confines those that came by a preview address.
+    // Flows to a preview address are confined by the address.
     if vip % 2 == Role::Preview as u16 {
         return false;
     }

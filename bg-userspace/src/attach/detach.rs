@@ -1,35 +1,35 @@
-//! Taking an instance's programs off interfaces, or an instance away.
+//! Detaching an instance's programs from interfaces, and removing an instance.
 
 use std::{path::PathBuf, time::Duration};
 
 use super::{Hook, PATIENCE, PinnedLink, attached_interfaces, egress, pinned_links};
 use crate::{Error, Paths, history::Action, lock::Lock, net, pins, state::Witness};
 
-/// What [`detach`] takes the programs off.
+/// The interfaces that [`detach`] detaches from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
-    /// These interfaces; the instance stays.
+    /// These interfaces. The instance remains.
     Interfaces(Vec<String>),
-    /// All interfaces; every pin is removed, and with the pins the instance.
+    /// All interfaces. Every pin is removed, and with the pins the instance.
     All,
 }
 
-/// What a [`detach`] has done.
+/// The result of [`detach`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Detached {
     /// Names of the interfaces.
     pub interfaces: Vec<String>,
-    /// What is left in the pin root after [`Target::All`]: bgctl has not made it.
+    /// What is left in the pin root after [`Target::All`], because bgctl has not created it.
     pub left: Vec<PathBuf>,
 }
 
-/// Takes the programs off interfaces. With [`Target::All`] every pin is removed as well; an instance of
-/// another ABI version, or a damaged one, can be removed so.
+/// Detaches the programs from interfaces. [`Target::All`] also removes every pin, even those of an instance of
+/// another ABI version or of a damaged instance.
 pub fn detach(paths: &Paths, target: &Target) -> Result<Detached, Error> {
     detach_within(paths, target, PATIENCE)
 }
 
-/// The same, with another patience for another bgctl that works on the instance.
+/// Like [`detach`], with the time to wait for another bgctl that works on the instance.
 pub fn detach_within(paths: &Paths, target: &Target, patience: Duration) -> Result<Detached, Error> {
     let lock = Lock::detach(paths, patience)?;
     let witness = Witness::of(paths);
@@ -43,7 +43,7 @@ pub fn detach_within(paths: &Paths, target: &Target, patience: Duration) -> Resu
 }
 
 fn detach_all(paths: &Paths) -> Result<Detached, Error> {
-    // Links end with their pins. Only the filters of clsact have to be found, and that in their own namespace.
+    // Links end with their pins. Only filters of clsact have to be looked up, in their own namespace.
     let has_filters = pins::entries(&paths.links())?.iter().any(|pin| {
         let name = pin.file_name().and_then(|name| name.to_str());
         name.and_then(Hook::parse).is_some_and(|(_, hook)| hook.is_clsact())
@@ -55,7 +55,7 @@ fn detach_all(paths: &Paths) -> Result<Detached, Error> {
     if has_filters && links.iter().any(|link| !link.is_in_this_namespace) {
         pins::check_own_namespace(paths)?;
     }
-    // All that can be taken off is, also if one cannot.
+    // If one link cannot be detached, the others still are.
     links.iter().map(PinnedLink::remove).fold(Ok(()), Result::and)?;
     net::keep_neighbours(paths, []);
     let left = pins::remove_all(paths)?;
@@ -65,7 +65,7 @@ fn detach_all(paths: &Paths) -> Result<Detached, Error> {
 fn detach_some(paths: &Paths, names: &[String]) -> Result<Detached, Error> {
     pins::check_own_namespace(paths)?;
     let links = pinned_links(paths)?;
-    // All names are looked at before anything is done.
+    // All names are checked before anything is done.
     let names: Vec<String> = names.iter().map(|name| name_of(name, &links)).collect();
     if let Some(name) = names.iter().find(|name| !links.iter().any(|link| link.is_of(name))) {
         let attached = attached_interfaces(paths)?.into_iter().map(|interface| interface.name).collect();
@@ -75,7 +75,7 @@ fn detach_some(paths: &Paths, names: &[String]) -> Result<Detached, Error> {
     for ifindex in meant().filter_map(PinnedLink::ifindex) {
         egress::forget(paths, ifindex)?;
     }
-    // XDP goes before tc ingress, which does what XDP leaves to it.
+    // XDP is detached before tc ingress, which handles the packets that XDP leaves to it.
     let is_xdp = |link: &&PinnedLink| matches!(link.hook, Hook::Xdp(_));
     for link in meant().filter(is_xdp).chain(meant().filter(|link| !is_xdp(link))) {
         link.remove()?;
@@ -83,7 +83,7 @@ fn detach_some(paths: &Paths, names: &[String]) -> Result<Detached, Error> {
     Ok(Detached { interfaces: names_of(meant()), left: Vec::new() })
 }
 
-/// The name that an interface is attached by, if `name` is an alternative one.
+/// The name under which an interface is attached, if `name` is an alternative name.
 fn name_of(name: &str, links: &[PinnedLink]) -> String {
     if links.iter().any(|link| link.is_of(name)) {
         return name.to_owned();

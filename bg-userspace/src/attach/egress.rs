@@ -1,10 +1,11 @@
-//! What the programs know of interfaces: `egress` says which ones XDP may redirect frames to, `interfaces` which frames
-//! are this host's.
+//! The maps by which the programs know interfaces: `egress` says to which interfaces XDP may redirect frames, `interfaces` which
+//! frames are for this host.
 //!
-//! A frame that XDP redirects to an interface that cannot take it vanishes, and no counter of ours sees it. An interface
-//! that is attached natively takes it, and so does a tap in any mode (its checksum is finished, for it came off a wire).
-//! Generic XDP sends by the ordinary way, which every interface takes; but the program does not know which of the two runs
-//! it, so interfaces with generic XDP are in `egress` only if there is no native one. Frames to all others leave by tc.
+//! If XDP redirects a frame to an interface that cannot send it, the frame vanishes without a counter. An interface
+//! that is attached natively can send it, and so can a tap in any mode (the frame came off a wire, so its checksum is finished).
+//! Generic XDP sends like the stack, which works for every interface. But the program does not know whether it runs as native
+//! or generic XDP, so interfaces with generic XDP are in `egress` only if there is no native one. Frames to all other interfaces leave
+//! by tc.
 
 use std::collections::BTreeMap;
 
@@ -18,7 +19,7 @@ use crate::{
     net::{self, Interface},
 };
 
-/// Makes both maps tell what `links` are. Interfaces whose index does not fit are left out: their frames leave by tc.
+/// Updates both maps to `links`. Interfaces whose index is too large are left out, and their frames leave by tc.
 pub(super) fn refresh(paths: &Paths, links: &[PinnedLink]) -> Result<(), Error> {
     let mut by_index: BTreeMap<u32, Vec<&PinnedLink>> = BTreeMap::new();
     for link in links.iter().filter(|link| link.works()) {
@@ -54,7 +55,7 @@ pub(super) fn refresh(paths: &Paths, links: &[PinnedLink]) -> Result<(), Error> 
     Ok(())
 }
 
-/// Those of these interfaces that have become ports of a bridge since they were attached, or have ceased to be.
+/// The interfaces that have become ports of a bridge, or have ceased to be, since they were attached.
 pub(crate) fn changed_ports<'a>(
     paths: &Paths,
     attached: impl Iterator<Item = &'a Interface>,
@@ -72,14 +73,14 @@ pub(crate) fn changed_ports<'a>(
     Ok(changes)
 }
 
-/// An interface of which the programs know otherwise.
+/// An interface that has become a port of a bridge, or has ceased to be, without the programs knowing.
 pub(crate) struct PortChange {
     pub(crate) interface: String,
     /// Whether it is a port of a bridge now.
     pub(crate) is_port: bool,
 }
 
-/// Takes an interface out before its program goes. One that is gone was taken out by the kernel.
+/// Removes an interface from the map before its program is detached. The kernel has already removed an interface that is gone.
 pub(super) fn forget(paths: &Paths, ifindex: u32) -> Result<(), Error> {
     if ifindex >= MAX_INTERFACES {
         return Ok(());
@@ -93,10 +94,10 @@ fn is_bridge_port(interface: &Interface, all: &[Interface]) -> bool {
     master.is_some_and(|master| master.kind.as_deref() == Some("bridge"))
 }
 
-/// Whether it is a tap, that is, a `tun` device that carries Ethernet frames.
+/// Whether it is a tap: a `tun` device that carries Ethernet frames.
 fn is_tap(interface: &Interface) -> bool {
     interface.kind.as_deref() == Some("tun") && interface.arphrd == net::ARPHRD_ETHER
 }
 
-/// An interface index that empties an entry.
+/// The interface index that empties an entry.
 const NOWHERE: u32 = 0;

@@ -1,20 +1,20 @@
-//! The places on an interface that carry a program of ours, and the names of their pins.
+//! The hooks of an interface that carry bgctl's programs, and the names of their pins.
 //!
-//! A pin is called `<interface>:<place>`. The BPF file system refuses dots in names, which interfaces may
-//! have, so that a dot stands as `%` there: the kernel lets no interface be called so.
+//! A pin is called `<interface>:<hook>`. The BPF file system allows no dots in names. A dot in an interface's name is written as `%`,
+//! which the kernel does not allow in interface names.
 
 use super::AttachedMode;
 
-/// A place on an interface.
+/// A hook of an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Hook {
-    /// XDP, native or generic: a link.
+    /// XDP, native or generic, by a link.
     Xdp(AttachedMode),
-    /// tc ingress: a TCX link.
+    /// tc ingress, by a TCX link.
     TcIngress,
-    /// tc egress: a TCX link.
+    /// tc egress, by a TCX link.
     TcEgress,
-    /// tc ingress by clsact, before Linux 6.6: there is no link to pin, so the program is pinned to tell of it.
+    /// tc ingress by clsact, before Linux 6.6. There is no link to pin, so the program is pinned instead.
     ClsactIngress,
     /// tc egress by clsact.
     ClsactEgress,
@@ -30,8 +30,8 @@ impl Hook {
         Self::ClsactEgress,
     ];
 
-    /// The mode that a program here means, if no other hook of the interface means XDP: tc ingress stands behind XDP, too.
-    /// None for the way out, which every mode uses.
+    /// The mode that a program at this hook indicates, unless another hook of the interface indicates XDP: XDP modes use tc ingress
+    /// too. `None` for tc egress, which every mode uses.
     pub(crate) const fn mode(self) -> Option<AttachedMode> {
         match self {
             Self::Xdp(mode) => Some(mode),
@@ -40,7 +40,7 @@ impl Hook {
         }
     }
 
-    /// The mode, or "tc" for the way out.
+    /// The mode's name; "tc" for tc egress.
     pub(crate) const fn mode_name(self) -> &'static str {
         match self.mode() {
             Some(mode) => mode.name(),
@@ -56,7 +56,7 @@ impl Hook {
         matches!(self, Self::ClsactIngress | Self::ClsactEgress)
     }
 
-    /// The same place by clsact.
+    /// The same hook by clsact.
     pub(crate) const fn clsact(self) -> Self {
         match self {
             Self::TcIngress => Self::ClsactIngress,
@@ -65,7 +65,7 @@ impl Hook {
         }
     }
 
-    /// Whether both are one place, whichever way it is attached.
+    /// Whether both are the same hook, by a link or by clsact.
     pub(crate) fn is_same_place(self, other: Self) -> bool {
         self.clsact() == other.clsact()
     }
@@ -85,7 +85,7 @@ impl Hook {
         format!("{}:{}", interface.replace('.', "%"), self.name())
     }
 
-    /// The interface and the place that a pin of this name tells of.
+    /// The interface and the hook of a pin with this name.
     pub(crate) fn parse(pin_name: &str) -> Option<(String, Self)> {
         let (interface, place) = pin_name.split_once(':')?;
         let hook = Self::ALL.into_iter().find(|hook| hook.name() == place)?;

@@ -1,8 +1,8 @@
-//! Attaching an instance's programs to interfaces, and taking them off again.
+//! Attaching an instance's programs to interfaces, and detaching them.
 //!
-//! The tc mode puts `tc_ingress` and `tc_egress` on the interface. XDP modes put `ingress` before them, which redirects
-//! what it can and leaves the rest to `tc_ingress`. All are links that are pinned, so that no
-//! process needs to live; where the interface has ours already, the link is given the new program in place.
+//! Mode `tc` attaches `tc_ingress` and `tc_egress`. The XDP modes also attach `ingress`, which runs first, redirects
+//! the packets that it can, and leaves the others to `tc_ingress`. All links are pinned, so that no
+//! process has to keep running. If the interface is attached already, the program of the link is replaced in place.
 
 mod detach;
 mod egress;
@@ -52,31 +52,31 @@ use crate::{
 /// How to attach.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum AttachMode {
-    /// As it is, if it is attached; else native XDP on hardware whose driver has it, tc elsewhere.
+    /// The present mode, if the interface is attached; else native XDP on hardware whose driver supports it, and tc otherwise.
     #[default]
     Auto,
     /// XDP in the driver.
     Native,
-    /// XDP in the stack, on any interface.
+    /// XDP in the network stack, on any interface.
     Generic,
-    /// tc, both directions: TCX where the kernel has it (6.6), else clsact.
+    /// tc in both directions: TCX if the kernel has it (6.6), else clsact.
     Tc,
 }
 
-/// How an interface is attached.
+/// The mode in which an interface is attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum AttachedMode {
     /// XDP in the driver.
     Native,
-    /// XDP in the stack.
+    /// XDP in the network stack.
     Generic,
-    /// tc, both directions.
+    /// tc in both directions.
     Tc,
 }
 
 impl AttachedMode {
-    /// As the command line spells it.
+    /// Its name on the command line.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Native => "native",
@@ -89,26 +89,26 @@ impl AttachedMode {
 /// Options of [`attach`].
 #[derive(Clone, Debug, Default)]
 pub struct AttachOptions {
-    /// How.
+    /// The mode.
     pub mode: AttachMode,
-    /// Flows that there is room for, IPv4 and IPv6 each; `None` is what the instance has, or
-    /// [`DEFAULT_FLOWS`](crate::DEFAULT_FLOWS) for a new one.
+    /// Room for this many IPv4 and this many IPv6 flows. `None` is the present room, or
+    /// [`DEFAULT_FLOWS`](crate::DEFAULT_FLOWS) for a new instance.
     pub flows: Option<u32>,
-    /// Services that there is room for; `None` is what the instance has, or
-    /// [`DEFAULT_SERVICES`](crate::DEFAULT_SERVICES) for a new one.
+    /// Room for this many services. `None` is the present room, or
+    /// [`DEFAULT_SERVICES`](crate::DEFAULT_SERVICES) for a new instance.
     pub services: Option<u32>,
-    /// Backends that there is room for, of all services and both colours; `None` is what the instance has, or
-    /// [`DEFAULT_BACKENDS`](crate::DEFAULT_BACKENDS) for a new one.
+    /// Room for this many backends, of all services and both colours. `None` is the present room, or
+    /// [`DEFAULT_BACKENDS`](crate::DEFAULT_BACKENDS) for a new instance.
     pub backends: Option<u32>,
-    /// A pinned XDP program that gets what is not for a VIP; `None` leaves it as it is.
+    /// A pinned XDP program that gets the packets that are not for a VIP. `None` keeps the present one.
     pub next: Option<PathBuf>,
-    /// Attach behind another instance of bgctl, and where the pins are in a mount namespace that may end before them.
+    /// Attach even behind another instance of bgctl, or if the pins vanish with the mount namespace of this process.
     pub force: bool,
-    /// How long to wait for another bgctl that works on the instance; `None` is [`PATIENCE`].
+    /// How long to wait for another bgctl that works on the instance. `None` is [`PATIENCE`].
     pub wait: Option<Duration>,
 }
 
-/// How long [`attach`] and [`detach`] wait for another bgctl that works on the instance. An attach takes half a second,
+/// The default time that [`attach`] and [`detach`] wait for another bgctl that works on the instance. An attach takes half a second,
 /// and at boot there may be one for each interface.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -117,25 +117,25 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 pub struct Attached {
     /// Its name.
     pub name: String,
-    /// How it is attached.
+    /// The mode in which it is attached.
     pub mode: AttachedMode,
-    /// Whether it carried them before, and has them newly now without a gap.
+    /// Whether it was attached before, and its programs were replaced in place.
     pub updated: bool,
-    /// Programs of others that packets meet before this instance's, and that may keep packets from it.
+    /// Programs of others that see packets before this instance's, and may keep packets from it.
     pub in_front: Vec<OtherProgram>,
 }
 
-/// Loads the programs if there is no instance yet, else anew over its maps, and attaches them.
+/// Loads the programs and attaches them to interfaces. An instance that exists keeps its maps.
 ///
-/// Every interface that the instance was attached to before gets the new programs too. If one of the interfaces cannot
-/// be attached to, none is. A call that was killed at any instant is completed by the same call.
+/// All interfaces that the instance is attached to get the new programs too. If one of the interfaces cannot
+/// be attached, none is. If the call is killed at any instant, calling it again completes it.
 pub fn attach(paths: &Paths, interfaces: &[String], options: &AttachOptions) -> Result<Vec<Attached>, Error> {
     let wanted: Vec<_> = interfaces.iter().map(|name| (name.clone(), options.mode)).collect();
     attach_in_modes(paths, &wanted, options)
 }
 
-/// The same with a mode for each interface; the one in `options` is not looked at. For an interface that is named twice,
-/// the first mode counts.
+/// Like [`attach`], with a mode for each interface. The mode in `options` is ignored. If an interface is named twice,
+/// its first mode counts.
 pub fn attach_in_modes(
     paths: &Paths,
     interfaces: &[(String, AttachMode)],
@@ -146,7 +146,7 @@ pub fn attach_in_modes(
     let mut next = options.next.as_deref().map(open_next).transpose()?;
     let attached = attach_locked(paths, &interfaces, options, next.as_mut());
     if attached.is_err() {
-        // The lock has made the directory. It goes only if it is empty.
+        // The lock has created the directory. It can be removed only if it is empty.
         let _ = std::fs::remove_dir(&paths.pin_root);
     }
     let attached = attached?;
@@ -162,7 +162,7 @@ fn attach_locked(
     next: Option<&mut Xdp>,
 ) -> Result<Vec<Attached>, Error> {
     let _lock = Lock::attach(paths, options.wait.unwrap_or(PATIENCE))?;
-    // Refuses other versions' pins, and those of another network namespace, before anything is touched.
+    // Refuses pins of another version or another network namespace before anything is changed.
     let is_new = match PinRoot::inspect(paths)? {
         PinRoot::Instance { meta, .. } => {
             pins::check_namespace(paths, &meta)?;
@@ -177,7 +177,7 @@ fn attach_locked(
     let interfaces: Vec<&Interface> = wanted.iter().map(|(interface, _)| interface).collect();
     let attached = load_and_attach(paths, &interfaces, &plans, &ours, options, next);
     if attached.is_err() && is_new && !is_attached(paths)? {
-        // An instance that is attached nowhere would only hold memory.
+        // An instance that is not attached would only take memory.
         pins::remove_all(paths)?;
     }
     attached
@@ -206,7 +206,7 @@ fn load_and_attach(
         Ok(attached) => attached,
         Err(error) => return Err(undo(paths, ours, error)),
     };
-    // XDP of an interface that becomes tc goes last, so that packets are switched all the while.
+    // If an interface changes from XDP to tc, XDP is detached last, so that packets are switched all the time.
     for (interface, attached) in interfaces.iter().zip(&attached) {
         for link in ours.iter().filter(|link| link.is_on(interface) || link.is_remnant_of(interface)) {
             if matches!(link.hook, Hook::Xdp(other) if other != attached.mode) {
@@ -217,7 +217,7 @@ fn load_and_attach(
     }
     let links = pinned_links(paths)?;
     egress::refresh(paths, &links)?;
-    // Their programs have changed since they were looked at.
+    // Their programs have changed since they were read.
     let interfaces = net::interfaces()?;
     for attached in &mut attached {
         let Some(interface) = interfaces.iter().find(|interface| interface.name == attached.name) else { continue };
@@ -226,7 +226,7 @@ fn load_and_attach(
     Ok(attached)
 }
 
-/// Takes off what this call has attached before it failed: all that is not among `before`.
+/// Detaches what this call has attached before it failed: all links that are not among `before`.
 fn undo(paths: &Paths, before: &[PinnedLink], error: Error) -> Error {
     let undone = pinned_links(paths).and_then(|links| {
         let new: Vec<_> = links.iter().filter(|link| !before.iter().any(|old| old.is_same(link))).collect();
@@ -238,7 +238,7 @@ fn undo(paths: &Paths, before: &[PinnedLink], error: Error) -> Error {
     match undone {
         Ok(names) if names.is_empty() => error,
         Ok(names) => Error::Undone { interfaces: names, source: Box::new(error) },
-        // What could not be taken off is told by `status`; the first error is what has to be mended.
+        // `status` reports what could not be detached. The first error is the one to fix.
         Err(_) => error,
     }
 }
@@ -295,8 +295,8 @@ fn set_next(paths: &Paths, next: &mut Xdp, path: &Path) -> Result<(), Error> {
     let refused = |error: String| Error::Next {
         path: path.to_owned(),
         detail: format!(
-            "the kernel does not let it be called ({error}); it must be an XDP program with the expected attach \
-             type BPF_XDP, loaded with or without fragment support as bgctl's own (without)"
+            "the kernel does not allow calls to it ({error}); it must be an XDP program with the expected attach \
+             type BPF_XDP, loaded without fragment support, as bgctl's own"
         ),
     };
     let fd = next.fd().map_err(|error| refused(error.to_string()))?;

@@ -1,9 +1,9 @@
-//! Programs of others on the hooks of an interface: somebody else's, or another instance's of bgctl.
+//! Programs of others on the hooks of an interface. They belong to other software, or to another instance of bgctl.
 //!
-//! Each TCX hook runs its programs in order until one of them decides about the packet, and so do the filters of clsact.
-//! Ours go last, and let the next one have each packet that is not for one of their VIPs. So instances with different
-//! VIPs can share an interface, but of two that have the same VIP, the second never sees a packet of it. That is what a
-//! mistyped `--pin-root` makes, hence another instance's programs are refused unless the caller insists.
+//! A TCX hook runs its programs in order until one of them decides about the packet, and so does clsact with its filters.
+//! An instance attaches its programs last, and they pass on each packet that is not for one of its VIPs. So instances with different
+//! VIPs can share an interface. But if two instances have the same VIP, the second never sees its packets. A mistyped `--pin-root` has
+//! this effect, so another instance's programs are refused unless the caller forces it.
 
 use std::{collections::HashMap, fmt};
 
@@ -23,20 +23,20 @@ use crate::{
     sys::{TcxProgram, tcx_programs, xdp_link},
 };
 
-/// A program that is not this instance's.
+/// A program that does not belong to this instance.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct OtherProgram {
-    /// Where it stands: `xdp`, `xdp generic`, `tcx ingress`, `tcx egress`, `clsact ingress`, `clsact egress`.
+    /// Its hook: `xdp`, `xdp generic`, `tcx ingress`, `tcx egress`, `clsact ingress`, `clsact egress`.
     pub hook: &'static str,
-    /// Its name; empty if it has none, or may not be asked.
+    /// Its name; empty if it has none, or the caller may not read it.
     pub name: String,
-    /// The kernel's id of it; 0 for a filter that is no program.
+    /// Its id in the kernel; 0 for a filter that is not a program.
     pub id: u32,
-    /// Id of the link that holds it, if one does.
+    /// The id of the link that holds it, if any.
     pub link: Option<u32>,
     /// Whether it belongs to another instance of bgctl.
     pub bgctl: bool,
-    /// Whether packets meet it before this instance's program.
+    /// Whether it sees packets before this instance's program.
     #[serde(skip)]
     pub(crate) in_front: bool,
 }
@@ -59,28 +59,28 @@ impl fmt::Display for OtherProgram {
 }
 
 impl OtherProgram {
-    /// A sentence about one that stands before this instance's program on an interface.
+    /// A sentence about a program that runs before this instance's program on an interface.
     pub fn warning(&self, interface: &str) -> String {
         let end = if self.bgctl {
-            "it takes every packet for its own VIPs, also where they are VIPs of this instance"
+            "it takes every packet for its own VIPs, even if they are VIPs of this instance too"
         } else {
-            "packets that it drops, redirects or accepts for good never reach this instance"
+            "packets that it drops, redirects or finally accepts never reach this instance"
         };
-        format!("{interface}: the {self} comes before this instance's program: {end}")
+        format!("{interface}: the {self} runs before this instance's program: {end}")
     }
 
-    /// Whether it stands where XDP programs do.
+    /// Whether it is an XDP program.
     pub(crate) fn is_xdp(&self) -> bool {
         matches!(self.hook, XDP | XDP_GENERIC)
     }
 
-    /// What takes it off, in the words of a command line.
+    /// The command that removes it.
     pub(crate) fn removal(&self, interface: &str) -> String {
         match (self.link, self.hook) {
             (Some(link), _) => format!("bpftool link detach id {link}"),
             (None, XDP) => format!("ip link set dev {interface} xdp off"),
             (None, XDP_GENERIC) => format!("ip link set dev {interface} xdpgeneric off"),
-            (None, _) => format!("bpftool net show dev {interface} tells how it is attached"),
+            (None, _) => format!("bpftool net show dev {interface} shows how it is attached"),
         }
     }
 }
@@ -88,7 +88,7 @@ impl OtherProgram {
 const XDP: &str = "xdp";
 const XDP_GENERIC: &str = "xdp generic";
 
-/// The programs on an interface that are not among `ours`, in the order in which packets meet them.
+/// The programs on an interface that are not among `ours`, in the order in which they run.
 pub(crate) fn others(paths: &Paths, interface: &Interface, ours: &[PinnedLink]) -> Result<Vec<OtherProgram>, Error> {
     let ours: Vec<_> = ours.iter().filter(|link| link.is_on(interface)).collect();
     let mut others = Vec::new();
@@ -96,7 +96,7 @@ pub(crate) fn others(paths: &Paths, interface: &Interface, ours: &[PinnedLink]) 
         let id = attachment.program_id;
         if !ours.iter().any(|link| matches!(link.hook, Hook::Xdp(_)) && link.program_id() == Some(id)) {
             let hook = if attachment.mode == net::XdpMode::Generic { XDP_GENERIC } else { XDP };
-            // Who may not list links is told less.
+            // A caller that may not list links gets less information.
             let link = xdp_link(interface.index, id).unwrap_or(None);
             others.push(OtherProgram { link, in_front: true, ..OtherProgram::new(hook, id) });
         }
@@ -123,7 +123,7 @@ pub(crate) fn others(paths: &Paths, interface: &Interface, ours: &[PinnedLink]) 
     for (hook, place) in [(Hook::ClsactIngress, "clsact ingress"), (Hook::ClsactEgress, "clsact egress")] {
         let own = ours.iter().find(|link| link.hook == hook);
         for filter in net::filters(interface.index, hook == Hook::ClsactEgress) {
-            // One that a killed attach has not pinned yet is ours as well.
+            // A program that a killed attach has not pinned yet belongs to this instance too.
             if tc::is_our_place(&filter) && filter.program_id.is_some_and(|id| is_of_instance(paths, id)) {
                 continue;
             }
@@ -143,7 +143,7 @@ impl OtherProgram {
     }
 }
 
-/// Fills in what the kernel says of the programs themselves, as far as the caller may ask.
+/// Fills in what the kernel says about the programs, as far as the caller may read it.
 fn describe(paths: &Paths, others: &mut [OtherProgram]) {
     if others.is_empty() {
         return;
@@ -155,13 +155,13 @@ fn describe(paths: &Paths, others: &mut [OtherProgram]) {
             if let Some(name) = program.name_as_str().filter(|name| !name.is_empty()) {
                 other.name = name.to_owned();
             }
-            // Somebody may have attached a program of this instance himself.
+            // Somebody may have attached a program of this instance by hand.
             other.bgctl = is_bgctl(program) && !uses_maps_of(paths, program);
         }
     }
 }
 
-/// Whether a program works on this instance's maps.
+/// Whether a program uses this instance's maps.
 pub(super) fn is_of_instance(paths: &Paths, program_id: u32) -> bool {
     let mut programs = loaded_programs().map_while(Result::ok);
     programs.find(|program| program.id() == program_id).is_some_and(|program| uses_maps_of(paths, &program))
@@ -169,11 +169,11 @@ pub(super) fn is_of_instance(paths: &Paths, program_id: u32) -> bool {
 
 fn uses_maps_of(paths: &Paths, program: &ProgramInfo) -> bool {
     let Ok(Some(maps)) = program.map_ids() else { return false };
-    // Every program counts what happens.
+    // Every program uses the map of event counters.
     MapInfo::from_pin(paths.map("events")).is_ok_and(|events| maps.contains(&events.id()))
 }
 
-/// Whether an instance of this or another version has loaded the program: by its name, and by the names of its maps.
+/// Whether an instance of this or another version has loaded the program, judged by its name and the names of its maps.
 fn is_bgctl(program: &ProgramInfo) -> bool {
     const ENOUGH: usize = 3;
     if !program.name_as_str().is_some_and(|name| [INGRESS, TC_INGRESS, TC_EGRESS].contains(&name)) {

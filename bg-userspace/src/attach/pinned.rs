@@ -1,4 +1,4 @@
-//! The links that are pinned: where they stand, whether they still work, and their new programs.
+//! The pinned links: where they are attached, whether they still work, and how their programs are replaced.
 
 use std::path::{Path, PathBuf};
 
@@ -21,25 +21,25 @@ use crate::{
 #[derive(Clone, Debug)]
 pub(crate) struct PinnedLink {
     pub(crate) hook: Hook,
-    /// Whether the caller is in the instance's network namespace. In another one, nothing can be said of the interface.
+    /// Whether the caller is in the instance's network namespace. In another one, the interface is unknown.
     pub(crate) is_in_this_namespace: bool,
     pin: PathBuf,
-    /// Name of the interface when it was attached.
+    /// The name of the interface when it was attached.
     interface: String,
     held: Held,
-    /// Where it stands now, and what that is called now.
+    /// The index and the present name of the interface that carries it now.
     now: Option<(u32, String)>,
 }
 
-/// What a pin holds.
+/// The object that a pin holds.
 #[derive(Clone, Copy, Debug)]
 enum Held {
     Link(LinkInfo),
-    /// clsact has no links, so the program is pinned: its id.
+    /// The id of a program. clsact has no links, so the program is pinned.
     Program(u32),
 }
 
-/// All pins in the directory of links, alive or not.
+/// All pins in the directory of links, whether they work or not.
 pub(crate) fn pinned_links(paths: &Paths) -> Result<Vec<PinnedLink>, Error> {
     let pins = pins::entries(&paths.links())?;
     if pins.is_empty() {
@@ -55,8 +55,8 @@ pub(crate) fn pinned_links(paths: &Paths) -> Result<Vec<PinnedLink>, Error> {
     for (pin, (interface, hook)) in named.iter().cloned() {
         let Some(held) = held(&pin, hook)? else { continue };
         let now = match held {
-            // After a move to another network namespace the index means another interface. That does not carry this
-            // link; or if it carries the same XDP program, then by a link of its own, whose pin bears its name.
+            // After the interface was moved to another network namespace, the index means another interface. That interface does not carry
+            // this link. If it carries the same XDP program, then by its own link, whose pin has its name.
             Held::Link(info) => match interfaces.iter().find(|other| other.index == info.ifindex) {
                 Some(other) => {
                     let is_its_own = |(_, name): &(PathBuf, (String, Hook))| *name == (other.name.clone(), hook);
@@ -76,7 +76,7 @@ pub(crate) fn pinned_links(paths: &Paths) -> Result<Vec<PinnedLink>, Error> {
     Ok(links)
 }
 
-/// What a pin holds; `None` if a detach has just removed it.
+/// The object that a pin holds; `None` if a detach has just removed the pin.
 fn held(pin: &Path, hook: Hook) -> Result<Option<Held>, Error> {
     let held = if hook.is_clsact() {
         let program = ProgramInfo::from_pin(pin).map_err(Error::program("open", hook.mode_name()));
@@ -90,7 +90,7 @@ fn held(pin: &Path, hook: Hook) -> Result<Option<Held>, Error> {
     }
 }
 
-/// Whether a link may be one of this interface: for TCX, whether it is; for XDP, whether its program is there.
+/// Whether a link may be attached to this interface. For TCX this is certain; for XDP, the interface carries the link's program.
 fn carries(interface: &Interface, hook: Hook, link: LinkInfo) -> Result<bool, Error> {
     let place = match hook {
         Hook::Xdp(_) => return Ok(interface.xdp.iter().any(|attachment| attachment.program_id == link.program_id)),
@@ -102,12 +102,12 @@ fn carries(interface: &Interface, hook: Hook, link: LinkInfo) -> Result<bool, Er
     Ok(programs.iter().any(|program| program.link_id == Some(link.id)))
 }
 
-/// How an interface is attached that carries these links: as its XDP link says, if there is one.
+/// The mode of an interface that carries these links: that of its XDP link, if there is one.
 pub(crate) fn mode_of<'a>(links: impl IntoIterator<Item = &'a PinnedLink>) -> Option<AttachedMode> {
     links.into_iter().filter_map(|link| link.hook.mode()).min_by_key(|mode| *mode == AttachedMode::Tc)
 }
 
-/// Whether any interface carries an instance's programs: asks for less than [`attached_interfaces`].
+/// Whether any interface carries an instance's programs. Reads less than [`attached_interfaces`].
 pub(crate) fn is_attached(paths: &Paths) -> Result<bool, Error> {
     for pin in pins::entries(&paths.links())? {
         let name = pin.file_name().and_then(|name| name.to_str());
@@ -122,42 +122,42 @@ pub(crate) fn is_attached(paths: &Paths) -> Result<bool, Error> {
 }
 
 impl PinnedLink {
-    /// Whether it has an effect, here or in another network namespace.
+    /// Whether it works, in this or in another network namespace.
     pub(crate) fn works(&self) -> bool {
         match self.held {
-            // Zero once the interface is gone, or the link was detached.
+            // Zero if the interface is gone or the link was detached.
             Held::Link(info) => info.ifindex != 0,
-            // In another namespace the interface cannot be looked at.
+            // An interface in another namespace cannot be examined.
             Held::Program(_) => self.now.is_some() || !self.is_in_this_namespace,
         }
     }
 
-    /// Whether it stands on an interface of the instance's namespace, as far as the caller can tell.
+    /// Whether it is attached to an interface of the instance's namespace, as far as the caller can tell.
     pub(crate) fn is_here(&self) -> bool {
         self.now.is_some() || !self.is_in_this_namespace
     }
 
-    /// Whether it works, but somewhere else than on the interface that has the name of its pin.
+    /// Whether it works, but on another interface than the one that has the name of its pin.
     pub(crate) fn stands_in_the_way_of(&self, interface: &Interface) -> bool {
         self.interface == interface.name && self.works() && !self.is_on(interface)
     }
 
-    /// Whether it stands on this interface.
+    /// Whether it is attached to this interface.
     pub(crate) fn is_on(&self, interface: &Interface) -> bool {
         self.ifindex() == Some(interface.index)
     }
 
-    /// Whether it is what is left of one on an interface of this name.
+    /// Whether it is the remnant of a link on an interface of this name.
     pub(crate) fn is_remnant_of(&self, interface: &Interface) -> bool {
         self.interface == interface.name && !self.works()
     }
 
-    /// Whether it is meant by this name: where it stands, or where it stood if that is gone.
+    /// Whether this is the name of its interface, or of its former interface if that is gone.
     pub(crate) fn is_of(&self, name: &str) -> bool {
         self.name() == name
     }
 
-    /// Whether both are one attachment, seen at two moments.
+    /// Whether both are the same attachment, read at two moments.
     pub(crate) fn is_same(&self, other: &Self) -> bool {
         match (self.held, other.held) {
             (Held::Link(link), Held::Link(other)) => link.id == other.id,
@@ -177,7 +177,7 @@ impl PinnedLink {
         })
     }
 
-    /// The kernel's id of the link; none for clsact.
+    /// The id of the link in the kernel; `None` for clsact.
     pub(crate) fn link_id(&self) -> Option<u32> {
         match self.held {
             Held::Link(info) => Some(info.id),
@@ -189,7 +189,7 @@ impl PinnedLink {
         self.now.as_ref().map_or(&self.interface, |(_, name)| name).clone()
     }
 
-    /// Gives the link the newly loaded program, without a gap.
+    /// Replaces the link's program by the newly loaded one, without a gap.
     pub(crate) fn update(&self, loaded: &mut Loaded, paths: &Paths) -> Result<(), Error> {
         let result = match self.hook {
             Hook::ClsactIngress => {
@@ -209,7 +209,7 @@ impl PinnedLink {
             }
         };
         let mode = self.hook.mode().unwrap_or(AttachedMode::Tc).name();
-        let hint = "; nothing has been changed there. `bgctl detach` and attach it again if it stays so";
+        let hint = "; nothing has been changed there. If this persists, run `bgctl detach` for it and attach it again";
         result.map_err(|source: Box<dyn std::error::Error + Send + Sync>| Error::Attach {
             interface: self.name(),
             mode,
@@ -218,13 +218,13 @@ impl PinnedLink {
         })
     }
 
-    /// Takes the program off and removes the pin.
+    /// Detaches the program and removes the pin.
     pub(crate) fn remove(&self) -> Result<(), Error> {
         if self.hook.is_clsact() && self.now.is_some() {
             tc::detach_clsact(&self.name(), self.hook)?;
         }
         if matches!(self.held, Held::Link(_)) {
-            // Before the pin: whoever attaches next finds the hook free.
+            // Before the pin is removed, so that the next attach finds the hook free.
             sys::detach_link(&self.pin).map_err(Error::io("detach", &self.pin))?;
         }
         pins::remove(&self.pin)

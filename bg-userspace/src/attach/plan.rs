@@ -1,16 +1,16 @@
-//! What is to be done with one interface, and whether it may be.
+//! The plan of attaching to one interface.
 
 use super::{AttachMode, AttachedMode, PinnedLink, mode_of, others, others::OtherProgram};
 use crate::{Error, Paths, Refusal, net::Interface};
 
-/// What is to be done with one interface.
+/// The plan for one interface.
 pub(super) struct Plan {
     pub(super) mode: AttachedMode,
-    /// Whether tc will do, if the driver has no XDP after all.
+    /// Whether to use tc if the driver does not support XDP after all.
     pub(super) or_tc: bool,
 }
 
-/// Chooses the mode of an interface; refuses what would have no effect, or would harm somebody else's program.
+/// Chooses the mode of an interface. Refuses to attach if it would have no effect or would harm a program of others.
 pub(super) fn plan(
     paths: &Paths,
     interface: &Interface,
@@ -33,7 +33,7 @@ pub(super) fn plan(
         },
     };
     match (current, mode) {
-        // The kernel keeps native and generic XDP apart; between XDP and tc both may stand for a moment.
+        // The kernel does not allow native and generic XDP at once. XDP and tc may both be attached for a moment.
         (Some(got @ (AttachedMode::Native | AttachedMode::Generic)), AttachedMode::Native | AttachedMode::Generic)
             if got != mode =>
         {

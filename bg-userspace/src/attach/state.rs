@@ -1,4 +1,4 @@
-//! How the interfaces stand that an instance was attached to: attached still, or lost.
+//! The state of the interfaces that an instance was attached to: still attached, or lost.
 
 use serde::Serialize;
 
@@ -12,17 +12,17 @@ use crate::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum InterfaceState {
-    /// It does.
+    /// It carries them.
     Attached,
-    /// It is there and does not, or not all of them: a link was detached by somebody else, or the interface was made
+    /// It exists, but does not carry all of them: somebody has detached a link, or the interface was created
     /// anew.
     Detached,
-    /// It is not in this network namespace: it was deleted, or moved to another one.
+    /// It is not in this network namespace: it was deleted, or moved to another namespace.
     Gone,
 }
 
 impl InterfaceState {
-    /// As `status` spells it.
+    /// Its name in `status`.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Attached => "attached",
@@ -32,30 +32,30 @@ impl InterfaceState {
     }
 }
 
-/// An interface that an instance was attached to, and has not been detached from.
+/// An interface that an instance was attached to and not detached from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct AttachedInterface {
     /// Its name.
     pub name: String,
-    /// How it was attached.
+    /// The mode in which it was attached.
     pub mode: AttachedMode,
     /// Whether it still carries the programs.
     pub state: InterfaceState,
-    /// What to do if it does not.
+    /// What to do if it does not carry them.
     pub remedy: Option<String>,
-    /// Programs of others that packets meet before this instance's, and that may keep packets from it.
+    /// Programs of others that see packets before this instance's, and may keep packets from it.
     pub in_front: Vec<OtherProgram>,
 }
 
 impl AttachedInterface {
-    /// A sentence for an interface that does not carry the programs any more; `None` if it does.
+    /// A sentence about an interface that no longer carries the programs; `None` if it does.
     pub fn problem(&self) -> Option<String> {
         let Self { name, mode, state, .. } = self;
         let mode = mode.name();
         match state {
             InterfaceState::Attached => None,
             InterfaceState::Detached => Some(format!(
-                "{name} ({mode}) has lost this instance's programs: somebody has detached them, or it was made anew. Its packets are not switched"
+                "{name} ({mode}) has lost this instance's programs: somebody has detached them, or the interface was created anew. Its packets are not switched"
             )),
             InterfaceState::Gone => {
                 Some(format!("{name} ({mode}) is gone: it was deleted, or moved to another network namespace"))
@@ -76,7 +76,7 @@ pub(crate) fn attached_interfaces(paths: &Paths) -> Result<Vec<AttachedInterface
     Ok(interfaces)
 }
 
-/// Those that have lost the programs: packets of their services pass unswitched there. Asks for less than
+/// The interfaces that have lost the programs, where packets are not switched. Reads less than
 /// [`attached_interfaces`].
 pub(crate) fn lost_interfaces(paths: &Paths) -> Result<Vec<AttachedInterface>, Error> {
     let mut interfaces = look(paths)?.interfaces;
@@ -93,14 +93,14 @@ struct Seen {
 
 fn look(paths: &Paths) -> Result<Seen, Error> {
     let links = pinned_links(paths)?;
-    // In another namespace an interface of the same name is another one.
+    // In another namespace, the same name means another interface.
     let is_here = links.iter().any(|link| link.is_in_this_namespace);
     let present = if is_here { net::interfaces()? } else { Vec::new() };
     let works = |link: &&PinnedLink| link.works() && link.is_here();
     let mut interfaces = Vec::new();
     for (link, mode) in links.iter().filter_map(|link| Some((link, link.hook.mode()?))) {
         let name = link.name();
-        // tc ingress stands behind XDP, too.
+        // The XDP modes use tc ingress too.
         let is_xdp = |link: &PinnedLink| matches!(link.hook, Hook::Xdp(_));
         if !is_xdp(link) && links.iter().any(|other| is_xdp(other) && other.name() == name) {
             continue;
@@ -119,7 +119,9 @@ fn look(paths: &Paths) -> Result<Seen, Error> {
         let remedy = match state {
             InterfaceState::Attached => None,
             InterfaceState::Detached => Some(attach),
-            InterfaceState::Gone => Some(format!("{attach} when it is back, `bgctl detach {name}` if it will not be")),
+            InterfaceState::Gone => {
+                Some(format!("{attach} when it is back, or `bgctl detach {name}` if it will not come back"))
+            }
         };
         interfaces.push(AttachedInterface { name, mode, state, remedy, in_front: Vec::new() });
     }

@@ -1,4 +1,4 @@
-//! tc: TCX links where the kernel has them, filters of the clsact qdisc elsewhere.
+//! Attaching to tc: by TCX links if the kernel has them, else by filters of the clsact qdisc.
 
 use aya::{
     programs::{
@@ -16,16 +16,16 @@ use crate::{
     pins,
 };
 
-/// Where our filters stand among those of clsact: a fixed place, so that a rerun finds them.
+/// The priority of bgctl's filters of clsact. It is fixed, so that a repeated attach finds them.
 pub(super) const PRIORITY: u16 = 0xb6;
 const HANDLE: TcHandle = TcHandle::new(0, 1);
 
-/// Whether a filter of clsact is where ours are.
+/// Whether a filter of clsact has the priority of bgctl's.
 pub(super) fn is_our_place(filter: &Filter) -> bool {
     filter.priority == PRIORITY && filter.handle == 1
 }
 
-/// Whether our filter is there and runs this program.
+/// Whether bgctl's filter exists and runs this program.
 pub(super) fn carries(ifindex: u32, hook: Hook, program_id: u32) -> bool {
     let filters = net::filters(ifindex, hook.is_same_place(Hook::TcEgress));
     filters.iter().any(|filter| is_our_place(filter) && filter.program_id == Some(program_id))
@@ -33,7 +33,7 @@ pub(super) fn carries(ifindex: u32, hook: Hook, program_id: u32) -> bool {
 
 type Source = Box<dyn std::error::Error + Send + Sync>;
 
-/// Attaches `program` behind others that are there, and pins the link.
+/// Attaches `program` behind the programs of others, and pins the link.
 pub(super) fn attach(
     paths: &Paths,
     program: &mut SchedClassifier,
@@ -49,14 +49,14 @@ pub(super) fn attach(
     }
 }
 
-/// Our place among the filters of clsact is free, or a killed attach of this instance has taken it.
+/// Checks that the priority of bgctl's filters is free, or was taken by a killed attach of this instance.
 fn check_place(paths: &Paths, interface: &Interface, hook: Hook) -> Result<(), Error> {
     let filters = net::filters(interface.index, hook.is_same_place(Hook::TcEgress));
     match filters.iter().find(|filter| is_our_place(filter)).and_then(|filter| filter.program_id) {
         Some(id) if !is_of_instance(paths, id) => Err(Error::Attach {
             interface: interface.name.clone(),
             mode: AttachedMode::Tc.name(),
-            hint: "; before Linux 6.6 only one instance can be attached to an interface by tc",
+            hint: "; before Linux 6.6, only one instance can be attached to an interface in mode tc",
             source: format!("another program (id {id}) has the priority {PRIORITY} of clsact").into(),
         }),
         _ => Ok(()),
@@ -72,13 +72,13 @@ fn attach_tcx(paths: &Paths, program: &mut SchedClassifier, interface: &Interfac
     let link: Result<FdLink, Source> =
         program.take_link(id).map_err(Into::into).and_then(|link| link.try_into().map_err(Into::into));
     let link = link.map_err(&failed)?;
-    // One that is left there belongs to an interface of this name that is gone.
+    // A pin that is left there belongs to an interface of this name that is gone.
     pins::remove(&pin)?;
     link.pin(&pin).map_err(|error| failed(error.into()))?;
     Ok(())
 }
 
-/// Puts `program` in our place of the clsact qdisc, also over an older one of ours, and pins it to tell of it.
+/// Attaches `program` as bgctl's filter of the clsact qdisc, in place of an older one if there is one, and pins it.
 pub(super) fn attach_clsact(
     paths: &Paths,
     program: &mut SchedClassifier,
@@ -94,14 +94,14 @@ pub(super) fn attach_clsact(
     let options = NlOptions { priority: PRIORITY, handle: HANDLE, classid: None };
     let id = match program.attach_with_options(interface, direction(hook), TcAttachOptions::Netlink(options)) {
         Ok(id) => id,
-        // There is one already: replaced in place.
+        // There is one already, which is replaced in place.
         Err(_) => {
             let old = place(interface, hook).map_err(|error| failed(error.into()))?;
             program.attach_to_link(old).map_err(|error| failed(error.into()))?
         }
     };
     let link = program.take_link(id).map_err(|error| failed(error.into()))?;
-    // Dropping it would take the filter away.
+    // Dropping it would remove the filter.
     std::mem::forget(link);
 
     let pin = paths.links().join(hook.pin_name(interface));
@@ -111,10 +111,10 @@ pub(super) fn attach_clsact(
     std::fs::rename(&temporary, &pin).map_err(Error::io("replace", pin))
 }
 
-/// Takes our filter off; one that is not there is no error.
+/// Removes bgctl's filter. It is no error if there is none.
 pub(super) fn detach_clsact(interface: &str, hook: Hook) -> Result<(), Error> {
     let link = place(interface, hook).map_err(|error| failed(interface)(error.into()))?;
-    // Dropping it takes the filter off.
+    // Dropping it removes the filter.
     drop(link);
     Ok(())
 }

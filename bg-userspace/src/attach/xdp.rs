@@ -1,4 +1,4 @@
-//! XDP by bpf_link, and only so: what aya attaches by netlink instead would go when nobody notices.
+//! Attaching to XDP, only by bpf_link. aya can also attach by netlink, but such a program could be removed without notice.
 
 use aya::programs::{links::FdLink, xdp::XdpMode};
 
@@ -28,9 +28,9 @@ pub(super) fn attach(
     let program = loaded.xdp(INGRESS)?;
     let id = program.attach_to_if_index(interface.index, xdp_mode).map_err(|error| failed(error.into()))?;
     let link = program.take_link(id).map_err(|error| failed(error.into()))?;
-    // Dropping what is no link takes the program off again.
-    let link: FdLink = link.try_into().map_err(|_| failed("the kernel has refused a bpf_link for it".into()))?;
-    // One that is left there belongs to an interface of this name that is gone.
+    // If it is not a link, dropping it detaches the program again.
+    let link: FdLink = link.try_into().map_err(|_| failed("the kernel refused a bpf_link for it".into()))?;
+    // A pin that is left there belongs to an interface of this name that is gone.
     pins::remove(&pin)?;
     link.pin(&pin).map_err(|error| failed(error.into()))?;
     Ok(())
@@ -39,7 +39,7 @@ pub(super) fn attach(
 const fn hint(mode: AttachedMode) -> &'static str {
     match mode {
         AttachedMode::Native => {
-            "; its driver may have no XDP, or not with its present MTU, number of queues or LRO: see `bgctl doctor`, or use --mode tc"
+            "; its driver may not support XDP, or not with the present MTU, number of queues or LRO: see `bgctl doctor`, or use --mode tc"
         }
         _ => "; see `bgctl doctor`, or use --mode tc",
     }

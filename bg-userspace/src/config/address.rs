@@ -1,15 +1,15 @@
-//! Addresses: an IP address with a port that packets can be sent to, and prefixes of sources.
+//! Parsing addresses with ports, and prefixes of source addresses.
 
 use std::borrow::Cow;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use super::model::Prefix;
 
-/// Understands `ADDRESS:PORT`, or says what was expected.
+/// Parses `ADDRESS:PORT`, or returns what was expected.
 pub(super) fn endpoint(text: &str) -> Result<SocketAddr, Cow<'static, str>> {
     let Ok(address) = text.parse::<SocketAddr>() else {
         return Err(Cow::Borrowed(if text.parse::<Ipv6Addr>().is_ok() || text.parse::<IpAddr>().is_ok() {
-            "a port behind the address: \"203.0.113.10:443\" or \"[2001:db8::10]:443\""
+            "a port after the address: \"203.0.113.10:443\" or \"[2001:db8::10]:443\""
         } else {
             "ADDRESS:PORT, \"203.0.113.10:443\" or \"[2001:db8::10]:443\" (names are not looked up)"
         }));
@@ -17,7 +17,7 @@ pub(super) fn endpoint(text: &str) -> Result<SocketAddr, Cow<'static, str>> {
     endpoint_problem(address).map_or(Ok(address), Err)
 }
 
-/// What was expected of an address that is none that packets can be sent to.
+/// What was expected instead of an address to which no packets can be sent.
 pub(crate) fn endpoint_problem(address: SocketAddr) -> Option<Cow<'static, str>> {
     if address.port() == 0 {
         return Some(Cow::Borrowed("a port from 1 to 65535"));
@@ -38,7 +38,7 @@ pub(crate) fn endpoint_problem(address: SocketAddr) -> Option<Cow<'static, str>>
     Some(Cow::Borrowed(expected))
 }
 
-/// Understands `ADDRESS/LENGTH`, or an address alone for one host; or says what was expected.
+/// Parses `ADDRESS/LENGTH`, or an address without a length for one host. Returns what was expected otherwise.
 pub(super) fn prefix(text: &str) -> Result<Prefix, Cow<'static, str>> {
     const SYNTAX: Cow<'static, str> = Cow::Borrowed("ADDRESS/LENGTH, \"198.51.100.0/24\" or \"2001:db8:7::/48\"");
     let (addr, len) = text.split_once('/').map_or((text, None), |(addr, len)| (addr, Some(len)));
@@ -47,14 +47,14 @@ pub(super) fn prefix(text: &str) -> Result<Prefix, Cow<'static, str>> {
     let len = match len {
         None => width,
         Some(digits) if digits.is_empty() || !digits.bytes().all(|digit| digit.is_ascii_digit()) => return Err(SYNTAX),
-        // What does not fit is too long as well.
+        // A number that does not fit is too long, too.
         Some(digits) => digits.parse().unwrap_or(u8::MAX),
     };
     let prefix = Prefix { addr, len };
     prefix_problem(prefix).map_or(Ok(prefix), Err)
 }
 
-/// What was expected of a prefix that is none of sources.
+/// What was expected instead of a prefix that no packet's source can have.
 pub(crate) fn prefix_problem(Prefix { addr, len }: Prefix) -> Option<Cow<'static, str>> {
     if len > width(addr) {
         return Some(Cow::Borrowed("a prefix length of at most 32 (IPv4) or 128 (IPv6)"));
@@ -64,12 +64,12 @@ pub(crate) fn prefix_problem(Prefix { addr, len }: Prefix) -> Option<Cow<'static
         IpAddr::V6(ip) => ip.to_bits().checked_shl(len.into()).unwrap_or(0) != 0,
     };
     if has_host_bits {
-        return Some(Cow::Borrowed("zeros behind the prefix length, as in \"198.51.100.0/24\""));
+        return Some(Cow::Borrowed("zeros after the prefix, as in \"198.51.100.0/24\""));
     }
     if let IpAddr::V6(ip) = addr
         && let Some(v4) = ip.to_ipv4_mapped()
     {
-        // No packet has such a source: IPv4 packets have IPv4 addresses.
+        // No packet has such a source, because IPv4 packets have IPv4 addresses.
         let len = len.saturating_sub(96);
         return Some(format!("an IPv4 prefix in its own notation, \"{v4}/{len}\"").into());
     }

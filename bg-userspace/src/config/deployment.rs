@@ -1,4 +1,4 @@
-//! One `[deployments.NAME]`.
+//! Parsing one `[deployments.NAME]`.
 
 use std::{collections::HashMap, ops::Range, time::Duration};
 
@@ -20,7 +20,7 @@ const KEYS: &[&str] =
 const COLOURS: &[&str] = &[Colour::Blue.name(), Colour::Green.name()];
 const WAYS: &[&str] = &[OnSwitch::Drain.name(), OnSwitch::Cut.name()];
 
-/// A year as humantime has it: far less than the data path's clock can count, in steps of below a
+/// A year, as humantime defines it. This is far less than the data path's clock can count, in steps of less than a
 /// second.
 const LONGEST: Duration = Duration::from_secs(31_557_600);
 

@@ -1,6 +1,6 @@
-//! The configuration file: what it may say, and what is wrong with one that says something else.
+//! The configuration file: its parser, and the errors of an invalid file.
 //!
-//! [`load`] is the only way from a file to a [`Config`]; nothing behind it checks again.
+//! [`load`] is the only way from a file to a [`Config`], so later code need not check it again.
 
 mod address;
 mod deployment;

@@ -1,4 +1,4 @@
-//! From a text to a [`Config`]: the file as a whole, and what must hold over all deployments.
+//! Parsing a text into a [`Config`], and the checks that concern all deployments.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -15,20 +15,20 @@ use super::{
     value::{Fields, Notes, wrong_type},
 };
 
-/// Octets that the maps have for a name.
+/// Bytes that the maps have for a name.
 pub(super) const MAX_NAME: usize = 64;
 
-/// Addresses of the whole file: VIPs and preview addresses, which must be unique, and backends, which must be none of
+/// The addresses of the whole file: VIPs and preview addresses, which must be unique, and backends, which must not be among
 /// them.
 #[derive(Default)]
 pub(super) struct Taken {
-    /// What it is and the offset of the first, by address and protocol.
+    /// The kind of an address and the offset of its first occurrence, by address and protocol.
     claimed: HashMap<(SocketAddr, Protocol), (&'static str, usize)>,
     backends: Vec<Used>,
     places: Vec<String>,
 }
 
-/// A backend of a service, of whose place the text is kept once.
+/// A backend of a service.
 struct Used {
     address: SocketAddr,
     protocol: Protocol,
@@ -37,7 +37,7 @@ struct Used {
 }
 
 impl Taken {
-    /// Notes a VIP or preview address; returns the offset of one that is there already.
+    /// Adds a VIP or preview address. Returns the offset of an earlier occurrence.
     pub(super) fn claim(
         &mut self,
         address: SocketAddr,
@@ -54,7 +54,7 @@ impl Taken {
         }
     }
 
-    /// Notes a backend.
+    /// Adds a backend.
     pub(super) fn used(&mut self, address: SocketAddr, protocol: Protocol, offset: usize, place: &str) {
         if self.places.last().is_none_or(|last| last != place) {
             self.places.push(place.to_owned());
@@ -62,7 +62,7 @@ impl Taken {
         self.backends.push(Used { address, protocol, offset, place: self.places.len() - 1 });
     }
 
-    /// Notes each backend that is an address of another service: when all of them are known.
+    /// Notes each backend that is an address of another service, after all addresses are known.
     fn check(&self, notes: &mut Notes<'_>) {
         for backend in &self.backends {
             if let Some((what, offset)) = self.claimed.get(&(backend.address, backend.protocol)) {
@@ -73,11 +73,11 @@ impl Taken {
     }
 }
 
-/// Understands a text, or tells all that is wrong with it.
+/// Parses a text, or returns all its problems.
 pub(super) fn parse(text: &str) -> Result<Config, Vec<Problem>> {
     let mut notes = Notes::new(text);
     let (document, syntax) = DeTable::parse_recoverable(text);
-    // What is understood of a text that is not TOML would only be guessed at.
+    // If the text is not TOML, anything read from it would be a guess.
     let config = if syntax.is_empty() {
         file(&mut notes, document.get_ref())
     } else {
@@ -136,12 +136,12 @@ pub(super) fn name_problem(name: &str) -> Option<String> {
     }
 }
 
-/// How many there are of each kind, up to here.
+/// The number of items of each kind so far.
 #[derive(Default)]
 struct Totals([u64; 4]);
 
 impl Totals {
-    /// Notes each limit at the deployment that goes over it.
+    /// Notes each limit at the deployment that exceeds it.
     fn add(&mut self, notes: &mut Notes<'_>, span: &std::ops::Range<usize>, deployment: &Deployment) {
         let colours = || deployment.services.iter().flat_map(|service| &service.backends);
         let added = [

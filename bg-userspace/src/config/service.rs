@@ -1,4 +1,4 @@
-//! One `[[deployments.NAME.services]]`.
+//! Parsing one `[[deployments.NAME.services]]`.
 
 use std::{collections::HashMap, net::SocketAddr, ops::Range};
 
@@ -24,7 +24,7 @@ const MODE_NAMES: &[&str] = &[mode_name(MODES[0]), mode_name(MODES[1])];
 const MAX_WEIGHT: u32 = 65_535;
 const ENDPOINT: &str = "ADDRESS:PORT in quotes";
 
-/// Understands a service; with it goes the span of its name. `None` if too little was understood to
+/// Parses a service. Returns it with the span of its name, or `None` if too little could be parsed to
 /// compare it with others.
 pub(super) fn service(
     notes: &mut Notes<'_>,
@@ -66,7 +66,7 @@ pub(super) fn service(
     Some((Service { name, vip, protocol, mode, preview, backends }, name_span))
 }
 
-/// What to call a service in a message, before anything about it is certain.
+/// The name of a service in messages, before it is parsed.
 fn called(table: &DeTable<'_>, index: usize) -> String {
     let text = |key| table.get(key).and_then(|value: &Spanned<DeValue<'_>>| value.get_ref().as_str());
     match text("name").or(text("vip")) {
@@ -111,7 +111,7 @@ fn endpoint(
     }
 }
 
-/// Takes an address that packets are matched against, which nobody else may have.
+/// Adds an address that packets are matched against, which must be unique.
 fn claim(
     notes: &mut Notes<'_>,
     fields: &Fields<'_, '_>,
@@ -184,7 +184,7 @@ fn backends(
         }
         backends.push(backend);
     }
-    // A backend that was not understood has its own problem noted, and might have had a weight.
+    // A backend that could not be parsed has its own problem, and might have had a weight.
     if all_understood && backends.iter().all(|backend| backend.weight == 0) {
         let expected = if backends.is_empty() { Expected::Backends(key) } else { Expected::Weights(key) };
         notes.note(&value.span(), &fields.place, expected);

@@ -192,8 +192,8 @@ fn bad_addresses() {
         refused("\"203.0.113.10:443\"", &format!("\"{text}\""), &problem);
     };
     vip("203.0.113.10:0", "a port from 1 to 65535");
-    vip("203.0.113.10", "a port behind the address: \"203.0.113.10:443\" or \"[2001:db8::10]:443\"");
-    vip("2001:db8::10", "a port behind the address: \"203.0.113.10:443\" or \"[2001:db8::10]:443\"");
+    vip("203.0.113.10", "a port after the address: \"203.0.113.10:443\" or \"[2001:db8::10]:443\"");
+    vip("2001:db8::10", "a port after the address: \"203.0.113.10:443\" or \"[2001:db8::10]:443\"");
     for text in ["203.0.113.256:443", "web.example:443", "203.0.113.10:65536", "[2001:db8::10:443", ""] {
         vip(text, "ADDRESS:PORT, \"203.0.113.10:443\" or \"[2001:db8::10]:443\" (names are not looked up)");
     }
@@ -212,7 +212,7 @@ fn bad_addresses() {
     refused(
         "198.51.100.0/24",
         "198.51.100.7/24",
-        "5:12: deployment \"shop\": bad tester \"198.51.100.7/24\", expected zeros behind the prefix length, as in \"198.51.100.0/24\"",
+        "5:12: deployment \"shop\": bad tester \"198.51.100.7/24\", expected zeros after the prefix, as in \"198.51.100.0/24\"",
     );
     refused(
         "2001:db8:7::/48",

@@ -1,4 +1,4 @@
-//! Reading TOML values: each reader returns what it understood, or notes what it expected.
+//! Reading TOML values. Each reader returns the value, or notes what it expected.
 
 use std::{ops::Range, time::Duration};
 
@@ -9,7 +9,7 @@ use toml::{
 
 use super::error::{Expected, Places, Position, Problem};
 
-/// The file's text and what has been found wrong with it.
+/// The file's text and the problems found so far.
 pub(super) struct Notes<'i> {
     places: Places<'i>,
     problems: Vec<Problem>,

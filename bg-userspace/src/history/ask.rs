@@ -1,4 +1,4 @@
-//! Questions to a state directory that may never answer.
+//! Access to a state directory that may not respond.
 
 use std::{
     os::fd::BorrowedFd,
@@ -14,10 +14,10 @@ use crate::{
     sys::{Unanswered, apart},
 };
 
-/// How long to wait for a state directory.
+/// The time to wait for a state directory.
 pub const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Does `work` with a state directory in another process ([`apart`]), which keeps `keep` open, and waits for `patience`.
+/// Runs `work` on a state directory in another process ([`apart`]), which keeps `keep` open, and waits for `patience`.
 pub(crate) fn ask<T: Serialize + DeserializeOwned>(
     state_dir: &Path,
     patience: Duration,
@@ -31,11 +31,11 @@ pub(crate) fn ask<T: Serialize + DeserializeOwned>(
         Ok(Ok(told)) => Ok(told),
         Ok(Err(Failure::Shared { state_dir, other })) => Err(HistoryError::Shared { state_dir, other }.into()),
         Ok(Err(Failure::Told(why))) => Err(HistoryError::Told(why).into()),
-        Err(_) => Err(HistoryError::Told("the process that works on the state directory has died".to_owned()).into()),
+        Err(_) => Err(HistoryError::Told("the process that works on the state directory was killed".to_owned()).into()),
     }
 }
 
-/// An error on its way between two processes.
+/// An error that one process sends to another.
 #[derive(Debug, Serialize, Deserialize)]
 enum Failure {
     Shared { state_dir: PathBuf, other: PathBuf },

@@ -1,8 +1,8 @@
-//! The journal: one JSON object a line, only ever appended to.
+//! The journal, a file with one JSON object per line. It is only ever appended to.
 //!
-//! A record is one write and is on the disk when [`History::append`] returns. A crash can tear the
-//! last line only: the reader skips it, and the next append closes it off before its own record. Switches at the same
-//! time append in any order; the reader puts them in the order in which they took effect.
+//! A record is one write, and is on the disk when [`History::append`] returns. A crash can leave only the
+//! last line incomplete. The reader skips it, and the next append ends it before its own record. Concurrent switches
+//! may append in any order. The reader sorts them in the order in which they took effect.
 
 use std::{
     collections::HashMap,
@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use super::{HistoryError, Moment, Who, ask, prepare_state_dir, private, sync_directory};
 use crate::Error;
 
-/// What was done to a deployment, or to an instance.
+/// A kind of change to a deployment or to an instance.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Action {
@@ -32,12 +32,12 @@ pub enum Action {
     Recovered,
     /// The programs were attached to interfaces.
     Attach,
-    /// The programs were taken off interfaces.
+    /// The programs were detached from interfaces.
     Detach,
 }
 
 impl Action {
-    /// As the journal spells it.
+    /// Its name in the journal.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Apply => "apply",
@@ -53,30 +53,30 @@ impl Action {
 /// One line of the journal.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
-    /// When; RFC 3339 in the file.
+    /// The time, in RFC 3339 format in the file.
     pub time: jiff::Timestamp,
-    /// Name of the deployment; empty if it was done to the instance as a whole.
+    /// Name of the deployment; empty if the change concerns the whole instance.
     #[serde(default)]
     pub deployment: String,
     /// Names of the interfaces that were attached or detached.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub interfaces: Vec<String>,
-    /// What was done.
+    /// The kind of change.
     pub action: Action,
     /// Its state before; `None` if it did not exist.
     pub from: Option<Moment>,
     /// Its state after; `None` if it was removed.
     pub to: Option<Moment>,
-    /// By whom.
+    /// Who made the change.
     pub who: Who,
-    /// Why, if a reason was given.
+    /// The reason, if one was given.
     pub reason: Option<String>,
     /// The command line of the process.
     pub command: String,
 }
 
 impl Record {
-    /// A record of what this process does now.
+    /// A record of a change that this process makes now.
     pub fn now(
         deployment: &str,
         action: Action,
@@ -99,12 +99,12 @@ impl Record {
     }
 }
 
-/// What the journal holds.
+/// The content of the journal.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Journal {
     /// The records, oldest first.
     pub records: Vec<Record>,
-    /// Lines that are no records: torn by a crash, or written by something else.
+    /// The number of lines that are not records: left incomplete by a crash, or written by other software.
     pub damaged_lines: usize,
 }
 
@@ -116,15 +116,15 @@ pub struct History {
 }
 
 impl History {
-    /// The journal's file in the state directory.
+    /// The name of the journal's file in the state directory.
     pub const FILE: &'static str = "history.jsonl";
 
-    /// The journal in `state_dir`, which need not exist yet.
+    /// The journal in `state_dir`, which may not exist yet.
     pub fn new(state_dir: &Path) -> Self {
         Self { directory: state_dir.to_owned(), path: state_dir.join(Self::FILE) }
     }
 
-    /// Appends a record; when this returns, it is on the disk.
+    /// Appends a record. When this returns, the record is on the disk.
     pub fn append(&self, record: &Record) -> Result<(), HistoryError> {
         prepare_state_dir(&self.directory)?;
         let is_new = !self.path.exists();
@@ -150,7 +150,7 @@ impl History {
         Ok(Journal::parse(&self.content()?, deployment))
     }
 
-    /// The same, but waits no longer than `patience` for a file system that may not answer.
+    /// Like [`read`](Self::read), but waits at most `patience` for a file system that may not respond.
     pub fn read_within(&self, deployment: Option<&str>, patience: Duration) -> Result<Journal, Error> {
         let content = || Ok(String::from_utf8_lossy(&self.content()?).into_owned());
         Ok(Journal::parse(ask(&self.directory, patience, None, content)?.as_bytes(), deployment))
@@ -179,8 +179,8 @@ impl Journal {
     }
 }
 
-/// Sorts the switches of each deployment by generation. Its beginning, its end, and what was found in the kernel may begin
-/// a new count, so no switch is moved past one of these.
+/// Sorts the switches of each deployment by generation. Generations may start anew when a deployment is added or removed, or with a
+/// record about a change that was found in the kernel, so no switch is moved past one of these.
 fn put_in_order(records: &mut [Record]) {
     let mut runs: HashMap<String, Vec<usize>> = HashMap::new();
     for index in 0..records.len() {
@@ -203,7 +203,7 @@ fn put_in_order(records: &mut [Record]) {
     }
 }
 
-/// Whether the last line has no end.
+/// Whether the last line is incomplete.
 fn is_torn(file: &mut File) -> std::io::Result<bool> {
     if file.seek(SeekFrom::End(0))? == 0 {
         return Ok(false);

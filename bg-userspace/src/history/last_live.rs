@@ -1,9 +1,9 @@
-//! The last live colour and generation of each deployment, so that after a reboot, when the pins are
-//! gone, apply goes on from there and not from `initial`.
+//! The last live colour and generation of each deployment. After a reboot, when the pins are
+//! gone, apply starts with these and not with `initial`.
 //!
-//! The file is read with patience: an entry that cannot be understood costs that entry, a key that this version does not
-//! know is kept, and a file of which nothing can be understood is an empty one. [`LastLive::problems`] tells what it was,
-//! and before such a file is replaced, a copy of it is put beside it.
+//! Reading the file tolerates errors. An entry that cannot be parsed is left out, a key that this version does not
+//! know is kept, and a file that cannot be parsed at all counts as empty. [`LastLive::problems`] lists the errors,
+//! and before such a file is replaced, it is copied.
 
 use std::{
     collections::BTreeMap,
@@ -18,17 +18,17 @@ use serde_json::{Map, Value};
 
 use super::{HistoryError, Moment, prepare_state_dir, sync_directory};
 
-/// The content of `live.json`. Replaced as a whole, by a rename: there is no moment in which it is
+/// The content of `live.json`. The file is replaced as a whole, by a rename, so it is never
 /// half written.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LastLive {
-    /// The instance that has written it. Generations of another one cannot be compared with its own.
+    /// The instance that has written it. Its generations cannot be compared with those of another instance.
     pub instance: Option<Writer>,
-    /// By the deployment's name.
+    /// The entries, by the deployment's name.
     pub deployments: BTreeMap<String, Entry>,
-    /// What could not be understood, in words; nothing of it is in `deployments`.
+    /// The parts that could not be parsed, in words. They are not in `deployments`.
     pub problems: Vec<String>,
-    /// Names of the deployments of which something could not be understood; `None` if that is the whole file.
+    /// Names of the deployments whose entries could not be parsed; `None` if the whole file could not be parsed.
     pub damaged: Option<Vec<String>>,
     /// Keys that this version does not know.
     other: Map<String, Value>,
@@ -37,19 +37,19 @@ pub struct LastLive {
 /// The instance that has written a state directory's files.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Writer {
-    /// The identity in its `meta` map, in hexadecimal digits.
+    /// The identity from its `meta` map, in hexadecimal digits.
     pub identity: String,
-    /// Where it is pinned.
+    /// The directory where it is pinned.
     pub pin_root: PathBuf,
 }
 
-/// What is remembered of a deployment.
+/// The entry of a deployment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
     /// Its live state.
     #[serde(flatten)]
     pub moment: Moment,
-    /// Whether a rollback has made it so.
+    /// Whether the last change was a rollback.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub rolled_back: bool,
     /// Keys that this version does not know.
@@ -64,14 +64,14 @@ impl From<Moment> for Entry {
 }
 
 impl LastLive {
-    /// The file in the state directory.
+    /// The name of the file in the state directory.
     pub const FILE: &'static str = "live.json";
-    /// Copy of the last such file that could not be understood as a whole.
+    /// The name of the copy of the last file that could not be parsed completely.
     pub const DAMAGED: &'static str = "live.json.damaged";
-    /// The format's version.
+    /// The version of the format.
     const VERSION: u32 = 1;
 
-    /// Reads it; one that does not exist is empty. Only a file that cannot be read at all is an error.
+    /// Reads the file. A missing file counts as empty. Only a file that cannot be read at all is an error.
     pub fn load(state_dir: &Path) -> Result<Self, HistoryError> {
         let path = state_dir.join(Self::FILE);
         match std::fs::read(&path) {
@@ -94,7 +94,7 @@ impl LastLive {
         };
         if let Some(version) = other.remove("version").filter(|version| *version != Self::VERSION) {
             last.problems.push(format!(
-                "{path} has format version {version}, this bgctl knows version {}; what it can read of it counts",
+                "{path} has format version {version}, but this bgctl knows version {}; it uses what it can read",
                 Self::VERSION
             ));
         }
@@ -129,8 +129,8 @@ impl LastLive {
         last
     }
 
-    /// Writes it, unless it is what `before` says. Before a file that was not understood is replaced, a copy is made. The caller
-    /// holds the lock that keeps others from doing so.
+    /// Writes the file, unless it is equal to `before`. A file that could not be parsed is copied before it is replaced. The caller
+    /// holds the lock that keeps others from writing.
     pub fn save(&self, before: &Self, state_dir: &Path) -> Result<(), HistoryError> {
         if self == before && before.problems.is_empty() {
             return Ok(());
@@ -141,11 +141,11 @@ impl LastLive {
             let copy = state_dir.join(Self::DAMAGED);
             std::fs::copy(&path, &copy).map_err(HistoryError::io("write", &copy))?;
         }
-        // Named after the process, so that two of them cannot write into one.
+        // The name contains the process number, so that two processes cannot write to the same file.
         let temporary: PathBuf = state_dir.join(format!(".{}.{}", Self::FILE, std::process::id()));
         let written = self.write(&temporary).and_then(|()| std::fs::rename(&temporary, &path));
         if let Err(source) = written {
-            // What matters is the error; a left-over is overwritten or ignored.
+            // The error is what matters. A file that is left over is overwritten or ignored.
             let _ = std::fs::remove_file(&temporary);
             return Err(HistoryError::io("write", &path)(source));
         }

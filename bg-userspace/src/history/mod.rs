@@ -1,4 +1,4 @@
-//! What is remembered in the state directory: the journal of who changed what and why, and the last
+//! The files in the state directory: the journal of who changed what and why, and the last
 //! live colours.
 
 mod ask;
@@ -26,20 +26,20 @@ pub use who::Who;
 /// A deployment's live state at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Moment {
-    /// Number of changes so far.
+    /// The number of changes so far.
     pub generation: u32,
     /// The colour that new flows go to.
     #[serde(serialize_with = "write_colour", deserialize_with = "read_colour")]
     pub live: Colour,
 }
 
-/// Why something could not be remembered or recalled.
+/// The error of reading or writing the state directory.
 #[derive(Debug, thiserror::Error)]
 pub enum HistoryError {
-    /// The state directory or a file in it cannot be made, read or written.
+    /// The state directory or a file in it cannot be created, read or written.
     #[error("cannot {doing} {}; the state directory must be writable, --state-dir names another", path.display())]
     Io {
-        /// What was tried: "open", "write", ...
+        /// What was attempted: "open", "write", ...
         doing: &'static str,
         /// The file or directory.
         path: PathBuf,
@@ -47,30 +47,30 @@ pub enum HistoryError {
         #[source]
         source: io::Error,
     },
-    /// The state directory, or the file system that it is on, does not answer.
+    /// The state directory, or its file system, does not respond.
     #[error(
-        "{} does not answer within {} seconds (a file system that hangs, or is frozen?); --state-dir names another place",
+        "{} does not respond within {} seconds (does its file system hang, or is it frozen?); --state-dir names another directory",
         state_dir.display(), waited.as_secs()
     )]
     Unanswered {
         /// The directory.
         state_dir: PathBuf,
-        /// For so long.
+        /// The time that was waited.
         waited: Duration,
     },
-    /// Another instance, which lives, keeps its state here.
+    /// Another instance that is pinned keeps its state here.
     #[error(
-        "{} is the state directory of the instance pinned in {}, which is running: give each instance its own, by \
+        "{} is the state directory of the running instance that is pinned in {}: give each instance its own directory, by \
          --state-dir or BGCTL_STATE_DIR",
         state_dir.display(), other.display()
     )]
     Shared {
         /// The directory.
         state_dir: PathBuf,
-        /// The pin root of the other one.
+        /// The pin root of the other instance.
         other: PathBuf,
     },
-    /// What the process that works on the state directory has said of its failure.
+    /// The error of the process that works on the state directory.
     #[error("{0}")]
     Told(String),
 }
@@ -81,7 +81,7 @@ impl HistoryError {
     }
 }
 
-/// Makes the state directory if it is missing, for its owner alone; one that is open to others is closed to them.
+/// Creates the state directory if it is missing. Only its owner can open it. If others can open an existing one, the mode is corrected.
 pub(crate) fn prepare_state_dir(state_dir: &Path) -> Result<(), HistoryError> {
     let is_ours = |name: &str| {
         name == History::FILE
@@ -94,7 +94,7 @@ pub(crate) fn prepare_state_dir(state_dir: &Path) -> Result<(), HistoryError> {
         .and_then(|()| private::close(state_dir, is_ours).map_err(HistoryError::io("look at", state_dir)))
 }
 
-/// Makes a new or renamed entry of a directory survive a loss of power.
+/// Makes sure that a new or renamed entry of a directory survives a loss of power.
 fn sync_directory(directory: &Path) -> Result<(), HistoryError> {
     std::fs::File::open(directory).and_then(|file| file.sync_all()).map_err(HistoryError::io("write", directory))
 }

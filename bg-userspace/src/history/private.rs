@@ -1,5 +1,5 @@
-//! Files and directories that nobody but their owner can open. Whoever can open one can lock it (flock), and keep
-//! everybody from recording.
+//! Files and directories that only their owner can open. Whoever can open such a file can lock it (flock), and so block
+//! all recording.
 
 use std::{
     fs::{DirBuilder, File, OpenOptions},
@@ -10,17 +10,17 @@ use std::{
 
 use rustix::fs::Mode;
 
-/// Whether others than the owner can open it.
+/// Whether users other than the owner can open it.
 fn is_open_to_others(metadata: &std::fs::Metadata) -> bool {
     metadata.mode() & 0o077 != 0
 }
 
-/// Whether nobody but the owner can open it.
+/// Whether only the owner can open it.
 pub(crate) fn is_private(file: &File) -> bool {
     file.metadata().is_ok_and(|metadata| !is_open_to_others(&metadata))
 }
 
-/// Makes a directory for its owner alone, and what is missing above it. One that is there stays as it is.
+/// Creates a directory that only its owner can open, and its missing parents. An existing directory is not changed.
 pub(crate) fn make_private(directory: &Path) -> io::Result<()> {
     if directory.is_dir() {
         return Ok(());
@@ -34,8 +34,8 @@ pub(crate) fn make_private(directory: &Path) -> io::Result<()> {
     }
 }
 
-/// Closes a directory to others if it is open to them and holds nothing but what `is_ours` says. Somebody else's
-/// directory, such as /var/lib, stays as it is: the files in it are private all the same.
+/// Closes a directory to others if they can open it and `is_ours` holds for all its entries. A directory
+/// with other files, such as /var/lib, is not changed; bgctl's files in it are private anyway.
 pub(super) fn close(directory: &Path, is_ours: impl Fn(&str) -> bool) -> io::Result<()> {
     if !is_open_to_others(&std::fs::metadata(directory)?) {
         return Ok(());
@@ -45,13 +45,13 @@ pub(super) fn close(directory: &Path, is_ours: impl Fn(&str) -> bool) -> io::Res
             return Ok(());
         }
     }
-    // On a file system without modes, or where it is not ours, it cannot be done, and recording is still right.
+    // This fails on a file system without modes, or if the directory belongs to another user. Recording still works.
     let _ = rustix::fs::chmod(directory, Mode::RWXU);
     Ok(())
 }
 
-/// Opens a file for its owner alone to read, and to write or append; made if it is missing, closed to others if it is open
-/// to them.
+/// Opens a file that only its owner can read, and write or append to. Creates it if it is missing, and closes it to others if they can open
+/// it.
 pub(super) fn open(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
     let file = options.read(true).create(true).mode(0o600).open(path)?;
     if !is_private(&file) {
@@ -61,7 +61,7 @@ pub(super) fn open(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
     Ok(file)
 }
 
-/// Opens a file that is only there to be locked. One that others could open, and may have locked, is replaced.
+/// Opens a file that only serves as a lock. If others could open it, and may have locked it, it is replaced.
 pub(crate) fn open_lock(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false).mode(0o600);

@@ -1,18 +1,18 @@
-//! Who runs this process, for the journal.
+//! The user who runs this process, for the journal.
 
 use serde::{Deserialize, Serialize};
 
 /// A user of this machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Who {
-    /// Name, where one is known.
+    /// The name, if it is known.
     pub user: Option<String>,
-    /// Numeric id.
+    /// The numeric id.
     pub uid: u32,
 }
 
 impl Who {
-    /// The user who runs this process; under sudo, the one who called sudo.
+    /// The user who runs this process. Under sudo, the user who called sudo.
     pub fn of_this_process() -> Self {
         let sudo = |variable| std::env::var(variable).ok();
         if let (Some(user), Some(uid)) = (sudo("SUDO_USER"), sudo("SUDO_UID").and_then(|uid| uid.parse().ok())) {

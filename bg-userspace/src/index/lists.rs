@@ -1,4 +1,4 @@
-//! Lists of rows, and the two kinds of rows that are in lists.
+//! Lists of rows, and the two kinds of rows in them.
 
 use bg_common::{Backend, Vip, endpoint_hash};
 use bytemuck::Pod;
@@ -8,11 +8,11 @@ use std::sync::atomic::Ordering;
 
 /// A row that can be in a list.
 pub(crate) trait Listed: Pod {
-    /// Chooses the list.
+    /// The hash that selects the list.
     fn hash(&self) -> u32;
-    /// Link to the row behind it.
+    /// The link to the next row.
     fn next(&self) -> u32;
-    /// The same, to be changed.
+    /// The link to the next row, mutable.
     fn next_mut(&mut self) -> &mut u32;
 }
 
@@ -49,15 +49,15 @@ pub(super) const fn link(row: usize) -> u32 {
     row as u32 + 1
 }
 
-/// Memory with heads, a power of two of them, and the rows of their lists. Each store is seen as a whole, and after those before it.
+/// Memory with heads, whose number is a power of two, and the rows of their lists. Each store becomes visible as a whole, and in order.
 pub(crate) trait Lists {
     /// A row.
     type Row: Listed;
     /// Number of heads.
     fn heads(&self) -> usize;
-    /// Link to the first row of a list.
+    /// The link to the first row of a list.
     fn head(&self, head: usize) -> u32;
-    /// Stores it.
+    /// Stores the link to the first row of a list.
     fn set_head(&self, head: usize, link: u32);
     /// Number of rows.
     fn rows(&self) -> usize;
@@ -66,7 +66,7 @@ pub(crate) trait Lists {
     /// Stores a row's link.
     fn set_next(&self, row: usize, link: u32);
 
-    /// The rows of a list. A list that something else has damaged ends where it leads nowhere, or goes round.
+    /// The rows of a list. A damaged list ends where a link is invalid or closes a circle.
     fn list(&self, head: usize) -> impl Iterator<Item = usize> {
         let row_of = |link: u32| (link as usize).checked_sub(1).filter(|row| *row < self.rows());
         std::iter::successors(row_of(self.head(head)), move |row| row_of(self.row(*row).next())).take(self.rows())
@@ -97,7 +97,7 @@ impl<T: Listed> Lists for MappedLists<'_, T> {
     }
 
     fn set_next(&self, row: usize, link: u32) {
-        // One word, and the rest of it stays as it is: only user space writes it.
+        // One word. Its other half does not change, because only user space writes it.
         self.rows.update(row, |row| *row.next_mut() = link);
     }
 }

@@ -1,17 +1,17 @@
-//! The two indexes by which packets find virtual addresses and backends: `vip_index` and `backend_index`.
+//! The two indexes in which packets look up virtual addresses and backends: `vip_index` and `backend_index`.
 //!
-//! A head holds a link to the first row of a list, and each row one to the next: a number plus one, or zero at the end.
+//! A head holds a link to the first row of a list, and each row a link to the next one. A link is a number plus one, or zero at the end.
 //! Packets walk the lists while they change, and never miss a row that is to be found:
 //!
-//! - A row is linked by two stores, first its own link, then the head. It comes first in its list, so no
-//!   walk that is under way gets longer.
-//! - A row is unlinked by one store, in the row before it or in the head. Its own link stays, so a walk that is at it
-//!   goes on to the rest of the list.
-//! - A row is unlinked a grace period after the row that takes its place was linked: a walk that began before has ended.
-//! - A row is used for something else a grace period after it was unlinked.
+//! - Linking a row takes two stores, first its own link, then the head. The row is the first in its list, so it does not make
+//!   running walks longer.
+//! - Unlinking a row takes one store, in the row before it or in the head. Its own link does not change, so a walk that has reached it
+//!   continues with the rest of the list.
+//! - A row is unlinked a grace period after its replacement was linked, when all walks that began before have ended.
+//! - A row is reused a grace period after it was unlinked.
 //!
-//! Each store leaves whole lists. So a call that is killed leaves rows that are missing or too many, and the
-//! next one, which compares all of them, links and unlinks what differs.
+//! After each store, all lists are well-formed. A killed call may leave missing or superfluous rows. The
+//! next call compares all rows, and links and unlinks what differs.
 
 mod lists;
 #[cfg(test)]

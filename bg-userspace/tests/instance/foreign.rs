@@ -61,7 +61,7 @@ fn an_instance_whose_pins_are_hidden_is_told_from_a_new_one() {
     command.arg(&lab.paths.pin_root).arg("--state-dir").arg(&lab.paths.state_dir);
     let refused = command.output().unwrap();
     let stderr = String::from_utf8(refused.stderr).unwrap();
-    assert!(refused.status.code() == Some(1) && stderr.contains("mounts of its own"), "{stderr}");
+    assert!(refused.status.code() == Some(1) && stderr.contains("its own mounts"), "{stderr}");
     assert!(lab.instance().lost_interfaces().unwrap().is_empty());
 }
 

@@ -158,7 +158,7 @@ fn who_reads_the_history_is_told_when_it_does_not_answer() {
     run("mkfifo", &[journal.to_str().unwrap()]);
     let start = Instant::now();
     let (code, _, stderr) = lab.run(&["history", "shop"]);
-    assert!(code == 1 && stderr.contains("does not answer"), "{code}: {stderr}");
+    assert!(code == 1 && stderr.contains("does not respond"), "{code}: {stderr}");
     assert!(start.elapsed() < Duration::from_secs(9), "{:?}", start.elapsed());
     // Whoever waits gets to the end of an empty file.
     drop(File::options().read(true).write(true).open(&journal).unwrap());
