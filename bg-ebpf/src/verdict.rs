@@ -29,7 +29,7 @@ pub enum Action {
     ToSelf = 5,
     /// Dropped; the reason has been counted.
     Drop = 6,
-    /// Not decided yet: an ICMP message, of which [`crate::process_error`] decides.
+    /// Not decided yet: an ICMP message, of which [`crate::process_icmp`] decides.
     Icmp = 7,
 }
 

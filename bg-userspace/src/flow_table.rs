@@ -85,10 +85,6 @@ impl Words for Row<'_> {
         Self(self.0, self.1 + words)
     }
 
-    fn before(self, words: usize) -> Self {
-        Self(self.0, self.1 - words)
-    }
-
     fn load(self, word: usize) -> u64 {
         self.0[self.1 + word].load(Ordering::Relaxed)
     }

@@ -4,8 +4,6 @@
 pub trait Words: Copy {
     /// The row that begins `words` further on.
     fn from(self, words: usize) -> Self;
-    /// The row that begins `words` before this one.
-    fn before(self, words: usize) -> Self;
     /// Loads a word, once.
     fn load(self, word: usize) -> u64;
     /// Stores a word, once.
@@ -62,11 +60,6 @@ impl Words for RawWords {
     }
 
     #[inline(always)]
-    fn before(self, words: usize) -> Self {
-        Self(self.0.wrapping_sub(words))
-    }
-
-    #[inline(always)]
     fn load(self, word: usize) -> u64 {
         // SAFETY: see `new`.
         unsafe { self.0.wrapping_add(word).read_volatile() }
@@ -107,12 +100,6 @@ impl Words for RawWords {
     fn from(self, words: usize) -> Self {
         // SAFETY: see `new`.
         Self(unsafe { self.0.add(words) })
-    }
-
-    #[inline(always)]
-    fn before(self, words: usize) -> Self {
-        // SAFETY: see `new`.
-        Self(unsafe { self.0.sub(words) })
     }
 
     #[inline(always)]

@@ -23,7 +23,7 @@
 //!   nobody else anything. A BPF program runs to its end, so it does not stay.
 
 use super::{
-    bucket::{WAYS, place, row, second},
+    bucket::{WAYS, row, second},
     key::{Key, Match, VIP_SHIFT},
     memory::{Memory, Words},
     row::FlowRef,
@@ -112,37 +112,14 @@ pub fn read<K: Key, M: Memory<K>>(memory: &M, row: M::Words, key: &K, matching: 
     (difference == 0 && head & STATUS == LIVE && (again ^ head) & IDENTITY == 0).then_some(found)
 }
 
-/// [`find`] in little code and on little stack, for the slow path.
+/// Puts a flow in the place of the one that was found under its key, whatever has been noted of that one since. Who opens
+/// the flow at the same time sees the key there, so the claim needs no hash.
 #[inline(always)]
-pub fn find_compactly<K: Key, M: Memory<K>>(memory: &M, key: &K, hash: u32) -> Option<FlowRef<M::Words>> {
-    let mut at = place::<K, _>(memory, hash, 0)?;
-    for nth in 0..rolled(2 * WAYS) {
-        let Some(row) = place::<K, _>(memory, hash, nth) else { break };
-        if difference(row, key, Match::Whole) == 0 && row.load(K::HEAD) & STATUS == LIVE {
-            at = row;
-            break;
-        }
-    }
-    read(memory, at, key, Match::Whole)
-}
-
-/// Stores a flow under a key: in the place of the row that there is, if it `replaces` one.
-#[inline(always)]
-pub fn store<K: Key, M: Memory<K>>(memory: &M, key: &K, hash: u32, flow: &Flow, replaces: bool, now: u32) -> Stored {
-    if replaces && let Some(there) = find_compactly(memory, key, hash) {
-        replace::<K, M>(memory, there, hash, flow)
-    } else {
-        insert(memory, key, hash, flow, now)
-    }
-}
-
-/// Puts a flow in the place of the one that was found under its key, whatever has been noted of that one since.
-#[inline(always)]
-pub fn replace<K: Key, M: Memory<K>>(memory: &M, there: FlowRef<M::Words>, hash: u32, flow: &Flow) -> Stored {
+pub fn replace<K: Key, M: Memory<K>>(memory: &M, there: FlowRef<M::Words>, flow: &Flow) -> Stored {
     let version = there.state().next(0);
     let old = there.words().load(0);
     let is_same = (old ^ there.flow().words()[0]) & IDENTITY == 0;
-    if !is_same || !there.words().exchange(0, old, claim(version, hash)) {
+    if !is_same || !there.words().exchange(0, old, claim(version, 0)) {
         return Stored::No;
     }
     publish(memory, there.words(), version, flow);

@@ -216,6 +216,5 @@ pub fn insert<V: Flows, W: World>(call: &mut Opening, world: &W) -> Stored {
 #[inline(always)]
 pub fn replace<W: World>(row: RawWords, call: &mut Opening, world: &W) -> Stored {
     let old = Flow { state: call.old_state, backend: call.old_backend, ..Flow::from_words([0; 3]) };
-    // Who opens the flow at the same time sees its key here, so the hash does not matter.
-    table::replace(world.flows4(), FlowRef::new(row, 0, old), 0, &call.flow)
+    table::replace(world.flows4(), FlowRef::new(row, 0, old), &call.flow)
 }
