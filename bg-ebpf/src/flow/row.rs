@@ -79,6 +79,13 @@ impl<W: Words> FlowRef<W> {
         (self.flow.state, self.flow.note) = (state, note);
     }
 
+    /// Marks a flow that is over as ended, unless something has been noted of it since it was found.
+    #[inline(always)]
+    pub fn end(&self) {
+        let head = u64::from(self.flow.state.0) | u64::from(self.flow.note) << 32;
+        self.words.exchange(0, head, head | u64::from(FlowState::BACKEND_RESET));
+    }
+
     /// Ticks since the last packet.
     #[inline(always)]
     pub const fn idle(&self, now: u32) -> u32 {

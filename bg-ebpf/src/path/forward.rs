@@ -158,6 +158,7 @@ fn target<V: Flows, W: SlowPath<V>>(
             port: Be16(0),
             protocol: headers.protocol(),
             is_for_rivals: true,
+            allows_over: false,
             vip: arrival.vip,
             now,
             link: 0,

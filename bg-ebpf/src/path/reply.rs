@@ -44,13 +44,15 @@ pub fn restore<V: Flows + Rewritable, W: SlowPath<V>>(
     if found.is_none() && source.next == 0 {
         return None;
     }
-    if unlikely(!found.is_some_and(|flow| is_of(&flow, headers, world))) {
+    // The backend of a flow that is over may serve another one of the client's port by now.
+    if unlikely(!found.is_some_and(|flow| !flow.state().has_ended() && is_of(&flow, headers, world))) {
         let search = Search {
             client: Client { address: V::widen(headers.dst), port: headers.dst_port(), family: V::FAMILY },
             address: V::widen(headers.src),
             port: headers.src_port(),
             protocol: headers.protocol(),
             is_for_rivals: false,
+            allows_over: false,
             vip: 0,
             now,
             link: 0,

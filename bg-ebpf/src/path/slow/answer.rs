@@ -82,8 +82,12 @@ pub fn run(row: RawWords, call: &mut Answering, world: &impl World) -> Answer {
 /// Whether a reset refuses a connection that was picked up in mid-stream, and that the other colour may know.
 #[inline(always)]
 fn is_refusal(call: &Answering, world: &impl World) -> bool {
+    let state = call.flow.state;
+    // Several segments may have been on the way: until the next one goes to the other colour, each of them is refused.
+    let is_first_trial = !state.has(FlowState::RETRIED) || state.has(FlowState::BACKEND_RESET);
     is_on_trial(&call.flow, call.transport.protocol)
-        && !call.flow.state.has_any(FlowState::RETRIED | FlowState::IDLE_ONLY)
+        && is_first_trial
+        && !state.has(FlowState::IDLE_ONLY)
         && world
             .live(call.deployment)
             .is_some_and(|word| second_chance(call.colour, call.deployment, word, world, call.now).is_some())

@@ -43,9 +43,10 @@ impl Translating {
             port: error.dst_port,
             protocol: Protocol::from_u8(error.protocol)?,
             is_for_rivals: false,
-            // Of no account: any of the client's flows is looked for.
+            allows_over: false,
+            // Of no account: any of the client's open flows is looked for.
             vip: 0,
-            now: 0,
+            now: world.tick(),
             link: 0,
             hash: 0,
         });

@@ -99,13 +99,19 @@ pub fn answer<V: Flows>(world: &impl SlowPath<V>, row: RawWords, call: Answering
     Some(Answer::from_u32(world.answer(row, in_scratch(world, call)?)))
 }
 
-/// Hash and place of the flow that a search finds. `None`: there is none.
+/// Hash and place of the flow that a search finds, an open one if there is one. `None`: there is none.
 #[inline(always)]
 pub fn search<V: Flows>(world: &impl SlowPath<V>, search: Search) -> Option<(u32, u32)> {
     let search = in_scratch(world, search)?;
-    search.begin(world);
-    let place = all_steps(world, search)?;
-    Some((search.hash, place))
+    // The last packets of a flow that is over are its own.
+    for pass in 0..rolled(2) {
+        search.allows_over = pass != 0;
+        search.begin(world);
+        if let Some(place) = all_steps(world, search) {
+            return Some((search.hash, place));
+        }
+    }
+    None
 }
 
 /// Takes the steps of a search, until it has found a place.

@@ -29,8 +29,10 @@ pub struct Search {
     pub port: Be16,
     /// Its protocol.
     pub protocol: Protocol,
-    /// Whether open flows by other virtual addresses than `vip` are looked for, rather than any flow.
+    /// Whether a flow by another virtual address than `vip` is looked for, rather than by any.
     pub is_for_rivals: bool,
+    /// Whether a flow that is over will do.
+    pub allows_over: bool,
     /// Row of `vips`.
     pub vip: u16,
     /// The tick.
@@ -104,13 +106,17 @@ pub fn step<V: Flows, W: World>(search: &mut Search, world: &W) -> Step {
         let Some(row) = place::<V::Key, _>(flows, search.hash, nth) else { break };
         let Some(flow) = read(flows, row, &key, Match::Client) else { continue };
         let Some(backend) = world.backend(flow.backend().slot()).map(BackendRef) else { continue };
-        let is_right = !search.is_for_rivals
-            || (flow.vip() != search.vip
-                && world
-                    .deployment(backend.deployment())
-                    .is_some_and(|row| is_open(flow.flow(), search.protocol, row, search.now)));
-        if is_right && backend.is(flow.backend()) && backend.is_at::<V>(address, search.port, search.protocol) {
+        let is_own = search.is_for_rivals && flow.vip() == search.vip;
+        if is_own || !backend.is(flow.backend()) || !backend.is_at::<V>(address, search.port, search.protocol) {
+            continue;
+        }
+        let settings = world.deployment(backend.deployment());
+        if search.allows_over || settings.is_some_and(|row| is_open(flow.flow(), search.protocol, row, search.now)) {
             return Step::Found(nth);
+        }
+        if search.is_for_rivals {
+            // It was silent for too long, or has ended. Its backend is about to serve another one: replies are that one's.
+            flow.end();
         }
     }
     Step::Next
