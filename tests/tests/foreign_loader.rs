@@ -83,15 +83,15 @@ fn backend(address: SocketAddr, colour: Colour) -> Backend {
         identity: Identity { epoch: 1, in_use: 1 },
         addr: address.ip().into(),
         port: Be16::new(address.port()),
+        protocol: Protocol::Udp as u8,
         family: Family::of(address.ip()) as u8,
-        mode: Mode::Nat as u8,
         service: 0,
         colour: colour as u8,
-        reserved: 0,
+        mode: Mode::Nat as u8,
         next_hop: NextHop::NONE,
-        weight: 1,
+        next: 0,
         deployment: 0,
-        reserved2: 0,
+        salt: 0,
     }
 }
 

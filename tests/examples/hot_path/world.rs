@@ -2,18 +2,17 @@
 //! in plain memory, with a hash that is not keyed anew.
 
 use bg_common::{
-    Addr, Backend, DeploymentRow, Event, Family, FlowKey4, FlowKey6, HEADS_PER_ROW, LiveWord, MAX_NEXT_HOPS, NextHop,
-    ServiceKey, ServiceRow, SwitchTerms, TesterKey, Traffic, Vip,
+    Addr, Backend, DeploymentRow, Event, Family, FlowKey4, FlowKey6, LiveWord, MAX_NEXT_HOPS, NextHop, ServiceKey,
+    ServiceRow, SwitchTerms, TesterKey, Traffic, Vip,
 };
 use bg_ebpf::{
     flow::{
+        bucket::{WAYS, row},
         key::Key,
         memory::{Memory, RawWords, Words as _},
-        table::{WAYS, row, store},
     },
-    path::slow::{Answering, Locating, Opening, Refreshing, SlowPath, run},
-    wire::headers::{V4, V6},
-    world::{self, Flows as _, RouteCall, SCRATCH_WORDS},
+    path::slow::{Answering, Opening, Refreshing, Search, SlowPath, run},
+    world::{self, Flows, RouteCall, SCRATCH_WORDS},
 };
 use bg_tests::twin::{FlowMemory, Indexed, Scenario};
 use std::{
@@ -28,8 +27,8 @@ const NOW: u32 = 3;
 /// Rows of a flow table: half of them are taken when [`crate::PACKETS`] flows are open.
 const ROWS: u32 = 2 * crate::PACKETS as u32;
 
-/// Heads of an index: as many for each row as in an instance. A path has two backends.
-const HEADS: u32 = 2 * HEADS_PER_ROW;
+/// Heads of an index: as in an instance that has room for much more than there is.
+const HEADS: u32 = 1024;
 
 /// Words that the engine changes, of all rows together.
 type Words = Box<[UnsafeCell<u64>]>;
@@ -92,44 +91,48 @@ impl World {
 
 /// As in the kernel, a call of the slow path is a call.
 macro_rules! slow_path {
-    ($world:ty: $($version:ty),*) => {
-        $(impl SlowPath<$version> for $world {
+    ($world:ty) => {
+        impl<V: Flows> SlowPath<V> for $world {
             #[inline(never)]
-            fn refresh(&self, call: &mut Refreshing<$version>) -> u32 {
-                run::refresh(call, self) as u32
+            fn refresh(&self, row: RawWords, call: &mut Refreshing) -> u32 {
+                run::refresh(row, call, self) as u32
             }
 
             #[inline(never)]
-            fn choose_colour(&self, call: &mut Opening<$version>) -> u32 {
+            fn answer(&self, row: RawWords, call: &mut Answering) -> u32 {
+                run::answer(row, call, self) as u32
+            }
+
+            #[inline(never)]
+            fn choose_colour(&self, call: &mut Opening) -> u32 {
                 run::choose_colour(call, self) as u32
             }
 
             #[inline(never)]
-            fn choose_backend(&self, call: &mut Opening<$version>) -> u32 {
+            fn choose_backend(&self, call: &mut Opening) -> u32 {
                 run::choose_backend(call, self).to_u32()
             }
 
             #[inline(never)]
-            fn store(&self, call: &mut Opening<$version>) -> u32 {
-                let flows = <$version>::flows(self);
-                store(flows, &call.key, call.hash, &call.flow, call.is_known, call.now) as u32
+            fn insert(&self, call: &mut Opening) -> u32 {
+                run::insert::<V, _>(call, self) as u32
             }
 
             #[inline(never)]
-            fn answer(&self, call: &mut Answering<$version>) -> u32 {
-                run::answer(call, self) as u32
+            fn replace(&self, row: RawWords, call: &mut Opening) -> u32 {
+                run::replace(row, call, self) as u32
             }
 
             #[inline(never)]
-            fn locate(&self, call: &mut Locating<$version>) -> u32 {
-                run::locate(call, self).to_u32()
+            fn search(&self, search: &mut Search) -> u32 {
+                run::search::<V, _>(search, self).to_u32()
             }
-        })*
+        }
     };
 }
 
-slow_path!(World: V4, V6);
-slow_path!(Twice<'_>: V4, V6);
+slow_path!(World);
+slow_path!(Twice<'_>);
 
 impl world::World for World {
     #[inline(always)]

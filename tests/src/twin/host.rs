@@ -1,24 +1,22 @@
 //! The engine on the host: maps are plain collections.
 
-use super::{FlowMemory, FlowOf, Flows, Indexed, Outcome, Scenario, flows_of};
+use super::{FlowMemory, FlowOf, Indexed, Outcome, Scenario, flows_of};
 use bg_common::{
     Addr, Backend, DeploymentRow, Event, Family, Flow, FlowKey4, FlowKey6, FlowState, LiveWord, MAX_NEXT_HOPS, NextHop,
     ServiceKey, ServiceRow, SwitchTerms, TesterKey, Traffic, Vip,
 };
 use bg_ebpf::{
-    Direction, Frame,
+    Action, Direction, Frame,
     flow::{
-        key::Key,
+        key::{Key, Match},
         memory::{Memory, RawWords},
-        table::{find_compactly, store},
+        row::FlowRef,
+        table::{find, insert, replace},
     },
     path::slow::{Answering, Refreshing, SlowPath, run},
-    process,
-    wire::{
-        headers::{V4, V6},
-        packet::Packet,
-    },
-    world::{RouteCall, SCRATCH_WORDS, World},
+    process, process_icmp,
+    wire::packet::Packet,
+    world::{Flows, RouteCall, SCRATCH_WORDS, World},
 };
 use std::{
     cell::{Cell, RefCell, UnsafeCell},
@@ -132,7 +130,10 @@ impl Host {
         let (packet, mut writer) =
             unsafe { (Packet::new(range.start, range.end), Packet::new(range.start, range.end)) };
         let about = Frame { direction, len: frame.len() };
-        let action = process(&packet, about, self, &mut writer).action();
+        let action = match process(&packet, about, self, &mut writer).action() {
+            Action::Icmp => process_icmp(&packet, about, self, &mut writer).action(),
+            action => action,
+        };
         assert!(
             self.live_reads.borrow().values().all(|&reads| reads == 1),
             "a packet reads a live word once: {:?}",
@@ -165,23 +166,32 @@ impl Host {
     }
 
     /// All flows.
-    pub fn flows(&self) -> Flows {
+    pub fn flows(&self) -> super::Flows {
         flows_of(self.flows4.rows(), self.flows6.rows())
     }
 
     /// A flow as it is in the table, with its ticks.
     pub fn flow(&self, of: FlowOf) -> Option<Flow> {
-        let salt = self.vips[usize::from(of.vip)].salt;
-        let in_v4 = of.key4().and_then(|key| find_compactly(&self.flows4, &key, key.hash(salt, &self.flows4)));
-        let in_v6 = of.key6().and_then(|key| find_compactly(&self.flows6, &key, key.hash(salt, &self.flows6)));
+        let in_v4 = of.key4().and_then(|key| self.find(&self.flows4, of, &key));
+        let in_v6 = of.key6().and_then(|key| self.find(&self.flows6, of, &key));
         in_v4.or(in_v6).map(|found| *found.flow())
     }
 
     /// Stores an IPv4 flow, as another CPU may do at any time: in the place of the one that there is, or of none.
     pub fn store(&self, of: FlowOf, flow: &Flow) {
         let key = of.key4().expect("an IPv4 flow");
-        let hash = key.hash(self.vips[usize::from(of.vip)].salt, &self.flows4);
-        store(&self.flows4, &key, hash, flow, true, self.tick.get());
+        match self.find(&self.flows4, of, &key) {
+            Some(there) => replace(&self.flows4, there, flow),
+            None => insert(&self.flows4, &key, self.hash(&self.flows4, of, &key), flow, self.tick.get()),
+        };
+    }
+
+    fn hash<K: Key>(&self, flows: &FlowMemory<K>, of: FlowOf, key: &K) -> u32 {
+        key.hash(self.vips[usize::from(of.vip)].salt, flows)
+    }
+
+    fn find<K: Key>(&self, flows: &FlowMemory<K>, of: FlowOf, key: &K) -> Option<FlowRef> {
+        find(flows, key, self.hash(flows, of, key), Match::Whole)
     }
 
     /// What another CPU does between the next packet's look-up and the closer look at the flow that it has found.
@@ -248,18 +258,17 @@ impl Host {
     }
 }
 
-impl SlowPath<V4> for Host {
-    fn refresh(&self, call: &mut Refreshing<V4>) -> u32 {
+impl<V: Flows> SlowPath<V> for Host {
+    fn refresh(&self, row: RawWords, call: &mut Refreshing) -> u32 {
         self.let_others_do();
-        run::refresh(call, self) as u32
+        run::refresh(row, call, self) as u32
     }
 
-    fn answer(&self, call: &mut Answering<V4>) -> u32 {
+    fn answer(&self, row: RawWords, call: &mut Answering) -> u32 {
         self.let_others_do();
-        run::answer(call, self) as u32
+        run::answer(row, call, self) as u32
     }
 }
-impl SlowPath<V6> for Host {}
 
 impl World for Host {
     fn flows4(&self) -> &impl Memory<FlowKey4, Words = RawWords> {

@@ -38,6 +38,13 @@ pub struct Sizes {
     pub heads: u32,
 }
 
+impl From<u32> for Sizes {
+    /// So many rows, and indexes whose lists are short.
+    fn from(rows: u32) -> Self {
+        Self { rows, heads: 1024 }
+    }
+}
+
 /// A loaded object, attached to nothing.
 pub struct Kernel {
     object: Ebpf,
@@ -46,7 +53,7 @@ pub struct Kernel {
 
 impl Kernel {
     /// Loads the object under test: the one that `BGCTL_BPF_OBJECT` names, else the committed one.
-    pub fn load(sizes: Sizes) -> Result<Self> {
+    pub fn load(sizes: impl Into<Sizes>) -> Result<Self> {
         let path = std::env::var_os("BGCTL_BPF_OBJECT").map_or_else(
             || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../bg-userspace/bpf/bg.bpf.o"),
             PathBuf::from,
@@ -55,8 +62,9 @@ impl Kernel {
     }
 
     /// Loads an object.
-    pub fn load_object(path: &Path, sizes: Sizes) -> Result<Self> {
+    pub fn load_object(path: &Path, sizes: impl Into<Sizes>) -> Result<Self> {
         let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let sizes = sizes.into();
         let Sizes { rows, heads } = sizes;
         let buckets = rows / FLOW_WAYS;
         ensure!(buckets.is_power_of_two() && buckets > 1, "{rows} is no number of rows");

@@ -2,9 +2,9 @@
 
 use bg_common::{Flow, FlowHash, FlowState};
 use bg_ebpf::flow::{
+    bucket::WAYS,
     key::Key,
     memory::{Memory, RawWords},
-    table::WAYS,
 };
 use std::{
     cell::UnsafeCell,

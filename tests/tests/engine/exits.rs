@@ -1,7 +1,7 @@
 //! How packets leave: XDP sends what it can send at once and leaves everything else to tc as it was.
 
 use crate::*;
-use bg_common::{FlowState, NextHop};
+use bg_common::NextHop;
 
 const SMAC: u64 = 0x0600_0000_0001;
 const DMAC: u64 = 0x0200_0000_0077;
@@ -85,21 +85,36 @@ fn a_packet_that_xdp_and_tc_both_see_is_counted_once() {
 }
 
 #[test]
+fn a_flow_that_the_table_refuses_is_counted_once() {
+    for interfaces in [Some(vec![]), None] {
+        let host = host();
+        *host.egress.borrow_mut() = interfaces;
+        host.refuse_flows();
+        assert_eq!(by_both(&host, &tcp(CLIENT, WEB, SYN).frame()).action, Action::Redirect);
+        assert_eq!((host.traffic(0, 0).flows_opened, host.events(Event::Unpinned)), (1, 1));
+        assert_eq!((host.traffic(0, 0).packets, host.flows().len()), (1, 0));
+        // Its last hop: tc leaves it to the host.
+        assert_eq!(by_both(&host, &PacketSpec { ttl: 1, ..tcp(CLIENT, WEB, SYN) }.frame()).action, Action::Pass);
+        assert_eq!((host.traffic(0, 0).flows_opened, host.events(Event::Unpinned)), (2, 2));
+    }
+}
+
+#[test]
 fn one_syn_that_xdp_leaves_to_tc_is_not_taken_for_two() {
-    let mut host = routed();
+    let host = routed();
     *host.egress.borrow_mut() = Some(vec![]);
     by_both(&host, &tcp(CLIENT, WEB, SYN).frame());
     by_both(&host, &tcp(BLUE, CLIENT, SYN | ACK).frame());
     by_both(&host, &tcp(CLIENT, WEB, ACK).frame());
     // The live colour changes: a SYN that opened a flow anew would go to the other one.
-    drain(&mut host);
+    drain(&host);
     let other = PacketSpec { sequence: 77, ..tcp(CLIENT, WEB, SYN) };
     assert_eq!(ends(&by_both(&host, &other.frame()).frame).1, at(BLUE), "it may be forged: the backend answers it");
     // One that opens a flow in XDP is the same flow's in tc.
     let another = "192.0.2.1:40001";
     assert_eq!(ends(&by_both(&host, &tcp(another, WEB, SYN).frame()).frame).1, at(GREEN));
     assert_eq!(host.traffic(0, 1).flows_opened, 1);
-    assert_eq!(host.flows().values().filter(|flow| !flow.state.has(FlowState::REPLY)).count(), 2);
+    assert_eq!(host.flows().len(), 2);
 }
 
 #[test]

@@ -6,10 +6,8 @@ use crate::*;
 fn flows_of_a_preview_address_end_when_it_becomes_something_else() {
     let mut host = host();
     sent_to(&host, &tcp(CLIENT, WEB_PREVIEW, SYN));
-    host.scenario.vips.iter_mut().filter(|(row, _)| *row == 1).for_each(|(_, key)| *key = Default::default());
-    host.scenario.services.retain(|(key, _)| key.port.host() != 9443);
-    let answer = tcp(GREEN, CLIENT, ACK).frame();
-    assert_eq!(host.egress(&answer), Outcome { action: Action::Pass, frame: answer });
+    host.remove_vip(1);
+    passes(&host, &tcp(GREEN, CLIENT, ACK));
     let packet = tcp(CLIENT, WEB_PREVIEW, ACK).frame();
     assert_eq!(host.ingress(&packet), Outcome { action: Action::Pass, frame: packet });
 }
@@ -33,7 +31,7 @@ fn a_testers_open_connection_leaves_the_colour_that_becomes_live() {
         sent_to(&host, &tcp(from, to, SYN));
         assert_eq!(sent_to(&host, &tcp(from, to, ACK)), at(GREEN));
     }
-    drain(&mut host);
+    drain(&host);
     for (from, to) in [(TESTER, WEB), (CLIENT, WEB_PREVIEW)] {
         assert_eq!(sent_to(&host, &tcp(from, to, ACK)), at(BLUE), "{from} {to}");
     }

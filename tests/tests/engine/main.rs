@@ -1,17 +1,30 @@
 //! What the engine decides, frame by frame, on the host build. The differential test says that the loaded
 //! programs do the same.
 
+//!
+//! - `packets`: what happens to a packet's bytes, and which packets are none of ours.
+//! - `exits`: how packets leave.
+//! - `switches`: what a switch does to open flows.
+//! - `second_chance`: connections without a row, while a drain lasts.
+//! - `idle_only`: preview address and testers.
+//! - `connections`: which packets belong to one flow.
+//! - `lookalikes`: flows that a backend could not tell apart, and clients that use one port for many services.
+//! - `floods`: who stays in a full table.
+
+mod connections;
 mod exits;
+mod floods;
 mod idle_only;
+mod lookalikes;
 mod packets;
+mod second_chance;
 mod switches;
-mod tuples;
 
 use bg_common::{Event, Identity, LiveFlags, LiveWord, Mode, Protocol, SwitchTerms};
-use bg_ebpf::{Action, checksum::Delta};
+use bg_ebpf::{Action, wire::checksum::Delta};
 use bg_tests::{
     frames::{PacketSpec, assert_checksums, ends, tcp_flags::*},
-    twin::{BackendAt, Host, Outcome, Scenario, ServiceAt},
+    twin::{BackendAt, FlowOf, Host, Outcome, Scenario, ServiceAt},
 };
 use proptest::prelude::*;
 use std::net::SocketAddr;
@@ -61,18 +74,22 @@ fn host() -> Host {
 }
 
 /// Changes the live state as a switch does.
-fn switch(host: &mut Host, flags: LiveFlags, terms: SwitchTerms) {
-    let (_, word, slots) = &mut host.scenario.deployments[0];
-    *word = LiveWord::new(word.generation() + 1, flags, word.target_share(), word.live().other().full_share());
-    slots[word.terms_slot()] = terms;
+fn switch(host: &Host, flags: LiveFlags, terms: SwitchTerms) {
+    let word = host.word(0);
+    let (previous, target) = (word.target_share(), word.live().other().full_share());
+    host.set_live(0, LiveWord::new(word.generation() + 1, flags, previous, target), terms);
 }
 
-fn drain(host: &mut Host) {
+fn drain(host: &Host) {
     switch(host, LiveFlags::DRAINING, SwitchTerms::default());
 }
 
-fn cut(host: &mut Host) {
-    let (_, word, _) = host.scenario.deployments[0];
+fn drain_until(host: &Host, drain_deadline: u32) {
+    switch(host, LiveFlags::DRAINING, SwitchTerms { drain_deadline, ..SwitchTerms::default() });
+}
+
+fn cut(host: &Host) {
+    let word = host.word(0);
     let mut terms = SwitchTerms::default();
     terms.ended_before[word.live() as usize] = word.generation() + 1;
     switch(host, LiveFlags::CUT, terms);
@@ -102,4 +119,26 @@ fn answers_as(host: &Host, packet: &PacketSpec) -> SocketAddr {
     assert_eq!(action, Action::Deliver, "{packet:?}");
     assert_checksums(&frame);
     ends(&frame).0
+}
+
+/// Asserts that a packet that leaves this host is left as it is.
+#[track_caller]
+fn passes(host: &Host, packet: &PacketSpec) {
+    let frame = packet.frame();
+    assert_eq!(host.egress(&frame), Outcome { action: Action::Pass, frame }, "{packet:?}");
+}
+
+/// The flow of a client and a row of `vips`: twice a service's number, and one more for its preview address.
+fn flow_of(client: &str, vip: u16) -> FlowOf {
+    FlowOf { client: at(client).ip(), port: at(client).port(), vip }
+}
+
+/// Opens a connection: both ends take part.
+#[track_caller]
+fn connect(host: &Host, client: &str, vip: &str) -> SocketAddr {
+    let backend = sent_to(host, &tcp(client, vip, SYN));
+    let answer = PacketSpec::tcp(backend, at(client), SYN | ACK);
+    assert_eq!(answers_as(host, &answer), at(vip));
+    assert_eq!(sent_to(host, &tcp(client, vip, ACK)), backend);
+    backend
 }

@@ -102,11 +102,11 @@ fn a_udp_checksum_that_comes_out_as_zero_is_sent_as_its_twin() {
 
 #[test]
 fn packets_are_counted_by_service_and_colour() {
-    let mut host = host();
+    let host = host();
     let bytes = tcp(CLIENT, WEB, SYN).frame().len() as u64;
     sent_to(&host, &tcp(CLIENT, WEB, SYN));
     sent_to(&host, &tcp(CLIENT, WEB, ACK));
-    drain(&mut host);
+    drain(&host);
     sent_to(&host, &udp(CLIENT, DNS));
     let (blue, green) = (host.traffic(0, 0), host.traffic(1, 1));
     assert_eq!((blue.packets, blue.bytes, blue.flows_opened), (2, 2 * bytes, 1));

@@ -2,9 +2,9 @@
 
 use bg_common::{Flow, FlowState};
 use bg_ebpf::flow::{
+    bucket::WAYS,
     key::Key,
     memory::{Memory, Words},
-    table::WAYS,
 };
 use std::{cell::Cell, marker::PhantomData};
 
@@ -83,10 +83,6 @@ pub(crate) struct Row<'a> {
 impl Words for Row<'_> {
     fn from(self, words: usize) -> Self {
         Self { at: self.at + words, ..self }
-    }
-
-    fn before(self, words: usize) -> Self {
-        Self { at: self.at - words, ..self }
     }
 
     fn load(self, word: usize) -> u64 {

@@ -8,7 +8,10 @@ use crate::{
     races::{finds, inserts, inserts_late, model, on_all_machines, on_cpu, victims_by_the_tick},
 };
 use bg_common::{CachedHop, Flow, FlowState};
-use bg_ebpf::flow::table::{Stored, WAYS, insert, remove};
+use bg_ebpf::flow::{
+    bucket::WAYS,
+    table::{Stored, insert, remove},
+};
 
 /// The victim. All have hashes of their own and the same buckets: no claim can be taken for one of another flow.
 const A: Name = Name::new(1, 4);

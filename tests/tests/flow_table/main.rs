@@ -23,10 +23,11 @@ mod stopped;
 
 use bg_common::{Flow, FlowBackend, FlowState};
 use bg_ebpf::flow::{
+    bucket::{WAYS, place},
     key::{Key, Match, VIP_SHIFT},
     memory::Memory,
     row::FlowRef,
-    table::{find, find_compactly},
+    table::{Stored, find, insert, read, replace},
 };
 
 /// A moment that is not the beginning of time.
@@ -93,7 +94,15 @@ fn find_whole<M: Memory<Name>>(memory: &M, key: &Name) -> Option<FlowRef<M::Word
     find(memory, key, key.hash, Match::Whole)
 }
 
-/// What the slow path finds.
+/// What a search of all places finds, which asks for the client's end alone.
 fn find_slowly<M: Memory<Name>>(memory: &M, key: &Name) -> Option<FlowRef<M::Words>> {
-    find_compactly(memory, key, key.hash)
+    (0..2 * WAYS).find_map(|nth| read(memory, place::<Name, _>(memory, key.hash, nth)?, key, Match::Client))
+}
+
+/// Stores a flow as the engine does: in the row of the one that was found, if it `replaces` one.
+fn store<M: Memory<Name>>(memory: &M, key: &Name, flow: &Flow, replaces: bool) -> Stored {
+    match find_whole(memory, key).filter(|_| replaces) {
+        Some(there) => replace(memory, there, flow),
+        None => insert(memory, key, key.hash, flow, NOW),
+    }
 }

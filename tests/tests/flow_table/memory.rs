@@ -3,9 +3,9 @@
 use crate::{Name, find_whole};
 use bg_common::{Flow, FlowState};
 use bg_ebpf::flow::{
+    bucket::WAYS,
     key::Key,
     memory::{Memory, Words},
-    table::WAYS,
 };
 use loom::sync::{
     Arc, Condvar,
@@ -257,10 +257,6 @@ impl<'a> Place<'a> {
 impl Words for Place<'_> {
     fn from(self, words: usize) -> Self {
         Self { at: self.at + words, ..self }
-    }
-
-    fn before(self, words: usize) -> Self {
-        Self { at: self.at - words, ..self }
     }
 
     fn load(self, word: usize) -> u64 {

@@ -3,9 +3,13 @@
 use crate::{
     ASSURED, NOW, Name, find_slowly, find_whole,
     memory::{At, MACHINES, Machine, Table},
+    store,
 };
 use bg_common::{CachedHop, Flow, FlowState};
-use bg_ebpf::flow::table::{Stored, WAYS, insert, remove, store};
+use bg_ebpf::flow::{
+    bucket::WAYS,
+    table::{Stored, insert, remove},
+};
 use loom::{model::Builder, thread};
 
 /// Tries all orders in which no more than so many threads are interrupted.
@@ -210,7 +214,7 @@ fn a_note_lands_in_the_row_that_it_is_meant_for_or_nowhere() {
 fn a_flow_that_is_replaced_is_found_whole_and_noted_in_the_right_one() {
     on_all_machines(2, |machine| {
         let table = Table::new(machine, &[At::Held(A, A.flow(1)), At::Free]);
-        let writer = on_cpu(&table, 1, |table| store(&table.view(), &A, A.hash, &A.flow(2), true, NOW));
+        let writer = on_cpu(&table, 1, |table| store(&table.view(), &A, &A.flow(2), true));
         let noter = on_cpu(&table, 2, |table| {
             let mut found = find_whole(&table.view(), &A)?;
             found.set(FlowState::CLIENT_FIN);

@@ -1,11 +1,12 @@
 //! One at a time: which flow is evicted, against the rule written down plainly; and the table beside a map.
 
-use crate::{ASSURED, NOW, Name, cells::Cells, find_slowly, find_whole};
+use crate::{ASSURED, NOW, Name, cells::Cells, find_slowly, find_whole, store};
 use bg_common::{Flow, FlowState};
 use bg_ebpf::flow::{
+    bucket::WAYS,
     key::Match,
     memory::Memory as _,
-    table::{Stored, WAYS, find, insert, remove, store},
+    table::{Stored, find, insert, remove},
 };
 use proptest::prelude::*;
 use std::collections::HashMap;
@@ -326,7 +327,7 @@ proptest! {
             let is_there = found.is_some();
             match (operation, found) {
                 (Operation::Store { replaces, value }, _) => {
-                    let stored = store(&&table, &key, key.hash, &key.flow(value), replaces, NOW);
+                    let stored = store(&&table, &key, &key.flow(value), replaces);
                     prop_assert_eq!(stored == Stored::Yes, replaces || !is_there, "{:?}", stored);
                     if stored == Stored::Yes {
                         map.insert(key, (value, 0, NOW));

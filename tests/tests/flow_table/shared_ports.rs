@@ -12,7 +12,7 @@ use crate::{
     cells::Cells,
     spread::{End, evicts, keys, random, v4},
 };
-use bg_ebpf::flow::table::WAYS;
+use bg_ebpf::flow::bucket::WAYS;
 use std::collections::HashMap;
 
 const SERVICES: u32 = 50;

@@ -11,9 +11,10 @@
 use crate::{ASSURED, NOW, cells::Cells};
 use bg_common::{Addr, Be16, Flow, FlowKey4, FlowKey6, FlowState};
 use bg_ebpf::flow::{
+    bucket::WAYS,
     key::{Key, Match},
     memory::Memory as _,
-    table::{Stored, WAYS, find, insert},
+    table::{Stored, find, insert},
 };
 
 const ROWS: usize = 1 << 17;

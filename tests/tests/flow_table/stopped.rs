@@ -4,11 +4,12 @@ use crate::{
     NOW, Name, find_slowly, find_whole,
     memory::{At, MACHINES, Machine, Table},
     races::{inserts, model, on_cpu},
+    store,
 };
 use bg_common::{Flow, FlowState};
 use bg_ebpf::flow::{
     row::FlowRef,
-    table::{Stored, insert, store},
+    table::{Stored, insert},
 };
 use std::cell::Cell;
 
@@ -81,9 +82,9 @@ fn a_flow_whose_replacement_was_stopped_is_not_found_and_not_opened_twice() {
         model(1, move || {
             let table = Table::new(Machine::Weak, &[At::Held(A, A.flow(1)), At::Free]);
             let left = Cell::new(writes);
-            store(&table.view_until(&left), &A, A.hash, &A.flow(2), true, NOW);
+            store(&table.view_until(&left), &A, &A.flow(2), true);
             assert_eq!((left.get(), value_of(&table, &A)), (0, None));
-            assert_eq!(store(&table.view(), &A, A.hash, &A.flow(3), true, NOW), Stored::No);
+            assert_eq!(store(&table.view(), &A, &A.flow(3), true), Stored::No);
             assert_eq!(table.count(&A), 0);
         });
     }

@@ -33,7 +33,7 @@ impl Stage {
         };
         let (_, word, terms) = &mut scenario.deployments[0];
         *word = LiveWord::new(word.generation() + 1, LiveFlags::DRAINING, 0, FULL_SHARE);
-        terms[word.terms_slot()] = SwitchTerms { ended_before: [0; 2], drain_deadline: end, second_chance_until: end };
+        terms[word.terms_slot()] = SwitchTerms { drain_deadline: end, ..SwitchTerms::default() };
         scenario
     }
 }

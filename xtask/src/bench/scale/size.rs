@@ -1,12 +1,15 @@
 //! Configurations of any size, all of whose backends the edge has a way to.
 
 use super::super::edge::DEPLOYMENT;
-use bg_common::{Colour, MAX_BACKENDS, MAX_SERVICES, MAX_TABLE_ENTRIES};
+use bg_common::{Colour, MAX_BACKENDS, MAX_SERVICES};
 use bg_userspace::maglev::table_len;
 use std::{
     fmt::Write as _,
     net::{Ipv4Addr, SocketAddrV4},
 };
+
+/// Entries of the `maglev` map.
+const TABLE_ENTRIES: u32 = 4 * 1024 * 1024;
 
 /// So many services, and backends of each colour of each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,7 +33,7 @@ impl Size {
         let entries = u64::from(table_len(&vec![1; self.backends as usize])) * u64::from(self.services) * 2;
         // Replaced while they are in use, so one service's worth has to be free.
         backends + u64::from(self.backends) <= u64::from(MAX_BACKENDS)
-            && entries < u64::from(MAX_TABLE_ENTRIES)
+            && entries < u64::from(TABLE_ENTRIES)
             && self.services <= MAX_SERVICES
     }
 

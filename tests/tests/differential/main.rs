@@ -1,0 +1,226 @@
+//! The engine on the host and the loaded programs, given the same frames, agree in verdict, bytes, flows, live words
+//! and counters; and what they send has checksums that an independent parser finds right.
+//!
+//! Needs root: programs are loaded, but attached to nothing.
+
+mod packets;
+
+use bg_common::{Event, LiveFlags, LiveWord, Protocol, SwitchTerms};
+use bg_ebpf::Action;
+use bg_tests::{
+    frames::{PacketSpec, assert_checksums, ends},
+    twin::{Host, Kernel, Outcome, Program, Sizes},
+};
+use packets::{BACKENDS, CLIENTS, Damage, FLAGS, Spec, VIPS, at, frame, scenario, spec};
+use proptest::{prelude::*, sample::select, test_runner::TestRunner};
+use std::{cell::RefCell, net::SocketAddr};
+
+/// What a switch does to open flows.
+#[derive(Clone, Copy, Debug)]
+enum Ending {
+    Cut,
+    Drain,
+    /// A drain whose deadline has passed at once: the next new flow ends it.
+    Drained,
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Packet(Spec),
+    /// The backend of the packet that was sent on last answers, by a segment with these flags or a datagram.
+    Answer(u8),
+    /// Makes the other colour of a deployment live.
+    Switch {
+        deployment: u16,
+        ending: Ending,
+    },
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        12 => spec().prop_map(Step::Packet),
+        4 => select(FLAGS.to_vec()).prop_map(Step::Answer),
+        1 => (0u16..2, select(vec![Ending::Cut, Ending::Drain, Ending::Drained]))
+            .prop_map(|(deployment, ending)| Step::Switch { deployment, ending }),
+    ];
+    proptest::collection::vec(step, 1..40)
+}
+
+/// The word and terms of a switch, as user space makes them.
+fn switch(word: LiveWord, terms: [SwitchTerms; 2], ending: Ending, now: u32) -> (LiveWord, SwitchTerms) {
+    let generation = word.generation() + 1;
+    let mut new = SwitchTerms { drain_deadline: 0, ..terms[word.terms_slot()] };
+    let mut flags = LiveFlags::NONE;
+    match ending {
+        Ending::Cut => new.ended_before[word.live() as usize] = generation,
+        Ending::Drain => flags = flags.with(LiveFlags::DRAINING),
+        Ending::Drained => {
+            flags = flags.with(LiveFlags::DRAINING);
+            new.drain_deadline = now.wrapping_sub(1).max(1);
+        }
+    }
+    if new.ended_before != [0, 0] {
+        flags = flags.with(LiveFlags::CUT);
+    }
+    (LiveWord::new(generation, flags, word.target_share(), word.live().other().full_share()), new)
+}
+
+/// What the backend of a packet that was sent on answers.
+fn answer(sent: &[u8], protocol: Protocol, flags: u8) -> Spec {
+    let (client, backend) = ends(sent);
+    let packet = match protocol {
+        Protocol::Tcp => PacketSpec::tcp(backend, client, flags),
+        Protocol::Udp => PacketSpec::udp(backend, client),
+    };
+    Spec { packet, damage: Damage::None }
+}
+
+/// Runs a packet through the host and one loaded program. What came of it, if it was not dropped.
+fn agree_on(kernel: &mut Kernel, host: &Host, program: Program, spec: &Spec) -> Option<Outcome> {
+    kernel.refresh_next_hops(&host.scenario).expect("refresh");
+    let bytes = frame(spec, program);
+    // Only replies are restored on the way out; what opens their flows comes in.
+    let program = match program {
+        Program::TcEgress if !BACKENDS.iter().any(|backend| at(backend) == spec.packet.from) => Program::TcIngress,
+        program => program,
+    };
+    let mut expected = match program {
+        Program::Xdp => host.early(&bytes),
+        Program::TcEgress => host.egress(&bytes),
+        Program::TcIngress => host.ingress(&bytes),
+    };
+    // Untouched and handed on looks the same from outside.
+    if expected.frame == bytes && matches!(expected.action, Action::Deliver | Action::Defer) {
+        expected.action = Action::Pass;
+    }
+    let found = kernel.run(program, &bytes).expect("run");
+    if expected.action == Action::Drop {
+        // A dropped frame's bytes are nobody's business.
+        assert_eq!(found.action, Action::Drop, "{spec:?}");
+        return None;
+    }
+    assert_eq!(found, expected, "{spec:?}");
+    let rewritten = matches!(found.action, Action::Redirect | Action::Deliver);
+    if rewritten && matches!(spec.damage, Damage::None) {
+        assert_checksums(&found.frame);
+    }
+    Some(found)
+}
+
+/// Fills a small table with open connections: flows that come later evict them.
+fn fill(kernel: &mut Kernel, host: &Host) {
+    for port in 2000..2024 {
+        let client = SocketAddr::new(at(CLIENTS[0]).ip(), port);
+        let segment = |flags| Spec { packet: PacketSpec::tcp(client, at(VIPS[0]), flags), damage: Damage::None };
+        for flags in [0x02, 0x10] {
+            // By tc: XDP leaves most answers to it.
+            let sent = agree_on(kernel, host, Program::TcIngress, &segment(flags)).expect("sent on").frame;
+            agree_on(kernel, host, Program::TcEgress, &answer(&sent, Protocol::Tcp, flags | 0x10));
+        }
+    }
+}
+
+/// Runs the same steps through the host and one loaded program.
+fn agree(kernel: &mut Kernel, program: Program, rows: u32, steps: &[Step]) -> [u64; Event::COUNT as usize] {
+    let now = kernel.tick().expect("the clock");
+    let host = Host::load_with_rows(scenario(), now, rows);
+    kernel.forget_flows().expect("forget");
+    kernel.fill(&host.scenario).expect("fill");
+    let events_before = kernel.all_events().expect("events");
+    let traffic_before: Vec<_> =
+        self::rows().map(|(service, colour)| kernel.traffic(service, colour).expect("traffic")).collect();
+    if rows < 100 {
+        fill(kernel, &host);
+    }
+    let mut sent: Option<(Vec<u8>, Protocol)> = None;
+    for step in steps {
+        match step {
+            Step::Switch { deployment, ending } => {
+                let (word, terms) = switch(host.word(*deployment), host.terms(*deployment), *ending, now);
+                host.set_live(*deployment, word, terms);
+                kernel.set_live(*deployment, word, terms).expect("switch");
+            }
+            Step::Packet(spec) => {
+                let outcome = agree_on(kernel, &host, program, spec);
+                let is_sent = |outcome: &Outcome| matches!(outcome.action, Action::Redirect | Action::Deliver);
+                if let Some(outcome) = outcome.filter(is_sent)
+                    && matches!(spec.damage, Damage::None)
+                {
+                    sent = Some((outcome.frame, spec.packet.protocol));
+                }
+            }
+            Step::Answer(flags) => {
+                if let Some((sent, protocol)) = &sent {
+                    agree_on(kernel, &host, program, &answer(sent, *protocol, *flags));
+                }
+            }
+        }
+    }
+    assert_eq!(kernel.flows().expect("flows"), host.flows(), "flows");
+    for deployment in 0..2 {
+        assert_eq!(kernel.word(deployment).expect("a word"), host.word(deployment));
+        assert_eq!(kernel.terms(deployment).expect("terms"), host.terms(deployment));
+    }
+    let events = kernel.all_events().expect("events");
+    for event in Event::ALL {
+        let row = event as usize;
+        assert_eq!(events[row] - events_before[row], host.events(event), "{event:?}");
+    }
+    for ((service, colour), before) in self::rows().zip(traffic_before) {
+        let (after, expected) = (kernel.traffic(service, colour).expect("traffic"), host.traffic(service, colour));
+        assert_eq!(after.packets - before.packets, expected.packets, "packets of {service} {colour}");
+        assert_eq!(after.bytes - before.bytes, expected.bytes, "bytes of {service} {colour}");
+        assert_eq!(after.flows_opened - before.flows_opened, expected.flows_opened, "flows of {service} {colour}");
+    }
+    host.all_events()
+}
+
+fn rows() -> impl Iterator<Item = (u16, u8)> {
+    (0..5).flat_map(|service| [(service, 0), (service, 1)])
+}
+
+fn cases() -> u32 {
+    if std::env::var_os("BG_FULL").is_some() { 20_000 } else { 1_500 }
+}
+
+fn compare(program: Program) {
+    // This machine's routes lead somewhere, those of the host engine's world nowhere.
+    // SAFETY: the namespace of this thread alone changes.
+    assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0, "{}", std::io::Error::last_os_error());
+    let config = ProptestConfig { cases: cases() / 2, failure_persistence: None, ..ProptestConfig::default() };
+    let seen = RefCell::new([0; Event::COUNT as usize]);
+    // Flow tables with room for all, and tables of two buckets each.
+    for rows in [4096, 16] {
+        let kernel = RefCell::new(Kernel::load(Sizes { rows, heads: Host::HEADS }).expect("load"));
+        TestRunner::new(config.clone())
+            .run(&steps(), |steps| {
+                // A panic is what proptest shrinks from.
+                let events = agree(&mut kernel.borrow_mut(), program, rows, &steps);
+                seen.borrow_mut().iter_mut().zip(events).for_each(|(sum, count)| *sum += count);
+                Ok(())
+            })
+            .unwrap_or_else(|failure| panic!("{failure}"));
+    }
+    // Agreement on packets that nothing happens to would prove nothing.
+    let of_both = [Event::Malformed, Event::ReplyCollision, Event::EndedFlow, Event::SecondChance, Event::PushedOut];
+    // XDP leaves these to tc, which counts them.
+    let of_tc = [Event::NextHopByStack, Event::TtlExpired];
+    for event in of_both.into_iter().chain(of_tc.into_iter().filter(|_| program != Program::Xdp)) {
+        assert_ne!(seen.borrow()[event as usize], 0, "{event:?} never happened");
+    }
+}
+
+#[test]
+fn xdp_does_what_the_host_engine_does() {
+    compare(Program::Xdp);
+}
+
+#[test]
+fn tc_ingress_does_what_the_host_engine_does() {
+    compare(Program::TcIngress);
+}
+
+#[test]
+fn tc_egress_does_what_the_host_engine_does() {
+    compare(Program::TcEgress);
+}

@@ -1,0 +1,198 @@
+//! What the maps hold, and packets to it: whole and damaged, of clients, backends and others.
+
+use bg_common::{Mode, Protocol};
+use bg_tests::{
+    frames::PacketSpec,
+    twin::{BackendAt, Program, Scenario, ServiceAt},
+};
+use proptest::{prelude::*, sample::select};
+use std::net::SocketAddr;
+
+/// An interface number that next hops lead out of; the loaded maps put loopback in its place.
+const OUT: u32 = 77;
+
+pub(crate) fn at(address: &str) -> SocketAddr {
+    address.parse().expect("an address")
+}
+
+fn backends(addresses: &[&str], out_of: Option<u32>) -> Vec<BackendAt> {
+    addresses.iter().map(|address| BackendAt { address: at(address), out_of }).collect()
+}
+
+/// Two deployments, both families and protocols, both modes, testers, a preview address each, and two services
+/// that share backends, so that replies can collide, though their salts differ.
+pub(crate) fn scenario() -> Scenario {
+    let mut scenario = Scenario::default();
+    let (shop, other) = (scenario.deployment(), scenario.deployment());
+    let (blue4, green4) = (["10.0.1.11:8443", "10.0.1.12:8443"], ["10.0.2.11:8443"]);
+    for (deployment, vip, preview) in
+        [(shop, "203.0.113.10:443", "203.0.113.10:9443"), (other, "203.0.113.11:443", "203.0.113.11:9443")]
+    {
+        scenario.service(&ServiceAt {
+            deployment,
+            vip: at(vip),
+            preview: Some(at(preview)),
+            protocol: Protocol::Tcp,
+            mode: Mode::Nat,
+            backends: [backends(&blue4, Some(OUT)), backends(&green4, Some(OUT))],
+        });
+    }
+    scenario.service(&ServiceAt {
+        deployment: shop,
+        vip: at("203.0.113.10:53"),
+        preview: None,
+        protocol: Protocol::Udp,
+        mode: Mode::Nat,
+        backends: [backends(&["10.0.1.11:53"], Some(OUT)), backends(&["10.0.2.11:5353"], None)],
+    });
+    scenario.service(&ServiceAt {
+        deployment: shop,
+        vip: at("[2001:db8::10]:443"),
+        preview: Some(at("[2001:db8::10]:9443")),
+        protocol: Protocol::Tcp,
+        mode: Mode::Nat,
+        backends: [
+            backends(&["[fd00:1::11]:8443"], Some(OUT)),
+            backends(&["[fd00:2::11]:8443", "[fd00:2::12]:8443"], Some(OUT)),
+        ],
+    });
+    scenario.service(&ServiceAt {
+        deployment: other,
+        vip: at("[2001:db8::10]:53"),
+        preview: None,
+        protocol: Protocol::Udp,
+        mode: Mode::Local,
+        backends: [backends(&["[fd00:1::11]:53"], None), backends(&["[fd00:2::11]:53"], None)],
+    });
+    for (service, salt) in [(0, 1), (1, 2), (3, 77)] {
+        scenario.salt(service, salt);
+    }
+    scenario.tester(shop, "198.51.100.0".parse().expect("an address"), 24);
+    scenario.tester(shop, "2001:db8:7::".parse().expect("an address"), 48);
+    scenario
+}
+
+pub(crate) const CLIENTS: [&str; 5] =
+    ["192.0.2.1:1024", "192.0.2.1:1025", "198.51.100.5:1024", "[2001:db8:1::1]:1024", "[2001:db8:7::5]:1024"];
+pub(crate) const BACKENDS: [&str; 10] = [
+    "10.0.1.11:8443",
+    "10.0.1.12:8443",
+    "10.0.2.11:8443",
+    "10.0.1.11:53",
+    "10.0.2.11:5353",
+    "[fd00:1::11]:8443",
+    "[fd00:2::11]:8443",
+    "[fd00:2::12]:8443",
+    "[fd00:1::11]:53",
+    "[fd00:2::11]:53",
+];
+/// Virtual addresses, and two that are none.
+pub(crate) const VIPS: [&str; 10] = [
+    "203.0.113.10:443",
+    "203.0.113.10:9443",
+    "203.0.113.11:443",
+    "203.0.113.11:9443",
+    "203.0.113.10:53",
+    "203.0.113.99:443",
+    "[2001:db8::10]:443",
+    "[2001:db8::10]:9443",
+    "[2001:db8::10]:53",
+    "[2001:db8::99]:443",
+];
+
+/// Two ends of one family: mostly a client and a virtual address, or a backend and a client.
+fn ends() -> impl Strategy<Value = (SocketAddr, SocketAddr)> {
+    let pairs = |from: &[&str], to: &[&str]| {
+        let pairs = from.iter().flat_map(|from| to.iter().map(|to| (at(from), at(to))));
+        select(pairs.filter(|(from, to)| from.is_ipv4() == to.is_ipv4()).collect::<Vec<_>>())
+    };
+    let all = [&CLIENTS[..], &BACKENDS, &VIPS].concat();
+    prop_oneof![5 => pairs(&CLIENTS, &VIPS), 4 => pairs(&BACKENDS, &CLIENTS), 1 => pairs(&all, &all)]
+}
+
+/// A packet, and what happened to it on the way.
+#[derive(Clone, Debug)]
+pub(crate) struct Spec {
+    pub(crate) packet: PacketSpec,
+    pub(crate) damage: Damage,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum Damage {
+    None,
+    CutTo(usize),
+    Flip(usize, u8),
+}
+
+/// Flags of TCP: of openings, answers, data, ends, and nonsense.
+pub(crate) const FLAGS: [u8; 9] = [0x02, 0x12, 0x10, 0x18, 0x11, 0x04, 0x14, 0x03, 0x00];
+
+pub(crate) fn spec() -> impl Strategy<Value = Spec> {
+    let damage = prop_oneof![
+        8 => Just(Damage::None),
+        1 => (0usize..120).prop_map(Damage::CutTo),
+        2 => (0usize..100, any::<u8>()).prop_map(|(at, bits)| Damage::Flip(at, bits)),
+    ];
+    (
+        ends(),
+        prop_oneof![3 => Just(Protocol::Tcp), 1 => Just(Protocol::Udp)],
+        select(FLAGS.to_vec()),
+        (select(vec![1u32, 2]), select(vec![2u32, 3, 0x7000_0000])),
+        select(vec![0u8, 1, 2, 64, 255]),
+        proptest::collection::vec(any::<u8>(), 0..48),
+        prop_oneof![4 => Just(0u8), 1 => Just(1), 1 => Just(2), 1 => Just(3)],
+        prop_oneof![6 => Just(0u8), 1 => 1u8..=10],
+        any::<bool>(),
+        damage,
+    )
+        .prop_map(
+            |(
+                (from, to),
+                protocol,
+                flags,
+                (sequence, acknowledgment),
+                ttl,
+                payload,
+                tags,
+                options,
+                without_udp_checksum,
+                damage,
+            )| {
+                let packet = PacketSpec {
+                    from,
+                    to,
+                    protocol,
+                    flags,
+                    sequence,
+                    acknowledgment,
+                    ttl,
+                    payload,
+                    tags,
+                    options,
+                    without_udp_checksum,
+                };
+                Spec { packet, damage }
+            },
+        )
+}
+
+/// The frame, damaged, and cut no shorter than the kernel's test runs allow: an Ethernet header for XDP, the
+/// network header too for tc.
+pub(crate) fn frame(spec: &Spec, program: Program) -> Vec<u8> {
+    let shortest = match (program, spec.packet.from) {
+        (Program::Xdp, _) => 14,
+        (_, SocketAddr::V4(_)) => 14 + 20,
+        (_, SocketAddr::V6(_)) => 14 + 40,
+    };
+    let mut bytes = spec.packet.frame();
+    match spec.damage {
+        Damage::None => {}
+        Damage::CutTo(len) => bytes.truncate(len.max(shortest)),
+        Damage::Flip(at, bits) => {
+            if let Some(byte) = bytes.get_mut(at) {
+                *byte ^= bits;
+            }
+        }
+    }
+    bytes
+}
