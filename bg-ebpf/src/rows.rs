@@ -44,6 +44,17 @@ impl VipRef {
         rest == endpoint::<V>(port, protocol) && V::is_same(address, |word| read!(self.0, key.addr.0[word]))
     }
 
+    /// Whether another row holds the same address, port and protocol.
+    #[inline(always)]
+    pub fn has_key_of(self, other: Self) -> bool {
+        let word = |row: Self, word: usize| {
+            // SAFETY: five words of a row that lives as long as the program runs.
+            unsafe { (&raw const (*row.0).key).cast::<u32>().add(word).read_volatile() }
+        };
+        const { assert!(size_of::<ServiceKey>() == 5 * 4) };
+        (0..5).fold(0, |difference, nth| difference | (word(self, nth) ^ word(other, nth))) == 0
+    }
+
     /// The whole address.
     #[inline(always)]
     pub fn key(self) -> ServiceKey {

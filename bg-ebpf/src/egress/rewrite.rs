@@ -91,6 +91,8 @@ pub trait Writer {
     fn put16(&mut self, at: usize, word: u16) -> Option<()>;
     /// The same with four bytes.
     fn put32(&mut self, at: usize, word: u32) -> Option<()>;
+    /// Replaces both MAC addresses, which no checksum covers.
+    fn put_macs(&mut self, macs: [u32; 3]) -> Option<()>;
 }
 
 /// The parts of a rewrite in which the versions of IP differ.
@@ -196,5 +198,12 @@ impl Writer for Packet<'_> {
     fn put32(&mut self, at: usize, word: u32) -> Option<()> {
         store32(self.header_mut(at)?, word);
         Some(())
+    }
+
+    #[inline(always)]
+    fn put_macs(&mut self, [first, second, third]: [u32; 3]) -> Option<()> {
+        self.put32(0, first)?;
+        self.put32(4, second)?;
+        self.put32(8, third)
     }
 }

@@ -115,10 +115,7 @@ pub fn translate(
     }
     writer.put16(usize::from(error.l4) + icmp::CHECKSUM, covered.apply(error.checksum))?;
     if hop.is_some() {
-        let [first, second, third] = ethernet::macs_towards(hop);
-        writer.put32(0, first)?;
-        writer.put32(4, second)?;
-        writer.put32(8, third)?;
+        writer.put_macs(ethernet::macs_towards(hop))?;
     }
     Some(())
 }

@@ -71,19 +71,14 @@ impl<W: Words> FlowRef<W> {
             let now = self.words.load(0);
             let is_gone = (now ^ old) & u64::from(FlowState::IDENTITY) != 0;
             let merged = FlowState(now as u32).merged(self.flow.state, state);
-            let note = if note == self.flow.note { (now >> 32) as u32 } else { note };
+            // A doubtful SYN that the backend's answer has cleared up meanwhile is not to be noted without its flag.
+            let is_note_ours = note != self.flow.note && merged.has(state.0 & FlowState::DOUBTFUL);
+            let note = if is_note_ours { note } else { (now >> 32) as u32 };
             if is_gone || !self.words.exchange(0, now, head(merged, note)) {
                 return;
             }
         }
         (self.flow.state, self.flow.note) = (state, note);
-    }
-
-    /// Marks a flow that is over as ended, unless something has been noted of it since it was found.
-    #[inline(always)]
-    pub fn end(&self) {
-        let head = u64::from(self.flow.state.0) | u64::from(self.flow.note) << 32;
-        self.words.exchange(0, head, head | u64::from(FlowState::BACKEND_RESET));
     }
 
     /// Ticks since the last packet.

@@ -18,7 +18,8 @@
 //!   sees the earlier one's claim when it checks, and gives up. If both see each other, both do; their packets go to the same
 //!   backend all the same, since that follows from the five-tuple, and the next packet opens the flow.
 //! - *No torn rows.* A reader takes nothing that it cannot find twice under one version.
-//! - *Nothing is lost by giving up.* Before the check nothing but the head has changed, and it is put back.
+//! - *Giving up loses no flow.* Before the check nothing but the head has changed, and it is put back. A note that falls into
+//!   these nanoseconds is lost.
 //! - *Nobody waits.* A writer that is stopped half-way leaves a row BUSY, which costs its bucket a row, and
 //!   nobody else anything. A BPF program runs to its end, so it does not stay.
 
@@ -221,6 +222,7 @@ pub fn insert<K: Key, M: Memory<K>>(memory: &M, key: &K, hash: u32, flow: &Flow,
 }
 
 /// Takes a flow out, if its row is still as it was found.
+#[inline(always)]
 pub fn remove<W: Words>(there: FlowRef<W>) -> bool {
     let empty = there.state().next(FlowState::EMPTY);
     there.words().exchange(0, there.flow().words()[0], u64::from(empty.0))

@@ -223,4 +223,9 @@ impl Writer for SkbWriter<'_> {
     fn put32(&mut self, at: usize, word: u32) -> Option<()> {
         Skb(self.0).store(at, &word, RECOMPUTE).ok()
     }
+
+    #[inline(always)]
+    fn put_macs(&mut self, macs: [u32; 3]) -> Option<()> {
+        Skb(self.0).store(0, &macs, 0).ok()
+    }
 }

@@ -158,11 +158,12 @@ fn target<V: Flows, W: SlowPath<V>>(
             port: Be16(0),
             protocol: headers.protocol(),
             is_for_rivals: true,
-            allows_over: false,
             vip: arrival.vip,
             now,
+            rival: 0,
             link: 0,
             hash: 0,
+            key: FlowKey6::default(),
         },
         transport: headers.transport,
         reading,
@@ -173,7 +174,6 @@ fn target<V: Flows, W: SlowPath<V>>(
         is_own: world.is_own(),
         backends: TableSpan::default(),
         flow: Flow::default(),
-        key: FlowKey6::default(),
     };
     let Some(open) = Open::new(world, call) else { return Err(Verdict::drop(world, Event::MissingRow)) };
     open_flow(headers, arrival, open, world)

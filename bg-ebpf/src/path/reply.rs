@@ -26,7 +26,7 @@ use crate::{
     wire::headers::{Headers, tcp_flags},
     world::{Flows, World},
 };
-use bg_common::{Colour, Event, FlowState, Protocol};
+use bg_common::{Colour, Event, FlowKey6, FlowState, Protocol};
 
 /// Restores the source of a packet from `source`, a backend. `None`: it is no reply of a flow.
 #[inline(always)]
@@ -44,19 +44,19 @@ pub fn restore<V: Flows + Rewritable, W: SlowPath<V>>(
     if found.is_none() && source.next == 0 {
         return None;
     }
-    // The backend of a flow that is over may serve another one of the client's port by now.
-    if unlikely(!found.is_some_and(|flow| !flow.state().has_ended() && is_of(&flow, headers, world))) {
+    if unlikely(!found.is_some_and(|flow| is_of(&flow, headers, world))) {
         let search = Search {
             client: Client { address: V::widen(headers.dst), port: headers.dst_port(), family: V::FAMILY },
             address: V::widen(headers.src),
             port: headers.src_port(),
             protocol: headers.protocol(),
             is_for_rivals: false,
-            allows_over: false,
             vip: 0,
             now,
+            rival: 0,
             link: 0,
             hash: 0,
+            key: FlowKey6::default(),
         };
         let (hash, nth) = slow::search(world, search)?;
         found = read(flows, place::<V::Key, _>(flows, hash, nth)?, &key, Match::Client)

@@ -14,7 +14,7 @@ use crate::{
     wire::icmp::IcmpError,
     world::{Flows, World},
 };
-use bg_common::{FlowState, Mode, Protocol};
+use bg_common::{FlowKey6, FlowState, Mode, Protocol};
 use core::mem::MaybeUninit;
 
 /// An ICMP error that is being translated. Any bytes are a value of this type.
@@ -43,12 +43,13 @@ impl Translating {
             port: error.dst_port,
             protocol: Protocol::from_u8(error.protocol)?,
             is_for_rivals: false,
-            allows_over: false,
-            // Of no account: any of the client's open flows is looked for.
+            // Of no account: any of the client's flows is looked for.
             vip: 0,
             now: world.tick(),
+            rival: 0,
             link: 0,
             hash: 0,
+            key: FlowKey6::default(),
         });
         search.begin(world);
         Some(search)

@@ -20,6 +20,7 @@ pub use search::{Search, Step};
 use crate::{
     flow::{memory::RawWords, table::Stored},
     hint::rolled,
+    rows::VipRef,
     world::{Flows, SCRATCH_WORDS, World},
 };
 
@@ -99,19 +100,13 @@ pub fn answer<V: Flows>(world: &impl SlowPath<V>, row: RawWords, call: Answering
     Some(Answer::from_u32(world.answer(row, in_scratch(world, call)?)))
 }
 
-/// Hash and place of the flow that a search finds, an open one if there is one. `None`: there is none.
+/// Hash and place of the flow that a search finds. `None`: there is none.
 #[inline(always)]
 pub fn search<V: Flows>(world: &impl SlowPath<V>, search: Search) -> Option<(u32, u32)> {
     let search = in_scratch(world, search)?;
-    // The last packets of a flow that is over are its own.
-    for pass in 0..rolled(2) {
-        search.allows_over = pass != 0;
-        search.begin(world);
-        if let Some(place) = all_steps(world, search) {
-            return Some((search.hash, place));
-        }
-    }
-    None
+    search.begin(world);
+    let place = all_steps(world, search)?;
+    Some((search.hash, place))
 }
 
 /// Takes the steps of a search, until it has found a place.
@@ -201,7 +196,10 @@ impl<'a, W: World> Open<'a, W> {
     where
         W: SlowPath<V>,
     {
-        all_steps(self.world, &mut self.call.search).is_some()
+        let is_found = all_steps(self.world, &mut self.call.search).is_some();
+        let Search { vip, rival, .. } = self.call.search;
+        // The flow's own row is meant where its virtual address has just passed from one service to another.
+        is_found && !is_same_vip(vip, rival, self.world)
     }
 
     /// Goes on to another entry of the Maglev table. The step (the golden ratio's) is no multiple of any table's length.
@@ -221,4 +219,11 @@ impl<'a, W: World> Open<'a, W> {
             None => self.world.insert(self.call),
         })
     }
+}
+
+/// Whether two rows of `vips` hold the same virtual address.
+#[inline(always)]
+fn is_same_vip(a: u16, b: u16, world: &impl World) -> bool {
+    let row = |number: u16| world.vip(number.into()).map(VipRef);
+    row(a).is_some_and(|a| row(b).is_some_and(|b| a.has_key_of(b)))
 }

@@ -1,6 +1,6 @@
 //! Opening a flow: its colour, its backend, its row.
 
-use super::search::Search;
+use super::search::{Search, write_key};
 use crate::{
     flow::{
         key::Key as _,
@@ -17,7 +17,7 @@ use crate::{
     wire::headers::Transport,
     world::{Flows, World},
 };
-use bg_common::{Colour, Flow, FlowBackend, FlowKey6, FlowState, LiveFlags, LiveWord, ServiceRow, TableSpan};
+use bg_common::{Colour, Flow, FlowBackend, FlowState, LiveFlags, LiveWord, ServiceRow, TableSpan};
 
 /// The live word that a packet has read, and of which deployment. A packet reads it once.
 #[repr(C)]
@@ -59,8 +59,6 @@ pub struct Opening {
     pub backends: TableSpan,
     /// Out of both choices: the flow.
     pub flow: Flow,
-    /// Room for its key, of either family. The stack has none to spare.
-    pub key: FlowKey6,
 }
 
 /// Whether a colour was chosen.
@@ -135,8 +133,11 @@ pub fn choose_colour<W: World>(call: &mut Opening, world: &W) -> Chosen {
 /// The colour of a connection that was picked up in mid-stream and that a backend has refused.
 #[inline(always)]
 fn other_colour(call: &Opening, row: &ServiceRow, word: LiveWord, world: &impl World) -> Option<colour::ColourChoice> {
-    let refused_by = BackendRef(world.backend(call.old_backend.slot())?).colour();
-    colour::second_chance(Colour::from_u8(refused_by), row.deployment, word, world, call.search.now)
+    let refused_by = BackendRef(world.backend(call.old_backend.slot())?);
+    if !refused_by.is(call.old_backend) {
+        return None;
+    }
+    colour::second_chance(Colour::from_u8(refused_by.colour()), row.deployment, word, world, call.search.now)
 }
 
 /// Clears the flag of a drain whose deadline has passed: whoever sees it first does.
@@ -201,15 +202,10 @@ pub fn choose_backend<W: World>(call: &mut Opening, world: &W) -> Placed {
 pub fn insert<V: Flows, W: World>(call: &mut Opening, world: &W) -> Stored {
     let Some(vip) = world.vip(call.search.vip.into()).map(VipRef) else { return Stored::No };
     let flows = V::flows(world);
-    const { assert!(size_of::<V::Key>() <= size_of::<FlowKey6>() && align_of::<V::Key>() <= align_of::<FlowKey6>()) };
-    let key: *mut V::Key = (&raw mut call.key).cast();
-    // SAFETY: room for a key of either family, which is plain data, and no other reference to it.
-    let key = unsafe {
-        key.write(V::key(V::narrow(&call.search.client.address), call.search.client.port, call.search.vip));
-        &*key
-    };
+    let Search { key, client, vip: number, now, .. } = &mut call.search;
+    let key = write_key::<V>(key, client, *number);
     let hash = key.hash(vip.salt(), flows);
-    table::insert(flows, key, hash, &call.flow, call.search.now)
+    table::insert(flows, key, hash, &call.flow, *now)
 }
 
 /// Gives the flow the row of the one that has its key.

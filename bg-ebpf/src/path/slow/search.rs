@@ -4,14 +4,14 @@ use crate::{
     flow::{
         bucket::{WAYS, place},
         key::{Key as _, Match},
-        table::read,
+        table::{read, remove},
     },
     hint::rolled,
     policy::{colour::Client, lifetime::is_open},
     rows::BackendRef,
     world::{Flows, World},
 };
-use bg_common::{Addr, Be16, MAX_CHAIN, Protocol, endpoint_hash};
+use bg_common::{Addr, Be16, FlowKey6, MAX_CHAIN, Protocol, endpoint_hash};
 
 /// Steps of a search: one for each row of `backends` that may be in a list.
 pub(super) const STEPS: u32 = MAX_CHAIN;
@@ -29,18 +29,21 @@ pub struct Search {
     pub port: Be16,
     /// Its protocol.
     pub protocol: Protocol,
-    /// Whether a flow by another virtual address than `vip` is looked for, rather than by any.
+    /// Whether an open flow by another virtual address than `vip` is looked for, rather than any flow. Others by such addresses are
+    /// taken out: one row at most is to have the client's end and the backend.
     pub is_for_rivals: bool,
-    /// Whether a flow that is over will do.
-    pub allows_over: bool,
     /// Row of `vips`.
     pub vip: u16,
+    /// Out: that of the rival.
+    pub rival: u16,
     /// The tick.
     pub now: u32,
     /// The row of `backends` to look at, plus one.
     pub link: u32,
     /// Out: the hash of the flow's key.
     pub hash: u32,
+    /// Room for that key, of either family. The stack has none to spare.
+    pub key: FlowKey6,
 }
 
 /// What a step has found.
@@ -100,24 +103,42 @@ pub fn step<V: Flows, W: World>(search: &mut Search, world: &W) -> Step {
         return Step::Next;
     }
     let flows = V::flows(world);
-    let key = V::key(V::narrow(&search.client.address), search.client.port, search.vip);
+    let key = write_key::<V>(&mut search.key, &search.client, search.vip);
     search.hash = key.hash(node.salt(), flows);
     for nth in 0..rolled(2 * WAYS) {
         let Some(row) = place::<V::Key, _>(flows, search.hash, nth) else { break };
-        let Some(flow) = read(flows, row, &key, Match::Client) else { continue };
+        let Some(flow) = read(flows, row, key, Match::Client) else { continue };
         let Some(backend) = world.backend(flow.backend().slot()).map(BackendRef) else { continue };
-        let is_own = search.is_for_rivals && flow.vip() == search.vip;
-        if is_own || !backend.is(flow.backend()) || !backend.is_at::<V>(address, search.port, search.protocol) {
+        if !backend.is(flow.backend()) || !backend.is_at::<V>(address, search.port, search.protocol) {
             continue;
         }
-        let settings = world.deployment(backend.deployment());
-        if search.allows_over || settings.is_some_and(|row| is_open(flow.flow(), search.protocol, row, search.now)) {
+        if !search.is_for_rivals {
             return Step::Found(nth);
         }
-        if search.is_for_rivals {
-            // It was silent for too long, or has ended. Its backend is about to serve another one: replies are that one's.
-            flow.end();
+        if flow.vip() == search.vip {
+            continue;
         }
+        let is_open = world
+            .deployment(backend.deployment())
+            .is_some_and(|row| is_open(flow.flow(), search.protocol, row, search.now));
+        if is_open {
+            search.rival = flow.vip();
+            return Step::Found(nth);
+        }
+        // The backend could not tell its flow from the new one either, so nothing is to be found by its row any more.
+        remove(flow);
     }
     Step::Next
+}
+
+/// Writes the key of a client's end and a row of `vips` into room that suits either family.
+#[inline(always)]
+pub(super) fn write_key<'a, V: Flows>(room: &'a mut FlowKey6, client: &Client, vip: u16) -> &'a V::Key {
+    const { assert!(size_of::<V::Key>() <= size_of::<FlowKey6>() && align_of::<V::Key>() <= align_of::<FlowKey6>()) };
+    let key: *mut V::Key = core::ptr::from_mut(room).cast();
+    // SAFETY: it is large enough for a key of either family, which is plain data, and it is borrowed.
+    unsafe {
+        key.write(V::key(V::narrow(&client.address), client.port, vip));
+        &*key
+    }
 }
