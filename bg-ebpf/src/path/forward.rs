@@ -236,16 +236,16 @@ fn open_flow<V: Flows, W: SlowPath<V>>(
             Placed::At(slot) => slot,
             Placed::MissingRow => return Err(Verdict::drop(world, Event::MissingRow)),
         };
-        if open.has_rival::<V>() {
-            open.step();
-            continue;
-        }
         let Some(backend) = world.backend(slot).map(BackendRef) else {
             return Err(Verdict::drop(world, Event::MissingRow));
         };
         // The end of a connection that nobody remembers is passed on, not remembered either.
         if headers.transport.flags & tcp_flags::RST != 0 {
             return Ok(Target::known(backend));
+        }
+        if open.has_rival::<V>() {
+            open.step();
+            continue;
         }
         let stored = open.store::<V>(if arrival.is_known { Some(arrival.flow.words()) } else { None });
         if stored == Stored::Evicted {
