@@ -265,8 +265,10 @@ impl Instance {
     }
 
     /// Has the kernel keep the neighbours of a deployment's backends resolved, in case the apply could not: routes may have
-    /// come later, and what was kept goes with the carrier.
+    /// come later, and what was kept goes with the carrier. Of many backends only so many that a switch does not take
+    /// longer for it.
     fn keep_neighbours(&self, deployment: u16) -> Result<(), Error> {
+        const MOST: usize = 256;
         if !pins::is_in_this_namespace(&self.paths)? {
             return Ok(());
         }
@@ -277,10 +279,8 @@ impl Instance {
         };
         let rows = (0..backends.rows()).filter(is_in_use).map(|slot| backends.read(slot));
         let elsewhere = rows.filter(|row| row.deployment == deployment && Mode::from_u8(row.mode) == Some(Mode::Nat));
-        net::keep_more_neighbours(
-            &self.paths,
-            elsewhere.filter_map(|row| Some(row.addr.to_ip(Family::from_u8(row.family)?))),
-        );
+        let addresses = elsewhere.filter_map(|row| Some(row.addr.to_ip(Family::from_u8(row.family)?)));
+        net::keep_more_neighbours(&self.paths, addresses.take(MOST));
         Ok(())
     }
 

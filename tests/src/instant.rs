@@ -41,6 +41,8 @@ pub struct Probe {
 impl SwitchInstant {
     const MAX_PROBES: usize = 6000;
     const INTERVAL: Duration = Duration::from_micros(20);
+    /// After half of the probes: on a busy machine a command takes longer than they would last.
+    const LONGER_INTERVAL: Duration = Duration::from_millis(2);
     const LEAD: Duration = Duration::from_millis(20);
 
     /// Runs `switch` while probes go from the client to the echo at `server`, and watches the word of
@@ -115,7 +117,8 @@ fn probe(server: SocketAddr, stop: &AtomicBool) -> Result<Vec<Probe>> {
         let sent_ns = monotonic_ns();
         echo.send("probe")?;
         sent.push((sent_ns, echo));
-        thread::sleep(SwitchInstant::INTERVAL);
+        let is_early = sent.len() < SwitchInstant::MAX_PROBES / 2;
+        thread::sleep(if is_early { SwitchInstant::INTERVAL } else { SwitchInstant::LONGER_INTERVAL });
     }
     thread::sleep(SwitchInstant::LEAD);
     let end = Instant::now() + Duration::from_millis(500);

@@ -234,3 +234,16 @@ impl PinnedLink {
         Ok(AyaPinnedLink::from_pin(&self.pin)?.into())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pin_that_a_detach_has_just_removed_is_passed_over() {
+        let pin = Path::new("/sys/fs/bpf/bgctl-test-no-such-pin");
+        for hook in [Hook::Xdp(AttachedMode::Native), Hook::TcIngress, Hook::ClsactEgress] {
+            assert!(held(pin, hook).unwrap().is_none(), "{hook:?}");
+        }
+    }
+}

@@ -189,3 +189,17 @@ unsafe fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<i32> {
         unsafe { libc::syscall(libc::SYS_bpf, command as u32, std::ptr::from_mut(attr), size_of::<bpf_attr>()) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as i32) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_interface_that_has_gone_has_no_programs() {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("skipped: this test asks for BPF programs, run it as root");
+            return;
+        }
+        assert_eq!(tcx_programs(i32::MAX as u32, bpf_attach_type::BPF_TCX_INGRESS).unwrap(), []);
+    }
+}
