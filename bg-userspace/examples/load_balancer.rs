@@ -1,9 +1,9 @@
-//! The control loop of a small bare-metal load balancer on this library.
+//! The control loop of a small bare-metal load balancer that uses this library.
 //!
-//! It attaches to the interfaces that it is given, applies a configuration built in code, and then does what
-//! a load balancer's control plane does: it looks at the health of every backend by connecting to it, gives
-//! backends that do not answer the weight zero, and when a whole live colour is down makes the other one live.
-//! Packets never pass through this process: kill it, and traffic goes on as it was decided last.
+//! It attaches to the given interfaces and applies a configuration that is built in code. Then it does the work of a
+//! load balancer's control plane: it checks the health of every backend by connecting to it, sets the weight of
+//! backends that do not respond to zero, and switches to the other colour if the whole live colour is down.
+//! Packets never pass through this process. If it is killed, traffic continues to go where it went last.
 //!
 //! ```console
 //! # cargo run --example load_balancer -- 203.0.113.10:80 10.0.1.11:80,10.0.1.12:80 10.0.2.11:80 eth0 eth1
@@ -33,7 +33,7 @@ fn main() -> Result<(), AnyError> {
     let vip: SocketAddr = vip.parse()?;
     let backends = [addresses(blue)?, addresses(green)?];
 
-    // An instance of its own, so that it does not meddle with one that bgctl manages.
+    // A separate instance, so that it does not interfere with one that bgctl manages.
     let paths =
         Paths { pin_root: "/sys/fs/bpf/example-load-balancer".into(), state_dir: "/run/example-load-balancer".into() };
     for attached in attach(&paths, interfaces, &AttachOptions::default())? {
@@ -42,8 +42,8 @@ fn main() -> Result<(), AnyError> {
     let instance = Instance::open(&paths)?;
     loop {
         let healthy = backends.each_ref().map(|backends| backends.iter().map(is_healthy).collect::<Vec<_>>());
-        // Weight zero keeps the flows that a backend has; those that it no longer answers will time out or
-        // be reset by their clients, which then come back to another one.
+        // A backend with weight zero keeps its flows. If it no longer responds, the flows time out or are
+        // reset by their clients, which then connect again, to another backend.
         let weights = |colour: Colour| -> Vec<(SocketAddr, bool)> {
             backends[colour as usize].iter().copied().zip(healthy[colour as usize].iter().copied()).collect()
         };
@@ -57,7 +57,7 @@ fn main() -> Result<(), AnyError> {
     }
 }
 
-/// Makes the idle colour live if the live one is down and the idle one is not.
+/// Makes the idle colour live if the live colour is down and the idle colour is not.
 fn fail_over(instance: &Instance, is_up: [bool; 2]) -> Result<(), Error> {
     let status = instance.status(Some(DEPLOYMENT))?;
     let deployment = &status.deployments[0];
@@ -67,9 +67,9 @@ fn fail_over(instance: &Instance, is_up: [bool; 2]) -> Result<(), Error> {
     }
     let request = SwitchRequest {
         to: Some(live.other()),
-        // Flows on dead backends are of no use to anybody.
+        // Flows to dead backends are useless.
         on_switch: Some(OnSwitch::Cut),
-        // If an operator has switched since we looked, he knows better.
+        // If an operator has switched meanwhile, that decision stands.
         if_generation: Some(deployment.generation),
         reason: Some(format!("no backend of {} answers", live.name())),
         ..SwitchRequest::default()
@@ -102,7 +102,7 @@ fn report(instance: &Instance) -> Result<(), Error> {
 /// The configuration with these backends, by colour, and whether each is healthy.
 fn configuration(vip: SocketAddr, backends: [Vec<(SocketAddr, bool)>; 2]) -> Config {
     let specs = |backends: Vec<(SocketAddr, bool)>| -> Vec<BackendSpec> {
-        // A colour must have somewhere to send flows, even if nobody answers there just now.
+        // A colour must have a backend for new flows, even if none responds at present.
         let nobody = backends.iter().all(|(_, healthy)| !healthy);
         let weight = |healthy: bool| u32::from(healthy || nobody);
         backends.into_iter().map(|(address, healthy)| BackendSpec { address, weight: weight(healthy) }).collect()

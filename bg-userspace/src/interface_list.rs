@@ -1,6 +1,6 @@
-//! The file that says which interfaces to attach to, for `bgctl attach --from`: what a boot goes by.
+//! The file that lists the interfaces to attach to, for `bgctl attach --from`. bgctl.service uses it at boot.
 //!
-//! A line is a name, a pattern or a driver, and may end with a mode:
+//! A line is a name, a pattern or a driver, optionally followed by a mode:
 //!
 //! ```text
 //! # comment
@@ -9,8 +9,8 @@
 //! driver=virtio_net   tc
 //! ```
 //!
-//! Patterns and drivers mean Ethernet interfaces only; a name means whatever bears it. Where several lines match an
-//! interface, the first one decides its mode. Every line has to match something.
+//! Patterns and drivers match only Ethernet interfaces. A name matches any interface. If several lines match an
+//! interface, the first one decides its mode. Each line has to match an interface.
 
 use std::{
     fs, io,
@@ -23,7 +23,7 @@ use crate::{
     net::{self, ARPHRD_ETHER, Interface, NetError},
 };
 
-/// How often the kernel is asked whether an interface has appeared.
+/// The interval at which the kernel is asked for new interfaces.
 const POLL: Duration = Duration::from_millis(100);
 
 /// The lines of a file of interfaces.
@@ -34,7 +34,7 @@ pub struct InterfaceList {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Line {
-    /// As it is written, without the mode.
+    /// The line without the mode.
     text: String,
     selector: Selector,
     mode: Option<AttachMode>,
@@ -47,16 +47,16 @@ enum Selector {
     Driver(String),
 }
 
-/// Which interfaces a list means at the moment.
+/// The interfaces that a list matches at present.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Selected {
-    /// Their names, and the mode if the list gives one.
+    /// Their names, and their modes if the list has one.
     pub interfaces: Vec<(String, Option<AttachMode>)>,
-    /// Lines that match no interface.
+    /// The lines that match no interface.
     pub missing: Vec<String>,
 }
 
-/// Why a list could not be used.
+/// The error of a list of interfaces.
 #[derive(Debug, thiserror::Error)]
 pub enum InterfaceListError {
     /// The file could not be read.
@@ -64,26 +64,26 @@ pub enum InterfaceListError {
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// Why not.
         #[source]
         source: io::Error,
     },
-    /// Expected `NAME [MODE]`.
+    /// A line is not of the form `NAME [MODE]`.
     #[error(
-        "{}:{line}: expected an interface's name, a pattern such as `enp*`, or `driver=NAME`, then at most a mode (auto, \
+        "{}:{line}: expected an interface's name, a pattern such as `enp*`, or `driver=NAME`, optionally followed by a mode (auto, \
          native, generic or tc); got {got:?}",
         path.display()
     )]
     Line {
         /// The file.
         path: PathBuf,
-        /// Which line, counted from 1.
+        /// The number of the line, counted from 1.
         line: usize,
-        /// What is written there.
+        /// The line.
         got: String,
     },
-    /// Expected at least one line that is not a comment.
-    #[error("{} names no interface: write one a line, e.g. `eth0`", path.display())]
+    /// The file has no line that names an interface.
+    #[error("{} names no interface: write one per line, for example `eth0`", path.display())]
     Empty {
         /// The file.
         path: PathBuf,
@@ -91,7 +91,7 @@ pub enum InterfaceListError {
 }
 
 impl InterfaceList {
-    /// Reads a file.
+    /// Reads a list from a file.
     pub fn load(path: &Path) -> Result<Self, InterfaceListError> {
         let unreadable = |source| InterfaceListError::Unreadable { path: path.to_owned(), source };
         Self::parse(path, &fs::read_to_string(path).map_err(unreadable)?)
@@ -116,7 +116,7 @@ impl InterfaceList {
         Ok(Self { lines })
     }
 
-    /// Waits until every line matches an interface of the caller's network namespace, at most for `patience`.
+    /// Waits until every line matches an interface of the caller's network namespace, but at most for `patience`.
     pub fn wait(&self, patience: Duration) -> Result<Selected, NetError> {
         let start = Instant::now();
         loop {
@@ -140,7 +140,7 @@ impl InterfaceList {
 }
 
 impl Line {
-    /// `None` if that is no line of such a file.
+    /// `None` if the line is not valid.
     fn parse(content: &str) -> Option<Self> {
         let mut words = content.split_whitespace();
         let text = words.next()?;

@@ -1,65 +1,65 @@
-//! What a switch makes of the live word and its terms: arithmetic alone.
+//! Computing the next live word and its terms.
 
 use bg_common::{Colour, DeploymentRow, LiveFlags, LiveWord, SwitchTerms};
 use bg_ebpf::policy::lifetime::{after_drain, is_past};
 
 use crate::{config::OnSwitch, history::Moment};
 
-/// What is asked for.
+/// The request of a switch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Order {
     /// The colour that becomes live.
     pub(crate) to: Colour,
-    /// What happens to flows that are open.
+    /// What happens to open flows.
     pub(crate) on_switch: OnSwitch,
-    /// Tick after which a drain ends what is left; 0 is never.
+    /// Tick after which a drain ends the remaining flows; 0 is never.
     pub(crate) drain_deadline: u32,
-    /// The tick of this moment; asked for only if [`needs_clock`].
+    /// The present tick. It is needed only if [`needs_clock`].
     pub(crate) now: u32,
 }
 
 impl Order {
-    /// An order to drain: what is left after `drain_timeout` ticks is over.
+    /// A request to drain, which ends the remaining flows after `drain_timeout` ticks.
     pub(crate) fn drain(to: Colour, now: u32, drain_timeout: Option<u32>) -> Self {
-        // Zero stands for never.
+        // Zero means never.
         let deadline = |ticks: u32| now.wrapping_add(ticks).max(1);
         Self { to, on_switch: OnSwitch::Drain, drain_deadline: drain_timeout.map_or(0, deadline), now }
     }
 
-    /// An order to cut.
+    /// A request to cut.
     pub(crate) fn cut(to: Colour, now: u32) -> Self {
         Self { to, on_switch: OnSwitch::Cut, drain_deadline: 0, now }
     }
 }
 
-/// A deployment's state as the journal has it.
+/// The state of a deployment for the journal.
 pub(crate) fn moment(word: LiveWord) -> Moment {
     Moment { generation: word.generation(), live: word.live() }
 }
 
-/// What [`DeploymentRow::rolled_back`] is while a rollback's generation is the present one; never zero.
+/// The value of [`DeploymentRow::rolled_back`] while the present generation is that of a rollback. It is never zero.
 pub(crate) fn rollback_mark(generation: u32) -> u16 {
     generation as u16 | 0x8000
 }
 
-/// Whether the last change of the word was a rollback. Every switch sets or clears the mark before its exchange; that
-/// of somebody who does not know it has another generation.
+/// Whether the last change of the word was a rollback. Every switch sets or clears the mark before its exchange. A program that
+/// does not know the mark leaves one of another generation.
 pub(crate) fn is_rolled_back(row: &DeploymentRow, word: LiveWord) -> bool {
     row.rolled_back == rollback_mark(word.generation())
 }
 
-/// Whether [`next`] compares an earlier deadline with the present.
+/// Whether [`next`] compares an earlier deadline with the present tick.
 pub(crate) fn needs_clock(word: LiveWord, terms: &SwitchTerms) -> bool {
     word.flags().has(LiveFlags::DRAINING) && terms.drain_deadline != 0
 }
 
-/// The word and the terms of the generation after `word`, whose terms are `terms`. `None` if there is no
-/// generation after it.
+/// The word and the terms of the next generation after `word`, which has the terms `terms`. `None` if there is no
+/// next generation.
 pub(crate) fn next(word: LiveWord, terms: &SwitchTerms, order: Order) -> Option<(LiveWord, SwitchTerms)> {
     let generation = word.generation().checked_add(1)?;
     let is_cut = word.flags().has(LiveFlags::CUT);
     let mut ended_before = if needs_clock(word, terms) && is_past(terms.drain_deadline, order.now) {
-        // What that drain has ended stays ended, though its colour may be live again.
+        // The flows that the drain has ended stay ended, although their colour may be live again.
         after_drain(word, terms).1
     } else if is_cut {
         terms.ended_before

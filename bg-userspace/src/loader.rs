@@ -1,5 +1,5 @@
-//! Loading the object: maps that are pinned already are taken over, the others made and pinned; then the
-//! instance's description of itself; then the programs.
+//! Loading the object. Pinned maps are reused, and the others are created and pinned. Then `meta` is written, and then the programs
+//! are loaded.
 
 use std::{io, path::Path};
 
@@ -22,16 +22,16 @@ use crate::{
     sizes::{DEFAULT_BACKENDS, DEFAULT_FLOWS, DEFAULT_SERVICES, Setting, Sizes},
 };
 
-/// The object chosen by the build script; empty if there was none.
+/// The object that the build script has embedded; empty if there was none.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/bg.bpf.o"));
 
-/// Names of the programs.
+/// The name of a program.
 pub(crate) const INGRESS: &str = "ingress";
 pub(crate) const TC_INGRESS: &str = "tc_ingress";
 pub(crate) const TC_EGRESS: &str = "tc_egress";
 pub(crate) const READ_CLOCK: &str = "read_clock";
 
-/// What an instance is to have room for; `None` is what it has, or the default for a new one.
+/// The room that an instance should have. `None` is its present room, or the default for a new instance.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct WantedSizes {
     pub(crate) flows: Option<u32>,
@@ -53,7 +53,7 @@ impl WantedSizes {
         for (setting, wanted) in Setting::ALL.into_iter().filter_map(|setting| Some((setting, self.of(setting)?))) {
             let (what, most) = (setting.name(), setting.most());
             if wanted > most {
-                let what = format!("an instance has room for {most} {what} at most, --{what} asks for {wanted}");
+                let what = format!("an instance has room for at most {most} {what}, but --{what} asks for {wanted}");
                 return Err(Error::Unrepresentable { what });
             }
         }
@@ -64,7 +64,7 @@ impl WantedSizes {
         ))
     }
 
-    /// The sizes that there are, which cannot be changed, if they are what is wanted.
+    /// The present sizes, which cannot be changed, if they are as requested.
     fn are(&self, sizes: Sizes) -> Result<Sizes, Error> {
         for setting in Setting::ALL {
             let got = sizes.room(setting);
@@ -77,13 +77,13 @@ impl WantedSizes {
     }
 }
 
-/// Loaded programs over pinned maps. Dropping it leaves what is pinned.
+/// Loaded programs that use pinned maps. Dropping it does not change the pins.
 pub(crate) struct Loaded {
     ebpf: Ebpf,
 }
 
 impl Loaded {
-    /// Loads into `paths`, where an instance may exist.
+    /// Loads the programs for the instance at `paths`, which may not exist yet.
     pub(crate) fn load(paths: &Paths, wanted: &WantedSizes) -> Result<Self, Error> {
         if OBJECT.is_empty() {
             return Err(Error::NoObject);
@@ -98,7 +98,7 @@ impl Loaded {
         };
         pins::make_directories(paths)?;
 
-        // The flows of an instance stand where its keys say.
+        // The hash keys of an instance determine where its flows are.
         let hash = meta.map_or_else(|| draw().map(FlowHash), |meta| Ok(meta.flow_hash))?;
         let tables = TableSizes {
             flow_hash: hash,
@@ -143,11 +143,11 @@ impl Loaded {
         self.program(name)?.try_into().map_err(Error::program("find", name))
     }
 
-    /// Pins every program, replacing older ones by a rename: there is no moment without one.
+    /// Pins every program. An older pin is replaced by a rename, so there is always one.
     pub(crate) fn pin_programs(&mut self, paths: &Paths) -> Result<(), Error> {
         for (name, program) in self.ebpf.programs_mut() {
             let (pin, temporary) = (paths.program(name), paths.program(&format!("{name}:new")));
-            // A killed attach may have left it.
+            // A killed attach may have left this pin.
             pins::remove(&temporary)?;
             program.pin(&temporary).map_err(Error::program("pin", name))?;
             std::fs::rename(&temporary, &pin).map_err(Error::io("replace", pin))?;
@@ -161,7 +161,7 @@ impl Loaded {
     }
 }
 
-/// Loads a program. The verifier gives up with `EAGAIN` when a signal arrives meanwhile; then it is asked again.
+/// Loads a program. The verifier returns `EAGAIN` if a signal arrives meanwhile. Then loading is repeated.
 fn uninterrupted(mut load: impl FnMut() -> Result<(), ProgramError>) -> Result<(), ProgramError> {
     const ATTEMPTS: usize = 10;
     for _ in 1..ATTEMPTS {
@@ -173,7 +173,7 @@ fn uninterrupted(mut load: impl FnMut() -> Result<(), ProgramError>) -> Result<(
     load()
 }
 
-/// Words that nobody can know. Flows could be aimed at a bucket by the keys of the hash.
+/// Random words. Whoever knows the keys of the hash could direct many flows to one bucket.
 fn draw<const N: usize>() -> Result<[u64; N], Error> {
     let mut words = [0_u64; N];
     let mut octets: &mut [u8] = bytemuck::cast_slice_mut(&mut words);
@@ -187,9 +187,9 @@ fn draw<const N: usize>() -> Result<[u64; N], Error> {
     Ok(words)
 }
 
-/// Lets the kernel's clocks be read at one moment.
+/// Has the kernel read its clocks at one moment.
 pub(crate) fn read_clock(program: &Xdp, clock: &Array<MapData, Clock>) -> Result<Clock, Error> {
-    // As long as an Ethernet header: the shortest packet that the kernel takes.
+    // The length of an Ethernet header, which is the shortest packet that the kernel accepts.
     let packet = [0; 14];
     let run = program.test_run(TestRunOptions { data_in: Some(&packet), ..Default::default() });
     run.map_err(|error: ProgramError| Error::program("run", READ_CLOCK)(error))?;
@@ -201,7 +201,7 @@ pub(crate) fn open_array<T: aya::Pod>(pin: &Path, name: &'static str) -> Result<
     MapData::from_pin(pin).and_then(Map::from_map_data).and_then(Array::try_from).map_err(Error::map("open", name))
 }
 
-/// The running kernel's `CONFIG_HZ`: the resolution of its coarse clock is one jiffy, by definition.
+/// The running kernel's `CONFIG_HZ`. By definition, the resolution of its coarse clock is one jiffy.
 fn kernel_hz() -> u32 {
     hz_of(clock_getres(ClockId::MonotonicCoarse))
 }
@@ -213,7 +213,7 @@ fn hz_of(jiffy: Timespec) -> u32 {
     ((SECOND + nanoseconds / 2) / nanoseconds.max(1)) as u32
 }
 
-/// What the kernel's refusal means.
+/// The error for a refusal by the kernel.
 fn not_loaded(error: EbpfError, sizes: Sizes) -> Error {
     match error {
         EbpfError::MapError(MapError::CreateError { name, io_error })

@@ -1,18 +1,18 @@
 //! The locks of an instance.
 //!
-//! What they guard is pinned, so what is locked (flock) are the directories of the pins: no disk is needed, and two
-//! processes with different state directories meet. The kernel lets go of a lock when its holder dies.
+//! The locks (flock) are the directories of the pins, because the pins are what they protect. So locking needs no disk, and processes
+//! with different state directories use the same locks. The kernel releases a lock when its holder dies.
 //!
 //! | directory | holder |
 //! | --- | --- |
-//! | the pin root | who changes pins or tables (attach, detach, apply), for as long as that takes |
-//! | its `maps` | who changes live words, from writing the terms to the end of the fence; a stuck apply never blocks an emergency rollback |
-//! | its `programs` | shared: a switch until it is recorded, so that nobody takes it for one that was killed |
+//! | the pin root | attach, detach and apply, which change pins or tables, as long as they run |
+//! | its `maps` | a switch, which changes a live word, from writing the terms to the end of the fence. It is separate, so that a stuck apply never blocks an emergency rollback |
+//! | its `programs` | shared: a switch until it is recorded, so that nobody takes it for a killed switch |
 //!
-//! The state directory has a lock of its own, the file `history.lock`. It is taken when the change is done.
+//! The state directory has its own lock, the file `history.lock`. It is locked when the change is done.
 //!
-//! Whoever can open a directory or file can lock it, so all of them are for their owner alone; those that are open to
-//! others are mended when they are locked.
+//! Whoever can open a directory or file can lock it, so only the owner can open these. If others can open one, its mode is corrected
+//! when it is locked.
 
 use std::{
     fs::File,
@@ -32,17 +32,17 @@ use crate::{
     history::{HistoryError, is_private, make_private, open_lock, prepare_state_dir},
 };
 
-/// A held lock; dropping it lets go.
+/// A held lock. Dropping it releases the lock.
 #[derive(Debug)]
 pub(crate) struct Lock {
-    /// `None` if there is nothing to be guarded.
+    /// `None` if there is nothing to protect.
     file: Option<File>,
 }
 
 impl Drop for Lock {
     fn drop(&mut self) {
         if let Some(file) = &self.file {
-            // A process that this one has just started may have the file open until it runs its program: closing it
+            // A process that this one has just started may keep the file open until it runs its program, so closing the file
             // here would not be enough.
             let _ = rustix::fs::flock(file, FlockOperation::NonBlockingUnlock);
         }
@@ -50,17 +50,17 @@ impl Drop for Lock {
 }
 
 impl Lock {
-    /// The lock of detach and apply. Another holder is an error, after a moment.
+    /// The lock of detach and apply. Waits for a moment, then another holder is an error.
     pub(crate) fn apply(paths: &Paths) -> Result<Self, Error> {
         Self::of_pins(&paths.pin_root, Duration::from_millis(500))
     }
 
-    /// The same for detach, which is worth a wait.
+    /// The same for detach, which waits longer.
     pub(crate) fn detach(paths: &Paths, patience: Duration) -> Result<Self, Error> {
         Self::of_pins(&paths.pin_root, patience)
     }
 
-    /// The same for attach, which makes the pin root if there is none.
+    /// The same for attach, which creates the pin root if there is none.
     pub(crate) fn attach(paths: &Paths, patience: Duration) -> Result<Self, Error> {
         loop {
             make_private(&paths.pin_root).map_err(Error::io("make", &paths.pin_root))?;
@@ -72,12 +72,12 @@ impl Lock {
         }
     }
 
-    /// The lock of the live words. Its holders are quick, so it is worth a short wait.
+    /// The lock of the live words. Its holders are quick, so this waits for a short time.
     pub(crate) fn switch(paths: &Paths) -> Result<Self, Error> {
         Self::of_pins(&paths.maps(), Duration::from_secs(5))
     }
 
-    /// The same for what the next one can do as well. Another holder is an error at once.
+    /// The same for work that the next command can do just as well. Another holder is an error at once.
     pub(crate) fn switch_if_free(paths: &Paths) -> Result<Self, Error> {
         Self::of_pins(&paths.maps(), Duration::ZERO)
     }
@@ -96,16 +96,16 @@ impl Lock {
     }
 }
 
-/// What a switch holds from before its exchange until it has recorded it. Any number may hold it.
+/// The lock that a switch holds from before its exchange until it is recorded. It is shared.
 #[derive(Debug)]
 pub(crate) struct Recording(File);
 
 impl Recording {
-    /// `None` if it cannot be had, which is no reason not to switch.
+    /// `None` if it cannot be locked, which does not prevent a switch.
     pub(crate) fn begin(paths: &Paths) -> Option<Self> {
         let file = open_directory(&paths.programs()).ok()??;
         let start = Instant::now();
-        // Whoever has it for himself reads a few words and lets go.
+        // An exclusive holder reads a few words and releases the lock.
         while rustix::fs::flock(&file, FlockOperation::NonBlockingLockShared).is_err() {
             if start.elapsed() >= Duration::from_millis(100) {
                 return None;
@@ -115,9 +115,9 @@ impl Recording {
         Some(Self(file))
     }
 
-    /// Calls `look` if nobody else records. The caller holds the lock of the history.
+    /// Calls `look` if no other process records. The caller holds the lock of the history.
     pub(crate) fn alone<T>(&self, look: impl FnOnce() -> T) -> Option<T> {
-        // If it fails, this one is no longer held either. Nobody will miss it: to look, one needs the history's lock.
+        // If this fails, the shared lock is no longer held either. That does no harm, because looking requires the history's lock.
         let alone = rustix::fs::flock(&self.0, FlockOperation::NonBlockingLockExclusive).is_ok();
         let seen = alone.then(look);
         let _ = rustix::fs::flock(&self.0, FlockOperation::NonBlockingLockShared);
@@ -129,7 +129,7 @@ impl Recording {
     }
 }
 
-/// Opens and locks; `Ok(None)` if there is nothing to be opened.
+/// Opens and locks. `Ok(None)` if there is nothing to open.
 fn lock(
     path: &Path,
     open: impl Fn() -> Result<Option<File>, Error>,
@@ -143,7 +143,7 @@ fn lock(
         let inode = |metadata: io::Result<std::fs::Metadata>| metadata.map(|metadata| metadata.ino());
         let ours = inode(file.metadata()).map_err(Error::io("look at", path))?;
         if try_lock(&file).map_err(Error::io("lock", path))? {
-            // Its holder may have removed it, and somebody may have made it anew.
+            // Its holder may have removed it, and another process may have created it anew.
             if inode(std::fs::metadata(path)).is_ok_and(|now| now == ours) {
                 return Ok(Some(file));
             }
@@ -163,13 +163,13 @@ fn open_directory(path: &Path) -> Result<Option<File>, Error> {
         opened => opened.map_err(Error::io("open", path))?,
     };
     if !is_private(&directory) {
-        // Not ours to mend if it fails; what is locked here is locked all the same.
+        // If this fails, the lock still works.
         let _ = rustix::fs::fchmod(&directory, rustix::fs::Mode::RWXU);
     }
     Ok(Some(directory))
 }
 
-/// The process that has locked a file, as far as /proc tells.
+/// The process that has locked a file, as far as /proc shows it.
 fn holder_of(inode: u64) -> String {
     let unknown = || "a process that /proc/locks does not name".to_owned();
     let Some(process) = locker(inode) else {
@@ -191,7 +191,7 @@ fn locker(inode: u64) -> Option<u32> {
     locks.lines().find(of_file)?.split_whitespace().nth(4)?.parse().ok().filter(|process| *process != 0)
 }
 
-/// Locks a file for this process alone; `Ok(false)` if another one holds it.
+/// Locks a file exclusively. `Ok(false)` if another process holds the lock.
 fn try_lock(file: &File) -> io::Result<bool> {
     match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(true),

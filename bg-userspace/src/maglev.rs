@@ -1,23 +1,23 @@
 //! Maglev consistent hashing over weighted backends (Eisenbud et al., NSDI 2016, section 3.4).
 //!
-//! Each backend has a permutation of the table's entries that follows from its address alone. The
-//! backends take turns in claiming the next free entry of theirs, as often as their weight says, so
-//! that shares are exact to about one entry, and taking a backend away leaves nearly all entries of
-//! the others where they were.
+//! Each backend has a permutation of the table's entries that depends only on its address. The
+//! backends take turns to claim their next free entry, as often as their weight says. So
+//! shares are exact to about one entry, and removing a backend changes few entries of
+//! the others.
 
 use std::net::SocketAddr;
 
-/// Lengths that a table can have: primes, so that every step width visits every entry, and a ladder
-/// rather than any prime, because a table of another length shares nothing with the one before: few
-/// changes of the number of backends should step onto another rung.
+/// The lengths that a table can have. They are primes, so that every step width visits every entry. There are only a few,
+/// because a table of another length has nothing in common with the one before, and
+/// changes of the number of backends should rarely change the length.
 const LENGTHS: [u32; 9] = [251, 503, 1009, 2003, 4001, 8009, 16_001, 32_003, 65_537];
 
 /// Entries that the smallest positive weight should get.
 const ENTRIES_PER_BACKEND: u64 = 40;
 
-/// Number of entries for backends with these weights: 0 if none is positive, 1 if only one is, else
-/// a prime in which the smallest positive weight gets 30 to 60 entries where the longest table
-/// allows that, more where there are few backends.
+/// The number of entries for backends with these weights. It is 0 if no weight is positive and 1 if only one is. Otherwise it is
+/// a prime that gives the smallest positive weight 30 to 60 entries if the longest table
+/// allows that, and more if there are few backends.
 pub fn table_len(weights: &[u32]) -> u32 {
     let positive = || weights.iter().filter(|weight| **weight > 0);
     match positive().count() {
@@ -36,9 +36,9 @@ pub fn table_len(weights: &[u32]) -> u32 {
 
 /// Fills `table` with indexes into `ids`, whose weights are `weights`.
 ///
-/// `ids` are the backends' [`identity`]; their order does not matter to which backend gets which
-/// entry. Every positive weight gets an entry as long as the table has as many as there are backends;
-/// zero gets none. The table's length must be [`table_len`] of the weights.
+/// `ids` are the backends' [`identity`]. Their order does not affect which backend gets which
+/// entry. Every positive weight gets an entry as long as the table has at least as many entries as there are backends.
+/// A zero weight gets none. The table's length must be [`table_len`] of the weights.
 ///
 /// # Panics
 /// If `ids` and `weights` differ in length, or if the table has entries but no weight is positive.
@@ -79,7 +79,7 @@ pub fn fill(ids: &[u64], weights: &[u32], table: &mut [u32]) {
     }
 }
 
-/// Hash of a backend's address and port: the same in every run, on every machine.
+/// The hash of a backend's address and port. It is the same in every run, on every machine.
 pub fn identity(address: SocketAddr) -> u64 {
     let octets = match address.ip() {
         std::net::IpAddr::V4(ip) => ip.to_ipv6_mapped().octets(),
@@ -90,7 +90,7 @@ pub fn identity(address: SocketAddr) -> u64 {
     mix(mix(mix(word(upper)) ^ word(lower)) ^ u64::from(address.port()))
 }
 
-/// A backend's place in its permutation, and how far it is from its next turn.
+/// A backend's position in its permutation, and how far it is from its next turn.
 struct Turn {
     index: u32,
     id: u64,

@@ -10,7 +10,7 @@ use crate::{
     sizes::Sizes,
 };
 
-/// What the kernel must say of a pinned map.
+/// The specification of a pinned map.
 pub(crate) struct MapSpec {
     pub(crate) name: &'static str,
     pub(crate) key_size: usize,
@@ -19,7 +19,7 @@ pub(crate) struct MapSpec {
     entries: fn(&Sizes) -> u32,
 }
 
-/// As far as it matters to memory.
+/// The kinds of maps, as far as they differ in memory.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     /// An array that user space maps into its memory.
@@ -27,12 +27,12 @@ enum Kind {
     Array,
     PerCpuArray,
     Hash,
-    /// Takes memory as entries come.
+    /// It takes memory as entries are added.
     Trie,
 }
 
-/// All maps of an instance, but `meta` last: see [`crate::pins`]. Not `scratch`: what lies there means something to the
-/// program that has put it there, for one packet.
+/// All pinned maps of an instance. `meta` is last, see [`crate::pins`]. `scratch` is not pinned, because its content only concerns the
+/// program that has written it, for one packet.
 pub(crate) const MAPS: [MapSpec; 23] = [
     mappable::<LiveWord>("live", |_| MAX_DEPLOYMENTS),
     mappable::<[SwitchTerms; 2]>("terms", |_| MAX_DEPLOYMENTS),
@@ -68,7 +68,7 @@ const fn mappable<V>(name: &'static str, entries: fn(&Sizes) -> u32) -> MapSpec 
 }
 
 impl MapSpec {
-    /// How many entries the map has in an instance of these sizes.
+    /// The number of entries of the map in an instance of these sizes.
     pub(crate) fn entries(&self, sizes: &Sizes) -> u32 {
         (self.entries)(sizes)
     }
@@ -78,7 +78,7 @@ impl MapSpec {
         matches!(self.kind, Kind::Mappable)
     }
 
-    /// Bytes of memory that the map takes in an instance of these sizes, as the kernel counts them: to a page or two.
+    /// The bytes of memory that the map takes in an instance of these sizes, as the kernel counts them, exact to a page or two.
     pub(crate) fn bytes(&self, sizes: &Sizes) -> u64 {
         let entries = u64::from(self.entries(sizes));
         let [key, value] = [self.key_size, self.value_size].map(|size| size.next_multiple_of(8) as u64);
@@ -87,7 +87,7 @@ impl MapSpec {
             Kind::Mappable => 4096 + (entries * value).next_multiple_of(4096),
             Kind::Array => entries * value,
             Kind::PerCpuArray => entries * (8 + value * cpus),
-            // An element's list, hash and pointers, and a bucket's head and lock.
+            // The list, hash and pointers of an element, and the head and lock of a bucket.
             Kind::Hash => (entries + cpus) * (48 + key + value) + entries.next_power_of_two() * 16,
             Kind::Trie => 0,
         }

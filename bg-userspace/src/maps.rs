@@ -1,5 +1,5 @@
-//! The pinned maps of an instance, typed. Rows of arrays are read and written in mapped memory; hash maps
-//! by system calls, a whole row at once, which readers in the kernel see as one change.
+//! The pinned maps of an instance, typed. Rows of arrays are read and written in mapped memory. Rows of hash maps are read and written
+//! by system calls, a whole row at once, so that readers in the kernel see one change.
 
 use std::{
     collections::HashMap as StdHashMap,
@@ -24,7 +24,7 @@ use crate::{
     sys::{Mapped, lookup_batch},
 };
 
-/// What a switch needs: small, so that opening it costs nothing to speak of.
+/// The maps that a switch needs. They are small, so opening them costs little.
 #[derive(Debug)]
 pub(crate) struct Words {
     pub(crate) live: Mapped<LiveWord>,
@@ -56,7 +56,7 @@ impl Words {
     }
 }
 
-/// Services, without what they lead to.
+/// The services, without their backends.
 pub(crate) struct Services {
     pub(crate) rows: HashMap<MapData, ServiceKey, ServiceRow>,
     pub(crate) vips: Mapped<Vip>,
@@ -83,7 +83,7 @@ impl Services {
     }
 }
 
-/// Services, their backends, and testers.
+/// The services, their backends, and the testers.
 pub(crate) struct Tables {
     pub(crate) services: Services,
     pub(crate) backends: Mapped<Backend>,
@@ -124,7 +124,7 @@ impl Heads {
     }
 }
 
-/// Opens the tables that lead to backends. Apart, since mapping so many pages takes time.
+/// Opens the Maglev tables. They are separate, since mapping so many pages takes time.
 pub(crate) fn maglev(paths: &Paths) -> Result<Mapped<[u32; 2]>, Error> {
     mapped(paths, "maglev")
 }
@@ -139,7 +139,7 @@ pub(crate) fn flows6(paths: &Paths) -> Result<Mapped<Bucket6>, Error> {
     mapped(paths, "flows6")
 }
 
-/// Traffic counters, which are kept for each CPU.
+/// The traffic counters, which exist for each CPU.
 pub(crate) struct TrafficCounters(PerCpuArray<MapData, Traffic>);
 
 impl TrafficCounters {
@@ -183,7 +183,7 @@ pub(crate) fn clock(paths: &Paths) -> Result<Clock, Error> {
     read_clock(&program, &open_array(&paths.map("clock"), "clock")?)
 }
 
-/// What was to be removed may be gone already.
+/// Ignores the error that an entry to be removed does not exist.
 pub(crate) fn unless_missing(removed: Result<(), MapError>) -> Result<(), MapError> {
     match removed {
         Err(MapError::KeyNotFound) => Ok(()),

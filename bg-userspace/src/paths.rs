@@ -1,13 +1,13 @@
-//! Where an instance lives: its pins in a BPF file system, its memory in a directory.
+//! The directories of an instance.
 
 use std::path::{Path, PathBuf};
 
-/// The two directories of an instance. Instances with different ones do not know of each other.
+/// The two directories of an instance. Instances with different directories are independent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Paths {
-    /// Directory of the pins, on a BPF file system.
+    /// The directory of the pins, on a BPF file system.
     pub pin_root: PathBuf,
-    /// Directory of the history and the last live colours.
+    /// The directory of the history and the last live colours.
     pub state_dir: PathBuf,
 }
 
@@ -18,12 +18,12 @@ impl Default for Paths {
 }
 
 impl Paths {
-    /// Pin root unless told otherwise.
+    /// The default pin root.
     pub const PIN_ROOT: &'static str = "/sys/fs/bpf/bgctl";
-    /// State directory unless told otherwise.
+    /// The default state directory.
     pub const STATE_DIR: &'static str = "/var/lib/bgctl";
 
-    /// Pinned maps, by their names.
+    /// The directory of pinned maps, by their names.
     pub fn maps(&self) -> PathBuf {
         self.pin_root.join("maps")
     }
@@ -33,7 +33,7 @@ impl Paths {
         self.maps().join(name)
     }
 
-    /// Pinned programs, by their names.
+    /// The directory of pinned programs, by their names.
     pub fn programs(&self) -> PathBuf {
         self.pin_root.join("programs")
     }
@@ -43,17 +43,17 @@ impl Paths {
         self.programs().join(name)
     }
 
-    /// Pinned links, one for each interface and hook.
+    /// The directory of pinned links, one for each interface and hook.
     pub fn links(&self) -> PathBuf {
         self.pin_root.join("links")
     }
 
-    /// A symbolic link to the directory in which the instance keeps its state.
+    /// A symbolic link to the instance's state directory.
     pub fn state_link(&self) -> PathBuf {
         self.pin_root.join("state")
     }
 
-    /// A symbolic link that is there while a process has told the kernel to expedite grace periods.
+    /// A symbolic link that exists while a process has set the kernel to expedite grace periods.
     pub(crate) fn expedited(&self) -> PathBuf {
         self.pin_root.join("expedited")
     }

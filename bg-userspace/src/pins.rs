@@ -1,10 +1,10 @@
-//! What is pinned: the maps that an instance has, and whether those in a pin root are such.
+//! The pins of an instance: checking, creating and removing them.
 //!
-//! The order in which pins come and go makes an instance that is killed half-way recognisable. `attach`
+//! The order in which pins are created and removed shows what a killed command has left. `attach`
 //! pins the maps, then writes `meta`, then pins programs, then links. `detach --all` removes links and
-//! programs, then `meta`, then the other maps. So a valid `meta` means that all maps are there. Without one, links that
-//! work tell of an instance that somebody has damaged; without those, nothing in the pin root is in use and all of it can
-//! be made anew.
+//! programs, then `meta`, then the other maps. So a valid `meta` means that all maps exist. Without a valid `meta`, working links
+//! mean that somebody has damaged the instance. Without working links, nothing in the pin root is in use, and all of it can
+//! be created anew.
 
 use std::{
     fs, io,
@@ -29,19 +29,19 @@ use crate::{
     sizes::Sizes,
 };
 
-/// What a pin root holds.
+/// The content of a pin root.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum PinRoot {
     /// Nothing.
     Empty,
-    /// What a killed attach or detach has left; nothing of it is in use.
+    /// Pins that a killed attach or detach has left. They are not in use.
     Unfinished,
     /// An instance of this ABI version.
     Instance { meta: Meta, sizes: Sizes },
 }
 
 impl PinRoot {
-    /// Looks; refuses what another version has made.
+    /// Reads a pin root. Refuses pins of another version.
     pub(crate) fn inspect(paths: &Paths) -> Result<Self, Error> {
         let meta_pin = paths.map("meta");
         let meta = if exists(&meta_pin)? { read_meta(&meta_pin)? } else { Meta::zeroed() };
@@ -64,7 +64,7 @@ impl PinRoot {
     }
 }
 
-/// Compares what is pinned with what is expected in an instance of these sizes.
+/// Compares a pinned map with its specification in an instance of these sizes.
 fn check(map: &MapSpec, sizes: &Sizes, pin: &Path) -> Result<(), Error> {
     let foreign = |detail: String| Error::ForeignMap { path: pin.to_owned(), detail };
     let info = MapInfo::from_pin(pin).map_err(|error| unopened(pin, error))?;
@@ -79,7 +79,7 @@ fn check(map: &MapSpec, sizes: &Sizes, pin: &Path) -> Result<(), Error> {
     if expected != got {
         return Err(foreign(format!("expected {expected} entries, got {got}")));
     }
-    // The programs find a place in it by a mask.
+    // The programs compute an index into it by a mask.
     let is_masked = ["flows4", "flows6", "vip_index", "backend_index"].contains(&map.name);
     let least = if map.name.starts_with("flows") { 2 } else { 1 };
     if is_masked && (!got.is_power_of_two() || got < least) {
@@ -88,7 +88,7 @@ fn check(map: &MapSpec, sizes: &Sizes, pin: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-/// Reads what an instance says of itself.
+/// Reads the `meta` of an instance.
 pub(crate) fn read_meta(pin: &Path) -> Result<Meta, Error> {
     let foreign = |detail: String| Error::ForeignMap { path: pin.to_owned(), detail };
     let map = MapData::from_pin(pin).and_then(Map::from_map_data).map_err(|error| unopened(pin, error))?;
@@ -96,7 +96,7 @@ pub(crate) fn read_meta(pin: &Path) -> Result<Meta, Error> {
     meta.get(&0, 0).map_err(Error::map("read", "meta"))
 }
 
-/// A pin that could not be opened: the kernel's error says why, unless what is pinned is no map.
+/// The error for a pin that could not be opened. It is the kernel's, unless the pinned object is not a map.
 pub(crate) fn unopened(pin: &Path, error: MapError) -> Error {
     let error = match error {
         MapError::SyscallError(SyscallError { io_error, .. }) => io_error,
@@ -104,13 +104,13 @@ pub(crate) fn unopened(pin: &Path, error: MapError) -> Error {
     };
     match error.kind() {
         io::ErrorKind::NotFound => Error::Damaged { pin: pin.to_owned() },
-        // Another kind of object is pinned there.
+        // The pinned object is not a map.
         io::ErrorKind::InvalidInput => Error::ForeignMap { path: pin.to_owned(), detail: error.to_string() },
         _ => Error::io("open the pin", pin)(error),
     }
 }
 
-/// Refuses an instance of another network namespace: interface indexes have another meaning there.
+/// Refuses an instance of another network namespace, because interface indexes have another meaning there.
 pub(crate) fn check_namespace(paths: &Paths, meta: &Meta) -> Result<(), Error> {
     let here = net::namespace_cookie()?;
     if meta.netns_cookie == here {
@@ -125,12 +125,12 @@ pub(crate) fn check_namespace(paths: &Paths, meta: &Meta) -> Result<(), Error> {
     })
 }
 
-/// The same for the instance that is there, if there is one that can be read.
+/// The same for the pinned instance, if there is one that can be read.
 pub(crate) fn check_own_namespace(paths: &Paths) -> Result<(), Error> {
     readable_meta(paths).map_or(Ok(()), |meta| check_namespace(paths, &meta))
 }
 
-/// Whether the caller is in the instance's network namespace; taken for granted where `meta` cannot tell.
+/// Whether the caller is in the instance's network namespace. If `meta` cannot be read, this is assumed.
 pub(crate) fn is_in_this_namespace(paths: &Paths) -> Result<bool, Error> {
     let here = net::namespace_cookie()?;
     Ok(readable_meta(paths).is_none_or(|meta| meta.netns_cookie == here))
@@ -140,7 +140,7 @@ fn readable_meta(paths: &Paths) -> Option<Meta> {
     read_meta(&paths.map("meta")).ok().filter(|meta| meta.abi_version == ABI_VERSION)
 }
 
-/// Makes the directories of a pin root, for their owner alone.
+/// Creates the directories of a pin root. Only their owner can open them.
 pub(crate) fn make_directories(paths: &Paths) -> Result<(), Error> {
     for directory in [paths.maps(), paths.programs(), paths.links()] {
         make_private(&directory).map_err(Error::io("make", &directory))?;
@@ -150,25 +150,25 @@ pub(crate) fn make_directories(paths: &Paths) -> Result<(), Error> {
     Ok(())
 }
 
-/// Removes all pins and the directories. Returns what is left because bgctl has not made it.
+/// Removes all pins and the directories. Returns the names of what is left, because bgctl has not created it.
 pub(crate) fn remove_all(paths: &Paths) -> Result<Vec<PathBuf>, Error> {
     clear(paths)?;
     remove_directory(&paths.pin_root)?;
     let directories = [paths.maps(), paths.programs(), paths.links(), paths.pin_root.clone()];
     let left = directories.iter().map(|directory| entries(directory)).collect::<Result<Vec<_>, _>>()?;
-    // Names with a dot are the kernel's own: it takes none from others.
+    // Names with a dot are the kernel's own, because it accepts none from others.
     let is_foreign = |path: &PathBuf| !directories.contains(path) && path.extension().is_none();
     Ok(left.concat().into_iter().filter(is_foreign).collect())
 }
 
-/// Removes all pins and leaves the pin root, which its holder has locked.
+/// Removes all pins, but not the pin root, which the caller has locked.
 pub(crate) fn clear(paths: &Paths) -> Result<(), Error> {
     let of = |directory| entries(directory);
     fence::repair(paths);
     let first = vec![paths.map("meta"), paths.state_link(), paths.expedited()];
     let ordered = [of(&paths.links())?, of(&paths.programs())?, first, of(&paths.maps())?];
     for entry in ordered.concat() {
-        // bgctl makes no directories there.
+        // bgctl creates no directories there.
         if !fs::symlink_metadata(&entry).is_ok_and(|metadata| metadata.is_dir()) {
             remove(&entry)?;
         }
@@ -176,7 +176,7 @@ pub(crate) fn clear(paths: &Paths) -> Result<(), Error> {
     [paths.maps(), paths.programs(), paths.links()].iter().try_for_each(|directory| remove_directory(directory))
 }
 
-/// Removes a directory. One that holds something else stays, and so does a mount point.
+/// Removes a directory, unless it is not empty or is a mount point.
 fn remove_directory(directory: &Path) -> Result<(), Error> {
     use io::ErrorKind::{DirectoryNotEmpty, NotFound, ResourceBusy};
     match fs::remove_dir(directory) {
@@ -187,7 +187,7 @@ fn remove_directory(directory: &Path) -> Result<(), Error> {
     }
 }
 
-/// Removes a pin, if it is there.
+/// Removes a pin, if it exists.
 pub(crate) fn remove(pin: &Path) -> Result<(), Error> {
     match fs::remove_file(pin) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io("remove", pin)(error)),
@@ -195,7 +195,7 @@ pub(crate) fn remove(pin: &Path) -> Result<(), Error> {
     }
 }
 
-/// Files of a directory; none if it does not exist.
+/// The files of a directory; none if it does not exist.
 pub(crate) fn entries(directory: &Path) -> Result<Vec<std::path::PathBuf>, Error> {
     let listing = match fs::read_dir(directory) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),

@@ -1,9 +1,9 @@
-//! The running state: what the maps say, read back into what a configuration says.
+//! The running state, read back from the maps into the terms of a configuration.
 //!
-//! The `services` map is the truth, as far as the `vips` array agrees: a row whose address is not the one that
-//! its service has there is left over from a call that was killed, and so is the row of a preview address whose
-//! service has no VIP any more. A service, backend or table that no other row leads to is left over as well,
-//! and free as soon as no program can hold it any more.
+//! The `services` map is the truth as far as the `vips` array agrees. If a row's address is not the one that
+//! its service has in `vips`, a killed call has left the row. The same is true of the row of a preview address whose
+//! service has no VIP any more. A service, backend or table to which no other row refers is left over too,
+//! and is free as soon as no program can use it any more.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -22,30 +22,30 @@ use crate::{
     maps::{Tables, Words},
 };
 
-/// Weight in a backend's row while its service's table is being replaced, so that what a killed apply
-/// leaves never looks finished.
+/// The weight of a backend while its service's table is being replaced, so that the work of a killed apply
+/// never looks complete.
 pub(crate) const UNSETTLED: u32 = u32::MAX;
 
-/// All that runs.
+/// The whole running state.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Running {
     /// By name.
     pub(crate) deployments: HashMap<String, RunningDeployment>,
-    /// Services that a row of the `services` map leads to.
+    /// The services to which a row of the `services` map refers.
     pub(crate) services: Vec<RunningService>,
-    /// Rows of the `services` map.
+    /// The rows of the `services` map.
     pub(crate) published: HashMap<ServiceKey, ServiceRow>,
-    /// What is used up.
+    /// What is in use.
     pub(crate) used: Used,
-    /// What a killed call has left.
+    /// What killed calls have left.
     pub(crate) left_over: LeftOver,
-    /// Names of deployments by index.
+    /// The names of deployments by index.
     names: HashMap<u16, String>,
-    /// Where in `services` the one of a virtual address stands.
+    /// The positions in `services` by virtual address.
     positions: HashMap<ServiceKey, usize>,
 }
 
-/// Indexes that hold something.
+/// The used indexes.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Used {
     pub(crate) deployments: HashSet<u16>,
@@ -54,7 +54,7 @@ pub(crate) struct Used {
     pub(crate) spans: Vec<TableSpan>,
 }
 
-/// Rows of the `services` map that belong to nothing, and services and slots that nothing leads to.
+/// Rows of the `services` map that belong to no service, and services and slots to which nothing refers.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct LeftOver {
     pub(crate) rows: Vec<ServiceKey>,
@@ -74,7 +74,7 @@ pub(crate) struct RunningDeployment {
     pub(crate) row: DeploymentRow,
     pub(crate) word: LiveWord,
     pub(crate) testers: Vec<Prefix>,
-    /// Whether a killed apply may have left open flows as they were before it changed the testers.
+    /// Whether a killed apply may have changed the testers without updating open flows.
     pub(crate) is_unsettled: bool,
 }
 
@@ -88,7 +88,7 @@ pub(crate) struct RunningService {
     pub(crate) vip: ServiceKey,
     pub(crate) row: ServiceRow,
     pub(crate) preview: Option<(ServiceKey, ServiceRow)>,
-    /// Address in the row of `vips`. Another one than `preview` was left by a killed call; flows may name the row.
+    /// The address in the row of `vips`. If it is not `preview`, a killed call has left it, and flows may refer to the row.
     pub(crate) preview_row: ServiceKey,
     /// See [`bg_common::Vip::salt`].
     pub(crate) salt: u16,
@@ -174,7 +174,7 @@ impl Running {
             is_in_use && tables.services.vips.read(vip_row(row.service, role_of(row))).key == *key
         });
         self.left_over.rows = left_over;
-        // Not those of rows that are left over: these go before anything is taken.
+        // Rows that are left over do not count, because they are removed before anything is allocated.
         self.used.spans.extend(of_service.values().flatten().flatten().flat_map(|(_, row)| row.tables));
         for index in 0..tables.services.info.rows() as u16 {
             let info = tables.services.info.read(index.into());
@@ -232,7 +232,7 @@ impl Running {
 /// A service's rows, VIP and preview.
 type Rows = [Option<(ServiceKey, ServiceRow)>; 2];
 
-/// The rows of each service, and those that are left over; `is_right` tells whether its service knows a row.
+/// The rows of each service, and the rows that are left over. `is_right` returns whether the service of a row knows it.
 fn sort_rows(
     published: &HashMap<ServiceKey, ServiceRow>,
     is_right: impl Fn(&ServiceKey, &ServiceRow) -> bool,
@@ -255,7 +255,7 @@ fn sort_rows(
     (of_service, left_over)
 }
 
-/// What the row's address is to its service.
+/// The role of the row's address in its service.
 pub(crate) fn role_of(row: &ServiceRow) -> Role {
     if row.role == Role::Preview as u8 { Role::Preview } else { Role::Vip }
 }
@@ -265,19 +265,19 @@ pub(crate) fn vip_row(service: u16, role: Role) -> usize {
     2 * usize::from(service) + role as usize
 }
 
-/// Rows that hold a deployment, with their indexes.
+/// The rows that hold a deployment, with their indexes.
 pub(crate) fn deployment_rows(words: &Words) -> impl Iterator<Item = (u16, DeploymentRow)> {
     let rows = (0..MAX_DEPLOYMENTS as u16).map(|index| (index, words.deployments.read(index.into())));
     rows.filter(|(_, row)| row.in_use != 0)
 }
 
-/// A name as it stands in a row, padded with zeros.
+/// A name in a row, where it is padded with zeros.
 pub(crate) fn text(padded: &[u8; 64]) -> String {
     let end = padded.iter().position(|octet| *octet == 0).unwrap_or(padded.len());
     String::from_utf8_lossy(&padded[..end]).into_owned()
 }
 
-/// A name for a row; names that do not fit have been refused before.
+/// A name for a row. Names that do not fit have been refused before.
 pub(crate) fn padded(name: &str) -> [u8; 64] {
     let mut padded = [0; 64];
     let length = name.len().min(padded.len());
@@ -311,11 +311,11 @@ pub(crate) fn tester_key(deployment: u16, prefix: &Prefix) -> Key<TesterKey> {
     Key::new(TesterKey::PREFIX_BITS + u32::from(prefix.len), key)
 }
 
-/// What [`TesterKey::family`] is in a key that no packet matches.
+/// The value of [`TesterKey::family`] in a key that no packet matches.
 const NO_FAMILY: u32 = 0;
 
-/// A key of the trie that stands for no source: while it is there, testers are being changed, so that a killed
-/// apply does not look finished before open flows have been looked at.
+/// A key of the trie that matches no source. It exists while testers are being changed, so that the work of a killed
+/// apply does not look complete before the open flows are checked.
 pub(crate) fn unsettled_key(deployment: u16) -> Key<TesterKey> {
     let addr = bg_common::Addr::default();
     Key::new(TesterKey::PREFIX_BITS, TesterKey { deployment: u32::from(deployment).to_be(), family: NO_FAMILY, addr })
@@ -332,7 +332,7 @@ fn mode_of(info: &ServiceInfo) -> Mode {
     Mode::from_u8(info.mode).unwrap_or(Mode::Nat)
 }
 
-/// The tables of a row by colour.
+/// The tables in a row, by colour.
 pub(crate) fn table(row: &ServiceRow, colour: Colour) -> TableSpan {
     row.tables[colour as usize]
 }

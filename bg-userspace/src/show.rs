@@ -1,7 +1,7 @@
-//! The configuration that runs, read back from the maps.
+//! The running configuration, read back from the maps.
 //!
-//! All that a file may say is kept there but `initial`: the live colour stands for it, so that another host begins
-//! where this one is. What this gives applies back to nothing.
+//! The maps keep everything from a file except `initial`. The live colour takes its place, so that another host starts with
+//! the same colour. Applying the result changes nothing.
 
 use std::time::Duration;
 
@@ -15,8 +15,8 @@ use crate::{
 };
 
 impl Instance {
-    /// The configuration that runs, in the order in which it was applied; `initial` is the live colour. While an
-    /// apply is at work, or after one was killed, it may be none that [`config::parse`](crate::config::parse) accepts.
+    /// The running configuration, in the order in which it was applied. `initial` is the live colour. During an
+    /// apply, or after a killed apply, [`config::parse`](crate::config::parse) may not accept the result.
     pub fn configuration(&self) -> Result<Config, Error> {
         let running = Running::read(&self.words, &Tables::open(&self.paths)?)?;
         let mut deployments: Vec<_> = running.deployments.iter().collect();

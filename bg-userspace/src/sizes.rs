@@ -1,7 +1,7 @@
-//! How large the maps of an instance are, and what memory they take.
+//! The sizes of the maps of an instance, and the memory that they take.
 //!
-//! Three settings of `bgctl attach` say it; everything else follows from them, here and nowhere else. The sizes of an
-//! instance that exists are read from its maps.
+//! Three settings of `bgctl attach` determine them, and only this module computes the sizes from these settings. The sizes of an
+//! existing instance are read from its maps.
 
 use std::fmt;
 
@@ -10,23 +10,23 @@ use bg_common::{FLOW_WAYS, HEADS_PER_ROW, MAX_BACKENDS, MAX_SERVICES};
 
 use crate::{Error, Paths, map_specs::MAPS};
 
-/// Flows that an instance has room for unless told otherwise, IPv4 and IPv6 each.
+/// The default room for IPv4 flows, and for IPv6 flows.
 pub const DEFAULT_FLOWS: u32 = 262_144;
-/// Services that an instance has room for unless told otherwise.
+/// The default room for services.
 pub const DEFAULT_SERVICES: u32 = 1024;
-/// Backends that an instance has room for unless told otherwise.
+/// The default room for backends.
 pub const DEFAULT_BACKENDS: u32 = 16_384;
 
-/// Rows of a flow table for each flow: one of two is to be free. A fuller table evicts open flows now and then.
+/// Rows of a flow table for each flow. Half of the rows should be free, because a fuller table sometimes evicts open flows.
 const ROWS_PER_FLOW: u32 = 2;
-/// Entries of the Maglev array for each service: a table of up to eight backends of one weight for each colour.
+/// Entries of the Maglev array for each service: one table for each colour, of up to eight backends of equal weight.
 const ENTRIES_PER_SERVICE: u32 = 2 * 251;
-/// Entries of the Maglev array for each backend: those of a larger table, if the weights are the same.
+/// Entries of the Maglev array for each backend: those of a larger table, if the weights are equal.
 const ENTRIES_PER_BACKEND: u32 = 62;
-/// More entries: two tables of the greatest length, so that those of any service can be replaced.
+/// Further entries: two tables of the greatest length, so that the tables of any service can be replaced.
 const SPARE_ENTRIES: u32 = 2 * 65_537;
 
-/// What there is room for, as `bgctl attach` asks for it.
+/// A setting of `bgctl attach` that determines sizes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Setting {
     Flows,
@@ -35,7 +35,7 @@ pub(crate) enum Setting {
 }
 
 impl Setting {
-    /// All of them.
+    /// All settings.
     pub(crate) const ALL: [Self; 3] = [Self::Flows, Self::Services, Self::Backends];
 
     /// The most that there can be room for.
@@ -47,7 +47,7 @@ impl Setting {
         }
     }
 
-    /// What is counted.
+    /// The name of what is counted.
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Flows => "flows",
@@ -57,7 +57,7 @@ impl Setting {
     }
 }
 
-/// Sizes of the maps.
+/// The sizes of the maps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Sizes {
     /// Buckets of `flows4` and of `flows6`: powers of two, and at least two.
@@ -81,7 +81,7 @@ impl Default for Sizes {
 }
 
 impl Sizes {
-    /// For so many flows (IPv4 and IPv6 each), services and backends.
+    /// The sizes for this many flows (IPv4 and IPv6 each), services and backends.
     pub(crate) fn new(flows: u32, services: u32, backends: u32) -> Self {
         let (services, backends) = (services.max(1), backends.max(2));
         let entries = ENTRIES_PER_SERVICE * services + ENTRIES_PER_BACKEND * backends + SPARE_ENTRIES;
@@ -96,7 +96,7 @@ impl Sizes {
         }
     }
 
-    /// Those of the maps that are pinned.
+    /// The sizes of the pinned maps.
     pub(crate) fn read(paths: &Paths) -> Result<Self, Error> {
         let entries = |name| {
             let pin = paths.map(name);
@@ -112,14 +112,14 @@ impl Sizes {
         })
     }
 
-    /// The same with another setting.
+    /// The sizes with one setting changed.
     pub(crate) fn with(self, setting: Setting, number: u32) -> Self {
         let [flows, services, backends] =
             Setting::ALL.map(|each| if each == setting { number } else { self.room(each) });
         Self::new(flows, services, backends)
     }
 
-    /// How many there is room for.
+    /// The room for a setting.
     pub(crate) fn room(&self, setting: Setting) -> u32 {
         match setting {
             Setting::Flows => self.flow_buckets[0].saturating_mul(FLOW_WAYS) / ROWS_PER_FLOW,
@@ -128,18 +128,18 @@ impl Sizes {
         }
     }
 
-    /// Bytes of memory that all maps take, as the kernel counts them.
+    /// The bytes of memory that all maps take, as the kernel counts them.
     pub(crate) fn bytes(&self) -> u64 {
         MAPS.iter().map(|map| map.bytes(self)).sum()
     }
 
-    /// Bytes of memory that a setting takes: less of it would give back nearly as much.
+    /// The bytes of memory that a setting takes. Reducing it to nothing would save about as much.
     fn bytes_for(&self, setting: Setting) -> u64 {
         self.bytes().saturating_sub(self.with(setting, 0).bytes())
     }
 }
 
-/// What the settings take, as in "57.1 MiB: 48.0 MiB for 262144 flows ...".
+/// The memory that the settings take, as in "57.1 MiB: 48.0 MiB for 262144 flows ...".
 impl fmt::Display for Sizes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mib = |bytes: u64| format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20));
@@ -153,7 +153,7 @@ impl fmt::Display for Sizes {
     }
 }
 
-/// Buckets of a table that has room for so many flows.
+/// The number of buckets of a table with room for this many flows.
 fn flow_buckets(flows: u32) -> u32 {
     let rows = u64::from(flows) * u64::from(ROWS_PER_FLOW);
     // At most 2^30: more than any machine has memory for, so the kernel says so.

@@ -1,4 +1,4 @@
-//! What runs, in the shape that `bgctl status --json` prints.
+//! The status of an instance, in the form that `bgctl status --json` prints.
 
 use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
@@ -14,16 +14,16 @@ use crate::{
     show::{drain_timeout_of, on_switch_of},
 };
 
-/// All that runs.
+/// The status of an instance.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Status {
-    /// Deployments by name.
+    /// The deployments, by name.
     pub deployments: Vec<DeploymentStatus>,
-    /// Interfaces that the instance was attached to, and whether they still carry the programs.
+    /// The interfaces to which the instance was attached, and whether they still carry the programs.
     pub interfaces: Vec<AttachedInterface>,
-    /// Packets that were dropped, by reason.
+    /// The number of dropped packets, by reason.
     pub drops: BTreeMap<&'static str, u64>,
-    /// Other events that an operator may want to know of; nothing was dropped.
+    /// The numbers of other events that an operator may want to know. Nothing was dropped.
     pub events: BTreeMap<&'static str, u64>,
 }
 
@@ -34,31 +34,31 @@ pub struct DeploymentStatus {
     pub name: String,
     /// The colour that new flows go to.
     pub live: &'static str,
-    /// The other one.
+    /// The other colour.
     pub idle: &'static str,
     /// The colour that was live before the last switch.
     pub previous: &'static str,
-    /// Number of changes of its live state.
+    /// The number of changes of its live state.
     pub generation: u32,
-    /// `draining` while a switch has left flows on the idle colour, else `steady`.
+    /// `draining` while flows are left on the idle colour after a switch, else `steady`.
     pub phase: &'static str,
-    /// Part of new flows that goes to green.
+    /// The part of new flows that goes to green.
     pub green_share: f64,
-    /// Always `None` until guarded switches exist.
+    /// Always `None`, until guarded switches exist.
     pub confirm_deadline: Option<String>,
-    /// What a switch does to open flows unless it says otherwise.
+    /// What a switch does to open flows by default.
     pub on_switch: OnSwitch,
-    /// How long a drain may last; `None` is without end. In JSON as the configuration writes it.
+    /// How long a drain may last; `None` is without end. JSON has it in the form of the configuration.
     #[serde(serialize_with = "duration")]
     pub drain_timeout: Option<Duration>,
-    /// When what the last switch has left on the idle colour ends; `None` if nothing ends by the clock.
+    /// When the flows that the last switch left on the idle colour are ended; `None` if no deadline ends them.
     pub drain_deadline: Option<jiff::Timestamp>,
-    /// Sources that always reach the idle colour.
+    /// The sources that always reach the idle colour.
     #[serde(serialize_with = "prefixes")]
     pub testers: Vec<Prefix>,
-    /// Open flows by colour.
+    /// The numbers of open flows, by colour.
     pub flows: ByColour<u64>,
-    /// Its services by name.
+    /// Its services, by name.
     pub services: Vec<ServiceStatus>,
 }
 
@@ -73,7 +73,7 @@ pub struct ServiceStatus {
     pub protocol: &'static str,
     /// `nat` or `local`.
     pub mode: &'static str,
-    /// Address that always reaches the idle colour.
+    /// The address that always reaches the idle colour.
     pub preview: Option<SocketAddr>,
     /// Its two environments.
     #[serde(flatten)]
@@ -83,13 +83,13 @@ pub struct ServiceStatus {
 /// One colour of a service.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct ColourStatus {
-    /// Its backends by address.
+    /// Its backends, by address.
     pub backends: Vec<BackendStatus>,
-    /// Packets from clients sent on to it.
+    /// The number of packets from clients that were sent to it.
     pub packets: u64,
-    /// Octets of those packets' frames.
+    /// The number of bytes in the frames of these packets.
     pub bytes: u64,
-    /// Flows opened to it.
+    /// The number of flows that were opened to it.
     pub flows_opened: u64,
 }
 
@@ -98,23 +98,23 @@ pub struct ColourStatus {
 pub struct BackendStatus {
     /// Its address.
     pub address: SocketAddr,
-    /// Its share of new flows, relative to its neighbours.
+    /// Its share of new flows, relative to the other backends.
     pub weight: u32,
-    /// `up`, `down`, or `unknown` where nobody checks it.
+    /// `up`, `down`, or `unknown` if nothing checks it.
     pub health: &'static str,
 }
 
-/// One of each colour.
+/// One value for each colour.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct ByColour<T> {
-    /// Blue's.
+    /// The value for blue.
     pub blue: T,
-    /// Green's.
+    /// The value for green.
     pub green: T,
 }
 
 impl<T> ByColour<T> {
-    /// That of one colour.
+    /// The value for one colour.
     pub fn of(&self, colour: Colour) -> &T {
         match colour {
             Colour::Blue => &self.blue,
@@ -130,7 +130,7 @@ impl<T> ByColour<T> {
     }
 }
 
-/// Flows of a deployment: open ones by colour, and how many of those on the idle colour are users'.
+/// The flows of a deployment: the open flows by colour, and how many of those on the idle colour are users'.
 #[derive(Clone, Copy, Default)]
 struct FlowCount {
     open: ByColour<u64>,
@@ -146,13 +146,13 @@ impl FlowCount {
 }
 
 impl Instance {
-    /// What runs: one deployment or all, and the instance as a whole.
+    /// The status of one deployment or all, and of the instance as a whole.
     pub fn status(&self, deployment: Option<&str>) -> Result<Status, Error> {
         let only = deployment.map(|name| self.deployment(name)).transpose()?.map(|(index, _)| index);
         let tables = Tables::open(&self.paths)?;
         let counters = TrafficCounters::open(&self.paths)?;
         let flows = self.count_by_deployment(&tables)?;
-        // Afterwards: counting may have ended a drain.
+        // Read afterwards, because counting may have ended a drain.
         let running = Running::read(&self.words, &tables)?;
 
         let mut deployments = Vec::new();
@@ -182,12 +182,12 @@ impl Instance {
         })
     }
 
-    /// The interfaces that have lost the programs since they were attached to: their packets are not switched.
+    /// The interfaces that have lost the programs since they were attached. Their packets are not switched.
     pub fn lost_interfaces(&self) -> Result<Vec<AttachedInterface>, Error> {
         lost_interfaces(&self.paths)
     }
 
-    /// When what is left of a drain ends, if it has not ended yet. To the second, so that it is the same each time.
+    /// The deadline of a drain that has not ended yet. It is rounded to seconds, so that it is the same each time.
     fn drain_deadline(&self, deployment: &RunningDeployment) -> Result<Option<jiff::Timestamp>, Error> {
         let word = deployment.word;
         let deadline = self.words.terms.read(deployment.index.into())[word.terms_slot()].drain_deadline;
@@ -199,15 +199,15 @@ impl Instance {
         Ok(moment.and_then(|moment| moment.round(jiff::Unit::Second).ok()))
     }
 
-    /// Counts open flows; by index of deployments.
+    /// Counts open flows, by index of deployments.
     fn count_by_deployment(&self, tables: &Tables) -> Result<Vec<FlowCount>, Error> {
         let empty = || vec![FlowCount::default(); MAX_DEPLOYMENTS as usize];
         let counts = self.fold_and_end_drains(&tables.backends, empty, |counts, open| {
             let colour = open.target.colour;
-            // It has a state, so there is such a deployment.
+            // The flow has a state, so its deployment exists.
             let count = &mut counts[usize::from(open.target.deployment)];
             *count.open.of_mut(colour) += 1;
-            // Testers belong on the idle colour: nothing of theirs drains.
+            // Testers belong on the idle colour, so their flows do not drain.
             if open.deployment.word.live() != colour && !open.flow.state.has(FlowState::IDLE_ONLY) {
                 count.draining += 1;
             }

@@ -1,12 +1,12 @@
-//! Making a colour live.
+//! Switching: making a colour live.
 //!
-//! Under the switch lock: read the word, look at the preconditions, wait until no program holds an older word,
-//! write the terms of the next generation into the slot that the present one does not use, compare-exchange the
-//! word, wait until no program holds the old one (invariant 3). All of that lives in the kernel's memory. Only then is the
-//! state directory touched: an emergency must not fail, nor wait, for want of a disk.
+//! Under the switch lock, a switch reads the word, checks the preconditions, waits for a grace period,
+//! writes the terms of the next generation into the slot that the present generation does not use, compare-exchanges the
+//! word, and waits for a grace period again (invariant 3). All of that happens in the kernel's memory. Only then is the
+//! state directory written: in an emergency, a switch must neither fail nor wait because of a disk.
 //!
-//! The first wait is for a process that was killed between its exchange and its fence: an older word's terms
-//! stand in the slot that is about to be written, and whoever finds its colour live already returns only when
+//! The first wait is necessary in case an earlier process was killed between its exchange and its fence. Then programs may still read
+//! the terms in the slot that is about to be written. It also ensures that a switch to a colour that is already live returns only when
 //! every packet goes there.
 
 use std::{
@@ -32,48 +32,48 @@ use crate::{
     time::tick,
 };
 
-/// How to switch. The default makes the idle colour live as the deployment's configuration says.
+/// The options of a switch. The default makes the idle colour live, as configured for the deployment.
 #[derive(Clone, Debug, Default)]
 pub struct SwitchRequest {
     /// The colour to make live; `None` is the idle one.
     pub to: Option<Colour>,
-    /// What happens to open flows; `None` is what the configuration says.
+    /// What happens to open flows; `None` is as configured.
     pub on_switch: Option<OnSwitch>,
     /// Refuse if the deployment is at another generation.
     pub if_generation: Option<u32>,
-    /// Switch though no interface is attached.
+    /// Switch even if no interface is attached.
     pub force: bool,
-    /// Why, for the journal.
+    /// The reason, for the journal.
     pub reason: Option<String>,
 }
 
-/// What a switch has done.
+/// The result of a switch.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Switched {
     /// Name of the deployment.
     pub deployment: String,
-    /// Whether anything was changed; not if the colour was live already.
+    /// Whether anything was changed. `false` if the colour was live already.
     pub changed: bool,
-    /// State before.
+    /// The state before.
     pub from: Moment,
-    /// State now.
+    /// The present state.
     pub to: Moment,
-    /// What happens to flows that are open.
+    /// What happens to open flows.
     pub on_switch: OnSwitch,
-    /// The moment before the store, or if there was none, before the fence.
+    /// The moment before the store, or before the fence if there was no store.
     #[serde(skip)]
     pub stored: Instant,
-    /// From then to the end of the fence: no packet is decided by the old word after that.
+    /// The time from then to the end of the fence. Afterwards, no packet is decided by the old word.
     #[serde(serialize_with = "micros", rename = "fence_us")]
     pub fence: Duration,
 }
 
-/// What a switch has found and left.
+/// The states before and after a switch.
 struct Stored {
     from: LiveWord,
     to: LiveWord,
     on_switch: OnSwitch,
-    /// The moment before the store, or if there was none, when that was known.
+    /// The moment before the store, or, without a store, the moment when that was known.
     at: Instant,
 }
 
@@ -84,15 +84,15 @@ impl Stored {
 }
 
 impl Instance {
-    /// Makes a colour live. When this returns, no new flow is decided by the old word, on any CPU.
+    /// Makes a colour live. When this returns, no CPU decides a new flow by the old word.
     pub fn switch(&self, deployment: &str, request: &SwitchRequest) -> Result<Switched, Error> {
         self.change(deployment, request, Action::Switch, |_, _, word| Ok(request.to.unwrap_or(word.live().other())))
     }
 
-    /// Makes the colour live that was live before the last change, or the one that the request names.
+    /// Makes the colour live that was live before the last change, or the colour that the request names.
     ///
-    /// If the last change was a rollback already, the request must name a colour or a generation: two people who roll back
-    /// at the same time mean the same, and the second one must not undo what the first one has done.
+    /// If the last change was a rollback already, the request must name a colour or a generation. If two people roll back
+    /// at the same time, the second rollback must not undo the first.
     pub fn rollback(&self, deployment: &str, request: &SwitchRequest) -> Result<Switched, Error> {
         self.change(deployment, request, Action::Rollback, |name, row, word| {
             let (deployment, live) = (name.to_owned(), word.live());
@@ -122,19 +122,19 @@ impl Instance {
         let recording = Recording::begin(&self.paths);
         let lock = Lock::switch(&self.paths)?;
         let stored = self.store(name, index, request, action, target, &mut fence);
-        // Also if the colour was live already: whoever made it so may have been killed before he had waited.
+        // Also if the colour was live already, because the process that switched may have been killed before it had waited.
         let fenced = stored.as_ref().map_or(Ok(()), |_| fence.wait());
         let fenced = fenced.map(|()| stored.as_ref().map_or(Duration::ZERO, |stored| stored.at.elapsed()));
-        // Not before: the next switch writes the terms that belong to the word which the fence has just retired.
+        // Not before, because the next switch overwrites the terms of the word that the fence has just retired.
         drop(lock);
         if stored.is_ok() {
-            // What cannot be kept, packets find by themselves; what cannot be ended now, the next one ends.
+            // Packets resolve neighbours that cannot be kept resolved. What cannot be ended now is ended by the next call.
             let _ = self.keep_neighbours(index);
             let _ = self.end_overdue_drains();
         }
 
-        // Also if nothing was stored, or the switch was refused: the one that did it may have been killed before it was
-        // recorded, and this one is the same, run again.
+        // Also if nothing was stored, or the switch was refused. This may be the repetition of a switch that was killed before it was
+        // recorded.
         let change = stored.as_ref().ok().filter(|stored| stored.changed()).map(|stored| Change {
             deployment: name.to_owned(),
             action,
@@ -160,7 +160,7 @@ impl Instance {
         Ok(Switched { deployment, changed, from, to, on_switch: stored.on_switch, stored: stored.at, fence })
     }
 
-    /// Makes the colour live that `target` says, unless it is live already. The caller holds the lock.
+    /// Makes the colour live that `target` returns, unless it is live already. The caller holds the lock.
     fn store(
         &self,
         name: &str,
@@ -171,7 +171,7 @@ impl Instance {
         fence: &mut Fence,
     ) -> Result<Stored, Error> {
         loop {
-            // As it is now, whatever it was before the lock.
+            // Read under the lock, because it may have changed before.
             let row = self.words.deployments.read(index.into());
             let configured = if row.on_switch == 0 { OnSwitch::Drain } else { OnSwitch::Cut };
             let on_switch = request.on_switch.unwrap_or(configured);
@@ -196,11 +196,11 @@ impl Instance {
             if let Some((new, at)) = self.exchange(name, index, &row, word, (to, action), on_switch)? {
                 return Ok(Stored { from: word, to: new, on_switch, at });
             }
-            // A packet has ended a drain meanwhile, or somebody who does not know the lock has switched: look again.
+            // A packet has ended a drain meanwhile, or a program that does not use the lock has switched. Read the word again.
         }
     }
 
-    /// Writes the next generation's terms, then the word, if it is still `word`; tells when.
+    /// Writes the next generation's terms, then the word, if it is still `word`. Returns when.
     fn exchange(
         &self,
         name: &str,
@@ -223,7 +223,7 @@ impl Instance {
         let Some((new, new_terms)) = live::next(word, &old, order) else {
             return Err(Refusal::GenerationsExhausted { deployment: name.to_owned() }.into());
         };
-        // No packet reads this slot: it belongs to the other parity.
+        // No packet reads this slot, because it belongs to the other parity.
         self.words.terms.update(index.into(), |terms| terms[new.terms_slot()] = new_terms);
         let mark = if action == Action::Rollback { rollback_mark(new.generation()) } else { 0 };
         self.words.deployments.update(index.into(), |row| row.rolled_back = mark);
@@ -236,7 +236,7 @@ impl Instance {
         Ok(exchanged.is_ok().then_some((new, stored)))
     }
 
-    /// Refuses a colour in which a service has nowhere to send new flows.
+    /// Refuses a colour if one of its services has no backend for new flows.
     fn check_colour(&self, name: &str, services: &[(String, ServiceRow)], to: Colour) -> Result<(), Refusal> {
         let refuse = |of| Refusal::EmptyColour { deployment: name.to_owned(), colour: to.name(), of };
         if services.is_empty() {
@@ -246,7 +246,7 @@ impl Instance {
         empty.map_or(Ok(()), |(service, _)| Err(refuse(format!(" in service \"{service}\""))))
     }
 
-    /// Names and rows of a deployment's services.
+    /// The names and rows of a deployment's services.
     fn services_of(&self, deployment: u16) -> Result<Vec<(String, ServiceRow)>, Error> {
         let services = Services::open(&self.paths)?;
         let mut found = Vec::new();
@@ -256,7 +256,7 @@ impl Instance {
                 continue;
             }
             let vip = services.vips.read(vip_row(index as u16, Role::Vip));
-            // One that an apply is adding or removing just now has no row, and nothing to be switched.
+            // A service that an apply is just adding or removing has no row, so there is nothing to switch.
             if let Ok(row) = services.rows.get(&vip.key, 0) {
                 found.push((text(&info.name), row));
             }
@@ -264,9 +264,9 @@ impl Instance {
         Ok(found)
     }
 
-    /// Has the kernel keep the neighbours of a deployment's backends resolved, in case the apply could not: routes may have
-    /// come later, and what was kept goes with the carrier. Of many backends only so many that a switch does not take
-    /// longer for it.
+    /// Has the kernel keep the next hops to a deployment's backends resolved, in case the apply could not. Routes may have been
+    /// added later, and a loss of carrier removes the entries. If there are many backends, this covers only so many that the
+    /// switch does not take longer.
     fn keep_neighbours(&self, deployment: u16) -> Result<(), Error> {
         const MOST: usize = 256;
         if !pins::is_in_this_namespace(&self.paths)? {

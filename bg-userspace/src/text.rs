@@ -1,13 +1,13 @@
-//! Text that others have written, made fit to be printed.
+//! Printing text from other sources safely.
 
 use std::borrow::Cow;
 
-/// The text with its control characters escaped: whatever it is, a terminal shows it and obeys none of it.
+/// The text with its control characters escaped, so that a terminal shows them and does not execute them.
 pub fn one_line(text: &str) -> Cow<'_, str> {
     printable(text, |_| false)
 }
 
-/// The same, but line breaks stay.
+/// The same, but line breaks are kept.
 pub fn lines(text: &str) -> Cow<'_, str> {
     printable(text, |character| character == '\n')
 }
@@ -28,7 +28,7 @@ fn printable(text: &str, stays: impl Fn(char) -> bool) -> Cow<'_, str> {
     Cow::Owned(printable)
 }
 
-/// Control characters, and those that change the direction of what comes after them.
+/// Whether it is a control character, or changes the direction of the text after it.
 fn is_control(character: char) -> bool {
     character.is_control()
         || matches!(character, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')

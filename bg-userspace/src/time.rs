@@ -1,11 +1,11 @@
-//! The data path's clock: ticks of `jiffies >> TICK_SHIFT`, and what they are in time.
+//! The data path's clock: ticks of `jiffies >> TICK_SHIFT`, and their conversion to time.
 
 use std::time::Duration;
 
 use bg_common::{Clock, Meta, TICK_SHIFT};
 use bg_ebpf::policy::lifetime::is_past;
 
-/// Length of a tick on this kernel.
+/// The length of a tick on this kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct TickLength {
     hz: u32,
@@ -16,13 +16,13 @@ impl TickLength {
         Self { hz: meta.hz.max(1) }
     }
 
-    /// The fewest ticks that last at least so long; never zero.
+    /// The smallest number of ticks that last at least this long. It is never zero.
     pub(crate) fn ticks(self, time: Duration) -> u32 {
         let jiffies = time.as_nanos() * u128::from(self.hz) / 1_000_000_000;
         u32::try_from((jiffies >> TICK_SHIFT) + 1).unwrap_or(u32::MAX / 2).min(u32::MAX / 2)
     }
 
-    /// How long it is until a tick other than zero begins, to the jiffy; `None` if it has begun.
+    /// The time until a tick other than zero begins, exact to a jiffy; `None` if it has begun.
     pub(crate) fn until(self, at: u32, clock: Clock) -> Option<Duration> {
         if is_past(at, tick(clock)) {
             return None;
@@ -32,13 +32,13 @@ impl TickLength {
         Some(Duration::from_millis(left * 1000 / u64::from(self.hz)))
     }
 
-    /// How long so many ticks last.
+    /// The duration of this many ticks.
     pub(crate) fn duration(self, ticks: u32) -> Duration {
         Duration::from_nanos((u64::from(ticks) << TICK_SHIFT) * 1_000_000_000 / u64::from(self.hz))
     }
 }
 
-/// The tick of this moment.
+/// The present tick.
 pub(crate) fn tick(clock: Clock) -> u32 {
     (clock.jiffies >> TICK_SHIFT) as u32
 }

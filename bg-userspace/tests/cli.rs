@@ -265,7 +265,7 @@ fn the_newest_records_or_those_since_a_moment_are_told() {
     let moment = (now - jiff::SignedDuration::from_mins(250)).to_string();
     assert_eq!(generations(&["--since", &moment]), [3, 4]);
     let none = nowhere.bgctl(&["history", "--since", "2100-01-01T00:00:00Z"]).code(0);
-    assert!(none.stdout().is_empty() && none.stderr().contains("nothing that is asked for"), "{}", none.stderr());
+    assert!(none.stdout().is_empty() && none.stderr().contains("nothing that matches"), "{}", none.stderr());
 }
 
 #[test]

@@ -1,5 +1,4 @@
-//! The configuration after it has been understood: what an operator asks for, in types that cannot
-//! hold what [`super::parse`] refuses.
+//! The parsed configuration, in types that cannot represent most of what [`super::parse`] refuses.
 
 use std::{
     fmt,
@@ -9,40 +8,40 @@ use std::{
 
 use bg_common::{Colour, Mode, Protocol};
 
-/// Idle time of a TCP flow unless the configuration says otherwise.
+/// The default idle time of a TCP flow.
 pub const DEFAULT_TCP_IDLE_TIMEOUT: Duration = Duration::from_secs(2 * 60 * 60);
-/// Idle time of a UDP flow unless the configuration says otherwise.
+/// The default idle time of a UDP flow.
 pub const DEFAULT_UDP_IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// All of a configuration file.
+/// A configuration file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Config {
-    /// In the order of the file.
+    /// The deployments, in the order of the file.
     pub deployments: Vec<Deployment>,
 }
 
-/// What is switched: a named set of services with two environments.
+/// A deployment: a named set of services that are switched together.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Deployment {
     /// 1 to 64 bytes, unique in the file.
     pub name: String,
-    /// The live colour at the first apply; later the running state wins.
+    /// The live colour at the first apply. Later the running state wins.
     pub initial: Colour,
-    /// What a switch does to flows that are open, unless it says otherwise itself.
+    /// What a switch does to open flows by default.
     pub on_switch: OnSwitch,
-    /// After this long, a drain ends what is left; `None` is never.
+    /// The time after which a drain ends the remaining flows; `None` is never.
     pub drain_timeout: Option<Duration>,
-    /// How long a TCP flow may be silent and still count as open.
+    /// How long a TCP flow may be silent before it no longer counts as open.
     pub tcp_idle_timeout: Duration,
-    /// The same for UDP.
+    /// How long a UDP flow may be silent before it no longer counts as open.
     pub udp_idle_timeout: Duration,
     /// Sources that always reach the idle colour.
     pub testers: Vec<Prefix>,
-    /// At least one.
+    /// The services, at least one.
     pub services: Vec<Service>,
 }
 
-/// What a switch does to flows that are open.
+/// What a switch does to open flows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OnSwitch {
@@ -54,10 +53,10 @@ pub enum OnSwitch {
 }
 
 impl OnSwitch {
-    /// Both, as the configuration spells them.
+    /// The names of both in the configuration.
     pub const ALL: [Self; 2] = [Self::Drain, Self::Cut];
 
-    /// As the configuration spells it.
+    /// Its name in the configuration.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Drain => "drain",
@@ -66,20 +65,20 @@ impl OnSwitch {
     }
 }
 
-/// A virtual address and the backends behind it.
+/// A service: a virtual address and its backends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Service {
     /// 1 to 64 bytes, unique in its deployment.
     pub name: String,
-    /// Address that clients send to.
+    /// The address to which clients send.
     pub vip: SocketAddr,
     /// Transport protocol.
     pub protocol: Protocol,
     /// How a packet reaches its backend.
     pub mode: Mode,
-    /// Address that always reaches the idle colour.
+    /// An address that always reaches the idle colour.
     pub preview: Option<SocketAddr>,
-    /// Backends by [`Colour`]; each colour has one with a positive weight.
+    /// The backends by [`Colour`]. Each colour has at least one with a positive weight.
     pub backends: [Vec<BackendSpec>; 2],
 }
 
@@ -93,19 +92,19 @@ impl Service {
 /// One backend of a service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct BackendSpec {
-    /// Where packets are sent.
+    /// The address to which packets are sent.
     pub address: SocketAddr,
-    /// Its share of new flows, relative to its neighbours. Zero keeps the flows it has and gets no
+    /// Its share of new flows, relative to the other backends. With zero, it keeps its flows and gets no
     /// new ones.
     pub weight: u32,
 }
 
-/// An address prefix; the bits behind `len` are zero.
+/// An address prefix. The bits after `len` are zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Prefix {
     /// The network's address.
     pub addr: IpAddr,
-    /// Significant bits.
+    /// The number of significant bits.
     pub len: u8,
 }
 
@@ -115,7 +114,7 @@ impl fmt::Display for Prefix {
     }
 }
 
-/// A protocol as the configuration spells it.
+/// The name of a protocol in the configuration.
 pub const fn protocol_name(protocol: Protocol) -> &'static str {
     match protocol {
         Protocol::Tcp => "tcp",
@@ -123,7 +122,7 @@ pub const fn protocol_name(protocol: Protocol) -> &'static str {
     }
 }
 
-/// A mode as the configuration spells it.
+/// The name of a mode in the configuration.
 pub const fn mode_name(mode: Mode) -> &'static str {
     match mode {
         Mode::Nat => "nat",

@@ -1,4 +1,4 @@
-//! What is right and still worth knowing before it is applied.
+//! Notes about a valid configuration that are worth knowing before it is applied.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,7 +10,7 @@ use bg_common::Protocol;
 
 use super::{Config, protocol_name};
 
-/// A backend of more than one service. It cannot tell two connections of one client apart that come from the same
+/// A backend of more than one service. It cannot distinguish two connections that come from the same client address and
 /// port, so while one of them is open, the other one is refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SharedBackend {
@@ -18,7 +18,7 @@ pub struct SharedBackend {
     pub address: SocketAddr,
     /// Its transport protocol.
     pub protocol: Protocol,
-    /// Names of deployment and service, at least two.
+    /// The names of deployments and services, at least two.
     pub services: Vec<(String, String)>,
 }
 
@@ -42,7 +42,7 @@ impl fmt::Display for SharedBackend {
     }
 }
 
-/// All backends that several services have, by address.
+/// All backends that several services share, by address.
 pub fn shared_backends(config: &Config) -> Vec<SharedBackend> {
     let mut services: BTreeMap<(SocketAddr, Protocol), BTreeSet<(&str, &str)>> = BTreeMap::new();
     for deployment in &config.deployments {

@@ -1,4 +1,4 @@
-//! What only the ethtool ioctl tells: the driver's name and whether it merges packets on receive.
+//! Information that only the ethtool ioctl provides: the driver's name, and whether it merges packets on receive.
 
 use std::{
     io,
@@ -24,7 +24,7 @@ struct Value {
     data: u32,
 }
 
-/// A socket of the caller's network namespace to ask by.
+/// A socket in the caller's network namespace for these requests.
 pub(super) struct Ethtool(OwnedFd);
 
 impl Ethtool {

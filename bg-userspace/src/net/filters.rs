@@ -1,4 +1,4 @@
-//! Filters of an interface's clsact qdisc.
+//! The filters of an interface's clsact qdisc.
 
 use super::netlink::{self, attributes, text, u32_at};
 
@@ -15,30 +15,30 @@ const TCA_BPF_ID: u16 = 11;
 pub(crate) struct Filter {
     /// `bpf`, `flower`, ...
     pub(crate) kind: String,
-    /// Filters with a lower priority come first.
+    /// Filters with a lower priority run first.
     pub(crate) priority: u16,
-    /// Its number among those of one priority.
+    /// Its number among the filters of one priority.
     pub(crate) handle: u32,
-    /// Id of a `bpf` filter's program.
+    /// The id of a `bpf` filter's program.
     pub(crate) program_id: Option<u32>,
-    /// What its owner calls it.
+    /// The name that its owner gave it.
     pub(crate) name: Option<String>,
 }
 
-/// The filters of one direction, in the order in which packets meet them. None where there is no clsact qdisc.
+/// The filters of one direction, in the order in which they run. Empty if there is no clsact qdisc.
 pub(crate) fn filters(ifindex: u32, egress: bool) -> Vec<Filter> {
     // struct tcmsg: family, index, handle, parent, info.
     let mut request = [0; 20];
     request[4..8].copy_from_slice(&ifindex.to_ne_bytes());
     request[12..16].copy_from_slice(&(if egress { CLSACT_EGRESS } else { CLSACT_INGRESS }).to_ne_bytes());
     let mut filters = Vec::new();
-    // An error says that there is no such qdisc.
+    // An error means that there is no such qdisc.
     let _ = netlink::dump(libc::RTM_GETTFILTER, &request, |payload| filters.extend(filter_of(payload)));
     filters.sort_by_key(|filter: &Filter| filter.priority);
     filters
 }
 
-/// Each priority is told as well, as a filter without a handle: that is none.
+/// The kernel also lists each priority, as a filter without a handle, which is not a filter.
 fn filter_of(payload: &[u8]) -> Option<Filter> {
     let (handle, info) = (u32_at(payload, 8)?, u32_at(payload, 16)?);
     let mut filter = Filter { handle, priority: (info >> 16) as u16, ..Filter::default() };

@@ -1,12 +1,13 @@
-//! Neighbours that the kernel keeps resolved for us (`NTF_EXT_MANAGED`, Linux 5.16): those on the way to each backend of both
-//! colours. So the idle colour can be reached as soon as it becomes live, and a backend that came up with another MAC
-//! address meanwhile has been found.
+//! Neighbours that the kernel keeps resolved (`NTF_EXT_MANAGED`, Linux 5.16): the next hops to each backend of both
+//! colours. So the idle colour can be reached as soon as it becomes live, even if a backend has come up with another MAC
+//! address meanwhile.
 //!
-//! The data path does without: it shows the kernel which neighbours are in use, and finds those that are not known. So a
-//! kernel that has no such entries, or has lost them with a carrier, is no error. `apply` and `switch` add what is missing; at
-//! boot routes may come after the apply.
+//! The data path does not depend on them. It shows the kernel which neighbours are in use, and finds those that are not known. So it is
+//! no error if the kernel has no such entries, or has lost them with a carrier. `apply` and `switch` add missing entries, since at
+//! boot routes may be added after the apply.
 //!
-//! Our entries bear a protocol number of the instance. Those of others, also of other instances, and permanent ones are left alone.
+//! The entries have a protocol number that belongs to the instance. Entries of others, including other instances, and permanent entries are
+//! not changed.
 
 use std::{collections::HashSet, net::IpAddr, os::unix::ffi::OsStrExt as _};
 
@@ -27,27 +28,27 @@ const NUD_PERMANENT: u16 = 0x80;
 const NLM_F_REPLACE: u16 = 0x100;
 const NLM_F_CREATE: u16 = 0x400;
 
-/// Instances have these as `NDA_PROTOCOL`: rt_protos gives none of them away.
+/// The range of instances' protocol numbers (`NDA_PROTOCOL`). rt_protos assigns none of them.
 const PROTOCOLS: std::ops::Range<u8> = 200..248;
 
-/// The first kernel that keeps neighbours resolved. Older ones would take the request for one to forget the neighbour.
+/// The first kernel that keeps neighbours resolved. Older kernels would take the request for one to forget the neighbour.
 const MANAGED: KernelVersion = KernelVersion { major: 5, minor: 16 };
 
-/// Index of the loopback, which leads to the addresses of the host itself.
+/// The index of the loopback interface, which leads to the addresses of the host itself.
 const LOOPBACK: u32 = 1;
 
-/// Has the kernel keep the neighbours on the way to these addresses resolved, and no others on behalf of this instance. What
-/// cannot be done is left undone.
+/// Has the kernel keep the next hops to these addresses resolved, and no others on behalf of this instance. Errors are
+/// ignored.
 pub(crate) fn keep_neighbours(paths: &Paths, of: impl IntoIterator<Item = IpAddr>) {
     keep(paths, of, Others::Forget);
 }
 
-/// The same, but those that are kept already stay.
+/// The same, but neighbours that are already kept resolved stay.
 pub(crate) fn keep_more_neighbours(paths: &Paths, of: impl IntoIterator<Item = IpAddr>) {
     keep(paths, of, Others::Keep);
 }
 
-/// What becomes of neighbours that this instance has had the kernel keep, and that are not asked for now.
+/// What happens to neighbours that are kept resolved for this instance but not in the new list.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Others {
     Forget,
@@ -58,12 +59,12 @@ fn keep(paths: &Paths, of: impl IntoIterator<Item = IpAddr>, others: Others) {
     if KernelVersion::running().is_ok_and(|(version, _)| version >= MANAGED) {
         let ways = of.into_iter().filter_map(|address| next_hop(address).ok());
         let wanted: HashSet<NextHop> = ways.filter(|way| way.ifindex != LOOPBACK).collect();
-        // Only a sandbox without rtnetlink fails here.
+        // This fails only in a sandbox without rtnetlink.
         let _ = settle(protocol_of(paths), &wanted, others);
     }
 }
 
-/// The number of an instance: the FNV-1a hash of its pin root, which stays the same as long as the instance does.
+/// The number of an instance: the FNV-1a hash of its pin root, which does not change as long as the instance exists.
 fn protocol_of(paths: &Paths) -> u8 {
     let pin_root = paths.pin_root.canonicalize().unwrap_or_else(|_| paths.pin_root.clone());
     let mix = |hash: u32, octet: &u8| (hash ^ u32::from(*octet)).wrapping_mul(0x0100_0193);
@@ -81,14 +82,14 @@ fn settle(ours_bear: u8, wanted: &HashSet<NextHop>, others: Others) -> Result<()
         }
     }
     for hop in ours.difference(wanted).filter(|_| others == Others::Forget) {
-        // One that is gone by now is what is wanted.
+        // If it is already gone, all is well.
         let _ = netlink::change(libc::RTM_DELNEIGH, 0, &message(*hop));
     }
     for hop in wanted.iter().filter(|hop| !ours.contains(hop) && !not_to_touch.contains(hop)) {
         let mut message = message(*hop);
         message.extend(attribute(NDA_PROTOCOL, &[ours_bear]));
         message.extend(attribute(NDA_FLAGS_EXT, &NTF_EXT_MANAGED.to_ne_bytes()));
-        // An interface that is down, or has no neighbours, refuses.
+        // An interface that is down, or has no neighbours, refuses this.
         let _ = netlink::change(libc::RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, &message);
     }
     Ok(())

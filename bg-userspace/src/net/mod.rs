@@ -1,6 +1,6 @@
-//! The interfaces of the caller's network namespace, as the kernel tells by rtnetlink.
+//! The interfaces of the caller's network namespace, read by rtnetlink.
 //!
-//! Not by /sys: what is mounted there may belong to another namespace.
+//! They are not read from /sys, because what is mounted there may belong to another namespace.
 
 mod ethtool;
 mod filters;
@@ -20,31 +20,31 @@ pub(crate) use routes::{NeighbourState, NextHop, neighbour, next_hop};
 /// A network interface.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Interface {
-    /// Its name. Octets that are not UTF-8 are shown as U+FFFD.
+    /// Its name. Bytes that are not UTF-8 are replaced by U+FFFD.
     pub name: String,
-    /// Other names that it answers to.
+    /// Its alternative names.
     pub alternative_names: Vec<String>,
     /// Its ifindex.
     pub index: u32,
-    /// Largest IP packet in bytes.
+    /// The largest IP packet in bytes.
     pub mtu: u32,
-    /// Link-layer address, where it has one of six octets.
+    /// Its link-layer address, if it has one of six bytes.
     pub mac: Option<[u8; 6]>,
     /// `ARPHRD_*`: 1 is Ethernet, 772 loopback, 65534 none (an IP tunnel).
     pub arphrd: u16,
     /// `veth`, `bridge`, `tun`, `macvlan`, ...; `None` for hardware and for virtio.
     pub kind: Option<String>,
-    /// Index of the bridge or bond that it is a port of.
+    /// The index of the bridge or bond of which it is a port.
     pub master: Option<u32>,
-    /// Index of the interface that it stands on: of a VLAN, its trunk.
+    /// The index of the interface below it: for a VLAN, its trunk.
     pub lower: Option<u32>,
     /// Whether it is administratively up.
     pub up: bool,
-    /// XDP programs on it: at most one a mode.
+    /// Its XDP programs, at most one per mode.
     pub xdp: Vec<XdpAttachment>,
-    /// The driver's name, where it tells one.
+    /// The driver's name, if it has one.
     pub driver: Option<String>,
-    /// Whether packets are merged by the hardware before XDP sees them.
+    /// Whether the hardware merges packets before XDP sees them.
     pub large_receive_offload: bool,
 }
 
@@ -59,7 +59,7 @@ pub const ARPHRD_ETHER: u16 = 1;
 pub const ARPHRD_LOOPBACK: u16 = 772;
 
 impl Interface {
-    /// Whether a host made it up, so that packets may come from a stack of the same machine, with
+    /// Whether it is virtual, so that packets may come from a stack of the same machine, with
     /// unfinished checksums or not yet segmented.
     pub fn is_virtual(&self) -> bool {
         self.kind.is_some() || self.arphrd != ARPHRD_ETHER
@@ -74,13 +74,13 @@ impl Interface {
 /// An XDP program on an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct XdpAttachment {
-    /// How it is attached.
+    /// The mode in which it is attached.
     pub mode: XdpMode,
-    /// The kernel's id of the program.
+    /// The id of the program in the kernel.
     pub program_id: u32,
 }
 
-/// How an XDP program is attached.
+/// The mode in which an XDP program is attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum XdpMode {
     /// In the driver.
@@ -92,7 +92,7 @@ pub enum XdpMode {
 }
 
 impl XdpMode {
-    /// As bgctl spells it.
+    /// Its name in bgctl.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Native => "native",
@@ -102,15 +102,15 @@ impl XdpMode {
     }
 }
 
-/// Why interfaces could not be told.
+/// The error of reading interfaces.
 #[derive(Debug, thiserror::Error)]
 pub enum NetError {
-    /// Expected an interface of this name, got the list of those that exist.
+    /// There is no interface of this name.
     #[error("no interface \"{name}\" in this network namespace; there are: {}", existing.join(", "))]
     NoSuchInterface {
         /// The name that was asked for.
         name: String,
-        /// Names that would do.
+        /// The names that exist.
         existing: Vec<String>,
     },
     /// The netlink socket failed.
@@ -123,7 +123,7 @@ pub fn interfaces() -> Result<Vec<Interface>, NetError> {
     let mut interfaces = Vec::new();
     netlink::dump(libc::RTM_GETLINK, &[0; 16], |payload| interfaces.extend(interface_of(payload)))?;
     interfaces.sort_by_key(|interface: &Interface| interface.index);
-    // Hints only: an interface without an answer, or a sandbox without the socket, has no driver.
+    // These are only hints. Without a response, or in a sandbox without the socket, an interface has no driver.
     if let Ok(ethtool) = ethtool::Ethtool::open() {
         for interface in &mut interfaces {
             interface.driver = ethtool.driver(&interface.name).ok();
@@ -170,7 +170,7 @@ fn interface_of(payload: &[u8]) -> Option<Interface> {
             _ => {}
         }
     }
-    // The other end of a veth is no interface below it.
+    // The other end of a veth is not an interface below it.
     let is_stacked = matches!(interface.kind.as_deref(), Some("vlan" | "macvlan" | "ipvlan"));
     interface.lower = link.filter(|_| is_stacked && !link_is_elsewhere);
     (!interface.name.is_empty()).then_some(interface)

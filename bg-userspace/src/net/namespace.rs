@@ -1,4 +1,4 @@
-//! Network namespaces: which one this is, and what the others are called.
+//! Network namespaces: their cookies and names.
 
 use std::{
     fmt,
@@ -16,11 +16,11 @@ use super::NetError;
 /// `SO_NETNS_COOKIE` of asm-generic/socket.h.
 const SO_NETNS_COOKIE: libc::c_int = 71;
 
-/// Where iproute2 keeps the names of network namespaces.
+/// The directory in which iproute2 keeps the names of network namespaces.
 const NAMES: &str = "/run/netns";
 
-/// The cookie of the caller's network namespace: the same number for as long as the namespace lives, and never given
-/// to another (`SO_NETNS_COOKIE`, Linux 5.14).
+/// The cookie of the caller's network namespace (`SO_NETNS_COOKIE`, Linux 5.14). It does not change as long as the namespace exists, and
+/// is never reused.
 pub(crate) fn namespace_cookie() -> Result<u64, NetError> {
     cookie().map_err(NetError::Socket)
 }
@@ -36,19 +36,19 @@ fn cookie() -> io::Result<u64> {
     if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
 }
 
-/// A network namespace as a message names it.
+/// A network namespace, as messages name it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Namespace {
-    /// One that `ip netns` knows by this name.
+    /// A namespace with this name in `ip netns`.
     Named(String),
-    /// That of process 1.
+    /// The namespace of process 1.
     Initial,
-    /// One without a name: it is gone, or belongs to a container.
+    /// A namespace without a name: it is gone, or belongs to a container.
     Unnamed(u64),
 }
 
 impl Namespace {
-    /// Finds the name of the namespace with this cookie.
+    /// Looks up the name of the namespace with this cookie.
     pub(crate) fn of(wanted: u64) -> Self {
         let names = fs::read_dir(NAMES).into_iter().flatten().filter_map(Result::ok);
         let named = names.map(|entry| (entry.file_name().to_string_lossy().into_owned(), entry.path()));
@@ -62,7 +62,7 @@ impl Namespace {
         }
     }
 
-    /// The command that runs another one in it, with a space behind it; empty where none is known.
+    /// The command that runs another command in the namespace, followed by a space; empty if none is known.
     pub(crate) fn prefix(&self) -> String {
         match self {
             Self::Named(name) => format!("nsenter --net={NAMES}/{name} "),
@@ -82,7 +82,7 @@ impl fmt::Display for Namespace {
     }
 }
 
-/// The cookie of another namespace. A thread of its own enters it, and ends there.
+/// The cookie of another namespace. A separate thread enters the namespace and ends there.
 fn cookie_of(path: PathBuf) -> io::Result<u64> {
     let work = move || {
         let file = File::open(path)?;

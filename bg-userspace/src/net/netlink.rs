@@ -1,7 +1,7 @@
-//! Questions to rtnetlink, and the attributes of its answers.
+//! Requests to rtnetlink, and the attributes of its responses.
 //!
-//! Only the attributes that bgctl needs are read. A message is not refused for the sake of another attribute in it,
-//! such as a name that is not UTF-8, or one that a later kernel has added.
+//! Only the attributes that bgctl needs are read. Other attributes in a message are ignored, for example a name that is not UTF-8, or an
+//! attribute that a later kernel has added.
 
 use std::io;
 
@@ -16,24 +16,24 @@ const NLM_F_REQUEST: u16 = 0x01;
 const NLM_F_ACK: u16 = 0x04;
 const NLM_F_DUMP: u16 = 0x300;
 
-/// Asks for all objects of a type. `body` is the fixed part of the request; `each` gets the payload of each answer.
+/// Requests all objects of a type. `body` is the fixed part of the request. `each` gets the payload of each response.
 pub(super) fn dump(kind: u16, body: &[u8], each: impl FnMut(&[u8])) -> Result<(), NetError> {
     exchange(kind, NLM_F_REQUEST | NLM_F_DUMP, body, each).map_err(NetError::Socket)
 }
 
-/// Asks for one object. Returns the payload of the answer.
+/// Requests one object. Returns the payload of the response.
 pub(super) fn request(kind: u16, body: &[u8]) -> io::Result<Vec<u8>> {
     let mut answer = Vec::new();
     exchange(kind, NLM_F_REQUEST | NLM_F_ACK, body, |payload| answer = payload.to_vec())?;
     Ok(answer)
 }
 
-/// Asks for a change. `flags` say what may exist already (`NLM_F_CREATE` and the like).
+/// Requests a change. `flags` say what may exist already (`NLM_F_CREATE` and the like).
 pub(super) fn change(kind: u16, flags: u16, body: &[u8]) -> io::Result<()> {
     exchange(kind, NLM_F_REQUEST | NLM_F_ACK | flags, body, |_| {})
 }
 
-/// One attribute as it stands on the wire.
+/// One attribute in wire format.
 pub(super) fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(4 + value.len());
     bytes.extend(((4 + value.len()) as u16).to_ne_bytes());
@@ -43,10 +43,10 @@ pub(super) fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// The attributes behind the fixed part of a payload, or those of a nested attribute: type and value. Ends at the
-/// first that is damaged.
+/// The attributes after the fixed part of a payload, or those of a nested attribute, as type and value. Ends at the
+/// first damaged attribute.
 pub(super) fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
-    /// Without the flags for nested attributes and for network byte order.
+    /// The type without the flags for nested attributes and for network byte order.
     const TYPE: u16 = 0x3fff;
     std::iter::from_fn(move || {
         let (length, kind) = (usize::from(u16_at(bytes, 0)?), u16_at(bytes, 2)? & TYPE);
@@ -64,7 +64,7 @@ pub(super) fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
 }
 
-/// A string as the kernel sends it: up to its zero octet. Octets that are not UTF-8 are shown as such.
+/// A string from the kernel, which ends before its zero byte. Bytes that are not UTF-8 are replaced.
 pub(super) fn text(value: &[u8]) -> String {
     String::from_utf8_lossy(value.split(|octet| *octet == 0).next().unwrap_or_default()).into_owned()
 }
@@ -78,7 +78,7 @@ fn exchange(kind: u16, flags: u16, body: &[u8], mut each: impl FnMut(&[u8])) -> 
     message.extend(((HEADER + body.len()) as u32).to_ne_bytes());
     message.extend(kind.to_ne_bytes());
     message.extend(flags.to_ne_bytes());
-    // Number of the request, and the port, which the kernel fills in.
+    // The number of the request, and the port, which the kernel fills in.
     message.extend(1_u32.to_ne_bytes());
     message.extend(0_u32.to_ne_bytes());
     message.extend(body);

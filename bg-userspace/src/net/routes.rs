@@ -1,4 +1,4 @@
-//! The host's routes and neighbours, as far as a packet to one address meets them.
+//! The host's route to one address, and its neighbours.
 
 use std::{
     io,
@@ -12,18 +12,18 @@ pub(super) const NDA_DST: u16 = 1;
 const NUD_INCOMPLETE: u16 = 0x01;
 const NUD_FAILED: u16 = 0x20;
 
-/// Where the host sends packets for an address.
+/// The next hop to which the host sends packets for an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct NextHop {
-    /// Index of the interface that they leave by.
+    /// The index of the interface by which they leave.
     pub(crate) ifindex: u32,
     /// The router, or the address itself if it is on the link.
     pub(crate) address: IpAddr,
 }
 
-/// The way to an address.
+/// Looks up the next hop to an address.
 pub(crate) fn next_hop(to: IpAddr) -> io::Result<NextHop> {
-    // struct rtmsg: family, length of the destination, and what a look-up does not set.
+    // struct rtmsg: family, length of the destination, and fields that a look-up does not set.
     let mut request = vec![0; 12];
     (request[0], request[1]) = (family(to), if to.is_ipv4() { 32 } else { 128 });
     request.extend(attribute(libc::RTA_DST, &octets(to)));
@@ -33,7 +33,7 @@ pub(crate) fn next_hop(to: IpAddr) -> io::Result<NextHop> {
         match kind {
             libc::RTA_OIF => ifindex = u32_at(value, 0),
             libc::RTA_GATEWAY => address = address_of(value).unwrap_or(to),
-            // The router of an IPv4 route may have an IPv6 address: family, then octets.
+            // The router of an IPv4 route may have an IPv6 address: family, then bytes.
             libc::RTA_VIA => address = value.get(2..).and_then(address_of).unwrap_or(to),
             _ => {}
         }
@@ -42,18 +42,18 @@ pub(crate) fn next_hop(to: IpAddr) -> io::Result<NextHop> {
     Ok(NextHop { ifindex, address })
 }
 
-/// What the host knows of a neighbour.
+/// What the host knows about a neighbour.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum NeighbourState {
     /// Its MAC address is known.
     Known,
-    /// Nobody has asked for it, or the answer has been forgotten.
+    /// Its MAC address was not requested, or is no longer kept.
     Unknown,
-    /// It has been asked for and does not answer.
+    /// It does not respond to requests for its MAC address.
     Silent,
 }
 
-/// Looks a neighbour up, without asking for it on the wire.
+/// Looks up a neighbour without sending a request to it.
 pub(crate) fn neighbour(hop: NextHop) -> io::Result<NeighbourState> {
     // struct ndmsg: family, index, state, flags, type.
     let mut request = vec![0; 12];

@@ -1,8 +1,8 @@
-//! The live colour that a deployment begins with, and virtual addresses that change hands.
+//! The live colour with which a deployment starts, and virtual addresses that move between deployments.
 //!
-//! A virtual address keeps its live colour: its clients know nothing of deployments. So a new deployment that takes over
-//! services of running ones begins with the colour that is live there. Where that is not possible, because the colours
-//! differ or the deployment runs already with the other one, an apply is refused unless it is forced.
+//! A virtual address keeps its live colour, because its clients know nothing of deployments. So a new deployment that takes over
+//! services of running deployments starts with the colour that is live there. If that is not possible, because the colours
+//! differ or the deployment already runs with the other colour, an apply is refused unless it is forced.
 
 use std::{collections::BTreeSet, fmt, net::SocketAddr};
 
@@ -16,7 +16,7 @@ use crate::{
     running::{Running, service_key},
 };
 
-/// The live state that a new deployment begins with, and why.
+/// The live state with which a new deployment starts, and why.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Beginning {
     /// The live colour.
@@ -24,23 +24,23 @@ pub struct Beginning {
     pub live: Colour,
     /// The generation.
     pub generation: u32,
-    /// Why this colour.
+    /// The reason for this colour.
     #[serde(flatten)]
     pub because: Because,
-    /// The colour to which a rollback goes.
+    /// The colour that a rollback makes live.
     #[serde(skip)]
     previous: Colour,
 }
 
-/// Why a deployment begins with a colour.
+/// The reason for the colour with which a deployment starts.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "because", rename_all = "snake_case")]
 pub enum Because {
-    /// The configuration says so, and nothing else is known.
+    /// It is `initial` in the configuration, and nothing else is known.
     Initial,
-    /// The state directory has it as the last one.
+    /// It is the last live colour in the state directory.
     LastLive,
-    /// It is live in the deployments that virtual addresses are taken over from.
+    /// It is live in the deployments from which virtual addresses are taken over.
     TakenOver {
         /// Their names.
         from: Vec<String>,
@@ -50,25 +50,25 @@ pub enum Because {
 /// A virtual address that would change its live colour with its deployment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ColourChange {
-    /// Name of the deployment that it would belong to.
+    /// Name of the deployment to which it would move.
     pub deployment: String,
-    /// Name that the service would have.
+    /// The name that the service would have.
     pub service: String,
     /// The virtual address.
     pub vip: SocketAddr,
     /// `tcp` or `udp`.
     pub protocol: &'static str,
-    /// Name of the deployment that it belongs to.
+    /// Name of its present deployment.
     pub from: String,
-    /// The colour that is live there.
+    /// The present live colour.
     #[serde(serialize_with = "colour_name")]
     pub live: Colour,
-    /// The colour that would be live.
+    /// The live colour after the move.
     #[serde(serialize_with = "colour_name")]
     pub becomes: Colour,
 }
 
-/// A virtual address that another deployment has now.
+/// A virtual address that belongs to another deployment at present.
 struct TakenOver<'a> {
     service: usize,
     from: &'a str,
@@ -76,8 +76,8 @@ struct TakenOver<'a> {
 }
 
 impl Beginning {
-    /// How `wanted` begins, if it does not run yet; `word` tells the live word of a running deployment by its index,
-    /// and `last` is what the state directory says of one of this name.
+    /// How `wanted` starts, if it does not run yet. `word` returns the live word of a running deployment by its index,
+    /// and `last` is the entry of this name in the state directory.
     pub(crate) fn of(
         wanted: &Deployment,
         running: &Running,
@@ -88,7 +88,7 @@ impl Beginning {
         let newest = taken_over.iter().map(|taken| taken.word).max_by_key(|word| word.generation());
         let same = |word: LiveWord| taken_over.iter().all(|taken| taken.word.live() == word.live());
         if let Some(word) = newest.filter(|word| same(*word)) {
-            // Later than what is remembered of this name, so that it is remembered in its place.
+            // Later than the entry of this name in the state directory, so that it replaces the entry.
             let after = last.map_or(1, |last| last.generation.saturating_add(1));
             let from: BTreeSet<&str> = taken_over.iter().map(|taken| taken.from).collect();
             return Self {
@@ -103,7 +103,7 @@ impl Beginning {
                 live,
                 generation: generation.max(1),
                 because: Because::LastLive,
-                // Every generation but the first came from the other colour.
+                // Every generation except the first was preceded by the other colour.
                 previous: if generation > 1 { live.other() } else { live },
             },
             None => {
@@ -123,13 +123,17 @@ impl fmt::Display for Beginning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let live = self.live.name();
         match &self.because {
-            Because::Initial => write!(f, "begins with {live} live, its initial colour"),
+            Because::Initial => write!(f, "starts with {live} live, its initial colour"),
             Because::LastLive => {
-                write!(f, "begins with {live} live, as the state directory has it (generation {})", self.generation)
+                write!(
+                    f,
+                    "starts with {live} live, as recorded in the state directory (generation {})",
+                    self.generation
+                )
             }
             Because::TakenOver { from } => {
                 let from = from.iter().map(|name| format!("\"{name}\"")).collect::<Vec<_>>().join(", ");
-                write!(f, "begins with {live} live, taken over with its virtual addresses from {from}")
+                write!(f, "starts with {live} live, taken over with its virtual addresses from {from}")
             }
         }
     }
@@ -143,7 +147,7 @@ impl fmt::Display for ColourChange {
     }
 }
 
-/// Virtual addresses that change their live colour if `wanted` begins, or goes on, with `becomes`.
+/// The virtual addresses that change their live colour if `wanted` starts or continues with `becomes`.
 pub(crate) fn colour_changes(wanted: &Deployment, running: &Running, becomes: Colour) -> Vec<ColourChange> {
     let taken_over = taken_over(wanted, running, |index| running.word(index));
     let changes = taken_over.into_iter().filter(|taken| taken.word.live() != becomes);
@@ -169,7 +173,7 @@ fn taken_over<'a>(wanted: &Deployment, running: &'a Running, word: impl Fn(u16) 
         let Some(now) = running.by_vip(&service_key(spec.vip, spec.protocol)) else { continue };
         let Some(from) = running.name_of(now.deployment) else { continue };
         let word = word(now.deployment);
-        // One that a killed apply has not begun has no live colour.
+        // A deployment that a killed apply has not started has no live colour.
         if from != wanted.name && word.generation() != 0 {
             taken_over.push(TakenOver { service, from, word });
         }

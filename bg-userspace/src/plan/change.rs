@@ -1,4 +1,4 @@
-//! One change of a plan, and how it is told.
+//! One change of a plan, and its text.
 
 use std::{fmt, net::SocketAddr};
 
@@ -12,26 +12,26 @@ use super::begin::Beginning;
 pub struct Change {
     /// Name of the deployment that it concerns.
     pub deployment: String,
-    /// Name of the service, unless it concerns the deployment as a whole.
+    /// Name of the service, unless the change concerns the deployment as a whole.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub service: Option<String>,
-    /// What is done.
+    /// The kind of change.
     #[serde(flatten)]
     pub action: Action,
 }
 
-/// What is done to a deployment or a service.
+/// A kind of change to a deployment or a service.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "change", rename_all = "snake_case")]
 pub enum Action {
-    /// The deployment begins.
+    /// The deployment is added.
     AddDeployment(Beginning),
-    /// The deployment ends.
+    /// The deployment is removed.
     RemoveDeployment {
-        /// Open flows of its services, which end.
+        /// The number of open flows of its services, which end.
         open_flows: u64,
     },
-    /// The service begins.
+    /// The service is added.
     AddService {
         /// Its virtual address.
         vip: SocketAddr,
@@ -40,35 +40,35 @@ pub enum Action {
         /// `nat` or `local`.
         mode: &'static str,
     },
-    /// The service ends.
+    /// The service is removed.
     RemoveService {
         /// Its virtual address.
         vip: SocketAddr,
         /// `tcp` or `udp`.
         protocol: &'static str,
-        /// Its open flows, which end.
+        /// The number of its open flows, which end.
         open_flows: u64,
     },
-    /// A setting becomes another one.
+    /// A setting changes.
     Set {
         /// Its key in the configuration.
         setting: &'static str,
-        /// What it is.
+        /// Its present value.
         from: String,
-        /// What it becomes.
+        /// Its new value.
         to: String,
     },
-    /// A source reaches the idle colour from now on.
+    /// A source becomes a tester.
     AddTester {
         /// The source.
         prefix: String,
     },
-    /// A source is treated as all others.
+    /// A source ceases to be a tester.
     RemoveTester {
         /// The source.
         prefix: String,
     },
-    /// New flows may go to the backend.
+    /// The backend is added.
     AddBackend {
         /// Its colour.
         #[serde(serialize_with = "colour_name")]
@@ -78,29 +78,29 @@ pub enum Action {
         /// Its weight.
         weight: u32,
     },
-    /// The backend gets nothing more.
+    /// The backend is removed.
     RemoveBackend {
         /// Its colour.
         #[serde(serialize_with = "colour_name")]
         colour: Colour,
         /// Its address.
         address: SocketAddr,
-        /// Its open flows, which end.
+        /// The number of its open flows, which end.
         open_flows: u64,
     },
-    /// The backend's share of new flows changes; its flows stay.
+    /// The backend's weight changes. Its flows stay.
     SetWeight {
         /// Its colour.
         #[serde(serialize_with = "colour_name")]
         colour: Colour,
         /// Its address.
         address: SocketAddr,
-        /// What it was; `None` if an apply was killed while it changed.
+        /// Its present weight; `None` if an apply was killed while it changed.
         from: Option<u32>,
-        /// What it becomes.
+        /// Its new weight.
         to: u32,
     },
-    /// What an apply that was killed has left unfinished is finished.
+    /// The work of a killed apply is completed.
     Finish,
 }
 
@@ -140,12 +140,12 @@ impl fmt::Display for Change {
                 let from = from.map_or("unfinished".to_owned(), |weight| weight.to_string());
                 write!(f, ": {} {address} weight {from} -> {to}", colour.name())
             }
-            Action::Finish => write!(f, ": finish what a killed apply has left"),
+            Action::Finish => write!(f, ": complete what a killed apply has left"),
         }
     }
 }
 
-/// How many open flows a removal ends, if any.
+/// The number of open flows that a removal ends, if any.
 struct Ends(u64);
 
 impl fmt::Display for Ends {

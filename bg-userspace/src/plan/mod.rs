@@ -1,6 +1,6 @@
-//! What an apply would change: the difference between a configuration and the running state.
+//! The plan of an apply: the difference between a configuration and the running state.
 //!
-//! `plan` shows it and `apply` acts on it, service by service; an empty one means that nothing is done.
+//! `plan` prints it, and `apply` executes it, service by service. If it is empty, there is nothing to do.
 
 mod begin;
 mod change;
@@ -30,27 +30,27 @@ use crate::{
     time::TickLength,
 };
 
-/// Open flows by the slot of their backend.
+/// The numbers of open flows, by the slot of their backend.
 pub(crate) type OpenFlows = HashMap<u32, u64>;
 
-/// What an apply would change, in the order of the configuration; removals come last.
+/// The changes that an apply would make, in the order of the configuration. Removals are last.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Plan {
     /// All changes.
     pub changes: Vec<Change>,
-    /// Virtual addresses that would change their live colour because they change hands. An apply is refused for them
+    /// Virtual addresses that would change their live colour because they move to another deployment. An apply with such changes is refused
     /// unless it is forced.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub colour_changes: Vec<ColourChange>,
 }
 
 impl Plan {
-    /// Whether the running state is what the configuration asks for.
+    /// Whether the running state matches the configuration.
     pub fn is_empty(&self) -> bool {
         self.changes.is_empty()
     }
 
-    /// Something that a killed apply has left is to be finished, though nothing changes.
+    /// Notes that the work of a killed apply is to be completed, although nothing changes.
     pub(crate) fn finish(&mut self) {
         if self.is_empty() {
             self.changes.push(Change { deployment: "(all)".to_owned(), service: None, action: Action::Finish });
@@ -74,8 +74,8 @@ impl fmt::Display for Plan {
     }
 }
 
-/// Compares everything. `last` tells what the state directory has of a deployment, `open` how many flows a removal
-/// ends.
+/// Compares everything. `last` returns the entry of a deployment in the state directory, `open` the numbers of flows that removals
+/// end.
 pub(crate) fn plan(
     config: &Config,
     running: &Running,

@@ -1,4 +1,4 @@
-//! What changes of a service and its backends.
+//! The changes of a service and its backends.
 
 use std::{collections::HashMap, net::SocketAddr};
 
@@ -13,7 +13,7 @@ use crate::{
     running::{RunningBackend, RunningDeployment, RunningService, UNSETTLED, address_of},
 };
 
-/// Whether an apply has to do anything for a service; `current` is the one of the same deployment and virtual address.
+/// Whether an apply has to do anything for a service. `current` is the running service of the same deployment and virtual address.
 pub(crate) fn service_needs_work(
     deployment: &Deployment,
     wanted: &Service,
@@ -21,7 +21,7 @@ pub(crate) fn service_needs_work(
     current: Option<&RunningService>,
 ) -> bool {
     let has_testers = u8::from(!deployment.testers.is_empty());
-    // The first or the last tester changes the rows of each service: the plan tells of the tester.
+    // The first or the last tester changes the rows of each service. The plan lists the tester.
     let testers_change = current.is_some_and(|current| rows(current).any(|row| row.has_testers != has_testers));
     testers_change || !service_changes(deployment, wanted, running, current, &OpenFlows::new()).is_empty()
 }
@@ -30,7 +30,7 @@ fn rows(service: &RunningService) -> impl Iterator<Item = ServiceRow> {
     std::iter::once(service.row).chain(service.preview.map(|(_, row)| row))
 }
 
-/// What changes of a service; `current` is the one of the same deployment, `running`, and virtual address.
+/// The changes of a service. `current` is the running service of the same deployment, `running`, and virtual address.
 pub(super) fn service_changes(
     deployment: &Deployment,
     wanted: &Service,
@@ -57,10 +57,10 @@ pub(super) fn service_changes(
             set("name", current.name.clone(), wanted.name.clone());
             set("mode", mode_name(current.mode).to_owned(), mode_name(wanted.mode).to_owned());
             set("preview", preview(current.preview.map(|(key, _)| address_of(&key))), preview(wanted.preview));
-            // As the testers that run would have it: a killed apply has changed one and not the other.
+            // Compared with the running testers, because a killed apply may have changed only one of the two.
             let has_testers = u8::from(running.is_some_and(|running| !running.testers.is_empty()));
             let agree = |row: ServiceRow| row.has_testers == has_testers && row.tables == current.row.tables;
-            // One that has ended stands in its row until no flow names it any more.
+            // A preview address that has ended stays in its row until no flow refers to it.
             let is_left_over = current.preview.is_none() && current.preview_row != ServiceKey::default();
             if !rows(current).all(agree) || (is_left_over && wanted.preview.is_none()) {
                 changes.push(change(Action::Finish));

@@ -1,4 +1,4 @@
-//! What changes of a deployment's settings and testers.
+//! The changes of a deployment's settings and testers.
 
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ pub(crate) fn deployment_needs_work(
     current.is_none_or(|current| !changes_of(wanted, current, length).is_empty())
 }
 
-/// What changes of a deployment's settings and testers; `beginning` is how it begins if it does not run yet.
+/// The changes of a deployment's settings and testers. `beginning` is how it starts if it does not run yet.
 pub(super) fn deployment_changes(
     wanted: &Deployment,
     current: Option<&RunningDeployment>,
@@ -50,7 +50,7 @@ fn changes_of(wanted: &Deployment, current: &RunningDeployment, length: TickLeng
     changes
 }
 
-/// Whether other sources are testers than before, or an apply was killed while it changed them.
+/// Whether the testers change, or an apply was killed while it changed them.
 pub(crate) fn testers_change(wanted: &Deployment, current: &RunningDeployment) -> bool {
     let same = |a: &[Prefix], b: &[Prefix]| a.iter().all(|prefix| b.contains(prefix));
     current.is_unsettled || !same(&wanted.testers, &current.testers) || !same(&current.testers, &wanted.testers)
@@ -72,18 +72,18 @@ fn settings_changes(wanted: &Deployment, row: &DeploymentRow, length: TickLength
     set("tcp_idle_timeout", idle(row.tcp_idle_ms), idle(new.tcp_idle_ms));
     set("udp_idle_timeout", idle(row.udp_idle_ms), idle(new.udp_idle_ms));
     if actions.is_empty() && (DeploymentRow { rolled_back: row.rolled_back, ..new }) != *row {
-        // Times are the same, and other ticks stand for them.
+        // The times are the same, but take another number of ticks.
         actions.push(Action::Finish);
     }
     actions
 }
 
-/// The row of a deployment as the configuration wants it.
+/// The row of a deployment according to the configuration.
 pub(crate) fn deployment_row(wanted: &Deployment, length: TickLength) -> DeploymentRow {
-    /// How long a handshake may take: as long as Linux sends a SYN again by default.
+    /// How long a handshake may take: as long as Linux retransmits a SYN by default.
     const TCP_OPENING: Duration = Duration::from_secs(127);
     let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX).max(1);
-    // From what the row keeps, so that reading it back gives the same ticks.
+    // Computed from the values in the row, so that reading it back gives the same ticks.
     let [tcp_idle, udp_idle] = [wanted.tcp_idle_timeout, wanted.udp_idle_timeout].map(millis);
     let ticks = |millis| length.ticks(Duration::from_millis(millis));
     DeploymentRow {

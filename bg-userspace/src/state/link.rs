@@ -1,4 +1,4 @@
-//! The pin `state`: a symbolic link to the directory in which the instance keeps its state, and who else keeps it there.
+//! The pin `state`, which is a symbolic link to the instance's state directory, and the check that no other instance uses that directory.
 
 use std::{
     io,
@@ -12,7 +12,7 @@ use crate::{
     history::{HistoryError, LastLive, Writer},
 };
 
-/// The same for whoever has another working directory. Nothing is looked up.
+/// The absolute path. It is computed without looking at the file system.
 pub(super) fn absolute(path: &Path) -> PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }
@@ -21,7 +21,7 @@ pub(super) fn read(paths: &Paths) -> Option<PathBuf> {
     std::fs::read_link(paths.state_link()).ok()
 }
 
-/// Replaced by a rename: there is no moment without one.
+/// The link is replaced by a rename, so there is always one.
 pub(super) fn write(paths: &Paths, state_dir: &Path) -> io::Result<()> {
     if read(paths).is_some_and(|there| there == state_dir) {
         return Ok(());
@@ -44,29 +44,29 @@ pub(super) fn mismatch(state: &State) -> Option<String> {
     let given = absolute(state.paths.state_dir());
     (!is_same(&state.home, &given)).then(|| {
         format!(
-            "this instance keeps its state in {}, not in {}: name it by --state-dir or BGCTL_STATE_DIR (sudo drops \
-             variables), or move it by an apply that names the new place",
+            "this instance keeps its state in {}, not in {}: name its directory by --state-dir or BGCTL_STATE_DIR (sudo drops \
+             variables), or run an apply that names the new directory",
             state.home.display(),
             given.display()
         )
     })
 }
 
-/// Refuses the directory of an instance that lives, and is another one.
+/// Refuses the directory of another instance that is still pinned.
 pub(super) fn refuse_shared(state: &State, last: &LastLive) -> Result<(), Error> {
     let Some(other) = last.instance.as_ref().filter(|other| Some(&other.identity) != state.identity()) else {
         return Ok(());
     };
     let lives = identity_at(&other.pin_root).as_ref() == Some(&other.identity);
     let theirs = Paths { pin_root: other.pin_root.clone(), ..state.paths.clone() };
-    // It may have moved out.
+    // That instance may use another directory now.
     if lives && read(&theirs).is_none_or(|home| is_same(&home, &state.home)) {
         return Err(HistoryError::Shared { state_dir: state.home.clone(), other: other.pin_root.clone() }.into());
     }
     Ok(())
 }
 
-/// Identity of what is pinned there now.
+/// The identity of the instance that is pinned there now.
 pub(super) fn identity_at(pin_root: &Path) -> Option<String> {
     let paths = Paths { pin_root: pin_root.to_owned(), ..Paths::default() };
     State::of_pins(&paths).writer.map(|Writer { identity, .. }| identity)

@@ -1,13 +1,13 @@
-//! What a command leaves in the state directory once its change holds, and what it finds there.
+//! Reading and writing the state directory.
 //!
-//! No change waits for a disk: what is pinned is changed first, under locks that are pinned too, then journal and last
-//! live colours are written, by another process ([`apart`](crate::sys::apart)) for which this one waits a few seconds. If it
-//! fails, the change is done, and the error says so.
+//! A change does not wait for a disk. First the pinned maps are changed, under locks that are pins too. Then another process
+//! ([`apart`](crate::sys::apart)) writes the journal and the last live colours, and this one waits a few seconds for it. If that
+//! fails, the change is still done, and the error says so.
 //!
-//! What runs wins. An instance and its state directory know each other: the pin `state` is a link to the directory, and
-//! `live.json` names the identity that `meta` has. In one life of an instance generations only grow, so an entry
-//! that is behind belongs to a change that nobody has recorded: its process was killed, or a load balancer has flipped the
-//! word itself. An entry of another life says nothing of this one, be it ahead or behind.
+//! The running state wins. An instance and its state directory name each other: the pin `state` is a link to the directory, and
+//! `live.json` has the identity from `meta`. In one life of an instance, generations only grow. So if an entry
+//! is behind, the change was not recorded: its process was killed, or a load balancer has flipped the
+//! word itself. An entry from another life says nothing about this one, whether it is ahead or behind.
 
 mod link;
 mod recall;
@@ -36,11 +36,11 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct State {
     paths: Paths,
-    /// The instance; `None` if there is none, or one of another version.
+    /// The instance; `None` if there is none, or it is of another version.
     writer: Option<Writer>,
-    /// Where the instance keeps its state, whatever `--state-dir` says.
+    /// The directory in which the instance keeps its state, whatever `--state-dir` says.
     home: PathBuf,
-    /// What the operator must know, though the call was a success.
+    /// Warnings for the operator from successful calls.
     warnings: Mutex<Vec<String>>,
 }
 
@@ -51,17 +51,17 @@ pub(crate) struct Change {
     pub(crate) deployment: String,
     /// The interfaces that were attached or detached.
     pub(crate) interfaces: Vec<String>,
-    /// What was done.
+    /// The kind of change.
     pub(crate) action: Action,
-    /// Before; `None` if the deployment did not exist.
+    /// The state before; `None` if the deployment did not exist.
     pub(crate) from: Option<Moment>,
-    /// After; `None` if it has been removed.
+    /// The state after; `None` if the deployment was removed.
     pub(crate) to: Option<Moment>,
-    /// Why.
+    /// The reason.
     pub(crate) reason: Option<String>,
 }
 
-/// A deployment as the kernel has it.
+/// A deployment according to the maps.
 #[derive(Clone, Debug)]
 struct Running {
     name: String,
@@ -70,13 +70,13 @@ struct Running {
 }
 
 impl State {
-    /// The state directory of the instance that says this of itself.
+    /// The state directory of the instance with this `meta`.
     pub(crate) fn of(paths: &Paths, meta: &Meta) -> Self {
         let identity = meta.identity.map(|word| format!("{word:016x}")).concat();
         Self::new(paths, Some(Writer { identity, pin_root: link::absolute(&paths.pin_root) }))
     }
 
-    /// That of whatever is pinned; none of it need be an instance.
+    /// The state directory of whatever is pinned, which may not be an instance.
     pub(crate) fn of_pins(paths: &Paths) -> Self {
         match pins::read_meta(&paths.map("meta")) {
             Ok(meta) if meta.abi_version == ABI_VERSION => Self::of(paths, &meta),
@@ -89,12 +89,12 @@ impl State {
         Self { paths: paths.clone(), writer, home, warnings: Mutex::default() }
     }
 
-    /// What there was to be said since the last call.
+    /// The warnings since the last call.
     pub(crate) fn take_warnings(&self) -> Vec<String> {
         std::mem::take(&mut *self.warnings.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// An apply reads the directory before it writes there, and may find the same twice.
+    /// Adds warnings. An apply reads the directory before it writes to it, and may find the same problem twice.
     pub(crate) fn warn(&self, warnings: impl IntoIterator<Item = String>) {
         let mut told = self.warnings.lock().unwrap_or_else(PoisonError::into_inner);
         for warning in warnings {
@@ -104,25 +104,25 @@ impl State {
         }
     }
 
-    /// The directory that the command names, be it the instance's or not yet.
+    /// The directory that the command names, which may not be the instance's yet.
     pub(crate) fn given(&self) -> Self {
         let home = link::absolute(self.paths.state_dir());
         Self { paths: self.paths.clone(), writer: self.writer.clone(), home, warnings: Mutex::default() }
     }
 
-    /// Makes it the instance's. This is kept in the pins, so that nothing of it waits for a disk.
+    /// Makes it the instance's directory. This is recorded in the pins, so it does not wait for a disk.
     pub(crate) fn move_in(&self) {
         if let Some(before) = link::read(&self.paths).filter(|before| *before != self.home) {
             let (before, now) = (before.display(), self.home.display());
             self.warn([format!(
-                "until now this instance has kept its state in {before}, from now on it does in {now}"
+                "this instance kept its state in {before} until now, and keeps it in {now} from now on"
             )]);
         }
-        // A file system without links: then nobody can be told of another directory.
+        // On a file system without links, there can be no warning about another directory.
         let _ = link::write(&self.paths, &self.home);
     }
 
-    /// Whether the instance is still pinned in its place.
+    /// Whether the instance is still pinned there.
     pub(crate) fn is_pinned(&self) -> bool {
         link::identity_at(&self.paths.pin_root).as_ref() == self.identity()
     }
@@ -131,7 +131,7 @@ impl State {
         self.writer.as_ref().map(|writer| &writer.identity)
     }
 
-    /// Writes what has been done, and what others have done and not recorded.
+    /// Records changes, and also those that others have made and not recorded.
     pub(crate) fn record(
         &self,
         words: Option<&Words>,
@@ -139,7 +139,7 @@ impl State {
         changes: &[Change],
     ) -> Result<(), Error> {
         let recording = recording.or_else(|| Recording::begin(&self.paths));
-        // Who it is cannot be asked for there: the environment is locked while another thread writes to it.
+        // The other process cannot read who made the change, because the environment may be locked by another thread.
         let template = Record::now("", Action::Recovered, None, None, None);
         let keep = recording.as_ref().map(Recording::as_fd);
         let warnings: Vec<String> = ask(&self.home, PATIENCE, keep, || {
@@ -150,15 +150,15 @@ impl State {
         Ok(())
     }
 
-    /// What the directory remembers. An error only if another instance keeps its state there: what cannot be read is no
-    /// reason to serve nobody, and is told as a warning.
+    /// Reads the last live colours. It is an error only if another instance keeps its state there. If the files cannot be read, the
+    /// deployments still come up, with a warning.
     pub(crate) fn recall(&self) -> Result<Recalled, Error> {
         match ask(&self.home, PATIENCE, None, || recall::recall(self)) {
             Err(error @ Error::History(HistoryError::Shared { .. })) => Err(error),
             Err(error) => {
                 let error = anyhow::Error::from(error);
                 self.warn([format!(
-                    "the last live colours are not known, new deployments begin with `initial`: {error:#}"
+                    "the last live colours are not known, so new deployments start with `initial`: {error:#}"
                 )]);
                 Ok(Recalled::default())
             }
@@ -169,14 +169,14 @@ impl State {
         }
     }
 
-    /// What is wrong with the state directory, for a command that only looks.
+    /// The problems with the state directory, for a command that only reads.
     pub(crate) fn check(&self, words: &Words) -> Vec<String> {
         let looked = ask(&self.home, Duration::from_secs(2), None, || recall::check(self, &running(words)));
         looked.unwrap_or_else(|error| vec![format!("{:#}", anyhow::Error::from(error))])
     }
 }
 
-/// All deployments that run.
+/// All running deployments.
 fn running(words: &Words) -> Vec<Running> {
     let rows = deployment_rows(words).map(|(index, row)| {
         let word = words.live.read(index.into());
@@ -185,7 +185,7 @@ fn running(words: &Words) -> Vec<Running> {
     rows.filter(|running| running.now.generation != 0).collect()
 }
 
-/// Who keeps in mind what an instance was while it is attached or detached.
+/// Keeps the data about an instance that a record needs, while the instance is attached or detached.
 pub(crate) struct Witness {
     state: State,
     words: Option<Words>,
@@ -193,14 +193,14 @@ pub(crate) struct Witness {
 }
 
 impl Witness {
-    /// To be called under the instance's lock: before a detach, which may remove everything, or after an attach.
+    /// Must be called under the instance's lock: before a detach, which may remove everything, or after an attach.
     pub(crate) fn of(paths: &Paths) -> Self {
         let state = State::of_pins(paths);
         let words = state.writer.is_some().then(|| Words::open(paths).ok()).flatten();
         Self { state, words, recording: Recording::begin(paths) }
     }
 
-    /// Records that interfaces have been attached or detached, when it is done. `done` says so in words, for the error.
+    /// Records that interfaces have been attached or detached, afterwards. `done` describes this in words, for the error.
     pub(crate) fn record(self, action: Action, interfaces: Vec<String>, done: &str) -> Result<(), Error> {
         let change = Change { action, interfaces, ..Change::default() };
         let recorded = self.state.record(self.words.as_ref(), self.recording, &[change]);

@@ -1,4 +1,4 @@
-//! Reading the state directory: what was live, and what does not fit to what runs.
+//! Reading the state directory: the last live colours, and differences from the running state.
 
 use std::{collections::BTreeMap, path::Path};
 
@@ -10,17 +10,17 @@ use crate::{
     history::{Entry, History, LastLive, Moment, Record},
 };
 
-/// What is remembered of an instance's deployments.
+/// The entries of an instance's deployments in the state directory.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Recalled {
-    /// By name.
+    /// The entries by name.
     pub(crate) deployments: BTreeMap<String, Entry>,
-    /// What could not be understood.
+    /// What could not be parsed.
     pub(super) problems: Vec<String>,
 }
 
 impl Recalled {
-    /// Of one deployment.
+    /// The entry of one deployment.
     pub(crate) fn moment(&self, name: &str) -> Option<Moment> {
         self.deployments.get(name).map(|entry| entry.moment)
     }
@@ -34,7 +34,7 @@ pub(super) fn recall(state: &State) -> Result<Recalled, Error> {
     Ok(Recalled { deployments: last.deployments, problems: last.problems })
 }
 
-/// Where the last live colours cannot be understood, the journal tells what they were.
+/// Takes last live colours that cannot be parsed from the journal.
 pub(super) fn salvage(last: &mut LastLive, state_dir: &Path) -> Result<(), Error> {
     if last.damaged.as_ref().is_some_and(Vec::is_empty) {
         return Ok(());
@@ -46,14 +46,15 @@ pub(super) fn salvage(last: &mut LastLive, state_dir: &Path) -> Result<(), Error
         let is_damaged = last.damaged.as_ref().is_none_or(|names| names.contains(&name));
         if let Some(moment) = moment.filter(|_| is_damaged) {
             let (live, generation) = (moment.live.name(), moment.generation);
-            last.problems.push(format!("by the history, {live} of \"{name}\" was live at generation {generation}"));
+            last.problems
+                .push(format!("according to the history, {live} of \"{name}\" was live at generation {generation}"));
             last.deployments.insert(name, moment.into());
         }
     }
     Ok(())
 }
 
-/// What an operator must know of the state directory.
+/// Warnings about the state directory for the operator.
 pub(super) fn check(state: &State, running: &[Running]) -> Result<Vec<String>, Error> {
     let mut warnings = Vec::from_iter(link::mismatch(state));
     let last = LastLive::load(&state.home)?;
@@ -63,7 +64,7 @@ pub(super) fn check(state: &State, running: &[Running]) -> Result<Vec<String>, E
         && let Some(differences) = differences(&last, running)
     {
         warnings.push(format!(
-            "{} is of another instance or of an earlier life of this one, by which {differences}; what runs counts, and the next \
+            "{} is of another instance or of an earlier life of this one, and in it {differences}; the running state counts, and the next \
              switch or apply writes it there",
             state.home.join(LastLive::FILE).display()
         ));
@@ -71,12 +72,12 @@ pub(super) fn check(state: &State, running: &[Running]) -> Result<Vec<String>, E
     Ok(warnings)
 }
 
-/// Whether the file was written by another instance than this one.
+/// Whether another instance has written the file.
 pub(super) fn is_of_another_life(state: &State, last: &LastLive) -> bool {
     last.instance.as_ref().is_some_and(|writer| Some(&writer.identity) != state.identity())
 }
 
-/// In words, what the file says of deployments that run otherwise.
+/// The differences between the file and the running deployments, in words.
 pub(super) fn differences(last: &LastLive, running: &[Running]) -> Option<String> {
     let differing = running.iter().filter_map(|Running { name, now, .. }| {
         let there = last.deployments.get(name).map(|entry| entry.moment).filter(|there| there != now)?;

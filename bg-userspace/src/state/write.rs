@@ -8,23 +8,22 @@ use crate::{
     maps::Words,
 };
 
-const NOT_RECORDED: &str = "found in the kernel; who did it has not recorded it, and if it was a bgctl that was killed, its \
-                            switch is done: running it again without a colour would undo it";
-const OTHER_LIFE: &str =
-    "the state directory held the state of another instance, or of an earlier life of this one; what runs counts";
+const NOT_RECORDED: &str = "found in the kernel, but not recorded. If a bgctl was killed, its switch is done: running it again \
+                            without a colour would undo it";
+const OTHER_LIFE: &str = "the state directory held the state of another instance, or of an earlier life of this one; the running state counts";
 
-/// Everything that is to be written.
+/// Everything that is to be recorded.
 pub(super) struct Job<'a> {
     pub(super) state: &'a State,
     pub(super) words: Option<&'a Words>,
     pub(super) recording: Option<&'a Recording>,
     pub(super) changes: &'a [Change],
-    /// Who does it.
+    /// A record of this process.
     pub(super) template: &'a Record,
 }
 
 impl Job<'_> {
-    /// Returns what the operator must know.
+    /// Returns warnings for the operator.
     pub(super) fn run(&self) -> Result<Vec<String>, Error> {
         let state_dir = &self.state.home;
         let _lock = Lock::history(state_dir)?;
@@ -32,7 +31,7 @@ impl Job<'_> {
         let before = LastLive::load(state_dir)?;
         let history = History::new(state_dir);
         if let Err(error) = link::refuse_shared(self.state, &before) {
-            // What was done to interfaces is no state of deployments.
+            // A change of interfaces is not a change of deployments.
             if self.changes.is_empty() || self.changes.iter().any(|change| !change.deployment.is_empty()) {
                 return Err(error);
             }
@@ -42,14 +41,14 @@ impl Job<'_> {
         }
         warnings.extend(before.problems.iter().cloned());
 
-        // Under the recording lock nobody else is between his exchange and his record.
+        // Under the recording lock, no other process is between its exchange and its record.
         let alone = self.recording.and_then(|recording| recording.alone(|| self.words.map(running))).flatten();
         let is_alone = alone.is_some();
         let running = alone.or_else(|| self.words.map(running)).unwrap_or_default();
         let is_other_life = recall::is_of_another_life(self.state, &before);
         if is_other_life && let Some(differences) = recall::differences(&before, &self.not_begun_now(&running)) {
             warnings.push(format!(
-                "by {} {differences}: it was of another instance or of an earlier life of this one; what runs has been \
+                "in {} {differences}: it was of another instance or of an earlier life of this one; the running state has been \
                  written there",
                 state_dir.join(LastLive::FILE).display()
             ));
@@ -60,7 +59,7 @@ impl Job<'_> {
         for Running { name, now, rolled_back } in &running {
             let change = self.changes.iter().find(|change| change.deployment == *name);
             let known = known.get(name).map(|entry| entry.moment);
-            // What it was before this command.
+            // The state before this command.
             let then = change.map_or(Some(*now), |change| change.from);
             let is_behind = |then: Moment| known.is_none_or(|known| known.generation < then.generation);
             let gap = match then {
@@ -71,12 +70,12 @@ impl Job<'_> {
             if let Some((then, reason)) = gap {
                 self.recover(&history, name, known, then, reason)?;
             }
-            // An entry that is behind, and stays so, is of somebody who is about to record it.
+            // If an entry stays behind, another process is about to record its change.
             if is_other_life || before.instance.is_none() || change.is_some() || is_alone {
                 let stale = change.and_then(|change| change.to).filter(|to| to.generation < now.generation);
                 let known = known.filter(|known| !is_other_life && known.generation <= now.generation);
                 let entry = match stale {
-                    // Somebody has switched since, and may not have recorded it yet.
+                    // Another process has switched since, and may not have recorded it yet.
                     Some(to) if !is_alone && known.is_none_or(|known| known.generation < to.generation) => {
                         Entry::from(to)
                     }
@@ -95,7 +94,7 @@ impl Job<'_> {
                 last.deployments.remove(&change.deployment);
             }
         }
-        // An instance that has just been attached has nothing to say of deployments yet.
+        // An instance that has just been attached has no deployments yet.
         let concerns_deployments = self.changes.iter().any(|change| !change.deployment.is_empty());
         if (concerns_deployments || !running.is_empty()) && self.may_write(&before) {
             last.instance.clone_from(&self.state.writer);
@@ -104,13 +103,13 @@ impl Job<'_> {
         Ok(warnings)
     }
 
-    /// Those that are not in this very moment taken over from the file.
+    /// The entries, except those that are being restored from the file right now.
     fn not_begun_now(&self, running: &[Running]) -> Vec<Running> {
         let begins = |name: &str| self.changes.iter().any(|change| change.deployment == name && change.from.is_none());
         running.iter().filter(|running| !begins(&running.name)).cloned().collect()
     }
 
-    /// Not if this instance has ended while the file system did not answer, and another one has begun.
+    /// Does nothing if this instance has ended while the file system did not respond, and another one was created.
     fn may_write(&self, before: &LastLive) -> bool {
         match link::identity_at(&self.state.paths.pin_root) {
             Some(pinned) => Some(&pinned) == self.state.identity(),
@@ -126,7 +125,7 @@ impl Job<'_> {
         then: Moment,
         reason: &str,
     ) -> Result<(), Error> {
-        // The process may have been killed between journal and state file.
+        // The process may have been killed after writing the journal and before writing the state file.
         let journal = history.read(Some(name))?;
         if journal.records.last().and_then(|record| record.to) == Some(then) {
             return Ok(());

@@ -1,9 +1,9 @@
-//! Work that may never return, done in a process of its own.
+//! Running work that may never return in a separate process.
 //!
-//! A file operation on a network file system whose server is gone, or on a frozen one, does not return, and neither
-//! does the process that waits in it: a signal does not end it, and a thread does not help, because its process cannot
-//! be reaped before the thread is done. So the work is done by a grandchild that nobody waits for. It has no open
-//! files of the caller's: whoever reads the caller's output sees its end, and no lock is held longer than by the caller.
+//! A file operation does not return if the server of a network file system is gone, or the file system is frozen. No signal ends
+//! a process that waits in such an operation. A thread does not help, because its process cannot
+//! be reaped before the thread is done. So a grandchild does the work, and no process waits for it. It keeps none of the caller's open
+//! files, so a reader of the caller's output sees its end, and no lock is held longer than by the caller.
 
 use std::{
     io,
@@ -18,15 +18,15 @@ use rustix::{
     pipe::{PipeFlags, pipe_with},
 };
 
-/// The work has not answered in time. It goes on, and ends when it can.
+/// The work has not finished in time. It continues, and ends when it can.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Unanswered;
 
-/// Does `work` in another process, which keeps `keep` open, and waits for its answer for at most `patience`. An empty
-/// answer means that the process has died. Where no process can be made, this one does the work.
+/// Runs `work` in another process, which keeps `keep` open, and waits for its result for at most `patience`. An empty
+/// result means that the process was killed. If no process can be created, this one does the work.
 ///
-/// `work` sees the caller's memory as it was at the call; what it changes there, only it sees. It may allocate, but it
-/// must take no lock that another thread of the caller may hold.
+/// `work` gets a copy of the caller's memory, and its changes there are lost. It may allocate, but it
+/// must not take a lock that another thread of the caller may hold.
 pub(crate) fn apart(
     patience: Duration,
     keep: Option<BorrowedFd<'_>>,
@@ -53,7 +53,7 @@ pub(crate) fn apart(
     }
 }
 
-/// Waits for the child, which ends at once; whether it has made a grandchild.
+/// Waits for the child, which ends at once. Returns whether it has created a grandchild.
 fn is_well(child: libc::pid_t) -> bool {
     let mut status = 0;
     loop {
@@ -63,7 +63,7 @@ fn is_well(child: libc::pid_t) -> bool {
             return status == 0;
         }
         if io::Error::last_os_error().kind() != io::ErrorKind::Interrupted {
-            // Somebody else reaps this process's children. An empty answer will tell if there is none.
+            // Another part of the program reaps its children. If there is no grandchild, the result will be empty.
             return true;
         }
     }
@@ -80,11 +80,11 @@ fn grandchild(give: &OwnedFd, keep: Option<BorrowedFd<'_>>, work: impl FnOnce() 
     while let Ok(written @ 1..) = rustix::io::write(give, rest) {
         rest = &rest[written..];
     }
-    // SAFETY: runs no destructor: they belong to the caller's process.
+    // SAFETY: this runs no destructor. The destructors belong to the caller's process.
     unsafe { libc::_exit(0) }
 }
 
-/// Closes all files but `kept`, in ascending order, and opens /dev/null in place of the standard ones.
+/// Closes all files except `kept`, which are in ascending order, and opens /dev/null as the standard files.
 fn close_all_but(kept: impl Iterator<Item = RawFd>) {
     let mut first = 0;
     for fd in kept {
@@ -92,9 +92,9 @@ fn close_all_but(kept: impl Iterator<Item = RawFd>) {
         first = fd + 1;
     }
     close_range(first, RawFd::MAX);
-    // The lowest free numbers are given away first.
+    // The lowest free numbers are used first.
     for _ in 0..3 {
-        // SAFETY: the path ends in a zero octet. These files stay open until the process ends.
+        // SAFETY: the path ends in a zero byte. These files stay open until the process ends.
         unsafe { libc::open(c"/dev/null".as_ptr(), libc::O_RDWR) };
     }
 }

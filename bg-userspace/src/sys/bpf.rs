@@ -1,4 +1,4 @@
-//! Commands of bpf(2): what a link is attached to, what stands on a hook of an interface, and look-ups of many entries
+//! Commands of bpf(2): reading and detaching links, listing the programs on a hook, and reading many map entries
 //! in one call.
 
 use std::{
@@ -14,24 +14,24 @@ use std::{
 use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd, bpf_link_info, bpf_link_type};
 use bytemuck::Pod;
 
-/// What a pinned link is and where it stands.
+/// A pinned link, and where it is attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct LinkInfo {
-    /// The kernel's id of it.
+    /// Its id in the kernel.
     pub(crate) id: u32,
-    /// Id of the program that it runs.
+    /// The id of its program.
     pub(crate) program_id: u32,
-    /// The interface; 0 once the interface is gone, which leaves the link without effect.
+    /// The index of its interface; 0 if the interface is gone, and the link has no effect.
     pub(crate) ifindex: u32,
 }
 
-/// Reads what a pinned XDP or TCX link says of itself.
+/// Reads information about a pinned XDP or TCX link.
 pub(crate) fn link_info(path: &Path) -> io::Result<LinkInfo> {
     info_of(&object(path)?)
 }
 
-/// Takes the program of a pinned link off its interface before this returns. Removing the pin alone would leave that to
-/// the kernel, which does it some time later.
+/// Detaches a pinned link from its interface before this returns. If only the pin were removed,
+/// the kernel would detach the link some time later.
 pub(crate) fn detach_link(path: &Path) -> io::Result<()> {
     let link = object(path)?;
     let mut attr = empty_attr();
@@ -56,13 +56,13 @@ pub(crate) fn xdp_link(ifindex: u32, program_id: u32) -> io::Result<Option<u32>>
         by_id.__bindgen_anon_6.__bindgen_anon_1.link_id = id;
         // SAFETY: no pointers are passed.
         let fd = match unsafe { bpf(bpf_cmd::BPF_LINK_GET_FD_BY_ID, &mut by_id) } {
-            // It has gone meanwhile.
+            // The link has been removed meanwhile.
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => continue,
             result => result?,
         };
         // SAFETY: the call has just opened it, and nobody else has it.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        // Links of other kinds stand on no interface.
+        // Links of other kinds are not attached to an interface.
         if info_of(&fd).is_ok_and(|info| (info.ifindex, info.program_id) == (ifindex, program_id)) {
             return Ok(Some(id));
         }
@@ -93,16 +93,16 @@ fn info_of(fd: &OwnedFd) -> io::Result<LinkInfo> {
 /// A program on a TCX hook.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct TcxProgram {
-    /// The kernel's id of the program.
+    /// Its id in the kernel.
     pub(crate) program_id: u32,
-    /// Id of the link that holds it, if one does.
+    /// The id of the link that holds it, if any.
     pub(crate) link_id: Option<u32>,
 }
 
-/// The programs on one TCX hook of an interface of the caller's network namespace, in the order in which packets meet
-/// them. None before Linux 6.6, which has no such hook, and none on an interface that has gone meanwhile.
+/// The programs on one TCX hook of an interface in the caller's network namespace, in the order in which they run.
+/// Empty before Linux 6.6, which has no such hook, and for an interface that was removed meanwhile.
 pub(crate) fn tcx_programs(ifindex: u32, hook: bpf_attach_type) -> io::Result<Vec<TcxProgram>> {
-    // The kernel takes no more on one hook.
+    // The kernel allows no more on one hook.
     const MOST: usize = 64;
     let mut programs = [0_u32; MOST];
     let mut links = [0_u32; MOST];
@@ -123,10 +123,10 @@ pub(crate) fn tcx_programs(ifindex: u32, hook: bpf_attach_type) -> io::Result<Ve
     Ok(both.map(|(program_id, link)| TcxProgram { program_id, link_id: (link != 0).then_some(link) }).collect())
 }
 
-/// All entries of a hash map, read in batches: two orders of magnitude fewer system calls than one for
-/// each entry. Entries that come or go meanwhile may be missed; none is torn.
+/// All entries of a hash map, read in batches, which takes two orders of magnitude fewer system calls than reading
+/// each entry. Entries that are added or removed meanwhile may be missed, but none is torn.
 pub(crate) fn lookup_batch<K: Pod, V: Pod>(map: BorrowedFd<'_>, mut each: impl FnMut(K, V)) -> io::Result<()> {
-    // A bucket that does not fit makes the kernel answer ENOSPC; buckets are far shorter than this.
+    // If a bucket does not fit, the kernel returns ENOSPC. Buckets are far shorter than this.
     let mut capacity = 4096;
     let mut position = 0_u64;
     let mut is_first = true;
@@ -170,7 +170,7 @@ fn object(path: &Path) -> io::Result<OwnedFd> {
     let path = CString::new(path.as_os_str().as_bytes())?;
     let mut attr = empty_attr();
     attr.__bindgen_anon_4.pathname = path.as_ptr() as u64;
-    // SAFETY: `path` ends in a zero octet and outlives the call.
+    // SAFETY: `path` ends in a zero byte and outlives the call.
     let fd = unsafe { bpf(bpf_cmd::BPF_OBJ_GET, &mut attr)? };
     // SAFETY: the call has just opened it, and nobody else has it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })

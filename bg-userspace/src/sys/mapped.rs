@@ -1,4 +1,4 @@
-//! Array maps in this process's memory (`BPF_F_MMAPABLE`): reading and writing rows without system calls,
+//! Array maps that are mapped into this process (`BPF_F_MMAPABLE`). Rows are read and written without system calls,
 //! as atomic words, because the programs in the kernel read and write them at the same time.
 
 use std::{
@@ -12,7 +12,7 @@ use aya::maps::MapData;
 use bytemuck::Pod;
 use memmap2::{MmapOptions, MmapRaw};
 
-/// All rows of an array map. A row is a whole number of 8-byte words; the kernel pads it to that.
+/// All rows of an array map. A row is a whole number of 8-byte words, to which the kernel pads it.
 #[derive(Debug)]
 pub(crate) struct Mapped<T> {
     memory: MmapRaw,
@@ -21,10 +21,10 @@ pub(crate) struct Mapped<T> {
 }
 
 impl<T: Pod> Mapped<T> {
-    /// Words that a row takes.
+    /// The number of words in a row.
     const WORDS: usize = size_of::<T>().div_ceil(8);
 
-    /// Maps `map`, which has `rows` rows of type `T`: the caller has checked its specification.
+    /// Maps `map`, which has `rows` rows of type `T`. The caller has checked its specification.
     pub(crate) fn new(map: &MapData, rows: u32) -> io::Result<Self> {
         let rows = rows as usize;
         let memory = MmapOptions::new().len(rows * Self::WORDS * 8).map_raw(map.fd().as_fd().as_raw_fd())?;
@@ -55,7 +55,7 @@ impl<T: Pod> Mapped<T> {
     /// Reads a row word by word.
     pub(crate) fn read(&self, row: usize) -> T {
         let mut value = T::zeroed();
-        // Whole words, then what is left: so that a word is copied by one instruction.
+        // Whole words first, then the rest, so that one instruction copies a word.
         let mut octets = bytemuck::bytes_of_mut(&mut value).chunks_exact_mut(8);
         let mut words = self.words(row).iter().map(|word| word.load(Ordering::Relaxed).to_ne_bytes());
         for (to, word) in octets.by_ref().zip(words.by_ref()) {
@@ -68,19 +68,19 @@ impl<T: Pod> Mapped<T> {
         value
     }
 
-    /// Writes a row, its last word first and its first word last: the words before stand when the
-    /// first one does.
+    /// Writes a row, its last word first and its first word last. So whoever sees the new first word also sees
+    /// the other words.
     pub(crate) fn write(&self, row: usize, value: &T) {
         for (from, to) in bytemuck::bytes_of(value).chunks(8).zip(self.words(row)).rev() {
             to.store(word(from), Ordering::Release);
         }
     }
 
-    /// Changes a row as it is now: `change` gets what stands there, and only the words that it changed are written,
-    /// the last one first. Everything else keeps what its own writers, the programs in the kernel among them, put
-    /// there meanwhile.
+    /// Changes a row. `change` gets the present row, and only the words that it has changed are written,
+    /// the last one first. The other words keep what other writers, such as the programs in the kernel, write
+    /// to them meanwhile.
     ///
-    /// There is no other way to write a part of a row, so that no word is ever filled up from a row that was made up.
+    /// There is no other way to write a part of a row, so no word is ever completed from a made-up row.
     pub(crate) fn update(&self, row: usize, change: impl FnOnce(&mut T)) {
         let before = self.read(row);
         let mut after = before;
@@ -94,7 +94,7 @@ impl<T: Pod> Mapped<T> {
     }
 }
 
-/// A word of a row, padded with zeros as the kernel pads it.
+/// A word of a row, padded with zeros like in the kernel.
 fn word(octets: &[u8]) -> u64 {
     let mut word = [0; 8];
     word[..octets.len()].copy_from_slice(octets);

@@ -1,4 +1,4 @@
-//! What no crate has an API for: a few commands of bpf(2), maps in memory, and work in a process of its own. All `unsafe` code of the
+//! System interfaces for which no crate has an API: a few commands of bpf(2), mapped maps, and work in a separate process. All `unsafe` code of the
 //! control path is in this module.
 
 mod apart;

@@ -52,7 +52,7 @@ fn a_renamed_deployment_goes_on_with_its_live_colour() {
     let renamed = deployments(&[("mail", &[25]), ("store", &[443, 80])]);
     let told = plan(&lab, &renamed);
     for line in [
-        "+ store: begins with green live, taken over with its virtual addresses from \"shop\"",
+        "+ store: starts with green live, taken over with its virtual addresses from \"shop\"",
         "- shop s443: 203.0.113.10:443/udp; ends 3 open flows",
         "- shop s80: 203.0.113.10:80/udp",
         "- shop; ends 3 open flows",
@@ -60,7 +60,7 @@ fn a_renamed_deployment_goes_on_with_its_live_colour() {
         assert!(told.iter().any(|told| told == line), "{line}: {told:#?}");
     }
     let applied = lab.instance().apply(&renamed).unwrap().to_string();
-    assert!(applied.contains("begins with green live"), "{applied}");
+    assert!(applied.contains("starts with green live"), "{applied}");
     assert_eq!(state(&lab, "store"), ("green", "blue", 2));
     assert_eq!(state(&lab, "mail"), ("blue", "blue", 1));
     assert_eq!(plan(&lab, &renamed), [""; 0]);
@@ -69,10 +69,12 @@ fn a_renamed_deployment_goes_on_with_its_live_colour() {
     lab.attach("v0", bg_userspace::AttachMode::Tc).unwrap();
     let told = plan(&lab, &renamed);
     assert!(
-        told.contains(&"+ mail: begins with blue live, as the state directory has it (generation 1)".into()),
+        told.contains(&"+ mail: starts with blue live, as recorded in the state directory (generation 1)".into()),
         "{told:#?}"
     );
-    assert!(told.contains(&"+ store: begins with green live, as the state directory has it (generation 2)".into()));
+    assert!(
+        told.contains(&"+ store: starts with green live, as recorded in the state directory (generation 2)".into())
+    );
     lab.instance().apply(&renamed).unwrap();
     assert_eq!(state(&lab, "store"), ("green", "blue", 2));
 }
@@ -86,7 +88,7 @@ fn a_service_that_moves_to_a_new_deployment_takes_its_colour_along() {
     switch(&lab, "mail", Colour::Blue);
     let split = deployments(&[("mail", &[25]), ("shop", &[443]), ("dns", &[53]), ("static", &[80, 81])]);
     let told = plan(&lab, &split);
-    assert!(told.contains(&"+ dns: begins with blue live, its initial colour".to_owned()), "{told:#?}");
+    assert!(told.contains(&"+ dns: starts with blue live, its initial colour".to_owned()), "{told:#?}");
     lab.instance().apply(&split).unwrap();
     assert_eq!((state(&lab, "static"), state(&lab, "dns")), (("green", "blue", 2), ("blue", "blue", 1)));
     // Back again, since both are green, and so is what is made of both.

@@ -167,7 +167,7 @@ fn a_file_that_cannot_be_understood_keeps_no_deployment_from_coming_up() {
         assert_eq!(live(&lab), ("green", 2), "the history knows it");
         let told = instance.warnings().join("\n");
         assert_eq!(told.matches("cannot be understood").count(), 1, "told once: {told}");
-        assert!(told.contains("by the history, green of \"shop\""), "{told}");
+        assert!(told.contains("according to the history, green of \"shop\""), "{told}");
         assert_eq!(damaged(&lab.paths.state_dir), content);
         assert_eq!(lab.instance().check_state(), [""; 0]);
     }

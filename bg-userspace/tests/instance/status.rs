@@ -131,8 +131,8 @@ fn status_tells_what_a_switch_would_do_and_when_a_drain_ends() {
         "mail: blue is live, steady",
         "  switch: green would become live; open flows are cut",
         "shop: green is live, draining",
-        "  drain: what is left on blue ends at 2",
-        "  switch: blue would become live; open flows drain, for 10m at most",
+        "  drain: open flows on blue end at 2",
+        "  switch: blue would become live; open flows drain, for at most 10m",
         "  testers, always on blue: 198.51.100.0/24, 2001:db8:7::/48",
         "  preview, always on blue: web 203.0.113.10:9443/udp",
     ] {

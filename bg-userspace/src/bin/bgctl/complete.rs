@@ -1,7 +1,7 @@
-//! What completions offer beside the grammar: names of what runs or is configured here.
+//! Completions beyond the grammar: the names of what runs or is configured here.
 //!
-//! The shell calls bgctl with the line as it stands behind a `--`. Nothing is changed, nothing is printed but
-//! candidates, and what cannot be read, for want of privileges perhaps, is not offered.
+//! The shell calls bgctl with the present line after a `--`. bgctl then changes nothing and prints only
+//! candidates. What it cannot read, for example because of missing privileges, is not offered.
 
 use std::{ffi::OsString, path::Path};
 
@@ -14,11 +14,11 @@ use clap_complete::{CompleteEnv, CompletionCandidate, env::Shells};
 
 use crate::{args::USUAL_CONFIG, help, output};
 
-/// The variable by which the shell's script asks for candidates; clap's convention.
+/// The variable with which the shell's script requests candidates, by clap's convention.
 const VARIABLE: &str = "COMPLETE";
 
-/// Answers a shell that asks, and does not return then. The variable's name is anybody's, so a line is only taken for
-/// a question if it looks like one: it has no words, or `--` is the first.
+/// Answers a request from a shell, and does not return then. Other software may use the same variable, so a line only counts as
+/// a request if it has no words, or `--` is the first.
 pub(crate) fn answer() {
     let is_question = std::env::args_os().nth(1).is_none_or(|word| word == "--");
     if is_question {
@@ -26,7 +26,7 @@ pub(crate) fn answer() {
     }
 }
 
-/// Prints the script that makes a shell ask.
+/// Prints the script for a shell.
 pub(crate) fn print_script(shell: clap_complete::Shell) -> anyhow::Result<()> {
     let name = shell.to_string();
     let shells = Shells::builtins();
@@ -37,7 +37,7 @@ pub(crate) fn print_script(shell: clap_complete::Shell) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Deployments that run, with what is live; without an instance, those of the configuration.
+/// The running deployments, with their live colours. Without an instance, those of the configuration.
 pub(crate) fn deployments() -> Vec<CompletionCandidate> {
     let Some(config) = running_config().or_else(written_config) else { return Vec::new() };
     let candidate = |deployment: config::Deployment| {
@@ -47,7 +47,7 @@ pub(crate) fn deployments() -> Vec<CompletionCandidate> {
     config.deployments.into_iter().map(candidate).collect()
 }
 
-/// Services of all deployments.
+/// The services of all deployments.
 pub(crate) fn services() -> Vec<CompletionCandidate> {
     let Some(config) = running_config().or_else(written_config) else { return Vec::new() };
     let candidate =
@@ -55,7 +55,7 @@ pub(crate) fn services() -> Vec<CompletionCandidate> {
     config.deployments.into_iter().flat_map(|deployment| deployment.services).map(candidate).collect()
 }
 
-/// Backends of all services.
+/// The backends of all services.
 pub(crate) fn backends() -> Vec<CompletionCandidate> {
     let Some(config) = running_config().or_else(written_config) else { return Vec::new() };
     let mut candidates = Vec::new();
@@ -72,13 +72,13 @@ pub(crate) fn backends() -> Vec<CompletionCandidate> {
     candidates
 }
 
-/// Interfaces of this network namespace.
+/// The interfaces of this network namespace.
 pub(crate) fn interfaces() -> Vec<CompletionCandidate> {
     let interfaces = net::interfaces().unwrap_or_default();
     interfaces.into_iter().map(|interface| CompletionCandidate::new(interface.name)).collect()
 }
 
-/// Interfaces that are attached, with their mode; if these are not to be known, all.
+/// The attached interfaces, with their modes. If they cannot be read, all interfaces.
 pub(crate) fn attached_interfaces() -> Vec<CompletionCandidate> {
     let status = Instance::open(&paths()).and_then(|instance| instance.status(None));
     let Ok(status) = status else { return interfaces() };
@@ -96,7 +96,7 @@ fn written_config() -> Option<Config> {
     config::load(Path::new(USUAL_CONFIG)).ok()
 }
 
-/// Where the instance is that the line is about.
+/// The paths of the instance that the line concerns.
 fn paths() -> Paths {
     let place = |option_name: &str, variable: &str, usual: &str| {
         option(option_name).or_else(|| std::env::var_os(variable)).unwrap_or_else(|| usual.into()).into()

@@ -4,25 +4,25 @@ use std::process::ExitCode;
 
 use bg_userspace::{Error, ErrorClass, InterfaceListError, config::ConfigError};
 
-/// How a command ended.
+/// The outcome of a command, by its exit code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
     /// Done.
     Done = 0,
-    /// Something failed, or `doctor` found something that must be mended.
+    /// Something failed, or `doctor` found something that must be fixed.
     Failed = 1,
-    /// Usage or configuration.
+    /// A usage or configuration error.
     Usage = 2,
-    /// A precondition does not hold; nothing has been changed.
+    /// A precondition does not hold. Nothing was changed.
     Refused = 3,
-    /// A wait ended before what was waited for had come.
+    /// A wait timed out.
     TimedOut = 4,
     /// `plan` found that `apply` would change something.
     Changes = 5,
 }
 
 impl Outcome {
-    /// The outcome that an error stands for.
+    /// The outcome of an error.
     pub(crate) fn of(error: &anyhow::Error) -> Self {
         if error.is::<ConfigError>() || error.is::<InterfaceListError>() {
             return Self::Usage;

@@ -1,5 +1,5 @@
-//! `bgctl`: the command line over the library. Results go to stdout, messages to stderr, and the exit
-//! code tells a script how it went.
+//! `bgctl`, the command line over the library. Results go to stdout, messages to stderr, and the exit
+//! code tells scripts the outcome.
 
 mod args;
 mod cmd;
@@ -23,7 +23,7 @@ fn main() -> ExitCode {
         Ok(outcome) => outcome.into(),
         Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            // Problems of a configuration begin with their place, as editors understand it.
+            // Problems of a configuration begin with their position, in a form that editors understand.
             let prefix = if error.is::<ConfigError>() { "" } else { "bgctl: " };
             output::line(&format!("{prefix}{error:#}"));
             exit::Outcome::of(&error).into()

@@ -1,4 +1,4 @@
-//! What is printed: text for people, JSON for programs.
+//! Output: text for people, JSON for programs.
 
 use std::{
     borrow::Cow,
@@ -16,7 +16,7 @@ pub(crate) fn print(text: &str) -> io::Result<()> {
     written.map_err(|error| io::Error::new(error.kind(), NotPrinted(error)))
 }
 
-/// The result of a command could not be written to stdout.
+/// The error that the result of a command could not be written to stdout.
 #[derive(Debug)]
 struct NotPrinted(io::Error);
 
@@ -28,18 +28,18 @@ impl std::fmt::Display for NotPrinted {
 
 impl std::error::Error for NotPrinted {}
 
-/// Whether the command has done what it does, and only its result could not be printed.
+/// Whether the command is done, and only its result could not be printed.
 pub(crate) fn is_not_printed(error: &anyhow::Error) -> bool {
     let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
     inner.is_some_and(|inner| inner.is::<NotPrinted>())
 }
 
-/// Writes styled text to stdout: with its colours, if stdout takes them.
+/// Writes styled text to stdout, with colours if stdout should have them.
 pub(crate) fn print_styled(text: &str) -> io::Result<()> {
     print(&painted(text))
 }
 
-/// The text as stdout takes it: without its colours, if it is no terminal or the user wants none.
+/// The text for stdout, without colours if it is not a terminal or the user wants none.
 pub(crate) fn painted(text: &str) -> String {
     match AutoStream::choice(&io::stdout()) {
         ColorChoice::Never => strip_str(text).to_string(),
@@ -47,16 +47,16 @@ pub(crate) fn painted(text: &str) -> String {
     }
 }
 
-/// Options that lead to the instance that this command is about; empty if it is the usual one.
+/// The options that name the instance of this command; empty if it is the default one.
 static INSTANCE: OnceLock<String> = OnceLock::new();
 
-/// From here on, commands in messages are commands for the instance that these options lead to.
+/// Sets the options that are added to the commands in messages.
 pub(crate) fn advise_for(options: String) {
     let _ = INSTANCE.set(options);
 }
 
-/// The text with its advice completed: a command between backticks is for the instance that the text is about. Without
-/// its options, `bgctl detach --all` would remove another one. Done twice, it is done once.
+/// The text with complete commands: a command between backticks gets the options of the instance. Without
+/// them, `bgctl detach --all` would remove another instance. Completing a text twice has no further effect.
 pub(crate) fn advice(text: &str) -> Cow<'_, str> {
     complete(text, INSTANCE.get().map_or("", String::as_str))
 }
@@ -67,7 +67,7 @@ fn complete<'a>(text: &'a str, options: &str) -> Cow<'a, str> {
     }
     let mut completed = String::with_capacity(text.len() + options.len());
     let mut rest = text;
-    // Not by pairs: what a message echoes may hold a backtick of its own.
+    // Not by pairs of backticks, because quoted text in a message may contain one.
     while let Some((before, after)) = rest.split_once('`') {
         completed.push_str(before);
         completed.push('`');
@@ -82,24 +82,24 @@ fn complete<'a>(text: &'a str, options: &str) -> Cow<'a, str> {
     Cow::Owned(completed)
 }
 
-/// Whether it is a call of bgctl, be it in another namespace, that does not say which instance it is for.
+/// Whether it is a call of bgctl, in this or another namespace, that does not name its instance.
 fn is_for_this_instance(command: &str) -> bool {
     let is_call = command.starts_with("bgctl ") || (command.starts_with("nsenter ") && command.contains(" bgctl "));
     is_call && !["--pin-root", "--state-dir"].iter().any(|option| command.contains(option))
 }
 
-/// Writes a message to stderr. If nobody can read it, the command goes on: what it does must not depend on that.
+/// Writes a message to stderr. If that fails, the command continues, because its work must not depend on it.
 pub(crate) fn message(text: &str) {
     line(&format!("bgctl: {text}"));
 }
 
-/// The same without the program's name in front. Every message passes here, and what it echoes is somebody else's text: a
-/// terminal gets no control characters of it.
+/// The same without the program's name. All messages go through this function. They may quote text from elsewhere, so control characters
+/// are escaped.
 pub(crate) fn line(text: &str) {
     let _ = writeln!(io::stderr().lock(), "{}", printable(text));
 }
 
-/// A message as a terminal gets it.
+/// A message in the form for a terminal.
 pub(crate) fn printable(text: &str) -> String {
     bg_userspace::text::lines(&advice(text)).into_owned()
 }
@@ -114,17 +114,17 @@ pub(crate) fn print_json_line(value: &impl Serialize) -> io::Result<()> {
     print(&(serde_json::to_string(value)? + "\n"))
 }
 
-/// Whether the reader of stdout has gone away, which is its right (`bgctl flows | head`).
+/// Whether the reader of stdout has closed it, as in `bgctl flows | head`.
 pub(crate) fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }
 
-/// A number of things, in the singular or the plural.
+/// A number of items, in the singular or the plural.
 pub(crate) fn count(number: usize, what: &str) -> String {
     if number == 1 { format!("1 {what}") } else { format!("{number} {what}s") }
 }
 
-/// A number of octets that a person can read.
+/// A number of bytes in readable form.
 pub(crate) fn bytes(count: u64) -> String {
     const UNITS: [&str; 6] = ["B", "kB", "MB", "GB", "TB", "PB"];
     let mut scaled = count as f64;

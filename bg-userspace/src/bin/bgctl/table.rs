@@ -1,17 +1,17 @@
-//! Tables for people: columns that line up on a terminal, and the styles that tell colours apart.
+//! Tables for people, with aligned columns, and the styles of the colours.
 
 use anstyle::{AnsiColor, Style};
 use bg_common::Colour;
 use unicode_width::UnicodeWidthStr as _;
 
-/// What is live.
+/// The style of the live colour.
 pub(crate) const LIVE: Style = Style::new().bold();
-/// What is wrong.
+/// The style of problems.
 pub(crate) const ALARM: Style = AnsiColor::Red.on_default().bold();
-/// The head of a table.
+/// The style of the head of a table.
 const HEAD: Style = Style::new().underline();
 
-/// A colour's own style.
+/// The style of a colour.
 pub(crate) const fn style_of(colour: Colour) -> Style {
     match colour {
         Colour::Blue => AnsiColor::Blue.on_default(),
@@ -24,7 +24,7 @@ pub(crate) fn styled(style: Style, text: &str) -> String {
     format!("{style}{text}{style:#}")
 }
 
-/// How a column lines up.
+/// How a column is aligned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Align {
     /// Text.
@@ -33,7 +33,7 @@ pub(crate) enum Align {
     Right,
 }
 
-/// A text and how it looks.
+/// A text and its style.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Cell {
     text: String,
@@ -58,7 +58,7 @@ impl From<&str> for Cell {
     }
 }
 
-/// Columns as wide as their widest cell, two spaces between them, none behind the last.
+/// A table. Columns are as wide as their widest cell, with two spaces between them and none after the last.
 pub(crate) struct Table<const N: usize> {
     align: [Align; N],
     rows: Vec<[Cell; N]>,
@@ -73,7 +73,7 @@ impl<const N: usize> Table<N> {
         self.rows.push(cells);
     }
 
-    /// Whether there is nothing but the head.
+    /// Whether it has only the head.
     pub(crate) fn is_empty(&self) -> bool {
         self.rows.len() == 1
     }
@@ -91,7 +91,7 @@ impl<const N: usize> Table<N> {
 
     fn line(&self, indent: &str, row: &[Cell; N], widths: &[usize; N]) -> String {
         let mut line = indent.to_owned();
-        // What would stand before the next cell: dropped at the end of the line.
+        // The gap before the next cell, which is dropped at the end of the line.
         let mut gap = String::new();
         for ((Cell { text, style }, &width), align) in row.iter().zip(widths).zip(self.align) {
             let padding = " ".repeat(width - text.width());

@@ -1,4 +1,4 @@
-//! `bgctl apply`: make the running state what the configuration says.
+//! `bgctl apply`: make the running state match the configuration.
 
 use std::time::Instant;
 
@@ -10,7 +10,7 @@ use crate::{
     output,
 };
 
-/// Changes that are printed one by one unless all are asked for.
+/// The number of changes that are listed without `-v`.
 const SHOWN: usize = 40;
 
 pub(super) fn run(global: &Global, args: &Apply) -> anyhow::Result<Outcome> {
@@ -36,7 +36,7 @@ pub(super) fn run(global: &Global, args: &Apply) -> anyhow::Result<Outcome> {
 
 fn render(applied: &Plan, all: bool) -> String {
     let is_shown = |index: usize, change: &Change| {
-        // Which colour is live, and what has ended, is told in any case.
+        // Changes of live colours and removals are always listed.
         let is_whole = matches!(change.action, Action::AddDeployment(_) | Action::RemoveDeployment { .. });
         all || index < SHOWN || is_whole
     };
@@ -44,7 +44,7 @@ fn render(applied: &Plan, all: bool) -> String {
     let lines: Vec<String> = shown.map(|(_, change)| format!("{change}\n")).collect();
     let mut text = lines.concat();
     if let Some(more @ 1..) = applied.changes.len().checked_sub(lines.len()) {
-        text += &format!("and {} (-v tells them)\n", output::count(more, "more change"));
+        text += &format!("and {} (-v lists them)\n", output::count(more, "more change"));
     }
     text
 }

@@ -1,4 +1,4 @@
-//! `bgctl attach`: load if needed, attach, pin.
+//! `bgctl attach`: attach to interfaces and pin.
 
 use std::{path::Path, time::Duration};
 
@@ -37,12 +37,12 @@ pub(super) fn run(global: &Global, args: &Attach) -> anyhow::Result<Outcome> {
     if listed.missing.is_empty() {
         return Ok(Outcome::Done);
     }
-    // The exit code tells it, too.
+    // The exit code says it, too.
     output::message(&format!("warning: {}", listed.complaint(file)));
     Ok(if args.wait.is_some() { Outcome::TimedOut } else { Outcome::Failed })
 }
 
-/// What a file of interfaces means.
+/// The interfaces that a file lists.
 struct Listed {
     interfaces: Vec<(String, AttachMode)>,
     missing: Vec<String>,
@@ -61,7 +61,7 @@ impl Listed {
 
     fn complaint(&self, file: &Path) -> String {
         format!(
-            "no interface matches {} of {}; run `ip link` to see which there are",
+            "no interface matches {} of {}; run `ip link` to list the interfaces",
             self.missing.join(", "),
             file.display()
         )

@@ -1,4 +1,4 @@
-//! `bgctl check`: is the configuration one?
+//! `bgctl check`: validate a configuration.
 
 use std::path::Path;
 
@@ -11,7 +11,7 @@ use crate::{
     output,
 };
 
-/// What a valid configuration holds.
+/// The numbers of items in a valid configuration.
 #[derive(Serialize)]
 struct Summary {
     valid: bool,
@@ -48,7 +48,7 @@ pub(super) fn run(global: &Global, file: &ConfigFile) -> anyhow::Result<Outcome>
     Ok(Outcome::Done)
 }
 
-/// On stderr: it is no result, and nothing is wrong.
+/// Notes go to stderr, because they are neither results nor errors.
 fn tell_of_shared_backends(config: &Config, path: &Path) {
     const SHOWN: usize = 20;
     let shared = shared_backends(config);

@@ -1,4 +1,4 @@
-//! `bgctl detach`: take the programs off interfaces.
+//! `bgctl detach`: detach from interfaces.
 
 use bg_userspace::Target;
 
@@ -17,8 +17,7 @@ pub(super) fn run(global: &Global, args: &Detach) -> anyhow::Result<Outcome> {
         let interfaces = if args.all { None } else { Some(&detached.interfaces) };
         output::print_json(&serde_json::json!({ "detached": interfaces, "all": args.all, "left": left }))?;
     } else if args.all {
-        let what =
-            if left.is_empty() { "nothing".to_owned() } else { format!("what is not bgctl's ({})", left.join(", ")) };
+        let what = if left.is_empty() { "nothing".to_owned() } else { format!("other files ({})", left.join(", ")) };
         output::print(&format!("detached from all interfaces; {what} is left in {}\n", global.pin_root.display()))?;
     } else {
         output::print(&format!("detached from {}\n", detached.interfaces.join(", ")))?;

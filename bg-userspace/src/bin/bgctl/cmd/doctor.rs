@@ -1,4 +1,4 @@
-//! `bgctl doctor`: what this machine can do.
+//! `bgctl doctor`: check this host.
 
 use std::path::Path;
 
@@ -15,7 +15,7 @@ pub(super) fn run(global: &Global, args: &Doctor) -> anyhow::Result<Outcome> {
     let usual = || Some(Path::new(USUAL_CONFIG)).filter(|path| path.exists());
     let config = args.config.as_deref().or_else(usual).map(super::load).transpose()?;
     if args.notrack {
-        let config = config.context("--notrack needs a configuration: name it by -c FILE")?;
+        let config = config.context("--notrack needs a configuration: name it with -c FILE")?;
         output::print(&doctor::notrack(&config))?;
         return Ok(Outcome::Done);
     }

@@ -1,4 +1,4 @@
-//! `bgctl flows`: the flow table.
+//! `bgctl flows`: list open flows.
 
 use std::time::Duration;
 
@@ -35,7 +35,7 @@ pub(super) fn run(global: &Global, args: &Flows) -> anyhow::Result<Outcome> {
     if global.json {
         output::print_json(&serde_json::json!({ "flows": flows }))?;
     } else if flows.is_empty() {
-        let such = if filter == FlowFilter::default() { "" } else { " of that kind" };
+        let such = if filter == FlowFilter::default() { "" } else { " that match" };
         output::message(&format!("no open flows{such}"));
     } else {
         output::print_styled(&render(flows))?;

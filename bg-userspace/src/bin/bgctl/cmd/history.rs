@@ -1,4 +1,4 @@
-//! `bgctl history`: the journal.
+//! `bgctl history`: print the journal.
 
 use bg_userspace::{
     Error, Instance,
@@ -16,7 +16,7 @@ pub(super) fn run(global: &Global, args: &Args) -> anyhow::Result<Outcome> {
     let mut journal = read(global, args.only.deployment.as_deref())?;
     if journal.damaged_lines > 0 {
         output::message(&format!(
-            "{} of {} could not be read and {} left out (a crash can tear a line)",
+            "{} of {} could not be read and {} left out (a crash can leave a line incomplete)",
             if journal.damaged_lines == 1 { "1 line".to_owned() } else { format!("{} lines", journal.damaged_lines) },
             global.state_dir.join(History::FILE).display(),
             if journal.damaged_lines == 1 { "is" } else { "are" },
@@ -27,7 +27,7 @@ pub(super) fn run(global: &Global, args: &Args) -> anyhow::Result<Outcome> {
     {
         refuse_unknown(global, name)?;
     }
-    // Clocks are set back now and then: what counts is when a record says that it was, not where it stands.
+    // Clocks are sometimes set back. The time in a record counts, not its position.
     journal.records.retain(|record| args.since.is_none_or(|since| record.time >= since));
     let is_limited = args.since.is_some() || args.last.is_some();
     let older = args.last.map_or(0, |last| journal.records.len().saturating_sub(last));
@@ -38,10 +38,10 @@ pub(super) fn run(global: &Global, args: &Args) -> anyhow::Result<Outcome> {
     }
     let mut table = Table::new(["TIME", "DEPLOYMENT", "ACTION", "FROM", "TO", "WHO", "WHY"].map(|head| (head, Left)));
     for Record { time, deployment, interfaces, action, from, to, who, reason, .. } in journal.records {
-        // What was done to interfaces concerns no deployment.
+        // A change of interfaces concerns no deployment.
         let deployment = if deployment.is_empty() { format!("({})", interfaces.join(", ")) } else { deployment };
         table.row([
-            // To the second, in UTC, as RFC 3339.
+            // In seconds, in UTC, in the format of RFC 3339.
             time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string().into(),
             deployment.into(),
             action.name().into(),
@@ -52,7 +52,7 @@ pub(super) fn run(global: &Global, args: &Args) -> anyhow::Result<Outcome> {
         ]);
     }
     if table.is_empty() {
-        let such = if is_limited { " that is asked for" } else { "" };
+        let such = if is_limited { " that matches" } else { "" };
         output::message(&format!("nothing{such} has been recorded in {}", global.state_dir.display()));
     } else {
         output::print_styled(&table.render(""))?;
@@ -64,7 +64,7 @@ fn read(global: &Global, deployment: Option<&str>) -> Result<Journal, Error> {
     History::new(&global.state_dir).read_within(deployment, PATIENCE)
 }
 
-/// Refuses the name of a deployment that neither runs nor ever was in the history.
+/// Refuses the name of a deployment that neither runs nor is in the history.
 fn refuse_unknown(global: &Global, name: &str) -> anyhow::Result<()> {
     if Instance::open(&global.paths()).and_then(|instance| instance.status(Some(name))).is_ok() {
         return Ok(());

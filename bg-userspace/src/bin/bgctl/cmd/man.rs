@@ -1,4 +1,4 @@
-//! `bgctl man`: the manual pages, one a command and one for the configuration.
+//! `bgctl man`: write the manual pages, one for each command and one for the configuration.
 
 use std::path::Path;
 
@@ -11,29 +11,32 @@ use crate::{
     help::{self, PAGES, Page},
 };
 
-/// The page of the configuration, written by hand.
+/// The page of the configuration, which is written by hand.
 const CONFIGURATION: &str = include_str!("../../../../man/bgctl.toml.5");
 
-/// When the pages were last looked over; part of them, so that each build makes the same.
+/// The date of the last revision of the pages. It is fixed, so that builds are reproducible.
 const DATE: &str = "2026-11-25";
 
 const ENVIRONMENT: &[(&str, &str)] = &[
-    ("BGCTL_PIN_ROOT", "the instance's pins, unless --pin-root says otherwise"),
-    ("BGCTL_STATE_DIR", "the state directory, unless --state-dir says otherwise"),
-    ("NO_COLOR", "if it is set and not empty, results have no colours unless --color says otherwise"),
-    ("CLICOLOR, CLICOLOR_FORCE", "0 in the first takes colours away, 1 in the second gives them to a pipe too"),
+    ("BGCTL_PIN_ROOT", "the directory of the instance's pins; --pin-root overrides it"),
+    ("BGCTL_STATE_DIR", "the state directory; --state-dir overrides it"),
+    ("NO_COLOR", "if set and not empty, results are not coloured; --color overrides it"),
+    (
+        "CLICOLOR, CLICOLOR_FORCE",
+        "0 in the first disables colours, 1 in the second enables them even if stdout is not a terminal; --color overrides both",
+    ),
 ];
 
 const FILES: &[(&str, &str)] = &[
     ("/etc/bgctl/bgctl.toml", "the configuration, see bgctl.toml(5)"),
     ("/etc/bgctl/interfaces", "the interfaces that bgctl.service attaches to at boot, see bgctl-attach(1)"),
     ("/sys/fs/bpf/bgctl", "the instance: pinned programs, maps and links"),
-    ("/var/lib/bgctl/history.jsonl", "the history, one JSON object a line"),
+    ("/var/lib/bgctl/history.jsonl", "the history, one JSON object per line"),
     ("/var/lib/bgctl/live.json", "the last live colours, for the first apply after a reboot"),
 ];
 
 pub(super) fn run(dir: &Path) -> anyhow::Result<Outcome> {
-    std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    std::fs::create_dir_all(dir).with_context(|| format!("cannot create {}", dir.display()))?;
     let mut grammar = help::grammar().disable_help_subcommand(true);
     grammar.build();
     for page in PAGES {
@@ -101,7 +104,7 @@ fn render(command: &Command, page: &Page) -> String {
     roff.to_roff()
 }
 
-/// What one argument or option is, and which values it takes.
+/// The description of an argument or option, and its values.
 fn describe(roff: &mut Roff, argument: &Arg) {
     let value = argument.get_value_names().map(|names| names.join(" ")).unwrap_or_default();
     let mut names: Vec<_> = argument.get_short().map(|short| format!("-{short}")).into_iter().collect();
@@ -116,7 +119,7 @@ fn describe(roff: &mut Roff, argument: &Arg) {
         }
     }
     let help = match argument.get_id().as_str() {
-        // That of clap is about itself.
+        // The text of clap is about itself.
         "help" => "Print help".to_owned(),
         _ => argument.get_help().map(ToString::to_string).unwrap_or_default(),
     };

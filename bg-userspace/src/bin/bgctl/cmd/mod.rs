@@ -1,4 +1,4 @@
-//! The commands, one a file.
+//! The commands, one per file.
 
 mod apply;
 mod attach;
@@ -27,7 +27,7 @@ use crate::{
     output,
 };
 
-/// Does what the command line asks for.
+/// Runs the command of the command line.
 pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
     let global = &args.global;
     let looks = matches!(
@@ -51,8 +51,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
     Ok(outcome)
 }
 
-/// Tells what is wrong with the state directory: whoever finds out after the next reboot finds out too late. Commands that
-/// write to it tell by themselves.
+/// Reports problems with the state directory, because after the next reboot it would be too late. Commands that
+/// write to it report them themselves.
 fn check_state(global: &Global) {
     if let Ok(instance) = Instance::open(&global.paths()) {
         instance.check_state().iter().for_each(|warning| output::message(warning));
@@ -79,12 +79,12 @@ fn dispatch(args: &Args) -> anyhow::Result<Outcome> {
     }
 }
 
-/// Reads and checks a configuration; `-` is stdin.
+/// Reads and validates a configuration; `-` is stdin.
 fn load(path: &Path) -> Result<Config, ConfigError> {
     if is_stdin(path) { config::load_from(path_of(path), io::stdin().lock()) } else { config::load(path) }
 }
 
-/// What messages call a configuration.
+/// The name of a configuration in messages.
 fn path_of(path: &Path) -> &Path {
     if is_stdin(path) { Path::new("<stdin>") } else { path }
 }

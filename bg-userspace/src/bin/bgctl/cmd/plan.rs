@@ -1,4 +1,4 @@
-//! `bgctl plan`: what an apply would change.
+//! `bgctl plan`: show what an apply would change.
 
 use bg_userspace::Instance;
 

@@ -1,4 +1,4 @@
-//! `bgctl show`: the running configuration.
+//! `bgctl show`: print the running configuration.
 
 use bg_userspace::Instance;
 

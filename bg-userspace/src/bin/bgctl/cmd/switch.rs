@@ -1,4 +1,4 @@
-//! `bgctl switch` and `bgctl rollback`: another colour, at one instant.
+//! `bgctl switch` and `bgctl rollback`: change the live colour.
 
 use std::time::Instant;
 
@@ -47,7 +47,7 @@ fn change(
     } else {
         output::print(&render(&switched))?;
     }
-    // The switch is done; whether it has an effect everywhere is worth a word, not worth its exit code.
+    // The switch is done. An interface that has lost the programs deserves a warning, but no other exit code.
     for interface in instance.lost_interfaces().unwrap_or_default() {
         if let (Some(problem), Some(remedy)) = (interface.problem(), &interface.remedy) {
             output::message(&format!("warning: {problem}; {remedy}"));

@@ -1,4 +1,4 @@
-//! `bgctl status`: what is live, once or every second.
+//! `bgctl status`: print the status, once or every second.
 
 mod picture;
 mod screen;
@@ -40,7 +40,7 @@ fn status(instance: &Instance, args: &Args) -> Result<Status, bg_userspace::Erro
     Ok(status)
 }
 
-/// Until interrupted, which is how it is meant to end.
+/// Prints the status until interrupted, which is the normal end.
 fn watch(global: &Global, args: &Args, instance: Instance) -> anyhow::Result<Outcome> {
     let mut watched = Watched { global, args, instance: Some(instance) };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -59,7 +59,7 @@ fn watch(global: &Global, args: &Args, instance: Instance) -> anyhow::Result<Out
             match watched.status() {
                 Ok(status) if global.json => output::print_json_line(&status)?,
                 Ok(status) => screen.show(Picture::new(&status, global.verbose))?,
-                // From the beginning it is an error; later somebody is at work, and what is shown must not look like now.
+                // At the first time this is an error. Later, somebody is changing the instance, and the old picture must not look current.
                 Err(error) if is_first => return Err(error.into()),
                 Err(error) => screen.say(&format!("{error}"))?,
             }
@@ -68,7 +68,7 @@ fn watch(global: &Global, args: &Args, instance: Instance) -> anyhow::Result<Out
     })
 }
 
-/// What is watched: whatever is pinned, though others remove it and make it anew.
+/// The watched instance: the one that is pinned, even after it was removed and created anew.
 struct Watched<'a> {
     global: &'a Global,
     args: &'a Args,

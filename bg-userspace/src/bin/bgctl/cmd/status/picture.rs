@@ -1,4 +1,4 @@
-//! A status as lines for people, the most important first where there is not room for all.
+//! A status as lines for people. If there is not room for all lines, the most important ones are shown.
 
 use std::time::Duration;
 
@@ -15,14 +15,14 @@ use crate::{
     },
 };
 
-/// How much a line matters: the smaller, the more.
+/// The importance of a line. Smaller values are more important.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Rank {
-    /// What is live, and whether anything reaches it.
+    /// The live colours, and whether packets are switched.
     Live,
-    /// What ends by itself.
+    /// Deadlines.
     Deadline,
-    /// What the next switch would do, and who is treated otherwise.
+    /// The terms of the next switch, and who always reaches the idle colour.
     Terms,
     /// Services, counters.
     Detail,
@@ -53,16 +53,16 @@ impl Picture {
         picture
     }
 
-    /// All of it.
+    /// The whole status.
     pub(super) fn text(&self) -> String {
         self.lines.iter().map(|(_, line)| format!("{line}\n")).collect()
     }
 
-    /// What matters most of it, as rows of a window. The last one says how many lines are missing, if any are.
+    /// The most important lines, as rows of a window. The last row says how many lines are missing, if any.
     pub(super) fn fit(&self, width: usize, height: usize) -> Vec<String> {
         let rows = |rank: Rank, line: &str| {
             let mut rows = rows(line, width.max(1));
-            // A row of a table that goes on in the next line is no row any more.
+            // A row of a table is not wrapped, because it would no longer be recognisable as a row.
             rows.truncate(if rank == Rank::Detail { 1 } else { usize::MAX });
             rows
         };
@@ -80,7 +80,7 @@ impl Picture {
         });
         by_rank.sort_by_key(|(position, _)| *position);
         let missing = output::count(self.lines.len() - by_rank.len(), "more line");
-        let last = rows(Rank::Detail, &format!("({missing}: make the window higher, or name a deployment)"));
+        let last = rows(Rank::Detail, &format!("({missing}: enlarge the window, or name a deployment)"));
         by_rank.into_iter().flat_map(|(_, (_, rows))| rows).chain(last).collect()
     }
 
@@ -123,13 +123,13 @@ impl Picture {
         if let Some(deadline) = deployment.drain_deadline {
             let left = deadline.duration_since(jiff::Timestamp::now()).as_secs().max(0).unsigned_abs();
             let left = humantime::format_duration(Duration::from_secs(left));
-            self.add(Rank::Deadline, format!("  drain: what is left on {idle} ends at {deadline}, in {left}"));
+            self.add(Rank::Deadline, format!("  drain: open flows on {idle} end at {deadline}, in {left}"));
         }
         let fate = match (deployment.on_switch, deployment.drain_timeout) {
             (OnSwitch::Cut, _) => "open flows are cut".to_owned(),
             (OnSwitch::Drain, None) => "open flows drain, without a time limit".to_owned(),
             (OnSwitch::Drain, Some(timeout)) => {
-                format!("open flows drain, for {} at most", humantime::format_duration(timeout))
+                format!("open flows drain, for at most {}", humantime::format_duration(timeout))
             }
         };
         self.add(Rank::Terms, format!("  switch: {idle} would become live; {fate}"));
@@ -209,11 +209,11 @@ fn painted(name: &str) -> String {
     colour.map_or_else(|| name.to_owned(), |colour| styled(style_of(colour).bold(), name))
 }
 
-/// The first few, unless all are asked for.
+/// The first few items, or all of them if `all`.
 fn some_of(items: &[String], all: bool) -> String {
     const SHOWN: usize = 8;
     match items.len().checked_sub(SHOWN) {
-        Some(more @ 1..) if !all => format!("{} and {more} more (-v tells them)", items[..SHOWN].join(", ")),
+        Some(more @ 1..) if !all => format!("{} and {more} more (-v lists them)", items[..SHOWN].join(", ")),
         _ => items.join(", "),
     }
 }

@@ -1,4 +1,4 @@
-//! The terminal of `status --watch`: a screen of its own, so that nothing of what stood there before is lost.
+//! The terminal of `status --watch`. It uses the alternate screen, so that the previous content is not lost.
 
 use std::io::{self, IsTerminal as _};
 
@@ -7,24 +7,24 @@ use terminal_size::{Height, Width, terminal_size};
 use super::picture::Picture;
 use crate::output;
 
-/// The alternate screen, where the terminal itself breaks no lines, and without a cursor.
+/// Enters the alternate screen, without automatic line wrap and without a cursor.
 const ENTER: &str = "\x1b[?1049h\x1b[?7l\x1b[?25l";
 const LEAVE: &str = "\x1b[?25h\x1b[?7h\x1b[?1049l";
 const HOME: &str = "\x1b[H";
-/// Ends a style that a row was cut in, too.
+/// Also ends a style within which a row was cut off.
 const END_OF_LINE: &str = "\x1b[0m\x1b[K";
 const CLEAR_REST: &str = "\x1b[J";
 
-/// Entered with the first picture. When it is left, the last picture is printed where the command was typed.
+/// The alternate screen. It is entered with the first picture. When it is left, the last picture is printed on the normal screen.
 #[derive(Debug, Default)]
 pub(super) struct Screen {
     last: Option<Picture>,
-    /// What was said in place of a picture.
+    /// The message that is shown instead of a picture.
     said: Option<String>,
 }
 
 impl Screen {
-    /// Shows a picture in the place of the one before; in a pipe, below it.
+    /// Shows a picture in place of the previous one. If stdout is not a terminal, prints it below.
     pub(super) fn show(&mut self, picture: Picture) -> io::Result<()> {
         self.said = None;
         if !io::stdout().is_terminal() {
@@ -40,7 +40,7 @@ impl Screen {
         Ok(())
     }
 
-    /// Says in place of a picture why there is none; not again for as long as that lasts.
+    /// Shows a message instead of a picture. The same message is not repeated.
     pub(super) fn say(&mut self, why: &str) -> io::Result<()> {
         if self.said.as_deref() != Some(why) {
             if io::stdout().is_terminal() && self.last.is_some() {
@@ -58,7 +58,7 @@ impl Screen {
 impl Drop for Screen {
     fn drop(&mut self) {
         if let Some(picture) = &self.last {
-            // Whoever closed the terminal needs neither.
+            // If the terminal was closed, errors do not matter.
             let _ = output::print(LEAVE);
             let _ = output::print_styled(&picture.text());
         }
