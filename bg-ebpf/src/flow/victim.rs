@@ -83,9 +83,9 @@ pub(super) fn rank(head: u64, origin: u64, times: u64, turn: u32, now: u32, gene
     let differs = opaque(u64::from(generation) ^ origin >> 32);
     let is_same_generation = differs.wrapping_sub(1) >> 63;
     let class = Rank::OPEN
-        | Rank::SAME_GENERATION * is_same_generation
-        | Rank::NOT_ASSURED * (is_assured ^ 1)
-        | Rank::OVER * is_over;
+        | (Rank::SAME_GENERATION * is_same_generation)
+        | (Rank::NOT_ASSURED * (is_assured ^ 1))
+        | (Rank::OVER * is_over);
     let if_live = 0_u64.wrapping_sub(opaque(is_live));
     let rank = if_live & (class << Rank::CLASS_SHIFT | relative << Rank::TURN_BITS)
         | (Rank::EMPTY * is_empty) << Rank::CLASS_SHIFT;
@@ -111,12 +111,12 @@ impl Survey {
 /// Looks at all places of a bucket.
 #[inline(always)]
 pub(super) fn survey<K: Key, W: Words>(bucket: W, hash: u32, now: u32, generation: u32) -> Survey {
-    let (mut best, mut free) = (0, 0);
+    let (mut best, mut free) = (0_u64, 0);
     for turn in 0..rolled(WAYS) {
         let row = row::<K, _>(bucket, hash, turn).from(K::HEAD);
         let (Rank(rank), is_free) = rank(row.load(0), row.load(1), row.load(2), turn, now, generation);
         // The greater one, without a branch.
-        let is_less = opaque(((best as u64).wrapping_sub(rank) as i64 >> 63) as u64);
+        let is_less = opaque((best.wrapping_sub(rank) as i64 >> 63) as u64);
         best ^= (best ^ rank) & is_less;
         free += is_free;
     }

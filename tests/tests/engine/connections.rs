@@ -128,7 +128,8 @@ fn an_answer_with_data_may_come_before_the_client_has_confirmed() {
 #[test]
 fn what_a_packet_says_of_a_flow_is_no_news_of_the_one_that_has_taken_its_row() {
     // Between the packet's look-up and the closer look another CPU opens another connection of the same port.
-    let packets: [(fn(&Host, &PacketSpec), PacketSpec); 4] = [
+    type Process = fn(&Host, &PacketSpec);
+    let packets: [(Process, PacketSpec); 4] = [
         (|host, packet| drop(host.egress(&packet.frame())), tcp(BLUE, CLIENT, FIN | ACK)),
         (|host, packet| drop(host.egress(&packet.frame())), tcp(BLUE, CLIENT, RST | ACK)),
         (|host, packet| drop(host.ingress(&packet.frame())), tcp(CLIENT, WEB, RST)),

@@ -76,8 +76,9 @@ pub mod run {
 }
 
 /// A call's struct in the scratch buffer.
+#[expect(clippy::mut_from_ref, reason = "it is no part of the world, but memory that the world hands out")]
 #[inline(always)]
-fn in_scratch<'a, T>(world: &'a impl World, call: T) -> Option<&'a mut T> {
+fn in_scratch<T>(world: &impl World, call: T) -> Option<&mut T> {
     const { assert!(size_of::<T>() <= 8 * SCRATCH_WORDS && align_of::<T>() <= 8) };
     let scratch: *mut T = world.scratch()?.cast();
     // SAFETY: memory of that size, of this CPU alone and for the packet that it processes, and no other reference to it is
