@@ -9,8 +9,8 @@ use super::{
     address,
     error::Expected,
     model::{DEFAULT_TCP_IDLE_TIMEOUT, DEFAULT_UDP_IDLE_TIMEOUT, Deployment, OnSwitch, Prefix, Service},
-    parse::Taken,
     service,
+    taken::Taken,
     value::{Fields, Notes},
 };
 

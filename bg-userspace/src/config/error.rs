@@ -193,7 +193,7 @@ pub enum Expected {
         max: u32,
     },
     /// A name that fits into the maps and can be typed.
-    #[error("bad name \"{got}\": {why}, expected 1 to {max} bytes without control characters", max = super::parse::MAX_NAME)]
+    #[error("bad name \"{got}\": {why}, expected 1 to {max} bytes without control characters", max = super::name::MAX_NAME)]
     Name {
         /// What was found.
         got: String,

@@ -6,9 +6,11 @@ mod address;
 mod deployment;
 mod error;
 pub mod model;
+mod name;
 mod notes;
 mod parse;
 mod service;
+mod taken;
 #[cfg(test)]
 mod tests;
 mod value;

@@ -12,7 +12,8 @@ use super::{
     address,
     error::Expected,
     model::{BackendSpec, Service, mode_name, protocol_name},
-    parse::{Taken, name_problem},
+    name::name_problem,
+    taken::Taken,
     value::{Fields, Notes},
 };
 

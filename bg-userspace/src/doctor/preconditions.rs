@@ -2,12 +2,13 @@
 //! a BPF file system for the pins. The checks are independent, so that `doctor` can report all of them.
 
 use std::{
-    fmt, fs, io,
+    fs, io,
     path::{Path, PathBuf},
 };
 
 use rustix::mount::MountFlags;
 
+pub use super::kernel::KernelVersion;
 use super::{
     mounts::Mounts,
     real_time::{Softirqs, softirqs},
@@ -22,37 +23,6 @@ pub const MINIMUM_KERNEL: KernelVersion = KernelVersion { major: 5, minor: 15 };
 
 /// `BPF_FS_MAGIC` of linux/magic.h.
 const BPF_FS_MAGIC: u32 = 0xcafe_4a11;
-
-/// The major and minor version of a kernel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct KernelVersion {
-    /// 6 of 6.12.
-    pub major: u32,
-    /// 12 of 6.12.
-    pub minor: u32,
-}
-
-impl KernelVersion {
-    /// The version of the running kernel, and its release string.
-    pub fn running() -> io::Result<(Self, String)> {
-        let release = fs::read_to_string("/proc/sys/kernel/osrelease")?.trim().to_owned();
-        let version = Self::parse(&release).ok_or_else(|| {
-            io::Error::new(io::ErrorKind::InvalidData, format!("no kernel version in the release \"{release}\""))
-        })?;
-        Ok((version, release))
-    }
-
-    fn parse(release: &str) -> Option<Self> {
-        let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|digits| digits.parse().ok());
-        Some(Self { major: numbers.next()??, minor: numbers.next()?? })
-    }
-}
-
-impl fmt::Display for KernelVersion {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}", self.major, self.minor)
-    }
-}
 
 /// A privilege that loading and attaching require. The value is its bit in a capability set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -272,15 +242,6 @@ fn names(capabilities: &[Capability]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn releases_of_distributions_are_understood() {
-        let version = |release| KernelVersion::parse(release).map(|v| (v.major, v.minor));
-        assert_eq!(version("6.1.0-13-amd64"), Some((6, 1)));
-        assert_eq!(version("5.15"), Some((5, 15)));
-        assert_eq!(version("7.2-rc1+deb14"), Some((7, 2)));
-        assert_eq!(version("linux"), None);
-    }
 
     #[test]
     fn five_ten_is_too_old_and_six_is_not() {

@@ -5,7 +5,7 @@
 
 use std::{fs, path::Path};
 
-use super::preconditions::KernelVersion;
+use super::kernel::KernelVersion;
 
 /// The first version in which the lock is an option.
 const OPTIONAL_LOCK: KernelVersion = KernelVersion { major: 6, minor: 18 };

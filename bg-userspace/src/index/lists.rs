@@ -3,9 +3,6 @@
 use bg_common::{Backend, Vip, endpoint_hash};
 use bytemuck::Pod;
 
-use super::MappedLists;
-use std::sync::atomic::Ordering;
-
 /// A row that can be in a list.
 pub(crate) trait Listed: Pod {
     /// The hash that selects the list.
@@ -70,34 +67,5 @@ pub(crate) trait Lists {
     fn list(&self, head: usize) -> impl Iterator<Item = usize> {
         let row_of = |link: u32| (link as usize).checked_sub(1).filter(|row| *row < self.rows());
         std::iter::successors(row_of(self.head(head)), move |row| row_of(self.row(*row).next())).take(self.rows())
-    }
-}
-
-impl<T: Listed> Lists for MappedLists<'_, T> {
-    type Row = T;
-
-    fn heads(&self) -> usize {
-        self.heads.halves().len()
-    }
-
-    fn head(&self, head: usize) -> u32 {
-        self.heads.halves()[head].load(Ordering::Relaxed)
-    }
-
-    fn set_head(&self, head: usize, link: u32) {
-        self.heads.halves()[head].store(link, Ordering::Release);
-    }
-
-    fn rows(&self) -> usize {
-        self.rows.rows()
-    }
-
-    fn row(&self, row: usize) -> T {
-        self.rows.read(row)
-    }
-
-    fn set_next(&self, row: usize, link: u32) {
-        // One word. Its other half does not change, because only user space writes it.
-        self.rows.update(row, |row| *row.next_mut() = link);
     }
 }

@@ -14,6 +14,7 @@
 //! next call compares all rows, and links and unlinks what differs.
 
 mod lists;
+mod mapped;
 #[cfg(test)]
 mod tests;
 
@@ -22,18 +23,12 @@ use std::collections::HashMap;
 use bg_common::{Addr, Backend, Be16, MAX_CHAIN, ServiceKey, ServiceRow, Vip};
 
 pub(crate) use lists::{Listed, Lists};
+use mapped::MappedLists;
 
 use crate::{
     maps::{Heads, Tables},
     running::{role_of, vip_row},
-    sys::Mapped,
 };
-
-/// Heads in mapped memory, and the rows of their lists.
-pub(crate) struct MappedLists<'a, T> {
-    heads: &'a Mapped<[u32; 2]>,
-    rows: &'a Mapped<T>,
-}
 
 /// A list has no room for this row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

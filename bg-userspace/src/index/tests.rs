@@ -11,6 +11,7 @@ use bg_common::Identity;
 use proptest::prelude::*;
 
 use super::*;
+use crate::sys::Mapped;
 
 fn backend(port: u16, salt: u16) -> Backend {
     Backend { port: Be16::new(port), salt, family: 4, protocol: 6, ..Backend::default() }

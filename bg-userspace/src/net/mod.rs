@@ -2,6 +2,7 @@
 //!
 //! They are not read from /sys, because what is mounted there may belong to another namespace.
 
+mod error;
 mod ethtool;
 mod filters;
 mod managed;
@@ -9,8 +10,7 @@ mod namespace;
 mod netlink;
 mod routes;
 
-use std::io;
-
+pub use error::NetError;
 pub(crate) use filters::{Filter, filters};
 pub(crate) use managed::{keep_more_neighbours, keep_neighbours};
 pub(crate) use namespace::{Namespace, namespace_cookie};
@@ -100,22 +100,6 @@ impl XdpMode {
             Self::Hardware => "hardware",
         }
     }
-}
-
-/// The error of reading interfaces.
-#[derive(Debug, thiserror::Error)]
-pub enum NetError {
-    /// There is no interface of this name.
-    #[error("no interface \"{name}\" in this network namespace; there are: {}", existing.join(", "))]
-    NoSuchInterface {
-        /// The name that was asked for.
-        name: String,
-        /// The names that exist.
-        existing: Vec<String>,
-    },
-    /// The netlink socket failed.
-    #[error("cannot ask the kernel by rtnetlink")]
-    Socket(#[source] io::Error),
 }
 
 /// All interfaces of the caller's network namespace, by index.

@@ -11,7 +11,7 @@ use std::{
 use netlink_sys::{Socket, protocols::NETLINK_ROUTE};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use super::NetError;
+use super::error::NetError;
 
 /// `SO_NETNS_COOKIE` of asm-generic/socket.h.
 const SO_NETNS_COOKIE: libc::c_int = 71;

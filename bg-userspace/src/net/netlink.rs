@@ -7,7 +7,7 @@ use std::io;
 
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
-use super::NetError;
+use super::error::NetError;
 
 const HEADER: usize = 16;
 const NLMSG_ERROR: u16 = 2;
