@@ -2,20 +2,20 @@
 
 use bytemuck::{Pod, Zeroable};
 
-/// An IPv4 or IPv6 address as it stands on the wire, in four words. IPv4 uses the first word; the
-/// others are zero. The family is told beside it, never guessed from the zeros.
+/// An IPv4 or IPv6 address in wire format, in four words. An IPv4 address is the first word, and the
+/// others are zero. The family is given separately, and never guessed from the zeros.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
 pub struct Addr(pub [u32; 4]);
 
 impl Addr {
-    /// An IPv4 address from its four octets.
+    /// An IPv4 address from its four bytes.
     #[inline(always)]
     pub const fn v4(octets: [u8; 4]) -> Self {
         Self([u32::from_ne_bytes(octets), 0, 0, 0])
     }
 
-    /// An IPv6 address from its sixteen octets.
+    /// An IPv6 address from its sixteen bytes.
     #[inline(always)]
     pub const fn v6(o: [u8; 16]) -> Self {
         Self([
@@ -26,12 +26,12 @@ impl Addr {
         ])
     }
 
-    /// The sixteen octets; an IPv4 address stands in the first four.
+    /// The sixteen bytes. An IPv4 address is in the first four.
     pub fn octets(self) -> [u8; 16] {
         bytemuck::cast(self.0)
     }
 
-    /// The address as the standard library knows it.
+    /// The address as a type of the standard library.
     pub fn to_ip(self, family: Family) -> core::net::IpAddr {
         let o = self.octets();
         match family {
@@ -56,20 +56,20 @@ impl From<core::net::IpAddr> for Addr {
 pub struct Be16(pub u16);
 
 impl Be16 {
-    /// From the host's byte order.
+    /// Converts from the host's byte order.
     #[inline(always)]
     pub const fn new(host: u16) -> Self {
         Self(host.to_be())
     }
 
-    /// In the host's byte order.
+    /// Converts to the host's byte order.
     #[inline(always)]
     pub const fn host(self) -> u16 {
         u16::from_be(self.0)
     }
 }
 
-/// Address family of a service, its backends and its flows.
+/// The address family of a service, its backends and its flows.
 #[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Family {
@@ -110,7 +110,7 @@ pub enum Protocol {
 }
 
 impl Protocol {
-    /// The protocol with this IANA number, if it is one of ours.
+    /// The protocol with this IANA number, if it is TCP or UDP.
     #[inline(always)]
     pub const fn from_u8(n: u8) -> Option<Self> {
         match n {

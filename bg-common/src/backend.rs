@@ -1,4 +1,4 @@
-//! Backends: where a flow is sent, and the next hop on the way there.
+//! Backends: the targets of flows, and their next hops.
 
 use crate::{Addr, Be16};
 use bytemuck::{Pod, Zeroable};
@@ -7,9 +7,9 @@ use bytemuck::{Pod, Zeroable};
 #[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Mode {
-    /// Destination address and port rewritten, sent on to the backend's next hop.
+    /// Its destination address and port are rewritten, and it is sent to the backend's next hop.
     Nat = 0,
-    /// The backend is an address of this host: rewritten and handed to the host's own stack.
+    /// The backend is an address of this host. The packet is rewritten and passed to the host's own stack.
     Local = 1,
 }
 
@@ -25,15 +25,15 @@ impl Mode {
     }
 }
 
-/// Whose slot it is: an epoch that tells apart the backends which a slot held one after the other,
-/// and whether it holds one now. One 64-bit word, so that it changes at once.
+/// The identity of a slot: an epoch that distinguishes the successive backends of the slot,
+/// and whether the slot is in use. It is one 64-bit word, so that it changes at once.
 ///
-/// A flow remembers the epoch of its backend; a slot with another epoch, or none in use, means that
+/// A flow holds the epoch of its backend. If the slot has another epoch, or is not in use,
 /// the flow's backend is gone.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Identity {
-    /// Grows by one each time the slot is given to a backend.
+    /// Grows by one each time the slot gets a backend.
     pub epoch: u32,
     /// 1 while the slot holds a backend, else 0.
     pub in_use: u32,
@@ -41,26 +41,26 @@ pub struct Identity {
 
 /// A cached next hop: egress interface and both MAC addresses.
 ///
-/// Two words that the data path writes without a lock, from whichever CPU did the look-up. All
-/// writers of one cache write it for the same destination, so a reader that meets one word of an
-/// older and one of a newer look-up sees, at worst, the source MAC of a path that was right a
-/// moment ago; interface and destination MAC, which decide where the frame goes, share a word.
+/// The data path writes both words without a lock, on whichever CPU did the look-up. All
+/// writers of a cache write it for the same destination. So if a reader gets one word of an
+/// older and one of a newer look-up, it has at worst the source MAC of a path that was right a
+/// moment ago. Interface and destination MAC, which decide where the frame goes, share a word.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct NextHop {
-    /// Egress ifindex in the upper 16 bits, destination MAC in the lower 48 (its first octet lowest).
+    /// Egress ifindex in the upper 16 bits, destination MAC in the lower 48 (its first byte lowest).
     /// Zero is unknown.
     pub ifindex_and_dmac: u64,
     /// Egress MTU in the upper 16 bits, source MAC in the lower 48.
     pub mtu_and_smac: u64,
     /// Tick of the look-up.
     pub learned: u32,
-    /// Tick at which XDP last left a packet to tc, whose redirect shows the kernel that the neighbour is in use.
+    /// Tick at which XDP last left a packet to tc. The redirect in tc shows the kernel that the neighbour is in use.
     pub asked: u32,
 }
 
 impl NextHop {
-    /// Packs a look-up's result; an interface whose index does not fit into 16 bits is not cached.
+    /// Packs the result of a look-up. An interface whose index does not fit into 16 bits is not cached.
     #[inline(always)]
     pub const fn pack(ifindex: u32, mtu: u32, dmac: u64, smac: u64, tick: u32) -> Self {
         let mtu = if mtu > 0xffff { 0xffff } else { mtu };
@@ -75,10 +75,10 @@ impl NextHop {
         }
     }
 
-    /// Nowhere: the host's stack has to find the way, or is the destination.
+    /// No next hop: the host's stack has to route the packet, or is the destination.
     pub const NONE: Self = Self { ifindex_and_dmac: 0, mtu_and_smac: 0, learned: 0, asked: 0 };
 
-    /// Whether it leads out of an interface.
+    /// Whether it names an interface.
     #[inline(always)]
     pub const fn is_some(self) -> bool {
         self.ifindex() != 0
@@ -96,33 +96,33 @@ impl NextHop {
         (self.ifindex_and_dmac >> 48) as u32
     }
 
-    /// Largest IP packet that the egress interface takes, in bytes.
+    /// The largest IP packet that the egress interface sends, in bytes.
     #[inline(always)]
     pub const fn mtu(self) -> u32 {
         (self.mtu_and_smac >> 48) as u32
     }
 
-    /// Destination MAC: 48 bits, first octet lowest.
+    /// Destination MAC: 48 bits, first byte lowest.
     #[inline(always)]
     pub const fn dmac(self) -> u64 {
         self.ifindex_and_dmac & 0xffff_ffff_ffff
     }
 
-    /// Source MAC: 48 bits, first octet lowest.
+    /// Source MAC: 48 bits, first byte lowest.
     #[inline(always)]
     pub const fn smac(self) -> u64 {
         self.mtu_and_smac & 0xffff_ffff_ffff
     }
 }
 
-/// One row of the `backends` map, a cache line.
+/// A row of the `backends` map, which is a cache line.
 ///
-/// A row is never changed while a flow may refer to it, but for its [`NextHop`] cache: a backend
-/// that is removed ends its [`Identity`], and the slot is given away with the next epoch.
+/// While a flow may refer to a row, only its [`NextHop`] cache changes. Removing a backend
+/// ends its [`Identity`], and the slot is reused with the next epoch.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Backend {
-    /// Whose slot it is.
+    /// The identity of the slot.
     pub identity: Identity,
     /// Address of the backend.
     pub addr: Addr,
@@ -132,15 +132,15 @@ pub struct Backend {
     pub protocol: u8,
     /// [`crate::Family`].
     pub family: u8,
-    /// Index of the service it serves.
+    /// Index of its service.
     pub service: u16,
-    /// [`crate::Colour`] it belongs to.
+    /// Its [`crate::Colour`].
     pub colour: u8,
     /// [`Mode`].
     pub mode: u8,
     /// Next hop towards it.
     pub next_hop: NextHop,
-    /// The next row with the same hash in `backend_index`, plus one; zero ends the list.
+    /// The number of the next row with the same hash in `backend_index`, plus one. Zero ends the list.
     pub next: u32,
     /// Index of its service's deployment.
     pub deployment: u16,
@@ -148,21 +148,21 @@ pub struct Backend {
     pub salt: u16,
 }
 
-/// What user space must find again of a backend: a row of the `backend_info` array, at its slot. The data path does not
+/// A row of the `backend_info` array, by the backend's slot: what user space has to read back. The data path does not
 /// read it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct BackendInfo {
-    /// Weight of its share of the colour's new flows.
+    /// The weight of the backend, which determines its share of the colour's new flows.
     pub weight: u32,
     /// Always zero.
     pub reserved: u32,
 }
 
-/// A row of `next_hops`: where clients' packets go, numbered so that a flow's entry can name it.
+/// A row of `next_hops`: a next hop towards clients. It has a number, which a flow's row can name.
 ///
-/// The first word is written once, by whoever claims the row, and the second right after it. Neither changes later: a
-/// number means the same interface, MAC addresses and MTU for ever.
+/// The CPU that claims the row writes the first word, and the second right after it. Neither changes later, so a
+/// number always means the same interface, MAC addresses and MTU.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct NumberedHop {

@@ -1,38 +1,38 @@
-//! What the benchmarks' programs and their drivers agree on. Not part of the ABI.
+//! Types that the benchmarks' programs share with user space. They are not part of the ABI.
 
 use bytemuck::{Pod, Zeroable};
 
-/// A frame to restore before each run, and where its flow's number goes.
+/// A frame that is restored before each run, and where the number of its flow is written.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct FrameTemplate {
     /// The frame.
     pub frame: [u64; FrameTemplate::LEN / 8],
-    /// Offset of the last four octets of the address that varies.
+    /// Offset of the last four bytes of the address that varies.
     pub address_at: u32,
     /// Offset of the port that varies.
     pub port_at: u32,
-    /// That address of the first flow, in the host's byte order.
+    /// The varying address of the first flow, in the host's byte order.
     pub address: u32,
     /// Number of the first flow.
     pub first: u32,
     /// Number of flows less one; a power of two less one.
     pub mask: u32,
-    /// Next flow's number is `(multiplier * number + increment) & mask`: 1 and 1 is in order, a full-period
-    /// linear congruence is in an order that no prefetcher guesses.
+    /// The next flow's number is `(multiplier * number + increment) & mask`. With 1 and 1, flows are in order. With a full-period
+    /// linear congruence, no prefetcher can predict the order.
     pub multiplier: u32,
     /// See `multiplier`.
     pub increment: u32,
-    /// The template of the next packet. Each template numbers its flows by itself.
+    /// The template of the next packet. Each template has its own flow numbers.
     pub next: u32,
 }
 
 impl FrameTemplate {
-    /// Templates that can take turns.
+    /// The number of templates that can take turns.
     pub const TURNS: u32 = 2;
-    /// Octets of the frame.
+    /// Bytes of the frame.
     pub const LEN: usize = 96;
-    /// Bits of a flow's number that go into the port; the others go into the address.
+    /// Bits of a flow's number that go into the port. The others go into the address.
     pub const PORT_BITS: u32 = 14;
     /// The lowest port.
     pub const FIRST_PORT: u16 = 1024;
@@ -40,11 +40,11 @@ impl FrameTemplate {
 
 crate::assert_layout!(FrameTemplate, size 128, align 8, frame at 0, address_at at 96, next at 124);
 
-/// Where the wrapper is.
+/// The present state of the wrapper.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct Turn {
-    /// Number of the flow that each template had last.
+    /// Number of the last flow of each template.
     pub numbers: [u32; FrameTemplate::TURNS as usize],
     /// The template of the next packet.
     pub next: u32,
@@ -57,42 +57,42 @@ crate::assert_layout!(Turn, size 16, align 4, numbers at 0, next at 8, number at
 /// A cache line.
 pub type Line = [u64; 8];
 
-/// A frame to send over and over, each time as the next flow's.
+/// A frame that is sent repeatedly, each time for the next flow.
 ///
-/// Where it goes checksums are verified, so what varies is made up for: the one's complement of each varying word
-/// goes into a word that is zero in the template, and the template's checksums hold for all flows.
+/// The receiver verifies checksums, so varying words are compensated: the one's complement of each varying word
+/// is written into a word that is zero in the template. So the template's checksums are right for all flows.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct LiveFrame {
-    /// The frame, as the first flow's.
+    /// The frame of the first flow.
     pub frame: [u64; LiveFrame::MAX_LEN / 8],
-    /// Interface that it is sent by.
+    /// The interface by which it is sent.
     pub ifindex: u32,
-    /// Offset of the last two octets of the source address.
+    /// Offset of the last two bytes of the source address.
     pub address_at: u32,
-    /// Those two octets of the first flow, in the host's byte order.
+    /// These two bytes of the first flow, in the host's byte order.
     pub address: u32,
     /// Offset of the source port.
     pub port_at: u32,
-    /// Offset of IPv4's identification, which makes up for the address in the header's checksum; with IPv6, which has
-    /// none, of the first filler.
+    /// Offset of IPv4's identification, which compensates for the address in the header's checksum. IPv6 has no such checksum,
+    /// so there it is the offset of the first filler.
     pub identification_at: u32,
-    /// Offset of two words of the payload that make up for address and port in the transport checksum.
+    /// Offset of two words of the payload that compensate for address and port in the transport checksum.
     pub filler_at: u32,
     /// Number of flows less one; a power of two less one.
     pub mask: u32,
-    /// As of [`FrameTemplate`].
+    /// As in [`FrameTemplate`].
     pub multiplier: u32,
-    /// As of [`FrameTemplate`].
+    /// As in [`FrameTemplate`].
     pub increment: u32,
     /// Always zero.
     pub reserved: u32,
 }
 
 impl LiveFrame {
-    /// Octets of a frame at least.
+    /// The fewest bytes of a frame.
     pub const MIN_LEN: usize = 72;
-    /// Octets of a frame at most.
+    /// The most bytes of a frame.
     pub const MAX_LEN: usize = 80;
 }
 
@@ -102,19 +102,19 @@ crate::assert_layout!(LiveFrame, size 120, align 8, frame at 0, ifindex at 80, r
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct Destination {
-    /// The last four octets of the address.
+    /// The last four bytes of the address.
     pub address: u32,
     /// The port.
     pub port: u32,
 }
 
-/// What a receiver has counted.
+/// The counts of a receiver.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Received {
-    /// Frames to the [`Destination`], dropped once counted.
+    /// Frames to the [`Destination`], which were dropped after counting.
     pub delivered: u64,
-    /// Others, passed on.
+    /// Other frames, which were passed on.
     pub others: u64,
 }
 

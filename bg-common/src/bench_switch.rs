@@ -1,8 +1,8 @@
-//! What the programs that measure the instant of a switch and their driver agree on. Not part of the ABI.
+//! Types that the programs which measure the instant of a switch share with user space. They are not part of the ABI.
 
 use bytemuck::{Pod, Zeroable};
 
-/// The frame that the generator sends, each time as another flow's.
+/// The frame that the generator sends, each time for another flow.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct SwitchLoad {
@@ -15,60 +15,60 @@ pub struct SwitchLoad {
 }
 
 impl SwitchLoad {
-    /// Octets of the frame.
+    /// Bytes of the frame.
     pub const LEN: usize = 96;
-    /// Where the frame carries the time of `CLOCK_MONOTONIC` at which it was handed to the program under test.
+    /// Offset of the time of `CLOCK_MONOTONIC` at which the frame was passed to the program under test.
     pub const STAMP_AT: usize = 48;
-    /// Offset of the octet of the destination address that tells the colours apart.
+    /// Offset of the byte of the destination address that distinguishes the colours.
     pub const COLOUR_AT: usize = 32;
-    /// That octet, by colour.
+    /// The values of that byte, by colour.
     pub const COLOUR_OCTETS: [u8; 2] = [1, 2];
-    /// Bits of a flow's number that go into the source port; the others go into the address.
+    /// Bits of a flow's number that go into the source port. The others go into the address.
     pub const PORT_BITS: u32 = 14;
     /// The lowest port.
     pub const FIRST_PORT: u16 = 1024;
-    /// Port of the backends, which tells these frames from others.
+    /// Port of the backends, which distinguishes these frames from others.
     pub const BACKEND_PORT: u16 = 5353;
 }
 
 /// Rows of the maps that have one for each CPU.
 pub const SWITCH_CPUS: u32 = 256;
 
-/// What the generator has sent from one CPU.
+/// The counts of the generator on one CPU.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct SwitchSent {
     /// Frames.
     pub frames: u64,
-    /// Number of the first flow of this CPU; each frame is of the next one.
+    /// Number of the first flow of this CPU. Each frame belongs to the next flow.
     pub first_flow: u64,
-    /// No two CPUs write one cache line.
+    /// Padding, so that no two CPUs write the same cache line.
     pub reserved: [u64; 6],
 }
 
-/// What the receiver has seen on one CPU.
+/// The counts of the receiver on one CPU.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct SwitchSeen {
-    /// Round that `colours` speaks of, as far as it is not the sum of all.
+    /// The round to which the times in `colours` belong.
     pub round: u64,
-    /// By colour.
+    /// The counts by colour.
     pub colours: [ColourSeen; 2],
-    /// No two CPUs write one cache line.
+    /// Padding, so that no two CPUs write the same cache line.
     pub reserved: [u64; 5],
 }
 
-/// Frames of one colour. Times are nanoseconds of `CLOCK_MONOTONIC`; zero is never.
+/// The frames of one colour. Times are nanoseconds of `CLOCK_MONOTONIC`. Zero is never.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct ColourSeen {
     /// Frames, of all rounds.
     pub frames: u64,
-    /// When the first one of the round was handed to the program under test.
+    /// When the first frame of the round was passed to the program under test.
     pub first_decided: u64,
     /// When it arrived.
     pub first_arrived: u64,
-    /// When the last one was handed to the program under test.
+    /// When the last frame was passed to the program under test.
     pub last_decided: u64,
     /// When it arrived.
     pub last_arrived: u64,

@@ -1,54 +1,54 @@
-//! Counters, all per CPU: written by plain adds, summed by user space.
+//! Counters. All are per CPU: programs use plain additions, and user space computes the sums.
 
 use bytemuck::{Pod, Zeroable};
 
-/// Traffic of one service and colour from clients to backends: row `2 * service + colour` of the
+/// The traffic of one service and colour from clients to backends: row `2 * service + colour` of the
 /// `traffic` map.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Traffic {
-    /// Packets sent on. A GSO packet in tc mode counts as one.
+    /// Packets that were sent to backends. In mode tc, a GSO packet counts as one.
     pub packets: u64,
-    /// Octets of those packets' frames, as received.
+    /// Bytes of these packets' frames, as received.
     pub bytes: u64,
-    /// Flows opened.
+    /// Flows that were opened.
     pub flows_opened: u64,
 }
 
-/// Rows of the `events` map: every drop has its reason here, beside what an operator wants to see
-/// though nothing was dropped.
+/// The rows of the `events` map: the reasons of all drops, and other events that an operator wants to
+/// see.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// Drop: a packet for a VIP is cut short or its length fields lie.
+    /// Drop: a packet for a VIP is truncated, or its length fields are wrong.
     Malformed = 0,
-    /// Drop: two open flows of one client would look alike to the backend, and no other backend of
-    /// the colour could tell them apart.
+    /// Drop: the backend could not distinguish the flow from another open flow of the same client, and no other backend of
+    /// the colour could.
     ReplyCollision = 1,
-    /// Drop: a UDP reply from the colour that a cut has taken the flow away from.
+    /// Drop: a UDP reply from a colour whose flow was ended by a cut.
     EndedFlow = 2,
-    /// Drop: the map row that the packet's service refers to is not there. A damaged instance.
+    /// Drop: the map row to which the packet's service refers does not exist. The instance is damaged.
     MissingRow = 3,
-    /// Never counted any more: XDP looks before it rewrites whether the egress interface takes redirected frames, and
-    /// leaves the packet to tc if not. The row and its name stay.
+    /// No longer counted. Before rewriting, XDP checks whether the egress interface takes redirected frames, and
+    /// leaves the packet to tc if it does not. The row and its name remain.
     EgressGone = 4,
-    /// Not dropped: handed to the host's stack because there is no route, or because the frame is of a VLAN.
+    /// Not dropped: passed to the host's stack because there is no route, or because the frame has a VLAN tag.
     NextHopByStack = 5,
-    /// Not dropped: left to the host because its TTL or hop limit does not allow another hop.
+    /// Not dropped: passed to the host's stack because its TTL or hop limit does not allow another hop.
     TtlExpired = 6,
-    /// Not dropped: left to the host because it exceeds the egress MTU.
+    /// Not dropped: passed to the host's stack because it exceeds the egress MTU.
     TooBig = 7,
-    /// Not dropped: sent on without a row, because the flow table would not take one.
+    /// Not dropped: sent to the backend without a row, because the flow table had none.
     Unpinned = 8,
     /// Drop: the reset by which a backend refused a connection that was picked up in mid-stream. The connection may be one
     /// of the other colour, which gets its next segment.
     SecondChance = 9,
-    /// Not dropped: a new flow has evicted one that was open, and in which both ends had taken part.
+    /// Not dropped: a new flow has evicted an open flow in which both ends had taken part.
     PushedOut = 10,
 }
 
 impl Event {
-    /// All, in the order of their rows.
+    /// All events, in the order of their rows.
     pub const ALL: [Self; 11] = [
         Self::Malformed,
         Self::ReplyCollision,
@@ -62,7 +62,7 @@ impl Event {
         Self::SecondChance,
         Self::PushedOut,
     ];
-    /// Number of rows of the `events` map.
+    /// The number of rows of the `events` map.
     pub const COUNT: u32 = Self::ALL.len() as u32;
 
     /// Whether the packet was dropped.
@@ -70,7 +70,7 @@ impl Event {
         (self as u32) < Self::NextHopByStack as u32 || matches!(self, Self::SecondChance)
     }
 
-    /// Name as in `bgctl status --json`.
+    /// Its name in `bgctl status --json`.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Malformed => "malformed",

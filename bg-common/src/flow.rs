@@ -1,13 +1,13 @@
-//! Flows: one row of a flow table each, found from both directions.
+//! Flows: the rows of the flow tables. Packets of both directions find the same row.
 
 use crate::{Addr, Be16, Identity};
 use bytemuck::{Pod, Zeroable};
 
-/// What a row of `flows4` belongs to: the client's end, and the virtual address that it talks to. One word.
+/// The key of a row of `flows4`: the client's address and port, and the virtual address to which it sends. One word.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
 pub struct FlowKey4 {
-    /// The client's address, network order.
+    /// The client's address, in network order.
     pub client: u32,
     /// The client's port.
     pub port: Be16,
@@ -15,7 +15,7 @@ pub struct FlowKey4 {
     pub vip: u16,
 }
 
-/// What a row of `flows6` belongs to; see [`FlowKey4`]. Three words.
+/// The key of a row of `flows6`; see [`FlowKey4`]. Three words.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
 pub struct FlowKey6 {
@@ -29,15 +29,15 @@ pub struct FlowKey6 {
     pub vip: u16,
 }
 
-/// Status and state of a row: the lower half of its *head*.
+/// The status and state of a row: the lower half of its *head*.
 ///
 /// ```text
 /// bit  31      21 20     14 13       12      11       10      9    8    7    6    5        4         3   2         1      0
 ///     | version:11 | limit:7 | doubtful | foreign | reused | retried | bRST | bFIN | cRST | cFIN | answered | confirmed | own | idle_only | status:2 |
 /// ```
 ///
-/// The head changes by compare-exchange only. A CPU that has found a row therefore cannot note anything in the row that
-/// has taken its place meanwhile: that one has another version.
+/// The head changes only by compare-exchange. So a CPU that has found a row cannot change the state of another flow that
+/// has taken over the row meanwhile, because the version differs.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
 pub struct FlowState(pub u32);
@@ -45,20 +45,20 @@ pub struct FlowState(pub u32);
 impl FlowState {
     /// No flow.
     pub const EMPTY: u32 = 0;
-    /// A CPU is writing a flow here. The upper half of the head is the flow's hash.
+    /// A CPU is writing a flow to this row. The upper half of the head is the flow's hash.
     pub const BUSY: u32 = 1;
     /// A flow.
     pub const LIVE: u32 = 2;
-    /// The bits of the three above.
+    /// The mask of the three values above.
     pub const STATUS: u32 = 3;
-    /// The flow belongs to a tester or came by the preview address: idle colour only.
+    /// The flow belongs to a tester or goes to a preview address. It may only be on the idle colour.
     pub const IDLE_ONLY: u32 = 1 << 2;
-    /// The client is this host itself: its packets come by the loopback interface.
+    /// The client is this host itself. Its packets arrive on the loopback interface.
     pub const OWN: u32 = 1 << 3;
-    /// The client has sent something beyond its first packet: in TCP a segment that is no SYN, in UDP a datagram after
+    /// The client has sent more than its first packet: in TCP a segment that is not a SYN, in UDP a datagram after
     /// the backend's first one.
     pub const CONFIRMED: u32 = 1 << 4;
-    /// The backend has answered.
+    /// The backend has replied.
     pub const ANSWERED: u32 = 1 << 5;
     /// The client has sent FIN.
     pub const CLIENT_FIN: u32 = 1 << 6;
@@ -68,25 +68,25 @@ impl FlowState {
     pub const BACKEND_FIN: u32 = 1 << 8;
     /// The backend has sent RST.
     pub const BACKEND_RESET: u32 = 1 << 9;
-    /// A connection that was picked up in mid-stream was refused by one colour, and is at the other one now.
+    /// One colour has refused this connection, which was picked up in mid-stream. It is on the other colour now.
     pub const RETRIED: u32 = 1 << 10;
-    /// An earlier connection of the same client port came by the same virtual address.
+    /// An earlier connection from the same client port went to the same virtual address.
     pub const REUSED: u32 = 1 << 11;
-    /// What the backend sends to this client port belongs to a connection without the virtual address.
+    /// The backend's packets to this client port belong to a connection that does not use the virtual address.
     pub const FOREIGN: u32 = 1 << 12;
-    /// A SYN has come inside the established connection; [`Flow::note`] tells which.
+    /// A SYN has arrived inside the established connection. [`Flow::note`] identifies it.
     pub const DOUBTFUL: u32 = 1 << 13;
 
     const LIMIT_SHIFT: u32 = 14;
     const LIMIT_MASK: u32 = 0x7f << Self::LIMIT_SHIFT;
     const VERSION_SHIFT: u32 = 21;
-    /// The version: grows by one whenever the place is given to a flow.
+    /// The version. It grows by one whenever the row gets a new flow.
     pub const VERSION: u32 = 0x7ff << Self::VERSION_SHIFT;
 
-    /// What stays the same as long as the row belongs to the same flow.
+    /// The bits that do not change as long as the row belongs to the same flow.
     pub const IDENTITY: u32 = Self::VERSION | Self::STATUS;
 
-    /// What ends a connection, from either end.
+    /// The bits of FIN and RST, from either end.
     pub const ENDS: u32 = Self::CLIENT_FIN | Self::CLIENT_RESET | Self::BACKEND_FIN | Self::BACKEND_RESET;
 
     /// Whether all these bits are set.
@@ -101,44 +101,44 @@ impl FlowState {
         self.0 & bits != 0
     }
 
-    /// With these bits set.
+    /// The state with these bits set.
     #[inline(always)]
     pub const fn with(self, bits: u32) -> Self {
         Self(self.0 | bits)
     }
 
-    /// With these bits cleared.
+    /// The state with these bits cleared.
     #[inline(always)]
     pub const fn without(self, bits: u32) -> Self {
         Self(self.0 & !bits)
     }
 
-    /// Whether either end has reset the connection, or both have finished it.
+    /// Whether either end has reset the connection, or both have sent FIN.
     #[inline(always)]
     pub const fn has_ended(self) -> bool {
         self.has_any(Self::CLIENT_RESET | Self::BACKEND_RESET) || self.has(Self::CLIENT_FIN | Self::BACKEND_FIN)
     }
 
-    /// Whether both ends take part: what a flood of first packets cannot bring about.
+    /// Whether both ends have taken part. A flood of first packets cannot achieve that.
     #[inline(always)]
     pub const fn is_assured(self) -> bool {
         self.has(Self::CONFIRMED | Self::ANSWERED)
     }
 
-    /// The state of the next flow in this place: the next version, and nothing else but these bits.
+    /// The state of the next flow in this row: the next version, with only these bits set.
     #[inline(always)]
     pub const fn next(self, bits: u32) -> Self {
         Self(self.0.wrapping_add(1 << Self::VERSION_SHIFT) & Self::VERSION | bits)
     }
 
-    /// With the silence that the flow may keep, in ticks, rounded up by a quarter at most. It ranks rows when a bucket is
-    /// full; whether a flow is over is decided by its deployment's settings.
+    /// The state with the flow's time-out, in ticks, rounded up by at most a quarter. This value ranks rows when a bucket is
+    /// full. Whether a flow has timed out is decided by its deployment's settings.
     #[inline(always)]
     pub const fn with_limit(self, ticks: u32) -> Self {
         Self(self.0 & !Self::LIMIT_MASK | limit_code(ticks) << Self::LIMIT_SHIFT)
     }
 
-    /// What has become of `self` when a CPU that knew it as `old` makes it `new`.
+    /// The result when a CPU changes `old` to `new` while the present state is `self`.
     #[inline(always)]
     pub const fn merged(self, old: Self, new: Self) -> Self {
         let set = new.0 & !old.0 & !Self::LIMIT_MASK;
@@ -147,28 +147,28 @@ impl FlowState {
         Self((self.0 | set) & !cleared & !Self::LIMIT_MASK | limited & Self::LIMIT_MASK)
     }
 
-    /// The silence that the flow may keep, as a float: `(4 + mantissa) << exponent` ticks.
+    /// The flow's time-out as a float: `(4 + mantissa) << exponent` ticks.
     #[inline(always)]
     pub const fn limit_code(self) -> u32 {
         (self.0 & Self::LIMIT_MASK) >> Self::LIMIT_SHIFT
     }
 
-    /// The same in ticks.
+    /// The flow's time-out in ticks.
     #[inline(always)]
     pub const fn limit(self) -> u32 {
         let code = self.limit_code();
-        // The mask is for codes that nothing has made.
+        // The mask is for invalid codes.
         (4 + (code & 3)) << (code >> 2 & 0x1f)
     }
 }
 
 /// The least code of a float of two mantissa bits, `(4 + m) << e`, that is no less than `ticks`.
 const fn limit_code(ticks: u32) -> u32 {
-    // 2^31 and more are the same: longer than the clock tells.
+    // All values from 2^31 on are equal, because the clock cannot measure longer times.
     let ticks = if ticks > 0x7000_0000 { 0x7000_0000 } else { ticks };
     let mut exponent = 0;
     let mut rest = ticks;
-    // A binary search for the highest bit: BPF has no instruction for it.
+    // A binary search for the highest bit, because BPF has no instruction for it.
     if rest >= 1 << 18 {
         exponent += 16;
         rest >>= 16;
@@ -196,7 +196,7 @@ const fn limit_code(ticks: u32) -> u32 {
     if rest << exponent < ticks { code + 1 } else { code }
 }
 
-/// Backend of a flow: its slot, and the low 14 bits of the epoch that the slot had when the flow was opened.
+/// The backend of a flow: its slot, and the low 14 bits of the slot's epoch when the flow was opened.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
 pub struct FlowBackend(pub u32);
@@ -205,42 +205,42 @@ impl FlowBackend {
     const SLOT_BITS: u32 = crate::MAX_BACKENDS.ilog2();
     const SLOT_MASK: u32 = crate::MAX_BACKENDS - 1;
 
-    /// Of a slot in an epoch.
+    /// The backend of a slot in an epoch.
     #[inline(always)]
     pub const fn new(slot: u32, epoch: u32) -> Self {
         Self(slot & Self::SLOT_MASK | epoch << Self::SLOT_BITS)
     }
 
-    /// Slot in `backends`.
+    /// The slot in `backends`.
     #[inline(always)]
     pub const fn slot(self) -> u32 {
         self.0 & Self::SLOT_MASK
     }
 
-    /// Whether the slot, which has this identity now, still holds the flow's backend. Fourteen bits of the epoch are
-    /// compared: a slot would have to be given away 16,384 times in the silence of one flow.
+    /// Whether the slot, which has this identity now, still holds the flow's backend. Only 14 bits of the epoch are
+    /// compared, so a wrong result would require that the slot is reused 16,384 times while one flow is silent.
     #[inline(always)]
     pub const fn is(self, identity: Identity) -> bool {
         identity.in_use == 1 && identity.epoch << Self::SLOT_BITS == self.0 & !Self::SLOT_MASK
     }
 }
 
-/// A row of a flow table without its key. Three words: the head, which says whose row it is; the origin, written once; and
+/// A row of a flow table without its key. It has three words: the head, which has status, state and version; the origin, which is written once; and
 /// the times, which change with packets.
 #[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Flow {
     /// Status and state.
     pub state: FlowState,
-    /// TCP: the sequence number of the SYN that opened the connection, as on the wire; zero if it was picked up in
-    /// mid-stream. It tells a retransmission from a new connection. With [`FlowState::DOUBTFUL`]: a part of another SYN's
-    /// sequence number, and when that came. UDP: zero.
+    /// For TCP, the sequence number of the SYN that opened the connection, in network order; zero if the connection was picked up in
+    /// mid-stream. It distinguishes a retransmission from a new connection. With [`FlowState::DOUBTFUL`], a part of another SYN's
+    /// sequence number, and when that SYN arrived. For UDP, zero.
     pub note: u32,
     /// Backend.
     pub backend: FlowBackend,
-    /// Generation of the live word that the flow was opened by.
+    /// Generation of the live word under which the flow was opened.
     pub generation: u32,
-    /// Tick of the last packet, of either direction.
+    /// Tick of the last packet in either direction.
     pub last_seen: u32,
     /// Next hop towards the client.
     pub hop: CachedHop,
@@ -257,7 +257,7 @@ impl Flow {
         ]
     }
 
-    /// From the three words.
+    /// The row in these three words.
     #[inline(always)]
     pub const fn from_words([head, origin, times]: [u64; 3]) -> Self {
         Self {
@@ -271,13 +271,13 @@ impl Flow {
     }
 }
 
-/// Next hop towards a flow's client: a row of `next_hops`, and when it was learned.
+/// The next hop towards a flow's client: a row of `next_hops`, and when it was learned.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct CachedHop(pub u32);
 
 impl CachedHop {
-    /// Of a number and a tick. Number zero is none.
+    /// The next hop with this number, learned at this tick. Number zero is none.
     #[inline(always)]
     pub const fn new(number: u32, tick: u32) -> Self {
         Self(number & 0xffff | tick << 16)
@@ -296,31 +296,31 @@ impl CachedHop {
     }
 }
 
-/// Sizes and keys of the tables, told to the programs when they are loaded: read-only data of the object.
+/// The sizes and keys of the tables: read-only data of the object, set before the programs are loaded.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct TableSizes {
-    /// Keys of the flow tables' hash, drawn anew for each instance: nobody shall aim flows at a bucket.
+    /// Keys of the flow tables' hash. They are random for each instance, so that nobody can direct many flows to one bucket.
     pub flow_hash: FlowHash,
-    /// Buckets of `flows4` and of `flows6`, less one: powers of two less one, and at least two buckets.
+    /// Number of buckets of `flows4` and of `flows6`, less one. The numbers are powers of two, and at least 2.
     pub flow_masks: [u32; 2],
-    /// Heads of `vip_index`, less one: a power of two less one.
+    /// Number of heads of `vip_index`, less one. The number is a power of two.
     pub vip_mask: u32,
-    /// Heads of `backend_index`, less one: a power of two less one.
+    /// Number of heads of `backend_index`, less one. The number is a power of two.
     pub backend_mask: u32,
-    /// Not zero if this machine's CPUs may show each other loads and stores in another order.
+    /// Not zero if the machine is weakly ordered, so that its CPUs may see each other's loads and stores in another order.
     pub weakly_ordered: u64,
 }
 
-/// Keys of the hash of flows: multilinear, half as many multiplications as words (Lemire and Kaser, "Strongly universal
-/// string hashing is fast", 2014). With random keys the upper half of the sum is the same for two clients with a chance
-/// of 2⁻³², whatever they are. It is mixed once more, since ports in order make it a progression.
+/// Keys of the hash of flows. The hash is multilinear, with half as many multiplications as words (Lemire and Kaser, "Strongly universal
+/// string hashing is fast", 2014). With random keys, the upper half of the sum is the same for any two clients with a probability
+/// of 2⁻³². It is mixed once more, because consecutive ports give an arithmetic progression.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct FlowHash(pub [u64; 7]);
 
 impl FlowHash {
-    /// Keys that everybody knows (the first digits of pi's fraction), for a loader that draws none.
+    /// Public keys (the first digits of pi's fraction), for a loader that sets none.
     pub const PUBLIC: Self = Self([
         0x243f_6a88_85a3_08d3,
         0x1319_8a2e_0370_7344,

@@ -1,22 +1,22 @@
-//! The two indexes that tell what a packet can be before the flow table is touched.
+//! The two indexes that classify a packet before the flow table is touched.
 //!
-//! `vip_index` finds the row of `vips` that a packet's destination is, `backend_index` a row of `backends` that its source
-//! is. Both are hash tables with lists: a head holds the number of the first row plus one, and each row the number of the
-//! next one plus one. Zero ends a list. User space alone writes them. It writes a row before it links it by one store, and
-//! gives a row away only when no program can be at it any more, so a reader needs no lock.
+//! `vip_index` finds the row of `vips` for a packet's destination, and `backend_index` a row of `backends` for its
+//! source. Both are hash tables with lists: a head holds the number of the first row plus one, and each row the number of the
+//! next row plus one. Zero ends a list. Only user space writes them. It writes a row before it links the row with one store, and
+//! reuses a row only when no program can be reading it any more. So a reader needs no lock.
 
 use crate::{Addr, Be16};
 
-/// Hash of an address, port and protocol; its low bits choose the head. It needs no key: who writes the configuration
-/// chooses what is in the index.
+/// The hash of an address, port and protocol. Its low bits select the head. It needs no key, because the content of the index comes
+/// from the configuration.
 #[inline(always)]
 pub const fn endpoint_hash(addr: &Addr, port: Be16, protocol: u8) -> u32 {
     let [a, b, c, d] = addr.0;
-    // For IPv4, whose other words are zero, one multiplication.
+    // For IPv4, where the other words are zero, this is one multiplication.
     let words = (b as u64 | (c as u64) << 32).wrapping_mul(0xbf58_476d_1ce4_e5b9)
         ^ (d as u64).wrapping_mul(0x94d0_49bb_1331_11eb);
     let sum = words ^ a as u64 ^ (port.0 as u64) << 32 ^ (protocol as u64) << 16;
-    // The upper bits of a product depend on all bits of a factor, the lower ones on few. There are at most 2^18 heads.
+    // The upper bits of a product depend on all bits of its factors, the lower bits only on a few. There are at most 2^18 heads.
     (sum.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 46) as u32
 }
 

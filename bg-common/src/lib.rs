@@ -1,12 +1,12 @@
 //! The contract between the data path and user space.
 //!
-//! Every key, value and word that both sides read lives here and nowhere else. All types are plain
-//! old data without implicit padding; their sizes, alignments and offsets are asserted at compile
-//! time, for the kernel target and for the host alike. A change to any of them is a change of
+//! Every key, value and word that both sides read is defined in this crate. All types are plain
+//! old data without implicit padding. Their sizes, alignments and offsets are asserted at compile
+//! time, both for the kernel target and for the host. Every change to one of them requires a new
 //! [`ABI_VERSION`].
 //!
-//! Addresses and ports are kept as they stand on the wire: [`Addr`] holds four words in network
-//! order (an IPv4 address is the first word, the others are zero), [`Be16`] a port in network order.
+//! Addresses and ports are kept in network order: [`Addr`] holds four words (an IPv4 address is the first word, and the others are
+//! zero), and [`Be16`] holds a port.
 #![cfg_attr(not(test), no_std)]
 
 mod addr;
@@ -29,67 +29,67 @@ pub use index::endpoint_hash;
 pub use live::{Colour, FULL_SHARE, LiveFlags, LiveWord, SwitchTerms};
 pub use service::{DeploymentRow, Role, ServiceInfo, ServiceKey, ServiceRow, TableSpan, TesterKey, Vip};
 
-/// Version of everything in this crate. Pins that carry another one are refused, never guessed at.
+/// The version of everything in this crate. Pins of another version are refused.
 pub const ABI_VERSION: u32 = 4;
 
-/// Deployments that one instance can hold: entries of the `live` map.
+/// The most deployments in an instance: the entries of the `live` map.
 pub const MAX_DEPLOYMENTS: u32 = 1024;
-/// Services that one instance can have room for, over all deployments.
+/// The most services for which an instance can have room, over all deployments.
 pub const MAX_SERVICES: u32 = 16_384;
-/// Backends that one instance can have room for, over all services and both colours.
+/// The most backends for which an instance can have room, over all services and both colours.
 pub const MAX_BACKENDS: u32 = 262_144;
-/// Tester prefixes that one instance can hold, over all deployments.
+/// The most tester prefixes in an instance, over all deployments.
 pub const MAX_TESTERS: u32 = 65_536;
-/// Interface indexes that frames can be redirected to are below this: as many as [`NextHop`] has room for, so
-/// that the map is an array and a redirect costs no hash.
+/// Frames can be redirected to interfaces whose index is below this. It is as many as fit into [`NextHop`], so
+/// that the map is an array, and a redirect needs no hash.
 pub const MAX_INTERFACES: u32 = 65_536;
-/// In a row of `interfaces`: frames to any MAC address are taken, since this is a port of a bridge, whose own address may
-/// change at any time.
+/// The flag in a row of `interfaces` that frames to any MAC address are accepted, because the interface is a port of a bridge, whose own
+/// address may change at any time.
 pub const TAKES_ALL: u64 = 1 << 48;
-/// Next hops towards clients that an instance can number.
+/// The number of rows of `next_hops`.
 pub const MAX_NEXT_HOPS: u32 = 65_536;
 /// Heads of `vip_index` for each service, and of `backend_index` for each backend.
 pub const HEADS_PER_ROW: u32 = 1;
-/// Rows that share a hash in `vip_index` or `backend_index`, at most.
+/// The most rows with the same hash in `vip_index` or `backend_index`.
 pub const MAX_CHAIN: u32 = 12;
 /// Rows of a bucket of the flow tables.
 pub const FLOW_WAYS: u32 = 8;
 
-/// One tick of the data path's clock is `jiffies >> TICK_SHIFT`: coarse enough that a busy flow
-/// writes its "last seen" a few times a second, fine enough for time-outs of seconds.
+/// A tick of the data path's clock is `jiffies >> TICK_SHIFT`. This is so coarse that a busy flow
+/// writes its `last_seen` only a few times per second, and fine enough for time-outs of seconds.
 pub const TICK_SHIFT: u32 = 6;
 
-/// What an instance says of itself: the only entry of the `meta` map, written before any program is
+/// The description of an instance: the only entry of the `meta` map. It is written before any program is
 /// attached.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct Meta {
-    /// [`ABI_VERSION`] of the object that created the maps.
+    /// The [`ABI_VERSION`] of the object that created the maps.
     pub abi_version: u32,
-    /// Timer ticks a second of the running kernel (`CONFIG_HZ`), as its coarse clock tells.
+    /// The running kernel's timer ticks per second (`CONFIG_HZ`), as derived from its coarse clock.
     pub hz: u32,
-    /// Drawn at random when the instance is made: tells one life of a pin root from the next, and the state
-    /// directory of one instance from that of another.
+    /// A random number that is drawn when the instance is created. It distinguishes one life of a pin root from the next, and the state
+    /// directories of different instances.
     pub identity: [u64; 2],
-    /// Cookie of the network namespace that the instance belongs to (`SO_NETNS_COOKIE`, Linux 5.14). Its interface
-    /// indexes mean nothing in any other.
+    /// The cookie of the instance's network namespace (`SO_NETNS_COOKIE`, Linux 5.14). Its interface
+    /// indexes have no meaning in other namespaces.
     pub netns_cookie: u64,
     /// Keys of the flow tables' hash.
     pub flow_hash: FlowHash,
 }
 
-/// What the `clock` program writes: the two clocks of the data path read at one moment, so that user
-/// space can turn ticks into time.
+/// Two clocks of the data path, read at one moment by the program `read_clock`. With these, user
+/// space can convert ticks to time.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct Clock {
     /// `bpf_jiffies64()`.
     pub jiffies: u64,
-    /// `bpf_ktime_get_ns()`, that is `CLOCK_MONOTONIC`.
+    /// `bpf_ktime_get_ns()`, which is `CLOCK_MONOTONIC`.
     pub monotonic_ns: u64,
 }
 
-/// Asserts the layout of a map type: size, alignment, and the offset of each field named.
+/// Asserts the layout of a map type: its size, its alignment, and the offset of each named field.
 #[macro_export]
 macro_rules! assert_layout {
     ($type:ty, size $size:literal, align $align:literal $(, $field:ident at $offset:literal)* $(,)?) => {
@@ -111,7 +111,7 @@ assert_layout!(Clock, size 16, align 8, jiffies at 0, monotonic_ns at 8);
 mod pod {
     use super::*;
 
-    /// Map types are `bytemuck::Pod` already, which is stronger than what aya asks for.
+    /// Map types are already `bytemuck::Pod`, which is stronger than what aya requires.
     macro_rules! impl_pod {
         ($($type:ty),*) => {
             // SAFETY: each type is `bytemuck::Pod`: any bit pattern is valid and there is no padding.

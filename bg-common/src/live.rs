@@ -1,38 +1,38 @@
-//! The live word: one aligned 64-bit word per deployment that says which colour new flows go to.
+//! The live word: an aligned 64-bit word for each deployment, which says to which colour new flows go.
 //!
 //! ```text
 //! bit  63            32 31   28 27            14 13             0
 //!      | generation:32 | flags:4 | previous_share:14 | target_share:14 |
 //! ```
 //!
-//! A share is the part of new flows that goes to green, in basis points: 0 is all blue,
-//! [`FULL_SHARE`] all green. A switch is one compare-exchange of this word, and a packet reads it
-//! once; all that is decided for the packet follows from that one reading.
+//! A share is the part of new flows that goes to green, in basis points: 0 is all to blue,
+//! [`FULL_SHARE`] all to green. A switch is one compare-exchange of this word. A packet reads the word
+//! once, and everything that is decided for the packet follows from this reading.
 //!
-//! What does not fit stands in [`SwitchTerms`], two of them a deployment. The terms of a generation
-//! are written *before* the word is published, in the slot of the generation's parity, so that a
+//! The rest is kept in [`SwitchTerms`], two per deployment. The terms of a generation
+//! are written *before* the word is published, into the slot of the generation's parity. So a
 //! packet that has read the word finds them there.
 
 use bytemuck::{Pod, Zeroable};
 
-/// The share of new flows that means "all of them go to green", in basis points.
+/// The share at which all new flows go to green, in basis points.
 pub const FULL_SHARE: u16 = 10_000;
 
 /// One of the two environments.
 #[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Colour {
-    /// The first environment; index 0 wherever colours index something.
+    /// The first environment, with index 0 wherever colours are indexes.
     Blue = 0,
-    /// The second environment; index 1.
+    /// The second environment, with index 1.
     Green = 1,
 }
 
 impl Colour {
-    /// Both, in index order.
+    /// Both colours, in the order of their indexes.
     pub const ALL: [Self; 2] = [Self::Blue, Self::Green];
 
-    /// The other one.
+    /// The other colour.
     #[inline(always)]
     pub const fn other(self) -> Self {
         match self {
@@ -41,7 +41,7 @@ impl Colour {
         }
     }
 
-    /// From the number that the maps hold: zero is blue, all else green.
+    /// The colour with this number in the maps: zero is blue, everything else green.
     #[inline(always)]
     pub const fn from_u8(n: u8) -> Self {
         if n == 0 { Self::Blue } else { Self::Green }
@@ -65,14 +65,14 @@ impl Colour {
     }
 }
 
-/// Flags of a live word.
+/// The flags of a live word.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LiveFlags(pub u8);
 
 impl LiveFlags {
-    /// No flag: no switch concerns open flows, and their packets read no terms.
+    /// No flag. No switch concerns open flows, and their packets read no terms.
     pub const NONE: Self = Self(0);
-    /// Flows of the colour that is not live may still be open: a TCP connection without a row may be one of them, and
+    /// Flows of the idle colour may still be open. A TCP connection without a row may be one of them, and
     /// [`SwitchTerms::drain_deadline`] applies.
     pub const DRAINING: Self = Self(0b0100);
     /// [`SwitchTerms::ended_before`] applies.
@@ -84,20 +84,20 @@ impl LiveFlags {
         self.0 & other.0 == other.0
     }
 
-    /// Both sets of flags.
+    /// The union of both sets of flags.
     #[inline(always)]
     pub const fn with(self, other: Self) -> Self {
         Self(self.0 | other.0)
     }
 
-    /// These flags less those of `other`.
+    /// These flags without those of `other`.
     #[inline(always)]
     pub const fn without(self, other: Self) -> Self {
         Self(self.0 & !other.0)
     }
 }
 
-/// The word itself. Zero is no deployment.
+/// The live word. Zero means that there is no deployment.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct LiveWord(pub u64);
@@ -117,7 +117,7 @@ impl LiveWord {
         )
     }
 
-    /// Number of changes of the deployment's live state so far; the first apply makes generation 1.
+    /// The number of changes of the deployment's live state so far. The first apply creates generation 1.
     #[inline(always)]
     pub const fn generation(self) -> u32 {
         (self.0 >> 32) as u32
@@ -129,25 +129,25 @@ impl LiveWord {
         LiveFlags((self.0 >> (2 * Self::SHARE_BITS)) as u8 & 0xf)
     }
 
-    /// Basis points of new flows that went to green before the last change.
+    /// The basis points of new flows that went to green before the last change.
     #[inline(always)]
     pub const fn previous_share(self) -> u16 {
         (self.0 >> Self::SHARE_BITS & Self::SHARE_MASK) as u16
     }
 
-    /// Basis points of new flows that go to green.
+    /// The basis points of new flows that go to green.
     #[inline(always)]
     pub const fn target_share(self) -> u16 {
         (self.0 & Self::SHARE_MASK) as u16
     }
 
-    /// The colour that most new flows go to.
+    /// The colour to which most new flows go.
     #[inline(always)]
     pub const fn live(self) -> Colour {
         Self::majority(self.target_share())
     }
 
-    /// The colour that most new flows went to before the last change.
+    /// The colour to which most new flows went before the last change.
     #[inline(always)]
     pub const fn previous(self) -> Colour {
         Self::majority(self.previous_share())
@@ -160,7 +160,7 @@ impl LiveWord {
         Self(self.0 & !mask | (flags.0 as u64) << (2 * Self::SHARE_BITS))
     }
 
-    /// Index of the [`SwitchTerms`] that belong to this word.
+    /// The index of the [`SwitchTerms`] that belong to this word.
     #[inline(always)]
     pub const fn terms_slot(self) -> usize {
         (self.generation() & 1) as usize
@@ -172,15 +172,15 @@ impl LiveWord {
     }
 }
 
-/// What a generation asks of flows that are already open.
+/// What a generation means for open flows.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct SwitchTerms {
-    /// Per colour: flows opened in a generation below this have ended. Read under
-    /// [`LiveFlags::CUT`]; a later generation carries it on.
+    /// For each colour, the generation before which flows have ended. Read if
+    /// [`LiveFlags::CUT`] is set. Later generations keep it.
     pub ended_before: [u32; 2],
-    /// Tick after which flows of the colour that is not live, opened before this generation, have
-    /// ended; zero is never. Read under [`LiveFlags::DRAINING`].
+    /// The tick after which flows of the idle colour that were opened before this generation have
+    /// ended; zero is never. Read if [`LiveFlags::DRAINING`] is set.
     pub drain_deadline: u32,
     /// Always zero.
     pub reserved: u32,

@@ -1,4 +1,4 @@
-//! Services: what a packet's destination is matched against, and what it finds there.
+//! Services: the virtual addresses that packets' destinations are matched against, and their data.
 
 use crate::{Addr, Be16};
 use bytemuck::{Pod, Zeroable};
@@ -7,9 +7,9 @@ use bytemuck::{Pod, Zeroable};
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
 pub struct ServiceKey {
-    /// Address that clients send to.
+    /// The address to which clients send.
     pub addr: Addr,
-    /// Port that clients send to.
+    /// The port to which clients send.
     pub port: Be16,
     /// [`crate::Protocol`].
     pub protocol: u8,
@@ -17,43 +17,43 @@ pub struct ServiceKey {
     pub family: u8,
 }
 
-/// A row of the `vips` array: a virtual address, by `2 * service + role`. A reply gets its source from here.
+/// A row of the `vips` array: a virtual address, by `2 * service + role`. It is the source of replies.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Vip {
-    /// The address. Zeros: there is none.
+    /// The address. If it is zero, there is none.
     pub key: ServiceKey,
-    /// The next row with the same hash in `vip_index`, plus one; zero ends the list.
+    /// The number of the next row with the same hash in `vip_index`, plus one. Zero ends the list.
     pub next: u32,
-    /// Goes into the hash of the service's flows, so that a client that uses one port for many services does not fill
-    /// a bucket. Services that have a backend's address, port and protocol in common have the same one if they
-    /// can: a reply is looked for by its source alone.
+    /// A part of the hash of the service's flows, so that a client that uses one port for many services does not fill
+    /// a bucket. Services that share a backend's address, port and protocol have the same salt if
+    /// possible, because only its source is known of a reply.
     pub salt: u16,
     /// Always zero.
     pub reserved: [u16; 3],
 }
 
-/// Which of a service's two addresses a [`ServiceKey`] is.
+/// The role of a [`ServiceKey`] among the two addresses of a service.
 #[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// The VIP: new flows follow the live word.
+    /// The VIP. Its new flows follow the live word.
     Vip = 0,
-    /// The preview address: new flows always go to the idle colour.
+    /// The preview address. Its new flows always go to the idle colour.
     Preview = 1,
 }
 
-/// A Maglev table: `len` entries of the `maglev` array from `base`. An entry is a backend's slot.
+/// A Maglev table: `len` entries of the `maglev` array from `base` on. An entry is a backend's slot.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct TableSpan {
-    /// First entry.
+    /// The first entry.
     pub base: u32,
-    /// Number of entries, a prime; never zero in a published row.
+    /// The number of entries, a prime. It is never zero in a published row.
     pub len: u32,
 }
 
-/// Value of the `services` map, replaced as a whole: a hash map's update is atomic to its readers.
+/// The value of the `services` map. It is replaced as a whole, because an update of a hash map is atomic to its readers.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct ServiceRow {
@@ -61,46 +61,46 @@ pub struct ServiceRow {
     /// `2 * service` (VIP) and `2 * service + 1` (preview), those of `traffic` are
     /// `2 * service + colour`.
     pub service: u16,
-    /// Index of its deployment: its row in `live`, `terms` and `deployments`.
+    /// Index of its deployment, which is its row in `live`, `terms` and `deployments`.
     pub deployment: u16,
     /// [`Role`].
     pub role: u8,
-    /// 1 if the deployment has tester prefixes, so that others need not pay for the look-up.
+    /// 1 if the deployment has tester prefixes. Otherwise packets need not look them up.
     pub has_testers: u8,
     /// Always zero.
     pub reserved: u16,
-    /// The colours' tables, by [`crate::Colour`].
+    /// The tables of the colours, by [`crate::Colour`].
     pub tables: [TableSpan; 2],
 }
 
-/// Settings of a deployment that the data path reads, with what user space must find again.
+/// The settings of a deployment: those that the data path reads, and those that user space has to read back.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct DeploymentRow {
     /// Name as in the configuration, UTF-8, padded with zeros.
     pub name: [u8; 64],
-    /// Ticks after which a silent TCP flow no longer counts as open.
+    /// Ticks after which a silent TCP flow times out.
     pub tcp_idle: u32,
-    /// The same for a TCP flow whose handshake has not finished.
+    /// The same for a TCP flow whose handshake is not complete.
     pub tcp_opening: u32,
     /// The same for UDP.
     pub udp_idle: u32,
     /// 1 while the row holds a deployment.
     pub in_use: u8,
-    /// What a switch does to open flows unless told otherwise: 0 drain, 1 cut.
+    /// What a switch does to open flows by default: 0 drain, 1 cut.
     pub on_switch: u8,
-    /// The low 15 bits of a generation and the bit above them, if a rollback has made that generation; else zero. The data
+    /// If a rollback made the present generation: the low 15 bits of that generation, and bit 15 set. Otherwise zero, or the value of an earlier generation. The data
     /// path does not read it.
     pub rolled_back: u16,
-    /// Milliseconds until a drain ends what is left; zero is never.
+    /// Milliseconds after which a drain ends the remaining flows; zero is never.
     pub drain_timeout_ms: u64,
-    /// `tcp_idle_timeout` as it was configured, in milliseconds. For user space: the data path has the ticks.
+    /// `tcp_idle_timeout` as configured, in milliseconds. Only user space reads it, because the data path uses the ticks.
     pub tcp_idle_ms: u64,
-    /// The same of `udp_idle_timeout`.
+    /// The same for `udp_idle_timeout`.
     pub udp_idle_ms: u64,
 }
 
-/// What user space must find again of a service: a row of the `service_info` array. The data path
+/// A row of the `service_info` array: what user space has to read back. The data path
 /// does not read it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
@@ -119,20 +119,20 @@ pub struct ServiceInfo {
     pub reserved: [u8; 3],
 }
 
-/// Key of the `testers` trie: the deployment is matched whole, the address by its prefix.
+/// A key of the `testers` trie. The deployment is matched as a whole, the address by its prefix.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct TesterKey {
-    /// Index of the deployment in network order, so that the trie compares it first.
+    /// Index of the deployment, in network order, so that the trie compares it first.
     pub deployment: u32,
-    /// [`crate::Family`] as a number in network order: keeps `0.0.0.0/0` from matching IPv6.
+    /// [`crate::Family`] as a number in network order. It keeps `0.0.0.0/0` from matching IPv6.
     pub family: u32,
     /// The client's address.
     pub addr: Addr,
 }
 
 impl TesterKey {
-    /// Bits that come before the address in a prefix length.
+    /// The bits before the address, which count in the prefix length.
     pub const PREFIX_BITS: u32 = 64;
 }
 
