@@ -12,7 +12,10 @@ use std::collections::BTreeMap;
 use aya::maps::{Array, MapData, xdp::DevMap};
 use bg_common::{MAX_INTERFACES, TAKES_ALL};
 
-use super::{AttachedMode, PinnedLink, mode_of};
+use super::{
+    mode::AttachedMode,
+    pinned::{PinnedLink, mode_of},
+};
 use crate::{
     Error, Paths,
     maps::typed,

@@ -3,7 +3,7 @@
 //! A pin is called `<interface>:<hook>`. The BPF file system allows no dots in names. A dot in an interface's name is written as `%`,
 //! which the kernel does not allow in interface names.
 
-use super::AttachedMode;
+use super::mode::AttachedMode;
 
 /// A hook of an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

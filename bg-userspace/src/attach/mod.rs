@@ -6,8 +6,12 @@
 
 mod detach;
 mod egress;
+mod held;
 mod hook;
+mod mode;
+mod other_program;
 mod others;
+mod owner;
 mod pinned;
 mod plan;
 mod state;
@@ -28,11 +32,13 @@ use serde::Serialize;
 
 pub use detach::{Detached, Target, detach, detach_within};
 pub(crate) use egress::{PortChange, changed_ports};
+pub(crate) use held::is_attached;
 pub(crate) use hook::Hook;
-pub use others::OtherProgram;
+pub use mode::{AttachMode, AttachedMode};
+pub use other_program::OtherProgram;
 pub(crate) use others::others;
 use pinned::mode_of;
-pub(crate) use pinned::{PinnedLink, is_attached, pinned_links};
+pub(crate) use pinned::{PinnedLink, pinned_links};
 use plan::{Plan, plan};
 pub use state::{AttachedInterface, InterfaceState};
 pub(crate) use state::{attached_interfaces, lost_interfaces};
@@ -48,43 +54,6 @@ use crate::{
     pins::{self, PinRoot},
     state::Witness,
 };
-
-/// How to attach.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum AttachMode {
-    /// The present mode, if the interface is attached; else native XDP on hardware whose driver supports it, and tc otherwise.
-    #[default]
-    Auto,
-    /// XDP in the driver.
-    Native,
-    /// XDP in the network stack, on any interface.
-    Generic,
-    /// tc in both directions: TCX if the kernel has it (6.6), else clsact.
-    Tc,
-}
-
-/// The mode in which an interface is attached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum AttachedMode {
-    /// XDP in the driver.
-    Native,
-    /// XDP in the network stack.
-    Generic,
-    /// tc in both directions.
-    Tc,
-}
-
-impl AttachedMode {
-    /// Its name on the command line.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Native => "native",
-            Self::Generic => "generic",
-            Self::Tc => "tc",
-        }
-    }
-}
 
 /// Options of [`attach`].
 #[derive(Clone, Debug, Default)]

@@ -5,88 +5,23 @@
 //! VIPs can share an interface. But if two instances have the same VIP, the second never sees its packets. A mistyped `--pin-root` has
 //! this effect, so another instance's programs are refused unless the caller forces it.
 
-use std::{collections::HashMap, fmt};
+use std::collections::HashMap;
 
-use aya::{
-    maps::MapInfo,
-    programs::{ProgramInfo, loaded_programs},
-};
+use aya::programs::{ProgramInfo, loaded_programs};
 use aya_obj::generated::bpf_attach_type;
-use serde::Serialize;
 
-use super::{Hook, PinnedLink, tc};
+use super::{
+    hook::Hook,
+    other_program::{OtherProgram, XDP, XDP_GENERIC},
+    owner::{is_bgctl, is_of_instance, uses_maps_of},
+    pinned::PinnedLink,
+    tc,
+};
 use crate::{
     Error, Paths,
-    loader::{INGRESS, TC_EGRESS, TC_INGRESS},
-    map_specs::MAPS,
     net::{self, Interface},
     sys::{TcxProgram, tcx_programs, xdp_link},
 };
-
-/// A program that does not belong to this instance.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct OtherProgram {
-    /// Its hook: `xdp`, `xdp generic`, `tcx ingress`, `tcx egress`, `clsact ingress`, `clsact egress`.
-    pub hook: &'static str,
-    /// Its name; empty if it has none, or the caller may not read it.
-    pub name: String,
-    /// Its id in the kernel; 0 for a filter that is not a program.
-    pub id: u32,
-    /// The id of the link that holds it, if any.
-    pub link: Option<u32>,
-    /// Whether it belongs to another instance of bgctl.
-    pub bgctl: bool,
-    /// Whether it sees packets before this instance's program.
-    #[serde(skip)]
-    pub(crate) in_front: bool,
-}
-
-impl fmt::Display for OtherProgram {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { hook, name, id, link, bgctl, .. } = self;
-        let owner = if *bgctl { " of another bgctl instance" } else { "" };
-        let hook = match *hook {
-            XDP => "XDP",
-            XDP_GENERIC => "generic XDP",
-            hook => hook,
-        };
-        write!(f, "{hook} program \"{name}\"{owner} (id {id}")?;
-        match link {
-            Some(link) => write!(f, ", link {link})"),
-            None => f.write_str(")"),
-        }
-    }
-}
-
-impl OtherProgram {
-    /// A sentence about a program that runs before this instance's program on an interface.
-    pub fn warning(&self, interface: &str) -> String {
-        let end = if self.bgctl {
-            "it takes every packet for its own VIPs, even if they are VIPs of this instance too"
-        } else {
-            "packets that it drops, redirects or finally accepts never reach this instance"
-        };
-        format!("{interface}: the {self} runs before this instance's program: {end}")
-    }
-
-    /// Whether it is an XDP program.
-    pub(crate) fn is_xdp(&self) -> bool {
-        matches!(self.hook, XDP | XDP_GENERIC)
-    }
-
-    /// The command that removes it.
-    pub(crate) fn removal(&self, interface: &str) -> String {
-        match (self.link, self.hook) {
-            (Some(link), _) => format!("bpftool link detach id {link}"),
-            (None, XDP) => format!("ip link set dev {interface} xdp off"),
-            (None, XDP_GENERIC) => format!("ip link set dev {interface} xdpgeneric off"),
-            (None, _) => format!("bpftool net show dev {interface} shows how it is attached"),
-        }
-    }
-}
-
-const XDP: &str = "xdp";
-const XDP_GENERIC: &str = "xdp generic";
 
 /// The programs on an interface that are not among `ours`, in the order in which they run.
 pub(crate) fn others(paths: &Paths, interface: &Interface, ours: &[PinnedLink]) -> Result<Vec<OtherProgram>, Error> {
@@ -137,12 +72,6 @@ pub(crate) fn others(paths: &Paths, interface: &Interface, ours: &[PinnedLink]) 
     Ok(others)
 }
 
-impl OtherProgram {
-    fn new(hook: &'static str, id: u32) -> Self {
-        Self { hook, name: String::new(), id, link: None, bgctl: false, in_front: false }
-    }
-}
-
 /// Fills in what the kernel says about the programs, as far as the caller may read it.
 fn describe(paths: &Paths, others: &mut [OtherProgram]) {
     if others.is_empty() {
@@ -159,30 +88,4 @@ fn describe(paths: &Paths, others: &mut [OtherProgram]) {
             other.bgctl = is_bgctl(program) && !uses_maps_of(paths, program);
         }
     }
-}
-
-/// Whether a program uses this instance's maps.
-pub(super) fn is_of_instance(paths: &Paths, program_id: u32) -> bool {
-    let mut programs = loaded_programs().map_while(Result::ok);
-    programs.find(|program| program.id() == program_id).is_some_and(|program| uses_maps_of(paths, &program))
-}
-
-fn uses_maps_of(paths: &Paths, program: &ProgramInfo) -> bool {
-    let Ok(Some(maps)) = program.map_ids() else { return false };
-    // Every program uses the map of event counters.
-    MapInfo::from_pin(paths.map("events")).is_ok_and(|events| maps.contains(&events.id()))
-}
-
-/// Whether an instance of this or another version has loaded the program, judged by its name and the names of its maps.
-fn is_bgctl(program: &ProgramInfo) -> bool {
-    const ENOUGH: usize = 3;
-    if !program.name_as_str().is_some_and(|name| [INGRESS, TC_INGRESS, TC_EGRESS].contains(&name)) {
-        return false;
-    }
-    let maps = program.map_ids().ok().flatten().unwrap_or_default();
-    let known = maps.into_iter().filter(|id| {
-        let info = MapInfo::from_id(*id).ok();
-        info.is_some_and(|info| MAPS.iter().any(|map| info.name_as_str() == Some(map.name)))
-    });
-    known.take(ENOUGH).count() == ENOUGH
 }

@@ -1,20 +1,22 @@
 //! The pinned links: where they are attached, whether they still work, and how their programs are replaced.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use aya::programs::{
-    ProgramInfo,
-    links::{FdLink, PinnedLink as AyaPinnedLink},
-};
+use aya::programs::links::{FdLink, PinnedLink as AyaPinnedLink};
 use aya_obj::generated::bpf_attach_type;
 
-use super::{AttachedMode, Hook, tc};
+use super::{
+    held::{Held, held},
+    hook::Hook,
+    mode::AttachedMode,
+    tc,
+};
 use crate::{
     Error, Paths,
     loader::{INGRESS, Loaded, TC_EGRESS, TC_INGRESS},
     net::{self, Interface},
     pins,
-    sys::{self, LinkInfo, link_info, tcx_programs},
+    sys::{self, LinkInfo, tcx_programs},
 };
 
 /// A pin in the directory of links.
@@ -29,14 +31,6 @@ pub(crate) struct PinnedLink {
     held: Held,
     /// The index and the present name of the interface that carries it now.
     now: Option<(u32, String)>,
-}
-
-/// The object that a pin holds.
-#[derive(Clone, Copy, Debug)]
-enum Held {
-    Link(LinkInfo),
-    /// The id of a program. clsact has no links, so the program is pinned.
-    Program(u32),
 }
 
 /// All pins in the directory of links, whether they work or not.
@@ -76,20 +70,6 @@ pub(crate) fn pinned_links(paths: &Paths) -> Result<Vec<PinnedLink>, Error> {
     Ok(links)
 }
 
-/// The object that a pin holds; `None` if a detach has just removed the pin.
-fn held(pin: &Path, hook: Hook) -> Result<Option<Held>, Error> {
-    let held = if hook.is_clsact() {
-        let program = ProgramInfo::from_pin(pin).map_err(Error::program("open", hook.mode_name()));
-        program.map(|program| Held::Program(program.id()))
-    } else {
-        link_info(pin).map(Held::Link).map_err(Error::io("read link", pin))
-    };
-    match held {
-        Err(_) if !pins::exists(pin)? => Ok(None),
-        held => held.map(Some),
-    }
-}
-
 /// Whether a link may be attached to this interface. For TCX this is certain; for XDP, the interface carries the link's program.
 fn carries(interface: &Interface, hook: Hook, link: LinkInfo) -> Result<bool, Error> {
     let place = match hook {
@@ -105,20 +85,6 @@ fn carries(interface: &Interface, hook: Hook, link: LinkInfo) -> Result<bool, Er
 /// The mode of an interface that carries these links: that of its XDP link, if there is one.
 pub(crate) fn mode_of<'a>(links: impl IntoIterator<Item = &'a PinnedLink>) -> Option<AttachedMode> {
     links.into_iter().filter_map(|link| link.hook.mode()).min_by_key(|mode| *mode == AttachedMode::Tc)
-}
-
-/// Whether any interface carries an instance's programs. Reads less than [`attached_interfaces`].
-pub(crate) fn is_attached(paths: &Paths) -> Result<bool, Error> {
-    for pin in pins::entries(&paths.links())? {
-        let name = pin.file_name().and_then(|name| name.to_str());
-        let Some((_, hook)) = name.and_then(Hook::parse) else { continue };
-        match held(&pin, hook)? {
-            Some(Held::Program(_)) => return Ok(true),
-            Some(Held::Link(link)) if link.ifindex != 0 => return Ok(true),
-            _ => {}
-        }
-    }
-    Ok(false)
 }
 
 impl PinnedLink {
@@ -232,18 +198,5 @@ impl PinnedLink {
 
     fn open(&self) -> Result<FdLink, Box<dyn std::error::Error + Send + Sync>> {
         Ok(AyaPinnedLink::from_pin(&self.pin)?.into())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_pin_that_a_detach_has_just_removed_is_passed_over() {
-        let pin = Path::new("/sys/fs/bpf/bgctl-test-no-such-pin");
-        for hook in [Hook::Xdp(AttachedMode::Native), Hook::TcIngress, Hook::ClsactEgress] {
-            assert!(held(pin, hook).unwrap().is_none(), "{hook:?}");
-        }
     }
 }

@@ -1,6 +1,11 @@
 //! The plan of attaching to one interface.
 
-use super::{AttachMode, AttachedMode, PinnedLink, mode_of, others, others::OtherProgram};
+use super::{
+    mode::{AttachMode, AttachedMode},
+    other_program::OtherProgram,
+    others::others,
+    pinned::{PinnedLink, mode_of},
+};
 use crate::{Error, Paths, Refusal, net::Interface};
 
 /// The plan for one interface.

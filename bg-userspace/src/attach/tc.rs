@@ -9,7 +9,7 @@ use aya::{
     util::KernelVersion,
 };
 
-use super::{AttachedMode, Hook, others::is_of_instance};
+use super::{hook::Hook, mode::AttachedMode, owner::is_of_instance};
 use crate::{
     Error, Paths,
     net::{self, Filter, Interface},

@@ -2,7 +2,7 @@
 
 use aya::programs::{links::FdLink, xdp::XdpMode};
 
-use super::{AttachedMode, Hook};
+use super::{hook::Hook, mode::AttachedMode};
 use crate::{
     Error, Paths,
     loader::{INGRESS, Loaded},

@@ -3,9 +3,9 @@
 use std::{fmt, net::SocketAddr};
 
 use bg_common::Colour;
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 
-use super::begin::Beginning;
+use super::beginning::{Beginning, colour_name};
 
 /// One change.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -156,8 +156,4 @@ impl fmt::Display for Ends {
             flows => write!(f, "; ends {flows} open flows"),
         }
     }
-}
-
-pub(super) fn colour_name<S: Serializer>(colour: &Colour, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(colour.name())
 }

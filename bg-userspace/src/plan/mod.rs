@@ -3,6 +3,7 @@
 //! `plan` prints it, and `apply` executes it, service by service. If it is empty, there is nothing to do.
 
 mod begin;
+mod beginning;
 mod change;
 mod service;
 mod settings;
@@ -16,11 +17,11 @@ use bg_common::ServiceKey;
 use serde::Serialize;
 
 pub use self::{
-    begin::{Because, Beginning, ColourChange},
+    beginning::{Because, Beginning, ColourChange},
     change::{Action, Change},
 };
 pub(crate) use self::{
-    service::service_needs_work,
+    service::{OpenFlows, service_needs_work},
     settings::{deployment_needs_work, deployment_row, testers_change},
 };
 use crate::{
@@ -29,9 +30,6 @@ use crate::{
     running::{Running, RunningService, address_of, service_key},
     time::TickLength,
 };
-
-/// The numbers of open flows, by the slot of their backend.
-pub(crate) type OpenFlows = HashMap<u32, u64>;
 
 /// The changes that an apply would make, in the order of the configuration. Removals are last.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]

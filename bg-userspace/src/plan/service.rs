@@ -4,14 +4,14 @@ use std::{collections::HashMap, net::SocketAddr};
 
 use bg_common::{Colour, ServiceKey, ServiceRow};
 
-use super::{
-    OpenFlows,
-    change::{Action, Change},
-};
+use super::change::{Action, Change};
 use crate::{
     config::{BackendSpec, Deployment, Service, mode_name, protocol_name},
     running::{RunningBackend, RunningDeployment, RunningService, UNSETTLED, address_of},
 };
+
+/// The numbers of open flows, by the slot of their backend.
+pub(crate) type OpenFlows = HashMap<u32, u64>;
 
 /// Whether an apply has to do anything for a service. `current` is the running service of the same deployment and virtual address.
 pub(crate) fn service_needs_work(

@@ -5,7 +5,7 @@ use std::time::Duration;
 use bg_common::DeploymentRow;
 
 use super::{
-    begin::Beginning,
+    beginning::Beginning,
     change::{Action, Change},
 };
 use crate::{
