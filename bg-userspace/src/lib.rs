@@ -51,6 +51,7 @@ mod lock;
 pub mod maglev;
 mod map_specs;
 mod maps;
+mod memory;
 pub mod net;
 mod paths;
 mod pins;

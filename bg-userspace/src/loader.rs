@@ -1,14 +1,14 @@
 //! Loading the object. Pinned maps are reused, and the others are created and pinned. Then `meta` is written, and then the programs
 //! are loaded.
 
-use std::{io, path::Path};
+use std::io;
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
-    maps::{Array, Map, MapData, MapError},
-    programs::{Program, ProgramError, SchedClassifier, TestRun as _, TestRunOptions, Xdp},
+    maps::{Array, MapData, MapError},
+    programs::{Program, ProgramError, SchedClassifier, Xdp},
 };
-use bg_common::{ABI_VERSION, Clock, FlowHash, Meta, TableSizes};
+use bg_common::{ABI_VERSION, FlowHash, Meta, TableSizes};
 use rustix::{
     rand::{GetRandomFlags, getrandom},
     time::{ClockId, Timespec, clock_getres},
@@ -17,6 +17,7 @@ use rustix::{
 use crate::{
     Error, Paths,
     map_specs::MAPS,
+    maps::typed,
     net,
     pins::{self, PinRoot},
     sizes::{DEFAULT_BACKENDS, DEFAULT_FLOWS, DEFAULT_SERVICES, Setting, Sizes},
@@ -29,7 +30,6 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/bg
 pub(crate) const INGRESS: &str = "ingress";
 pub(crate) const TC_INGRESS: &str = "tc_ingress";
 pub(crate) const TC_EGRESS: &str = "tc_egress";
-pub(crate) const READ_CLOCK: &str = "read_clock";
 
 /// The room that an instance should have. `None` is its present room, or the default for a new instance.
 #[derive(Clone, Copy, Debug, Default)]
@@ -122,7 +122,7 @@ impl Loaded {
             .map_err(Error::program("load", name))?;
         }
         if meta.is_none() {
-            let mut map = open_array::<Meta>(&paths.map("meta"), "meta")?;
+            let mut map: Array<MapData, Meta> = typed(paths, "meta")?;
             let meta = Meta {
                 abi_version: ABI_VERSION,
                 hz: kernel_hz(),
@@ -185,20 +185,6 @@ fn draw<const N: usize>() -> Result<[u64; N], Error> {
         }
     }
     Ok(words)
-}
-
-/// Has the kernel read its clocks at one moment.
-pub(crate) fn read_clock(program: &Xdp, clock: &Array<MapData, Clock>) -> Result<Clock, Error> {
-    // The length of an Ethernet header, which is the shortest packet that the kernel accepts.
-    let packet = [0; 14];
-    let run = program.test_run(TestRunOptions { data_in: Some(&packet), ..Default::default() });
-    run.map_err(|error: ProgramError| Error::program("run", READ_CLOCK)(error))?;
-    clock.get(&0, 0).map_err(Error::map("read", "clock"))
-}
-
-/// Opens a pinned array.
-pub(crate) fn open_array<T: aya::Pod>(pin: &Path, name: &'static str) -> Result<Array<MapData, T>, Error> {
-    MapData::from_pin(pin).and_then(Map::from_map_data).and_then(Array::try_from).map_err(Error::map("open", name))
 }
 
 /// The running kernel's `CONFIG_HZ`. By definition, the resolution of its coarse clock is one jiffy.

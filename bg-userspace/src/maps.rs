@@ -8,8 +8,8 @@ use std::{
 };
 
 use aya::{
-    maps::{HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, lpm_trie::Key},
-    programs::Xdp,
+    maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, lpm_trie::Key},
+    programs::{TestRun as _, TestRunOptions, Xdp},
 };
 use aya_obj::programs::XdpAttachType;
 use bg_common::{
@@ -20,7 +20,6 @@ use bg_common::{
 use crate::{
     Error, Paths,
     flow_table::{Bucket4, Bucket6},
-    loader::{READ_CLOCK, open_array, read_clock},
     sys::{Mapped, lookup_batch},
 };
 
@@ -176,11 +175,18 @@ pub(crate) fn events(paths: &Paths) -> Result<Vec<(Event, u64)>, Error> {
     Event::ALL.into_iter().map(count).collect()
 }
 
-/// Reads the data path's clocks.
+/// Has the kernel read the data path's clocks at one moment.
 pub(crate) fn clock(paths: &Paths) -> Result<Clock, Error> {
-    let program = Xdp::from_pin(paths.program(READ_CLOCK), XdpAttachType::Interface);
-    let program = program.map_err(Error::program("open", READ_CLOCK))?;
-    read_clock(&program, &open_array(&paths.map("clock"), "clock")?)
+    const PROGRAM: &str = "read_clock";
+    // The length of an Ethernet header, which is the shortest packet that the kernel accepts.
+    let packet = [0; 14];
+    let program = Xdp::from_pin(paths.program(PROGRAM), XdpAttachType::Interface);
+    let program = program.map_err(Error::program("open", PROGRAM))?;
+    let clock: Array<MapData, Clock> = typed(paths, "clock")?;
+    program
+        .test_run(TestRunOptions { data_in: Some(&packet), ..Default::default() })
+        .map_err(Error::program("run", PROGRAM))?;
+    clock.get(&0, 0).map_err(Error::map("read", "clock"))
 }
 
 /// Ignores the error that an entry to be removed does not exist.

@@ -1,14 +1,12 @@
-//! The sizes of the maps of an instance, and the memory that they take.
+//! The sizes of the maps of an instance.
 //!
 //! Three settings of `bgctl attach` determine them, and only this module computes the sizes from these settings. The sizes of an
 //! existing instance are read from its maps.
 
-use std::fmt;
-
 use aya::maps::MapInfo;
 use bg_common::{FLOW_WAYS, HEADS_PER_ROW, MAX_BACKENDS, MAX_SERVICES};
 
-use crate::{Error, Paths, map_specs::MAPS};
+use crate::{Error, Paths, pins::unopened};
 
 /// The default room for IPv4 flows, and for IPv6 flows.
 pub const DEFAULT_FLOWS: u32 = 262_144;
@@ -100,7 +98,7 @@ impl Sizes {
     pub(crate) fn read(paths: &Paths) -> Result<Self, Error> {
         let entries = |name| {
             let pin = paths.map(name);
-            MapInfo::from_pin(&pin).map(|info| info.max_entries()).map_err(|error| crate::pins::unopened(&pin, error))
+            MapInfo::from_pin(&pin).map(|info| info.max_entries()).map_err(|error| unopened(&pin, error))
         };
         Ok(Self {
             flow_buckets: [entries("flows4")?, entries("flows6")?],
@@ -126,30 +124,6 @@ impl Sizes {
             Setting::Services => self.services,
             Setting::Backends => self.backends,
         }
-    }
-
-    /// The bytes of memory that all maps take, as the kernel counts them.
-    pub(crate) fn bytes(&self) -> u64 {
-        MAPS.iter().map(|map| map.bytes(self)).sum()
-    }
-
-    /// The bytes of memory that a setting takes. Reducing it to nothing would save about as much.
-    fn bytes_for(&self, setting: Setting) -> u64 {
-        self.bytes().saturating_sub(self.with(setting, 0).bytes())
-    }
-}
-
-/// The memory that the settings take, as in "57.1 MiB: 48.0 MiB for 262144 flows ...".
-impl fmt::Display for Sizes {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mib = |bytes: u64| format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20));
-        write!(f, "{}:", mib(self.bytes()))?;
-        for setting in Setting::ALL {
-            write!(f, " {} for {} {},", mib(self.bytes_for(setting)), self.room(setting), setting.name())?;
-        }
-        let rest =
-            Setting::ALL.iter().fold(self.bytes(), |rest, setting| rest.saturating_sub(self.bytes_for(*setting)));
-        write!(f, " {} for the rest", mib(rest))
     }
 }
 
@@ -191,24 +165,6 @@ mod tests {
             let len = maglev::table_len(&vec![1; backends as usize]);
             // One colour has half of what a service has.
             assert!(len <= ENTRIES_PER_SERVICE / 2 + ENTRIES_PER_BACKEND * backends, "{backends}: {len}");
-        }
-    }
-
-    #[test]
-    fn an_instance_of_defaults_takes_less_than_a_hundred_megabytes() {
-        let sizes = Sizes::default();
-        assert!(sizes.bytes() < 100_000_000, "{sizes}");
-        let text = sizes.to_string();
-        assert!(text.contains("48.0 MiB for 262144 flows, "), "{text}");
-    }
-
-    #[test]
-    fn what_a_setting_takes_grows_with_it() {
-        let sizes = |flows, services, backends| Sizes::new(flows, services, backends);
-        let bytes = |sizes: Sizes| Setting::ALL.map(|setting| sizes.bytes_for(setting));
-        let [before, after] = [bytes(sizes(1 << 16, 100, 1000)), bytes(sizes(1 << 18, 400, 4000))];
-        for (before, after) in before.into_iter().zip(after) {
-            assert!(before > 0 && after > 3 * before && after < 5 * before, "{before} {after}");
         }
     }
 }
