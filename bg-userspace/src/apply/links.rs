@@ -5,7 +5,7 @@ use std::{
     net::SocketAddr,
 };
 
-use bg_common::{Backend, Be16, Colour, Family, MAX_CHAIN, Protocol, Role, Vip};
+use bg_common::{Backend, Be16, Colour, Family, MAX_CHAIN, Protocol, ServiceKey, Vip};
 
 use super::{Work, salts::Salts};
 use crate::{
@@ -13,7 +13,7 @@ use crate::{
     config::{Config, protocol_name},
     index::{self, Endpoint, Full, endpoint},
     maps::{Heads, Tables},
-    running::{Running, address_of, service_key, vip_row},
+    running::{Running, address_of, service_key},
 };
 
 impl Work<'_> {
@@ -31,8 +31,6 @@ impl Work<'_> {
 
     /// Links what is to be found, and unlinks everything else. Unlinked rows can then be reused.
     pub(super) fn settle_indexes(&mut self) -> Result<(), Error> {
-        self.link_vips()?;
-        self.link_backends()?;
         let wanted_vips = self.wanted_vips();
         let wanted_backends = index::backends(&self.heads, &self.tables).wanted_backends();
         if index::vips(&self.heads, &self.tables).is_settled(&wanted_vips)
@@ -40,7 +38,8 @@ impl Work<'_> {
         {
             return Ok(());
         }
-        self.wait()?;
+        self.link_vips()?;
+        self.link_backends()?;
         index::vips(&self.heads, &self.tables).unlink_others(&wanted_vips);
         index::backends(&self.heads, &self.tables).unlink_others(&wanted_backends);
         self.wait()
@@ -72,13 +71,11 @@ fn index_full(what: &'static str, address: SocketAddr, protocol: u8) -> Error {
 pub(super) fn check(config: &Config, running: &Running, heads: &Heads, tables: &Tables) -> Result<(), Error> {
     let (vips, backends) = (index::vips(heads, tables), index::backends(heads, tables));
     let linked = |linked: Vec<Option<usize>>| (0..linked.len()).filter(move |row| linked[*row].is_some());
-    // By head. A virtual address that moves to another deployment has two rows for a while.
-    let mut vip_lists: HashMap<usize, usize> = HashMap::new();
-    let mut linked_vips = HashSet::new();
+    // By head. A row that takes the place of another one with the same address or endpoint makes no list longer.
+    let mut vip_lists: HashMap<usize, HashSet<ServiceKey>> = HashMap::new();
     for row in linked(vips.linked()) {
         let vip = tables.services.vips.read(row);
-        *vip_lists.entry(vips.head_of(&vip)).or_default() += 1;
-        linked_vips.insert((row, vip.key));
+        vip_lists.entry(vips.head_of(&vip)).or_default().insert(vip.key);
     }
     let mut backend_lists: HashMap<usize, HashSet<Endpoint>> = HashMap::new();
     for slot in linked(backends.linked()) {
@@ -94,15 +91,11 @@ pub(super) fn check(config: &Config, running: &Running, heads: &Heads, tables: &
         for service in &deployment.services {
             let vip = service_key(service.vip, service.protocol);
             let current = running.by_vip(&vip).filter(|current| Some(current.deployment) == index);
-            let preview = service.preview.map(|address| (Role::Preview, service_key(address, service.protocol)));
-            for (role, key) in std::iter::once((Role::Vip, vip)).chain(preview) {
-                let row = current.map(|current| vip_row(current.index, role));
-                if row.is_some_and(|row| linked_vips.contains(&(row, key))) {
-                    continue;
-                }
-                let rows = vip_lists.entry(vips.head_of(&Vip { key, ..Vip::default() })).or_default();
-                *rows += 1;
-                if *rows > MAX_CHAIN as usize {
+            let preview = service.preview.map(|address| service_key(address, service.protocol));
+            for key in std::iter::once(vip).chain(preview) {
+                let list = vip_lists.entry(vips.head_of(&Vip { key, ..Vip::default() })).or_default();
+                list.insert(key);
+                if list.len() > MAX_CHAIN as usize {
                     return Err(index_full("virtual address", address_of(&key), key.protocol));
                 }
             }

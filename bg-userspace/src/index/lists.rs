@@ -1,10 +1,14 @@
 //! Lists of rows, and the two kinds of rows in them.
 
-use bg_common::{Backend, Vip, endpoint_hash};
+use bg_common::{Addr, Backend, Be16, ServiceKey, Vip, endpoint_hash};
 use bytemuck::Pod;
 
 /// A row that can be in a list.
 pub(crate) trait Listed: Pod {
+    /// What packets compare.
+    type Identity: PartialEq;
+    /// What packets compare of this row.
+    fn identity(&self) -> Self::Identity;
     /// The hash that selects the list.
     fn hash(&self) -> u32;
     /// The link to the next row.
@@ -14,6 +18,12 @@ pub(crate) trait Listed: Pod {
 }
 
 impl Listed for Vip {
+    type Identity = ServiceKey;
+
+    fn identity(&self) -> ServiceKey {
+        self.key
+    }
+
     fn hash(&self) -> u32 {
         endpoint_hash(&self.key.addr, self.key.port, self.key.protocol)
     }
@@ -27,7 +37,22 @@ impl Listed for Vip {
     }
 }
 
+/// What a packet's source is compared with, and the salt with which its flow is looked for: of backends that have the same,
+/// one is linked.
+pub(crate) type Endpoint = (Addr, Be16, u8, u8, u16);
+
+/// The endpoint of a backend.
+pub(crate) const fn endpoint(backend: &Backend) -> Endpoint {
+    (backend.addr, backend.port, backend.family, backend.protocol, backend.salt)
+}
+
 impl Listed for Backend {
+    type Identity = Endpoint;
+
+    fn identity(&self) -> Endpoint {
+        endpoint(self)
+    }
+
     fn hash(&self) -> u32 {
         endpoint_hash(&self.addr, self.port, self.protocol)
     }

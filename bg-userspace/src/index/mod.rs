@@ -7,7 +7,8 @@
 //!   running walks longer.
 //! - Unlinking a row takes one store, in the row before it or in the head. Its own link does not change, so a walk that has reached it
 //!   continues with the rest of the list.
-//! - A row is unlinked a grace period after its replacement was linked, when all walks that began before have ended.
+//! - A row takes the place of another one that packets cannot tell from it, by the same two stores: its own link becomes that of the other
+//!   row, and the link to the other row now leads to it. The list does not grow, so that this works in a full list too.
 //! - A row is reused a grace period after it was unlinked.
 //!
 //! After each store, all lists are well-formed. A killed call may leave missing or superfluous rows. The
@@ -20,9 +21,9 @@ mod tests;
 
 use std::collections::HashMap;
 
-use bg_common::{Addr, Backend, Be16, MAX_CHAIN, ServiceKey, ServiceRow, Vip};
+use bg_common::{Backend, MAX_CHAIN, ServiceKey, ServiceRow, Vip};
 
-pub(crate) use lists::{Listed, Lists};
+pub(crate) use lists::{Endpoint, Listed, Lists, endpoint};
 use mapped::MappedLists;
 
 use crate::{
@@ -77,9 +78,17 @@ impl<L: Lists> Index<L> {
         missing.into_iter().try_for_each(|row| self.link(row))
     }
 
+    /// Of rows with the same identity, one is wanted: the other one is replaced.
     fn link(&self, row: usize) -> Result<(), Full> {
-        let head = self.head_of(&self.0.row(row));
-        if self.0.list(head).count() >= MAX_CHAIN as usize {
+        let new = self.0.row(row);
+        let head = self.head_of(&new);
+        let list: Vec<usize> = self.0.list(head).collect();
+        if let Some(place) = list.iter().position(|other| self.0.row(*other).identity() == new.identity()) {
+            self.0.set_next(row, self.0.row(list[place]).next());
+            self.lead(head, place.checked_sub(1).map(|before| list[before]), lists::link(row));
+            return Ok(());
+        }
+        if list.len() >= MAX_CHAIN as usize {
             return Err(Full { row });
         }
         self.0.set_next(row, self.0.head(head));
@@ -87,7 +96,15 @@ impl<L: Lists> Index<L> {
         Ok(())
     }
 
-    /// Unlinks every row that is linked and is not wanted. What takes its place was linked a grace period ago.
+    /// Changes the link in a row of the list, or in its head.
+    fn lead(&self, head: usize, row: Option<usize>, link: u32) {
+        match row {
+            Some(row) => self.0.set_next(row, link),
+            None => self.0.set_head(head, link),
+        }
+    }
+
+    /// Unlinks every row that is linked and is not wanted.
     pub(crate) fn unlink_others(&self, wanted: &[bool]) {
         for head in 0..self.0.heads() {
             let mut last_kept = None;
@@ -97,11 +114,7 @@ impl<L: Lists> Index<L> {
                     last_kept = Some(row);
                     continue;
                 }
-                let next = self.0.row(row).next();
-                match last_kept {
-                    Some(before) => self.0.set_next(before, next),
-                    None => self.0.set_head(head, next),
-                }
+                self.lead(head, last_kept, self.0.row(row).next());
             }
         }
     }
@@ -145,13 +158,4 @@ impl<L: Lists<Row = Backend>> Index<L> {
         chosen.into_values().for_each(|slot| wanted[slot] = true);
         wanted
     }
-}
-
-/// What a packet's source is compared with, and the salt with which its flow is looked for: of backends that have the same,
-/// one is linked.
-pub(crate) type Endpoint = (Addr, Be16, u8, u8, u16);
-
-/// The endpoint of a backend.
-pub(crate) const fn endpoint(backend: &Backend) -> Endpoint {
-    (backend.addr, backend.port, backend.family, backend.protocol, backend.salt)
 }

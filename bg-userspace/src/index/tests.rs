@@ -7,7 +7,7 @@ use std::{
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
-use bg_common::Identity;
+use bg_common::{Be16, Identity};
 use proptest::prelude::*;
 
 use super::*;
@@ -108,7 +108,6 @@ impl Memory {
         *self.promised.borrow_mut() = self.in_use().into_iter().filter(|used| found.contains(used)).collect();
         self.look();
         index.link_missing(&wanted).unwrap();
-        self.grace_period();
         index.unlink_others(&wanted);
         self.grace_period();
         self.promised.borrow_mut().clear();
@@ -242,6 +241,27 @@ fn a_list_has_no_more_rows_than_programs_walk() {
 }
 
 #[test]
+fn a_row_of_a_full_list_is_replaced_in_its_place() {
+    let rows = MAX_CHAIN as usize + 1;
+    for replaced in 0..MAX_CHAIN as usize {
+        let memory = Memory::new(1, rows);
+        let set = |row: usize, port: usize, in_use| {
+            memory.rows.borrow_mut()[row] =
+                Backend { identity: Identity { epoch: 1, in_use }, ..backend(port as u16, 0) };
+        };
+        (0..rows - 1).for_each(|row| set(row, row, 1));
+        memory.settle();
+        set(rows - 1, replaced, 1);
+        memory.settle();
+        assert!(memory.index().linked()[replaced].is_some(), "it stays as long as it is in use");
+        memory.rows.borrow_mut()[replaced].identity.in_use = 0;
+        memory.settle();
+        let linked = memory.index().linked();
+        assert!((0..rows).all(|row| linked[row].is_some() == (row != replaced)), "{replaced}: {linked:?}");
+    }
+}
+
+#[test]
 fn a_damaged_list_has_an_end() {
     let memory = Memory::new(1, 4);
     memory.rows.borrow_mut()[0].next = 2;
@@ -297,7 +317,6 @@ fn a_thread_that_walks_meanwhile_misses_nothing() {
             let mut wanted = vec![false, true, true, true, true, false];
             wanted[next] = true;
             index.link_missing(&wanted).unwrap();
-            grace_period();
             index.unlink_others(&wanted);
             let mut wanted = vec![false, true, false, false, false, false];
             wanted[next] = true;

@@ -159,6 +159,28 @@ fn a_backend_that_many_services_did_not_share_at_first_is_refused_before_anythin
     assert_eq!(View::of(&lab).ports().len(), 2 * (many + 3));
 }
 
+#[test]
+fn a_backend_in_both_colours_leaves_one_of_them_though_its_list_is_full() {
+    let lab = Lab::new();
+    lab.attach("v0", AttachMode::Tc).unwrap();
+    let mut shop = shop(1..MAX_CHAIN as u16 + 1);
+    shop.deployments[0].services.iter_mut().for_each(|service| {
+        service.backends[0].remove(0);
+        service.backends[1] = service.backends[0].clone();
+    });
+    lab.instance().apply(&shop).unwrap();
+    let common = BackendSpec { address: ([10, 0, 1, 99], 80).into(), weight: 1 };
+    shop.deployments[0].services.iter_mut().for_each(|service| service.backends[0].push(common));
+    lab.instance().apply(&shop).unwrap();
+    // Of each service, blue's row is linked. Green's takes its place in the full list.
+    shop.deployments[0].services[0].backends[1].push(common);
+    lab.instance().apply(&shop).unwrap();
+    shop.deployments[0].services[0].backends[0].pop();
+    lab.instance().apply(&shop).unwrap();
+    assert!(lab.instance().plan(&shop).unwrap().is_empty());
+    View::of(&lab);
+}
+
 /// While an address changes hands, a packet that has found the old owner's row may open a flow at a backend of the new
 /// one. It must not lead the clients of whoever gets that row next there.
 #[test]
