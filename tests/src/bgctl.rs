@@ -36,19 +36,19 @@ impl Bgctl {
         &self.program
     }
 
-    /// A bgctl that is ready to run with these arguments.
+    /// A bgctl command with these arguments.
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = self.edge.command(&self.program);
         command.arg("--pin-root").arg(&self.pin_root).arg("--state-dir").arg(&self.state_dir).args(arguments);
         command
     }
 
-    /// Runs it and returns its results; a failure is an error with its message.
+    /// Runs it and returns its results. A failure is an error with its message.
     pub fn run(&self, arguments: &[&str]) -> Result<String> {
         output(&mut self.command(arguments))
     }
 
-    /// Runs it, whatever comes of it.
+    /// Runs it and returns the output, whether it succeeds or fails.
     pub fn try_run(&self, arguments: &[&str]) -> Result<Output> {
         self.command(arguments).output().context("cannot run bgctl")
     }
@@ -70,7 +70,7 @@ impl Bgctl {
         Ok(self.config.display().to_string())
     }
 
-    /// What `status --json` says of a deployment.
+    /// The entry of a deployment in `status --json`.
     pub fn deployment(&self, name: &str) -> Result<Value> {
         let status = self.json(&["status"])?;
         let mut deployments = status["deployments"].as_array().into_iter().flatten();
@@ -85,7 +85,7 @@ impl Bgctl {
     }
 }
 
-/// The bgctl under test: `$BGCTL`, else the one that was built beside the tests.
+/// The bgctl under test: `$BGCTL`, else the one in the target directory of the tests.
 pub(crate) fn program_under_test() -> Result<PathBuf> {
     if let Some(path) = std::env::var_os("BGCTL") {
         return Ok(path.into());

@@ -1,8 +1,8 @@
-//! Random numbers whose seed is told, so that a failure can be had again.
+//! Random numbers whose seed is printed, so that a failure can be reproduced.
 
 use std::time::Duration;
 
-/// A generator (xorshift64*). It is for spreading tests over instants, nothing else.
+/// A generator (xorshift64*). It is only good for spreading tests over instants.
 #[derive(Debug)]
 pub struct Chance(u64);
 
@@ -15,7 +15,7 @@ impl Chance {
         Self(seed.max(1))
     }
 
-    /// Any number.
+    /// A random number.
     pub fn number(&mut self) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
@@ -23,7 +23,7 @@ impl Chance {
         self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
     }
 
-    /// Any time below this one.
+    /// A random time below this one.
     pub fn below(&mut self, limit: Duration) -> Duration {
         Duration::from_nanos(self.number() % (limit.as_nanos() as u64).max(1))
     }

@@ -1,4 +1,4 @@
-//! Other programs: run to their end, or kept as a guard that ends them.
+//! Running other programs: to their end, or as a child that a guard ends.
 
 use anyhow::{Context, Result, bail};
 use std::{
@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Runs a command to its end and returns its standard output; an error holds its standard error.
+/// Runs a command to its end and returns its standard output. An error has its standard error.
 pub fn output(command: &mut Command) -> Result<String> {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     let line = words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ");
@@ -17,14 +17,14 @@ pub fn output(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// Runs a line of words to its end. The words hold no spaces and no quotes.
+/// Runs a command line to its end. Its words contain neither spaces nor quotes.
 pub fn run(line: &str) -> Result<String> {
     let mut words = line.split_whitespace();
     let program = words.next().context("an empty command")?;
     output(Command::new(program).args(words))
 }
 
-/// A child process that does not outlive its guard: asked to end by SIGTERM, and made to after two
+/// A child process that does not outlive its guard. It gets SIGTERM, and is killed after two
 /// seconds.
 #[derive(Debug)]
 pub struct Process {
@@ -50,7 +50,7 @@ impl Process {
         &mut self.child
     }
 
-    /// Waits for its end, at most so long.
+    /// Waits for its end, at most for this long.
     pub fn wait(&mut self, patience: Duration) -> Result<Option<ExitStatus>> {
         let end = Instant::now() + patience;
         loop {

@@ -7,9 +7,9 @@ use crate::{
 use bg_common::Colour;
 use std::net::{IpAddr, SocketAddr};
 
-/// The deployment that labs switch.
+/// The name of the deployment that labs switch.
 pub const DEPLOYMENT: &str = "shop";
-/// The deployment before it, which no lab switches.
+/// The name of the deployment before it, which no lab switches.
 pub const NEIGHBOUR: &str = "mail";
 /// Port at the VIP of the HTTP service.
 pub const VIP_HTTP_PORT: u16 = 80;
@@ -18,23 +18,23 @@ pub const VIP_UDP_PORT: u16 = 53;
 /// Port of the preview addresses.
 pub const PREVIEW_PORT: u16 = 9080;
 
-/// Where the HTTP service of a family is found.
+/// The address of the HTTP service of a family.
 pub fn http_vip(address: IpAddr) -> SocketAddr {
     SocketAddr::new(address, VIP_HTTP_PORT)
 }
 
-/// Where the UDP service of a family is found.
+/// The address of the UDP service of a family.
 pub fn udp_vip(address: IpAddr) -> SocketAddr {
     SocketAddr::new(address, VIP_UDP_PORT)
 }
 
-/// The configuration of labs: [`NEIGHBOUR`], which is the first, and [`DEPLOYMENT`], which is what is tested. So nothing
-/// is right by chance because there is only one deployment, or because it is the first.
+/// The configuration of labs: [`NEIGHBOUR`], which is the first deployment, and [`DEPLOYMENT`], which is under test. With only one
+/// deployment, code that always uses the first one would pass.
 pub fn shop(lab: &Lab, mode: &str, deployment_keys: &str) -> String {
     neighbour(lab, mode) + &shop_alone(lab, mode, deployment_keys)
 }
 
-/// The deployment [`NEIGHBOUR`]: the same machines, and otherwise everything else than the other deployment has. Green
+/// The deployment [`NEIGHBOUR`]. It has the same machines as the other deployment, and differs in everything else. Green
 /// is live.
 pub fn neighbour(lab: &Lab, mode: &str) -> String {
     let mut config = format!(
@@ -58,7 +58,7 @@ fn backends(lab: &Lab, family: usize, colour: Colour, port: u16) -> String {
     of_colour.map(address).collect::<Vec<_>>().join(", ")
 }
 
-/// [`DEPLOYMENT`] alone: HTTP with a preview address and UDP, over IPv4 and IPv6, with
+/// Only [`DEPLOYMENT`]: HTTP with a preview address, and UDP, over IPv4 and IPv6, with
 /// the client's second address as a tester.
 pub fn shop_alone(lab: &Lab, mode: &str, deployment_keys: &str) -> String {
     let mut config = format!(

@@ -1,5 +1,5 @@
-//! The instant of a switch, measured from both sides: the store into the live word, and where probes
-//! of new flows arrive, one flow a probe.
+//! Measuring the instant of a switch from both sides: the store to the live word, and the colours at which probes
+//! arrive, each of which opens a new flow.
 
 use crate::{
     live::Live,
@@ -16,36 +16,36 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// What was measured. Times are nanoseconds of `CLOCK_MONOTONIC`.
+/// The measurements. Times are nanoseconds of `CLOCK_MONOTONIC`.
 #[derive(Clone, Debug)]
 pub struct SwitchInstant {
     /// When the new live word was seen in the map.
     pub stored_ns: u64,
     /// When the command had returned.
     pub returned_ns: u64,
-    /// How long the command took, from its start as a process to its end.
+    /// The duration of the command, from the start of its process to its end.
     pub command: Duration,
     /// The probes, in the order of sending.
     pub probes: Vec<Probe>,
 }
 
-/// One datagram of a flow of its own.
+/// One datagram, which is the only one of its flow.
 #[derive(Clone, Debug)]
 pub struct Probe {
     /// When it was sent.
     pub sent_ns: u64,
-    /// What came back, if it came.
+    /// The answer, if there was one.
     pub answer: Option<Answer>,
 }
 
 impl SwitchInstant {
     const MAX_PROBES: usize = 6000;
     const INTERVAL: Duration = Duration::from_micros(20);
-    /// After half of the probes: on a busy machine a command takes longer than they would last.
+    /// Switches after half of the probes, because on a busy machine the command takes longer than all probes.
     const LONGER_INTERVAL: Duration = Duration::from_millis(2);
     const LEAD: Duration = Duration::from_millis(20);
 
-    /// Runs `switch` while probes go from the client to the echo at `server`, and watches the word of
+    /// Runs `switch` while the client sends probes to the echo server at `server`, and watches the word of
     /// deployment 0.
     pub fn measure(
         client: &Namespace,
@@ -80,36 +80,36 @@ impl SwitchInstant {
         })
     }
 
-    /// Time from the store to the arrival of the first probe at this colour. Zero means that the probe came
-    /// before the watcher was given a processor again and saw the store.
+    /// The time from the store to the arrival of the first probe at this colour. Zero means that the probe arrived
+    /// before the watcher got a processor and saw the store.
     pub fn first_arrival(&self, colour: Colour) -> Option<Duration> {
         let answers = self.probes.iter().filter_map(|probe| probe.answer.as_ref());
         let first = answers.filter(|answer| answer.colour == colour).map(|answer| answer.arrived_ns).min();
         first.map(|arrived| Duration::from_nanos(arrived.saturating_sub(self.stored_ns)))
     }
 
-    /// Probes sent after the command had returned that reached another colour than this one.
+    /// The number of probes that were sent after the command had returned and reached another colour.
     pub fn late(&self, colour: Colour) -> usize {
         let after = self.probes.iter().filter(|probe| probe.sent_ns > self.returned_ns);
         after.filter(|probe| probe.answer.as_ref().is_some_and(|answer| answer.colour != colour)).count()
     }
 
-    /// Probes without an answer that were sent when no switch was under way: before the store less
-    /// `margin`, or after the command had returned.
+    /// The number of probes without an answer that were sent when no switch was running: more than `margin` before the
+    /// store, or after the command had returned.
     pub fn lost_outside(&self, margin: Duration) -> usize {
         let start = self.stored_ns.saturating_sub(margin.as_nanos() as u64);
         let outside = |probe: &&Probe| probe.sent_ns < start || probe.sent_ns > self.returned_ns;
         self.probes.iter().filter(outside).filter(|probe| probe.answer.is_none()).count()
     }
 
-    /// Probes without an answer.
+    /// The number of probes without an answer.
     pub fn lost(&self) -> usize {
         self.probes.iter().filter(|probe| probe.answer.is_none()).count()
     }
 }
 
-/// Sends datagrams, each from a socket of its own, until told to stop; reads the answers afterwards: they
-/// say themselves when the datagrams arrived.
+/// Sends datagrams, each from its own socket, until told to stop. Reads the answers afterwards. Each answer says
+/// when its datagram arrived.
 fn probe(server: SocketAddr, stop: &AtomicBool) -> Result<Vec<Probe>> {
     let mut sent = Vec::with_capacity(SwitchInstant::MAX_PROBES);
     while !stop.load(Ordering::Relaxed) && sent.len() < SwitchInstant::MAX_PROBES {
@@ -130,8 +130,8 @@ fn probe(server: SocketAddr, stop: &AtomicBool) -> Result<Vec<Probe>> {
         .collect()
 }
 
-/// Opens a socket on a port that no earlier probe of this process has used: a port that comes again would belong
-/// to a flow that is open already, and a drain keeps that where it is.
+/// Opens a socket on a port that no earlier probe of this process has used. Otherwise the probe could belong
+/// to a flow that is already open, which a drain keeps on its backend.
 fn open_unused(server: SocketAddr) -> Result<Echo> {
     static NEXT: AtomicU16 = AtomicU16::new(10_000);
     let any: IpAddr = if server.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
@@ -140,13 +140,13 @@ fn open_unused(server: SocketAddr) -> Result<Echo> {
     open().or_else(|_| open()).or_else(|_| open())
 }
 
-/// Lets the calling thread have a processor before others do.
+/// Gives the calling thread a higher priority.
 fn hurry() {
     // SAFETY: takes no pointers. Where it is not allowed, the watcher is less exact, that is all.
     unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, -20) };
 }
 
-/// Raises the number of files that this process may have open, where it is lower.
+/// Raises the number of files that this process may have open, if it is too low.
 fn allow_descriptors(number: u64) -> Result<()> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: the pointer is to an rlimit that outlives the call.

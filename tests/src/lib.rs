@@ -1,10 +1,10 @@
-//! Labs: small networks of namespaces on one machine, with servers and exact load generators in
-//! them. The tests and the demo stand on them.
+//! Labs: small networks of namespaces on one machine, with servers and exact load generators.
+//! The tests and the demo use them.
 //!
-//! Everything a lab makes has a name that begins with `bg-<pid>-`, is removed when its guard is
-//! dropped, by Ctrl-C, or by the next lab if the process was killed ([`sweep`]). Nothing outside of
-//! the lab's own namespaces is touched but `/run/netns`, a directory below `/sys/fs/bpf`, one below the
-//! directory for temporary files, and for a [`Machine`] a control group.
+//! Everything that a lab creates has a name that begins with `bg-<pid>-`. It is removed when its guard is
+//! dropped, by Ctrl-C, or by the next lab if the process was killed ([`sweep`]). Outside
+//! its own namespaces, a lab only changes `/run/netns`, a directory in `/sys/fs/bpf`, a directory in the
+//! directory for temporary files, and, for a [`Machine`], a control group.
 
 mod bgctl;
 mod chance;

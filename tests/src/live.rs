@@ -1,4 +1,4 @@
-//! The pinned `live` map as any program sees it: mapped memory, one word a deployment.
+//! The pinned `live` map as any program can use it: mapped memory with one word per deployment.
 
 use crate::config::DEPLOYMENT;
 use anyhow::{Context, Result, bail};
@@ -12,7 +12,7 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-/// A mapping of the first page of the `live` map, and where the word of [`DEPLOYMENT`] stands there.
+/// A mapping of the first page of the `live` map, and the position of the word of [`DEPLOYMENT`] in it.
 #[derive(Debug)]
 pub struct Live {
     map: MmapRaw,
@@ -22,12 +22,12 @@ pub struct Live {
 impl Live {
     const LEN: usize = 4096;
 
-    /// Maps `<pin-root>/maps/live`, and finds the deployment's row in `<pin-root>/maps/deployments`.
+    /// Maps `<pin-root>/maps/live`, and looks up the deployment's row in `<pin-root>/maps/deployments`.
     pub fn open(pin_root: &Path) -> Result<Self> {
         Ok(Self { index: index(pin_root, DEPLOYMENT)?, ..Self::first(pin_root)? })
     }
 
-    /// The same, for whoever has written the first row himself.
+    /// The same, for a test that has written the first row itself.
     pub fn first(pin_root: &Path) -> Result<Self> {
         let path = pin_root.join("maps/live");
         let map = MapData::from_pin(&path).with_context(|| format!("cannot open {}", path.display()))?;
@@ -45,7 +45,7 @@ impl Live {
     }
 }
 
-/// The index of a deployment, by its name.
+/// The index of the deployment with this name.
 fn index(pin_root: &Path, name: &str) -> Result<usize> {
     let map = MapData::from_pin(pin_root.join("maps/deployments")).and_then(Map::from_map_data)?;
     let rows: Array<_, DeploymentRow> = map.try_into()?;

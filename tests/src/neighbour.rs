@@ -1,4 +1,4 @@
-//! The deployment that is not under test: its connections stay open through whatever is done to the other one.
+//! The deployment that is not under test. Its connections stay open whatever happens to the other one.
 
 use crate::{
     bgctl::Bgctl,
@@ -19,7 +19,7 @@ pub struct Neighbour {
 }
 
 impl Neighbour {
-    /// Local ports, which no load takes: a backend could not tell its connections from these otherwise.
+    /// Local ports that no load uses. Otherwise a backend could not distinguish the connections.
     const PORTS: [u16; 2] = [704, 706];
 
     /// Opens the connections.
@@ -36,7 +36,7 @@ impl Neighbour {
         Ok(Self { connections })
     }
 
-    /// Asks over each connection, and bgctl for the deployment.
+    /// Sends a request over each connection, and asks bgctl for the deployment's status.
     pub fn is_undisturbed(&self, bgctl: &Bgctl) -> Result<()> {
         for (stream, before) in &self.connections {
             let now = ask(stream).with_context(|| format!("a connection of {NEIGHBOUR} was disturbed"))?;
@@ -62,7 +62,7 @@ impl Neighbour {
     }
 }
 
-/// Connects from a port that is not the kernel's choice.
+/// Connects from a given port.
 fn connect(from: SocketAddr, to: SocketAddr) -> Result<TcpStream> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let stream = runtime.block_on(async {

@@ -1,4 +1,4 @@
-//! Network namespaces as guards: a machine of the lab.
+//! Network namespaces with guards: the machines of a lab.
 
 use crate::{
     command::{output, run},
@@ -8,7 +8,7 @@ use crate::{
 use anyhow::{Context, Result, anyhow};
 use std::{ffi::OsStr, fs, fs::File, os::fd::AsRawFd, process::Command, thread};
 
-/// A network namespace, with its loopback up. Dropped, it ends what still runs in it and is removed
+/// A network namespace, with its loopback interface up. Dropping it ends the processes in it, and removes it
 /// with all its interfaces.
 #[derive(Debug)]
 pub struct Namespace {
@@ -17,7 +17,7 @@ pub struct Namespace {
 }
 
 impl Namespace {
-    /// Makes the namespace `bg-<pid>-<lab>-<role>`.
+    /// Creates the namespace `bg-<pid>-<lab>-<role>`.
     pub fn create(lab: LabId, role: &str) -> Result<Self> {
         let name = format!("{lab}-{role}");
         run(&format!("ip netns add {name}"))?;
@@ -38,15 +38,15 @@ impl Namespace {
         run(&format!("ip -n {} {words}", self.name))
     }
 
-    /// A command that runs in it. `ip netns exec` would hide what is pinned below /sys/fs/bpf; nsenter
-    /// leaves the mounts alone and becomes the program, so that its process id is the program's.
+    /// A command that runs in it. `ip netns exec` would hide the pins in /sys/fs/bpf. nsenter
+    /// does not change the mounts, and its process becomes the program, so that both have the same process id.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new("nsenter");
         command.arg(format!("--net=/run/netns/{}", self.name)).arg("--").arg(program);
         command
     }
 
-    /// Runs a line of words in it to its end.
+    /// Runs a command line in it to its end.
     pub fn run(&self, line: &str) -> Result<String> {
         let mut words = line.split_whitespace();
         let program = words.next().context("an empty command")?;
@@ -60,7 +60,7 @@ impl Namespace {
         self.enter(move || fs::write(to, value))?.with_context(|| format!("{}: cannot write {path}", self.name))
     }
 
-    /// Names of its interfaces, but for the loopback.
+    /// The names of its interfaces, except the loopback.
     pub fn interfaces(&self) -> Result<Vec<String>> {
         let links: serde_json::Value = serde_json::from_str(&self.ip("-json link show")?)?;
         let names = links.as_array().into_iter().flatten().filter_map(|link| link["ifname"].as_str());
@@ -84,7 +84,7 @@ impl Namespace {
         }
     }
 
-    /// Runs a closure on a thread of its own inside the namespace and waits for it.
+    /// Runs a closure on a separate thread in the namespace and waits for it.
     pub fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
         thread::scope(|scope| {
             let thread = scope.spawn(|| self.adopt_thread().map(|()| work()));
@@ -99,8 +99,8 @@ impl Drop for Namespace {
     }
 }
 
-/// A counter of TCP in a namespace since it was made, e.g. `EstabResets`: connections that went from
-/// established to closed at once.
+/// A counter of TCP in a namespace since it was created, for example `EstabResets`: connections that went from
+/// established directly to closed.
 pub fn tcp_counter(namespace: &Namespace, name: &str) -> Result<u64> {
     let text = namespace.enter(|| fs::read_to_string("/proc/thread-self/net/snmp"))?.context("cannot read snmp")?;
     let mut lines = text.lines().filter_map(|line| line.strip_prefix("Tcp: "));

@@ -1,5 +1,5 @@
-//! UDP flows, each new: no two of them share a five-tuple, so none can be mistaken for an older one that a drain
-//! keeps where it is.
+//! New UDP flows. No two of them have the same five-tuple, so none can be mistaken for an older flow that a drain
+//! keeps on its backend.
 
 use crate::{
     live::Live,
@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-/// Opens one flow after the other from the addresses given, each from a port of its own.
+/// Opens one flow after the other from the given addresses, each from a new port.
 #[derive(Debug)]
 pub struct NewFlows {
     server: SocketAddr,
@@ -30,16 +30,16 @@ pub struct Asked {
     pub before: LiveWord,
     /// When it was sent, in nanoseconds of `CLOCK_MONOTONIC`.
     pub sent_ns: u64,
-    /// What came back, if it came.
+    /// The answer, if there was one.
     pub answer: Option<Answer>,
-    /// When it had come back.
+    /// When the answer had arrived.
     pub answered_ns: u64,
-    /// The live word when it had come back.
+    /// The live word when the answer had arrived.
     pub after: LiveWord,
 }
 
 impl NewFlows {
-    /// Long beside a round trip, also on a machine that does other things, so that silence means that the datagram or its
+    /// A time-out much longer than a round trip, even on a busy machine, so that silence means that the datagram or its
     /// answer was dropped.
     const PATIENCE: Duration = Duration::from_secs(3);
 
@@ -48,12 +48,12 @@ impl NewFlows {
         Self { server, addresses: addresses.to_owned(), ports, opened: 0 }
     }
 
-    /// How many have been opened.
+    /// The number of flows that have been opened.
     pub fn opened(&self) -> usize {
         self.opened
     }
 
-    /// Opens the next flow from the calling thread's namespace and asks once.
+    /// Opens the next flow from the calling thread's namespace and sends one datagram.
     pub fn ask(&mut self, live: &Live) -> Result<Asked> {
         let ports = self.ports.len();
         let Some(address) = self.addresses.get(self.opened / ports) else {
@@ -68,7 +68,7 @@ impl NewFlows {
     }
 }
 
-/// Asks over a flow, between two readings of the live word.
+/// Sends a datagram of a flow, between two readings of the live word.
 pub fn ask(flow: &Echo, payload: &str, live: &Live) -> Result<Asked> {
     let before = live.word();
     let sent_ns = monotonic_ns();

@@ -1,4 +1,4 @@
-//! nginx, as an operator would run it: its own configuration, its own processes.
+//! nginx, with its own configuration and processes, as an operator would run it.
 
 use crate::{command::Process, netns::Namespace, sandbox::Sandbox, server::HTTP_PORT};
 use anyhow::{Context, Result, bail};
@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// A running nginx, ended with its guard.
+/// A running nginx. Dropping the guard ends it.
 #[derive(Debug)]
 pub struct Nginx {
     _process: Process,

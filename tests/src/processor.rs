@@ -1,4 +1,4 @@
-//! One processor: what is measured on it alone, and the time that it has worked.
+//! Measuring on one processor, and the time that it has worked.
 
 use anyhow::{Context, Result};
 use std::{fs, io, mem, time::Duration};
@@ -12,7 +12,7 @@ pub struct Processor {
 }
 
 impl Processor {
-    /// Those that this process may use.
+    /// The processors that this process may use.
     pub fn all() -> Result<Vec<Self>> {
         let allowed = allowed()?;
         // SAFETY: the numbers are below the size of the set.
@@ -20,7 +20,7 @@ impl Processor {
         numbers.map(Self::numbered).collect()
     }
 
-    /// The last of those that this process may use: the first one tends to get the machine's interrupts.
+    /// The last processor that this process may use. The first one tends to get the machine's interrupts.
     pub fn last() -> Result<Self> {
         Self::all()?.pop().context("no processor")
     }
@@ -40,7 +40,7 @@ impl Processor {
         self.number
     }
 
-    /// Ties the calling thread to it, for good.
+    /// Ties the calling thread to it permanently.
     pub fn adopt_thread(&self) -> Result<()> {
         // SAFETY: all bits zero is a set without a processor.
         let mut set: libc::cpu_set_t = unsafe { mem::zeroed() };
@@ -53,8 +53,8 @@ impl Processor {
         }
     }
 
-    /// How long it has worked for the calling thread: in the thread itself, softirqs that interrupt it among that, and
-    /// in `ksoftirqd`, which finishes what these leave. Neither waiting nor what other threads do is in it.
+    /// How long it has worked for the calling thread: in the thread itself, including the softirqs that interrupt it, and
+    /// in `ksoftirqd`, which finishes the work of these softirqs. Waiting and other threads do not count.
     pub fn worked(&self) -> Result<Duration> {
         let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
         // SAFETY: the pointer is to a timespec that outlives the call.

@@ -1,4 +1,4 @@
-//! Whole frames, sent and received as they are: AF_PACKET (packet(7)).
+//! Sending and receiving whole frames, with AF_PACKET (packet(7)).
 
 use crate::{netns::Namespace, server::hold_bursts};
 use anyhow::{Context, Result, bail};
@@ -52,7 +52,7 @@ impl RawSocket {
         }
     }
 
-    /// Sends one frame, from its first MAC address to its last octet.
+    /// Sends one frame, from its first MAC address to its last byte.
     pub fn send(&self, frame: &[u8]) -> Result<()> {
         // SAFETY: the pointer is to as many bytes as are named.
         let sent = unsafe { libc::send(self.0.as_raw_fd(), frame.as_ptr().cast(), frame.len(), 0) };
@@ -63,7 +63,7 @@ impl RawSocket {
         }
     }
 
-    /// Frames that come in and of which `ours` is true, until `last` is true of one of them.
+    /// The received frames for which `ours` is true, until `last` is true for one of them.
     pub fn receive_until(
         &self,
         patience: Duration,
@@ -89,7 +89,7 @@ impl RawSocket {
         }
     }
 
-    /// The next frame that comes in; `None` if there is none for so long.
+    /// The next received frame; `None` if there is none for this long.
     pub fn receive_within(&self, patience: Duration) -> Result<Option<Vec<u8>>> {
         let end = Instant::now() + patience;
         let mut buffer = vec![0; 65_536];
@@ -102,8 +102,8 @@ impl RawSocket {
         }
     }
 
-    /// The next frame that has come in, if there is one, with its VLAN tags in place; what goes out by the
-    /// interface is passed over.
+    /// The next received frame, if there is one, with its VLAN tags in place. Frames that leave by the
+    /// interface are skipped.
     fn receive(&self, buffer: &mut [u8]) -> Result<Option<Vec<u8>>> {
         loop {
             let mut control = [0_u64; 16];
@@ -147,7 +147,7 @@ struct AuxData {
 const PACKET_AUXDATA: libc::c_int = 8;
 const TP_STATUS_VLAN_VALID: u32 = 1 << 4;
 
-/// The outer VLAN tag, which the kernel takes out of a frame and tells of beside it.
+/// The outer VLAN tag, which the kernel removes from a frame and returns separately.
 fn outer_tag(message: &libc::msghdr) -> Option<[u8; 4]> {
     // SAFETY: the kernel has filled the message; a control message of this type holds an `AuxData`.
     let aux = unsafe {

@@ -10,7 +10,7 @@ use crate::{
 };
 use anyhow::Result;
 
-/// The lab, what runs in it, and its bgctl. Dropped, it is gone.
+/// The lab, its servers, and its bgctl. Dropping it removes everything.
 #[derive(Debug)]
 pub struct Ready {
     /// The real bgctl on the edge.
@@ -22,14 +22,14 @@ pub struct Ready {
 }
 
 impl Ready {
-    /// Machines on wires, native XDP, and the shop with these keys for its deployment.
+    /// Machines on wires, native XDP, and the shop, with these keys in its deployment.
     pub fn native(deployment_keys: &str) -> Result<Self> {
         let lab = Lab::wire(Fabric::Switch)?;
         let config = shop(&lab, "nat", deployment_keys);
         Self::with(lab, "native", &config)
     }
 
-    /// This lab, its interfaces attached in this mode, with this configuration.
+    /// This lab, with its interfaces attached in this mode and this configuration.
     pub fn with(lab: Lab, attach_mode: &str, config: &str) -> Result<Self> {
         let servers = lab.servers()?;
         let bgctl = lab.bgctl()?;
@@ -40,7 +40,7 @@ impl Ready {
         Ok(Self { bgctl, neighbour, _servers: servers, lab })
     }
 
-    /// Proves that nothing that was done to the deployment under test has reached the other one.
+    /// Proves that nothing that was done to the deployment under test has affected the other one.
     pub fn neighbour_is_undisturbed(&self) -> Result<()> {
         self.neighbour().is_undisturbed(&self.bgctl)
     }
@@ -53,7 +53,7 @@ impl Ready {
         self.neighbour.as_ref().expect("the configuration is that of `shop`")
     }
 
-    /// The live words, as the programs read them.
+    /// The live words, as programs read them.
     pub fn live(&self) -> Result<Live> {
         Live::open(self.lab.sandbox.pin_root())
     }

@@ -1,4 +1,4 @@
-//! What a lab has for itself outside of its namespaces: a number, a directory for pins, one for files.
+//! The resources of a lab outside its namespaces: a number, a directory for pins, and a directory for files.
 
 use crate::{command::run, sweep};
 use anyhow::{Context, Result};
@@ -11,13 +11,13 @@ use std::{
     },
 };
 
-/// A file of this name in a lab's directory keeps the lab when its process ends.
+/// If a lab's directory has a file of this name, the lab is kept when its process ends.
 pub(crate) const KEEP: &str = "keep";
 
-/// Where the kernel's BPF file system is.
+/// The mount point of the kernel's BPF file system.
 pub(crate) const BPFFS: &str = "/sys/fs/bpf";
 
-/// Which lab of which process: `bg-<pid>-<number>`.
+/// The name of a lab, with its process and number: `bg-<pid>-<number>`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LabId {
     process: u32,
@@ -30,11 +30,11 @@ impl fmt::Display for LabId {
     }
 }
 
-/// One lab at a time: labs load both processors, and a test that measures must not meet another one.
+/// Allows only one lab at a time, because labs load both processors, and would disturb a test that measures.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 static COUNT: AtomicU32 = AtomicU32::new(0);
 
-/// The directories of a lab, removed with it.
+/// The directories of a lab, which are removed with it.
 #[derive(Debug)]
 pub struct Sandbox {
     id: LabId,
@@ -44,7 +44,7 @@ pub struct Sandbox {
 }
 
 impl Sandbox {
-    /// Waits for other labs of this process to end, removes what killed processes have left, and makes
+    /// Waits for other labs of this process to end, removes what killed processes have left, and creates
     /// the directories.
     pub fn create() -> Result<Self> {
         let alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
@@ -58,7 +58,7 @@ impl Sandbox {
         Ok(Self { id, dir, pin_root, _alone: alone })
     }
 
-    /// Which lab this is.
+    /// The name of the lab.
     pub fn id(&self) -> LabId {
         self.id
     }
@@ -78,7 +78,7 @@ impl Sandbox {
         self.dir.join("state")
     }
 
-    /// Leaves the lab to whoever calls [`sweep::kept`]. The caller forgets its guards.
+    /// Keeps the lab until [`sweep::kept`] is called. The caller forgets its guards.
     pub(crate) fn keep(&self) -> Result<()> {
         let path = self.dir.join(KEEP);
         fs::write(&path, "").with_context(|| format!("cannot write {}", path.display()))

@@ -1,5 +1,5 @@
-//! What a backend of a lab serves: HTTP whose body names colour and backend, and a UDP echo that says
-//! the same, numbered and with the time of arrival.
+//! The servers of a lab's backend: HTTP, with a body that names colour and backend, and a UDP echo server that returns
+//! the same, with a number and the time of arrival.
 
 use crate::{
     netns::Namespace,
@@ -25,7 +25,7 @@ pub const HTTP_PORT: u16 = 8080;
 /// Port of the UDP echo.
 pub const UDP_PORT: u16 = 5353;
 
-/// Nanoseconds of `CLOCK_MONOTONIC`: one clock for all namespaces of the machine.
+/// Nanoseconds of `CLOCK_MONOTONIC`, which is one clock for all namespaces of the machine.
 pub fn monotonic_ns() -> u64 {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the pointer is to a timespec that outlives the call.
@@ -33,7 +33,7 @@ pub fn monotonic_ns() -> u64 {
     now.tv_sec.cast_unsigned() * 1_000_000_000 + now.tv_nsec.cast_unsigned()
 }
 
-/// The servers of one backend, on a thread of their own.
+/// The servers of one backend, on a separate thread.
 #[derive(Debug)]
 pub struct Server {
     requests: Arc<AtomicU64>,
@@ -41,7 +41,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// Serves on each of the addresses; `says` is colour and name, e.g. `blue blue1`. Returns once all
+    /// Serves on each of the addresses. `says` is colour and name, for example `blue blue1`. Returns when all
     /// sockets are bound.
     pub fn start(namespace: &Namespace, says: &str, addresses: &[IpAddr]) -> Result<Self> {
         let sockets = namespace.enter(|| Sockets::bind(addresses))??;
@@ -55,13 +55,13 @@ impl Server {
         Ok(Self { requests, _worker: worker })
     }
 
-    /// HTTP requests answered so far.
+    /// The number of HTTP requests answered so far.
     pub fn requests(&self) -> u64 {
         self.requests.load(Ordering::Relaxed)
     }
 }
 
-/// Serves in this process, in the namespace it is in, until it is killed.
+/// Serves in this process and its namespace until it is killed.
 pub fn serve(says: &str, addresses: &[IpAddr]) -> Result<()> {
     let sockets = Sockets::bind(addresses)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -98,8 +98,8 @@ impl Sockets {
     }
 }
 
-/// Gives a socket room for what comes while its reader waits for a processor: what the lab itself loses would
-/// look like something that a switch has lost.
+/// Gives a socket a buffer for packets that arrive while its reader waits for a processor. Otherwise a loss in the lab would
+/// look like a loss by a switch.
 pub(crate) fn hold_bursts(socket: &impl AsRawFd) -> std::io::Result<()> {
     let bytes: libc::c_int = 16 << 20;
     // SAFETY: the pointer is to an integer of the length given, which outlives the call.
@@ -127,7 +127,7 @@ async fn serve_http(listener: TcpListener, says: Arc<str>, requests: Arc<AtomicU
     }
 }
 
-/// Answers each request head on a connection, pipelined or not, until the client closes it or asks to.
+/// Answers each request on a connection, pipelined or not, until the client closes it or requests that.
 async fn serve_connection(mut stream: TcpStream, says: Arc<str>, requests: Arc<AtomicU64>) -> std::io::Result<()> {
     stream.set_nodelay(true)?;
     let body = format!("{says}\n");
@@ -150,7 +150,7 @@ async fn serve_connection(mut stream: TcpStream, says: Arc<str>, requests: Arc<A
     }
 }
 
-/// Answers each datagram: `<colour> <name> <number of the datagram here> <arrival, ns> <what it held>`.
+/// Answers each datagram: `<colour> <name> <number of the datagram here> <arrival, ns> <content>`.
 async fn serve_udp(socket: UdpSocket, says: Arc<str>) {
     let mut buffer = vec![0; 2048];
     for number in 0_u64.. {

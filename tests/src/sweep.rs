@@ -1,8 +1,7 @@
-//! Removal by name: of what this process made, when a signal ends it, and of what processes that no
-//! longer live have left.
+//! Removing labs by name: those of this process when a signal ends it, and those that dead processes have left.
 //!
-//! All that a lab makes is called `bg-<pid>-...`; whatever bears the number of a process that does not
-//! live, or is no lab, is a leftover. Teardown goes on past what fails: the rest shall go all the same.
+//! Everything that a lab creates is called `bg-<pid>-...`. If the process of this number is dead, or does not use labs,
+//! it is a leftover. If something cannot be removed, the rest still is.
 
 use crate::{
     command::run,
@@ -18,12 +17,12 @@ use std::{
 
 const NETNS: &str = "/run/netns";
 
-/// Where labs keep their files.
+/// The directory in which labs keep their files.
 pub fn files_root() -> PathBuf {
     std::env::temp_dir()
 }
 
-/// From now on SIGINT, SIGTERM and SIGHUP remove this process's labs before they end it.
+/// Has SIGINT, SIGTERM and SIGHUP remove this process's labs before they end it.
 pub fn on_signals() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
@@ -38,7 +37,7 @@ pub fn on_signals() {
     });
 }
 
-/// Removes what labs of processes that no longer live have left, but for those that were kept.
+/// Removes what labs of dead processes have left, except labs that were kept.
 pub fn leftovers() {
     sweep(|pid, is_kept| !is_kept && !lives(pid));
 }
@@ -52,7 +51,7 @@ fn lives(pid: u32) -> bool {
     Path::new("/proc").join(pid.to_string()).exists()
 }
 
-/// Removes the labs of those processes for which `goes` is true; it is told whether the lab was kept.
+/// Removes the labs of the processes for which `goes` is true. Its argument says whether the lab was kept.
 fn sweep(goes: impl Fn(u32, bool) -> bool) {
     let is_kept = |lab: &str| files_root().join(lab).join(KEEP).exists();
     let names = |dir: &Path| {
@@ -69,7 +68,7 @@ fn sweep(goes: impl Fn(u32, bool) -> bool) {
     names(&files_root()).iter().for_each(|name| remove_tree(&files_root().join(name)));
 }
 
-/// The lab that a name `bg-<pid>-<number>` or `bg-<pid>-<number>-<role>` belongs to, and its process.
+/// The lab of a name `bg-<pid>-<number>` or `bg-<pid>-<number>-<role>`, and its process.
 fn lab(name: &str) -> Option<(&str, u32)> {
     let end = name.match_indices('-').nth(2).map_or(name.len(), |(at, _)| at);
     let lab = &name[..end];
@@ -78,7 +77,7 @@ fn lab(name: &str) -> Option<(&str, u32)> {
     Some((lab, pid.parse().ok()?))
 }
 
-/// Ends the processes that run in a namespace of a lab and removes it.
+/// Ends the processes in a namespace of a lab and removes it.
 pub(crate) fn remove_namespace(name: &str) {
     let own = std::process::id();
     let inside = || {
@@ -103,7 +102,7 @@ pub(crate) fn remove_namespace(name: &str) {
     }
 }
 
-/// Where control groups of version 2 are, whether alone or beside those of version 1.
+/// The mount point of control groups of version 2, with or without those of version 1.
 pub(crate) fn cgroups() -> Option<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mounts").ok()?;
     let of_type = |line: &&str| line.split(' ').nth(2) == Some("cgroup2");
@@ -128,7 +127,7 @@ pub(crate) fn remove_cgroup(group: &Path) {
     }
 }
 
-/// The files of a control group go with its directory.
+/// Removes a control group. Its files vanish with its directory.
 fn remove_groups(group: &Path) -> std::io::Result<()> {
     for entry in fs::read_dir(group)? {
         let entry = entry?;
@@ -139,7 +138,7 @@ fn remove_groups(group: &Path) -> std::io::Result<()> {
     fs::remove_dir(group)
 }
 
-/// Removes a directory, if it is there.
+/// Removes a directory, if it exists.
 pub(crate) fn remove_tree(path: &Path) {
     match fs::remove_dir_all(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {

@@ -1,4 +1,4 @@
-//! A tap: an interface whose other end is a file, as a virtual machine has it (Documentation/networking/tuntap.rst).
+//! A tap: an interface whose other end is a file, as for a virtual machine (Documentation/networking/tuntap.rst).
 
 use crate::netns::Namespace;
 use anyhow::{Context, Result};
@@ -9,12 +9,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The end of a tap that is not the host's. Dropped, the interface goes.
+/// The end of a tap that is not the host's. Dropping it removes the interface.
 #[derive(Debug)]
 pub struct Tap(File);
 
 impl Tap {
-    /// Makes an interface of this name in the namespace, and sets it up.
+    /// Creates an interface of this name in the namespace, and sets it up.
     pub fn create(namespace: &Namespace, name: &str) -> Result<Self> {
         let file = namespace.enter(|| create_here(name))?.with_context(|| format!("cannot make the tap {name}"))?;
         namespace.ip(&format!("link set {name} up"))?;
@@ -26,7 +26,7 @@ impl Tap {
         (&self.0).write_all(frame).context("cannot write to the tap")
     }
 
-    /// The next frame that the host sends; `None` if there is none for so long.
+    /// The next frame that the host sends; `None` if there is none for this long.
     pub fn receive_within(&self, patience: Duration) -> Result<Option<Vec<u8>>> {
         let end = Instant::now() + patience;
         let mut buffer = vec![0; 65_536];

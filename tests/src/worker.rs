@@ -1,4 +1,4 @@
-//! A thread inside a namespace that runs asynchronous work until it is told to stop.
+//! A thread in a namespace that runs asynchronous work until it is told to stop.
 
 use crate::netns::Namespace;
 use anyhow::{Context, Result, anyhow};
@@ -25,7 +25,7 @@ impl Stop {
     }
 }
 
-/// The guard of the thread. Dropped, it stops the work and waits for it.
+/// The guard of the thread. Dropping it stops the work and waits for it.
 #[derive(Debug)]
 pub struct Worker {
     stop: watch::Sender<bool>,
@@ -33,7 +33,7 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Starts `work` on a thread inside the namespace; returns once the thread is there.
+    /// Starts `work` on a thread in the namespace. Returns when the thread is there.
     pub fn spawn<F>(namespace: &Namespace, work: impl FnOnce(Stop) -> F + Send + 'static) -> Result<Self>
     where
         F: Future<Output = Result<()>>,
@@ -51,7 +51,7 @@ impl Worker {
         Ok(Self { stop, thread: Some(thread.context("cannot start a thread")?) })
     }
 
-    /// Stops the work and returns what came of it.
+    /// Stops the work and returns its result.
     pub fn stop(mut self) -> Result<()> {
         self.finish()
     }

@@ -1,4 +1,4 @@
-//! HTTP clients: one that keeps its connections, one that opens a new one for each request.
+//! HTTP clients: one that keeps its connections, and one that opens a connection for each request.
 
 use super::{Load, PATIENCE, Tally};
 use crate::{
@@ -15,19 +15,19 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-/// Clients that hold a connection for as long as it lives.
+/// Clients that keep a connection as long as it is open.
 #[derive(Clone, Copy, Debug)]
 pub struct KeepAlive {
-    /// How many.
+    /// The number of clients.
     pub clients: usize,
     /// Pause between an answer and the next request.
     pub pause: Duration,
 }
 
-/// Clients that open a connection, ask once and close it.
+/// Clients that open a connection, send one request and close it.
 #[derive(Clone, Copy, Debug)]
 pub struct Fresh {
-    /// How many at a time.
+    /// The number of concurrent clients.
     pub clients: usize,
     /// Pause between an answer and the next connection.
     pub pause: Duration,
@@ -81,7 +81,7 @@ where
     Ok(Load { tally, worker })
 }
 
-/// Opens a connection and asks over it until it breaks or it is time to stop.
+/// Opens a connection and sends requests until it breaks or it is time to stop.
 async fn hold(server: SocketAddr, pause: Duration, tally: &Tally, stop: &Stop) {
     let opened = within_patience(async {
         let mut connection = Connection::open(server).await?;
@@ -134,7 +134,7 @@ impl Connection {
         Ok(Self { stream, server })
     }
 
-    /// One request, one answer: the colour that its body names.
+    /// Sends one request and returns the colour in the body of the answer.
     async fn ask(&mut self, connection: &str) -> Result<Colour> {
         let request = format!("GET / HTTP/1.1\r\nHost: {}\r\nConnection: {connection}\r\n\r\n", self.server);
         self.stream.write_all(request.as_bytes()).await.context("cannot send a request")?;
@@ -150,7 +150,7 @@ impl Connection {
     }
 }
 
-/// The body of an answer that has arrived whole.
+/// The body of a complete answer.
 pub(super) fn complete_body(answer: &[u8]) -> Result<Option<&str>> {
     let text = std::str::from_utf8(answer).context("an answer that is no text")?;
     let Some((head, body)) = text.split_once("\r\n\r\n") else { return Ok(None) };
@@ -164,7 +164,7 @@ pub(super) fn complete_body(answer: &[u8]) -> Result<Option<&str>> {
     Ok((body.len() >= length).then(|| &body[..length]))
 }
 
-/// The colour that an answer begins with.
+/// The colour with which an answer begins.
 pub(super) fn colour(answer: &str) -> Result<Colour> {
     let word = answer.split_whitespace().next();
     match Colour::ALL.into_iter().find(|colour| word == Some(colour.name())) {

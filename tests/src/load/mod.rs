@@ -1,4 +1,4 @@
-//! Load with exact accounts: every request ends as an answer of a colour or as a failure that is named.
+//! Load with exact counts: every request ends as an answer from a colour or as a failure with a name.
 
 mod http;
 mod paced;
@@ -15,7 +15,7 @@ pub use wrk::{Wrk, WrkReport};
 use crate::worker::Worker;
 use std::{sync::Arc, time::Duration};
 
-/// How long a client waits for anything before it calls it a failure.
+/// How long a client waits before it counts a failure.
 pub const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A load that runs until its guard is dropped.
@@ -26,12 +26,12 @@ pub struct Load {
 }
 
 impl Load {
-    /// The account so far.
+    /// The counts so far.
     pub fn tally(&self) -> &Tally {
         &self.tally
     }
 
-    /// Stops once each client has finished what it is at, and returns the account.
+    /// Stops after each client has finished its present request, and returns the counts.
     pub fn finish(self) -> anyhow::Result<Counts> {
         self.worker.stop()?;
         Ok(self.tally.counts())

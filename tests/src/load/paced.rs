@@ -1,4 +1,4 @@
-//! Requests at a fixed rate, over kept connections, and how long each answer took.
+//! Requests at a fixed rate over kept connections, with the time that each answer took.
 
 use super::{PATIENCE, http::complete_body};
 use crate::netns::Namespace;
@@ -10,21 +10,21 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Clients that ask at a fixed rate, whether or not answers are slow.
+/// Clients that send requests at a fixed rate, even if answers are slow.
 #[derive(Clone, Copy, Debug)]
 pub struct Paced {
-    /// How many, each with a thread of its own.
+    /// The number of clients. Each has its own thread.
     pub clients: u32,
-    /// Connections of each, used in turn.
+    /// The number of connections of each client, which are used in turn.
     pub connections: usize,
-    /// Requests a second, of all of them together.
+    /// Requests per second of all clients together.
     pub rate: u32,
 }
 
 impl Paced {
-    /// Asks for so long; tells how long each answer took. A request that could not be sent at its time, since the client
-    /// was still waiting for an earlier answer, counts from the time it should have been sent: else a server
-    /// that stalls would be asked less just then.
+    /// Sends requests for this long. Returns how long each answer took. If a request could not be sent on time because the client
+    /// was still waiting for an earlier answer, its time counts from when it should have been sent. Otherwise a server
+    /// that stalls would get fewer requests just then.
     pub fn run(self, namespace: &Namespace, server: SocketAddr, duration: Duration) -> Result<Vec<Duration>> {
         let interval = Duration::from_secs(1) * self.clients / self.rate;
         thread::scope(|scope| {

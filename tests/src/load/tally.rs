@@ -1,4 +1,4 @@
-//! The account of a load.
+//! The counts of a load.
 
 use bg_common::Colour;
 use std::sync::{
@@ -6,7 +6,7 @@ use std::sync::{
     atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
-/// What a load has met so far; it is written by the load's clients.
+/// The counts of a load so far. The load's clients write them.
 #[derive(Debug, Default)]
 pub struct Tally {
     answers: [AtomicU64; 2],
@@ -22,26 +22,26 @@ pub struct Tally {
 /// A [`Tally`] at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Answered requests, by colour.
+    /// The number of answered requests, by colour.
     pub answers: [u64; 2],
-    /// Requests without a right answer, resets among them.
+    /// The number of requests without a correct answer, including resets.
     pub failures: u64,
-    /// Connections that were reset.
+    /// The number of connections that were reset.
     pub resets: u64,
-    /// Connections that ended early while a cut was expected to end them.
+    /// The number of connections that ended early while a cut was expected to end them.
     pub cut: u64,
-    /// Answers of another colour than the one their connection began with.
+    /// The number of answers from another colour than the first one of their connection.
     pub strayed: u64,
-    /// Connections open now, by the colour that they began with.
+    /// The number of open connections, by their first colour.
     pub connections: [u64; 2],
-    /// What the first failures were.
+    /// Descriptions of the first failures.
     pub first_failures: Vec<String>,
 }
 
 impl Tally {
     const NAMED_FAILURES: usize = 10;
 
-    /// The account as it stands.
+    /// The present counts.
     pub fn counts(&self) -> Counts {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Counts {
@@ -55,7 +55,7 @@ impl Tally {
         }
     }
 
-    /// From now on, or no longer: an open connection that ends early was cut on purpose and is no failure.
+    /// Sets whether an open connection that ends early was cut on purpose, and so is not a failure.
     pub fn expect_cut(&self, expected: bool) {
         self.may_be_cut.store(expected, Ordering::SeqCst);
     }
@@ -87,7 +87,7 @@ impl Tally {
         }
     }
 
-    /// A connection that may have worked before ended early.
+    /// Counts a connection that ended early.
     pub(super) fn broke(&self, error: &anyhow::Error) {
         if self.may_be_cut.load(Ordering::SeqCst) {
             self.cut.fetch_add(1, Ordering::Relaxed);
@@ -98,7 +98,7 @@ impl Tally {
 }
 
 impl Counts {
-    /// All answers.
+    /// The number of all answers.
     pub fn total(&self) -> u64 {
         self.answers.iter().sum()
     }

@@ -1,4 +1,4 @@
-//! A client of the UDP echo, on a socket of its own: one flow for as long as it lives.
+//! A client of the UDP echo server. It has its own socket, and so one flow.
 
 use crate::netns::Namespace;
 use anyhow::{Context, Result, bail};
@@ -8,18 +8,18 @@ use std::{
     time::Duration,
 };
 
-/// What the echo said.
+/// An answer of the echo server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
     /// Colour of the backend.
     pub colour: Colour,
     /// Its name.
     pub backend: String,
-    /// How many datagrams it had met before this one.
+    /// The number of datagrams that it had received before this one.
     pub number: u64,
-    /// When the datagram arrived there, in nanoseconds of `CLOCK_MONOTONIC`.
+    /// When the datagram arrived at the server, in nanoseconds of `CLOCK_MONOTONIC`.
     pub arrived_ns: u64,
-    /// What the datagram held.
+    /// The content of the datagram.
     pub echoed: String,
 }
 
@@ -49,12 +49,12 @@ impl Echo {
         Ok(Self { socket })
     }
 
-    /// How long it waits for an answer; a second unless told.
+    /// Sets how long it waits for an answer, by default a second.
     pub fn set_patience(&self, patience: Duration) -> Result<()> {
         Ok(self.socket.set_read_timeout(Some(patience))?)
     }
 
-    /// Sends a datagram and waits for its answer. Answers to earlier ones, come late, are passed over.
+    /// Sends a datagram and waits for its answer. Late answers to earlier datagrams are ignored.
     pub fn ask(&self, payload: &str) -> Result<Answer> {
         self.send(payload)?;
         self.receive(payload)
@@ -66,7 +66,7 @@ impl Echo {
         Ok(())
     }
 
-    /// Waits for the answer to a datagram that held this.
+    /// Waits for the answer to a datagram with this content.
     pub fn receive(&self, payload: &str) -> Result<Answer> {
         let mut buffer = [0; 2048];
         loop {

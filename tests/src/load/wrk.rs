@@ -1,4 +1,4 @@
-//! wrk: keep-alive connections at full speed, and its own account of what went wrong.
+//! wrk: keep-alive connections at full speed, with its own counts of failures.
 
 use crate::{command::Process, netns::Namespace};
 use anyhow::{Context, Result, bail};
@@ -11,17 +11,17 @@ pub struct Wrk {
     duration: Duration,
 }
 
-/// What wrk says at its end.
+/// The final counts of wrk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WrkReport {
-    /// Answered requests.
+    /// The number of answered requests.
     pub requests: u64,
-    /// Connections, reads and writes that failed, time-outs, and answers that were no success.
+    /// The number of failed connections, reads and writes, time-outs, and answers without success.
     pub failures: u64,
 }
 
 impl Wrk {
-    /// Starts wrk with this many connections, for so long (whole seconds).
+    /// Starts wrk with this many connections, for this long (whole seconds).
     pub fn start(namespace: &Namespace, server: SocketAddr, connections: u32, duration: Duration) -> Result<Self> {
         let mut command = namespace.command("wrk");
         command.args(["--threads", "1", "--connections", &connections.to_string()]);

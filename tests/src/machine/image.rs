@@ -1,4 +1,4 @@
-//! The root that a machine begins with: a Debian of this host's release, as debootstrap makes it.
+//! The root directory of a new machine: a Debian of this host's release, made by debootstrap.
 
 use crate::command::output;
 use anyhow::{Context, Result, bail};
@@ -8,14 +8,14 @@ use std::{
     process::Command,
 };
 
-/// Code name of this host's release, e.g. `bookworm`: what was built here runs there.
+/// The code name of this host's release, for example `bookworm`. Programs that were built here run there.
 pub fn suite() -> Result<String> {
     let release = fs::read_to_string("/etc/os-release").context("cannot read /etc/os-release")?;
     let name = release.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="));
     Ok(name.context("/etc/os-release names no release of Debian (VERSION_CODENAME)")?.trim_matches('"').to_owned())
 }
 
-/// Where `cargo xtask setup` puts the tarball in a target directory.
+/// The path of the tarball of `cargo xtask setup` in a target directory.
 pub fn image_in(target_dir: &Path) -> Result<PathBuf> {
     Ok(target_dir.join("machine").join(format!("{}.tar", suite()?)))
 }
@@ -27,12 +27,12 @@ pub(super) fn unpack(to: &Path) -> Result<()> {
     output(Command::new("tar").args(["--extract", "--file"]).arg(image).arg("--directory").arg(to)).map(drop)
 }
 
-/// The Debian package that `cargo xtask package` has made.
+/// The Debian package that `cargo xtask package` has built.
 pub(super) fn package() -> Result<PathBuf> {
     built(|target_dir| Ok(target_dir.join("debian/bgctl.deb")), "cargo xtask package")
 }
 
-/// A file of the target directory that this test was built in.
+/// A file in the target directory of this test.
 fn built(path_in: impl Fn(&Path) -> Result<PathBuf>, made_by: &str) -> Result<PathBuf> {
     let test = std::env::current_exe()?;
     for target_dir in test.ancestors().skip(1).take(4) {

@@ -1,5 +1,5 @@
-//! A Debian machine with systemd as its first process, in a container of the test's own. It shares the kernel and the
-//! network namespace of a lab's edge; its pins are its own, and gone when it is switched off, as after a reboot.
+//! A Debian machine with systemd as its first process, in a separate container. It shares the kernel and the
+//! network namespace of a lab's edge. It has its own pins, which vanish when it is switched off, as after a reboot.
 
 mod image;
 
@@ -23,12 +23,12 @@ use std::{
 pub use image::{image_in, suite};
 
 const BOOT: &str = include_str!("boot.sh");
-/// How long booting, switching off and each command may take.
+/// The time that booting, switching off and each command may take.
 const PATIENCE: Duration = Duration::from_secs(90);
-/// What systemd does when it gets this signal: end all units, then halt.
+/// The signal on which systemd ends all units and halts.
 const HALT: libc::c_int = 3;
 
-/// The machine. Dropped, it is gone with all its processes.
+/// The machine. Dropping it ends all its processes and removes it.
 #[derive(Debug)]
 pub struct Machine {
     network: Arc<Namespace>,
@@ -39,7 +39,7 @@ pub struct Machine {
 
 #[derive(Debug)]
 struct Running {
-    /// The program that has made the namespaces and waits for the first process.
+    /// The program that has created the namespaces and waits for the first process.
     outside: Process,
     /// Process id of the first process.
     init: u32,
@@ -65,7 +65,7 @@ impl Machine {
         fs::write(&path, content).with_context(|| format!("cannot write {}", path.display()))
     }
 
-    /// Copies the Debian package under test into the machine, as `version` if that is told, and returns its place there.
+    /// Copies the Debian package under test into the machine, with another `version` if one is given, and returns its path there.
     pub fn copy_package(&self, version: Option<&str>) -> Result<&'static str> {
         const PLACE: &str = "/root/bgctl.deb";
         let package = image::package()?;
@@ -89,7 +89,7 @@ impl Machine {
         Ok(PLACE)
     }
 
-    /// Switches it on; returns as soon as systemd runs, not when it has started everything.
+    /// Switches it on. Returns as soon as systemd runs, not when it has started everything.
     pub fn switch_on(&mut self) -> Result<()> {
         if self.running.is_some() {
             bail!("the machine is on already");
@@ -127,7 +127,7 @@ impl Machine {
         }
     }
 
-    /// Waits until everything that belongs to the boot was started, and returns what systemd says then: `running`, or
+    /// Waits until the boot is complete, and returns the state that systemd reports: `running`, or
     /// `degraded` if a unit has failed.
     pub fn booted(&self) -> Result<String> {
         let start = Instant::now();
@@ -155,7 +155,7 @@ impl Machine {
         ended.map(drop).with_context(|| format!("the machine has not halted after {PATIENCE:?}"))
     }
 
-    /// A command that runs in the machine, at most for as long as anything may take here.
+    /// A command that runs in the machine, with a time limit.
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new("timeout");
         command.arg(PATIENCE.as_secs().to_string()).arg("nsenter");
@@ -167,14 +167,14 @@ impl Machine {
         command
     }
 
-    /// Runs a line of words in the machine and returns its results; a failure is an error with its message.
+    /// Runs a command line in the machine and returns its results. A failure is an error with its message.
     pub fn run(&self, line: &str) -> Result<String> {
         let mut words = line.split_whitespace();
         let program = words.next().context("an empty command")?;
         output(self.command(program).args(words))
     }
 
-    /// Every file of the machine's disk that does not belong to the package manager or to a log.
+    /// All files of the machine's disk, except those of the package manager and logs.
     pub fn files(&self) -> Result<Vec<String>> {
         const NOT_OURS: [&str; 5] = ["./var/lib/dpkg/", "./var/lib/apt/", "./var/cache/", "./var/log/", "./root/"];
         let mut find = Command::new("find");
@@ -198,7 +198,7 @@ impl Drop for Machine {
     }
 }
 
-/// Whether boot.sh has come to its end.
+/// Whether boot.sh has finished.
 fn is_systemd(process: u32) -> bool {
     fs::read_link(format!("/proc/{process}/exe")).is_ok_and(|program| program.ends_with(Path::new("systemd/systemd")))
 }

@@ -1,4 +1,4 @@
-//! The addresses of every lab, from the ranges for documentation and private use.
+//! The addresses of all labs, from the ranges for documentation and private use.
 
 use bg_common::Colour;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -15,7 +15,7 @@ const fn v6(net: u16, host: [u16; 2]) -> IpAddr {
 /// The client.
 pub const CLIENT_V4: IpAddr = v4(192, 0, 2, 2);
 pub const CLIENT_V6: IpAddr = v6(0xc, [0, 2]);
-/// A second address of the client, of a prefix for testers.
+/// A second address of the client, from a prefix for testers.
 pub const TESTER_V4: IpAddr = v4(198, 51, 100, 2);
 pub const TESTER_V6: IpAddr = v6(0x7, [0, 2]);
 /// The edge towards the client.
@@ -24,13 +24,13 @@ pub const FRONT_V6: IpAddr = v6(0xc, [0, 1]);
 /// The edge towards the backends.
 pub const BACK_V4: IpAddr = v4(10, 0, 0, 1);
 pub const BACK_V6: IpAddr = v6(0xb, [0, 1]);
-/// The router between edge and backends, where there is one.
+/// The router between the edge and the backends, if there is one.
 pub const ROUTER_V4: IpAddr = v4(10, 0, 0, 2);
 pub const ROUTER_V6: IpAddr = v6(0xb, [0, 2]);
-/// Where services are found.
+/// The VIPs of the services.
 pub const VIP_V4: IpAddr = v4(203, 0, 113, 10);
 pub const VIP_V6: IpAddr = v6(0xf, [0, 0x10]);
-/// Where services of the deployment are found that is not under test.
+/// The VIPs of the deployment that is not under test.
 pub const NEIGHBOUR_V4: IpAddr = v4(203, 0, 113, 20);
 pub const NEIGHBOUR_V6: IpAddr = v6(0xf, [0, 0x20]);
 

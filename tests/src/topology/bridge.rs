@@ -1,5 +1,5 @@
-//! Backends behind a bridge of the edge host, as its virtual machines and containers are. No offload
-//! is touched: checksums are unfinished and packets bigger than any frame.
+//! Backends behind a bridge of the edge host, like its virtual machines and containers. Offloads have their
+//! default settings, so checksums are unfinished, and packets are larger than frames.
 //!
 //! ```text
 //! client eth0 -- front EDGE br0 -- eth0 blue1

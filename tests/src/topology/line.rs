@@ -1,4 +1,4 @@
-//! A client, an edge and one machine of backends on two cables: nothing between them that would be measured too.
+//! A client, an edge and one machine with backends on two cables, with nothing between them that would be measured too.
 //!
 //! ```text
 //! client eth0 -- front EDGE back -- eth0 backends, which holds the addresses of blue1 and green1

@@ -1,7 +1,7 @@
-//! The networks that labs consist of.
+//! The networks of the labs.
 //!
-//! Each has a client, an edge (the host that bgctl runs on), and two backends of each colour, or one in the lab that
-//! measurements are made in. All speak IPv4 and IPv6, with the same addresses in each lab ([`address`]).
+//! Each has a client, an edge (the host on which bgctl runs), and two backends of each colour, or one in the lab for
+//! measurements. All use IPv4 and IPv6, with the same addresses in each lab ([`address`]).
 
 pub mod address;
 mod bridge;
@@ -20,21 +20,21 @@ use anyhow::Result;
 use bg_common::Colour;
 use std::{net::IpAddr, path::PathBuf, sync::Arc};
 
-/// What stands between the edge and its backends in a lab of machines on wires.
+/// The device between the edge and its backends in a lab of machines on wires.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fabric {
-    /// One network: the backends are neighbours of the edge.
+    /// A switch. The backends are neighbours of the edge.
     Switch,
-    /// A router: the edge has one next hop for all of them.
+    /// A router. The edge has one next hop for all backends.
     Router,
 }
 
 /// How an interface pair treats checksums.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Offloads {
-    /// As it comes: checksums of local senders stay unfinished.
+    /// The default. Checksums of local senders stay unfinished.
     Default,
-    /// As a packet off a wire looks: senders finish checksums.
+    /// As off a wire. Senders finish checksums.
     Wire,
 }
 
@@ -52,46 +52,46 @@ pub struct Backend {
 }
 
 impl Backend {
-    /// What its servers answer: colour and name.
+    /// The answer of its servers: colour and name.
     pub fn says(&self) -> String {
         format!("{} {}", self.colour.name(), self.name)
     }
 }
 
-/// A network of namespaces. Dropped, it is gone.
+/// A network of namespaces. Dropping it removes it.
 #[derive(Debug)]
 pub struct Lab {
-    /// Where connections come from.
+    /// The namespace of the clients.
     pub client: Arc<Namespace>,
-    /// Where bgctl runs.
+    /// The namespace in which bgctl runs.
     pub edge: Arc<Namespace>,
-    /// Those of each colour, blue first.
+    /// The backends of each colour, blue first.
     pub backends: Vec<Backend>,
-    /// Interfaces of the edge that bgctl is to be attached to, the client's side first.
+    /// The interfaces of the edge to which bgctl is attached, the client's side first.
     pub interfaces: Vec<&'static str>,
-    /// Machines that only pass on.
+    /// Machines that only forward.
     others: Vec<Arc<Namespace>>,
-    /// Last: a lab's directories go when its namespaces have gone.
+    /// This is the last field, so that a lab's directories are removed after its namespaces.
     pub sandbox: Sandbox,
 }
 
 impl Lab {
-    /// Separate machines on wires with finished checksums: where XDP belongs.
+    /// Separate machines on wires with finished checksums, for XDP.
     pub fn wire(fabric: Fabric) -> Result<Self> {
         wire::build(fabric)
     }
 
-    /// Backends behind a bridge of the edge host, as its virtual machines are. Nothing is tweaked.
+    /// Backends behind a bridge of the edge host, like its virtual machines, with default settings.
     pub fn bridge() -> Result<Self> {
         bridge::build()
     }
 
-    /// Backends that are addresses of the edge host itself; `offloads` are those of the client's side.
+    /// Backends that are addresses of the edge host itself. `offloads` are those of the client's side.
     pub fn zones(offloads: Offloads) -> Result<Self> {
         zones::build(offloads)
     }
 
-    /// One machine of backends, one of each colour, on a cable to the edge: as little as can be beside what is measured.
+    /// One machine with a backend of each colour, on a cable to the edge, so that little else is measured.
     pub fn line(offloads: Offloads) -> Result<Self> {
         line::build(offloads)
     }
@@ -101,7 +101,7 @@ impl Lab {
         Ok(self.bgctl_at(program_under_test()?))
     }
 
-    /// The same, with this program as bgctl.
+    /// The same, but with this program as bgctl.
     pub fn bgctl_at(&self, program: PathBuf) -> Bgctl {
         Bgctl::new(program, &self.edge, &self.sandbox)
     }
@@ -120,8 +120,8 @@ impl Lab {
         self.backends.iter().map(start).collect()
     }
 
-    /// Pings every backend and the client from the edge, so that their neighbours are known and the
-    /// network is known to work before anything is measured in it.
+    /// Pings every backend and the client from the edge, so that their neighbours are known, and the
+    /// network is known to work before a measurement.
     pub fn warm_up(&self) -> Result<()> {
         let client = [address::CLIENT_V4, address::CLIENT_V6];
         for address in self.backends.iter().flat_map(|backend| backend.addresses).chain(client) {
@@ -133,14 +133,14 @@ impl Lab {
         Ok(())
     }
 
-    /// Every machine with its network cards.
+    /// All machines with network cards.
     pub fn cards(&self) -> Vec<(&Namespace, Vec<String>)> {
         let backends = self.backends.iter().map(|backend| &backend.namespace);
         let machines = [&self.client, &self.edge].into_iter().chain(backends).chain(&self.others);
         machines.map(|machine| (machine.as_ref(), machine.interfaces().unwrap_or_default())).collect()
     }
 
-    /// Leaves the lab as it is when this process ends, until [`crate::sweep::kept`] removes it.
+    /// Keeps the lab when this process ends, until [`crate::sweep::kept`] removes it.
     pub fn keep(self) -> Result<()> {
         self.sandbox.keep()?;
         std::mem::forget(self);
@@ -148,8 +148,7 @@ impl Lab {
     }
 }
 
-/// A namespace with IPv4 and IPv6 as a server has them: no address detection to wait for, loose about
-/// nothing but speed.
+/// A namespace with IPv4 and IPv6 settings like a server's, but without the wait for duplicate address detection.
 fn machine(sandbox: &Sandbox, role: &str) -> Result<Arc<Namespace>> {
     let namespace = Namespace::create(sandbox.id(), role)?;
     for (name, value) in [
@@ -162,7 +161,7 @@ fn machine(sandbox: &Sandbox, role: &str) -> Result<Arc<Namespace>> {
     Ok(Arc::new(namespace))
 }
 
-/// A machine that clients run on: all ports, and a port in TIME_WAIT may be used again.
+/// A machine for clients: all ports can be used, and a port in TIME_WAIT can be reused.
 fn client(sandbox: &Sandbox) -> Result<Arc<Namespace>> {
     let client = machine(sandbox, "client")?;
     client.sysctl("ipv4/ip_local_port_range", "1024 65535")?;
@@ -170,13 +169,13 @@ fn client(sandbox: &Sandbox) -> Result<Arc<Namespace>> {
     Ok(client)
 }
 
-/// Lets a machine pass on packets of others.
+/// Lets a machine forward packets.
 fn forwards(namespace: &Namespace) -> Result<()> {
     namespace.sysctl("ipv4/ip_forward", "1")?;
     namespace.sysctl("ipv6/conf/all/forwarding", "1")
 }
 
-/// Lays a cable between two machines and sets both ends up.
+/// Connects two machines with a cable and sets both ends up.
 fn cable(a: (&Namespace, &str), b: (&Namespace, &str), offloads: Offloads) -> Result<()> {
     let (b_name, b_interface) = (b.0.name(), b.1);
     a.0.ip(&format!("link add {} type veth peer name {b_interface} netns {b_name}", a.1))?;
@@ -199,7 +198,7 @@ fn addresses(namespace: &Namespace, interface: &str, addresses: &[&str]) -> Resu
     Ok(())
 }
 
-/// The client's side, the same in each lab: `eth0` of the client to `front` of the edge.
+/// The client's side, which is the same in each lab: `eth0` of the client is connected to `front` of the edge.
 fn front(client: &Namespace, edge: &Namespace, offloads: Offloads) -> Result<()> {
     use address::*;
     cable((client, "eth0"), (edge, "front"), offloads)?;

@@ -1,4 +1,4 @@
-//! Separate machines on wires: checksums are finished, as off any network card.
+//! Separate machines on wires. Checksums are finished, as off any network card.
 //!
 //! ```text
 //! client eth0 -- front EDGE back -- uplink SWITCH or ROUTER -- eth0 blue1
@@ -12,7 +12,7 @@ use crate::{netns::Namespace, sandbox::Sandbox};
 use anyhow::Result;
 use std::net::IpAddr;
 
-/// What a router answers to on each port towards a backend: a gateway needs no subnet of its own.
+/// The address of a router on each port towards a backend. A gateway does not need its own subnet.
 const GATEWAY_V4: &str = "169.254.0.1";
 const GATEWAY_V6: &str = "fe80::1";
 
@@ -64,7 +64,7 @@ pub(super) fn build(fabric: Fabric) -> Result<Lab> {
     Ok(lab)
 }
 
-/// A backend on one network with the edge: its cable ends in the switch.
+/// A backend in the same network as the edge. Its cable ends in the switch.
 fn neighbour(namespace: &Namespace, switch: &Namespace, port: &str, [v4, v6]: [IpAddr; 2]) -> Result<()> {
     switch.ip(&format!("link set {port} master br0"))?;
     addresses(namespace, "eth0", &[&format!("{v4}/16"), &format!("{v6}/64")])?;

@@ -1,7 +1,7 @@
-//! Zones of one operating system: both environments are addresses of the edge host itself.
+//! Zones of one operating system. Both environments are addresses of the edge host itself.
 //!
 //! ```text
-//! client eth0 -- front EDGE, whose loopback holds the addresses of blue1, blue2, green1, green2
+//! client eth0 -- front EDGE, whose loopback has the addresses of blue1, blue2, green1, green2
 //! ```
 
 use super::{Backend, Lab, Offloads, address::BACKENDS, addresses, client, front, machine};
