@@ -9,128 +9,26 @@
 //! is behind, the change was not recorded: its process was killed, or a load balancer has flipped the
 //! word itself. An entry from another life says nothing about this one, whether it is ahead or behind.
 
+mod change;
+mod directory;
 mod link;
+mod owner;
 mod recall;
+mod running;
 mod write;
 
-use std::{
-    path::PathBuf,
-    sync::{Mutex, PoisonError},
-    time::Duration,
-};
+use std::time::Duration;
 
-use bg_common::{ABI_VERSION, Meta};
-
-pub(crate) use self::recall::Recalled;
+use self::running::running;
+pub(crate) use self::{change::Change, directory::State, recall::Recalled};
 use crate::{
     Error, Paths,
-    history::{Action, HistoryError, Moment, PATIENCE, Record, Writer, ask},
-    live::{is_rolled_back, moment},
+    history::{Action, HistoryError, PATIENCE, Record, ask},
     lock::Recording,
     maps::Words,
-    pins,
-    running::{deployment_rows, text},
 };
 
-/// The state directory of an instance.
-#[derive(Debug)]
-pub(crate) struct State {
-    paths: Paths,
-    /// The instance; `None` if there is none, or it is of another version.
-    writer: Option<Writer>,
-    /// The directory in which the instance keeps its state, whatever `--state-dir` says.
-    home: PathBuf,
-    /// Warnings for the operator from successful calls.
-    warnings: Mutex<Vec<String>>,
-}
-
-/// One change, for the journal.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Change {
-    /// Name of the deployment; empty if the whole instance was changed.
-    pub(crate) deployment: String,
-    /// The interfaces that were attached or detached.
-    pub(crate) interfaces: Vec<String>,
-    /// The kind of change.
-    pub(crate) action: Action,
-    /// The state before; `None` if the deployment did not exist.
-    pub(crate) from: Option<Moment>,
-    /// The state after; `None` if the deployment was removed.
-    pub(crate) to: Option<Moment>,
-    /// The reason.
-    pub(crate) reason: Option<String>,
-}
-
-/// A deployment according to the maps.
-#[derive(Clone, Debug)]
-struct Running {
-    name: String,
-    now: Moment,
-    rolled_back: bool,
-}
-
 impl State {
-    /// The state directory of the instance with this `meta`.
-    pub(crate) fn of(paths: &Paths, meta: &Meta) -> Self {
-        let identity = meta.identity.map(|word| format!("{word:016x}")).concat();
-        Self::new(paths, Some(Writer { identity, pin_root: link::absolute(&paths.pin_root) }))
-    }
-
-    /// The state directory of whatever is pinned, which may not be an instance.
-    pub(crate) fn of_pins(paths: &Paths) -> Self {
-        match pins::read_meta(&paths.map("meta")) {
-            Ok(meta) if meta.abi_version == ABI_VERSION => Self::of(paths, &meta),
-            _ => Self::new(paths, None),
-        }
-    }
-
-    fn new(paths: &Paths, writer: Option<Writer>) -> Self {
-        let home = link::read(paths).unwrap_or_else(|| link::absolute(paths.state_dir()));
-        Self { paths: paths.clone(), writer, home, warnings: Mutex::default() }
-    }
-
-    /// The warnings since the last call.
-    pub(crate) fn take_warnings(&self) -> Vec<String> {
-        std::mem::take(&mut *self.warnings.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    /// Adds warnings. An apply reads the directory before it writes to it, and may find the same problem twice.
-    pub(crate) fn warn(&self, warnings: impl IntoIterator<Item = String>) {
-        let mut told = self.warnings.lock().unwrap_or_else(PoisonError::into_inner);
-        for warning in warnings {
-            if !told.contains(&warning) {
-                told.push(warning);
-            }
-        }
-    }
-
-    /// The directory that the command names, which may not be the instance's yet.
-    pub(crate) fn given(&self) -> Self {
-        let home = link::absolute(self.paths.state_dir());
-        Self { paths: self.paths.clone(), writer: self.writer.clone(), home, warnings: Mutex::default() }
-    }
-
-    /// Makes it the instance's directory. This is recorded in the pins, so it does not wait for a disk.
-    pub(crate) fn move_in(&self) {
-        if let Some(before) = link::read(&self.paths).filter(|before| *before != self.home) {
-            let (before, now) = (before.display(), self.home.display());
-            self.warn([format!(
-                "this instance kept its state in {before} until now, and keeps it in {now} from now on"
-            )]);
-        }
-        // On a file system without links, there can be no warning about another directory.
-        let _ = link::write(&self.paths, &self.home);
-    }
-
-    /// Whether the instance is still pinned there.
-    pub(crate) fn is_pinned(&self) -> bool {
-        link::identity_at(&self.paths.pin_root).as_ref() == self.identity()
-    }
-
-    fn identity(&self) -> Option<&String> {
-        self.writer.as_ref().map(|writer| &writer.identity)
-    }
-
     /// Records changes, and also those that others have made and not recorded.
     pub(crate) fn record(
         &self,
@@ -174,15 +72,6 @@ impl State {
         let looked = ask(&self.home, Duration::from_secs(2), None, || recall::check(self, &running(words)));
         looked.unwrap_or_else(|error| vec![format!("{:#}", anyhow::Error::from(error))])
     }
-}
-
-/// All running deployments.
-fn running(words: &Words) -> Vec<Running> {
-    let rows = deployment_rows(words).map(|(index, row)| {
-        let word = words.live.read(index.into());
-        Running { name: text(&row.name), now: moment(word), rolled_back: is_rolled_back(&row, word) }
-    });
-    rows.filter(|running| running.now.generation != 0).collect()
 }
 
 /// Keeps the data about an instance that a record needs, while the instance is attached or detached.

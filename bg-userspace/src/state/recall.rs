@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::Path};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Running, State, link};
+use super::{directory::State, owner, running::Running};
 use crate::{
     Error,
     history::{Entry, History, LastLive, Moment, Record},
@@ -29,7 +29,7 @@ impl Recalled {
 /// Reads the last live colours.
 pub(super) fn recall(state: &State) -> Result<Recalled, Error> {
     let mut last = LastLive::load(&state.home)?;
-    link::refuse_shared(state, &last)?;
+    owner::refuse_shared(state, &last)?;
     salvage(&mut last, &state.home)?;
     Ok(Recalled { deployments: last.deployments, problems: last.problems })
 }
@@ -56,9 +56,9 @@ pub(super) fn salvage(last: &mut LastLive, state_dir: &Path) -> Result<(), Error
 
 /// Warnings about the state directory for the operator.
 pub(super) fn check(state: &State, running: &[Running]) -> Result<Vec<String>, Error> {
-    let mut warnings = Vec::from_iter(link::mismatch(state));
+    let mut warnings = Vec::from_iter(owner::mismatch(state));
     let last = LastLive::load(&state.home)?;
-    link::refuse_shared(state, &last)?;
+    owner::refuse_shared(state, &last)?;
     warnings.extend(last.problems.iter().cloned());
     if is_of_another_life(state, &last)
         && let Some(differences) = differences(&last, running)

@@ -1,6 +1,11 @@
 //! Writing the state directory: the journal first, then the last live colours.
 
-use super::{Change, Running, State, link, recall, running};
+use super::{
+    change::Change,
+    directory::{State, identity_at},
+    owner, recall,
+    running::{Running, running},
+};
 use crate::{
     Error,
     history::{Action, Entry, History, LastLive, Moment, Record},
@@ -27,10 +32,10 @@ impl Job<'_> {
     pub(super) fn run(&self) -> Result<Vec<String>, Error> {
         let state_dir = &self.state.home;
         let _lock = Lock::history(state_dir)?;
-        let mut warnings = Vec::from_iter(link::mismatch(self.state));
+        let mut warnings = Vec::from_iter(owner::mismatch(self.state));
         let before = LastLive::load(state_dir)?;
         let history = History::new(state_dir);
-        if let Err(error) = link::refuse_shared(self.state, &before) {
+        if let Err(error) = owner::refuse_shared(self.state, &before) {
             // A change of interfaces is not a change of deployments.
             if self.changes.is_empty() || self.changes.iter().any(|change| !change.deployment.is_empty()) {
                 return Err(error);
@@ -111,7 +116,7 @@ impl Job<'_> {
 
     /// Does nothing if this instance has ended while the file system did not respond, and another one was created.
     fn may_write(&self, before: &LastLive) -> bool {
-        match link::identity_at(&self.state.paths.pin_root) {
+        match identity_at(&self.state.paths.pin_root) {
             Some(pinned) => Some(&pinned) == self.state.identity(),
             None => !recall::is_of_another_life(self.state, before),
         }
