@@ -4,26 +4,13 @@ use bg_common::Meta;
 
 use crate::{
     Error, Paths,
-    apply::apply,
-    config::Config,
     doctor::preconditions::{capabilities, hidden_mounts},
-    fence, index,
-    maps::{Heads, Tables, Words},
+    fence,
+    maps::Words,
     pins::PinRoot,
-    plan::{self, OpenFlows, Plan},
-    running::Running,
-    state::{Recalled, State},
+    state::State,
     time::TickLength,
 };
-
-/// How to apply a configuration.
-#[derive(Clone, Debug, Default)]
-pub struct ApplyRequest {
-    /// The reason, for the journal.
-    pub reason: Option<String>,
-    /// Apply even if virtual addresses change their live colour because they move to another deployment.
-    pub force: bool,
-}
 
 /// An instance that `attach` has created.
 ///
@@ -75,69 +62,5 @@ impl Instance {
     /// state elsewhere, part of it cannot be parsed, it cannot be read or does not respond. Changes nothing.
     pub fn check_state(&self) -> Vec<String> {
         self.state.check(&self.words)
-    }
-
-    /// The changes that [`apply`](Self::apply) would make.
-    pub fn plan(&self, config: &Config) -> Result<Plan, Error> {
-        let tables = Tables::open(&self.paths)?;
-        let running = Running::read(&self.words, &tables)?;
-        let is_new = |name| running.deployments.get(name).is_none_or(|running| running.word.generation() == 0);
-        let recalled = if config.deployments.iter().any(|deployment| is_new(&deployment.name)) {
-            self.state.given().recall()?
-        } else {
-            Recalled::default()
-        };
-        self.compare(config, &tables, &running, &recalled)
-    }
-
-    /// The changes to the running state. Counts flows only if something is removed that may have flows.
-    pub(crate) fn compare(
-        &self,
-        config: &Config,
-        tables: &Tables,
-        running: &Running,
-        recalled: &Recalled,
-    ) -> Result<Plan, Error> {
-        let is_indexed = index::is_settled(&Heads::open(&self.paths)?, tables, &running.published);
-        let plan = |open: &OpenFlows| {
-            let last = |name: &str| recalled.moment(name);
-            let mut plan = plan::plan(config, running, self.tick_length, last, open);
-            if !is_indexed {
-                plan.finish();
-            }
-            plan
-        };
-        let without_flows = plan(&OpenFlows::new());
-        if !without_flows.removes_backends() {
-            return Ok(without_flows);
-        }
-        let counts = self.fold_open_flows(&tables.backends, OpenFlows::new, |counts, open| {
-            *counts.entry(open.flow.backend.slot()).or_default() += 1;
-        })?;
-        let mut open = OpenFlows::new();
-        for (slot, flows) in counts.into_iter().flatten() {
-            *open.entry(slot).or_default() += flows;
-        }
-        Ok(plan(&open))
-    }
-
-    /// Makes the running state match `config`, and returns what was changed.
-    ///
-    /// Flows that no change concerns are not disturbed. The live colour of an existing deployment does not change, and neither does that
-    /// of a virtual address that another deployment takes over. If the call is killed, calling it again completes it.
-    pub fn apply(&self, config: &Config) -> Result<Plan, Error> {
-        self.apply_as(config, &ApplyRequest::default())
-    }
-
-    /// Like [`apply`](Self::apply), with more options.
-    pub fn apply_as(&self, config: &Config, request: &ApplyRequest) -> Result<Plan, Error> {
-        let state = self.state.given();
-        let applied = apply(self, &state, config, request);
-        if applied.is_ok() {
-            // What cannot be ended now is ended by the next call.
-            let _ = self.end_drains_without_flows();
-        }
-        self.state.warn(state.take_warnings());
-        applied
     }
 }

@@ -66,6 +66,7 @@ mod sys;
 pub mod text;
 mod time;
 
+pub use apply::ApplyRequest;
 pub use attach::{
     AttachMode, AttachOptions, Attached, AttachedInterface, AttachedMode, Detached, InterfaceState, OtherProgram,
     PATIENCE, Target, attach, attach_in_modes, detach, detach_within,
@@ -73,7 +74,7 @@ pub use attach::{
 pub use bg_common::{Colour, MAX_BACKENDS, MAX_SERVICES, Mode, Protocol};
 pub use error::{Error, ErrorClass, Refusal, Room};
 pub use flows::{FlowFilter, FlowStatus};
-pub use instance::{ApplyRequest, Instance};
+pub use instance::Instance;
 pub use interface_list::{InterfaceList, InterfaceListError, Selected};
 pub use paths::Paths;
 pub use plan::{Action, Because, Beginning, Change, ColourChange, Plan};

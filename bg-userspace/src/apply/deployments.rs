@@ -5,9 +5,9 @@ use std::collections::{BTreeSet, HashMap};
 use bg_common::{DeploymentRow, LiveWord, MAX_DEPLOYMENTS, SwitchTerms};
 use bytemuck::Zeroable as _;
 
-use super::Work;
+use super::{request::ApplyRequest, work::Work};
 use crate::{
-    ApplyRequest, Error, Room,
+    Error, Room,
     config::{Config, Deployment},
     history::{Action, Moment},
     live::{is_rolled_back, moment, rollback_mark},

@@ -7,7 +7,7 @@ use bg_common::{
     TableSpan, Vip,
 };
 
-use super::{Work, fill::Fill};
+use super::{fill::Fill, work::Work};
 use crate::{
     Error, Room,
     config::{BackendSpec, Deployment, Service},

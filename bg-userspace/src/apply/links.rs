@@ -7,7 +7,7 @@ use std::{
 
 use bg_common::{Backend, Be16, Colour, Family, MAX_CHAIN, Protocol, ServiceKey, Vip};
 
-use super::{Work, salts::Salts};
+use super::{salts::Salts, work::Work};
 use crate::{
     Error,
     config::{Config, protocol_name},

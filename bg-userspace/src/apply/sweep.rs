@@ -6,14 +6,11 @@
 //!
 //! A flow also names the row of `vips` to which its client sends. The flows of such a row end before it gets another address.
 
-use std::{
-    collections::{HashMap, HashSet},
-    net::IpAddr,
-};
+use std::{collections::HashSet, net::IpAddr};
 
 use bg_common::{Backend, Family, Flow, FlowKey4, FlowKey6, FlowState, Role};
 
-use super::Work;
+use super::work::{Testers, Work};
 use crate::{
     Error,
     config::Prefix,
@@ -21,9 +18,6 @@ use crate::{
     maps::{flows4, flows6},
     sys::Mapped,
 };
-
-/// The new testers of deployments whose testers have changed, by the deployment's index.
-pub(super) type Testers = HashMap<u16, Vec<Prefix>>;
 
 impl Work<'_> {
     /// Removes the flows of sources that have become testers or have ceased to be. The change already applies to every packet.
@@ -86,6 +80,8 @@ fn covers(prefix: &Prefix, address: IpAddr) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+
     use super::*;
 
     fn prefix(text: &str) -> Prefix {

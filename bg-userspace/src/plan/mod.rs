@@ -5,6 +5,7 @@
 mod begin;
 mod beginning;
 mod change;
+mod compare;
 mod service;
 mod settings;
 
