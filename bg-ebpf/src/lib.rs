@@ -88,7 +88,7 @@ pub fn process_icmp<W: SlowPath<V4> + SlowPath<V6>>(
     writer: &mut impl Writer,
 ) -> Verdict {
     let Some(family) = error::read(packet, frame.len, world) else { return Verdict::PASS };
-    let receiver = error::find(family, frame.direction, world);
+    let receiver = error::find(family, world);
     error::send(receiver, family, frame, world, writer)
 }
 

@@ -3,7 +3,6 @@
 use super::world::World;
 use bg_common::{Family, Flow};
 use bg_ebpf::{
-    Direction,
     flow::memory::RawWords,
     path::{
         error,
@@ -146,7 +145,7 @@ slow_path!(V6, insert6, search6, error_to_backend6, error_to_client6);
 /// [`error::find`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub(super) extern "C" fn find_receiver(family: u32, direction: u32) -> u32 {
+pub(super) extern "C" fn find_receiver(family: u32) -> u32 {
     let Some(family) = Family::from_u8(family as u8) else { return Receiver::None as u32 };
-    error::find(family, Direction::from_u32(direction), &WORLD) as u32
+    error::find(family, &WORLD) as u32
 }

@@ -89,12 +89,12 @@ fn packet(context: &TcContext, longest: u32) -> Packet<'_> {
 /// Decides of an ICMP message.
 #[inline(always)]
 fn icmp(context: &TcContext, direction: Direction) -> Verdict {
-    let (skb, direction) = (context.skb.skb, direction as u32);
+    let skb = context.skb.skb;
     // SAFETY: the program's own context.
     unsafe {
         let family = tc_read_error(skb);
-        let receiver = find_receiver(family, direction);
-        Verdict::from_u64(tc_send_error(skb, receiver, family, direction))
+        let receiver = find_receiver(family);
+        Verdict::from_u64(tc_send_error(skb, receiver, family, direction as u32))
     }
 }
 

@@ -60,7 +60,7 @@ fn icmp(context: &XdpContext) -> Verdict {
     // SAFETY: the program's own context.
     unsafe {
         let family = xdp_read_error(context.ctx);
-        let receiver = find_receiver(family, Direction::Early as u32);
+        let receiver = find_receiver(family);
         Verdict::from_u64(xdp_send_error(context.ctx, receiver, family))
     }
 }

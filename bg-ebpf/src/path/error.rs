@@ -41,12 +41,11 @@ pub fn read(packet: &Packet<'_>, frame_len: usize, world: &impl World) -> Option
 
 /// Second step: finds out whom it is for.
 #[inline(always)]
-pub fn find<W: SlowPath<V4> + SlowPath<V6>>(family: Family, direction: Direction, world: &W) -> Receiver {
+pub fn find<W: SlowPath<V4> + SlowPath<V6>>(family: Family, world: &W) -> Receiver {
     let Some(mut translator) = Translator::new(world) else { return Receiver::None };
-    let is_egress = direction == Direction::Egress;
     match family {
-        Family::V4 => translator.receiver::<V4>(is_egress),
-        Family::V6 => translator.receiver::<V6>(is_egress),
+        Family::V4 => translator.receiver::<V4>(),
+        Family::V6 => translator.receiver::<V6>(),
     }
 }
 
@@ -77,6 +76,8 @@ fn exit(
 ) -> Option<Exit> {
     let exit = match (hook.direction, receiver) {
         (_, Receiver::None) => return None,
+        // It is on its way already, and not to the backend.
+        (Direction::Egress, Receiver::Backend | Receiver::LocalBackend) => return None,
         (Direction::Egress, _) => Exit::TO_STACK,
         (Direction::Early, Receiver::OwnClient | Receiver::LocalBackend) => Exit::DEFERRED,
         (Direction::Ingress, Receiver::OwnClient) => Exit::TO_SELF,

@@ -266,9 +266,10 @@ fn send<V: Rewritable, W: World>(
 ) -> Verdict {
     let (world, backend) = (hook.world, target.backend);
     let is_local = backend.mode() == Mode::Local as u8;
-    let exit = if hook.direction == Direction::Early && (is_local || headers.hop_limit <= 1) {
+    let is_spent = !is_local && headers.hop_limit <= 1;
+    let exit = if hook.direction == Direction::Early && (is_local || is_spent) {
         Exit::DEFERRED
-    } else if is_local || headers.hop_limit <= 1 {
+    } else if is_local || is_spent {
         Exit::TO_STACK
     } else {
         next_hop::to_backend(backend, headers, hook)
@@ -283,10 +284,10 @@ fn send<V: Rewritable, W: World>(
     if exit.action == Action::Defer {
         return Verdict::DEFER;
     }
-    if !is_local && headers.hop_limit <= 1 {
-        // Unmodified, so that what the host says of it names what the client has sent.
+    if is_spent {
+        // The stack has a route to the backend, which it may not have to a virtual address, and says so to the client. What it
+        // says is translated on its way out.
         world.count(Event::TtlExpired);
-        return Verdict::PASS;
     }
     let edit = Edit { end: End::Destination, address: backend.address::<V>(), port: backend.port(), hop: exit.hop };
     if writer.rewrite(headers, &edit).is_none() {

@@ -94,7 +94,7 @@ fn a_flow_that_the_table_refuses_is_counted_once() {
         assert_eq!((host.traffic(0, 0).flows_opened, host.events(Event::Unpinned)), (1, 1));
         assert_eq!((host.traffic(0, 0).packets, host.flows().len()), (1, 0));
         // Its last hop: tc leaves it to the host.
-        assert_eq!(by_both(&host, &PacketSpec { ttl: 1, ..tcp(CLIENT, WEB, SYN) }.frame()).action, Action::Pass);
+        assert_eq!(by_both(&host, &PacketSpec { ttl: 1, ..tcp(CLIENT, WEB, SYN) }.frame()).action, Action::Deliver);
         assert_eq!((host.traffic(0, 0).flows_opened, host.events(Event::Unpinned)), (2, 2));
     }
 }

@@ -20,18 +20,22 @@ fn a_forwarded_frame_gets_the_next_hops_macs_and_one_hop_less() {
 }
 
 #[test]
-fn a_packet_on_its_last_hop_is_left_to_the_host_but_delivered_on_this_one() {
+fn a_packet_on_its_last_hop_is_left_to_the_host_with_its_ttl() {
     let mut scenario = shop();
     scenario.service(&ServiceAt {
         mode: Mode::Local,
         ..service("203.0.113.20:80", None, Protocol::Tcp, "10.0.1.20:80", "10.0.2.20:80")
     });
     let host = Host::load(scenario, NOW);
-    let last_hop = PacketSpec { ttl: 1, ..tcp(CLIENT, WEB, SYN) }.frame();
-    assert_eq!(host.ingress(&last_hop), Outcome { action: Action::Pass, frame: last_hop });
+    // The stack answers the first one, and the backend the second one.
+    for (vip, backend) in [(WEB, BLUE), ("203.0.113.20:80", "10.0.1.20:80")] {
+        let last_hop = PacketSpec { ttl: 1, ..tcp(CLIENT, vip, SYN) }.frame();
+        assert_eq!(host.early(&last_hop), Outcome { action: Action::Defer, frame: last_hop.clone() });
+        let Outcome { action, frame } = host.ingress(&last_hop);
+        assert_eq!((action, ends(&frame).1, frame[14 + 8]), (Action::Deliver, at(backend), 1));
+        assert_checksums(&frame);
+    }
     assert_eq!(host.events(Event::TtlExpired), 1);
-    let Outcome { action, frame } = host.ingress(&PacketSpec { ttl: 1, ..tcp(CLIENT, "203.0.113.20:80", SYN) }.frame());
-    assert_eq!((action, ends(&frame).1, frame[14 + 8]), (Action::Deliver, at("10.0.1.20:80"), 1));
 }
 
 #[test]

@@ -29,30 +29,20 @@ pub struct Translating {
     pub(super) place: u32,
     /// Out, if there is a receiver: what to replace.
     pub translation: Translation,
+    /// Out, of [`backend`].
     search: MaybeUninit<Search>,
 }
 
 impl Translating {
-    /// Begins the search for the flow of a packet from a client to a backend.
+    /// The search.
+    ///
+    /// # Safety
+    ///
+    /// [`backend`] must have looked for a backend.
     #[inline(always)]
-    pub(super) fn begin_search<V: Flows>(&mut self, world: &impl World) -> Option<&mut Search> {
-        let error = &self.error;
-        let search = self.search.write(Search {
-            client: Client { address: error.src, port: error.src_port, family: V::FAMILY },
-            address: error.dst,
-            port: error.dst_port,
-            protocol: Protocol::from_u8(error.protocol)?,
-            is_for_rivals: false,
-            // Of no account: any of the client's flows is looked for.
-            vip: 0,
-            now: world.tick(),
-            rival: 0,
-            link: 0,
-            hash: 0,
-            key: FlowKey6::default(),
-        });
-        search.begin(world);
-        Some(search)
+    pub(super) const unsafe fn search(&mut self) -> &mut Search {
+        // SAFETY: it has written it.
+        unsafe { self.search.assume_init_mut() }
     }
 }
 
@@ -86,16 +76,32 @@ impl Receiver {
     }
 }
 
-/// Looks for the backend that has sent the quoted packet, which bears a virtual address as its source.
+/// Looks for the backend that has sent the quoted packet, which bears a virtual address as its source. If there is none, the
+/// search for the flow of a packet from a client to a backend is ready to begin.
 #[inline(always)]
 pub fn backend<V: Flows>(call: &mut Translating, world: &impl World) -> Receiver {
-    find_backend::<V>(call, world).unwrap_or(Receiver::None)
+    let error = &call.error;
+    let protocol = Protocol::from_u8(error.protocol).unwrap_or(Protocol::Udp);
+    call.search.write(Search {
+        client: Client { address: error.src, port: error.src_port, family: V::FAMILY },
+        address: error.dst,
+        port: error.dst_port,
+        protocol,
+        is_for_rivals: false,
+        vip: 0,
+        rival: 0,
+        now: world.tick(),
+        link: 0,
+        hash: 0,
+        key: FlowKey6::default(),
+    });
+    find_backend::<V>(call, protocol, world).unwrap_or(Receiver::None)
 }
 
 #[inline(always)]
-fn find_backend<V: Flows>(call: &mut Translating, world: &impl World) -> Option<Receiver> {
+fn find_backend<V: Flows>(call: &mut Translating, protocol: Protocol, world: &impl World) -> Option<Receiver> {
     let error = &call.error;
-    let vip = vip_at::<V>(V::narrow(&error.src), error.src_port, Protocol::from_u8(error.protocol)?, world);
+    let vip = vip_at::<V>(V::narrow(&error.src), error.src_port, protocol, world);
     if !vip.is_some {
         return None;
     }

@@ -104,7 +104,11 @@ pub fn answer<V: Flows>(world: &impl SlowPath<V>, row: RawWords, call: Answering
 /// Hash and place of the flow that a search finds. `None`: there is none.
 #[inline(always)]
 pub fn search<V: Flows>(world: &impl SlowPath<V>, search: Search) -> Option<(u32, u32)> {
-    let search = in_scratch(world, search)?;
+    run_search(world, in_scratch(world, search)?)
+}
+
+#[inline(always)]
+fn run_search<V: Flows>(world: &impl SlowPath<V>, search: &mut Search) -> Option<(u32, u32)> {
     search.begin(world);
     let place = all_steps(world, search)?;
     Some((search.hash, place))
@@ -140,22 +144,20 @@ impl<'a, W: World> Translator<'a, W> {
         Some(Self { call: unsafe { &mut *scratch }, world })
     }
 
-    /// Whom the error is for. What this host itself sends is for clients alone: it complains to backends by their own
-    /// addresses.
+    /// Whom the error is for.
     #[inline(always)]
-    pub fn receiver<V: Flows>(&mut self, is_egress: bool) -> Receiver
+    pub fn receiver<V: Flows>(&mut self) -> Receiver
     where
         W: SlowPath<V>,
     {
-        if !is_egress {
-            let backend = Receiver::from_u32(self.world.error_to_backend(self.call));
-            if backend != Receiver::None {
-                return backend;
-            }
+        let backend = Receiver::from_u32(self.world.error_to_backend(self.call));
+        if backend != Receiver::None {
+            return backend;
         }
-        let Some(search) = self.call.begin_search::<V>(self.world) else { return Receiver::None };
-        let Some(place) = all_steps(self.world, search) else { return Receiver::None };
-        (self.call.hash, self.call.place) = (search.hash, place);
+        // SAFETY: a backend was looked for.
+        let search = unsafe { self.call.search() };
+        let Some((hash, place)) = run_search(self.world, search) else { return Receiver::None };
+        (self.call.hash, self.call.place) = (hash, place);
         Receiver::from_u32(self.world.error_to_client(self.call))
     }
 }
