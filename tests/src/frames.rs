@@ -1,7 +1,9 @@
 //! Frames made, and judged, by etherparse: a parser and builder that shares no code with the engine.
 
 use bg_common::Protocol;
-use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
+use etherparse::{
+    IpHeaders, IpNumber, Ipv4Header, NetSlice, PacketBuilder, PacketBuilderStep, SlicedPacket, TransportSlice,
+};
 use std::net::{IpAddr, SocketAddr};
 
 /// Flags of a TCP header.
@@ -57,19 +59,9 @@ impl PacketSpec {
         Self { protocol: Protocol::Udp, payload: b"ping".to_vec(), ..Self::tcp(from, to, 0) }
     }
 
-    /// The frame, to the MAC address of the loopback, by which frames come in a test run.
+    /// The frame, to the MAC address of the loopback.
     pub fn frame(&self) -> Vec<u8> {
-        let builder = PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], [0; 6]);
-        let builder = match (self.from.ip(), self.to.ip()) {
-            (IpAddr::V4(from), IpAddr::V4(to)) => {
-                let any = etherparse::IpNumber::TCP;
-                let mut ip = etherparse::Ipv4Header::new(0, self.ttl, any, from.octets(), to.octets()).expect("fits");
-                ip.options = vec![1; usize::from(self.options) * 4].as_slice().try_into().expect("at most ten words");
-                builder.ip(etherparse::IpHeaders::Ipv4(ip, Default::default()))
-            }
-            (IpAddr::V6(from), IpAddr::V6(to)) => builder.ipv6(from.octets(), to.octets(), self.ttl),
-            (from, to) => panic!("{from} and {to} are not of one family"),
-        };
+        let builder = ip(self.from.ip(), self.to.ip(), self.ttl, self.options);
         let mut bytes = Vec::new();
         match self.protocol {
             Protocol::Tcp => {
@@ -91,12 +83,81 @@ impl PacketSpec {
                 }
             }
         }
-        for tag in 0..self.tags {
-            let protocol: [u8; 2] = if tag == 0 { [0x81, 0x00] } else { [0x88, 0xa8] };
-            bytes.splice(12..12, [protocol[0], protocol[1], 0, 10 + tag]);
-        }
-        bytes
+        tagged(bytes, self.tags)
     }
+}
+
+/// An ICMP error to build.
+#[derive(Clone, Debug)]
+pub struct ErrorSpec {
+    /// Sender.
+    pub from: IpAddr,
+    /// Receiver, of the same family.
+    pub to: IpAddr,
+    /// Type and code.
+    pub kind: [u8; 2],
+    /// The four bytes behind the checksum.
+    pub rest: [u8; 4],
+    /// TTL or hop limit.
+    pub ttl: u8,
+    /// As [`PacketSpec::tags`].
+    pub tags: u8,
+    /// As [`PacketSpec::options`].
+    pub options: u8,
+    /// The packet that it is about, from its IP header on, as far as it is quoted.
+    pub quoted: Vec<u8>,
+}
+
+impl ErrorSpec {
+    /// "Too big" about the packet in a frame, quoted as a whole.
+    pub fn too_big(from: IpAddr, to: IpAddr, frame: &[u8]) -> Self {
+        let kind = if to.is_ipv4() { [3, 4] } else { [2, 0] };
+        let quoted = packet_in(frame).to_vec();
+        Self { from, to, kind, rest: 1300_u32.to_be_bytes(), ttl: 64, tags: 0, options: 0, quoted }
+    }
+
+    /// The frame, to the MAC address of the loopback.
+    pub fn frame(&self) -> Vec<u8> {
+        let builder = ip(self.from, self.to, self.ttl, self.options);
+        let ([kind, code], mut bytes) = (self.kind, Vec::new());
+        if self.from.is_ipv4() {
+            builder.icmpv4_raw(kind, code, self.rest).write(&mut bytes, &self.quoted).expect("memory takes it");
+        } else {
+            builder.icmpv6_raw(kind, code, self.rest).write(&mut bytes, &self.quoted).expect("memory takes it");
+        }
+        tagged(bytes, self.tags)
+    }
+}
+
+/// A frame to the MAC address of the loopback, by which frames come in a test run.
+fn ip(from: IpAddr, to: IpAddr, ttl: u8, options: u8) -> PacketBuilderStep<IpHeaders> {
+    let builder = PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], [0; 6]);
+    match (from, to) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => {
+            let any = IpNumber::TCP;
+            let mut ip = Ipv4Header::new(0, ttl, any, from.octets(), to.octets()).expect("fits");
+            ip.options = vec![1; usize::from(options) * 4].as_slice().try_into().expect("at most ten words");
+            builder.ip(IpHeaders::Ipv4(ip, Default::default()))
+        }
+        (IpAddr::V6(from), IpAddr::V6(to)) => builder.ipv6(from.octets(), to.octets(), ttl),
+        (from, to) => panic!("{from} and {to} are not of one family"),
+    }
+}
+
+/// Puts VLAN tags into a frame.
+fn tagged(mut frame: Vec<u8>, tags: u8) -> Vec<u8> {
+    for tag in 0..tags {
+        let protocol: [u8; 2] = if tag == 0 { [0x81, 0x00] } else { [0x88, 0xa8] };
+        frame.splice(12..12, [protocol[0], protocol[1], 0, 10 + tag]);
+    }
+    frame
+}
+
+/// The packet in a frame, from its IP header on.
+pub fn packet_in(frame: &[u8]) -> &[u8] {
+    let is_tag = |at: usize| matches!(frame[at..at + 2], [0x81, 0x00] | [0x88, 0xa8]);
+    let tags = (0..2).take_while(|tag| is_tag(12 + 4 * tag)).count();
+    &frame[14 + 4 * tags..]
 }
 
 /// The ends of a frame: source and destination.

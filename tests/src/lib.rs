@@ -27,6 +27,7 @@ mod server;
 pub mod sweep;
 mod tap;
 mod topology;
+mod trace;
 pub mod twin;
 mod worker;
 
@@ -47,4 +48,5 @@ pub use sandbox::Sandbox;
 pub use server::{HTTP_PORT, Server, UDP_PORT, monotonic_ns, serve};
 pub use tap::Tap;
 pub use topology::{Backend, Fabric, Lab, Offloads, address};
+pub use trace::{Hop, trace};
 pub use worker::{Stop, Worker};

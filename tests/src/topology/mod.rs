@@ -133,6 +133,11 @@ impl Lab {
         Ok(())
     }
 
+    /// The router between the edge and its backends, if there is one.
+    pub fn router(&self) -> Option<&Namespace> {
+        self.others.first().map(Arc::as_ref)
+    }
+
     /// All machines with network cards.
     pub fn cards(&self) -> Vec<(&Namespace, Vec<String>)> {
         let backends = self.backends.iter().map(|backend| &backend.namespace);

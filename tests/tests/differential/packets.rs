@@ -2,14 +2,14 @@
 
 use bg_common::{Mode, Protocol};
 use bg_tests::{
-    frames::PacketSpec,
+    frames::{ErrorSpec, PacketSpec, ends as ends_of},
     twin::{BackendAt, Program, Scenario, ServiceAt},
 };
 use proptest::{prelude::*, sample::select};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 /// An interface number that next hops lead out of; the loaded maps put loopback in its place.
-const OUT: u32 = 77;
+pub(crate) const OUT: u32 = 77;
 
 pub(crate) fn at(address: &str) -> SocketAddr {
     address.parse().expect("an address")
@@ -86,6 +86,9 @@ pub(crate) const BACKENDS: [&str; 10] = [
     "[fd00:1::11]:53",
     "[fd00:2::11]:53",
 ];
+/// The backends that routes lead to. They are nobody's client: how long a next hop towards a client is trusted, the clock
+/// decides, which the kernel's world has alone.
+pub(crate) const ROUTED: [&str; 2] = ["10.0.1.11", "fd00:1::11"];
 /// Virtual addresses, and two that are none.
 pub(crate) const VIPS: [&str; 10] = [
     "203.0.113.10:443",
@@ -107,7 +110,9 @@ fn ends() -> impl Strategy<Value = (SocketAddr, SocketAddr)> {
         select(pairs.filter(|(from, to)| from.is_ipv4() == to.is_ipv4()).collect::<Vec<_>>())
     };
     let all = [&CLIENTS[..], &BACKENDS, &VIPS].concat();
-    prop_oneof![5 => pairs(&CLIENTS, &VIPS), 4 => pairs(&BACKENDS, &CLIENTS), 1 => pairs(&all, &all)]
+    let is_client = |from: &str| !ROUTED.iter().any(|address| at(from).ip().to_string() == *address);
+    let clients: Vec<&str> = all.iter().copied().filter(|from| is_client(from)).collect();
+    prop_oneof![5 => pairs(&CLIENTS, &VIPS), 4 => pairs(&BACKENDS, &CLIENTS), 1 => pairs(&clients, &all)]
 }
 
 /// A packet, and what happened to it on the way.
@@ -124,15 +129,18 @@ pub(crate) enum Damage {
     Flip(usize, u8),
 }
 
+fn damage() -> impl Strategy<Value = Damage> {
+    prop_oneof![
+        8 => Just(Damage::None),
+        1 => (0usize..120).prop_map(Damage::CutTo),
+        2 => (0usize..100, any::<u8>()).prop_map(|(at, bits)| Damage::Flip(at, bits)),
+    ]
+}
+
 /// Flags of TCP: of openings, answers, data, ends, and nonsense.
 pub(crate) const FLAGS: [u8; 9] = [0x02, 0x12, 0x10, 0x18, 0x11, 0x04, 0x14, 0x03, 0x00];
 
 pub(crate) fn spec() -> impl Strategy<Value = Spec> {
-    let damage = prop_oneof![
-        8 => Just(Damage::None),
-        1 => (0usize..120).prop_map(Damage::CutTo),
-        2 => (0usize..100, any::<u8>()).prop_map(|(at, bits)| Damage::Flip(at, bits)),
-    ];
     (
         ends(),
         prop_oneof![3 => Just(Protocol::Tcp), 1 => Just(Protocol::Udp)],
@@ -143,7 +151,7 @@ pub(crate) fn spec() -> impl Strategy<Value = Spec> {
         prop_oneof![4 => Just(0u8), 1 => Just(1), 1 => Just(2), 1 => Just(3)],
         prop_oneof![6 => Just(0u8), 1 => 1u8..=10],
         any::<bool>(),
-        damage,
+        damage(),
     )
         .prop_map(
             |(
@@ -176,18 +184,78 @@ pub(crate) fn spec() -> impl Strategy<Value = Spec> {
         )
 }
 
-/// The frame, damaged, and cut no shorter than the kernel's test runs allow: an Ethernet header for XDP, the
+/// An ICMP error about a packet, and what happened to it on the way.
+#[derive(Clone, Debug)]
+pub(crate) struct Complaint {
+    /// Whether it is about a reply to the packet.
+    is_about_reply: bool,
+    /// Whether the receiver of the packet complains, rather than a router.
+    is_from_receiver: bool,
+    kind: u8,
+    /// Bytes that are quoted, at most.
+    quoted: usize,
+    ttl: u8,
+    tags: u8,
+    options: u8,
+    pub(crate) damage: Damage,
+}
+
+pub(crate) fn complaint() -> impl Strategy<Value = Complaint> {
+    (
+        (any::<bool>(), any::<bool>()),
+        prop_oneof![3 => Just(0u8), 1 => 0u8..14],
+        prop_oneof![4 => Just(1000usize), 1 => 20usize..70],
+        select(vec![1u8, 2, 64]),
+        prop_oneof![6 => Just(0u8), 1 => 1u8..=3],
+        prop_oneof![6 => Just(0u8), 1 => 1u8..=10],
+        damage(),
+    )
+        .prop_map(|((is_about_reply, is_from_receiver), kind, quoted, ttl, tags, options, damage)| Complaint {
+            is_about_reply,
+            is_from_receiver,
+            kind,
+            quoted,
+            ttl,
+            tags,
+            options,
+            damage,
+        })
+}
+
+impl Complaint {
+    /// About a packet as it has come, and as it was sent on.
+    pub(crate) fn about(&self, packet: &PacketSpec, sent_on: &[u8]) -> ErrorSpec {
+        let reply = PacketSpec { from: packet.to, to: packet.from, ..packet.clone() };
+        let frame = if self.is_about_reply { reply.frame() } else { sent_on.to_vec() };
+        let (from, to) = ends_of(&frame);
+        let router: IpAddr =
+            if from.is_ipv4() { [198, 18, 0, 1].into() } else { [0x2001, 0xdb8, 0x18, 0, 0, 0, 0, 1].into() };
+        let sender = if self.is_from_receiver { to.ip() } else { router };
+        let mut error = ErrorSpec::too_big(sender, from.ip(), &frame);
+        error.quoted.truncate(self.quoted);
+        if self.kind != 0 {
+            error.kind[0] = self.kind;
+        }
+        ErrorSpec { ttl: self.ttl, tags: self.tags, options: self.options, ..error }
+    }
+}
+
+/// A frame, damaged, and cut no shorter than the kernel's test runs allow: an Ethernet header for XDP, the
 /// network header too for tc.
-pub(crate) fn frame(spec: &Spec, program: Program) -> Vec<u8> {
-    let shortest = match (program, spec.packet.from) {
-        (Program::Xdp, _) => 14,
-        (_, SocketAddr::V4(_)) => 14 + 20,
-        (_, SocketAddr::V6(_)) => 14 + 40,
-    };
-    let mut bytes = spec.packet.frame();
-    match spec.damage {
+pub(crate) fn frame(mut bytes: Vec<u8>, damage: &Damage, program: Program) -> Vec<u8> {
+    match *damage {
         Damage::None => {}
-        Damage::CutTo(len) => bytes.truncate(len.max(shortest)),
+        Damage::CutTo(len) => {
+            let is_ipv6 = bytes[12..14] == [0x86, 0xdd];
+            let network = if program == Program::Xdp {
+                0
+            } else if is_ipv6 {
+                40
+            } else {
+                20
+            };
+            bytes.truncate(len.max(14 + network));
+        }
         Damage::Flip(at, bits) => {
             if let Some(byte) = bytes.get_mut(at) {
                 *byte ^= bits;

@@ -9,11 +9,13 @@
 //! - `idle_only`: preview address and testers.
 //! - `connections`: which packets belong to one flow.
 //! - `lookalikes`: flows that a backend could not tell apart, and clients that use one port for many services.
+//! - `icmp`: errors about flows.
 //! - `floods`: who stays in a full table.
 
 mod connections;
 mod exits;
 mod floods;
+mod icmp;
 mod idle_only;
 mod lookalikes;
 mod packets;
