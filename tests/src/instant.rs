@@ -41,7 +41,7 @@ pub struct Probe {
 impl SwitchInstant {
     const MAX_PROBES: usize = 6000;
     const INTERVAL: Duration = Duration::from_micros(20);
-    /// Switches after half of the probes, because on a busy machine the command takes longer than all probes.
+    /// The interval between the probes of the second half. On a busy machine, the command would otherwise outlast the probes.
     const LONGER_INTERVAL: Duration = Duration::from_millis(2);
     const LEAD: Duration = Duration::from_millis(20);
 

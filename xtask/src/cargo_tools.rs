@@ -1,10 +1,10 @@
-//! The cargo subcommands that tests and packaging use, built from crates.io.
+//! The cargo subcommands that tests and packaging use, installed from crates.io.
 
 use crate::process::{output, run, say};
 use anyhow::{Context, Result};
 use std::process::Command;
 
-/// A crate that cargo installs, and the version that this repository was tested with.
+/// A crate that cargo installs, and the version with which this repository was tested.
 pub(crate) struct CargoTool {
     name: &'static str,
     version: &'static str,
@@ -12,7 +12,7 @@ pub(crate) struct CargoTool {
     takes: &'static str,
 }
 
-/// Checks licences and origins of the dependencies.
+/// The tool that checks licences and origins of the dependencies.
 pub(crate) const CARGO_DENY: CargoTool = CargoTool {
     name: "cargo-deny",
     version: "0.20.2",
@@ -20,12 +20,12 @@ pub(crate) const CARGO_DENY: CargoTool = CargoTool {
     takes: "3 to 6 minutes",
 };
 
-/// Makes the Debian package.
+/// The tool that builds the Debian package.
 pub(crate) const CARGO_DEB: CargoTool =
     CargoTool { name: "cargo-deb", version: "3.8.0", used_for: "the Debian package", takes: "about a minute" };
 
 impl CargoTool {
-    /// What it says of its version, if it is there.
+    /// Its version line, if it is installed.
     fn installed(&self) -> Option<String> {
         // As `cargo deny` would find it: in the path or in cargo's own directory.
         let mut command = Command::new(self.name);
@@ -34,7 +34,7 @@ impl CargoTool {
     }
 }
 
-/// Installs those that are missing. One of another version is taken as it is.
+/// Installs the missing tools. A tool of another version is used as it is.
 pub(crate) fn install(tools: &[CargoTool]) -> Result<()> {
     for tool in tools {
         let CargoTool { name, version, used_for, takes } = tool;

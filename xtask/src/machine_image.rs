@@ -1,5 +1,5 @@
-//! The Debian root that tests of the package run in: made once by debootstrap, kept as a tarball in the
-//! target directory. Tests unpack it, so that none sees what another has done.
+//! The Debian root in which the package is tested. debootstrap makes it once, and it is kept as a tarball in the
+//! target directory. Each test unpacks it, so that tests do not affect each other.
 
 use crate::process::{as_root, output, run, say};
 use anyhow::{Context, Result};
@@ -9,7 +9,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-/// Makes the tarball if it is missing.
+/// Creates the tarball if it is missing.
 pub(crate) fn make() -> Result<()> {
     let image = machine::image_in(&crate::workspace::target_dir())?;
     if image.exists() {
@@ -38,7 +38,7 @@ fn debootstrap(root: &std::path::Path, suite: &str, mirror: &str) -> Result<()> 
     output(&mut command).map(drop).with_context(|| format!("cannot make a {suite} of {mirror}"))
 }
 
-/// The mirror that this machine has its own packages from.
+/// The mirror of this machine's own packages.
 fn mirror() -> Result<String> {
     let suite = machine::suite()?;
     let mut apt = Command::new("apt-get");

@@ -1,4 +1,4 @@
-//! `cargo xtask`: what a person who works on this repository types. One subcommand a file.
+//! `cargo xtask`: the development tasks of this repository, one subcommand per file.
 
 mod bench;
 mod budget;
@@ -27,23 +27,23 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Find or install what building the BPF object, the tests and the demo need.
+    /// Find or install what the BPF object, the tests and the demo need.
     Setup,
     /// Build the BPF object that bgctl embeds.
     BuildEbpf(build_ebpf::Args),
-    /// Build bgctl and a Debian package of it, target/debian/bgctl.deb.
+    /// Build bgctl and its Debian package, target/debian/bgctl.deb.
     Package(package::Args),
-    /// Show real connections move from blue to green and back. Needs root or sudo.
+    /// Show how real connections move from blue to green and back. Needs root or sudo.
     Demo(demo::Args),
-    /// Measure, each figure beside its baseline. Needs root.
+    /// Run benchmarks, with each figure beside its baseline. Needs root.
     Bench(bench::Args),
-    /// Count instructions of the hot paths, and hold them to their budgets. Part of `test`.
+    /// Count the instructions of the hot paths, and compare them with their budgets. Part of `test`.
     Budget(budget::Args),
-    /// Run every check and test. Needs root or sudo, for network namespaces.
+    /// Run all checks and tests. Needs root or sudo, for network namespaces.
     Test(test::Args),
-    /// What continuous integration runs: the same as `test`.
+    /// Run what continuous integration runs, which is `test`.
     Ci(test::Args),
-    /// A backend of the demo.
+    /// Run a backend of the demo.
     #[command(hide = true)]
     Backend(demo::backend::Args),
 }

@@ -1,4 +1,4 @@
-//! `package`: the Debian package, from a release build of bgctl.
+//! `package`: builds the Debian package, from a release build of bgctl.
 
 use crate::{
     cargo_tools::{self, CARGO_DEB},
@@ -54,7 +54,7 @@ pub(crate) fn build() -> Result<PathBuf> {
     Ok(deb)
 }
 
-/// What bgctl says of itself, compressed as Debian wants it, and the changelog.
+/// The manual pages, completions and changelog of the package, compressed as Debian requires.
 fn generate(bgctl: &Path, dir: &Path, maintainer: &str) -> Result<()> {
     // Pages of an earlier build might be of commands that are gone.
     if dir.exists() {
@@ -77,7 +77,7 @@ fn generate(bgctl: &Path, dir: &Path, maintainer: &str) -> Result<()> {
     run_command(Command::new("gzip").args(["-9", "-n", "--"]).args(files))
 }
 
-/// Whoever makes a package answers for it: by Debian's own variables, or else by the commit that is packaged.
+/// The package's maintainer is whoever builds it: from Debian's variables, or else from the packaged commit.
 fn maintainer() -> String {
     if let Ok(email) = std::env::var("DEBEMAIL") {
         let name = std::env::var("DEBFULLNAME").unwrap_or_else(|_| "bgctl".to_owned());
@@ -87,7 +87,7 @@ fn maintainer() -> String {
     last_commit("%cn <%ce>").unwrap_or_else(|| "bgctl <root@localhost>".to_owned())
 }
 
-/// Debian's form of a changelog names version and date; what has changed is told by the repository's own, beside it.
+/// A changelog in Debian's form, with version and date. The changes are in the repository's changelog beside it.
 fn debian_changelog(maintainer: &str) -> String {
     // Outside of a clone there is no date of a commit; any will do.
     let date = last_commit("%cD").unwrap_or_else(|| "Thu, 01 Jan 1970 00:00:00 +0000".to_owned());
@@ -97,7 +97,7 @@ fn debian_changelog(maintainer: &str) -> String {
     )
 }
 
-/// What git says of the last commit.
+/// Information from git about the last commit.
 fn last_commit(format: &str) -> Option<String> {
     let mut git = Command::new("git");
     git.current_dir(workspace::root()).args(["log", "-1", &format!("--format={format}")]);

@@ -1,4 +1,4 @@
-//! The programs that labs, tests and the demo use, and the Debian packages that they come in.
+//! The programs that labs, tests and the demo use, and their Debian packages.
 
 use crate::process::{as_root, can_be_root, run, say};
 use anyhow::{Result, bail};
@@ -7,7 +7,7 @@ use std::{
     process::Command,
 };
 
-/// A program, the package that has it, and what for.
+/// A program, its package, and its use.
 struct Tool {
     program: &'static str,
     package: &'static str,
@@ -18,14 +18,14 @@ struct Tool {
     service: Option<&'static str>,
 }
 
-/// Whose tools.
+/// The users of a program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Tools {
-    /// Those of the demo alone.
+    /// The demo.
     Demo,
-    /// Those that make the Debian package.
+    /// The Debian package.
     Package,
-    /// Those of the demo, of the package and of all tests.
+    /// The demo, the package and all tests.
     All,
 }
 
@@ -60,7 +60,7 @@ impl Tool {
     }
 }
 
-/// The path, and where Debian keeps what only root or a version of PostgreSQL calls.
+/// The search path, with the directories in which Debian keeps programs for root and the programs of PostgreSQL.
 fn search_path() -> impl Iterator<Item = PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let postgres = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
@@ -68,7 +68,7 @@ fn search_path() -> impl Iterator<Item = PathBuf> {
     std::env::split_paths(&path).collect::<Vec<_>>().into_iter().chain(more)
 }
 
-/// Installs what is missing; services that come with it are neither started nor enabled.
+/// Installs what is missing. Services in the packages are neither started nor enabled.
 pub(crate) fn install_tools(tools: Tools) -> Result<()> {
     let wanted = TOOLS.iter().filter(|tool| match tools {
         Tools::Demo => tool.demo,

@@ -1,14 +1,14 @@
-//! Running other programs: what is run is said, and what fails is named.
+//! Running other programs, with messages about what runs and what fails.
 
 use anyhow::{Context, Result, bail};
 use std::process::{Command, Stdio};
 
-/// Says one line of progress.
+/// Prints one line of progress.
 pub(crate) fn say(line: impl std::fmt::Display) {
     eprintln!("==> {line}");
 }
 
-/// Runs a command to its end, with its output going where ours goes.
+/// Runs a command to its end, with the same output streams as this process.
 pub(crate) fn run(command: &mut Command) -> Result<()> {
     let name = program(command);
     let status = command.status().with_context(|| format!("cannot run `{name}`"))?;
@@ -18,7 +18,7 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Runs a command and returns what it wrote to its standard output, without the last line break.
+/// Runs a command and returns its standard output, without the last line break.
 pub(crate) fn output(command: &mut Command) -> Result<String> {
     let name = program(command);
     let output = command.stderr(Stdio::piped()).output().with_context(|| format!("cannot run `{name}`"))?;
@@ -29,7 +29,7 @@ pub(crate) fn output(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).trim_end().to_owned())
 }
 
-/// A command that runs as root: directly if we are root, else by sudo.
+/// A command that runs as root: directly if this process is root, else by sudo.
 pub(crate) fn as_root(name: &str) -> Command {
     if is_root() {
         return Command::new(name);
@@ -44,7 +44,7 @@ pub(crate) fn is_root() -> bool {
     output(Command::new("id").arg("-u")).is_ok_and(|uid| uid == "0")
 }
 
-/// Whether [`as_root`] has a way.
+/// Whether [`as_root`] is possible.
 pub(crate) fn can_be_root() -> bool {
     is_root() || output(Command::new("sudo").arg("--version")).is_ok()
 }

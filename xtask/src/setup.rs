@@ -1,5 +1,5 @@
-//! `setup`: finds or installs what building the BPF object needs, the programs that tests use, and a Debian root to
-//! test the package in. A second run finds everything and changes nothing.
+//! `setup`: finds or installs what building the BPF object needs, the programs that tests use, and a Debian root in which the
+//! package is tested. A second run finds everything and changes nothing.
 
 use crate::{
     cargo_tools::{self, CARGO_DEB, CARGO_DENY},

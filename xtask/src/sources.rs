@@ -1,8 +1,8 @@
-//! What the BPF object is made of, and the record beside the object that says so.
+//! The sources of the BPF object, and the record of them beside the object.
 //!
-//! The record holds a checksum over the sources, so that an object that no longer matches them is
-//! found without any compiler, and the versions of compiler and linker, so that whoever has the same
-//! ones can prove the match byte by byte.
+//! The record has a checksum over the sources, so that an object that no longer matches them is
+//! detected without a compiler. It also has the versions of compiler and linker, so that with the same
+//! versions the object can be compared byte by byte.
 
 use crate::{process::output, workspace};
 use anyhow::{Context, Result};
@@ -13,7 +13,7 @@ use std::{
     process::Command,
 };
 
-/// What `bg.bpf.sources` says.
+/// The content of `bg.bpf.sources`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Record {
     /// SHA-256 over sources, manifests, locked dependencies and flags.
@@ -27,7 +27,7 @@ pub(crate) struct Record {
 }
 
 impl Record {
-    /// Reads a record back.
+    /// Parses a record.
     pub(crate) fn read(path: &Path) -> Result<Self> {
         let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
         let field = |name: &str| {
@@ -54,8 +54,8 @@ impl fmt::Display for Record {
     }
 }
 
-/// SHA-256 over all that decides what the object looks like, but for the compiler: the sources and
-/// manifests of the two crates, the locked versions of what they depend on, and `flags`.
+/// SHA-256 over everything that determines the object except the compiler: the sources and
+/// manifests of the two crates, the locked versions of their dependencies, and `flags`.
 pub(crate) fn checksum(flags: &[String]) -> Result<String> {
     let root = workspace::root();
     let mut files = vec![root.join("bg-ebpf/Cargo.toml"), root.join("bg-common/Cargo.toml")];
@@ -79,12 +79,12 @@ pub(crate) fn checksum(flags: &[String]) -> Result<String> {
     Ok(hex(&hash.finalize()))
 }
 
-/// SHA-256 of some bytes, in hexadecimal.
+/// The SHA-256 of bytes, in hexadecimal.
 pub(crate) fn sha256(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
 }
 
-/// Name and version of each crate that goes into the object, one a line.
+/// The name and version of each crate in the object, one per line.
 fn locked_dependencies() -> Result<String> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let tree = output(

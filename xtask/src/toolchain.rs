@@ -1,18 +1,18 @@
-//! The two ways to a compiler for the BPF target, and the linker that must fit it.
+//! The two sources of a compiler for the BPF target, and the matching linker.
 //!
-//! The target has no prebuilt `core`, so the standard library's source must be at hand and cargo's
-//! `-Z build-std` must be let through. rustup's nightly with `rust-src` gives both; where rustup
+//! The target has no prebuilt `core`, so the compiler needs the source of the standard library and must accept cargo's
+//! `-Z build-std`. rustup's nightly with `rust-src` provides both. If rustup
 //! cannot download, Debian's `rustc-web` with `rust-web-src` does too.
 
 use crate::process::output;
 use anyhow::{Result, bail};
 use std::{ffi::OsString, path::PathBuf, process::Command};
 
-/// Version of bpf-linker, and the LLVM that it is built upon: at least as new as rustc's.
+/// The version of bpf-linker, and of its LLVM, which must be at least as new as rustc's.
 pub(crate) const BPF_LINKER: &str = "0.13.0";
 pub(crate) const LLVM: u32 = 22;
 
-/// The nightly that setup installs where there is none: its LLVM is the linker's.
+/// The nightly that setup installs if there is none. It has the linker's LLVM version.
 pub(crate) const NIGHTLY: &str = "nightly-2026-05-20";
 
 const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
@@ -22,18 +22,18 @@ const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
 pub(crate) enum Toolchain {
     /// rustup's toolchain of this name, with the component `rust-src`.
     Rustup(&'static str),
-    /// Debian's rustc-web, a stable compiler told to accept unstable options.
+    /// Debian's rustc-web, a stable compiler with unstable options enabled.
     DebianWeb,
 }
 
 impl Toolchain {
-    /// The first of them that is complete on this machine.
+    /// The first one that is complete on this machine.
     pub(crate) fn find() -> Option<Self> {
         let all = [Self::Rustup(NIGHTLY), Self::Rustup("nightly"), Self::DebianWeb];
         all.into_iter().find(|toolchain| toolchain.is_complete())
     }
 
-    /// The same, or an error that says how to get one.
+    /// The first one that is complete, or an error that says how to get one.
     pub(crate) fn require() -> Result<Self> {
         match Self::find() {
             Some(toolchain) => Ok(toolchain),
@@ -44,7 +44,7 @@ impl Toolchain {
         }
     }
 
-    /// What it is, for a person.
+    /// A description for people.
     pub(crate) fn describe(self) -> String {
         match self {
             Self::Rustup(name) => format!("rustup's {name} with rust-src"),
@@ -52,13 +52,13 @@ impl Toolchain {
         }
     }
 
-    /// The compiler's version line, e.g. `rustc 1.97.0-nightly (e50aa6fba 2026-05-19)`.
+    /// The compiler's version line, for example `rustc 1.97.0-nightly (e50aa6fba 2026-05-19)`.
     pub(crate) fn version(self) -> Result<String> {
         output(self.rustc().arg("--version"))
     }
 
-    /// A cargo that builds with this compiler. What an outer cargo has put into the environment is
-    /// taken out of it: those settings belong to the outer compiler.
+    /// A cargo that builds with this compiler. Settings that an outer cargo has put into the environment are
+    /// removed, because they belong to the outer compiler.
     pub(crate) fn cargo(self) -> Command {
         let mut command = match self {
             Self::Rustup(name) => {
@@ -79,7 +79,7 @@ impl Toolchain {
         command
     }
 
-    /// Where the compiler keeps its libraries and the source of the standard library.
+    /// The directory of the compiler's libraries and of the standard library's source.
     pub(crate) fn sysroot(self) -> Result<PathBuf> {
         Ok(output(self.rustc().args(["--print", "sysroot"]))?.into())
     }
@@ -95,7 +95,7 @@ impl Toolchain {
         }
     }
 
-    /// The compiler is there, with its source, and its LLVM is not newer than the linker's.
+    /// Whether the compiler exists, with the source, and its LLVM is not newer than the linker's.
     fn is_complete(self) -> bool {
         let has_source = |sysroot: PathBuf| sysroot.join("lib/rustlib/src/rust/library/core/Cargo.toml").exists();
         self.sysroot().is_ok_and(has_source) && self.llvm().is_some_and(|llvm| llvm <= LLVM)
@@ -108,12 +108,12 @@ impl Toolchain {
     }
 }
 
-/// The version of the bpf-linker in the path, e.g. `bpf-linker 0.13.0`.
+/// The version of the bpf-linker in the search path, for example `bpf-linker 0.13.0`.
 pub(crate) fn bpf_linker() -> Option<String> {
     output(Command::new("bpf-linker").arg("--version").env("PATH", path_with_cargo_bin())).ok()
 }
 
-/// The same, or an error that says what to do.
+/// The bpf-linker's version if it is the expected one, or an error that says what to do.
 pub(crate) fn require_bpf_linker() -> Result<String> {
     match bpf_linker() {
         Some(version) => Ok(version),
@@ -121,7 +121,7 @@ pub(crate) fn require_bpf_linker() -> Result<String> {
     }
 }
 
-/// The path, with the directory that `cargo install` writes to: not every shell has it.
+/// The search path, with the directory of `cargo install`, which not every shell has.
 pub(crate) fn path_with_cargo_bin() -> OsString {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let dirs = std::env::split_paths(&path).chain(cargo_home().map(|home| home.join("bin")));

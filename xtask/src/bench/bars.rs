@@ -1,4 +1,4 @@
-//! A table of contenders as bars, one panel a column: drawn of the table itself, so that both say the same.
+//! A table of contenders as bars, with one panel per column. The bars are drawn from the table itself, so that both agree.
 
 use super::{
     plot::{COLOURS, INK, font},
@@ -11,17 +11,17 @@ use plotters::{
     style::text_anchor::{HPos, Pos, VPos},
 };
 
-/// Of a panel: its width, the room for names, and for the figure behind a bar.
+/// The width of a panel, of the names in it, and of the figure after a bar.
 const WIDTH: i32 = 470;
 const NAMES: i32 = 170;
 const FIGURES: i32 = 70;
-/// A bar with the gap to the next, and the room above the first.
+/// The height of a bar with its gap, and of the room above the first bar.
 const ROW: i32 = 24;
 const HEAD: i32 = 40;
-/// Others than ours.
+/// The colour of contenders other than bgctl.
 const OTHERS: RGBColor = RGBColor(150, 150, 150);
 
-/// Panels of the columns that hold figures; nothing if there are none.
+/// The panels of the columns with figures; `None` if there are none.
 pub(crate) fn svg(table: &Table) -> Result<Option<String>> {
     let panels: Vec<_> = (1..table.columns.len()).filter_map(|column| Panel::of(table, column)).collect();
     if panels.is_empty() {
@@ -32,7 +32,7 @@ pub(crate) fn svg(table: &Table) -> Result<Option<String>> {
     Ok(Some(svg))
 }
 
-/// A column, and what each row has there.
+/// A column, with the values of its rows.
 struct Panel<'a> {
     title: &'a str,
     bars: Vec<(String, Summary)>,

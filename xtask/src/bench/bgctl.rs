@@ -1,4 +1,4 @@
-//! The bgctl that is measured: the release build, with the object that the sources make.
+//! The bgctl that is measured: the release build, with an object built from the sources.
 
 use crate::{
     build_ebpf,
@@ -8,7 +8,7 @@ use crate::{
 use anyhow::Result;
 use std::{path::PathBuf, process::Command};
 
-/// The one that the variable `BGCTL` names, else one that is built now.
+/// The bgctl that the variable `BGCTL` names, else one that is built now.
 pub(super) fn build() -> Result<PathBuf> {
     if let Some(path) = std::env::var_os("BGCTL") {
         return Ok(path.into());

@@ -1,4 +1,4 @@
-//! An edge with bgctl on it, as `datapath` has one, for parts that measure commands: nothing but what they say runs
+//! An edge with bgctl, like that of `datapath`, for parts that measure commands. Nothing else runs
 //! in it.
 
 use super::test_run::EDGE_MAC;
@@ -17,22 +17,22 @@ use std::{
 pub(super) const DEPLOYMENT: &str = "shop";
 /// Its interface towards clients.
 pub(super) const CLIENT_SIDE: &str = "c0";
-/// Its interface towards backends; what leaves by it arrives at [`BACKEND`].
+/// Its interface towards backends. Frames that leave by it arrive at [`BACKEND`].
 pub(super) const BACKEND_SIDE: &str = "b0";
 /// The other end of [`BACKEND_SIDE`].
 pub(super) const BACKEND: &str = "b0-far";
 
-/// The edge. Dropped, it is gone.
+/// The edge. Dropping it removes it.
 pub(super) struct Edge {
-    /// Where bgctl runs.
+    /// The namespace in which bgctl runs.
     pub(super) namespace: Namespace,
     program: PathBuf,
-    /// Last: the directories go when the namespace has gone.
+    /// This is the last field, so that the directories are removed after the namespace.
     sandbox: Sandbox,
 }
 
 impl Edge {
-    /// Makes it; nothing is attached yet.
+    /// Creates the edge. Nothing is attached yet.
     pub(super) fn create() -> Result<Self> {
         let sandbox = Sandbox::create()?;
         let namespace = wire(&sandbox)?;
@@ -45,13 +45,13 @@ impl Edge {
         Ok(Self { namespace, program: bgctl(), sandbox })
     }
 
-    /// Where the instance lives.
+    /// The paths of the instance.
     pub(super) fn paths(&self) -> Paths {
         Paths { pin_root: self.sandbox.pin_root().to_owned(), state_dir: self.sandbox.state_dir() }
     }
 
-    /// A bgctl that is ready to run. It runs in the namespace of the thread that starts it, which has to be the
-    /// edge's: nsenter would be measured with it.
+    /// A bgctl command. It runs in the namespace of the thread that starts it, which must be the
+    /// edge's, because nsenter would be measured too.
     pub(super) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.program);
         command.arg("--pin-root").arg(self.sandbox.pin_root()).arg("--state-dir").arg(self.sandbox.state_dir());
@@ -64,8 +64,8 @@ impl Edge {
         output(&mut self.command(arguments))
     }
 
-    /// Runs it to its end and tells how long that took, from before the process was started to after its end. Results
-    /// go nowhere; a failure is an error.
+    /// Runs it to its end and returns how long that took, from before the process is started until after its end. Its results
+    /// are discarded. A failure is an error.
     pub(super) fn timed(&self, arguments: &[&str]) -> Result<Duration> {
         timed(&mut self.command(arguments))
     }
@@ -78,7 +78,7 @@ impl Edge {
     }
 }
 
-/// Runs a command to its end and tells how long that took, from before its process was started to after its end.
+/// Runs a command to its end and returns how long that took, from before its process is started until after its end.
 pub(super) fn timed(command: &mut Command) -> Result<Duration> {
     command.stdout(Stdio::null());
     let start = Instant::now();
@@ -86,7 +86,7 @@ pub(super) fn timed(command: &mut Command) -> Result<Duration> {
     Ok(start.elapsed())
 }
 
-/// The bgctl to measure: the one that the variable BGCTL names, else the one of the release profile.
+/// The bgctl to measure: the one that the variable BGCTL names, else that of the release profile.
 pub(super) fn bgctl() -> PathBuf {
     std::env::var_os("BGCTL").map_or_else(|| workspace::target_dir().join("release/bgctl"), PathBuf::from)
 }
@@ -97,7 +97,7 @@ pub(super) fn ifindex(namespace: &Namespace, name: &str) -> Result<u32> {
     index.with_context(|| format!("ip does not tell the index of {name}: {shown}"))
 }
 
-/// The edge with a client's and a backend's side, so that routes, neighbours and interfaces are real.
+/// Creates the edge with interfaces towards a client and a backend, so that routes, neighbours and interfaces are real.
 pub(super) fn wire(sandbox: &Sandbox) -> Result<Namespace> {
     let edge = Namespace::create(sandbox.id(), "edge")?;
     let mac = EDGE_MAC.map(|octet| format!("{octet:02x}")).join(":");

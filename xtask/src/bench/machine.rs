@@ -1,4 +1,4 @@
-//! What a figure hangs on, besides the code: the machine, its kernel, and the versions of what was used.
+//! What a figure depends on besides the code: the machine, its kernel, and the versions of programs.
 
 use crate::{
     process::output,
@@ -6,10 +6,10 @@ use crate::{
 };
 use std::{collections::BTreeSet, fs, path::Path, process::Command};
 
-/// A name and what is found there.
+/// A name and its value.
 pub(crate) type Fact = (String, String);
 
-/// The machine, as far as it matters here.
+/// Facts about the machine.
 pub(crate) fn machine() -> Vec<Fact> {
     let facts = [
         ("CPU", cpu_model()),
@@ -27,7 +27,7 @@ pub(crate) fn machine() -> Vec<Fact> {
     facts.into_iter().filter_map(|(name, fact)| Some((name.to_owned(), fact?))).collect()
 }
 
-/// Versions of compilers and of the programs that figures are compared with; those that are there.
+/// The versions of compilers and of the programs for comparison, as far as they are installed.
 pub(crate) fn versions() -> Vec<Fact> {
     let bpf_compiler = Toolchain::find()
         .and_then(|toolchain| Some(format!("{}, {}", toolchain.version().ok()?, toolchain.describe())));
@@ -49,8 +49,8 @@ pub(crate) fn versions() -> Vec<Fact> {
     all.filter_map(|(name, version)| Some((name.to_owned(), version?))).collect()
 }
 
-/// The first line of what a program says of itself, on either output and whatever its exit code:
-/// nginx writes it to the one, wrk leaves with 1.
+/// The first line of a program's version message, on either output and with any exit code:
+/// nginx writes to stderr, and wrk exits with 1.
 fn first_line(command: &mut Command) -> Option<String> {
     command.env("PATH", toolchain::path_with_cargo_bin());
     let output = command.output().ok()?;
@@ -65,7 +65,7 @@ fn read(path: impl AsRef<Path>) -> Option<String> {
     fs::read_to_string(path).ok().map(|text| text.trim().to_owned()).filter(|text| !text.is_empty())
 }
 
-/// A line `name : value` of /proc/cpuinfo and its like.
+/// A line `name : value` in a file like /proc/cpuinfo.
 fn line_of(path: &str, name: &str) -> Option<String> {
     let text = read(path)?;
     let value = text.lines().find_map(|line| line.strip_prefix(name)?.trim_start().strip_prefix(':'))?;
@@ -119,7 +119,7 @@ fn distribution() -> Option<String> {
     Some(name.trim_matches('"').to_owned())
 }
 
-/// An option that the kernel was built with, where it tells.
+/// An option of the kernel's build configuration, if it is available.
 fn kernel_option(name: &str) -> Option<String> {
     let release = read("/proc/sys/kernel/osrelease")?;
     let config = output(Command::new("zcat").arg("/proc/config.gz")).ok();
@@ -137,7 +137,7 @@ fn jit() -> Option<String> {
     Some(if hardened { format!("{state}, hardened") } else { state.to_owned() })
 }
 
-/// Those that change what an indirect call, a return or a system call costs.
+/// Mitigations that change the cost of an indirect call, a return or a system call.
 fn mitigations() -> Option<String> {
     let dir = Path::new("/sys/devices/system/cpu/vulnerabilities");
     let found: Vec<_> = ["spectre_v2", "retbleed", "spec_rstack_overflow", "meltdown", "mds", "vmscape"]
@@ -151,7 +151,7 @@ fn mitigations() -> Option<String> {
     Some(if found.is_empty() { "none that cost".to_owned() } else { found.join("; ") })
 }
 
-/// How much of the machine was somebody else's: read before and after a measurement.
+/// How much of the machine others used: read before and after a measurement.
 pub(crate) struct Quiet {
     busy: Option<[u64; 2]>,
     load: Option<String>,
@@ -164,7 +164,7 @@ impl Quiet {
         Self { busy: stolen(), load }
     }
 
-    /// At the end: the load average when it began, and the share of processor time that a hypervisor took.
+    /// At the end: the load average at the beginning, and the share of processor time that a hypervisor took.
     pub(crate) fn end(self) -> Vec<Fact> {
         let load = self.load.map(|load| ("load average when it began".to_owned(), load));
         let share = self.busy.zip(stolen()).map(|([stolen, all], [stolen_now, all_now])| {
@@ -175,7 +175,7 @@ impl Quiet {
     }
 }
 
-/// Stolen and all processor time since the machine started, in ticks (/proc/stat, first line).
+/// Stolen and total processor time since the machine started, in ticks (/proc/stat, first line).
 fn stolen() -> Option<[u64; 2]> {
     let text = read("/proc/stat")?;
     let ticks: Vec<u64> =

@@ -1,4 +1,4 @@
-//! `bench`: figures that anyone can make again, each beside its baseline from the same run.
+//! `bench`: reproducible benchmarks, with each figure beside a baseline from the same run.
 
 mod bars;
 mod bgctl;
@@ -36,33 +36,33 @@ use std::{
 #[derive(clap::Args)]
 #[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Args {
-    /// One part; without it, all of them.
+    /// One part. Without it, all parts run.
     #[command(subcommand)]
     part: Option<Part>,
-    /// All parts in seconds rather than minutes, with figures that are worth little.
+    /// Run all parts in seconds rather than minutes; the figures mean little.
     #[arg(long)]
     quick: bool,
-    /// Measure nothing: make the page again from what the parts found last.
+    /// Measure nothing; generate the page again from the last measurements.
     #[arg(long, conflicts_with = "quick")]
     page: bool,
 }
 
 #[derive(clap::Subcommand)]
 enum Part {
-    /// Nanoseconds a packet, by test runs of the loaded program with the frame restored before each.
+    /// Nanoseconds per packet, by test runs of the loaded program, with the frame restored before each.
     Datapath(datapath::Args),
-    /// Packets a second across a network of veth interfaces.
+    /// Packets per second across a network of veth interfaces.
     Throughput(throughput::Args),
     /// The instant of a switch under load, beside nftables, HAProxy and nginx.
     Switch(switch::Args),
     /// Commands, memory and packets with many services, backends and flows.
     Scale(scale::Args),
-    /// The same network and traffic through what people would use instead.
+    /// The same network and traffic through alternatives.
     Compare(compare::Args),
 }
 
 impl Part {
-    /// All parts, in the order in which they are run and shown: name, heading of the chapter, and whether its tables
+    /// All parts, in the order in which they run and are shown: the name, the heading of the chapter, and whether its tables
     /// are drawn as bars.
     const ALL: &[(&str, &str, bool)] = &[
         ("datapath", "What a packet costs", false),
@@ -92,12 +92,12 @@ impl Part {
         }
     }
 
-    /// Whether it is only some of the part's tables, which make no page.
+    /// Whether it measures only some of the part's tables, which do not go to the page.
     fn is_partial(&self) -> bool {
         matches!(self, Self::Datapath(args) if args.is_partial())
     }
 
-    /// A part by its name, with the defaults of its arguments.
+    /// The part of this name, with default arguments.
     fn by_name(name: &str, quick: bool) -> Result<Self> {
         #[derive(clap::Parser)]
         struct OnePart {
@@ -109,7 +109,7 @@ impl Part {
     }
 }
 
-/// Names the bgctl to measure: a finished one, not the one that happens to stand beside this program.
+/// The variable that names the bgctl to measure: a release build, not the one beside this program.
 const BGCTL: &str = "BGCTL";
 
 pub(crate) fn run(args: &Args) -> Result<()> {
@@ -136,7 +136,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     measured
 }
 
-/// Installs what is missing and builds what is measured; tells where bgctl is.
+/// Installs what is missing and builds what is measured. Returns the path of bgctl.
 fn prepare() -> Result<PathBuf> {
     if !is_root() && !can_be_root() {
         bail!("expected root or sudo: the benchmarks make network namespaces and load BPF programs");
@@ -151,8 +151,8 @@ fn prepare() -> Result<PathBuf> {
     Ok(workspace::target_dir().join("release/bgctl"))
 }
 
-/// Starts this program again, as root; it finds everything built, and makes no file in the caller's directories
-/// but the records.
+/// Starts this program again, as root. Everything is built then, and it creates no files in the caller's directories
+/// except the records.
 fn measure_as_root(bgctl: &Path) -> Result<()> {
     let mut command = as_root("env");
     command.arg(format!("{BGCTL}={}", bgctl.display()));
@@ -176,7 +176,7 @@ fn measure(args: &Args) -> Result<()> {
     }
 }
 
-/// One after the other; what fails does not take the others with it.
+/// Runs the parts one after the other. If one fails, the others still run.
 fn measure_all(quick: bool) -> Result<()> {
     let mut failed = Vec::new();
     for (name, ..) in Part::ALL {
@@ -193,7 +193,7 @@ fn measure_all(quick: bool) -> Result<()> {
     Ok(())
 }
 
-/// Measures, prints, and keeps what is a whole part.
+/// Measures and prints. The result of a whole part is recorded.
 fn measure_part(part: &Part) -> Result<()> {
     let record = Record::measure(part.is_quick(), || part.run())?;
     println!("{}", record.report);

@@ -1,4 +1,4 @@
-//! `docs/performance.md`: made as a whole from what the parts have found, with the plots beside it.
+//! Generating `docs/performance.md` and its plots from the results of the parts.
 
 use super::{
     bars,
@@ -15,26 +15,26 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// The prose around the figures; what stands in `@...@` is filled in.
+/// The prose around the figures. The fields `@...@` are filled in.
 const TEMPLATE: &str = include_str!("page.md");
 
-/// Directory of the plots, beside the page.
+/// The directory of the plots, beside the page.
 const PLOTS: &str = "performance";
 
-/// A part: what has been measured of it, or nothing.
+/// A part and its results, if there are any.
 pub(crate) struct Chapter {
     /// Name of the part.
     pub(crate) part: &'static str,
     /// Heading of its chapter.
     pub(crate) title: &'static str,
-    /// Whether its tables are drawn as bars too: those in which contenders stand one below the other.
+    /// Whether its tables, in which the rows are contenders, are also drawn as bars.
     pub(crate) bars: bool,
-    /// What was found last.
+    /// The last results.
     pub(crate) record: Option<Record>,
 }
 
-/// Writes the page and its plots. Figures of a quick run are not for the documents: they go to where the
-/// records are.
+/// Writes the page and its plots. The figures of a quick run go to the directory of the records, not to the
+/// documents.
 pub(crate) fn write(chapters: &[Chapter]) -> Result<PathBuf> {
     if chapters.iter().all(|chapter| chapter.record.is_none()) {
         bail!(
@@ -64,7 +64,7 @@ fn put(path: &Path, content: &str) -> Result<()> {
     fs::write(path, content).with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// What an earlier run has drawn: a plot that is no longer made must not stay.
+/// Removes the plots of earlier runs, because some may no longer be drawn.
 fn remove_plots(dir: &Path) -> Result<()> {
     for entry in fs::read_dir(dir)? {
         let path = entry?.path();
@@ -100,7 +100,7 @@ fn render(chapters: &[Chapter]) -> Result<(String, Drawn)> {
     Ok((filled.iter().fold(TEMPLATE.to_owned(), |text, (mark, value)| text.replace(mark, value)), drawn))
 }
 
-/// Facts as a table; more than one if the parts were not measured on the same machine.
+/// Facts as a table, or several tables if the parts were not measured on the same machine.
 fn of_parts(chapters: &[Chapter], facts: fn(&Record) -> &Vec<Fact>) -> Result<String> {
     let mut groups: Vec<(&Vec<Fact>, Vec<&str>)> = Vec::new();
     for (part, record) in chapters.iter().filter_map(|chapter| Some((chapter.part, chapter.record.as_ref()?))) {
@@ -124,7 +124,7 @@ fn of_parts(chapters: &[Chapter], facts: fn(&Record) -> &Vec<Fact>) -> Result<St
     Ok(out.trim_end().to_owned())
 }
 
-/// When, of what, for how long and how undisturbed each part was measured.
+/// When, on which commit and for how long each part was measured, and how busy the machine was.
 fn runs(chapters: &[Chapter]) -> Result<String> {
     let mut out = "| part | began | commit | took | noise |\n| --- | --- | --- | ---: | --- |\n".to_owned();
     for (part, record) in chapters.iter().filter_map(|chapter| Some((chapter.part, chapter.record.as_ref()?))) {
@@ -173,7 +173,7 @@ fn table(out: &mut String, table: &Table) -> fmt::Result {
     writeln!(out)
 }
 
-/// For a cell of a table.
+/// Escapes text for a cell of a table.
 fn escaped(text: &str) -> String {
     text.replace('|', "\\|").replace('\n', " ")
 }

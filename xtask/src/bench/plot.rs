@@ -1,4 +1,4 @@
-//! Plots as SVG, on a ground of their own, so that they can be read on a light and on a dark page.
+//! Plots as SVG, with a background, so that they can be read on a light and on a dark page.
 
 use super::report::{Axis, Plot, Series};
 use anyhow::{Result, anyhow};
@@ -8,13 +8,13 @@ use plotters::{
 };
 use std::ops::Range;
 
-/// Of the plot without its legend, which stands to the right.
+/// The size of the plot without its legend, which is on the right.
 const SIZE: (u32, u32) = (670, 460);
-/// A line of the legend, and where the first of them stands.
+/// The height of a line of the legend, and the position of the first line.
 const LEGEND: (i32, i32) = (22, 64);
 pub(crate) const INK: RGBColor = RGBColor(40, 40, 40);
 const GRID: RGBColor = RGBColor(224, 224, 224);
-/// Okabe and Ito's colours, which the colour-blind tell apart, but for the yellow, which is too light on white.
+/// The colours of Okabe and Ito, which colour-blind people can distinguish, without the yellow, which is too light on white.
 pub(crate) const COLOURS: [RGBColor; 7] = [
     RGBColor(0, 114, 178),
     RGBColor(213, 94, 0),
@@ -25,7 +25,7 @@ pub(crate) const COLOURS: [RGBColor; 7] = [
     RGBColor(0, 0, 0),
 ];
 
-/// A line of more points than this is drawn without marks.
+/// A line with more points than this is drawn without marks.
 const MARKED: usize = 30;
 
 /// The font of all plots.
@@ -109,7 +109,7 @@ impl Scale {
         if axis.logarithmic { Self::decades(low, high) } else { Self::linear(low, high) }
     }
 
-    /// From a power of ten to a power of ten, or between marks at 1, 2 and 5 where that would waste the plot.
+    /// A logarithmic axis, from a power of ten to a power of ten, or between marks at 1, 2 and 5 if that saves room.
     fn decades(low: f64, high: f64) -> Self {
         let steps: &[f64] = if high / low > 100.0 { &[1.0] } else { &[1.0, 2.0, 5.0] };
         let decades = low.log10().floor() as i32..=high.log10().ceil() as i32;
@@ -120,7 +120,7 @@ impl Scale {
         Self { logarithmic: true, marks: marks[first..=last.min(marks.len() - 1)].to_vec() }
     }
 
-    /// From zero, since ratios count, or from below it; about six marks at 1, 2 or 5 times a power of ten.
+    /// A linear axis from zero, since ratios count, or from below it, with about six marks at 1, 2 or 5 times a power of ten.
     fn linear(low: f64, high: f64) -> Self {
         let (low, high) = (low.min(0.0), high.max(0.0));
         let span = if high > low { high - low } else { 1.0 };
@@ -131,7 +131,7 @@ impl Scale {
         Self { logarithmic: false, marks: (first..=last).map(|mark| mark as f64 * step).collect() }
     }
 
-    /// Where a value stands, on an axis that is linear.
+    /// The position of a value on a linear scale.
     fn at(&self, value: f64) -> f64 {
         // What has no logarithm stands at the beginning of the axis.
         if self.logarithmic { value.max(self.marks[0]).log10() } else { value }
@@ -163,7 +163,7 @@ impl ValueFormatter<f64> for Scale {
     }
 }
 
-/// A figure as it stands at an axis: 250k, 0.05.
+/// A figure in the form for an axis: 250k, 0.05.
 fn short(value: f64) -> String {
     let units = [(1e9, "G"), (1e6, "M"), (1e3, "k")];
     // What is nearly a thousand is one: marks are sums and powers.

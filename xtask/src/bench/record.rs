@@ -1,5 +1,5 @@
-//! A report as it is kept: with the machine and the moment that it was measured on, so that the page can be
-//! made again without measuring.
+//! Records: reports that are kept with the machine and the time of the measurement, so that the page can be
+//! generated again without measuring.
 
 use super::{
     machine::{self, Fact, Quiet},
@@ -15,29 +15,29 @@ use std::{
     time::Instant,
 };
 
-/// A report and what it hangs on.
+/// A report and its circumstances.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Record {
-    /// When it began, UTC.
+    /// When the measurement began, in UTC.
     pub(crate) date: String,
     /// The commit, and whether the tree differed from it.
     pub(crate) commit: String,
-    /// A run of seconds, whose figures are worth little.
+    /// Whether it was a quick run, whose figures mean little.
     pub(crate) quick: bool,
     /// How long it took.
     pub(crate) seconds: u64,
-    /// Noise that can be read: load, stolen time.
+    /// Signs of noise: load and stolen time.
     pub(crate) noise: Vec<Fact>,
     /// The machine.
     pub(crate) machine: Vec<Fact>,
     /// Versions of compilers and programs.
     pub(crate) versions: Vec<Fact>,
-    /// What was found.
+    /// The results.
     pub(crate) report: Report,
 }
 
 impl Record {
-    /// Measures.
+    /// Runs a measurement.
     pub(crate) fn measure(quick: bool, measure: impl FnOnce() -> Result<Report>) -> Result<Self> {
         let (start, quiet) = (Instant::now(), Quiet::begin());
         let date = output(Command::new("date").args(["--utc", "+%Y-%m-%d %H:%M UTC"]))?;
@@ -55,7 +55,7 @@ impl Record {
         })
     }
 
-    /// Writes it to where [`Record::read`] looks for it; tells where.
+    /// Writes the record to the file that [`Record::read`] reads. Returns its path.
     pub(crate) fn write(&self) -> Result<PathBuf> {
         let path = path(&self.report.part);
         fs::create_dir_all(dir())?;
@@ -63,7 +63,7 @@ impl Record {
         Ok(path)
     }
 
-    /// What was last measured of a part, if it was.
+    /// The last record of a part, if there is one.
     pub(crate) fn read(part: &str) -> Result<Option<Self>> {
         let path = path(part);
         match fs::read(&path) {
@@ -73,7 +73,7 @@ impl Record {
         }
     }
 
-    /// Forgets what was measured of a part: a failure must not leave older figures among new ones.
+    /// Removes the record of a part, because a failure must not leave older figures among new ones.
     pub(crate) fn forget(part: &str) -> Result<()> {
         let path = path(part);
         match fs::remove_file(&path) {
@@ -85,7 +85,7 @@ impl Record {
     }
 }
 
-/// Where records are kept.
+/// The directory of the records.
 pub(crate) fn dir() -> PathBuf {
     workspace::target_dir().join("bench")
 }

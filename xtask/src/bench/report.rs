@@ -1,10 +1,10 @@
-//! What a part of the benchmarks has found: tables and plots. Printed by `text`, kept by `record`, drawn by `plot`.
+//! The results of a part of the benchmarks: tables and plots. `text` prints them, `record` keeps them, and `plot` draws them.
 
 use super::stats::{Summary, number};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// What one part has found.
+/// The results of one part.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Report {
     /// Name of the part, as in `cargo xtask bench <part>`.
@@ -22,7 +22,7 @@ pub(crate) struct Report {
 pub(crate) struct Table {
     /// Title, one line.
     pub(crate) title: String,
-    /// What a reader must know to read it.
+    /// A note for the reader.
     pub(crate) about: String,
     /// Heads of the columns, with their units.
     pub(crate) columns: Vec<String>,
@@ -30,17 +30,17 @@ pub(crate) struct Table {
     pub(crate) rows: Vec<Vec<Cell>>,
 }
 
-/// What stands in a table.
+/// A cell of a table.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub(crate) enum Cell {
     /// Words.
     Text(String),
-    /// A count, or a figure that was taken once.
+    /// A count, or a figure that was measured once.
     Number(f64),
     /// A figure with its spread.
     Figure(Summary),
-    /// Nothing: not measured, or not possible.
+    /// Empty, because it was not measured or is not possible.
     Empty,
 }
 
@@ -51,9 +51,9 @@ pub(crate) struct Plot {
     pub(crate) name: String,
     /// Title, one line.
     pub(crate) title: String,
-    /// What stands along the horizontal axis, with its unit.
+    /// The horizontal axis, with its unit.
     pub(crate) x: Axis,
-    /// What stands along the vertical axis, with its unit.
+    /// The vertical axis, with its unit.
     pub(crate) y: Axis,
     /// The lines.
     pub(crate) series: Vec<Series>,
@@ -64,7 +64,7 @@ pub(crate) struct Plot {
 pub(crate) struct Axis {
     /// Its label, with the unit.
     pub(crate) label: String,
-    /// Logarithmic rather than linear.
+    /// Whether it is logarithmic.
     pub(crate) logarithmic: bool,
 }
 
@@ -101,7 +101,7 @@ impl From<Summary> for Cell {
     }
 }
 
-/// As it is shown, on the terminal and on the page alike.
+/// The text of a cell, which is the same on the terminal and on the page.
 impl fmt::Display for Cell {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -114,7 +114,7 @@ impl fmt::Display for Cell {
 }
 
 impl Table {
-    /// Whether a column holds words rather than figures.
+    /// Whether a column contains words rather than figures.
     pub(crate) fn is_words(&self, column: usize) -> bool {
         let cells = self.rows.iter().filter_map(|row| row.get(column));
         let mut said = cells.filter(|cell| **cell != Cell::Empty).peekable();

@@ -1,9 +1,9 @@
-//! Median and spread, and how figures are written.
+//! Median and spread, and the form of figures.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// A sample's median and the quartiles around it.
+/// The median of a sample, and its quartiles.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Summary {
     pub(crate) median: f64,
@@ -14,7 +14,7 @@ pub(crate) struct Summary {
 }
 
 impl Summary {
-    /// Of a sample that is not empty.
+    /// Computes them for a sample, which must not be empty.
     pub(crate) fn of(mut sample: Vec<f64>) -> Self {
         sample.sort_by(f64::total_cmp);
         let last = (sample.len() - 1) as f64;
@@ -36,13 +36,13 @@ impl fmt::Display for Summary {
     }
 }
 
-/// A figure as a person reads it: whole if it is a count, else with three digits that say something.
+/// A figure in readable form: whole if it is a count, else with three significant digits.
 pub(crate) fn number(value: f64) -> String {
     let whole = value.fract() == 0.0;
     fixed(value, if whole { 0 } else { decimals(value) })
 }
 
-/// Decimals that leave a figure three significant digits, and none to a large one.
+/// The number of decimals that gives a figure three significant digits, and none to a large figure.
 fn decimals(value: f64) -> usize {
     match value.abs() {
         0.0 => 0,
@@ -51,7 +51,7 @@ fn decimals(value: f64) -> usize {
     }
 }
 
-/// With thousands set apart.
+/// A number with separators for thousands.
 fn fixed(value: f64, decimals: usize) -> String {
     let plain = format!("{value:.decimals$}");
     let digits = plain.find(|c: char| c.is_ascii_digit());

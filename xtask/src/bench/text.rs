@@ -1,9 +1,9 @@
-//! A report on the terminal.
+//! Printing a report on the terminal.
 
 use super::report::{Cell, Report, Table};
 use std::fmt;
 
-/// Columns of text beyond which a paragraph goes on in the next line.
+/// The width at which a paragraph is wrapped.
 const WIDTH: usize = 110;
 
 impl fmt::Display for Report {
@@ -14,7 +14,7 @@ impl fmt::Display for Report {
     }
 }
 
-/// Columns aligned: words to the left, figures to the right.
+/// Aligns columns: words to the left, figures to the right.
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}", self.title)?;

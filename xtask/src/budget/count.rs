@@ -1,4 +1,4 @@
-//! Instructions of a packet, counted by callgrind in the engine's host build.
+//! Counting the instructions of a packet, with callgrind in the engine's host build.
 
 use super::{file::Compiler, verdict::Numbers};
 use crate::{
@@ -13,26 +13,26 @@ use std::{
     process::Command,
 };
 
-/// What was counted.
+/// The counts.
 #[derive(Debug)]
 pub(crate) struct Counts {
-    /// Instructions a packet, by path.
+    /// Instructions per packet, by path.
     pub(crate) engine: Numbers,
-    /// The same for an engine that looks each flow up twice.
+    /// The same for an engine that looks up each flow twice.
     pub(crate) twice: Numbers,
-    /// What compiled it.
+    /// The compiler.
     pub(crate) compiler: Compiler,
 }
 
-/// Profile of the build, in the root manifest.
+/// The profile of the build, in the root manifest.
 const PROFILE: &str = "budget";
 
-/// The program, an example of the tests' crate; functions of it that are counted, and the one that ends a path.
+/// The program, which is an example of the tests' crate, its counted functions, and the function that ends a path.
 const PROGRAM: &str = "hot_path";
 const COUNTED: &str = "counted_packet*";
 const END: &str = "path_taken";
 
-/// Builds, and counts.
+/// Builds the program and counts.
 pub(crate) fn count() -> Result<Counts> {
     let compiler = compiler()?;
     let program = build()?;
@@ -63,7 +63,7 @@ fn build() -> Result<PathBuf> {
     Ok(workspace::target_dir().join(PROFILE).join("examples").join(PROGRAM))
 }
 
-/// Runs the program, which counts into `file`; what it prints says what was counted, in that order.
+/// Runs the program. The counts go to `file`. The program's output names the counted paths, in order.
 fn under_callgrind(program: &Path, file: &Path) -> Result<String> {
     let mut valgrind = Command::new("valgrind");
     valgrind.args(["--quiet", "--tool=callgrind", "--combine-dumps=yes"]);
@@ -76,7 +76,7 @@ fn under_callgrind(program: &Path, file: &Path) -> Result<String> {
     output(&mut valgrind).context("counting needs Debian's valgrind (`cargo xtask setup`), and paths that work")
 }
 
-/// Puts callgrind's sums, one for each path, to the names that the program has printed.
+/// Assigns callgrind's sums, one for each path, to the names that the program has printed.
 fn attribute(paths: &str, profile: &str, program: &Path) -> Result<(Numbers, Numbers)> {
     let mut sums = profile.lines().filter_map(|line| line.strip_prefix("totals: ")?.trim().parse::<f64>().ok());
     let (mut engine, mut twice) = (Numbers::new(), Numbers::new());
@@ -98,11 +98,11 @@ fn attribute(paths: &str, profile: &str, program: &Path) -> Result<(Numbers, Num
     Ok((engine, twice))
 }
 
-/// Other programs and libraries that instructions were counted in. Their code differs from system to system, and by the
-/// processor.
+/// Other programs and libraries in which instructions were counted. Their code differs between systems and
+/// processors.
 ///
-/// The format is callgrind's: `ob=(id) name` begins an object, later `ob=(id)` alone; a line of costs is of the
-/// function itself, unless it follows a line `calls=`, when it is of the function that is called.
+/// The format is callgrind's: `ob=(id) name` begins an object, which is later only `ob=(id)`. A line of costs belongs to the
+/// function itself, unless it follows a line `calls=`, when it belongs to the called function.
 fn foreign_code(profile: &str, program: &Path) -> BTreeSet<String> {
     let (mut names, mut object, mut is_call) = (HashMap::new(), "", false);
     let mut foreign = BTreeSet::new();

@@ -1,4 +1,4 @@
-//! `bg-ebpf/budgets.toml`: what may be needed, and the compiler that this was counted with.
+//! `bg-ebpf/budgets.toml`: the budgets, and the compiler with which they were counted.
 
 use super::verdict::Numbers;
 use crate::{process::say, workspace};
@@ -10,22 +10,22 @@ use std::{
     path::PathBuf,
 };
 
-/// Where budgets stand, from the root of the repository.
+/// The path of the budgets, from the root of the repository.
 pub(crate) const NAME: &str = "bg-ebpf/budgets.toml";
 
 /// The file.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Budgets {
-    /// What `packet` was counted with.
+    /// The compiler with which `packet` was counted.
     pub(crate) compiler: Compiler,
-    /// Instructions a packet, by path.
+    /// Instructions per packet, by path.
     pub(crate) packet: Numbers,
     /// Instructions of each program of the object.
     pub(crate) object: Numbers,
 }
 
-/// A compiler, and what it compiles for.
+/// A compiler, and its target.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Compiler {

@@ -1,12 +1,12 @@
-//! `budget`: instructions of the hot paths, counted, and held to a committed file. No stopwatch is involved: the same
+//! `budget`: counts the instructions of the hot paths and compares them with a committed file. Nothing is timed, so the same
 //! sources and compiler give the same counts on any machine of the same kind, however busy it is.
 //!
 //! | what | how it is counted | what it catches |
 //! | --- | --- | --- |
-//! | a packet on each path | the engine's host build under callgrind (`tests/examples/hot_path`) | work that is done |
-//! | each program of the object | instructions in the committed object | code that grows, in the kernel's glue too |
+//! | a packet on each path | the engine's host build under callgrind (`tests/examples/hot_path`) | more work |
+//! | each program of the object | instructions in the committed object | more code, also outside the engine |
 //!
-//! That the check catches what it is for is checked each time: an engine that looks each flow up twice has to fail it.
+//! Each run also checks that the check works: an engine that looks up each flow twice must fail it.
 
 mod count;
 mod file;
@@ -21,17 +21,17 @@ use verdict::{Finding, Margin, judge};
 
 #[derive(clap::Args, Default)]
 pub(crate) struct Args {
-    /// Write what is counted now as the budgets to be held.
+    /// Write the present counts as the new budgets.
     #[arg(long)]
     update: bool,
 }
 
-/// Above a budget by more than this fails. Counts of one compiler do not vary at all, so any margin is for changes:
-/// this one lets eight instructions of an open flow pass. One more look-up costs a third of all of them, and 4 % of
-/// what it takes to open one.
+/// A count that exceeds its budget by more than this fails. Counts of one compiler do not vary, so the margin is for changes.
+/// It allows eight more instructions for a packet of an open flow. Another look-up costs a third of all its instructions, and 4 % of
+/// those that open a flow.
 const SAME_COMPILER: Margin = Margin { percent: 2.0 };
 
-/// Another compiler makes other code of the same sources. This still catches an extra look-up of an open flow.
+/// Another compiler generates other code from the same sources. This margin still catches another look-up for an open flow.
 const OTHER_COMPILER: Margin = Margin { percent: 10.0 };
 
 pub(crate) fn run(args: &Args) -> Result<()> {
@@ -76,7 +76,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Prints a table; tells how many findings fail.
+/// Prints a table. Returns how many findings fail.
 fn report(what: &str, findings: Vec<Finding>) -> usize {
     println!("{:<40} {:>9} {:>9} {:>8}", what, "budget", "counted", "");
     findings.iter().for_each(|finding| println!("  {finding}"));

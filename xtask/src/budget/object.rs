@@ -1,11 +1,11 @@
-//! Instructions of each program of the object: as many as a loader gives to the kernel.
+//! Counting the instructions of each program of the object, as a loader passes them to the kernel.
 
 use super::verdict::Numbers;
 use anyhow::{Context, Result};
 use aya_obj::Object;
 use std::{collections::HashSet, fs, path::Path};
 
-/// Counts each program, together with the functions that it calls.
+/// Counts each program with the functions that it calls.
 pub(crate) fn instructions(path: &Path) -> Result<Numbers> {
     let bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
     let mut object = Object::parse(&bytes).with_context(|| format!("{} is no BPF object", path.display()))?;

@@ -1,18 +1,18 @@
-//! What is counted, against what is allowed.
+//! Comparing counts with their budgets.
 
 use std::{collections::BTreeMap, fmt};
 
-/// What a finding is about, and a number of instructions.
+/// The subject of a finding, and a number of instructions.
 pub(crate) type Numbers = BTreeMap<String, f64>;
 
-/// How far from its budget a count may be.
+/// How far a count may be from its budget.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Margin {
-    /// Per cent of the budget.
+    /// The percentage of the budget.
     pub(crate) percent: f64,
 }
 
-/// A count beside its budget.
+/// A count and its budget.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Finding {
     name: String,
@@ -21,7 +21,7 @@ pub(crate) struct Finding {
     margin: Margin,
 }
 
-/// Puts each count beside its budget.
+/// Pairs each count with its budget.
 pub(crate) fn judge(budgets: &Numbers, counted: &Numbers, margin: Margin) -> Vec<Finding> {
     let names = budgets.keys().chain(counted.keys().filter(|name| !budgets.contains_key(*name)));
     let finding = |name: &String| Finding {
@@ -34,22 +34,22 @@ pub(crate) fn judge(budgets: &Numbers, counted: &Numbers, margin: Margin) -> Vec
 }
 
 impl Finding {
-    /// Whether it needs more than is allowed.
+    /// Whether it exceeds its budget by more than the margin.
     pub(crate) fn is_over(&self) -> bool {
         self.change().is_some_and(|percent| percent > self.margin.percent)
     }
 
-    /// Whether its budget allows for much more than it needs, and would not notice that being lost again.
+    /// Whether it is below its budget by more than the margin, so that losing the improvement would not be noticed.
     pub(crate) fn is_far_under(&self) -> bool {
         self.change().is_some_and(|percent| percent < -self.margin.percent)
     }
 
-    /// Whether it must not stay so: over its budget, without one, or a budget of nothing.
+    /// Whether it is an error: over its budget, a count without a budget, or a budget without a count.
     pub(crate) fn fails(&self) -> bool {
         self.is_over() || self.change().is_none()
     }
 
-    /// Per cent more than the budget.
+    /// The percentage by which it exceeds the budget.
     fn change(&self) -> Option<f64> {
         let (budget, counted) = self.budget.zip(self.counted)?;
         Some(100.0 * (counted - budget) / budget)

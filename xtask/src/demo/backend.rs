@@ -1,4 +1,4 @@
-//! A backend of the demo as a process of its own, so that it can outlive the demo.
+//! A backend of the demo, as a separate process, so that it can outlive the demo.
 
 use anyhow::{Result, bail};
 use bg_tests::{Backend, HTTP_PORT, Process};
@@ -12,13 +12,13 @@ use std::{
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// What it answers: colour and name.
+    /// Its answer: colour and name.
     says: String,
-    /// Where it serves.
+    /// The addresses at which it serves.
     addresses: Vec<IpAddr>,
 }
 
-/// Is the backend.
+/// Runs the backend.
 pub(crate) fn run(args: &Args) -> Result<()> {
     bg_tests::serve(&args.says, &args.addresses)
 }

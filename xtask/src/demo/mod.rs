@@ -1,7 +1,7 @@
-//! `demo`: real connections move from blue to green and back, and nobody notices but the colours.
+//! `demo`: shows how real connections move from blue to green and back without a failure.
 //!
-//! A client, an edge and four backends as separate machines on wires, the real bgctl on the edge. What
-//! is shown is what happened: the demo fails if one request did.
+//! There are a client, an edge and four backends, as separate machines on wires, with the real bgctl on the edge. The demo
+//! fails if a single request fails.
 
 pub(crate) mod backend;
 mod summary;
@@ -34,7 +34,7 @@ pub(crate) struct Args {
     remove: bool,
 }
 
-/// bgctl is built before the demo becomes root, and named to the root's demo by this variable.
+/// The variable that names bgctl. It is built before the demo becomes root.
 const BGCTL: &str = "BGCTL";
 
 pub(crate) fn run(args: &Args) -> Result<()> {
@@ -93,7 +93,7 @@ fn show(keep: bool) -> Result<()> {
     summary.verdict()
 }
 
-/// The play itself: switch, rollback, cut.
+/// Runs the demo: switch, rollback, cut.
 fn play(lab: &Lab, bgctl: &Bgctl) -> Result<Summary> {
     let (vip, udp) = (http_vip(address::VIP_V4), udp_vip(address::VIP_V4));
     let live = Live::open(lab.sandbox.pin_root())?;
@@ -136,7 +136,7 @@ fn play(lab: &Lab, bgctl: &Bgctl) -> Result<Summary> {
     Ok(summary)
 }
 
-/// Runs bgctl as a person would type it, and shows what it says.
+/// Runs bgctl as a person would, and shows its output.
 fn typed(bgctl: &Bgctl, arguments: &[&str]) -> Result<()> {
     println!("  $ bgctl {}", arguments.join(" "));
     for line in bgctl.run(arguments)?.lines() {

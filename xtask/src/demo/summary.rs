@@ -1,4 +1,4 @@
-//! What the demo says at its end.
+//! The summary at the end of the demo.
 
 use anyhow::{Result, bail};
 use bg_common::Colour;
@@ -9,10 +9,10 @@ use bg_tests::{
 };
 use std::{fmt, time::Duration};
 
-/// What happened in the demo.
+/// The events of the demo.
 #[derive(Default)]
 pub(super) struct Summary {
-    /// The accounts of the loads.
+    /// The counts of the loads.
     pub(super) accounts: Vec<(&'static str, Counts)>,
     instants: Vec<String>,
     probes: usize,
@@ -22,13 +22,13 @@ pub(super) struct Summary {
 }
 
 impl Summary {
-    /// Takes up a switch or a rollback to `colour`.
+    /// Adds a switch or a rollback to `colour`.
     pub(super) fn instant(&mut self, verb: &str, colour: Colour, measured: &SwitchInstant) {
         self.lost += measured.lost();
         self.line(verb, colour, measured);
     }
 
-    /// Takes up a cut to green: the answer to a probe that was under way then is dropped, as asked.
+    /// Adds a cut to green. The answer to a probe that was on its way then is dropped, as requested.
     pub(super) fn cut(&mut self, measured: &SwitchInstant) {
         self.lost += measured.lost_outside(Duration::from_millis(5));
         self.line("cut", Colour::Green, measured);
@@ -49,12 +49,12 @@ impl Summary {
         self.late += measured.late(colour);
     }
 
-    /// Takes up whether an open UDP flow was where it ought to be.
+    /// Adds whether an open UDP flow was on the expected colour.
     pub(super) fn stream(&mut self, right: bool) {
         self.strayed_streams += usize::from(!right);
     }
 
-    /// An error unless everything went as it is promised.
+    /// Returns an error unless everything went as promised.
     pub(super) fn verdict(&self) -> Result<()> {
         let of_loads = |count: fn(&Counts) -> u64| self.accounts.iter().map(|(_, counts)| count(counts)).sum::<u64>();
         let (failures, strayed) = (of_loads(|counts| counts.failures), of_loads(|counts| counts.strayed));

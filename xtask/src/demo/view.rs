@@ -1,4 +1,4 @@
-//! What the demo shows: the loads' accounts, once a second, as a line; in colour on a terminal.
+//! The output of the demo: a line with the loads' counts once per second, in colour on a terminal.
 
 use bg_common::Colour;
 use bg_tests::load::{Counts, Load};
@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The loads that are watched, and what they had answered when they were last looked at.
+/// The watched loads, and their counts at the last look.
 pub(super) struct View {
     start: Instant,
     loads: Vec<(&'static str, Load, Counts)>,
@@ -22,12 +22,12 @@ impl View {
         Self { start: Instant::now(), loads, paint }
     }
 
-    /// Tells all loads whether connections may be cut from now on.
+    /// Tells all loads whether connections may be cut.
     pub(super) fn expect_cut(&self, expected: bool) {
         self.loads.iter().for_each(|(_, load, _)| load.tally().expect_cut(expected));
     }
 
-    /// Shows `seconds` lines, one a second.
+    /// Shows `seconds` lines, one per second.
     pub(super) fn watch(&mut self, seconds: u32) {
         for _ in 0..seconds {
             let (since, at) = (Instant::now(), self.start.elapsed().as_secs() + 1);
@@ -37,7 +37,7 @@ impl View {
         }
     }
 
-    /// Ends the loads and returns their accounts.
+    /// Ends the loads and returns their counts.
     pub(super) fn finish(self) -> anyhow::Result<Vec<(&'static str, Counts)>> {
         self.loads.into_iter().map(|(name, load, _)| Ok((name, load.finish()?))).collect()
     }
@@ -63,7 +63,7 @@ impl View {
     }
 }
 
-/// A bar that is divided as the requests are.
+/// A bar that is divided in proportion to the requests.
 fn bar(paint: bool, rates: [f64; 2]) -> String {
     const WIDTH: usize = 16;
     let total = rates[0] + rates[1];

@@ -1,4 +1,4 @@
-//! Who is compared: each set up on the edge as its manual says, for the same services.
+//! The contenders of the comparison. Each is set up on the edge as its manual says, for the same services.
 
 use super::super::throughput::{SERVICES, attach};
 use anyhow::{Context, Result, bail, ensure};
@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Where Debian keeps the module that gives nginx its stream proxy.
+/// The path of the module with nginx's stream proxy in Debian.
 const NGINX_STREAM: &str = "/usr/lib/nginx/modules/ngx_stream_module.so";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,7 +30,7 @@ pub(super) enum Contender {
     Ipvs,
 }
 
-/// A contender at work. Dropped, its processes have ended; the rest goes with the lab.
+/// A running contender. Dropping it ends its processes. The rest is removed with the lab.
 pub(super) struct Running {
     pub(super) bgctl: Option<Bgctl>,
     pub(super) process: Option<Process>,
@@ -61,7 +61,7 @@ impl Contender {
         }
     }
 
-    /// What a reader has to know of it.
+    /// A note for the reader.
     pub(super) fn remark(self) -> &'static str {
         match self {
             Self::Native => "`bgctl attach --mode native`; wants finished checksums, as off a wire",
@@ -77,7 +77,7 @@ impl Contender {
         }
     }
 
-    /// Why it cannot take part here.
+    /// Why it cannot run on this machine.
     pub(super) fn missing(self) -> Option<&'static str> {
         let has = |program: &str| {
             let mut command = Command::new(program);
@@ -102,22 +102,22 @@ impl Contender {
         self != Self::HaProxy
     }
 
-    /// Whether it does its work on packets whose checksums are unfinished, as those of local senders are.
+    /// Whether it works with unfinished checksums, as in packets of local senders.
     pub(super) fn takes_unfinished_checksums(self) -> bool {
         self != Self::Native
     }
 
-    /// Whether the kernel tracks the connections that it passes on.
+    /// Whether the kernel tracks the connections that it forwards.
     pub(super) fn is_tracked(self) -> bool {
         self == Self::Stateful
     }
 
-    /// Whether it is told by the kernel's connection tracking at all: IPVS may be set to do either.
+    /// Whether its use of the kernel's connection tracking is fixed. IPVS can be configured either way.
     pub(super) fn tracking_is_known(self) -> bool {
         self != Self::Ipvs
     }
 
-    /// What clients send to, for this service of the VIP and of the backend.
+    /// The address to which clients send, for a service with this VIP and backend.
     pub(super) fn target(self, vip: SocketAddr, backend: SocketAddr) -> SocketAddr {
         if self == Self::Forward { backend } else { vip }
     }
@@ -186,7 +186,7 @@ fn stateless() -> String {
     )
 }
 
-/// A proxy owns the VIP, and opens a connection of its own for each of its clients'.
+/// A proxy owns the VIP, and opens a connection to a backend for each connection of a client.
 fn own_vip(lab: &Lab) -> Result<()> {
     lab.edge.ip(&format!("address add {VIP_V4}/32 dev lo"))?;
     lab.edge.sysctl("ipv4/ip_local_port_range", "1024 65535")?;
@@ -251,7 +251,7 @@ fn serve(lab: &Lab, mut command: Command) -> Result<Process> {
     Ok(process)
 }
 
-/// IPVS as it is or as a module.
+/// Whether the kernel has IPVS, built in or as a module.
 fn kernel_has_ipvs() -> bool {
     let is_there = || Path::new("/proc/net/ip_vs").exists();
     let mut modprobe = Command::new("modprobe");

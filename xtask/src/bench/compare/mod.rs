@@ -1,4 +1,4 @@
-//! `bench compare`: the same network and the same traffic through what people would use instead, in one run.
+//! `bench compare`: the same network and the same traffic through alternatives to bgctl, in one run.
 
 mod contender;
 mod tcp;
@@ -28,10 +28,10 @@ use std::{
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Rounds; each measures every contender.
+    /// Rounds. Each measures every contender.
     #[arg(long, default_value_t = 5)]
     rounds: u32,
-    /// Frames of UDP a round.
+    /// UDP frames per round.
     #[arg(long, default_value_t = 2 << 20)]
     frames: u32,
     /// Seconds of each load of TCP.
@@ -40,7 +40,7 @@ pub(crate) struct Args {
     /// Only contenders whose names contain this.
     #[arg(long)]
     only: Option<String>,
-    /// One short round, with figures that are worth little.
+    /// One short round, whose figures mean little.
     #[arg(long)]
     pub(super) quick: bool,
 }
@@ -65,7 +65,7 @@ impl Args {
 
 const TRAFFIC: Traffic = Traffic { ipv6: false, protocol: Protocol::Udp, flows: 1024 };
 
-/// What one round has found of a contender.
+/// The results of one round for a contender.
 struct Round {
     udp: Option<Udp>,
     connections: f64,
@@ -76,7 +76,7 @@ struct Round {
 
 struct Udp {
     mpps: f64,
-    /// Of a processor, for a delivered packet.
+    /// Processor time per delivered packet.
     ns: f64,
     lost: f64,
 }
@@ -105,7 +105,7 @@ pub(crate) fn run(args: &Args) -> Result<Report> {
     Ok(report(args, &missing, &rounds))
 }
 
-/// Measures a contender in networks of its own.
+/// Measures a contender in separate networks.
 fn measure(args: &Args, contender: Contender, object: &Path, bgctl: &Path) -> Result<Round> {
     let blue = BACKENDS[0].2[0];
     let web = contender.target(http_vip(VIP_V4), SocketAddr::new(blue, HTTP_PORT));
@@ -143,7 +143,7 @@ fn measure(args: &Args, contender: Contender, object: &Path, bgctl: &Path) -> Re
     Ok(Round { udp, connections, wire, local, answers })
 }
 
-/// Starts the backends' servers and the contender, and lets it answer once.
+/// Starts the backends' servers and the contender, and waits for a first answer.
 fn start(lab: &Lab, contender: Contender, web: SocketAddr, bgctl: &Path) -> Result<(Vec<bg_tests::Nginx>, Running)> {
     let servers = lab.nginxes()?;
     let running = contender.start(lab, bgctl)?;
@@ -153,7 +153,7 @@ fn start(lab: &Lab, contender: Contender, web: SocketAddr, bgctl: &Path) -> Resu
     Ok((servers, running))
 }
 
-/// That the kernel tracks connections if the contender is one that leans on it, and only then.
+/// Checks that the kernel tracks connections if, and only if, the contender uses that.
 fn check_tracking(contender: Contender, lab: &Lab) -> Result<()> {
     let read = || fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_count");
     // Where the kernel has no connection tracking at all there is no such file.
@@ -188,7 +188,7 @@ fn udp(args: &Args, contender: Contender, lab: &Lab, running: &Running, object: 
     Ok(Udp { mpps, ns, lost: shot.lost() })
 }
 
-/// Waits until nothing arrives any more; tells for how long nothing has.
+/// Waits until nothing arrives any more. Returns for how long nothing has arrived.
 fn settle(live: &LiveFrames) -> Result<Duration> {
     let (mut last, mut since) = (live.received()?, Instant::now());
     while since.elapsed() < Duration::from_millis(50) {

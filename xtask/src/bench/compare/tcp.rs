@@ -1,4 +1,4 @@
-//! Loads of TCP, and what they and others took.
+//! TCP loads, and the processor time that they take.
 
 use anyhow::{Context, Result, bail, ensure};
 use bg_tests::{Namespace, Process, load::Paced, output};
@@ -15,7 +15,7 @@ pub(super) fn answer(client: &Namespace, server: SocketAddr) -> Result<String> {
     client.run(&format!("curl --silent --show-error --fail --max-time 5 http://{server}/"))
 }
 
-/// Connections a second: each is opened, asks once, and is closed.
+/// Connections per second. Each is opened, sends one request, and is closed.
 pub(super) fn connections(client: &Namespace, server: SocketAddr, seconds: u32) -> Result<f64> {
     let mut command = client.command("wrk");
     command.args(["--threads", "1", "--connections", "64", "--timeout", "5s", "--header", "Connection: close"]);
@@ -23,7 +23,7 @@ pub(super) fn connections(client: &Namespace, server: SocketAddr, seconds: u32) 
     rate(&output(command.stdin(Stdio::null()))?)
 }
 
-/// Requests a second by what wrk says at its end; none may have failed.
+/// Requests per second, as wrk reports them. None may have failed.
 fn rate(text: &str) -> Result<f64> {
     if text.contains("Socket errors:") || text.contains("Non-2xx") {
         bail!("expected no failures, wrk said: {text}");
@@ -34,7 +34,7 @@ fn rate(text: &str) -> Result<f64> {
     Ok(requests.parse::<f64>()? / time.parse::<f64>()?)
 }
 
-/// A server of iperf3, for as long as its guard lives.
+/// A server of iperf3, which runs as long as its guard exists.
 pub(super) fn stream_server(backends: &Namespace, port: u16) -> Result<Process> {
     let mut command = backends.command("iperf3");
     command.args(["--server", "--port", &port.to_string()]).stdin(Stdio::null()).stdout(Stdio::null());
@@ -49,7 +49,7 @@ pub(super) fn stream_server(backends: &Namespace, port: u16) -> Result<Process> 
     Ok(process)
 }
 
-/// Gbit/s that one connection receives.
+/// The Gbit/s that one connection receives.
 pub(super) fn stream(client: &Namespace, server: SocketAddr, seconds: u32) -> Result<f64> {
     let text = client.run(&format!(
         "iperf3 --client {} --port {} --time {seconds} --json --connect-timeout 5000",
@@ -69,14 +69,14 @@ pub(super) struct Answers {
     pub(super) p50: f64,
     /// Microseconds.
     pub(super) p99: f64,
-    /// Microseconds that all processors of the machine worked for a request.
+    /// Microseconds of all processors of the machine per request.
     pub(super) processor: f64,
 }
 
-/// Requests a second of the moderate load.
+/// Requests per second of the moderate load.
 pub(super) const RATE: u32 = 4000;
 
-/// Asks over kept connections at [`RATE`].
+/// Sends requests over kept connections at [`RATE`].
 pub(super) fn answers(client: &Namespace, server: SocketAddr, seconds: u32) -> Result<Answers> {
     let load = Paced { clients: 4, connections: 16, rate: RATE };
     let (start, idle) = (Instant::now(), idle()?);
@@ -96,7 +96,7 @@ struct Idle {
     time: Duration,
 }
 
-/// How long the machine's processors have not worked for us: idle, or taken by the hypervisor.
+/// How long the machine's processors have been idle or taken by the hypervisor.
 fn idle() -> Result<Idle> {
     let text = fs::read_to_string("/proc/stat")?;
     let total = text.lines().next().context("an empty /proc/stat")?;
@@ -108,7 +108,7 @@ fn idle() -> Result<Idle> {
     Ok(Idle { processors, time: Duration::from_millis(10 * ticks) })
 }
 
-/// How long a process and its children have worked.
+/// The processor time of a process and its children.
 pub(super) fn worked(process: u32) -> Result<Duration> {
     let mut sum = 0;
     for entry in fs::read_dir("/proc")?.flatten() {

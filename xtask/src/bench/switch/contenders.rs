@@ -1,4 +1,4 @@
-//! What switches: ours, and what one would use instead, all on one edge, each with a VIP of its own.
+//! The contenders: bgctl and its alternatives, all on one edge, each with its own VIP.
 
 use super::super::edge::{self, DEPLOYMENT, timed};
 use super::probe;
@@ -14,25 +14,25 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Port of every VIP.
+/// The port of every VIP.
 const PORT: u16 = 80;
-/// How long a proxy may take to serve.
+/// The time that a proxy may take to start serving.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// The lab with everything in it set up.
+/// The lab, with everything set up in it.
 pub(super) struct Arena {
-    /// In the order of the table.
+    /// The contenders, in the order of the table.
     pub(super) contenders: Vec<Contender>,
     _processes: Vec<Process>,
     _servers: Vec<Server>,
-    /// Last: it goes when what runs in it has gone.
+    /// This is the last field, so that it is removed after what runs in it.
     pub(super) lab: Lab,
 }
 
-/// One of them.
+/// A contender.
 pub(super) struct Contender {
     pub(super) name: &'static str,
-    /// What is run to switch.
+    /// The way to switch it.
     pub(super) command: &'static str,
     pub(super) vip: SocketAddr,
     pub(super) live: Colour,
@@ -40,11 +40,11 @@ pub(super) struct Contender {
 }
 
 enum How {
-    /// A command a colour, blue first. It runs in the edge's namespace.
+    /// A command for each colour, blue first. It runs in the edge's namespace.
     Commands([Vec<String>; 2]),
-    /// One command, and a file a colour that it gets as its input.
+    /// One command, and for each colour a file that is its input.
     Inputs { command: Vec<String>, files: [PathBuf; 2] },
-    /// A file that is replaced before the command is issued, and its content for each colour.
+    /// A file that is replaced before the command is run, and its content for each colour.
     FileThenCommand { file: PathBuf, content: [String; 2], command: Vec<String> },
 }
 
@@ -70,7 +70,7 @@ impl Arena {
         Ok(arena)
     }
 
-    /// A connection arrives at the live colour's backend.
+    /// Checks that a connection arrives at the live colour's backend.
     fn prove(&self, contender: &Contender) -> Result<()> {
         let end = Instant::now() + PATIENCE;
         loop {
@@ -85,8 +85,8 @@ impl Arena {
 }
 
 impl Contender {
-    /// The command that makes a colour live, ready to be started from a thread in the edge's namespace. Whatever it
-    /// wants to find in files is in them.
+    /// The command that makes a colour live. It must be started from a thread in the edge's namespace. The files that it
+    /// needs are written.
     pub(super) fn prepare(&self, colour: Colour) -> Result<Command> {
         let mut input = None;
         let words = match &self.how {
@@ -270,7 +270,7 @@ fn start(lab: &Lab, line: &str, log: &Path) -> Result<Process> {
     Ok(process)
 }
 
-/// Runs a prepared command; what goes wrong is an error.
+/// Runs a prepared command. A failure is an error.
 pub(super) fn issue(mut command: Command) -> Result<Duration> {
     let took = timed(&mut command)?;
     ensure!(took < PATIENCE, "the command took {took:?}");

@@ -1,4 +1,4 @@
-//! The instant of our switch, packet by packet.
+//! Measuring the instant of bgctl's switch, packet by packet.
 
 use super::{
     super::edge::{DEPLOYMENT, Edge},
@@ -10,33 +10,33 @@ use bg_tests::monotonic_ns;
 use bg_userspace::{Instance, SwitchRequest, Switched};
 use std::time::{Duration, Instant};
 
-/// Switches by the library, under load. Times are nanoseconds since the store, if nothing else is said.
+/// Switches by the library, under load. Unless stated otherwise, times are nanoseconds since the store.
 #[derive(Default)]
 pub(super) struct Rounds {
-    /// First packet that was decided by the new word; before zero if it was under way while the store was done.
+    /// The first packet that was decided by the new word. Negative if it was being processed during the store.
     pub(super) decided: Vec<f64>,
     /// Its arrival at the backend's interface.
     pub(super) arrived: Vec<f64>,
-    /// Last packet that was handed to the program before it was decided by the old word.
+    /// The last packet that was decided by the old word, when it was passed to the program.
     pub(super) overlap: Vec<f64>,
-    /// End of the fence.
+    /// The end of the fence.
     pub(super) fence: Vec<f64>,
-    /// How long the call took, as a whole.
+    /// The duration of the whole call.
     pub(super) call: Vec<f64>,
-    /// Rounds that were not judged: the generator was between two of its calls.
+    /// Rounds that were not evaluated, because the generator was between two of its calls.
     pub(super) discarded: u64,
 }
 
-/// Switches by the command, under load or without. Times are nanoseconds.
+/// Switches by the command, with or without load. Times are nanoseconds.
 #[derive(Default)]
 pub(super) struct Commands {
-    /// From before the process is started to after its end.
+    /// The time from before the process is started until after its end.
     pub(super) wall: Vec<f64>,
-    /// From before the process is started to the first packet that was decided by the new word.
+    /// The time from before the process is started until the first packet that was decided by the new word.
     pub(super) decided: Vec<f64>,
 }
 
-/// The colour that is live, for as long as only this process switches.
+/// The live colour, as long as only this process switches.
 pub(super) struct Live {
     pub(super) colour: Colour,
     round: u64,
@@ -47,7 +47,7 @@ impl Live {
         Self { colour: Colour::Blue, round: 0 }
     }
 
-    /// Switches so far.
+    /// The number of switches so far.
     pub(super) fn switches(&self) -> u64 {
         self.round
     }
@@ -59,7 +59,7 @@ impl Live {
     }
 }
 
-/// Switches by the library until `count` switches have been judged.
+/// Switches by the library until `count` switches have been evaluated.
 pub(super) fn by_library(instance: &Instance, load: &Load, count: u32, live: &mut Live) -> Result<Rounds> {
     let mut rounds = Rounds::default();
     while rounds.decided.len() < count as usize {
@@ -108,7 +108,7 @@ impl Rounds {
     }
 }
 
-/// Switches by the command until `count` switches have been judged.
+/// Switches by the command until `count` switches have been evaluated.
 pub(super) fn by_command(edge: &Edge, load: &Load, count: u32, live: &mut Live) -> Result<Commands> {
     let mut commands = Commands::default();
     while commands.wall.len() < count as usize {
@@ -128,7 +128,7 @@ pub(super) fn by_command(edge: &Edge, load: &Load, count: u32, live: &mut Live) 
     Ok(commands)
 }
 
-/// Without load: how long the call takes, and the command, by turns; nanoseconds.
+/// The durations of the call and of the command without load, measured in turns, in nanoseconds.
 pub(super) fn idle(edge: &Edge, instance: &Instance, count: u32, live: &mut Live) -> Result<(Vec<f64>, Vec<f64>)> {
     let (mut calls, mut commands) = (Vec::new(), Vec::new());
     for _ in 0..count {
@@ -143,8 +143,8 @@ pub(super) fn idle(edge: &Edge, instance: &Instance, count: u32, live: &mut Live
     Ok((calls, commands))
 }
 
-/// An [`Instant`] as the programs in the kernel would have read the clock. The clock is read a second time for it,
-/// just before the instant is compared, so the result is early by some nanoseconds rather than late.
+/// An [`Instant`] in the clock of the programs in the kernel. The clock is read a second time for the conversion,
+/// just before the instant is compared, so the result may be some nanoseconds early, but not late.
 fn on_monotonic_clock(instant: Instant) -> u64 {
     let now_ns = monotonic_ns();
     now_ns - Instant::now().saturating_duration_since(instant).as_nanos() as u64

@@ -1,8 +1,8 @@
-//! The load: live frames (BPF_F_TEST_XDP_LIVE_FRAMES), each of a flow that has never been before, through the pinned
-//! program to an XDP program at the backend's interface. Both ends write down in mapped memory what they do.
+//! The load: live frames (BPF_F_TEST_XDP_LIVE_FRAMES), each of a new flow, through the pinned
+//! program to an XDP program at the backend's interface. Both ends record in mapped memory what they do.
 //!
-//! The generator stamps a frame and hands it on by a tail call, so the stamp is the moment before the packet is
-//! decided, and both lie inside one run of programs: one RCU read-side section.
+//! The generator stamps a frame and passes it on by a tail call, so the stamp is the moment before the packet is
+//! decided. Both happen in one run of programs, which is one RCU read-side section.
 
 use super::super::{
     edge,
@@ -32,16 +32,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Where the flows come from.
+/// The source addresses of the flows.
 const CLIENTS: &str = "198.18.0.0:1024";
 /// Flow numbers: 17 bits of addresses (198.18.0.0/15) and [`SwitchLoad::PORT_BITS`] of ports.
 const FLOWS: u64 = 1 << (17 + SwitchLoad::PORT_BITS);
-/// How long the load may take to show a packet: long, since other processes may have the CPU meanwhile.
+/// How long the load may take until the first packet arrives. It is long, since other processes may use the CPU meanwhile.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Frames before the end of a call from which on no round is begun: a good part of a second's worth.
+/// No round begins within this many frames before the end of a call, which is a good part of a second.
 const MARGIN: u64 = 1 << 17;
 
-/// The two programs and what they write.
+/// The two programs and their records.
 pub(super) struct Load {
     object: Ebpf,
     sent: Rows<SwitchSent>,
@@ -54,16 +54,16 @@ pub(super) struct Load {
     flows_each: u64,
 }
 
-/// A CPU that sends.
+/// A CPU that sends frames.
 struct Generator {
     cpu: usize,
-    /// Frames after which its present call ends; between two calls it sends nothing for some 20 ms.
+    /// The number of frames after which its present call ends. Between two calls it sends nothing for about 20 ms.
     call_ends: AtomicU64,
-    /// The same of the call in which the present round began.
+    /// The same for the call in which the present round began.
     round_ends: AtomicU64,
 }
 
-/// Tells the generators to stop, however the work ends.
+/// Tells the generators to stop when it is dropped.
 struct Stop<'a>(&'a AtomicBool);
 
 impl Drop for Stop<'_> {
@@ -74,24 +74,24 @@ impl Drop for Stop<'_> {
 
 /// How to send.
 pub(super) struct Shape {
-    /// Index of the interface that frames come in by.
+    /// The index of the interface at which frames arrive.
     pub(super) ingress: u32,
-    /// Where they go.
+    /// Their destination.
     pub(super) vip: SocketAddrV4,
-    /// Frames that are made, decided and sent on at a time.
+    /// The number of frames that are created, decided and sent in one batch.
     pub(super) batch: u32,
-    /// Frames of a call of the kernel.
+    /// The number of frames per system call.
     pub(super) call: u32,
 }
 
-/// Which CPUs send, and which one is left for who switches.
+/// The CPUs that send, and the CPU that is left for the switching thread.
 pub(super) struct Cpus {
     pub(super) generators: Vec<usize>,
     pub(super) switcher: usize,
 }
 
 impl Cpus {
-    /// Of those that this process may use, the first is left for who switches.
+    /// Of the CPUs that this process may use, the first is left for the switching thread.
     pub(super) fn of_this_machine() -> Result<Self> {
         let allowed = sched_getaffinity(None)?;
         let mut allowed = (0..SWITCH_CPUS as usize).filter(|cpu| allowed.is_set(*cpu));
@@ -101,7 +101,7 @@ impl Cpus {
         Ok(Self { generators, switcher })
     }
 
-    /// Leaves the calling thread, and what it starts from now on, to one CPU.
+    /// Ties the calling thread, and what it starts later, to one CPU.
     pub(super) fn pin(cpu: usize) -> Result<()> {
         let mut set = CpuSet::new();
         set.set(cpu);
@@ -140,7 +140,7 @@ impl Load {
         Ok(Self { object, sent, seen, round, generators, ingress, batch, call, flows_each })
     }
 
-    /// Sends from every generator's CPU for as long as `work` takes, and until at least `frames` were sent in all.
+    /// Sends from every generator's CPU as long as `work` runs, and until at least `frames` were sent in total.
     pub(super) fn during<T>(&self, frames: u64, work: impl FnOnce() -> Result<T>) -> Result<T> {
         let stop = AtomicBool::new(false);
         let generate: &Xdp = self.object.program("generate").context("generate")?.try_into()?;
@@ -181,7 +181,7 @@ impl Load {
         Ok(())
     }
 
-    /// Frames sent, and frames that have arrived by colour.
+    /// The number of frames sent, and of frames that have arrived, by colour.
     pub(super) fn sent(&self) -> (u64, [u64; 2]) {
         let sent = self.generators.iter().map(|generator| self.sent.read(generator.cpu).frames).sum();
         // Whichever CPU they arrived on.
@@ -189,7 +189,7 @@ impl Load {
         (sent, seen.fold([0; 2], |sum, seen| [sum[0] + seen[0], sum[1] + seen[1]]))
     }
 
-    /// Begins a round: returns once every generator's frames have arrived in it, none of whose calls is near its end.
+    /// Begins a round. Returns when frames of every generator have arrived in it, and no call is near its end.
     pub(super) fn begin(&self, round: u64, live: usize) -> Result<()> {
         let end = Instant::now() + PATIENCE;
         let is_flowing = |generator: &Generator| {
@@ -211,7 +211,7 @@ impl Load {
         Ok(())
     }
 
-    /// What each generator's frames have shown since [`Load::begin`], once all of them go to `colour`. `None`: a
+    /// The records of each generator's frames since [`Load::begin`], when all frames go to `colour`. `None` if a
     /// generator was between two calls meanwhile.
     pub(super) fn finish(&self, colour: usize) -> Result<Option<Vec<[ColourSeen; 2]>>> {
         let end = Instant::now() + PATIENCE;
@@ -251,7 +251,7 @@ fn load(vip: SocketAddrV4) -> Result<SwitchLoad> {
     Ok(SwitchLoad { frame: bytemuck::pod_read_unaligned(&bytes), address, reserved: 0 })
 }
 
-/// A mapped array, one row a CPU: each word is read as it stands.
+/// A mapped array with one row per CPU, whose words are read one by one.
 struct Rows<T> {
     memory: MmapRaw,
     rows: usize,

@@ -1,7 +1,7 @@
-//! `bench switch`: the instant of a switch, beside what one would use instead.
+//! `bench switch`: the instant of a switch, beside alternatives.
 //!
-//! Two measurements. Ours alone, packet by packet, under as many packets as a CPU decides ([`load`], [`instant`]).
-//! Then all of them by their commands, as new TCP connections see it ([`contenders`], [`probe`]).
+//! There are two measurements. First only bgctl, packet by packet, under as many packets as a CPU can decide ([`load`], [`instant`]).
+//! Then all contenders by their commands, as new TCP connections see the switch ([`contenders`], [`probe`]).
 
 mod contenders;
 mod instant;
@@ -30,13 +30,13 @@ pub(crate) struct Args {
     /// Switches by the library, under load.
     #[arg(long, default_value_t = 10_000)]
     switches: u32,
-    /// Packets to send meanwhile, at least.
+    /// The least number of packets to send meanwhile.
     #[arg(long, default_value_t = 10_000_000)]
     packets: u64,
-    /// Switches by the command; as many by the library without load.
+    /// Switches by the command, and as many by the library without load.
     #[arg(long, default_value_t = 200)]
     commands: u32,
-    /// Packets that the generator makes, and the program decides, at a time, at most 256. 64 is what a driver does.
+    /// Packets that the generator creates, and the program decides, in one batch, at most 256. Drivers use 64.
     #[arg(long, default_value_t = 64)]
     batch: u32,
     /// Switches of each contender.
@@ -45,13 +45,13 @@ pub(crate) struct Args {
     /// Threads that open connections to the contenders.
     #[arg(long, default_value_t = 2)]
     clients: usize,
-    /// Few rounds: seconds, and figures that are worth little.
+    /// A few rounds, which take seconds; the figures mean little.
     #[arg(long)]
     pub(super) quick: bool,
 }
 
 impl Args {
-    /// As given, or a small part of it.
+    /// The given number, or a small part of it for a quick run.
     fn switches(&self) -> u32 {
         if self.quick { (self.switches / 100).max(3) } else { self.switches }
     }
@@ -69,7 +69,7 @@ impl Args {
     }
 }
 
-/// Frames of one call of the generator.
+/// The number of frames in one call of the generator.
 const CALL: u32 = 4 << 20;
 
 pub(crate) fn run(args: &Args) -> Result<Report> {
@@ -88,7 +88,7 @@ pub(crate) fn run(args: &Args) -> Result<Report> {
     })
 }
 
-/// What was found of ours. Times are nanoseconds.
+/// The results for bgctl. Times are nanoseconds.
 struct Ours {
     rounds: Rounds,
     commands: Commands,
@@ -172,18 +172,18 @@ impl Drop for MemoryDir {
     }
 }
 
-/// What one switch of a contender was like. Times are milliseconds.
+/// The results of one switch of a contender. Times are milliseconds.
 struct Round {
     command: f64,
-    /// From the command's start to the first answer by the new colour.
+    /// The time from the command's start to the first answer by the new colour.
     first_new: f64,
-    /// From the command's start to the beginning of the last connection that went to the old colour.
+    /// The time from the command's start to the beginning of the last connection that went to the old colour.
     last_old: f64,
-    /// Connections begun after the command had returned that went to the old colour.
+    /// The number of connections that began after the command had returned and went to the old colour.
     late: u64,
     connections: u64,
     failed: u64,
-    /// How long a connection takes.
+    /// The duration of a connection.
     connection: Vec<f64>,
 }
 
@@ -241,7 +241,7 @@ fn measure_contenders(args: &Args) -> Result<Vec<Compared>> {
     Ok(all)
 }
 
-/// Quantiles of a sample, in microseconds.
+/// The quantiles of a sample, in microseconds.
 fn quantiles(nanoseconds: &[f64], shares: &[f64]) -> Vec<Cell> {
     let mut sorted = nanoseconds.to_owned();
     sorted.sort_by(f64::total_cmp);
@@ -356,7 +356,7 @@ fn comparison(all: &[Compared], args: &Args) -> Table {
     }
 }
 
-/// How many switches had their first packet so soon.
+/// The number of switches whose first packet came within each time.
 fn distribution(ours: &Ours) -> Plot {
     let series = |name: &str, sample: &[f64]| {
         let mut sorted = sample.to_owned();

@@ -1,5 +1,5 @@
-//! Probes: new TCP connections, one after the other, each from a five-tuple that was never used before, each
-//! asking once over HTTP who answers.
+//! Probes: new TCP connections, one after the other, each with a new five-tuple. Each sends one HTTP request to find out
+//! which backend answers.
 
 use anyhow::{Context, Result, anyhow, bail};
 use bg_common::Colour;
@@ -13,14 +13,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Where connections come from: a network whose addresses are all the client's.
+/// The source network of connections. All its addresses belong to the client.
 pub(super) const CLIENTS: &str = "198.18.0.0/16";
 const FIRST_CLIENT: u32 = u32::from_be_bytes([198, 18, 0, 1]);
 const FIRST_PORT: u32 = 1024;
 const PORTS: u32 = 60_000;
 /// A connection that takes longer has failed.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// Connections that are made before the command is issued, and after all go to the new colour.
+/// The number of connections before the command is started, and after all connections go to the new colour.
 const LEAD: Duration = Duration::from_millis(10);
 /// When to give up waiting for the new colour.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -30,23 +30,23 @@ const LIMIT: Duration = Duration::from_secs(10);
 pub(super) struct Probe {
     /// When it was begun.
     pub(super) begun_ns: u64,
-    /// When its answer was there.
+    /// When its answer arrived.
     pub(super) answered_ns: u64,
-    /// Who answered, or what went wrong.
+    /// The backend that answered, or the error.
     pub(super) answer: Result<Colour, String>,
 }
 
-/// A switch by a command, as new connections saw it.
+/// A switch by a command, as seen by new connections.
 pub(super) struct Seen {
-    /// When the command was issued.
+    /// When the command was started.
     pub(super) issued_ns: u64,
     /// When it had returned.
     pub(super) returned_ns: u64,
-    /// The connections, in no order.
+    /// The connections, in no particular order.
     pub(super) probes: Vec<Probe>,
 }
 
-/// Makes connections from `clients` threads while `switch` makes `colour` live, and until all of them arrive there.
+/// Opens connections from `clients` threads while `switch` makes `colour` live, and until all of them arrive there.
 pub(super) fn watch(
     client: &Namespace,
     server: SocketAddr,
@@ -82,7 +82,7 @@ pub(super) fn watch(
     })
 }
 
-/// Asks once, from the client.
+/// Sends one request from the client.
 pub(super) fn ask(client: &Namespace, server: SocketAddr) -> Result<Colour> {
     client.enter(|| connect(server))?.with_context(|| format!("no answer by {server}"))
 }
@@ -104,7 +104,7 @@ fn connect_on(server: SocketAddr, colour: Colour, stop: &AtomicBool, settled: &A
     probes
 }
 
-/// One connection: asks, and reads until the server closes.
+/// One connection: sends a request, and reads until the server closes.
 fn connect(server: SocketAddr) -> Result<Colour> {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);

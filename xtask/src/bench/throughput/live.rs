@@ -1,13 +1,13 @@
-//! Frames that really cross the network: made by a program that runs as a "live frames" test run, counted by one at
+//! Frames that really cross the network. A program in a "live frames" test run creates them, and another one counts them at
 //! the far end.
 //!
-//! All of it is done by one processor, run to completion: the softirqs of each hop run in the thread that sends. So
-//! the time that this processor worked for the thread is what the frames took, whatever else the machine is doing,
-//! and no queue overflows because somebody else was slower.
+//! One processor does all of it, and runs to completion: the softirqs of each hop run in the thread that sends. So
+//! the frames took the time that this processor worked for the thread, whatever else the machine is doing,
+//! and no queue overflows because another processor was slower.
 //!
-//! A hop stays on the processor that woke it for as long as it has work. If something else wakes it on another one, a
+//! A hop stays on the processor that woke it as long as it has work. If something else wakes it on another one, a
 //! report of multicast groups for example, the frames are shared between the two, and lost if that one is the slower.
-//! This is seen by where frames are counted, and such a call is made anew.
+//! The counters show this, and such a call is repeated.
 
 use super::{stage::counted, traffic::Traffic};
 use crate::process::say;
@@ -26,22 +26,22 @@ use std::{
     time::Duration,
 };
 
-/// Frames that are sent before the next hop gets to work: as many as a driver takes at a time.
+/// The number of frames that are sent before the next hop runs: as many as a driver processes at a time.
 const BATCH: u32 = 64;
 
-/// Generator, receiver and redirect, loaded.
+/// The loaded programs: generator, receiver and redirect.
 pub(in crate::bench) struct LiveFrames {
     object: Ebpf,
     processor: Processor,
 }
 
-/// What came of a call.
+/// The result of a call.
 pub(in crate::bench) struct Shot {
-    /// Frames that were sent.
+    /// The number of frames that were sent.
     pub(in crate::bench) sent: u64,
-    /// Frames that came out at the far end, addressed as they should be.
+    /// The number of frames that arrived at the far end with the right addresses.
     pub(in crate::bench) delivered: u64,
-    /// Those of them that were counted by another processor than the one that sent them.
+    /// How many of these were counted by another processor than the sending one.
     strayed: u64,
     /// How long the processor worked.
     pub(in crate::bench) worked: Duration,
@@ -58,12 +58,12 @@ impl LiveFrames {
         Ok(Self { object, processor: Processor::last()? })
     }
 
-    /// Counts and drops at an interface what [`Self::send`] expects, for as long as the link is held.
+    /// Counts and drops the frames that [`Self::send`] expects at an interface, as long as the link exists.
     pub(in crate::bench) fn receive_at(&mut self, namespace: &Namespace, interface: &str) -> Result<FdLink> {
         self.attach("receive", namespace, interface)
     }
 
-    /// Sends what comes in by one interface out of another, for as long as the link is held.
+    /// Sends frames that arrive at one interface out of another, as long as the link exists.
     pub(in crate::bench) fn redirect(&mut self, namespace: &Namespace, from: &str, to: &str) -> Result<FdLink> {
         let to = ifindex(namespace, to)?;
         // Entries of such a map are interfaces of the namespace of whoever writes them.
@@ -80,8 +80,8 @@ impl LiveFrames {
         Ok(program.take_link(id)?.try_into()?)
     }
 
-    /// Sends as [`Self::send`] does, until one processor has done it all. Then what arrived is checked, and so is, if it
-    /// was this bgctl's work, that it has counted the frames, and as those of flows that were open.
+    /// Sends like [`Self::send`], and repeats that until one processor has done everything. Then it checks what arrived, and, if
+    /// bgctl did the work, that it has counted the frames as those of open flows.
     pub(in crate::bench) fn send_alone(
         &mut self,
         lab: &Lab,
@@ -112,8 +112,8 @@ impl LiveFrames {
         bail!("in {ATTEMPTS} attempts, another processor has handled some of the frames each time")
     }
 
-    /// Sends frames of this traffic, addressed to `to`, out of the client's interface, and counts those that arrive as
-    /// addressed to `expected`.
+    /// Sends frames of this traffic to the address `to` out of the client's interface, and counts the frames that arrive
+    /// with the address `expected`.
     pub(in crate::bench) fn send(
         &mut self,
         lab: &Lab,
@@ -144,7 +144,7 @@ impl LiveFrames {
         Ok(Shot { sent: frames.into(), delivered, strayed, worked, sample })
     }
 
-    /// What has been counted, over all processors.
+    /// The counts over all processors.
     pub(in crate::bench) fn received(&self) -> Result<Received> {
         Ok(self.rows()?.iter().fold(Received::default(), |sum, row| Received {
             delivered: sum.delivered + row.delivered,
@@ -169,23 +169,23 @@ impl LiveFrames {
 }
 
 impl Shot {
-    /// Nanoseconds of the processor for a frame that was delivered.
+    /// Nanoseconds of the processor per delivered frame.
     pub(in crate::bench) fn ns(&self) -> f64 {
         self.worked.as_nanos() as f64 / self.delivered as f64
     }
 
-    /// Millions of delivered frames a second of the processor.
+    /// Millions of delivered frames per second of the processor.
     pub(in crate::bench) fn mpps(&self) -> f64 {
         1000.0 / self.ns()
     }
 
-    /// Frames that were lost, per cent.
+    /// The percentage of lost frames.
     pub(in crate::bench) fn lost(&self) -> f64 {
         100.0 * (self.sent - self.delivered) as f64 / self.sent as f64
     }
 
-    /// That frames were delivered, and the first of them as one that a machine would take: to the right address, from
-    /// this one unless anyone will do, with checksums that hold.
+    /// Checks that frames were delivered, and that a machine would accept the first one: with the right destination, with
+    /// this source if one is given, and with correct checksums.
     pub(in crate::bench) fn check(&self, from: Option<IpAddr>, to: SocketAddr) -> Result<()> {
         ensure!(self.delivered > 0, "none of {} frames to {to} arrived", self.sent);
         ensure!(self.delivered <= self.sent, "{} frames sent, {} delivered", self.sent, self.delivered);
@@ -198,7 +198,7 @@ impl Shot {
     }
 }
 
-/// Whether the addresses differ by what is varied at the most.
+/// Whether the addresses differ at most in the varying part.
 fn same_network(a: IpAddr, b: IpAddr) -> bool {
     match (a, b) {
         (IpAddr::V4(a), IpAddr::V4(b)) => a.octets()[..2] == b.octets()[..2],

@@ -1,5 +1,5 @@
-//! `bench throughput`: packets a second through an edge of veth interfaces, from one end to the other, beside the
-//! least that XDP can do there.
+//! `bench throughput`: packets per second through an edge of veth interfaces, from one end to the other, beside the
+//! least work that XDP can do there.
 
 mod live;
 mod stage;
@@ -22,13 +22,13 @@ use std::path::Path;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Rounds; each sends every traffic every way.
+    /// Rounds. Each sends every traffic through every path.
     #[arg(long, default_value_t = 7)]
     rounds: u32,
-    /// Frames a round.
+    /// Frames per round.
     #[arg(long, default_value_t = 2 << 20)]
     frames: u32,
-    /// Two rounds of few frames: seconds, and figures that are worth little.
+    /// Two rounds of a few frames, which take seconds; the figures mean little.
     #[arg(long)]
     pub(super) quick: bool,
 }
@@ -43,7 +43,7 @@ impl Args {
     }
 }
 
-/// What stands between the client and the backends.
+/// The paths between the client and the backends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {
     Drop,
@@ -86,7 +86,7 @@ pub(crate) fn run(args: &Args) -> Result<Report> {
     Ok(report(args, &shots))
 }
 
-/// Sends each traffic this way, in a network of its own.
+/// Sends each traffic through this path, in a separate network.
 fn send_all(args: &Args, way: Way, object: &Path, bgctl: &Path) -> Result<Vec<Shot>> {
     let lab = lab(Offloads::Wire)?;
     let mut live = LiveFrames::load(object)?;
@@ -112,7 +112,7 @@ fn send_all(args: &Args, way: Way, object: &Path, bgctl: &Path) -> Result<Vec<Sh
     TRAFFICS.into_iter().map(|traffic| send(traffic).with_context(|| traffic.name())).collect()
 }
 
-/// `shots` by way, traffic and round.
+/// `shots` by path, traffic and round.
 fn report(args: &Args, shots: &[Vec<Vec<Shot>>]) -> Report {
     let mut rows = Vec::new();
     let mut lines = Way::ALL.map(|way| Series { name: way.name(), points: Vec::new() });

@@ -1,4 +1,4 @@
-//! The network that frames and connections cross, and bgctl in it.
+//! The network for frames and connections, with bgctl in it.
 
 use super::traffic::Traffic;
 use anyhow::{Context, Result, ensure};
@@ -13,14 +13,14 @@ use std::{net::SocketAddr, path::Path};
 /// Port of iperf3, at the VIP and at the backends.
 pub(in crate::bench) const STREAM_PORT: u16 = 5201;
 
-/// Services: name, protocol, port at the VIP, port of the backends.
+/// The services: name, protocol, port of the VIP, port of the backends.
 pub(in crate::bench) const SERVICES: [(&str, &str, u16, u16); 3] = [
     ("web", "tcp", VIP_HTTP_PORT, HTTP_PORT),
     ("echo", "udp", VIP_UDP_PORT, UDP_PORT),
     ("stream", "tcp", STREAM_PORT, STREAM_PORT),
 ];
 
-/// A client, an edge and backends, with a way back to all clients of the traffics.
+/// A client, an edge and backends, with routes back to all clients of the traffics.
 pub(in crate::bench) fn lab(offloads: Offloads) -> Result<Lab> {
     let lab = Lab::line(offloads)?;
     for (ipv6, via) in [(false, CLIENT_V4), (true, CLIENT_V6)] {
@@ -64,7 +64,7 @@ fn config(lab: &Lab) -> String {
     config
 }
 
-/// What bgctl has counted over all services, for the blue colour.
+/// The counts of bgctl over all services, for blue.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::bench) struct Counted {
     /// Packets from clients.

@@ -1,4 +1,4 @@
-//! What is sent: frames of so many flows of a family and a protocol.
+//! The traffic: frames of a number of flows of one family and protocol.
 
 use anyhow::Result;
 use bg_common::{FrameTemplate, LiveFrame, Protocol};
@@ -19,7 +19,7 @@ pub(in crate::bench) struct Traffic {
     pub(in crate::bench) flows: u32,
 }
 
-/// Where in a frame the things are that vary.
+/// The offsets of the varying parts of a frame.
 pub(super) struct Offsets {
     pub(super) address: usize,
     pub(super) port: usize,
@@ -30,7 +30,7 @@ pub(super) struct Offsets {
 impl Traffic {
     const ETHERNET: usize = 14;
 
-    /// Octets of a frame.
+    /// Bytes of a frame.
     pub(in crate::bench) fn len(self) -> usize {
         if self.ipv6 { LiveFrame::MAX_LEN } else { LiveFrame::MIN_LEN }
     }
@@ -52,12 +52,12 @@ impl Traffic {
         }
     }
 
-    /// The network that all clients are in: one that is set aside for benchmarks (RFC 2544, RFC 5180).
+    /// The network of all clients, which is reserved for benchmarks (RFC 2544, RFC 5180).
     pub(in crate::bench) fn clients(self) -> &'static str {
         if self.ipv6 { "2001:2::/48" } else { "198.18.0.0/15" }
     }
 
-    /// What clients send to.
+    /// The address to which clients send.
     pub(in crate::bench) fn vip(self) -> SocketAddr {
         let vip = if self.ipv6 { VIP_V6 } else { VIP_V4 };
         match self.protocol {
@@ -66,7 +66,7 @@ impl Traffic {
         }
     }
 
-    /// Where it is to arrive: at the blue backend.
+    /// The address at which it should arrive, that of the blue backend.
     pub(in crate::bench) fn backend(self) -> SocketAddr {
         let port = match self.protocol {
             Protocol::Tcp => HTTP_PORT,
@@ -75,7 +75,7 @@ impl Traffic {
         SocketAddr::new(BACKENDS[0].2[usize::from(self.ipv6)], port)
     }
 
-    /// The first flow's frame to this address, in the middle of a connection.
+    /// The frame of the first flow to this address, in the middle of a connection.
     pub(super) fn frame(self, to: SocketAddr) -> Result<Vec<u8>> {
         let from = SocketAddr::new(self.client(), FrameTemplate::FIRST_PORT);
         let spec = match self.protocol {
@@ -86,7 +86,7 @@ impl Traffic {
         Ok(PacketSpec { payload, ..spec }.frame())
     }
 
-    /// Octets of all headers.
+    /// Bytes of all headers.
     fn headers(self) -> usize {
         let transport = match self.protocol {
             Protocol::Tcp => 20,
