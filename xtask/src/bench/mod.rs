@@ -66,10 +66,10 @@ impl Part {
     /// are drawn as bars.
     const ALL: &[(&str, &str, bool)] = &[
         ("datapath", "What a packet costs", false),
-        ("throughput", "Packets a second across a network", false),
+        ("throughput", "Packets per second across a network", false),
         ("switch", "The instant of a switch", false),
         ("scale", "With many services, backends and flows", false),
-        ("compare", "Beside what else there is", true),
+        ("compare", "Compared with alternatives", true),
     ];
 
     fn run(&self) -> Result<Report> {

@@ -64,15 +64,13 @@ impl Contender {
     /// A note for the reader.
     pub(super) fn remark(self) -> &'static str {
         match self {
-            Self::Native => "`bgctl attach --mode native`; wants finished checksums, as off a wire",
-            Self::Tc => "`bgctl attach --mode tc`; nothing tweaked",
-            Self::Stateful => "`dnat` by a map, connection tracking",
-            Self::Stateless => "`notrack`, addresses and ports set in both directions",
+            Self::Native => "`bgctl attach --mode native`; needs finished checksums, as off a wire",
+            Self::Tc => "`bgctl attach --mode tc`; default settings",
+            Self::Stateful => "`dnat` by a map, with connection tracking",
+            Self::Stateless => "`notrack`; rewrites addresses and ports in both directions",
             Self::Forward => "no translation: clients know the backend's address",
             Self::HaProxy => "no UDP; the backend sees the proxy's address",
-            Self::Nginx => {
-                "the backend sees the proxy's address; UDP under overload, with the other processors to itself"
-            }
+            Self::Nginx => "the backend sees the proxy's address; UDP under overload, on the other processors",
             Self::Ipvs => "masquerading",
         }
     }

@@ -232,15 +232,15 @@ fn report(args: &Args, missing: &[Option<&str>], rounds: &[Vec<Round>]) -> Repor
             remark(),
         ]);
     }
-    let columns = ["through", "Mpps", "processor, ns a packet", "times nftables stateful", "lost, %", "remark"];
+    let columns = ["through", "Mpps", "processor, ns per packet", "times nftables stateful", "lost, %", "remark"];
     let packets = Table {
         title: "UDP packets".into(),
         about: format!(
-            "{} frames of {} octets a round, of {} flows, made and counted as in `throughput`: generator, edge and \
-             receiver on one processor, and a packet's time is all that this processor worked; for all but native XDP there \
-             is in it that what comes out of the host's stack is made a frame again for the receiver. For the proxy, which \
-             works when the scheduler lets it, packets a second are those delivered by the time it took, and a packet's \
-             time is that of the proxy's own processes alone, without what the kernel does to hand it packets.",
+            "Each round sends {} frames of {} bytes in {} flows. As in `throughput`, generator, edge and receiver run on one \
+             processor, and a packet's time is the whole time that this processor worked. For all but native XDP, it includes \
+             turning the packets from the host's stack into frames again for the receiver. The proxy works when it is \
+             scheduled. Its packets per second are the delivered packets divided by the time that they took, and its time per \
+             packet is only that of its own processes, without the kernel's work to pass packets to it.",
             args.frames(),
             TRAFFIC.len(),
             TRAFFIC.flows,
@@ -255,18 +255,18 @@ fn report(args: &Args, missing: &[Option<&str>], rounds: &[Vec<Round>]) -> Repor
         "Gbit/s, as on one host",
         "p50, µs",
         "p99, µs",
-        "processor, µs a request",
+        "processor, µs per request",
         "remark",
     ];
     let connections = Table {
         title: "TCP".into(),
         about: format!(
-            "Connections: wrk with `Connection: close`, 64 at a time. Gbit/s: one stream of iperf3; as on wires, that is with \
-             checksums finished by their sender (`ethtool -K tx off`, which takes segmentation offload with it), as frames \
-             come off a network card and as native XDP wants them between veth interfaces; and as on one host, nothing \
-             tweaked. p50 and p99: {} requests a second over 64 kept connections, each from the moment it was due. \
-             Processor: what all processors of the machine worked in that time, clients and backends included, by \
-             the requests; from the idle time in /proc/stat. Each load takes {} s; backends are nginx.",
+            "Connections: wrk with `Connection: close`, 64 at a time. Gbit/s: one stream of iperf3. \"As on wires\" means that the \
+             senders finish checksums (`ethtool -K tx off`, which also disables segmentation offload), as in frames from a \
+             network card. Native XDP needs that between veth interfaces. \"As on one host\" means default settings. \
+             p50 and p99: {} requests per second over 64 kept connections, timed from when each was due. \
+             Processor: the time of all processors of the machine, including clients and backends, divided by the number of \
+             requests; computed from the idle time in /proc/stat. Each load takes {} s. Backends are nginx.",
             tcp::RATE,
             args.seconds(),
         ),
@@ -276,10 +276,10 @@ fn report(args: &Args, missing: &[Option<&str>], rounds: &[Vec<Round>]) -> Repor
     Report {
         part: "compare".into(),
         about: format!(
-            "A client, an edge and a machine of backends on two veth pairs; on the edge each contender in turn, in a new \
-             network each time, {} rounds. All translate the same VIP to the same backend. Before a contender is \
-             measured it has to give the right answer of the right backend; the first frame delivered is taken apart and \
-             its checksums verified; and the kernel must be tracking connections for stateful nftables, and for nobody else.",
+            "The network is a client, an edge and a machine with backends on two veth pairs. The contenders run on the edge in \
+             turns, each in a new network, in {} rounds. All translate the same VIP to the same backend. A contender is \
+             measured only after it has returned the right answer from the right backend. The first delivered frame is parsed \
+             and its checksums are verified. The kernel must track connections for stateful nftables, and for no other contender.",
             args.rounds(),
         ),
         tables: vec![packets, connections],

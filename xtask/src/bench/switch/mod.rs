@@ -79,9 +79,9 @@ pub(crate) fn run(args: &Args) -> Result<Report> {
     Ok(Report {
         part: "switch".into(),
         about:
-            "How long a switch takes, for packets and for the person who types the command. Ours is measured packet \
-                by packet while as many new flows are opened as a CPU can open; then ours, nftables, HAProxy and nginx \
-                by their commands, as new TCP connections see it."
+            "How long a switch takes, for packets and for the person who runs the command. First bgctl is measured packet \
+                by packet, while as many new flows are opened as a CPU can open. Then bgctl, nftables, HAProxy and nginx are \
+                measured by their commands, as new TCP connections see the switch."
                 .into(),
         tables: vec![instants(&ours, args), account(&ours), comparison(&contenders, args)],
         plots: vec![distribution(&ours)],
@@ -258,14 +258,14 @@ fn instants(ours: &Ours, args: &Args) -> Table {
     };
     let Ours { rounds, commands, .. } = ours;
     Table {
-        title: "Our switch, under load and without".into(),
+        title: "A switch of bgctl, with and without load".into(),
         about: format!(
-            "Load: live frames of 96 octets on {} CPU(s), each frame a new flow, {} made and decided at a time; the \
-             switching process has the first CPU to itself. Each frame is stamped at the moment it is handed to the \
-             pinned program and noted by an XDP program where it arrives, at the other end of the backends' interface. \
-             The store is the compare-exchange of the live word; a time below zero belongs to a packet that was under \
-             way at that moment. A switch whose old colour shows a packet from after the fence fails the benchmark. \
-             Commands, and calls without load, write the journal to the disk before they return; calls under load to memory.",
+            "The load is live frames of 96 bytes on {} CPU(s). Each frame is a new flow, and {} are created and decided in one \
+             batch. The switching process has the first CPU to itself. Each frame is stamped when it is passed to the \
+             pinned program. An XDP program records its arrival at the other end of the backends' interface. \
+             The store is the compare-exchange of the live word. A negative time belongs to a packet that was being processed \
+             at that moment. The benchmark fails if a packet that was stamped after the fence reaches the old colour. \
+             Commands, and calls without load, write the journal to the disk before they return. Calls under load write it to memory.",
             ours.generators, args.batch
         ),
         columns: ["µs", "switches", "p50", "p99", "p99.9", "max"].map(str::to_owned).into(),
@@ -274,8 +274,8 @@ fn instants(ours: &Ours, args: &Args) -> Table {
             row("store to its arrival at the backend", &rounds.arrived),
             row("store to the last packet decided by the old word", &rounds.overlap),
             row("store to the end of the fence", &rounds.fence),
-            row("the library's call, as a whole", &rounds.call),
-            row("`bgctl switch`, from its start as a process to its end", &commands.wall),
+            row("the whole call of the library", &rounds.call),
+            row("`bgctl switch`, from the start of its process to its end", &commands.wall),
             row("from its start to the first packet decided by the new word", &commands.decided),
             row("the library's call, without load", &ours.idle_calls),
             row("`bgctl switch`, without load", &ours.idle_commands),
@@ -287,18 +287,18 @@ fn account(ours: &Ours) -> Table {
     let arrived: u64 = ours.arrived.iter().sum();
     let row = |what: &str, count: u64| vec![Cell::from(what), (count as f64).into()];
     Table {
-        title: "Account of that load".into(),
-        about: "Every frame that was sent is looked for: in the program's counters, and where it should arrive.".into(),
+        title: "Counts of this load".into(),
+        about: "Every frame is accounted for, in the program's counters and where it should arrive.".into(),
         columns: ["", "count"].map(str::to_owned).into(),
         rows: vec![
             row("switches", ours.switches),
             row("packets sent", ours.sent),
-            row("flows opened by them", ours.opened),
+            row("flows opened by these", ours.opened),
             row("arrived at blue", ours.arrived[0]),
             row("arrived at green", ours.arrived[1]),
-            row("dropped by the program, for whatever reason", ours.dropped),
+            row("dropped by the program, for any reason", ours.dropped),
             row("lost", ours.sent.saturating_sub(arrived)),
-            row("switches not judged, because the generator paused", ours.rounds.discarded),
+            row("switches not evaluated, because the generator paused", ours.rounds.discarded),
         ],
     }
 }
@@ -326,14 +326,14 @@ fn comparison(all: &[Compared], args: &Args) -> Table {
         .filter_map(|compared| Some(format!("{}: {}", compared.name, compared.first_failure.as_ref()?)))
         .collect();
     Table {
-        title: "Beside what one would use instead".into(),
+        title: "Compared with alternatives".into(),
         about: format!(
-            "One edge, one client, one backend of each colour (network namespaces on wires), all contenders set up at \
-             the same time with a VIP each, {} switches each, by turns. {} threads open TCP connections one after the \
-             other, each from a five-tuple of its own, ask once over HTTP and close. Times are from the start of the \
-             command's process, so the first answer includes what a connection takes (last column). Files that a command \
-             reads are written before. \"After the return\" are connections that were begun after the command had \
-             returned and went to the old colour all the same.{}{}",
+            "One edge, one client, and one backend of each colour (network namespaces on wires). All contenders are set up at \
+             the same time, each with its own VIP, and make {} switches each, in turns. {} threads open TCP connections one after \
+             the other, each with a new five-tuple, send one HTTP request and close. Times are from the start of the \
+             command's process, so the first answer includes the time of a connection (last column). Files that a command \
+             reads are written before. \"After the return\" counts connections that began after the command had \
+             returned and still went to the old colour.{}{}",
             all.first().map_or(0, |compared| compared.rounds.len()),
             args.clients,
             if failures.is_empty() { "" } else { " First failures: " },
@@ -344,7 +344,7 @@ fn comparison(all: &[Compared], args: &Args) -> Table {
             "command",
             "command, ms",
             "first answer by the new colour, ms",
-            "last connection begun to the old colour, ms",
+            "last connection to the old colour begun, ms",
             "to the old colour after the return",
             "failed",
             "connections",

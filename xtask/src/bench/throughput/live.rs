@@ -237,7 +237,7 @@ fn live_frame(lab: &Lab, traffic: Traffic, to: SocketAddr) -> Result<(LiveFrame,
     frame[..6].copy_from_slice(&lab.edge.mac("front")?);
     frame[6..12].copy_from_slice(&lab.client.mac("eth0")?);
     let length = frame.len();
-    ensure!((LiveFrame::MIN_LEN..=LiveFrame::MAX_LEN).contains(&length), "a frame of {length} octets");
+    ensure!((LiveFrame::MIN_LEN..=LiveFrame::MAX_LEN).contains(&length), "a frame of {length} bytes");
     frame.resize(LiveFrame::MAX_LEN, 0);
     let at = traffic.offsets();
     let address = u16::from_be_bytes([frame[at.address], frame[at.address + 1]]);

@@ -138,12 +138,12 @@ fn report(args: &Args, shots: &[Vec<Vec<Shot>>]) -> Report {
             }
         }
     }
-    let columns = ["frames", "flows", "through", "Mpps", "ns a packet", "of bare redirect", "lost, %"];
+    let columns = ["frames", "flows", "through", "Mpps", "ns per packet", "of bare redirect", "lost, %"];
     let table = Table {
-        title: "Packets a second, on one processor".into(),
+        title: "Packets per second, on one processor".into(),
         about: format!(
-            "{} rounds of {} frames each way; frames of {} octets (IPv6: {}), flows in random order. A round makes a \
-             new network for each way. `Of bare redirect` is the ratio to the bare redirect of the same round.",
+            "{} rounds of {} frames through each path. Frames have {} bytes (IPv6: {}), and flows are in random order. Each round \
+             creates a new network for each path. `Of bare redirect` is the ratio to the bare redirect of the same round.",
             args.rounds(),
             args.frames(),
             TRAFFICS[0].len(),
@@ -161,15 +161,15 @@ fn report(args: &Args, shots: &[Vec<Vec<Shot>>]) -> Report {
     };
     Report {
         part: "throughput".into(),
-        about: "Frames cross two veth pairs: from a client through an edge to the backends' machine, where an XDP program \
-                counts and drops them. They are made by `BPF_PROG_TEST_RUN` with live frames, so generator, edge and \
-                receiver run to completion on one processor, one after the other. A packet's time is what that processor \
-                worked, of the sending thread and of ksoftirqd, by the packets delivered: all of it, sending and \
-                receiving included, which the bare drop shows. Packets a second are its inverse. The bare redirect is \
-                an XDP program that does nothing but redirect through a devmap. Ours is what `bgctl attach` and `apply` \
-                make. What has passed the host's stack (generic XDP, tc) is made a frame again for the receiver, which \
-                is in its time. A call some of whose frames were handled by another processor is made anew, its losses \
-                with it. The first delivered frame of each call is taken apart, addresses and checksums verified, and \
+        about: "Frames cross two veth pairs, from a client through an edge to the backends' machine, where an XDP program \
+                counts and drops them. `BPF_PROG_TEST_RUN` creates them as live frames, so generator, edge and \
+                receiver run to completion on one processor, one after the other. A packet's time is the time that this processor \
+                worked, for the sending thread and for ksoftirqd, divided by the number of delivered packets. It includes \
+                sending and receiving, which the bare drop shows. Packets per second are its inverse. The bare redirect is \
+                an XDP program that only redirects through a devmap. \"Ours\" is what `bgctl attach` and `apply` \
+                set up. Packets that have passed the host's stack (generic XDP, tc) are turned into frames again for the receiver, \
+                which is part of their time. If another processor handled some frames of a call, the call is repeated, and its \
+                losses do not count. The first delivered frame of each call is parsed, its addresses and checksums are verified, and \
                 bgctl's counters are compared with what was sent."
             .into(),
         tables: vec![table],
