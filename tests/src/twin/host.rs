@@ -13,7 +13,7 @@ use bg_ebpf::{
         row::FlowRef,
         table::{find, insert, replace},
     },
-    path::slow::{Answering, Refreshing, SlowPath, run},
+    path::slow::{Answering, Refreshing, Search, SlowPath, run},
     process, process_icmp,
     wire::packet::Packet,
     world::{Flows, RouteCall, SCRATCH_WORDS, World},
@@ -44,6 +44,8 @@ pub struct Host {
     live_reads: RefCell<HashMap<u16, u32>>,
     /// How often terms were read since the last frame began.
     terms_reads: Cell<u32>,
+    /// Steps of searches for a flow since the last frame began.
+    steps: Cell<u32>,
     scratch: UnsafeCell<[u64; SCRATCH_WORDS]>,
     route_call: UnsafeCell<RouteCall>,
     /// What another CPU does between a packet's look-up and the closer look at what was found, once.
@@ -94,6 +96,7 @@ impl Host {
             traffic: RefCell::default(),
             live_reads: RefCell::default(),
             terms_reads: Cell::default(),
+            steps: Cell::default(),
             scratch: UnsafeCell::new([0; SCRATCH_WORDS]),
             route_call: UnsafeCell::new(no_route),
             meanwhile: Cell::new(None),
@@ -123,6 +126,7 @@ impl Host {
     fn process(&self, frame: &[u8], direction: Direction) -> Outcome {
         self.live_reads.borrow_mut().clear();
         self.terms_reads.set(0);
+        self.steps.set(0);
         let mut bytes = frame.to_vec();
         let range = bytes.as_mut_ptr_range();
         // SAFETY: the buffer outlives both, and the engine reads nothing through the first once it has
@@ -163,6 +167,11 @@ impl Host {
     /// How often the last frame has read terms.
     pub fn terms_reads(&self) -> u32 {
         self.terms_reads.get()
+    }
+
+    /// How many steps of searches for a flow the last frame has needed.
+    pub fn steps(&self) -> u32 {
+        self.steps.get()
     }
 
     /// All flows.
@@ -267,6 +276,11 @@ impl<V: Flows> SlowPath<V> for Host {
     fn answer(&self, row: RawWords, call: &mut Answering) -> u32 {
         self.let_others_do();
         run::answer(row, call, self) as u32
+    }
+
+    fn search(&self, search: &mut Search) -> u32 {
+        self.steps.set(self.steps.get() + 1);
+        run::search::<V, _>(search, self).to_u32()
     }
 }
 

@@ -133,6 +133,7 @@ fn one_that_gets_to_the_live_colour_by_a_refusal_does_not_end_with_the_drain() {
     is_dropped(&host, &refusal(BLUE));
     assert_eq!(sent_to(&host, &segment()), at(GREEN));
     answers_as(&host, &tcp(GREEN, CLIENT, ACK));
+    assert_eq!(host.flow(flow_of(CLIENT, 0)).expect("a flow").generation, 4, "as if it was opened now");
     host.later(NOW + 10);
     assert_eq!(sent_to(&host, &segment()), at(GREEN));
     assert_eq!(host.traffic(0, 1).flows_opened, 1, "it is the same flow");

@@ -8,7 +8,7 @@ use crate::{
 use bg_common::{CachedHop, Flow, FlowState};
 use bg_ebpf::flow::{
     bucket::WAYS,
-    table::{Stored, insert, remove},
+    table::{Stored, insert, remove, replace},
 };
 use loom::{model::Builder, thread};
 
@@ -232,6 +232,24 @@ fn a_flow_that_is_replaced_is_found_whole_and_noted_in_the_right_one() {
 }
 
 #[test]
+fn a_flow_is_replaced_whatever_has_been_noted_of_it_but_no_other_one_is() {
+    on_all_machines(3, |machine| {
+        let table = Table::new(machine, &[At::Held(A, A.flow(1))]);
+        let found = find_whole(&table.view(), &A).expect("there");
+        find_whole(&table.view(), &A).expect("there").set(FlowState::CLIENT_FIN | FlowState::BACKEND_FIN);
+        let evicts = on_cpu(&table, 1, |table| inserts(table, &B, 1));
+        let replaced = replace(&table.view(), found, &A.flow(2));
+        let evicted = evicts.join().unwrap();
+        match (finds(&table, &A), finds(&table, &B)) {
+            (Some(2), None) => assert_eq!((replaced, evicted), (Stored::Yes, Stored::No)),
+            (None, Some(1)) => assert_ne!(evicted, Stored::No),
+            other => panic!("{other:?}: {replaced:?}, {evicted:?}"),
+        }
+        assert!(replaced == Stored::Yes || evicted != Stored::No, "only another flow is in its way");
+    });
+}
+
+#[test]
 fn two_who_note_at_once_lose_nothing() {
     on_all_machines(4, |machine| {
         let table = Table::new(machine, &[At::Held(A, A.flow(1))]);
@@ -284,14 +302,15 @@ fn a_next_hop_that_is_cached_while_another_cpu_sees_a_packet_is_whole() {
 #[test]
 fn a_packet_that_was_seen_changes_nothing_else() {
     on_all_machines(3, |machine| {
-        let table = Table::new(machine, &[At::Held(A, Flow { last_seen: NOW - 5, ..A.flow(1) })]);
+        let flow = Flow { last_seen: NOW - 5, hop: CachedHop::new(3, NOW - 5), ..A.flow(1) };
+        let table = Table::new(machine, &[At::Held(A, flow)]);
         let writer = on_cpu(&table, 1, |table| inserts(table, &B, 1));
         if let Some(mut found) = find_whole(&table.view(), &A) {
             found.see(NOW);
         }
-        let key = if writer.join().unwrap() == Stored::No { A } else { B };
+        let (key, hop) = if writer.join().unwrap() == Stored::No { (A, 3) } else { (B, 0) };
         let flow = table.flow(&key).expect("one of the two");
-        assert_eq!((key.value_of(&flow), flow.last_seen), (1, NOW));
+        assert_eq!((key.value_of(&flow), flow.last_seen, flow.hop.number()), (1, NOW, hop));
     });
 }
 

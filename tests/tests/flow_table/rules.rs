@@ -6,7 +6,7 @@ use bg_ebpf::flow::{
     bucket::WAYS,
     key::Match,
     memory::Memory as _,
-    table::{Stored, find, insert, remove},
+    table::{Stored, find, insert, remove, replace},
 };
 use proptest::prelude::*;
 use std::collections::HashMap;
@@ -90,7 +90,7 @@ fn place() -> impl Strategy<Value = At> {
     prop_oneof![1 => Just(At::Empty), 1 => Just(At::Claimed), 20 => held]
 }
 
-/// Places of which most are held by open flows: the rules for victims decide.
+/// Places: of all kinds, of open flows above all, of flows that are being written above all.
 fn places() -> impl Strategy<Value = Vec<At>> {
     let open = place().prop_map(|at| match at {
         At::Held { state, silence, same_generation } => {
@@ -100,7 +100,9 @@ fn places() -> impl Strategy<Value = Vec<At>> {
         other => other,
     });
     let of = |place: BoxedStrategy<At>| prop::collection::vec(place, PLACES);
-    prop_oneof![of(place().boxed()), of(open.boxed()), of(prop_oneof![8 => open_only(), 1 => place()].boxed())]
+    let claimed = prop_oneof![40 => Just(At::Claimed), 1 => place()];
+    let mostly_open = prop_oneof![8 => open_only(), 1 => place()];
+    prop_oneof![of(place().boxed()), of(open.boxed()), of(mostly_open.boxed()), of(claimed.boxed())]
 }
 
 fn open_only() -> impl Strategy<Value = At> {
@@ -155,7 +157,7 @@ fn allowed(places: &[At], hash: u32) -> Vec<usize> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(10_000))]
+    #![proptest_config(ProptestConfig { cases: 10_000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn evicted_is_who_is_over_then_who_has_one_end_then_who_is_of_this_generation_then_who_is_most_silent(
@@ -283,6 +285,19 @@ fn a_client_is_found_without_its_virtual_address_and_a_flow_only_with_it() {
     assert!(find(&&table, &other, 0, Match::Client).is_none(), "another port is another client");
 }
 
+#[test]
+fn a_flow_is_replaced_whatever_has_been_noted_of_it_since() {
+    let table = Cells::new(2, [0; 7]);
+    let key = Name::new(1, 0);
+    insert(&&table, &key, 0, &key.flow(1), NOW);
+    let found = find_whole(&&table, &key).expect("stored");
+    find_whole(&&table, &key).expect("stored").set(FlowState::CLIENT_FIN);
+    assert_eq!(replace(&&table, found, &key.flow(2)), Stored::Yes);
+    let flow = *find_whole(&&table, &key).expect("stored").flow();
+    assert_eq!((key.value_of(&flow), flow.state.has_any(FlowState::ENDS), table.count()), (2, false, 1));
+    assert_eq!(replace(&&table, found, &key.flow(3)), Stored::No, "that row is gone");
+}
+
 #[derive(Clone, Copy, Debug)]
 enum Operation {
     Store { replaces: bool, value: u32 },
@@ -306,7 +321,7 @@ fn operation() -> impl Strategy<Value = Operation> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(300))]
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// A key has sixteen places: one of fifteen keys always finds one.
     #[test]
