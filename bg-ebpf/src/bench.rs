@@ -1,7 +1,7 @@
 //! Programs that measure the data path. Not part of the object that bgctl embeds.
 //!
-//! For test runs, of XDP and of tc: a wrapper that restores the frame and tail-calls the program under test, a program that
-//! does nothing and one that loads one cache line, to compare with. `BPF_PROG_TEST_RUN` does not restore the packet
+//! For test runs, of XDP and of tc: a wrapper that restores the frame and tail-calls the program under test, and programs to
+//! compare with: one does nothing, one loads a cache line, one asks the kernel's LRU hash. `BPF_PROG_TEST_RUN` does not restore the packet
 //! between its repeats, so a program that rewrites would be measured on its own output.
 //!
 //! For frames that really cross a network: a generator, a receiver that counts and drops, and a redirect that does
@@ -15,7 +15,7 @@ mod kernel {
             TC_ACT_OK, TC_ACT_SHOT,
             xdp_action::{XDP_ABORTED, XDP_DROP, XDP_PASS, XDP_TX},
         },
-        btf_maps::{Array, DevMap, PerCpuArray, ProgramArray},
+        btf_maps::{Array, DevMap, LruHashMap, PerCpuArray, ProgramArray},
         helpers::bpf_redirect,
         macros::{btf_map, classifier, xdp},
         programs::{TcContext, XdpContext},
@@ -41,6 +41,10 @@ mod kernel {
     /// Memory as large as the flow table under test: the loader sets its number of lines, a power of two.
     #[btf_map(name = "lines")]
     static LINES: Array<Line, 1> = Array::new();
+
+    /// The kernel's hash for as many flows, which the loader sets.
+    #[btf_map(name = "lru_hash")]
+    static LRU_HASH: LruHashMap<[u32; 4], [u64; 2], 1> = LruHashMap::new();
 
     /// Number of lines less one.
     #[unsafe(no_mangle)]
@@ -78,9 +82,8 @@ mod kernel {
             return false;
         }
         *number = number.wrapping_mul(template.multiplier).wrapping_add(template.increment) & template.mask;
-        turn.number = *number;
-        turn.next = template.next;
-        let flow = turn.number.wrapping_add(template.first);
+        let flow = number.wrapping_add(template.first);
+        (turn.number, turn.next) = (flow, template.next);
         let frame = start as *mut [u64; FrameTemplate::LEN / 8];
         // SAFETY: so many octets lie inside the packet.
         unsafe { *frame = template.frame };
@@ -128,6 +131,19 @@ mod kernel {
     fn tc_line(_context: TcContext) -> i32 {
         load_line();
         TC_ACT_OK
+    }
+
+    /// Looks the flow up in the kernel's hash, inserts it if it is not there, and does nothing else.
+    #[xdp]
+    fn lru(_context: XdpContext) -> u32 {
+        let Some(turn) = TURN.get_ptr(0) else { return XDP_ABORTED };
+        // SAFETY: this CPU's own row.
+        let key = [unsafe { (*turn).number }, 0, 0, 6];
+        // SAFETY: nobody removes what is found.
+        if unsafe { LRU_HASH.get(&key) }.is_none() && LRU_HASH.insert(&key, &[1; 2], 0).is_err() {
+            return XDP_ABORTED;
+        }
+        XDP_TX
     }
 
     /// Loads the flow's line. The next flow's number depends on what stands there, which is zero: so no load begins

@@ -61,11 +61,9 @@ pub(crate) fn is_prebuilt() -> bool {
 }
 
 /// What the benchmarks measure with.
-const BENCHES: [&str; 3] = [BENCH, BENCH_SWITCH, REFERENCE];
+const BENCHES: [&str; 2] = [BENCH, BENCH_SWITCH];
 const BENCH: &str = "bg-bench";
 const BENCH_SWITCH: &str = "bg-bench-switch";
-/// The object itself, with the kernel's own flow tables.
-const REFERENCE: &str = "bg-lru";
 
 /// Compiles all programs that the benchmarks measure with.
 pub(crate) fn prebuild_benches() -> Result<()> {
@@ -90,11 +88,6 @@ pub(crate) fn build_bench_switch() -> Result<PathBuf> {
     compiled(BENCH_SWITCH)
 }
 
-/// Compiles the object with the kernel's LRU hash for flow tables: what its own are compared with.
-pub(crate) fn build_reference() -> Result<PathBuf> {
-    compiled(REFERENCE)
-}
-
 fn compile(program: &str) -> Result<Built> {
     let toolchain = Toolchain::require()?;
     let linker = toolchain::require_bpf_linker()?;
@@ -103,15 +96,13 @@ fn compile(program: &str) -> Result<Built> {
 
     let target_dir = workspace::target_dir().join("bpf");
     let flags = [codegen_flags(), remap_flags(toolchain)?].concat();
-    let binary = if program == REFERENCE { "bg-ebpf" } else { program };
     let mut cargo = toolchain.cargo();
     cargo
         .current_dir(workspace::root())
         .env("PATH", toolchain::path_with_cargo_bin())
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
         .args(["build", "--release", "--package", "bg-ebpf"])
-        .args(["--bin", binary])
-        .args(if program == REFERENCE { &["--features", "lru"][..] } else { &[] })
+        .args(["--bin", program])
         .args(["-Z", "build-std=core", "--target", TARGET, "--target-dir"])
         .arg(&target_dir);
     for setting in profile() {
@@ -125,7 +116,7 @@ fn compile(program: &str) -> Result<Built> {
         )
     })?;
 
-    let linked = target_dir.join(TARGET).join("release").join(binary);
+    let linked = target_dir.join(TARGET).join("release").join(program);
     let path = object_path(program);
     strip(&linked, &path)?;
     let object = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;

@@ -84,6 +84,20 @@ struct Aim {
     frame: [u8; FrameTemplate::LEN],
 }
 
+/// Memory of the programs to compare with.
+#[derive(Clone, Copy)]
+pub(super) struct Memory {
+    /// Cache lines of the one that loads one, a power of two.
+    pub(super) lines: u32,
+    /// Entries of the kernel's LRU hash.
+    pub(super) lru: u32,
+}
+
+impl Memory {
+    /// For who compares with the empty program alone.
+    pub(super) const LEAST: Self = Self { lines: 1, lru: 1 };
+}
+
 /// What came of sending packets.
 pub(super) struct Sent {
     /// Nanoseconds a packet. The kernel tells whole ones.
@@ -93,14 +107,19 @@ pub(super) struct Sent {
 }
 
 impl Wrapper {
-    /// Loads it; `lines` is how many cache lines of memory the program has that loads one, a power of two.
-    pub(super) fn load(object: &Path, lines: u32) -> Result<Self> {
+    /// Loads it.
+    pub(super) fn load(object: &Path, memory: Memory) -> Result<Self> {
+        let Memory { lines, lru } = memory;
         ensure!(lines.is_power_of_two(), "expected a power of two, got {lines} cache lines");
         let mask = lines - 1;
         let mut loader = EbpfLoader::new();
-        loader.map_max_entries("lines", lines).override_global("LINE_MASK", &mask, true);
+        loader.map_max_entries("lines", lines).map_max_entries("lru_hash", lru).override_global(
+            "LINE_MASK",
+            &mask,
+            true,
+        );
         let mut object = loader.load_file(object)?;
-        for name in ["restore", "empty", "line"] {
+        for name in ["restore", "empty", "line", "lru"] {
             xdp(&mut object, name)?.load()?;
         }
         for name in ["tc_restore", "tc_empty", "tc_line"] {
@@ -123,6 +142,11 @@ impl Wrapper {
             Hook::Xdp => Ok(xdp(&mut self.object, "line")?.fd()?.try_clone()?),
             Hook::Tc => Ok(tc(&mut self.object, "tc_line")?.fd()?.try_clone()?),
         }
+    }
+
+    /// The XDP program that looks the flow up in the kernel's LRU hash, inserts it if need be, and does nothing else.
+    pub(super) fn lru(&mut self) -> Result<ProgramFd> {
+        Ok(xdp(&mut self.object, "lru")?.fd()?.try_clone()?)
     }
 
     /// Puts a program and frames that take turns behind the wrapper, and begins with the first of these, and of its flows.

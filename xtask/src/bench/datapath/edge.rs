@@ -3,7 +3,7 @@
 use super::{
     super::{
         stats::Summary,
-        test_run::{Hook, Wrapper, most_left_to_tc, warm},
+        test_run::{Hook, Memory, Wrapper, most_left_to_tc, warm},
     },
     Setup,
     case::{BACKENDS, Case, Direction},
@@ -17,7 +17,7 @@ use aya::{
 };
 use bg_common::{Backend, Colour, Event, FrameTemplate, NextHop, Traffic};
 use bg_tests::twin::{Kernel, Scenario};
-use std::{path::Path, time::Instant};
+use std::time::Instant;
 
 pub(super) struct Edge<'a> {
     setup: &'a Setup<'a>,
@@ -49,17 +49,16 @@ pub(super) struct Sample {
 }
 
 impl<'a> Edge<'a> {
-    /// Loads the object under test, with flow tables of which so many flows are half.
+    /// Loads the object under test, with flow tables that so many flows fill to half.
     pub(super) fn load(setup: &'a Setup<'a>, flows: u32, case: &Case) -> Result<Self> {
-        Self::load_object(setup, None, flows, case)
+        Self::load_beside(setup, flows, 1, case)
     }
 
-    /// Loads another object.
-    pub(super) fn load_object(setup: &'a Setup<'a>, object: Option<&Path>, flows: u32, case: &Case) -> Result<Self> {
-        let mut kernel = tables::load(object, flows)?;
-        // Where the table is the kernel's: as many lines as flows, every other line.
-        let octets = tables::octets(&mut kernel, case.is_ipv4())?.unwrap_or(128 * u64::from(flows));
-        let wrapper = Wrapper::load(&setup.bench, u32::try_from(octets / 64)?)?;
+    /// The same, with a hash of the kernel's for so many flows beside it.
+    pub(super) fn load_beside(setup: &'a Setup<'a>, flows: u32, lru: u32, case: &Case) -> Result<Self> {
+        let mut kernel = tables::load(flows)?;
+        let lines = u32::try_from(tables::bytes(&mut kernel, case.is_ipv4())? / 64)?;
+        let wrapper = Wrapper::load(&setup.bench, Memory { lines, lru })?;
         let mut edge = Self { setup, kernel, wrapper };
         edge.fill(&case.scenario())?;
         Ok(edge)
@@ -173,6 +172,13 @@ impl<'a> Edge<'a> {
             Ok::<_, anyhow::Error>(self.wrapper.run(packets.interface, count, verdict)?.ns)
         });
         Ok((empty?, line?))
+    }
+
+    /// Looks the flows of so many packets up in the kernel's LRU hash, or inserts them; ns a packet.
+    pub(super) fn lru(&mut self, packets: &Packets, count: u32) -> Result<f64> {
+        let target = self.wrapper.lru()?;
+        self.wrapper.aim(Hook::Xdp, &target, &packets.templates)?;
+        Ok(self.wrapper.run(packets.interface, count, Hook::Xdp.verdict_of_empty())?.ns)
     }
 
     /// As many rounds as were asked for.

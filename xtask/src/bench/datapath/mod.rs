@@ -72,7 +72,7 @@ impl Args {
 /// What there is to measure, in the order of the page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum Topic {
-    /// Packets of open flows, and the flow table beside the kernel's.
+    /// Packets of open flows, and the flow table beside the kernel's hash.
     Open,
     /// Both directions in turn.
     Duplex,
@@ -99,18 +99,16 @@ struct Setup<'a> {
     args: &'a Args,
     /// The object with the wrappers.
     bench: PathBuf,
-    /// The object under test, with the kernel's flow tables.
-    reference: PathBuf,
     sides: Sides,
     processors: Vec<Processor>,
 }
 
 pub(crate) fn run(args: &Args) -> Result<Report> {
-    let (bench, reference) = (build_ebpf::build_bench()?, build_ebpf::build_reference()?);
+    let bench = build_ebpf::build_bench()?;
     let sandbox = Sandbox::create()?;
     let edge = wire(&sandbox)?;
     let sides = Sides { client: ifindex(&edge, "c0")?, backend: ifindex(&edge, "b0")? };
-    let setup = Setup { args, bench, reference, sides, processors: Processor::all()? };
+    let setup = Setup { args, bench, sides, processors: Processor::all()? };
     edge.enter(|| measure(&setup))?
 }
 

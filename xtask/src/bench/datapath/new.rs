@@ -26,17 +26,14 @@ const ROUNDS: u32 = 5;
 pub(super) fn measure(setup: &Setup<'_>) -> Result<Table> {
     let mut rows: Vec<Vec<Cell>> = Vec::new();
     for case in [Case::ipv4(Protocol::Tcp)?, Case::ipv4(Protocol::Udp)?, Case::ipv6(Protocol::Tcp)?] {
-        for (table, is_reference) in [("set-associative", false), ("LRU hash", true)] {
-            let large = large(setup, &case, is_reference)?;
-            let in_cache = in_cache(setup, &case, is_reference)?;
-            say(format_args!(
-                "{}, {table}: {} ns, in cache {in_cache} ns",
-                case.name(),
-                Summary::of(large.to_half.clone())
-            ));
-            let [to_half, full, empty, line] =
-                [large.to_half, large.full, large.empty, large.line].map(|sample| Summary::of(sample).into());
-            rows.push(vec![case.name().into(), table.into(), to_half, full, in_cache.into(), empty, line]);
+        let Large { ours, lru, empty, line } = large(setup, &case)?;
+        let in_cache = in_cache(setup, &case)?;
+        say(format_args!("{}: {} ns, in cache {in_cache} ns", case.name(), Summary::of(ours.to_half.clone())));
+        let baselines = [empty, line].map(Summary::of);
+        rows.push(ours.row(case.name(), in_cache.into(), baselines));
+        // It is the same for all of them.
+        if rows.len() == 1 {
+            rows.push(lru.row("LRU hash, insertion alone".into(), Cell::Empty, baselines));
         }
     }
     Ok(Table {
@@ -44,11 +41,11 @@ pub(super) fn measure(setup: &Setup<'_>) -> Result<Table> {
         about: format!(
             "TCP: a SYN. `To half`: until {FLOWS} flows are open, which is half of what the table holds. `Full`: when it is \
              full of flows that are open; then each new one takes the place of another, or is sent on without an entry. `In \
-             cache`: a table of {FEW_FLOWS} flows, filled to half again and again."
+             cache`: a table of {FEW_FLOWS} flows, filled to half again and again. `Insertion alone`: one entry a flow, of a key of \
+             16 bytes and a value of 16, and nothing else done."
         ),
         columns: columns(&[
             "packet",
-            "flow table",
             "to half, ns",
             "full, ns",
             "in cache, ns",
@@ -59,38 +56,57 @@ pub(super) fn measure(setup: &Setup<'_>) -> Result<Table> {
     })
 }
 
+/// Nanoseconds a packet, by round.
 #[derive(Default)]
-struct Large {
+struct Filling {
     to_half: Vec<f64>,
     full: Vec<f64>,
+}
+
+impl Filling {
+    fn row(self, name: String, in_cache: Cell, [empty, line]: [Summary; 2]) -> Vec<Cell> {
+        let [to_half, full] = [self.to_half, self.full].map(|sample| Summary::of(sample).into());
+        vec![name.into(), to_half, full, in_cache, empty.into(), line.into()]
+    }
+}
+
+#[derive(Default)]
+struct Large {
+    ours: Filling,
+    lru: Filling,
     empty: Vec<f64>,
     line: Vec<f64>,
 }
 
-fn large(setup: &Setup<'_>, case: &Case, is_reference: bool) -> Result<Large> {
+fn large(setup: &Setup<'_>, case: &Case) -> Result<Large> {
     let mut found = Large::default();
     let flows = Flows::first(if setup.args.quick { 1 << 14 } else { FLOWS });
     for _ in 0..setup.args.rounds().min(ROUNDS) {
-        let mut edge = Edge::load_object(setup, is_reference.then_some(&*setup.reference), flows.count, case)?;
-        let packets = edge.packets(case, Direction::Forward, Segment::Opening, flows, Order::Linear)?;
+        let mut edge = Edge::load_beside(setup, flows.count, 2 * flows.count, case)?;
+        let others = flows.next();
+        let opening = |flows| edge.packets(case, Direction::Forward, Segment::Opening, flows, Order::Linear);
+        let [packets, next, last] = [flows, others, others.next()].map(opening);
+        let (packets, next, last) = (packets?, next?, last?);
         let (empty, line) = edge.baselines(&packets, flows.count)?;
         found.empty.push(empty);
         found.line.push(line);
-        found.to_half.push(edge.open(case, flows)?);
+        found.lru.to_half.push(edge.lru(&packets, flows.count)?);
+        edge.lru(&next, flows.count)?;
+        found.lru.full.push(edge.lru(&last, flows.count)?);
+        found.ours.to_half.push(edge.open(case, flows)?);
         let opened = edge.traffic()?.flows_opened;
         ensure!(opened == u64::from(flows.count), "expected {} flows opened, got {opened}", flows.count);
         // Both ends have answered, so that none of them gives way easily.
         edge.establish(case, flows)?;
-        let others = flows.next();
         edge.establish(case, others)?;
-        found.full.push(edge.open(case, others.next())?);
+        found.ours.full.push(edge.open(case, others.next())?);
     }
     Ok(found)
 }
 
-fn in_cache(setup: &Setup<'_>, case: &Case, is_reference: bool) -> Result<Summary> {
+fn in_cache(setup: &Setup<'_>, case: &Case) -> Result<Summary> {
     let flows = Flows::first(FEW_FLOWS);
-    let mut edge = Edge::load_object(setup, is_reference.then_some(&*setup.reference), flows.count, case)?;
+    let mut edge = Edge::load(setup, flows.count, case)?;
     let mut sample = Vec::new();
     for _ in 0..TIMES {
         edge.kernel().forget_flows()?;

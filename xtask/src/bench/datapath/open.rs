@@ -1,12 +1,15 @@
 //! Packets of open flows, by the number of flows.
 
 use super::{
-    super::report::{Axis, Plot, Series, Table},
+    super::{
+        report::{Axis, Cell, Plot, Series, Table},
+        stats::Summary,
+    },
     RoundsTable, Setup,
     case::{Case, Direction},
     columns,
-    edge::Edge,
-    frame::Flows,
+    edge::{Edge, Rounds},
+    frame::{Flows, Order, Segment},
 };
 use anyhow::Result;
 use bg_common::Protocol;
@@ -46,28 +49,32 @@ pub(super) fn flows(setup: &Setup<'_>) -> Result<(Table, Plot)> {
     Ok((table.finish("A packet of an open flow", about), plot))
 }
 
-/// The two flow tables side by side.
+/// Beside the kernel's own table.
 pub(super) fn reference(setup: &Setup<'_>) -> Result<Table> {
     let case = Case::ipv4(Protocol::Tcp)?;
     let mut rows = Vec::new();
-    for flows in setup.args.flows(u32::MAX) {
-        let mut row = vec![f64::from(flows).into()];
-        for object in [None, Some(&*setup.reference)] {
-            let mut edge = Edge::load_object(setup, object, flows.max(ROOM), &case)?;
-            let rounds = edge.open_flows(&case, Direction::Forward, Flows::first(flows))?;
-            if object.is_none() {
-                row.push(rounds.of(|sample| sample.line - sample.empty).into());
-            }
-            row.push(rounds.ours().into());
+    for count in setup.args.flows(u32::MAX) {
+        let flows = Flows::first(count);
+        let mut edge = Edge::load_beside(setup, count.max(ROOM), 2 * count.max(ROOM), &case)?;
+        edge.establish(&case, flows)?;
+        let packets = edge.packets(&case, Direction::Forward, Segment::Data, flows, Order::Random)?;
+        edge.lru(&packets, count)?;
+        let (mut samples, mut lru) = (Vec::new(), Vec::new());
+        for _ in 0..setup.args.rounds() {
+            lru.push(edge.lru(&packets, setup.args.packets())?);
+            samples.push(edge.sample(&packets, setup.args.packets())?);
         }
-        rows.push(row);
+        let rounds = Rounds(samples);
+        let figures =
+            [rounds.of(|sample| sample.empty), rounds.of(|sample| sample.line), Summary::of(lru), rounds.ours()];
+        rows.push([f64::from(count).into()].into_iter().chain(figures.map(Cell::from)).collect());
     }
     Ok(Table {
-        title: "The flow table, beside the kernel's LRU hash in its place".into(),
-        about: "IPv4 TCP, client to backend. The same programs with another table behind the same trait. One cache line is \
-                what the load alone takes, without the wrapper."
+        title: "Beside the kernel's LRU hash".into(),
+        about: "IPv4 TCP, client to backend: all that is done for a packet, beside a program behind the same wrapper that looks \
+                its flow up in a hash of type `BPF_MAP_TYPE_LRU_HASH`, by a key of 16 bytes, and does nothing else."
             .into(),
-        columns: columns(&["flows", "one cache line at random, ns", "set-associative, ns", "LRU hash, ns"]),
+        columns: columns(&["flows", "empty program, ns", "one cache line, ns", "LRU look-up alone, ns", "ours, all of it, ns"]),
         rows,
     })
 }

@@ -4,7 +4,7 @@ use super::{
     super::{
         report::Table,
         stats::Summary,
-        test_run::{Hook, Wrapper},
+        test_run::{Hook, Memory, Wrapper},
     },
     Setup,
     case::{Case, Direction},
@@ -27,7 +27,7 @@ pub(super) fn measure(setup: &Setup<'_>) -> Result<Table> {
     edge.establish(&case, Flows::first(4 * FLOWS))?;
     let mut lanes: Vec<Lane<'_>> = Vec::new();
     for processor in setup.processors.iter().take(2) {
-        lanes.push(Lane { processor, wrapper: Wrapper::load(&setup.bench, 1)? });
+        lanes.push(Lane { processor, wrapper: Wrapper::load(&setup.bench, Memory::LEAST)? });
     }
     ensure!(lanes.len() == 2, "expected two processors or more");
     let (ours, empty) = (edge.program("ingress")?, lanes[0].wrapper.empty(Hook::Xdp)?);

@@ -13,7 +13,7 @@ use bg_common::Protocol;
 const FLOWS: u32 = 1 << 18;
 
 pub(super) fn sizes(_setup: &Setup<'_>) -> Result<Table> {
-    let mut kernel = tables::load(None, FLOWS)?;
+    let mut kernel = tables::load(FLOWS)?;
     let mut rows = Vec::new();
     for name in ["ingress", "tc_ingress", "tc_egress"] {
         let info = kernel.object().program(name).with_context(|| format!("no program {name}"))?.info()?;
@@ -30,27 +30,27 @@ pub(super) fn sizes(_setup: &Setup<'_>) -> Result<Table> {
         about: "As the kernel tells: instructions that the verifier has gone through, and what the program takes before and \
                 after the JIT."
             .into(),
-        columns: columns(&["program", "verified instructions", "BPF, octets", "JIT, octets"]),
+        columns: columns(&["program", "verified instructions", "BPF, bytes", "JIT, bytes"]),
         rows,
     })
 }
 
 pub(super) fn memory(_setup: &Setup<'_>) -> Result<Table> {
-    let mut kernel = tables::load(None, FLOWS)?;
+    let mut kernel = tables::load(FLOWS)?;
     let mut rows = Vec::new();
     for case in [Case::ipv4(Protocol::Tcp)?, Case::ipv6(Protocol::Tcp)?] {
-        let octets = tables::octets(&mut kernel, case.is_ipv4())?.context("the flow table is no array")?;
+        let bytes = tables::bytes(&mut kernel, case.is_ipv4())?;
         let family = if case.is_ipv4() { "IPv4" } else { "IPv6" };
         rows.push(vec![
             family.into(),
-            (octets as f64 / f64::from(1 << 20)).into(),
-            (octets as f64 / f64::from(FLOWS)).into(),
+            (bytes as f64 / f64::from(1 << 20)).into(),
+            (bytes as f64 / f64::from(FLOWS)).into(),
         ]);
     }
     Ok(Table {
         title: "Memory of a flow".into(),
         about: format!("Tables made for {FLOWS} flows, which are half of what they hold."),
-        columns: columns(&["family", "table, MiB", "a flow, octets"]),
+        columns: columns(&["family", "table, MiB", "a flow, bytes"]),
         rows,
     })
 }

@@ -1,28 +1,26 @@
-//! What the benchmark knows of the flow tables: how many rows a flow takes, and what a table takes of memory.
+//! What the benchmark knows of the flow tables: how many rows to make for a flow, and how much memory a table takes.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use aya::maps::Map;
-use bg_tests::twin::Kernel;
-use std::path::Path;
+use bg_tests::twin::{Kernel, Sizes};
 
-/// Rows that a flow takes: one for each direction.
-const ROWS_A_FLOW: u32 = 2;
+/// Rows for each flow: half of them are in use.
+const ROWS_PER_FLOW: u32 = 2;
 
-/// Loads the object under test, or another one, with tables of which so many flows of a family are half.
-pub(super) fn load(object: Option<&Path>, flows: u32) -> Result<Kernel> {
-    let rows = 2 * ROWS_A_FLOW * flows;
-    match object {
-        Some(path) => Kernel::load_object(path, rows),
-        None => Kernel::load(rows),
-    }
+/// Heads of each index, as of an instance by default.
+const HEADS: u32 = 16_384;
+
+/// Loads the object under test, with tables that so many flows of a family fill to half.
+pub(super) fn load(flows: u32) -> Result<Kernel> {
+    Kernel::load(Sizes { rows: ROWS_PER_FLOW * flows, heads: HEADS })
 }
 
-/// Octets of a family's flow table, by what its rows take. `None`: a table of the kernel's, which takes more than that.
-pub(super) fn octets(kernel: &mut Kernel, is_ipv4: bool) -> Result<Option<u64>> {
+/// Bytes of a family's flow table.
+pub(super) fn bytes(kernel: &mut Kernel, is_ipv4: bool) -> Result<u64> {
     let name = if is_ipv4 { "flows4" } else { "flows6" };
     let Map::Array(map) = kernel.object().map(name).with_context(|| format!("no map {name}"))? else {
-        return Ok(None);
+        bail!("{name} is no array");
     };
     let info = map.info()?;
-    Ok(Some(u64::from(info.value_size()) * u64::from(info.max_entries())))
+    Ok(u64::from(info.value_size()) * u64::from(info.max_entries()))
 }

@@ -1,7 +1,7 @@
 //! Packets through the pinned program, by test runs behind the wrapper of `datapath`: to open flows by the million,
 //! and to measure what a packet costs then.
 
-use super::super::test_run::{EDGE_MAC, Hook, REDIRECT, SENDER_MAC, TX, Wrapper, most_left_to_tc, warm};
+use super::super::test_run::{EDGE_MAC, Hook, Memory, REDIRECT, SENDER_MAC, TX, Wrapper, most_left_to_tc, warm};
 use anyhow::{Context, Result, ensure};
 use aya::programs::{ProgramFd, SchedClassifier, Xdp};
 use aya_obj::programs::XdpAttachType;
@@ -30,7 +30,7 @@ pub(super) struct Packets {
 impl Packets {
     /// Loads the wrapper and warms the instance; `ingress` is the index of the interface that packets come in by.
     pub(super) fn prepare(object: &Path, instance: &Paths, ingress: u32) -> Result<Self> {
-        let mut wrapper = Wrapper::load(object, 1)?;
+        let mut wrapper = Wrapper::load(object, Memory::LEAST)?;
         let empty = wrapper.empty(Hook::Xdp)?;
         let pin = instance.program("ingress");
         let ours = Xdp::from_pin(&pin, XdpAttachType::Interface);

@@ -2,14 +2,10 @@
 
 use super::super::edge::DEPLOYMENT;
 use bg_common::{Colour, MAX_BACKENDS, MAX_SERVICES};
-use bg_userspace::maglev::table_len;
 use std::{
     fmt::Write as _,
     net::{Ipv4Addr, SocketAddrV4},
 };
-
-/// Entries of the `maglev` map.
-const TABLE_ENTRIES: u32 = 4 * 1024 * 1024;
 
 /// So many services, and backends of each colour of each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,14 +23,14 @@ const SPARE: u32 = 1 << 19;
 const FIRST_PORT: u32 = 10_000;
 
 impl Size {
-    /// Whether an instance has room for it.
+    /// Backends of both colours, with room for one service's to be replaced while they are in use.
+    pub(super) fn all_backends(self) -> u32 {
+        (2 * self.services + 1).saturating_mul(self.backends)
+    }
+
+    /// Whether there can be an instance with room for it.
     pub(super) fn fits(self) -> bool {
-        let backends = u64::from(self.services) * u64::from(self.backends) * 2;
-        let entries = u64::from(table_len(&vec![1; self.backends as usize])) * u64::from(self.services) * 2;
-        // Replaced while they are in use, so one service's worth has to be free.
-        backends + u64::from(self.backends) <= u64::from(MAX_BACKENDS)
-            && entries < u64::from(TABLE_ENTRIES)
-            && self.services <= MAX_SERVICES
+        self.all_backends() <= MAX_BACKENDS && self.services <= MAX_SERVICES
     }
 
     /// The VIP of the service in the middle: the one that is changed, and that packets are sent to.
