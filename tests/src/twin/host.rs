@@ -1,4 +1,4 @@
-//! The engine on the host: maps are plain collections.
+//! The engine on the host, with plain collections as maps.
 
 use super::{FlowMemory, FlowOf, Indexed, Outcome, Scenario, flows_of};
 use bg_common::{
@@ -24,11 +24,11 @@ use std::{
     net::IpAddr,
 };
 
-/// All maps, a clock that stands still until it is set, and routes that lead nowhere.
+/// All maps, a clock that changes only when it is set, and routes that can be set.
 pub struct Host {
-    /// What was loaded. Rows may be changed between frames; words and terms are changed by [`Host::set_live`].
+    /// The loaded scenario. Rows may be changed between frames. [`Host::set_live`] changes words and terms.
     pub scenario: Scenario,
-    /// What the clock says.
+    /// The present tick.
     pub tick: Cell<u32>,
     live: Vec<Cell<LiveWord>>,
     terms: Vec<Cell<[SwitchTerms; 2]>>,
@@ -40,24 +40,24 @@ pub struct Host {
     flows6: FlowMemory<FlowKey6>,
     events: RefCell<[u64; Event::COUNT as usize]>,
     traffic: RefCell<HashMap<(u16, u8), Traffic>>,
-    /// How often each deployment's live word was read since the last frame began.
+    /// The number of reads of each deployment's live word since the last frame began.
     live_reads: RefCell<HashMap<u16, u32>>,
-    /// How often terms were read since the last frame began.
+    /// The number of reads of terms since the last frame began.
     terms_reads: Cell<u32>,
     /// Steps of searches for a flow since the last frame began.
     steps: Cell<u32>,
     scratch: UnsafeCell<[u64; SCRATCH_WORDS]>,
     route_call: UnsafeCell<RouteCall>,
-    /// What another CPU does between a packet's look-up and the closer look at what was found, once.
+    /// The action of another CPU between a packet's look-up and the read of the row that was found. It happens once.
     meanwhile: Cell<Option<Meanwhile>>,
     /// Whether this host itself sends the frames.
     pub is_own: Cell<bool>,
     next_hops: Vec<UnsafeCell<[u64; 3]>>,
-    /// MAC address of the interface that frames come in by: first octet lowest.
+    /// The MAC address of the interface at which frames arrive, with its first byte lowest.
     pub mac: Cell<u64>,
-    /// What the kernel's routes say of each destination; nothing else has a route.
+    /// The next hops of destinations. Nothing else has a route.
     pub routes: RefCell<HashMap<IpAddr, NextHop>>,
-    /// Interfaces that XDP can redirect to; `None`: to all.
+    /// The interfaces to which XDP can redirect; `None` is all.
     pub egress: RefCell<Option<Vec<u32>>>,
 }
 
@@ -65,15 +65,15 @@ pub struct Host {
 type Meanwhile = Box<dyn FnOnce(&Host)>;
 
 impl Host {
-    /// Heads of each index. Few, so that lists are long.
+    /// The number of heads of each index. It is small, so that lists are long.
     pub const HEADS: u32 = 16;
 
-    /// Loads a scenario at a moment of the clock, with flow tables of 4,096 rows.
+    /// Loads a scenario at a tick, with flow tables of 4,096 rows.
     pub fn load(scenario: Scenario, tick: u32) -> Self {
         Self::load_with_rows(scenario, tick, 4096)
     }
 
-    /// Loads a scenario, with flow tables of so many rows each.
+    /// Loads a scenario, with flow tables of this many rows each.
     pub fn load_with_rows(scenario: Scenario, tick: u32, rows: u32) -> Self {
         let Indexed { vip_heads, vips, backend_heads, backends } = scenario.indexed(Self::HEADS);
         let fresh = |backend: Backend| {
@@ -156,7 +156,7 @@ impl Host {
         self.terms[usize::from(deployment)].get()
     }
 
-    /// Makes a switch: stores the terms of a word, then the word.
+    /// Switches: stores the terms of a word, then the word.
     pub fn set_live(&self, deployment: u16, word: LiveWord, terms: SwitchTerms) {
         let mut both = self.terms(deployment);
         both[word.terms_slot()] = terms;
@@ -164,7 +164,7 @@ impl Host {
         self.live[usize::from(deployment)].set(word);
     }
 
-    /// How often the last frame has read terms.
+    /// The number of reads of terms by the last frame.
     pub fn terms_reads(&self) -> u32 {
         self.terms_reads.get()
     }
@@ -179,14 +179,14 @@ impl Host {
         flows_of(self.flows4.rows(), self.flows6.rows())
     }
 
-    /// A flow as it is in the table, with its ticks.
+    /// A flow in the table, with its ticks.
     pub fn flow(&self, of: FlowOf) -> Option<Flow> {
         let in_v4 = of.key4().and_then(|key| self.find(&self.flows4, of, &key));
         let in_v6 = of.key6().and_then(|key| self.find(&self.flows6, of, &key));
         in_v4.or(in_v6).map(|found| *found.flow())
     }
 
-    /// Stores an IPv4 flow, as another CPU may do at any time: in the place of the one that there is, or of none.
+    /// Stores an IPv4 flow, as another CPU may do at any time. It replaces the flow with this key, if there is one.
     pub fn store(&self, of: FlowOf, flow: &Flow) {
         let key = of.key4().expect("an IPv4 flow");
         match self.find(&self.flows4, of, &key) {
@@ -203,7 +203,7 @@ impl Host {
         find(flows, key, self.hash(flows, of, key), Match::Whole)
     }
 
-    /// What another CPU does between the next packet's look-up and the closer look at the flow that it has found.
+    /// Sets the action of another CPU between the next packet's look-up and the read of the flow that was found.
     pub fn meanwhile(&self, what: impl FnOnce(&Self) + 'static) {
         self.meanwhile.set(Some(Box::new(what)));
     }
@@ -214,13 +214,13 @@ impl Host {
         }
     }
 
-    /// Forgets all flows.
+    /// Removes all flows.
     pub fn forget_flows(&self) {
         self.flows4.clear();
         self.flows6.clear();
     }
 
-    /// Makes the flow tables refuse every flow: other CPUs are at all places.
+    /// Makes the flow tables refuse every flow, as if other CPUs were writing to all rows.
     pub fn refuse_flows(&self) {
         // Of a hash that no flow has, so that none seems to be one that is being opened.
         let busy = u64::from(FlowState::BUSY) | u64::from(u32::MAX) << 32;
@@ -228,22 +228,22 @@ impl Host {
         self.flows6.set_heads(busy);
     }
 
-    /// How often an event was counted.
+    /// The count of an event.
     pub fn events(&self, event: Event) -> u64 {
         self.events.borrow()[event as usize]
     }
 
-    /// All events that were counted.
+    /// All events with their counts.
     pub fn all_events(&self) -> [u64; Event::COUNT as usize] {
         *self.events.borrow()
     }
 
-    /// Traffic of a service and colour.
+    /// The traffic of a service and colour.
     pub fn traffic(&self, service: u16, colour: u8) -> Traffic {
         self.traffic.borrow().get(&(service, colour)).copied().unwrap_or_default()
     }
 
-    /// Moves the clock, and makes all next hops fresh.
+    /// Sets the clock, and makes all next hops fresh.
     pub fn later(&mut self, tick: u32) {
         self.tick.set(tick);
         for backend in &mut self.backends {
@@ -257,7 +257,7 @@ impl Host {
         change(self.backends[slot].get_mut());
     }
 
-    /// Takes a virtual address away between frames.
+    /// Removes a virtual address between frames.
     pub fn remove_vip(&mut self, row: u32) {
         let removed = self.vips[row as usize];
         self.scenario.services.retain(|(key, _)| *key != removed.key);

@@ -1,4 +1,4 @@
-//! The loaded program: maps filled by system calls, frames run by `BPF_PROG_TEST_RUN`.
+//! The loaded programs. System calls fill the maps, and `BPF_PROG_TEST_RUN` runs frames.
 
 use super::{Flows, Indexed, Outcome, Scenario, flows_of};
 use anyhow::{Context, Result, bail, ensure};
@@ -18,18 +18,18 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// A program that frames can be run through.
+/// A program that can be run on frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Program {
     /// XDP.
     Xdp,
-    /// tc, into the host.
+    /// tc ingress.
     TcIngress,
-    /// tc, out of the host.
+    /// tc egress.
     TcEgress,
 }
 
-/// Sizes of a loaded object's tables, powers of two.
+/// The sizes of a loaded object's tables, which are powers of two.
 #[derive(Clone, Copy, Debug)]
 pub struct Sizes {
     /// Rows of each flow table.
@@ -39,20 +39,20 @@ pub struct Sizes {
 }
 
 impl From<u32> for Sizes {
-    /// So many rows, and indexes whose lists are short.
+    /// This many rows, and indexes with short lists.
     fn from(rows: u32) -> Self {
         Self { rows, heads: 1024 }
     }
 }
 
-/// A loaded object, attached to nothing.
+/// A loaded object, which is not attached.
 pub struct Kernel {
     object: Ebpf,
     sizes: Sizes,
 }
 
 impl Kernel {
-    /// Loads the object under test: the one that `BGCTL_BPF_OBJECT` names, else the committed one.
+    /// Loads the object under test: the one that `BGCTL_BPF_OBJECT` names, else the committed object.
     pub fn load(sizes: impl Into<Sizes>) -> Result<Self> {
         let path = std::env::var_os("BGCTL_BPF_OBJECT").map_or_else(
             || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../bg-userspace/bpf/bg.bpf.o"),
@@ -95,7 +95,7 @@ impl Kernel {
         Ok(Self { object, sizes })
     }
 
-    /// The object itself, for what is not offered here.
+    /// The object itself.
     pub fn object(&mut self) -> &mut Ebpf {
         &mut self.object
     }
@@ -110,7 +110,7 @@ impl Kernel {
         Ok(self.object.map_mut(name).with_context(|| format!("no map {name}"))?.try_into()?)
     }
 
-    /// Puts a scenario into the maps. Next hops are fresh for about a quarter of a second.
+    /// Writes a scenario to the maps. Next hops are fresh for about a quarter of a second.
     pub fn fill(&mut self, scenario: &Scenario) -> Result<()> {
         let tick = self.tick()?;
         self.array("meta")?.set(
@@ -153,7 +153,7 @@ impl Kernel {
         Ok(())
     }
 
-    /// Sets an array of words, two of which make a row.
+    /// Sets an array of words, with two words per row.
     fn set_halves(&mut self, name: &str, words: &[u32]) -> Result<()> {
         for (row, pair) in words.chunks(2).enumerate() {
             let pair = [pair[0], pair.get(1).copied().unwrap_or(0)];
@@ -174,7 +174,7 @@ impl Kernel {
         Ok(())
     }
 
-    /// Puts settings, words and terms into the maps.
+    /// Writes settings, words and terms to the maps.
     pub fn set_deployments(&mut self, scenario: &Scenario) -> Result<()> {
         for (index, (row, word, terms)) in scenario.deployments.iter().enumerate() {
             let index = index as u32;
@@ -185,7 +185,7 @@ impl Kernel {
         Ok(())
     }
 
-    /// Makes a switch: stores the terms of a word, then the word.
+    /// Switches: stores the terms of a word, then the word.
     pub fn set_live(&mut self, deployment: u16, word: LiveWord, terms: SwitchTerms) -> Result<()> {
         let mut both = self.terms(deployment)?;
         both[word.terms_slot()] = terms;
@@ -204,7 +204,7 @@ impl Kernel {
         Ok(self.array("terms")?.get(&deployment.into(), 0)?)
     }
 
-    /// What the data path's coarse clock says.
+    /// The present tick of the data path.
     pub fn tick(&mut self) -> Result<u32> {
         let program: &mut Xdp = self.object.program_mut("read_clock").context("read_clock")?.try_into()?;
         program.test_run(TestRunOptions { data_in: Some(&[0; 64]), ..TestRunOptions::new() })?;
@@ -212,7 +212,7 @@ impl Kernel {
         Ok((clock.jiffies >> TICK_SHIFT) as u32)
     }
 
-    /// Runs one frame through a program.
+    /// Runs a program on one frame.
     pub fn run(&mut self, program: Program, frame: &[u8]) -> Result<Outcome> {
         let mut out = vec![0; frame.len() + 256];
         let options = TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), ..TestRunOptions::new() };
@@ -260,7 +260,7 @@ impl Kernel {
         Ok(flows_of(self.rows("flows4", FlowKey4::ROW)?, self.rows("flows6", FlowKey6::ROW)?))
     }
 
-    /// Forgets all flows.
+    /// Removes all flows.
     pub fn forget_flows(&mut self) -> Result<()> {
         for (name, words) in [("flows4", FlowKey4::ROW), ("flows6", FlowKey6::ROW)] {
             let memory = self.flow_memory(name, words)?;
@@ -276,7 +276,7 @@ impl Kernel {
         Ok(MmapOptions::new().len(len).map_raw(data.fd().as_fd().as_raw_fd())?)
     }
 
-    /// Rows of a flow table, of so many words each.
+    /// The rows of a flow table, with this many words each.
     fn rows(&self, name: &str, words: usize) -> Result<Vec<Vec<u64>>> {
         let memory = self.flow_memory(name, words)?;
         let mut all = vec![0_u64; memory.len() / 8];
@@ -285,7 +285,7 @@ impl Kernel {
         Ok(all.chunks(words).map(<[u64]>::to_vec).collect())
     }
 
-    /// All events that were counted, over all CPUs.
+    /// All events with their counts, over all CPUs.
     pub fn all_events(&mut self) -> Result<[u64; Event::COUNT as usize]> {
         let events: PerCpuArray<_, u64> = self.object.map("events").context("events")?.try_into()?;
         let mut sums = [0; Event::COUNT as usize];
@@ -295,7 +295,7 @@ impl Kernel {
         Ok(sums)
     }
 
-    /// Traffic of a service and colour, over all CPUs.
+    /// The traffic of a service and colour, over all CPUs.
     pub fn traffic(&mut self, service: u16, colour: u8) -> Result<Traffic> {
         let rows: PerCpuArray<_, Traffic> = self.object.map("traffic").context("traffic")?.try_into()?;
         let mut sum = Traffic::default();

@@ -1,8 +1,8 @@
-//! The same bytes to the engine as it is built for the host, and to the loaded program: the two must
+//! Feeding the same bytes to the engine's host build and to the loaded programs. Both must
 //! agree in verdict, bytes and state.
 //!
-//! A [`Scenario`] is the content of all maps. [`Host`] holds it in plain collections, [`Kernel`] in the maps of a
-//! loaded object that is attached to nothing and run by `BPF_PROG_TEST_RUN`.
+//! A [`Scenario`] is the content of all maps. [`Host`] has it in plain collections, [`Kernel`] in the maps of a
+//! loaded object that is not attached, and whose programs `BPF_PROG_TEST_RUN` runs.
 
 mod host;
 mod kernel;
@@ -18,7 +18,7 @@ use bg_common::{Addr, Be16, CachedHop, Flow, FlowKey4, FlowKey6, FlowState};
 use bg_ebpf::Action;
 use std::{collections::BTreeMap, net::IpAddr};
 
-/// What came of a frame.
+/// The result for a frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outcome {
     /// The verdict's action.
@@ -27,21 +27,21 @@ pub struct Outcome {
     pub frame: Vec<u8>,
 }
 
-/// Whose a flow is.
+/// The key of a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct FlowOf {
     /// The client's address.
     pub client: IpAddr,
     /// The client's port.
     pub port: u16,
-    /// Row of `vips` that it talks to.
+    /// The row of `vips` to which it sends.
     pub vip: u16,
 }
 
-/// All flows, with what depends on the moment left out.
+/// All flows, without the parts that depend on time.
 pub type Flows = BTreeMap<FlowOf, Flow>;
 
-/// The flows of both tables, whose rows are given as words. Panics if two rows are of one flow.
+/// The flows of both tables, whose rows are given as words. Panics if two rows have the same key.
 fn flows_of(
     rows4: impl IntoIterator<Item = impl AsRef<[u64]>>,
     rows6: impl IntoIterator<Item = impl AsRef<[u64]>>,
@@ -55,14 +55,14 @@ fn flows_of(
     flows
 }
 
-/// A row of `flows4`: the key's word, then the flow's; see the documentation of the pinned ABI.
+/// A row of `flows4`: the word of the key, then those of the flow; see the documentation of the pinned ABI.
 fn flow4(row: &[u64]) -> Option<(FlowOf, Flow)> {
     let key: FlowKey4 = bytemuck::cast(row[0]);
     let client = IpAddr::from(key.client.to_ne_bytes());
     Some((FlowOf { client, port: key.port.host(), vip: key.vip }, table::live_flow(row, 1)?))
 }
 
-/// A row of `flows6`: three words of key, then the flow's, and two more.
+/// A row of `flows6`: the three words of the key, then those of the flow, and two more.
 fn flow6(row: &[u64]) -> Option<(FlowOf, Flow)> {
     let key: FlowKey6 = bytemuck::cast([row[0], row[1], row[2]]);
     assert_eq!(key.reserved, 0);
@@ -70,7 +70,7 @@ fn flow6(row: &[u64]) -> Option<(FlowOf, Flow)> {
     Some((FlowOf { client, port: key.port.host(), vip: key.vip }, table::live_flow(row, 3)?))
 }
 
-/// A flow without ticks, the cached next hop, and what is the table's business.
+/// A flow without ticks, the cached next hop, and the parts that only the table uses.
 fn comparable(flow: Flow) -> Flow {
     let state = FlowState(flow.state.0 & !FlowState::IDENTITY);
     // Half of it is the tick at which a doubtful SYN came.

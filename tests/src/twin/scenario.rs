@@ -1,5 +1,5 @@
-//! The content of all maps, built by hand, so that no code of user space takes part in testing the
-//! engine.
+//! The content of all maps, built without code of user space, so that only the
+//! engine is tested.
 
 use bg_common::{
     Addr, Backend, Be16, Colour, DeploymentRow, Family, Identity, LiveFlags, LiveWord, Mode, NextHop, Protocol, Role,
@@ -15,7 +15,7 @@ pub const TICKS_LONG: u32 = 1 << 20;
 pub struct BackendAt {
     /// Its address.
     pub address: SocketAddr,
-    /// Interface that its next hop is out of; `None`: no next hop, the host's stack has to find it.
+    /// The interface of its next hop. `None` if there is no next hop, so that the host's stack has to find it.
     pub out_of: Option<u32>,
 }
 
@@ -24,24 +24,24 @@ pub struct BackendAt {
 pub struct ServiceAt {
     /// Index of its deployment.
     pub deployment: u16,
-    /// Address for users.
+    /// The address for users.
     pub vip: SocketAddr,
-    /// Address for the idle colour.
+    /// The preview address.
     pub preview: Option<SocketAddr>,
     /// Transport protocol.
     pub protocol: Protocol,
-    /// How packets reach backends.
+    /// The mode, which says how packets reach backends.
     pub mode: Mode,
     /// Backends by colour.
     pub backends: [Vec<BackendAt>; 2],
 }
 
-/// The indexes of a [`Scenario`], and the rows with the links of their lists.
+/// The indexes of a [`Scenario`], and the rows with their links.
 #[derive(Clone, Debug)]
 pub struct Indexed {
     /// `vip_index`.
     pub vip_heads: Vec<u32>,
-    /// `vips`, by row; rows that are not in the scenario are zeros.
+    /// `vips`, by row. Rows that are not in the scenario are zero.
     pub vips: Vec<Vip>,
     /// `backend_index`.
     pub backend_heads: Vec<u32>,
@@ -56,9 +56,9 @@ pub struct Scenario {
     pub deployments: Vec<(DeploymentRow, LiveWord, [SwitchTerms; 2])>,
     /// `services`.
     pub services: Vec<(ServiceKey, ServiceRow)>,
-    /// `vips`, by row, without the links of the index.
+    /// `vips`, by row, without links.
     pub vips: Vec<(u32, Vip)>,
-    /// `backends`, without the links of the index; their next hops are learned when the scenario is loaded.
+    /// `backends`, without links. Their next hops are learned when the scenario is loaded.
     pub backends: Vec<Backend>,
     /// `maglev`.
     pub maglev: Vec<u32>,
@@ -67,7 +67,7 @@ pub struct Scenario {
 }
 
 impl Scenario {
-    /// Adds a deployment in generation 1 whose live colour is blue; tells its index.
+    /// Adds a deployment in generation 1 whose live colour is blue. Returns its index.
     pub fn deployment(&mut self) -> u16 {
         let row = DeploymentRow {
             tcp_idle: TICKS_LONG,
@@ -81,7 +81,7 @@ impl Scenario {
         u16::try_from(self.deployments.len() - 1).expect("few deployments")
     }
 
-    /// Adds a service; tells its index.
+    /// Adds a service. Returns its index.
     pub fn service(&mut self, service: &ServiceAt) -> u16 {
         let index = u16::try_from(self.vips.iter().map(|(row, _)| row / 2 + 1).max().unwrap_or(0)).expect("few");
         let family = Family::of(service.vip.ip());
@@ -127,7 +127,7 @@ impl Scenario {
         index
     }
 
-    /// Gives a service a salt.
+    /// Sets the salt of a service.
     pub fn salt(&mut self, service: u16, salt: u16) {
         for (row, vip) in &mut self.vips {
             if *row / 2 == u32::from(service) {
@@ -137,8 +137,8 @@ impl Scenario {
         self.backends.iter_mut().filter(|backend| backend.service == service).for_each(|backend| backend.salt = salt);
     }
 
-    /// The indexes, of so many heads each, a power of two. Of backends that have address, port, protocol and salt in
-    /// common one is in the index.
+    /// The indexes, with this many heads each, a power of two. If several backends share address, port, protocol and salt,
+    /// one of them is in the index.
     pub fn indexed(&self, heads: u32) -> Indexed {
         assert!(heads.is_power_of_two());
         let rows = self.vips.iter().map(|(row, _)| *row as usize + 1).max().unwrap_or(0);
@@ -180,7 +180,7 @@ impl Scenario {
         }
     }
 
-    /// Whether a key of the `testers` trie is covered by one of the prefixes: the slow way.
+    /// Whether one of the prefixes covers a key of the `testers` trie, by comparing with each.
     pub fn covers(&self, key: &TesterKey) -> bool {
         let bits = |addr: Addr| u128::from_be_bytes(addr.octets());
         self.testers.iter().any(|(prefix, tester)| {

@@ -1,4 +1,4 @@
-//! Memory of a flow table on the host.
+//! The memory of a flow table on the host.
 
 use bg_common::{Flow, FlowHash, FlowState};
 use bg_ebpf::flow::{
@@ -13,7 +13,7 @@ use std::{
     sync::atomic::{Ordering::SeqCst, compiler_fence},
 };
 
-/// A flow table for one thread, with a hash of public keys.
+/// A flow table for one thread, with public hash keys.
 pub struct FlowMemory<K> {
     words: Box<[UnsafeCell<u64>]>,
     mask: u32,
@@ -24,7 +24,7 @@ pub struct FlowMemory<K> {
 static KEYS: FlowHash = FlowHash::PUBLIC;
 
 impl<K: Key> FlowMemory<K> {
-    /// An empty table of so many rows, a power of two.
+    /// An empty table with this many rows, a power of two.
     pub fn new(rows: u32) -> Self {
         let buckets = rows / WAYS;
         assert!(buckets.is_power_of_two() && buckets > 1, "{rows} is no number of rows");
@@ -48,7 +48,7 @@ impl<K: Key> FlowMemory<K> {
         }
     }
 
-    /// Forgets all flows.
+    /// Removes all flows.
     pub(super) fn clear(&self) {
         for word in &self.words {
             // SAFETY: one thread; nobody reads while this writes.
@@ -85,7 +85,7 @@ impl<K: Key> Memory<K> for FlowMemory<K> {
     }
 }
 
-/// The flow behind a key of so many words, if there is one.
+/// The flow after a key of this many words, if there is one.
 pub(super) fn live_flow(row: &[u64], key_words: usize) -> Option<Flow> {
     let flow = Flow::from_words([row[key_words], row[key_words + 1], row[key_words + 2]]);
     (flow.state.0 & FlowState::STATUS == FlowState::LIVE).then_some(flow)
