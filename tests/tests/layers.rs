@@ -72,7 +72,13 @@ impl Crate {
         let edges_of = |module: &Module, file: &syn::File| {
             let mut paths = Paths(Vec::new());
             file.items.iter().filter(|item| !is_test(item)).for_each(|item| paths.visit_item(item));
-            let used = paths.0.iter().filter_map(|path| self.resolve(module, path, 0));
+            let imports = self.imports(module);
+            let used = paths.0.iter().filter_map(|path| match imports.iter().find(|(name, _)| *name == path[0]) {
+                // A module that uses what it hands on imports it too.
+                Some((_, its)) => self.resolve(module, &[its, &path[1..]].concat(), 0),
+                None if path.len() > 1 => self.resolve(module, path, 0),
+                None => None,
+            });
             used.filter(|target| target != module).collect()
         };
         self.modules.iter().map(|(module, file)| (module, edges_of(module, file))).collect()
@@ -136,9 +142,7 @@ impl<'ast> Visit<'ast> for Paths {
     }
 
     fn visit_path(&mut self, path: &'ast syn::Path) {
-        if path.segments.len() > 1 {
-            self.0.push(path.segments.iter().map(|segment| segment.ident.to_string()).collect());
-        }
+        self.0.push(path.segments.iter().map(|segment| segment.ident.to_string()).collect());
         visit::visit_path(self, path);
     }
 }

@@ -8,7 +8,7 @@ use std::{
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::HistoryError;
+use super::error::HistoryError;
 use crate::{
     Error,
     sys::{Unanswered, apart},

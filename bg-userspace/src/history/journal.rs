@@ -14,7 +14,14 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{HistoryError, Moment, Who, ask, prepare_state_dir, private, sync_directory};
+use super::{
+    ask::ask,
+    directory::{self, prepare_state_dir, sync_directory},
+    error::HistoryError,
+    moment::Moment,
+    private,
+    who::Who,
+};
 use crate::Error;
 
 /// A kind of change to a deployment or to an instance.
@@ -117,7 +124,7 @@ pub struct History {
 
 impl History {
     /// The name of the journal's file in the state directory.
-    pub const FILE: &'static str = "history.jsonl";
+    pub const FILE: &'static str = directory::JOURNAL;
 
     /// The journal in `state_dir`, which may not exist yet.
     pub fn new(state_dir: &Path) -> Self {

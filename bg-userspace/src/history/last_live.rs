@@ -16,7 +16,11 @@ use std::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{HistoryError, Moment, prepare_state_dir, sync_directory};
+use super::{
+    directory::{self, prepare_state_dir, sync_directory},
+    error::HistoryError,
+    moment::Moment,
+};
 
 /// The content of `live.json`. The file is replaced as a whole, by a rename, so it is never
 /// half written.
@@ -65,7 +69,7 @@ impl From<Moment> for Entry {
 
 impl LastLive {
     /// The name of the file in the state directory.
-    pub const FILE: &'static str = "live.json";
+    pub const FILE: &'static str = directory::LAST_LIVE;
     /// The name of the copy of the last file that could not be parsed completely.
     pub const DAMAGED: &'static str = "live.json.damaged";
     /// The version of the format.
