@@ -1,7 +1,7 @@
-//! `build-ebpf`: compiles the BPF object and commits it to where bgctl embeds it from.
+//! `build-ebpf`: compiles the BPF object and writes it to the file that bgctl embeds.
 //!
-//! The object is kept in the repository so that whoever builds bgctl needs stable Rust alone. Its
-//! danger is an object that does not match the sources; `--check` proves the match.
+//! The object is kept in the repository so that building bgctl needs only stable Rust. The
+//! danger is an object that does not match the sources. `--check` proves that it matches.
 
 use crate::{
     process::{run as run_command, say},
@@ -18,7 +18,7 @@ use std::{
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Build, change nothing, and prove that the committed object is what the sources make.
+    /// Build, change nothing, and prove that the committed object matches the sources.
     #[arg(long)]
     check: bool,
 }
@@ -30,7 +30,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if args.check { check(&built) } else { install(&built) }
 }
 
-/// The committed object.
+/// The path of the committed object.
 pub(crate) fn committed() -> PathBuf {
     workspace::root().join("bg-userspace/bpf/bg.bpf.o")
 }
@@ -39,9 +39,9 @@ fn committed_record() -> PathBuf {
     workspace::root().join("bg-userspace/bpf/bg.bpf.sources")
 }
 
-/// An object fresh from the compiler.
+/// An object that was just compiled.
 pub(crate) struct Built {
-    /// Where it is.
+    /// Its path.
     pub(crate) path: PathBuf,
     record: Record,
 }
@@ -51,8 +51,8 @@ pub(crate) fn build() -> Result<Built> {
     compile("bg-ebpf")
 }
 
-/// Set for a process that was started again as root: the objects of the benchmarks were built before, by the
-/// user whose target directory it is.
+/// The variable that is set for a process that was started again as root. The objects of the benchmarks were built before, by the
+/// owner of the target directory.
 pub(crate) const PREBUILT: &str = "BG_PREBUILT";
 
 /// Whether this is such a process.
@@ -60,17 +60,17 @@ pub(crate) fn is_prebuilt() -> bool {
     std::env::var_os(PREBUILT).is_some()
 }
 
-/// What the benchmarks measure with.
+/// The names of the benchmarks' programs.
 const BENCHES: [&str; 2] = [BENCH, BENCH_SWITCH];
 const BENCH: &str = "bg-bench";
 const BENCH_SWITCH: &str = "bg-bench-switch";
 
-/// Compiles all programs that the benchmarks measure with.
+/// Compiles all programs of the benchmarks.
 pub(crate) fn prebuild_benches() -> Result<()> {
     BENCHES.iter().try_for_each(|program| compile(program).map(drop))
 }
 
-/// Compiles the programs that the benchmarks measure with; tells where the object is.
+/// Compiles the benchmarks' programs. Returns the path of the object.
 pub(crate) fn build_bench() -> Result<PathBuf> {
     compiled(BENCH)
 }
@@ -110,7 +110,7 @@ fn compile(program: &str) -> Result<Built> {
     }
     run_command(&mut cargo).with_context(|| {
         format!(
-            "the BPF object did not build (where the linker complains of its input, bpf-linker stands on an LLVM older \
+            "the BPF object did not build (if the linker complains about its input, the LLVM of bpf-linker is older \
              than the compiler's; expected {})",
             toolchain::LLVM
         )
@@ -125,7 +125,7 @@ fn compile(program: &str) -> Result<Built> {
     Ok(Built { path, record })
 }
 
-/// Leaves the DWARF out, which five sixths of the linked object are; the BTF, which loaders read, stays.
+/// Removes the DWARF, which is five sixths of the linked object. The BTF, which loaders read, stays.
 fn strip(linked: &Path, stripped: &Path) -> Result<()> {
     let mut command = Command::new(format!("/usr/lib/llvm-{}/bin/llvm-strip", toolchain::LLVM));
     command.arg("--strip-debug").arg("-o").arg(stripped).arg(linked);
@@ -144,14 +144,14 @@ fn install(built: &Built) -> Result<()> {
     Ok(())
 }
 
-/// Proves that the committed object is current; an error says what differs.
+/// Proves that the committed object is current. An error says what differs.
 pub(crate) fn check(built: &Built) -> Result<()> {
     let committed_bytes = fs::read(committed())
         .with_context(|| format!("cannot read {}; run `cargo xtask build-ebpf`", display(&committed())))?;
     let (fresh, record) = (&built.record, Record::read(&committed_record())?);
     let stale = |what: &str, expected: &str, found: &str| {
         bail!(
-            "{} is not what the sources make: {what}: expected {expected}, found {found}; \
+            "{} does not match its sources: {what}: expected {expected}, found {found}; \
              run `cargo xtask build-ebpf` and commit the result",
             display(&committed())
         )
@@ -165,18 +165,18 @@ pub(crate) fn check(built: &Built) -> Result<()> {
     }
     if (&record.compiler, &record.linker) != (&fresh.compiler, &fresh.linker) {
         say(format_args!(
-            "the object matches its sources by checksum; bytes not compared: it was built with {}, {}",
+            "the object matches its sources by checksum; the bytes were not compared, because it was built with {}, {}",
             record.compiler, record.linker
         ));
     } else if record.object != fresh.object {
         return stale("checksum of the object", &fresh.object, &record.object);
     } else {
-        say("the committed object is, byte for byte, what its sources make");
+        say("the committed object matches its sources byte for byte");
     }
     Ok(())
 }
 
-/// Flags that decide what code comes out.
+/// The flags that determine the generated code.
 fn codegen_flags() -> Vec<String> {
     [
         "linker=bpf-linker",
@@ -191,7 +191,7 @@ fn codegen_flags() -> Vec<String> {
     .collect()
 }
 
-/// The release profile, as the object wants it whatever the workspace chooses for programs of the host.
+/// The release profile for the object, whatever the workspace sets for programs of the host.
 fn profile() -> Vec<String> {
     [
         "opt-level=3",
@@ -207,8 +207,8 @@ fn profile() -> Vec<String> {
     .collect()
 }
 
-/// No path of the machine goes into the object: neither does it tell on who built it, nor does it
-/// differ between two directories.
+/// Remaps paths, so that the object contains no path of the machine. It neither reveals who built it, nor
+/// differs between two directories.
 fn remap_flags(toolchain: Toolchain) -> Result<Vec<String>> {
     let mut remaps = vec![(workspace::root().to_owned(), "."), (toolchain.sysroot()?, "/rust")];
     let registries = toolchain::cargo_home().map(|home| home.join("registry/src"));

@@ -1,4 +1,4 @@
-//! `test`: everything that must hold before a change goes in, from formatting to labs.
+//! `test`: all checks and tests that a change must pass, from formatting to labs.
 
 use crate::{
     budget, build_ebpf, package,
@@ -59,7 +59,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     tests.args(["test", "--workspace", "--no-fail-fast"]);
     tests.args(&args.filter);
     run_command(&mut tests).context("tests failed, see above")?;
-    say(format_args!("all of it passed, in {} s", start.elapsed().as_secs()));
+    say(format_args!("everything passed, in {} s", start.elapsed().as_secs()));
     Ok(())
 }
 
@@ -82,7 +82,7 @@ fn cargo() -> Command {
     command
 }
 
-/// The variable by which cargo is told how to start the programs it has built for this machine.
+/// The variable that tells cargo how to run the programs that it has built for this machine.
 fn runner_variable() -> Result<OsString> {
     let verbose = output(Command::new("rustc").arg("-vV"))?;
     let host = verbose.lines().find_map(|line| line.strip_prefix("host: ")).context("rustc -vV names no host")?;

@@ -1,10 +1,10 @@
-//! Packets through a loaded program by `BPF_PROG_TEST_RUN`, behind the wrappers of `bg-ebpf/src/bench.rs`.
+//! Sending packets through a loaded program by `BPF_PROG_TEST_RUN`, behind the wrappers of `bg-ebpf/src/bench.rs`.
 //!
-//! XDP redirects only what an edge in use knows the way for. Two things stand between a fresh instance and that:
+//! XDP redirects a packet only on an edge in use, for two reasons:
 //!
-//! - It takes frames for the MAC address that `tc_ingress` has noted of the interface. [`warm`] has it noted.
-//! - It leaves a packet of each next hop to `tc_ingress` now and then, for the sake of the kernel's neighbour table. Such a
-//!   packet returns `XDP_PASS` and is not counted. [`Wrapper::run`] and [`most_left_to_tc`] allow for it.
+//! - It accepts only frames for the MAC address that `tc_ingress` has recorded for the interface. [`warm`] has it recorded.
+//! - It sometimes leaves a packet of a next hop to `tc_ingress`, so that the kernel sees that the neighbour is in use. For such a
+//!   packet it returns `XDP_PASS` and does not count it. [`Wrapper::run`] and [`most_left_to_tc`] allow for that.
 
 use anyhow::{Context, Result, anyhow, ensure};
 use aya::{
@@ -27,14 +27,14 @@ pub(super) const TC_UNSPEC: u32 = u32::MAX;
 pub(super) const TC_OK: u32 = 0;
 pub(super) const TC_REDIRECT: u32 = 7;
 
-/// The MAC address of the edge's interfaces, which frames are sent to.
+/// The MAC address of the edge's interfaces, to which frames are sent.
 pub(super) const EDGE_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0x22];
 
-/// Where frames come from.
+/// The source MAC address of frames.
 pub(super) const SENDER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0x11];
 
-/// Has `tc_ingress` meet a frame for the host on an interface of the calling thread's namespace, so that XDP knows its MAC
-/// address. The frame is of an EtherType for experiments (IEEE 802), which concerns nobody.
+/// Runs `tc_ingress` on a frame for the host at an interface of the calling thread's namespace, so that XDP knows its MAC
+/// address. The frame has an EtherType for experiments (IEEE 802), which nothing else uses.
 pub(super) fn warm(tc_ingress: &SchedClassifier, ifindex: u32) -> Result<()> {
     let mut frame = [0; 64];
     frame[..6].copy_from_slice(&EDGE_MAC);
@@ -46,13 +46,13 @@ pub(super) fn warm(tc_ingress: &SchedClassifier, ifindex: u32) -> Result<()> {
     Ok(())
 }
 
-/// Packets of one next hop that XDP leaves to `tc_ingress` in that time, at most: one every four ticks, which are 256 ms where
-/// the kernel's tick rate is 1,000 a second, and longer elsewhere.
+/// The most packets of one next hop that XDP leaves to `tc_ingress` in this time: one every four ticks, which are 256 ms if
+/// the kernel has 1,000 timer ticks per second, and longer otherwise.
 pub(super) fn most_left_to_tc(time: Duration) -> u64 {
     1 + time.as_millis() as u64 / 256
 }
 
-/// Where a program stands.
+/// The hook of a program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Hook {
     Xdp,
@@ -60,7 +60,7 @@ pub(super) enum Hook {
 }
 
 impl Hook {
-    /// What the programs return that are compared with.
+    /// The verdict of the programs for comparison.
     pub(super) fn verdict_of_empty(self) -> u32 {
         match self {
             Self::Xdp => TX,
@@ -75,34 +75,34 @@ pub(super) struct Wrapper {
     aim: Aim,
 }
 
-/// What a wrapper is aimed at.
+/// The target of a wrapper.
 struct Aim {
     hook: Hook,
-    /// Templates that take turns.
+    /// The number of templates that take turns.
     turns: u32,
-    /// The first one's frame: the kernel looks at its Ethernet header before tc does.
+    /// The frame of the first template. The kernel reads its Ethernet header before tc runs.
     frame: [u8; FrameTemplate::LEN],
 }
 
-/// Memory of the programs to compare with.
+/// The memory of the programs for comparison.
 #[derive(Clone, Copy)]
 pub(super) struct Memory {
-    /// Cache lines of the one that loads one, a power of two.
+    /// The number of cache lines of the program that loads one, a power of two.
     pub(super) lines: u32,
-    /// Entries of the kernel's LRU hash.
+    /// The number of entries of the kernel's LRU hash.
     pub(super) lru: u32,
 }
 
 impl Memory {
-    /// For who compares with the empty program alone.
+    /// The memory for a comparison only with the empty program.
     pub(super) const LEAST: Self = Self { lines: 1, lru: 1 };
 }
 
-/// What came of sending packets.
+/// The result of sending packets.
 pub(super) struct Sent {
-    /// Nanoseconds a packet. The kernel tells whole ones.
+    /// Nanoseconds per packet. The kernel reports whole nanoseconds.
     pub(super) ns: f64,
-    /// Packets, with the few more that may have been needed to see a verdict.
+    /// The number of packets, including a few more that may have been needed to see a verdict.
     pub(super) packets: u64,
 }
 
@@ -128,7 +128,7 @@ impl Wrapper {
         Ok(Self { object, aim: Aim { hook: Hook::Xdp, turns: 1, frame: [0; FrameTemplate::LEN] } })
     }
 
-    /// The program that does nothing.
+    /// The empty program.
     pub(super) fn empty(&mut self, hook: Hook) -> Result<ProgramFd> {
         match hook {
             Hook::Xdp => Ok(xdp(&mut self.object, "empty")?.fd()?.try_clone()?),
@@ -136,7 +136,7 @@ impl Wrapper {
         }
     }
 
-    /// The program that loads the flow's cache line, one after the other, and does nothing else.
+    /// The program that only loads the flow's cache line, one load after the other.
     pub(super) fn line(&mut self, hook: Hook) -> Result<ProgramFd> {
         match hook {
             Hook::Xdp => Ok(xdp(&mut self.object, "line")?.fd()?.try_clone()?),
@@ -144,12 +144,12 @@ impl Wrapper {
         }
     }
 
-    /// The XDP program that looks the flow up in the kernel's LRU hash, inserts it if need be, and does nothing else.
+    /// The XDP program that only looks up the flow in the kernel's LRU hash, and inserts it if necessary.
     pub(super) fn lru(&mut self) -> Result<ProgramFd> {
         Ok(xdp(&mut self.object, "lru")?.fd()?.try_clone()?)
     }
 
-    /// Puts a program and frames that take turns behind the wrapper, and begins with the first of these, and of its flows.
+    /// Sets the program behind the wrapper and the frames that take turns, and starts with the first frame and its first flow.
     pub(super) fn aim(&mut self, hook: Hook, target: &ProgramFd, templates: &[FrameTemplate]) -> Result<()> {
         let turns = u32::try_from(templates.len())?;
         ensure!((1..=FrameTemplate::TURNS).contains(&turns), "{turns} templates");
@@ -170,8 +170,8 @@ impl Wrapper {
         Ok(())
     }
 
-    /// Sends so many packets. The last of them must return this verdict, or that of the next turn, if XDP has left just
-    /// that one to `tc_ingress`.
+    /// Sends this many packets. The last one must return this verdict. If XDP has left the last one to `tc_ingress`,
+    /// the next one must return the verdict.
     pub(super) fn run(&mut self, ifindex: u32, packets: u32, expected: u32) -> Result<Sent> {
         let Aim { hook, turns, .. } = self.aim;
         let (ns, mut verdict) = self.shoot(ifindex, packets)?;
@@ -184,7 +184,7 @@ impl Wrapper {
         Ok(sent)
     }
 
-    /// Sends so many packets; ns a packet, and the last one's verdict.
+    /// Sends this many packets. Returns ns per packet, and the verdict for the last one.
     fn shoot(&mut self, ifindex: u32, packets: u32) -> Result<(f64, u32)> {
         let frame = self.aim.frame;
         let options = TestRunOptions { data_in: Some(&frame), repeat: packets, ..TestRunOptions::new() };
@@ -202,7 +202,7 @@ impl Wrapper {
     }
 }
 
-/// A `struct xdp_md` (linux/bpf.h) for a frame that came in by an interface.
+/// A `struct xdp_md` (linux/bpf.h) for a frame that arrived at an interface.
 pub(super) fn context_of(ifindex: u32) -> [u8; 24] {
     #[repr(C)]
     struct XdpMd {
@@ -219,7 +219,7 @@ pub(super) fn context_of(ifindex: u32) -> [u8; 24] {
     context
 }
 
-/// The first words of a `struct __sk_buff` (linux/bpf.h) for a packet at an interface: `ifindex` is the eleventh.
+/// The first words of a `struct __sk_buff` (linux/bpf.h) for a packet at an interface. `ifindex` is the eleventh word.
 fn skb_context_of(ifindex: u32) -> [u8; 44] {
     let mut context = [0; 44];
     context[40..].copy_from_slice(&ifindex.to_ne_bytes());

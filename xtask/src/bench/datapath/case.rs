@@ -1,4 +1,4 @@
-//! What is measured: a service with one backend, and packets between a client and it.
+//! The cases that are measured: a service with one backend, and packets between it and a client.
 
 use super::super::test_run::{Hook, REDIRECT, TC_REDIRECT, TC_UNSPEC, TX};
 use anyhow::Result;
@@ -13,30 +13,30 @@ pub(super) struct Sides {
     pub(super) backend: u32,
 }
 
-/// Which way a packet goes.
+/// The direction of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Direction {
     /// From the client to the backend.
     Forward,
-    /// Back.
+    /// From the backend to the client.
     Reply,
 }
 
-/// How packets pass the edge.
+/// The path of packets through the edge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Way {
-    /// Through XDP, in by one interface and out by the other.
+    /// Through XDP, from one interface to the other.
     Xdp,
-    /// Through XDP. All packets come in by the backends' interface, and leave by it for the backend, so `ingress` returns
-    /// `XDP_TX` for these.
+    /// Through XDP. All packets arrive at the backends' interface. Those to the backend also leave by it, so `ingress` returns
+    /// `XDP_TX` for them.
     OneArmed,
-    /// Through tc, in by one interface and out by the other.
+    /// Through tc, from one interface to the other.
     Tc,
-    /// Through tc, to the host's own stack, which runs the backend, and from there.
+    /// Through tc, to and from the host's own stack, which runs the backend.
     Local,
 }
 
-/// A service, a client and the way of their packets.
+/// A service, a client and the path of their packets.
 #[derive(Clone, Copy)]
 pub(super) struct Case {
     pub(super) client: IpAddr,
@@ -46,7 +46,7 @@ pub(super) struct Case {
     pub(super) way: Way,
 }
 
-/// Backends of a case's scenario: the same one in each colour.
+/// The backends of a case's scenario: the same one in each colour.
 pub(super) const BACKENDS: u32 = 2;
 
 impl Case {
@@ -100,7 +100,7 @@ impl Case {
         }
     }
 
-    /// The program that packets meet.
+    /// The program that processes the packets.
     pub(super) fn program(&self, direction: Direction) -> &'static str {
         match (self.way, direction) {
             (Way::Xdp | Way::OneArmed, _) => "ingress",
@@ -109,7 +109,7 @@ impl Case {
         }
     }
 
-    /// What it returns for a packet of an open flow, or for one that opens its flow.
+    /// Its verdict for a packet of an open flow, or one that opens its flow.
     pub(super) fn verdict(&self, direction: Direction) -> u32 {
         match (self.way, direction) {
             (Way::OneArmed, Direction::Forward) => TX,
@@ -119,7 +119,7 @@ impl Case {
         }
     }
 
-    /// The interface at which it meets them.
+    /// The interface at which the packets arrive.
     pub(super) fn interface(&self, direction: Direction, sides: Sides) -> u32 {
         match (self.way, direction) {
             (Way::Xdp | Way::Tc | Way::Local, Direction::Forward) | (Way::Local, Direction::Reply) => sides.client,

@@ -1,4 +1,4 @@
-//! Open flows after a switch: while flows of the previous colour drain, and when that is over.
+//! Open flows after a switch: while flows of the previous colour drain, and after the drain.
 
 use super::{
     super::report::Table,
@@ -11,10 +11,10 @@ use anyhow::{Result, ensure};
 use bg_common::{Colour, FULL_SHARE, LiveFlags, LiveWord, SwitchTerms};
 use bg_tests::twin::{Scenario, TICKS_LONG};
 
-/// What the deployment is at.
+/// The stage of the deployment.
 #[derive(Clone, Copy)]
 enum Stage {
-    /// Nothing was ever switched: blue is live.
+    /// There was no switch. Blue is live.
     Steady,
     /// Green is live, and flows of blue drain.
     Draining,
@@ -23,7 +23,7 @@ enum Stage {
 }
 
 impl Stage {
-    /// The case's scenario at this stage, `now` being the data path's tick.
+    /// The case's scenario at this stage. `now` is the data path's tick.
     fn scenario(self, case: &Case, now: u32) -> Scenario {
         let mut scenario = case.scenario();
         let end = match self {
@@ -51,9 +51,9 @@ pub(super) fn measure(setup: &Setup<'_>) -> Result<Table> {
             }
             let contenders = [
                 ("no switch", Stage::Steady, before, Colour::Blue),
-                ("drain lasts, opened before it", Stage::Draining, before, Colour::Blue),
-                ("drain lasts, opened since", Stage::Draining, since, Colour::Green),
-                ("drain is over", Stage::Drained, since, Colour::Green),
+                ("during the drain, opened before it", Stage::Draining, before, Colour::Blue),
+                ("during the drain, opened since", Stage::Draining, since, Colour::Green),
+                ("after the drain", Stage::Drained, since, Colour::Green),
             ];
             let mut samples: [Vec<Sample>; 4] = Default::default();
             for _ in 0..setup.args.rounds() {
@@ -74,7 +74,7 @@ pub(super) fn measure(setup: &Setup<'_>) -> Result<Table> {
             }
         }
     }
-    Ok(table.finish("A packet of an open flow, after a switch", "Client to backend. The switch drains."))
+    Ok(table.finish("A packet of an open flow, after a switch", "Client to backend, after a switch with drain."))
 }
 
 /// Publishes the stage's live word and terms.

@@ -1,4 +1,4 @@
-//! Both directions of many flows, packets in turn.
+//! Both directions of many flows, with packets in turns.
 
 use super::{
     super::report::Table,
@@ -40,7 +40,7 @@ pub(super) fn measure(setup: &Setup<'_>) -> Result<Table> {
     }
     Ok(table.finish(
         "Both directions",
-        "The packet of one flow is followed by the answer of another one. All come in by one interface, the backends', for \
-         a test run has only one.",
+        "Each packet of one flow is followed by the reply of another flow. All packets arrive at the backends' interface, because \
+         a test run has only one interface.",
     ))
 }

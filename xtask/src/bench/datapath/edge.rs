@@ -1,4 +1,4 @@
-//! The object under test, loaded on an edge in use, and the wrapper in front of it.
+//! The object under test, loaded on an edge that is in use, and the wrapper in front of it.
 
 use super::{
     super::{
@@ -25,36 +25,36 @@ pub(super) struct Edge<'a> {
     wrapper: Wrapper,
 }
 
-/// Packets to send, and what must come of them.
+/// Packets to send, and their expected verdict.
 pub(super) struct Packets {
     pub(super) hook: Hook,
     pub(super) target: ProgramFd,
-    /// The interface at which they are met.
+    /// The interface at which they arrive.
     pub(super) interface: u32,
     /// Frames that take turns.
     pub(super) templates: Vec<FrameTemplate>,
-    /// Verdict for the last of them.
+    /// The verdict for the last packet.
     pub(super) verdict: u32,
 }
 
-/// Nanoseconds a packet, in one run after the other.
+/// Nanoseconds per packet, for several programs, one after the other.
 #[derive(Clone, Copy)]
 pub(super) struct Sample {
     pub(super) ours: f64,
     pub(super) empty: f64,
-    /// The program that loads one cache line of the flow's.
+    /// The program that loads one cache line of the flow.
     pub(super) line: f64,
     /// Packets sent through ours.
     pub(super) packets: u64,
 }
 
 impl<'a> Edge<'a> {
-    /// Loads the object under test, with flow tables that so many flows fill to half.
+    /// Loads the object under test, with flow tables that this many flows fill to half.
     pub(super) fn load(setup: &'a Setup<'a>, flows: u32, case: &Case) -> Result<Self> {
         Self::load_beside(setup, flows, 1, case)
     }
 
-    /// The same, with a hash of the kernel's for so many flows beside it.
+    /// The same, and also a hash map of the kernel for this many flows.
     pub(super) fn load_beside(setup: &'a Setup<'a>, flows: u32, lru: u32, case: &Case) -> Result<Self> {
         let mut kernel = tables::load(flows)?;
         let lines = u32::try_from(tables::bytes(&mut kernel, case.is_ipv4())? / 64)?;
@@ -96,7 +96,7 @@ impl<'a> Edge<'a> {
         Ok(fd.try_clone()?)
     }
 
-    /// Packets of a case in one direction.
+    /// The packets of a case in one direction.
     pub(super) fn packets(
         &mut self,
         case: &Case,
@@ -114,12 +114,12 @@ impl<'a> Edge<'a> {
         })
     }
 
-    /// Sends the first packet of flows; ns a packet.
+    /// Sends the first packet of flows. Returns ns per packet.
     pub(super) fn open(&mut self, case: &Case, flows: Flows) -> Result<f64> {
         self.pass(case, Direction::Forward, Segment::Opening, flows)
     }
 
-    /// Opens flows, and brings them to where both ends have answered.
+    /// Opens flows and establishes them, so that both ends have sent packets.
     pub(super) fn establish(&mut self, case: &Case, flows: Flows) -> Result<()> {
         self.pass(case, Direction::Forward, Segment::Opening, flows)?;
         self.pass(case, Direction::Reply, Segment::Opening, flows)?;
@@ -141,7 +141,7 @@ impl<'a> Edge<'a> {
         Ok(sent.with_context(|| format!("{segment:?} {direction:?} of {} {flows:?}", case.name()))?.0)
     }
 
-    /// Sends so many packets; ns a packet, and how many were sent.
+    /// Sends this many packets. Returns ns per packet, and how many were sent.
     pub(super) fn send(&mut self, packets: &Packets, count: u32) -> Result<(f64, u64)> {
         self.wrapper.aim(packets.hook, &packets.target, &packets.templates)?;
         let sent = self.wrapper.run(packets.interface, count, packets.verdict);
@@ -149,22 +149,22 @@ impl<'a> Edge<'a> {
         Ok((sent.ns, sent.packets))
     }
 
-    /// Sends so many packets through the empty program, the one that loads a line, and ours.
+    /// Sends this many packets through the empty program, the program that loads a line, and ours.
     pub(super) fn sample(&mut self, packets: &Packets, count: u32) -> Result<Sample> {
         let (empty, line) = self.baselines(packets, count)?;
         let (ours, packets) = self.send(packets, count)?;
         Ok(Sample { ours, empty, line, packets })
     }
 
-    /// The same, but first each flow sends a packet that is not measured: other flows were measured meanwhile, and a flow that
-    /// was silent for seconds is another matter.
+    /// The same, but each flow first sends a packet that is not measured. Other flows were measured meanwhile, and the first packet
+    /// after seconds of silence takes longer.
     pub(super) fn sample_anew(&mut self, packets: &Packets, flows: Flows, count: u32) -> Result<Sample> {
         let turns = u32::try_from(packets.templates.len())?;
         self.send(packets, turns * flows.count)?;
         self.sample(packets, count)
     }
 
-    /// Sends so many packets through the empty program and the one that loads a line; ns a packet.
+    /// Sends this many packets through the empty program and the program that loads a line. Returns ns per packet.
     pub(super) fn baselines(&mut self, packets: &Packets, count: u32) -> Result<(f64, f64)> {
         let verdict = packets.hook.verdict_of_empty();
         let [empty, line] = [self.wrapper.empty(packets.hook)?, self.wrapper.line(packets.hook)?].map(|target| {
@@ -174,20 +174,20 @@ impl<'a> Edge<'a> {
         Ok((empty?, line?))
     }
 
-    /// Looks the flows of so many packets up in the kernel's LRU hash, or inserts them; ns a packet.
+    /// Looks up the flows of this many packets in the kernel's LRU hash, or inserts them. Returns ns per packet.
     pub(super) fn lru(&mut self, packets: &Packets, count: u32) -> Result<f64> {
         let target = self.wrapper.lru()?;
         self.wrapper.aim(Hook::Xdp, &target, &packets.templates)?;
         Ok(self.wrapper.run(packets.interface, count, Hook::Xdp.verdict_of_empty())?.ns)
     }
 
-    /// As many rounds as were asked for.
+    /// The requested number of rounds.
     pub(super) fn rounds(&mut self, packets: &Packets) -> Result<Rounds> {
         let (rounds, count) = (self.setup.args.rounds(), self.setup.args.packets());
         Ok(Rounds((0..rounds).map(|_| self.sample(packets, count)).collect::<Result<_>>()?))
     }
 
-    /// Rounds of packets of flows that are established first.
+    /// Establishes flows, then measures rounds of their packets.
     pub(super) fn open_flows(&mut self, case: &Case, direction: Direction, flows: Flows) -> Result<Rounds> {
         self.establish(case, flows)?;
         let packets = self.packets(case, direction, Segment::Data, flows, Order::Random)?;
@@ -198,13 +198,13 @@ impl<'a> Edge<'a> {
         Ok(rounds)
     }
 
-    /// What has been counted so far.
+    /// The counts so far.
     pub(super) fn account(&mut self) -> Result<Account> {
         Ok(Account { traffic: self.traffic()?, since: Instant::now() })
     }
 
-    /// That the program has counted so many packets of clients since then, but for those that XDP has left to tc, and has
-    /// opened hardly any flow again: one that the table had no room for.
+    /// Checks that the program has counted this many packets of clients since then, except those that XDP has left to tc, and has
+    /// opened hardly any flow again, which it does if the table had no room.
     pub(super) fn check(&mut self, before: Account, flows: Flows, expected: u64) -> Result<()> {
         let now = self.traffic()?;
         let packets = now.packets - before.traffic.packets;
@@ -215,7 +215,7 @@ impl<'a> Edge<'a> {
         Ok(())
     }
 
-    /// Over both colours.
+    /// The sum over both colours.
     pub(super) fn traffic(&mut self) -> Result<Traffic> {
         let [blue, green] = [self.traffic_of(Colour::Blue)?, self.traffic_of(Colour::Green)?];
         Ok(Traffic {
@@ -229,7 +229,7 @@ impl<'a> Edge<'a> {
         self.kernel.traffic(0, colour as u8)
     }
 
-    /// How often an event was counted.
+    /// The count of an event.
     pub(super) fn events(&mut self, event: Event) -> Result<u64> {
         Ok(self.kernel.all_events()?[event as usize])
     }
@@ -241,7 +241,7 @@ pub(super) struct Account {
     since: Instant,
 }
 
-/// What rounds have taken.
+/// The times of rounds.
 pub(super) struct Rounds(pub(super) Vec<Sample>);
 
 impl Rounds {

@@ -9,7 +9,7 @@ use bg_common::{FrameTemplate, Protocol};
 use etherparse::PacketBuilder;
 use std::net::{IpAddr, SocketAddr};
 
-/// Flows by their numbers.
+/// A range of flow numbers.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Flows {
     pub(super) first: u32,
@@ -22,24 +22,24 @@ impl Flows {
         Self { first: 0, count }
     }
 
-    /// As many, behind these.
+    /// The next range of the same size.
     pub(super) fn next(self) -> Self {
         Self { first: self.first + self.count, ..self }
     }
 }
 
-/// The order in which flows are met.
+/// The order of flows.
 #[derive(Clone, Copy)]
 pub(super) enum Order {
     Linear,
-    /// Each once a period, in an order that no prefetcher guesses.
+    /// Each flow once per period, in an order that no prefetcher can predict.
     Random,
-    /// The same, in another order.
+    /// The same, but in another order.
     OtherRandom,
 }
 
 impl Order {
-    /// Multiplier and increment of a linear congruence that has a full period modulo any power of two.
+    /// The multiplier and increment of a linear congruence with a full period modulo any power of two.
     fn generator(self) -> (u32, u32) {
         match self {
             Self::Linear => (1, 1),
@@ -51,18 +51,18 @@ impl Order {
     }
 }
 
-/// A segment of a TCP connection; datagrams are all alike.
+/// A segment of a TCP connection. Datagrams are all alike.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Segment {
     /// The client's SYN, or the backend's SYN and ACK.
     Opening,
-    /// One of an established connection.
+    /// A segment of an established connection.
     Data,
     /// RST, which ends it at once.
     Reset,
 }
 
-/// Sequence numbers of the client's and of the backend's SYN.
+/// The sequence numbers of the client's and of the backend's SYN.
 const SYNS: [u32; 2] = [1000, 5000];
 
 /// The frames of a case's flows in one direction.
@@ -118,7 +118,7 @@ pub(super) fn template(
     })
 }
 
-/// The same frame with another EtherType: the header's varying words stay where they are.
+/// The same frame with another EtherType. The varying words of the header are at the same offsets.
 pub(super) fn of_type(template: &FrameTemplate, ether_type: u16) -> FrameTemplate {
     let mut changed = *template;
     let bytes: &mut [u8] = bytemuck::bytes_of_mut(&mut changed.frame);

@@ -1,4 +1,4 @@
-//! Open flows that the table loses though it is but half full.
+//! Open flows that the table loses although it is only half full.
 
 use super::{
     super::{report::Table, stats::Summary},
@@ -11,12 +11,12 @@ use super::{
 use anyhow::Result;
 use bg_common::Event;
 
-/// Flows of which the table is half full.
+/// The number of flows at which the table is half full.
 const FLOWS: u32 = 1 << 17;
-/// Parts in which they are replaced by others, and how often all of them are.
+/// The number of parts in which flows are replaced by others, and how often all flows are replaced.
 const PARTS: u32 = 32;
 const TURNS: u32 = 2;
-/// Rounds at most: what is counted hardly differs.
+/// The most rounds. More are not needed, because the counts hardly differ.
 const ROUNDS: u32 = 3;
 
 pub(super) fn measure(setup: &Setup<'_>) -> Result<Table> {
@@ -40,9 +40,9 @@ pub(super) fn measure(setup: &Setup<'_>) -> Result<Table> {
     Ok(Table {
         title: "Open flows that the table loses at half load".into(),
         about: format!(
-            "Of 100,000 flows that are opened, how many push out another open one or get no place, as the counters `pushed_out` \
-             and `unpinned` tell. `Filled`: until {FLOWS} are open. `Turnover`: while the oldest end by RST and others take \
-             their places, until all were replaced {TURNS} times."
+            "How many of 100,000 new flows evict another open flow or get no row, by the counters `pushed_out` \
+             and `unpinned`. `Filled`: until {FLOWS} flows are open. `Turnover`: while the oldest flows end by RST and others \
+             replace them, until all were replaced {TURNS} times."
         ),
         columns: columns(&["flows", "filled, of 100,000", "turnover, of 100,000"]),
         rows,

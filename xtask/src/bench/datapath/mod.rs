@@ -1,8 +1,8 @@
-//! `bench datapath`: what a packet costs, without a NIC and without a network stack around it.
+//! `bench datapath`: the cost of a packet in the programs, without a NIC and without the network stack.
 //!
-//! A wrapper program writes a fresh frame, of the next flow, and tail-calls the program under test. Behind the same wrapper, in
-//! the same round, an empty program and one that loads a single cache line are the baselines. Verdicts and counters are
-//! checked, so that what is measured is the whole job: parse, flow look-up, rewrite, checksums, next hop, counters, redirect.
+//! A wrapper program writes a fresh frame, of the next flow, and tail-calls the program under test. An empty program and a program that
+//! loads a single cache line are the baselines. They run behind the same wrapper in the same round. Verdicts and counters are
+//! checked, so that the whole work is measured: parsing, flow look-up, rewriting, checksums, next hop, counters, redirect.
 
 mod case;
 mod drain;
@@ -32,19 +32,19 @@ use std::path::PathBuf;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Rounds; each runs every program once.
+    /// Rounds. Each runs every program once.
     #[arg(long, default_value_t = 7)]
     rounds: u32,
-    /// Packets a round.
+    /// Packets per round.
     #[arg(long, default_value_t = 1 << 20)]
     packets: u32,
-    /// Numbers of flows, powers of two.
+    /// Numbers of flows, which are powers of two.
     #[arg(long, value_delimiter = ',', default_values_t = [1, 65_536, 524_288, 1_048_576])]
     flows: Vec<u32>,
-    /// A few rounds of few packets: seconds, and figures that are worth little.
+    /// A few rounds of a few packets, which take seconds; the figures mean little.
     #[arg(long)]
     pub(super) quick: bool,
-    /// These tables alone, printed and not kept for the page.
+    /// Only these tables, which are printed and not kept for the page.
     #[arg(long, value_delimiter = ',')]
     only: Vec<Topic>,
 }
@@ -58,7 +58,7 @@ impl Args {
         if self.quick { 1 << 16 } else { self.packets }
     }
 
-    /// Numbers of flows, of those that were asked for, up to a limit.
+    /// The requested numbers of flows, up to a limit.
     fn flows(&self, most: u32) -> Vec<u32> {
         let most = if self.quick { 65_536 } else { most };
         self.flows.iter().copied().filter(|flows| *flows <= most).collect()
@@ -69,7 +69,7 @@ impl Args {
     }
 }
 
-/// What there is to measure, in the order of the page.
+/// The topics that can be measured, in the order of the page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum Topic {
     /// Packets of open flows, and the flow table beside the kernel's hash.
@@ -78,13 +78,13 @@ enum Topic {
     Duplex,
     /// The first packet of a flow after a while.
     Span,
-    /// While a drain lasts, and after it.
+    /// Packets during and after a drain.
     Drain,
     /// Packets that open flows.
     New,
     /// Flows that the table loses.
     Lost,
-    /// Packets that are not ours.
+    /// Packets that are passed on.
     Passed,
     /// tc, and mode `local`.
     Tc,
@@ -94,7 +94,7 @@ enum Topic {
     Programs,
 }
 
-/// What every measurement needs.
+/// The setup of every measurement.
 struct Setup<'a> {
     args: &'a Args,
     /// The object with the wrappers.
@@ -140,16 +140,16 @@ fn measure(setup: &Setup<'_>) -> Result<Report> {
 }
 
 const ABOUT: &str = "\
-    Nanoseconds a packet, by test runs of the loaded programs, the frame restored before each run by a wrapper that tail-calls \
-    the program. Two more programs run behind the same wrapper in each round: an empty one, and one that does nothing but load \
-    one cache line of the flow's own, from as much memory as the flow table takes. Each of these loads waits for the one \
-    before; a processor may begin those of packets that do not depend on each other sooner. The columns with `less` are \
-    medians of the difference in each round. The kernel tells whole nanoseconds. Verdicts and counters are checked. Flows \
-    come in random order, both ends have been heard of each, and the table has room for twice as many where nothing else is \
-    said. About once a second XDP leaves one packet of each next hop to tc: what this costs XDP is in its figures, what it \
-    costs tc is not.";
+    Nanoseconds per packet, by test runs of the loaded programs. A wrapper restores the frame before each run and tail-calls \
+    the program. In each round, two more programs run behind the same wrapper: an empty program, and a program that only loads \
+    one cache line of the flow, from as much memory as the flow table takes. Each of these loads waits for the previous \
+    one, while a processor may start the loads of independent packets earlier. The columns with `less` are \
+    medians of the difference in each round. The kernel reports whole nanoseconds. Verdicts and counters are checked. Unless \
+    stated otherwise, flows are in random order, both ends of each flow have sent packets, and the table has room for twice as \
+    many flows. About once a second, XDP leaves one packet of each next hop to tc. The figures include the cost of that for XDP, \
+    but not for tc.";
 
-/// A table of [`Rounds`], with columns of words or counts before theirs.
+/// A table of [`Rounds`], with columns of words or counts in front.
 struct RoundsTable {
     columns: Vec<String>,
     rows: Vec<Vec<Cell>>,

@@ -15,12 +15,12 @@ use crate::process::say;
 use anyhow::{Result, ensure};
 use bg_common::Protocol;
 
-/// Flows of which the table is half full: as many as an instance has room for by default.
+/// The number of flows at which the table is half full. An instance has room for as many by default.
 const FLOWS: u32 = 1 << 18;
-/// Flows of a table that the processor's own caches hold, and how often it is filled.
+/// The number of flows of a table that fits into the processor's own caches, and how often it is filled.
 const FEW_FLOWS: u32 = 1 << 12;
 const TIMES: u32 = 33;
-/// Rounds of the large table at most: each makes a new one.
+/// The most rounds with the large table, because each creates a new one.
 const ROUNDS: u32 = 5;
 
 pub(super) fn measure(setup: &Setup<'_>) -> Result<Table> {
@@ -39,10 +39,10 @@ pub(super) fn measure(setup: &Setup<'_>) -> Result<Table> {
     Ok(Table {
         title: "A packet that opens a flow".into(),
         about: format!(
-            "TCP: a SYN. `To half`: until {FLOWS} flows are open, which is half of what the table holds. `Full`: when it is \
-             full of flows that are open; then each new one takes the place of another, or is sent on without an entry. `In \
-             cache`: a table of {FEW_FLOWS} flows, filled to half again and again. `Insertion alone`: one entry a flow, of a key of \
-             16 bytes and a value of 16, and nothing else done."
+            "For TCP, the packet is a SYN. `To half`: until {FLOWS} flows are open, which is half of the table. `Full`: when the \
+             table is full of open flows, so that each new flow evicts another one, or is sent without a row. `In \
+             cache`: a table of {FEW_FLOWS} flows, which is filled to half repeatedly. `Insertion alone`: only one entry per flow, \
+             with a key of 16 bytes and a value of 16."
         ),
         columns: columns(&[
             "packet",
@@ -56,7 +56,7 @@ pub(super) fn measure(setup: &Setup<'_>) -> Result<Table> {
     })
 }
 
-/// Nanoseconds a packet, by round.
+/// Nanoseconds per packet, by round.
 #[derive(Default)]
 struct Filling {
     to_half: Vec<f64>,

@@ -14,7 +14,7 @@ use super::{
 use anyhow::Result;
 use bg_common::Protocol;
 
-/// The table has room for so many flows at least: a smaller one is in the caches whatever is asked of it.
+/// The table has room for at least this many flows, because a smaller table is always in the caches.
 const ROOM: u32 = 65_536;
 
 pub(super) fn flows(setup: &Setup<'_>) -> Result<(Table, Plot)> {
@@ -43,13 +43,13 @@ pub(super) fn flows(setup: &Setup<'_>) -> Result<(Table, Plot)> {
         name: "datapath-flows".into(),
         title: "A packet of an open flow, by number of flows".into(),
         x: Axis { label: "open flows".into(), logarithmic: true },
-        y: Axis { label: "ns a packet".into(), logarithmic: false },
+        y: Axis { label: "ns per packet".into(), logarithmic: false },
         series,
     };
     Ok((table.finish("A packet of an open flow", about), plot))
 }
 
-/// Beside the kernel's own table.
+/// The comparison with the kernel's own table.
 pub(super) fn reference(setup: &Setup<'_>) -> Result<Table> {
     let case = Case::ipv4(Protocol::Tcp)?;
     let mut rows = Vec::new();
@@ -70,11 +70,11 @@ pub(super) fn reference(setup: &Setup<'_>) -> Result<Table> {
         rows.push([f64::from(count).into()].into_iter().chain(figures.map(Cell::from)).collect());
     }
     Ok(Table {
-        title: "Beside the kernel's LRU hash".into(),
-        about: "IPv4 TCP, client to backend: all that is done for a packet, beside a program behind the same wrapper that looks \
-                its flow up in a hash of type `BPF_MAP_TYPE_LRU_HASH`, by a key of 16 bytes, and does nothing else."
+        title: "Compared with the kernel's LRU hash".into(),
+        about: "IPv4 TCP, client to backend: the whole work for a packet, beside a program behind the same wrapper that only \
+                looks up its flow in a hash map of type `BPF_MAP_TYPE_LRU_HASH`, by a key of 16 bytes."
             .into(),
-        columns: columns(&["flows", "empty program, ns", "one cache line, ns", "LRU look-up alone, ns", "ours, all of it, ns"]),
+        columns: columns(&["flows", "empty program, ns", "one cache line, ns", "LRU look-up alone, ns", "ours, whole work, ns"]),
         rows,
     })
 }

@@ -1,4 +1,4 @@
-//! Packets that XDP passes on: those that are not ours, and those that it leaves to tc.
+//! Packets that XDP passes on: those that do not concern it, and those that it leaves to tc.
 
 use super::{
     super::{report::Table, test_run::PASS},
@@ -11,9 +11,9 @@ use anyhow::Result;
 use bg_common::Protocol;
 use std::net::SocketAddr;
 
-/// Flows that the table is made for: as many as an instance has room for by default.
+/// The number of flows for which the table is made. An instance has room for as many by default.
 const ROOM: u32 = 1 << 18;
-/// Flows that are open.
+/// The number of open flows.
 const OPEN: u32 = 65_536;
 
 /// EtherType of ARP.
@@ -59,13 +59,13 @@ pub(super) fn measure(setup: &Setup<'_>) -> Result<Table> {
     Ok(table.finish(
         "Packets that XDP passes on",
         format!(
-            "{OPEN} flows are open in a table for {ROOM}. `To no VIP` and `from no backend`: from so many addresses and ports \
-             to an address of the host, and from a neighbour of the backend to so many."
+            "{OPEN} flows are open in a table for {ROOM}. `To no VIP`: from this many addresses and ports to an address of the \
+             host. `From no backend`: from a neighbour of the backend to this many addresses and ports."
         ),
     ))
 }
 
-/// The case's packets with another destination, which is no VIP, and another source, which is no backend.
+/// The packets of the case with a destination that is no VIP, or a source that is no backend.
 fn strangers(case: &Case) -> Result<Case> {
     let (vip, backend): (SocketAddr, SocketAddr) = if case.is_ipv4() {
         ("192.0.2.254:443".parse()?, "10.0.1.12:8443".parse()?)

@@ -1,4 +1,4 @@
-//! Two processors at once, against one alone.
+//! Two processors at once, compared with one alone.
 
 use super::{
     super::{
@@ -18,7 +18,7 @@ use bg_common::Protocol;
 use bg_tests::Processor;
 use std::sync::Barrier;
 
-/// Flows of each processor.
+/// The number of flows of each processor.
 const FLOWS: u32 = 1024;
 
 pub(super) fn measure(setup: &Setup<'_>) -> Result<Table> {
@@ -38,7 +38,7 @@ pub(super) fn measure(setup: &Setup<'_>) -> Result<Table> {
     for (name, target, verdict, flows) in [
         ("empty program", &empty, verdict_of_empty, [own, own.next()]),
         ("1,024 flows each", &ours, verdict, [own, own.next()]),
-        ("one flow of both", &ours, verdict, [one, one]),
+        ("one shared flow", &ours, verdict, [one, one]),
     ] {
         for (lane, flows) in lanes.iter_mut().zip(flows) {
             let template = template(&case, Direction::Forward, Segment::Data, flows, Order::Random)?;
@@ -60,8 +60,8 @@ pub(super) fn measure(setup: &Setup<'_>) -> Result<Table> {
     }
     Ok(Table {
         title: "Two processors at once".into(),
-        about: "IPv4 TCP, client to backend. The rate of both together, against that of one alone in the same round, which is \
-                the mean of each."
+        about: "IPv4 TCP, client to backend. The rate of both together, relative to the rate of one alone in the same round, which \
+                is the mean of both."
             .into(),
         columns: columns(&["flows", "one alone, ns", "each of two, ns", "rate, times one"]),
         rows,
@@ -81,7 +81,7 @@ struct Run {
 }
 
 impl Run {
-    /// Sends on all of them at once; the mean ns a packet.
+    /// Sends on all of them at once. Returns the mean ns per packet.
     fn of(&self, lanes: &mut [Lane<'_>]) -> Result<f64> {
         let barrier = Barrier::new(lanes.len());
         let count = lanes.len() as f64;

@@ -1,4 +1,4 @@
-//! How large programs and flows are.
+//! The sizes of programs and flows.
 
 use super::{
     super::report::{Cell, Table},
@@ -9,7 +9,7 @@ use super::{
 use anyhow::{Context, Result};
 use bg_common::Protocol;
 
-/// Flows that the tables are made for.
+/// The number of flows for which the tables are made.
 const FLOWS: u32 = 1 << 18;
 
 pub(super) fn sizes(_setup: &Setup<'_>) -> Result<Table> {
@@ -27,8 +27,8 @@ pub(super) fn sizes(_setup: &Setup<'_>) -> Result<Table> {
     }
     Ok(Table {
         title: "Programs".into(),
-        about: "As the kernel tells: instructions that the verifier has gone through, and what the program takes before and \
-                after the JIT."
+        about: "From the kernel: the number of instructions that the verifier has processed, and the size of the program before \
+                and after the JIT."
             .into(),
         columns: columns(&["program", "verified instructions", "BPF, bytes", "JIT, bytes"]),
         rows,
@@ -49,8 +49,8 @@ pub(super) fn memory(_setup: &Setup<'_>) -> Result<Table> {
     }
     Ok(Table {
         title: "Memory of a flow".into(),
-        about: format!("Tables made for {FLOWS} flows, which are half of what they hold."),
-        columns: columns(&["family", "table, MiB", "a flow, bytes"]),
+        about: format!("The tables are made for {FLOWS} flows, which fill half of them."),
+        columns: columns(&["family", "table, MiB", "per flow, bytes"]),
         rows,
     })
 }

@@ -1,4 +1,4 @@
-//! The first packet of an open flow after a while, for which the engine may have more to do than for others.
+//! The first packet of an open flow after some time, for which the engine may have more work than for others.
 
 use super::{
     super::{
@@ -15,13 +15,13 @@ use anyhow::Result;
 use bg_common::Protocol;
 use std::{thread, time::Duration};
 
-/// Ticks of silence, one more than the longest span that means something to the engine.
+/// Ticks of silence, one more than the longest time that matters to the engine.
 const SILENCE: u32 = 17;
 
-/// Rounds at most, for each takes seconds.
+/// The most rounds, because each takes seconds.
 const ROUNDS: u32 = 7;
 
-/// Flows of one kind, and what their packets took.
+/// Flows of one kind, and the times of their packets.
 struct Kind<'a> {
     name: String,
     flows: Flows,
@@ -78,8 +78,8 @@ pub(super) fn measure(setup: &Setup<'_>) -> Result<Table> {
     Ok(Table {
         title: "The first packet after some seconds".into(),
         about: format!(
-            "All flows are silent for {SILENCE} ticks of the data path's clock, 64 timer ticks each. Then each sends one \
-             packet, and another one at once."
+            "All flows are silent for {SILENCE} ticks of the data path's clock, of 64 timer ticks each. Then each flow sends one \
+             packet, and another one right after it."
         ),
         columns: columns(&["packet", "flows", "first, ns", "next, ns", "first, times next", "one cache line, ns"]),
         rows: kinds.into_iter().map(row).collect(),

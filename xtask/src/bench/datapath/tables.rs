@@ -1,4 +1,4 @@
-//! What the benchmark knows of the flow tables: how many rows to make for a flow, and how much memory a table takes.
+//! The flow tables of the benchmark: the number of rows for a flow, and the memory of a table.
 
 use anyhow::{Context, Result, bail};
 use aya::maps::Map;
@@ -7,10 +7,10 @@ use bg_tests::twin::{Kernel, Sizes};
 /// Rows for each flow: half of them are in use.
 const ROWS_PER_FLOW: u32 = 2;
 
-/// Heads of each index, as of an instance by default.
+/// Heads of each index, as in an instance by default.
 const HEADS: u32 = 16_384;
 
-/// Loads the object under test, with tables that so many flows of a family fill to half.
+/// Loads the object under test, with tables that this many flows of a family fill to half.
 pub(super) fn load(flows: u32) -> Result<Kernel> {
     Kernel::load(Sizes { rows: ROWS_PER_FLOW * flows, heads: HEADS })
 }

@@ -1,4 +1,4 @@
-//! Packets of open flows through tc, and those of mode `local`, which tc alone does.
+//! Packets of open flows through tc, including those of mode `local`, which only tc handles.
 
 use super::{
     super::report::Table,
@@ -28,7 +28,7 @@ pub(super) fn measure(setup: &Setup<'_>) -> Result<Table> {
     }
     Ok(table.finish(
         "A packet of an open flow through tc",
-        "Checksums are updated by the kernel's helpers. `local`: the client's packets meet `tc_ingress`, the answers of the \
-         host's own stack `tc_egress`.",
+        "The kernel's helpers update checksums. In mode `local`, `tc_ingress` handles the client's packets, and `tc_egress` the \
+         replies of the host's own stack.",
     ))
 }

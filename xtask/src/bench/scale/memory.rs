@@ -1,4 +1,4 @@
-//! Memory that pinned maps take, as the kernel accounts for it.
+//! The memory of pinned maps, as the kernel accounts for it.
 
 use anyhow::{Context, Result};
 use aya::maps::MapData;
@@ -8,7 +8,7 @@ use std::{
     path::Path,
 };
 
-/// Octets of each map below a directory of pins, by name.
+/// The bytes of each map in a directory of pins, by name.
 pub(super) fn of_maps(pins: &Path) -> Result<Vec<(String, u64)>> {
     let mut maps = Vec::new();
     for entry in fs::read_dir(pins).with_context(|| format!("cannot list {}", pins.display()))? {

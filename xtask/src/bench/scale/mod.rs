@@ -1,6 +1,6 @@
-//! `bench scale`: what grows with services, backends and flows, and what does not.
+//! `bench scale`: what grows with the numbers of services, backends and flows, and what does not.
 //!
-//! Every size gets an instance of its own. Commands are the real `bgctl`, timed as processes; packets go through the
+//! Each size has its own instance. Commands are the real `bgctl`, timed as processes. Packets go through the
 //! pinned program by test runs ([`packets`]).
 
 mod memory;
@@ -28,22 +28,22 @@ pub(crate) struct Args {
     /// Numbers of services.
     #[arg(long, value_delimiter = ',', default_values_t = [1, 10, 100, 1000, 10_000])]
     services: Vec<u32>,
-    /// Numbers of backends of each colour of each service. What an instance has no room for is left out.
+    /// Numbers of backends of each colour of each service. Sizes that do not fit into an instance are left out.
     #[arg(long, value_delimiter = ',', default_values_t = [1, 10, 100, 1000])]
     backends: Vec<u32>,
-    /// Numbers of flows, powers of two.
+    /// Numbers of flows, which are powers of two.
     #[arg(long, value_delimiter = ',', default_values_t = [1 << 10, 1 << 14, 1 << 16, 1 << 18, 1 << 20, 1 << 22])]
     flows: Vec<u32>,
-    /// For each flow, room for so many in the table (`attach --flows`, which leaves a table of which that is half).
+    /// The room in the table for each flow (`attach --flows`, which creates a table of twice the size).
     #[arg(long, default_value_t = 1)]
     room: u32,
     /// Rounds of each size.
     #[arg(long, default_value_t = 3)]
     rounds: u32,
-    /// Packets a round.
+    /// Packets per round.
     #[arg(long, default_value_t = 1 << 20)]
     packets: u32,
-    /// Few and small sizes: seconds, and figures that are worth little.
+    /// A few small sizes, which take seconds; the figures mean little.
     #[arg(long)]
     pub(super) quick: bool,
 }
@@ -71,11 +71,11 @@ impl Args {
     }
 }
 
-/// Flows that are open while sizes of configurations are measured.
+/// The number of open flows while sizes of configurations are measured.
 const SOME_FLOWS: u32 = 1 << 12;
-/// How long attaching anew may fail.
+/// The time during which a new attach may fail.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// Switches a round.
+/// Switches per round.
 const SWITCHES: u32 = 5;
 
 pub(crate) fn run(args: &Args) -> Result<Report> {
@@ -94,11 +94,11 @@ pub(crate) fn run(args: &Args) -> Result<Report> {
     })??;
     Ok(Report {
         part: "scale".into(),
-        about: "What grows with the number of services, backends and flows. Each size has an instance of its own. \
-                Commands are timed as processes, from before their start to after their end, and write what they have to \
-                write to the disk. Memory is what the kernel accounts to the instance's maps (memlock in fdinfo). \
-                Nanoseconds a packet are test runs of the pinned program, the frame restored before each run by a wrapper, \
-                flows in random order, beside an empty program behind the same wrapper."
+        about: "What grows with the numbers of services, backends and flows. Each size has its own instance. \
+                Commands are timed as processes, from before their start until after their end, and write to the \
+                disk. Memory is what the kernel accounts to the instance's maps (memlock in fdinfo). \
+                Nanoseconds per packet are from test runs of the pinned program, beside an empty program. A wrapper restores the \
+                frame before each run of either. Flows are in random order."
             .into(),
         tables: vec![configurations(&configured, args), maps(&configured), flow_tables(&filled, args)],
         plots: vec![apply_plot(&configured), flows_plot(&filled)],
@@ -131,7 +131,7 @@ struct Filled {
     change: Vec<f64>,
     status: Vec<f64>,
     list: Vec<f64>,
-    table_octets: u64,
+    table_bytes: u64,
     octets: u64,
 }
 
@@ -143,7 +143,7 @@ struct Bench<'a> {
 }
 
 impl Bench<'_> {
-    /// A configuration of this size, applied to a new instance, again and again.
+    /// Applies a configuration of this size to new instances, repeatedly.
     fn configure(&self, size: Size) -> Result<Configured> {
         let mut found = Configured { size: Some(size), ..Configured::default() };
         for _ in 0..self.args.rounds() {
@@ -175,7 +175,7 @@ impl Bench<'_> {
         Ok(found)
     }
 
-    /// What runs is what was to be applied.
+    /// Checks that the running state is as configured.
     fn check(&self, size: Size) -> Result<()> {
         let status = self.status()?;
         let services = status["deployments"][0]["services"].as_array().context("no services")?;
@@ -189,7 +189,7 @@ impl Bench<'_> {
         Ok(())
     }
 
-    /// So many flows of one service with ten backends a colour, in a table that was made for them.
+    /// Measures this many flows of one service with ten backends per colour, in a table that was made for them.
     fn fill(&self, flows: u32) -> Result<Filled> {
         let size = Size { services: 1, backends: 10 };
         self.attach(size, Some(flows.saturating_mul(self.args.room)))?;
@@ -216,12 +216,12 @@ impl Bench<'_> {
         let sum =
             |wanted: fn(&str) -> bool| maps.iter().filter(|(name, _)| wanted(name)).map(|(_, octets)| octets).sum();
         found.octets = sum(|_| true);
-        found.table_octets = sum(|name| name.contains("flows4"));
-        say(format_args!("{flows} flows: {} ns a packet", Summary::of(found.packet.clone())));
+        found.table_bytes = sum(|name| name.contains("flows4"));
+        say(format_args!("{flows} flows: {} ns per packet", Summary::of(found.packet.clone())));
         Ok(found)
     }
 
-    /// That the program has opened so many flows, and counted every packet; tells how many of the flows are open.
+    /// Checks that the program has opened this many flows and counted every packet. Returns how many of the flows are open.
     fn account(&self, size: Size, flows: u32, packets: &Packets) -> Result<u64> {
         let expected = packets.expected(size.backends);
         let status = self.status()?;
@@ -250,7 +250,7 @@ impl Bench<'_> {
         }
     }
 
-    /// A new instance, with room for this configuration, and for so many flows.
+    /// Creates an instance with room for this configuration and this many flows.
     fn attach(&self, size: Size, flows: Option<u32>) -> Result<()> {
         // There may be none yet.
         if self.edge.paths().maps().exists() {
@@ -320,9 +320,9 @@ fn configurations(all: &[Configured], args: &Args) -> Table {
     Table {
         title: "Services and backends".into(),
         about: format!(
-            "{} rounds, each with a new instance: the first apply, one that changes nothing, one that replaces one \
-             backend, then {SWITCHES} switches, and {SOME_FLOWS} flows of the service in the middle. Backends are of \
-             each colour of each service. Memory is taken when the instance is made, whatever is applied later.",
+            "{} rounds, each with a new instance: the first apply, an apply that changes nothing, an apply that replaces one \
+             backend, then {SWITCHES} switches, and {SOME_FLOWS} flows of the service in the middle. The number of backends is \
+             for each colour of each service. Memory is allocated when the instance is created, whatever is applied later.",
             args.rounds()
         ),
         columns: columns(&[
@@ -341,7 +341,7 @@ fn configurations(all: &[Configured], args: &Args) -> Table {
     }
 }
 
-/// What the memory is for.
+/// The memory by map.
 fn maps(all: &[Configured]) -> Table {
     let (least, most) = (all.first(), all.last());
     let of = |found: Option<&Configured>, name: &str| {
@@ -358,8 +358,8 @@ fn maps(all: &[Configured]) -> Table {
     let row = |name: &&str| vec![Cell::from(*name), mebibytes(of(least, name)), mebibytes(of(most, name))];
     Table {
         title: "Memory by map".into(),
-        about: "With the default number of flows, after the last round of the first and of the last size above. What grows \
-                with the number of flows is below."
+        about: "With the default number of flows, after the last round of the first and of the last size above. The next table \
+                shows what grows with the number of flows."
             .into(),
         columns: vec!["map".into(), size(least), size(most)],
         rows: names.iter().map(row).collect(),
@@ -378,18 +378,18 @@ fn flow_tables(all: &[Filled], args: &Args) -> Table {
             figure(&found.list),
             figure(&found.switch),
             figure(&found.change),
-            mebibytes(found.table_octets),
-            (found.table_octets as f64 / f64::from(found.flows)).into(),
+            mebibytes(found.table_bytes),
+            (found.table_bytes as f64 / f64::from(found.flows)).into(),
             mebibytes(found.octets),
         ]
     };
     Table {
         title: "Flows".into(),
         about: format!(
-            "IPv4 TCP flows of one service with ten backends a colour, each with its entry for the reply. The tables, one \
-             for IPv4 and one for IPv6, are made for {} (`attach --flows`). Opening is measured once, one packet a \
-             flow; then {} rounds, fewer of the commands from a million flows on. `status` counts the open flows, `flows` \
-             prints them all (to /dev/null).",
+            "IPv4 TCP flows of one service with ten backends per colour. The tables, one \
+             for IPv4 and one for IPv6, are made for {} (`attach --flows`). Opening is measured once, with one packet per \
+             flow, followed by {} rounds, with fewer commands from a million flows on. `status` counts the open flows, and `flows` \
+             prints all of them (to /dev/null).",
             if args.room == 1 { "as many".to_owned() } else { format!("{} times as many", args.room) },
             args.rounds(),
         ),
@@ -404,7 +404,7 @@ fn flow_tables(all: &[Filled], args: &Args) -> Table {
             "switch, ms",
             "apply of one backend, ms",
             "IPv4 table, MiB",
-            "octets a flow",
+            "bytes per flow",
             "all maps, MiB",
         ]),
         rows: all.iter().map(row).collect(),
@@ -447,7 +447,7 @@ fn flows_plot(all: &[Filled]) -> Plot {
         name: "scale-flows".into(),
         title: "A packet of an open flow, by number of flows".into(),
         x: Axis { label: "open flows".into(), logarithmic: true },
-        y: Axis { label: "ns a packet".into(), logarithmic: false },
+        y: Axis { label: "ns per packet".into(), logarithmic: false },
         series: vec![series("ours", |found| &found.packet), series("empty program", |found| &found.empty)],
     }
 }

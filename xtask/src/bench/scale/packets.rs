@@ -1,5 +1,5 @@
-//! Packets through the pinned program, by test runs behind the wrapper of `datapath`: to open flows by the million,
-//! and to measure what a packet costs then.
+//! Sending packets through the pinned program, by test runs behind the wrapper of `datapath`, to open millions of flows
+//! and to measure the cost of a packet then.
 
 use super::super::test_run::{EDGE_MAC, Hook, Memory, REDIRECT, SENDER_MAC, TX, Wrapper, most_left_to_tc, warm};
 use anyhow::{Context, Result, ensure};
@@ -16,19 +16,19 @@ use std::{
     time::Instant,
 };
 
-/// The wrapper, the empty program, and the pinned one.
+/// The wrapper, the empty program, and the pinned program.
 pub(super) struct Packets {
     wrapper: Wrapper,
     ours: ProgramFd,
     empty: ProgramFd,
     ingress: u32,
-    /// Packets sent through the pinned program, and since when.
+    /// The number of packets sent through the pinned program, and since when.
     sent: u64,
     began: Instant,
 }
 
 impl Packets {
-    /// Loads the wrapper and warms the instance; `ingress` is the index of the interface that packets come in by.
+    /// Loads the wrapper and prepares the instance. `ingress` is the index of the interface at which packets arrive.
     pub(super) fn prepare(object: &Path, instance: &Paths, ingress: u32) -> Result<Self> {
         let mut wrapper = Wrapper::load(object, Memory::LEAST)?;
         let empty = wrapper.empty(Hook::Xdp)?;
@@ -41,7 +41,7 @@ impl Packets {
         Ok(Self { wrapper, ours, empty, ingress, sent: 0, began: Instant::now() })
     }
 
-    /// One packet of each flow, in order: opens them. Nanoseconds a packet.
+    /// Opens flows with one packet of each, in order. Returns nanoseconds per packet.
     pub(super) fn open(&mut self, vip: SocketAddrV4, flows: u32) -> Result<f64> {
         self.wrapper.aim(Hook::Xdp, &self.ours, &[template(vip, flows, (1, 1))?])?;
         let _pinned = Pinned::here()?;
@@ -51,7 +51,7 @@ impl Packets {
         Ok(opened.ns)
     }
 
-    /// Nanoseconds a packet of open flows in random order: ours, and the empty program's.
+    /// Nanoseconds per packet of open flows in random order, for bgctl's program and the empty program.
     pub(super) fn measure(&mut self, vip: SocketAddrV4, flows: u32, packets: u32) -> Result<(f64, f64)> {
         // Numerical Recipes' generator: full period modulo any power of two.
         let template = [template(vip, flows, (1_664_525, 1_013_904_223))?];
@@ -64,15 +64,15 @@ impl Packets {
         Ok((ours.ns, empty.ns))
     }
 
-    /// How many packets the pinned program must have counted, if it has redirected to so many next hops.
+    /// The number of packets that the pinned program must have counted, if it has redirected to this many next hops.
     pub(super) fn expected(&self, hops: u32) -> RangeInclusive<u64> {
         let left_to_tc = u64::from(hops) * most_left_to_tc(self.began.elapsed());
         self.sent.saturating_sub(left_to_tc)..=self.sent
     }
 }
 
-/// While it lives, the calling thread stays on its CPU: the wrapper numbers flows on each CPU for itself, so one that
-/// is moved in the middle would begin anew.
+/// While this exists, the calling thread stays on its CPU. The wrapper numbers flows on each CPU separately, so a thread that
+/// is moved would start again with the first flow.
 struct Pinned {
     before: CpuSet,
 }
@@ -94,7 +94,7 @@ impl Drop for Pinned {
     }
 }
 
-/// A segment of a TCP connection, of one of `flows` (a power of two) clients, which follow each other by the linear
+/// A segment of a TCP connection of one of `flows` clients (a power of two), which follow each other by the linear
 /// congruence.
 fn template(vip: SocketAddrV4, flows: u32, (multiplier, increment): (u32, u32)) -> Result<FrameTemplate> {
     ensure!(flows.is_power_of_two(), "expected a power of two, got {flows} flows");

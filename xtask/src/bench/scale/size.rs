@@ -1,4 +1,4 @@
-//! Configurations of any size, all of whose backends the edge has a way to.
+//! Configurations of any size. The edge has routes to all backends.
 
 use super::super::edge::DEPLOYMENT;
 use bg_common::{Colour, MAX_BACKENDS, MAX_SERVICES};
@@ -7,33 +7,33 @@ use std::{
     net::{Ipv4Addr, SocketAddrV4},
 };
 
-/// So many services, and backends of each colour of each.
+/// A number of services, and of backends of each colour of each service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Size {
     pub(super) services: u32,
     pub(super) backends: u32,
 }
 
-/// Networks of the backends, by colour, of 20 bits each.
+/// The networks of the backends, by colour, with 20 bits each.
 pub(super) const NETWORKS: [&str; 2] = ["10.16.0.0/12", "10.32.0.0/12"];
 const FIRST: [u32; 2] = [u32::from_be_bytes([10, 16, 0, 1]), u32::from_be_bytes([10, 32, 0, 1])];
-/// An address of a network that no configuration has, for the backend that is changed.
+/// An address that no configuration has, for the backend that is changed.
 const SPARE: u32 = 1 << 19;
 /// The VIP's port of the first service.
 const FIRST_PORT: u32 = 10_000;
 
 impl Size {
-    /// Backends of both colours, with room for one service's to be replaced while they are in use.
+    /// The number of backends of both colours, with room to replace those of one service while they are in use.
     pub(super) fn all_backends(self) -> u32 {
         (2 * self.services + 1).saturating_mul(self.backends)
     }
 
-    /// Whether there can be an instance with room for it.
+    /// Whether an instance can have room for it.
     pub(super) fn fits(self) -> bool {
         self.all_backends() <= MAX_BACKENDS && self.services <= MAX_SERVICES
     }
 
-    /// The VIP of the service in the middle: the one that is changed, and that packets are sent to.
+    /// The VIP of the service in the middle, which is changed and gets packets.
     pub(super) fn vip(self) -> SocketAddrV4 {
         Self::vip_of(self.services / 2)
     }
@@ -42,7 +42,7 @@ impl Size {
         SocketAddrV4::new(Ipv4Addr::new(203, 0, 113, 10), (FIRST_PORT + service) as u16)
     }
 
-    /// The configuration; `change` is how often the middle service's first backend of each colour was replaced.
+    /// The configuration. `change` is how often the first backend of each colour of the middle service was replaced.
     pub(super) fn config(self, change: u32) -> String {
         // What is written to a string is written.
         let mut text = format!("[deployments.{DEPLOYMENT}]\n");
