@@ -47,7 +47,8 @@ fn a_thousand_services_are_applied_in_seconds_and_switched_in_milliseconds() -> 
     let lab = Lab::wire(Fabric::Switch)?;
     let _servers = lab.servers()?;
     let bgctl = lab.bgctl()?;
-    bgctl.run(&[&["attach", "--mode", "native"], lab.interfaces.as_slice()].concat())?;
+    let room = ["attach", "--mode", "native", "--services", "2048", "--backends", "262144"];
+    bgctl.run(&[&room, lab.interfaces.as_slice()].concat())?;
 
     let file = bgctl.write_config(&config(&lab, None))?;
     let apply = |what: &str, limit: Duration| -> Result<()> {
