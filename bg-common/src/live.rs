@@ -182,12 +182,13 @@ pub struct SwitchTerms {
     /// The tick after which flows of the idle colour that were opened before this generation have
     /// ended; zero is never. Read if [`LiveFlags::DRAINING`] is set.
     pub drain_deadline: u32,
-    /// Always zero.
-    pub reserved: u32,
+    /// Tick at which the drain began; zero if that is unknown. A drain ends before its deadline if no flow is left, but lasts for a
+    /// minute at least; if this is zero, it ends by the deadline only. The data path does not read it.
+    pub drain_began: u32,
 }
 
 crate::assert_layout!(LiveWord, size 8, align 8);
-crate::assert_layout!(SwitchTerms, size 16, align 4, ended_before at 0, drain_deadline at 8, reserved at 12);
+crate::assert_layout!(SwitchTerms, size 16, align 4, ended_before at 0, drain_deadline at 8, drain_began at 12);
 
 #[cfg(test)]
 mod tests {

@@ -1,13 +1,15 @@
 //! Ending a drain. When it waits for no more flows, or its deadline has passed, the flag DRAINING of the live word is
 //! cleared, and packets need not read the terms any more. The first packet or command that notices ends it.
 
-use std::sync::atomic::Ordering;
+use std::{sync::atomic::Ordering, time::Duration};
 
-use bg_common::{LiveFlags, LiveWord};
+use bg_common::{LiveFlags, LiveWord, SwitchTerms};
 use bg_ebpf::policy::lifetime::{after_drain, is_past};
 
 use crate::{
     Error, Instance,
+    fence::Fence,
+    flows::FlowsLeft,
     lock::Lock,
     maps::{backends, clock},
     running::deployment_rows,
@@ -26,7 +28,7 @@ impl Instance {
     /// Ends the drains whose deadline has passed.
     pub(crate) fn end_overdue_drains(&self) -> Result<(), Error> {
         if self.drains().any(|index| self.words.reading(index).1.drain_deadline != 0) {
-            self.end_drains(tick(clock(&self.paths)?), |_, _| false);
+            self.end_drains(tick(clock(&self.paths)?), |_, _| false, || Ok(FlowsLeft::new()));
         }
         Ok(())
     }
@@ -37,23 +39,43 @@ impl Instance {
         deployment_rows(&self.words).map(|(index, _)| index).filter(is_draining)
     }
 
-    /// Ends the drains whose deadline has passed at tick `now`, and those for which `is_done` returns true. `is_done` gets the deployment's
-    /// index and the word, and says whether no flow is left. What cannot be ended now is ended by the next call.
-    pub(crate) fn end_drains(&self, now: u32, is_done: impl Fn(u16, LiveWord) -> bool) {
-        let is_over = |index: u16| {
+    /// Ends the drains whose deadline has passed at tick `now`, and those that have no flow left. What cannot be ended now is ended by
+    /// the next call.
+    ///
+    /// `seems_done` gets a deployment's index and word, and says whether no flow was found. A flow may have been missed: a
+    /// program that still held the word before the switch may have opened it where the search had already been, or another program may
+    /// have claimed its row for a moment. So `search` searches again after a grace period.
+    pub(crate) fn end_drains(
+        &self,
+        now: u32,
+        seems_done: impl Fn(u16, LiveWord) -> bool,
+        search: impl FnOnce() -> Result<FlowsLeft, Error>,
+    ) {
+        let ending = |index: u16| {
             let (word, terms) = self.words.reading(index);
-            let is_over =
-                word.flags().has(LiveFlags::DRAINING) && (is_past(terms.drain_deadline, now) || is_done(index, word));
-            is_over.then_some((word, terms))
+            let ending = if is_past(terms.drain_deadline, now) {
+                Ending::Overdue
+            } else if self.has_lasted(&terms, now) && seems_done(index, word) {
+                Ending::Done
+            } else {
+                return None;
+            };
+            word.flags().has(LiveFlags::DRAINING).then_some((word, terms, ending))
         };
-        let over: Vec<u16> = self.drains().filter(|index| is_over(*index).is_some()).collect();
-        if over.is_empty() {
+        if self.drains().all(|index| ending(index).is_none()) {
             return;
         }
         // Otherwise this would overwrite the terms of a switch in between.
         let Ok(_lock) = Lock::switch_if_free(&self.paths) else { return };
-        for index in over {
-            let Some((word, terms)) = is_over(index) else { continue };
+        let over: Vec<_> = self.drains().filter_map(|index| Some((index, ending(index)?))).collect();
+        let is_any_done = over.iter().any(|(_, (.., ending))| *ending == Ending::Done);
+        let left = is_any_done.then(|| Fence::prepare(&self.paths)?.wait().and_then(|()| search()));
+        for (index, (word, terms, ending)) in over {
+            let is_over = ending == Ending::Overdue || matches!(&left, Some(Ok(left)) if !left.has(index));
+            // Somebody who does not know the lock may have switched meanwhile.
+            if !is_over || self.words.live.read(index.into()) != word {
+                continue;
+            }
             let (settled, ended_before) = after_drain(word, &terms);
             self.words.terms.update(index.into(), |slots| slots[word.terms_slot()].ended_before = ended_before);
             let live = &self.words.live.words(index.into())[0];
@@ -61,4 +83,20 @@ impl Instance {
             let _ = live.compare_exchange(word.0, settled.0, Ordering::SeqCst, Ordering::Relaxed);
         }
     }
+
+    /// Whether a drain has lasted so long that it can end before its deadline. An instance that has seen none of the idle colour's
+    /// connections, such as a standby, has no flow of theirs when they arrive.
+    fn has_lasted(&self, terms: &SwitchTerms, now: u32) -> bool {
+        const LEAST: Duration = Duration::from_secs(60);
+        terms.drain_began != 0 && is_past(terms.drain_began.wrapping_add(self.tick_length.ticks(LEAST)).max(1), now)
+    }
+}
+
+/// Why a drain ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ending {
+    /// Its deadline has passed.
+    Overdue,
+    /// It waits for no flow any more.
+    Done,
 }

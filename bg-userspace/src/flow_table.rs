@@ -144,7 +144,7 @@ fn read<K: FlowKey>(row: Row<'_>) -> Option<Entry<'_, K>> {
 
 const STATUS: u64 = FlowState::STATUS as u64;
 const LIVE: u64 = FlowState::LIVE as u64;
-const BUSY: u64 = FlowState::BUSY as u64;
+const EMPTY: u64 = FlowState::EMPTY as u64;
 
 /// One flow table.
 #[derive(Clone, Copy, Debug)]
@@ -165,33 +165,33 @@ impl<'a, K: FlowKey> FlowTable<'a, K> {
         self.words.len() / Self::BUCKET_WORDS
     }
 
-    /// Calls `each` with the flows of some buckets.
+    /// Calls `each` with the flows of some buckets; see [`fold`](Self::fold).
     #[inline]
-    fn each_of(&self, buckets: Range<usize>, mut each: impl FnMut(Entry<'a, K>)) {
+    fn each_of(&self, buckets: Range<usize>, mut each: impl FnMut(Option<Entry<'a, K>>)) {
         let words = &self.words[buckets.start * Self::BUCKET_WORDS..buckets.end * Self::BUCKET_WORDS];
         for bucket in words.chunks_exact(Self::BUCKET_WORDS) {
             // Heads first, without a branch for each, because branch prediction cannot know which rows hold a flow.
             let mut found = 0_u32;
             for nth in 0..WAYS {
                 let head = bucket[nth * K::ROW + K::HEAD].load(Ordering::Relaxed);
-                found |= u32::from(head & STATUS == LIVE) << nth;
+                found |= u32::from(head & STATUS != EMPTY) << nth;
             }
             while found != 0 {
                 let nth = found.trailing_zeros() as usize;
                 found &= found - 1;
-                if let Some(entry) = read::<K>(Row(&bucket[nth * K::ROW..][..K::ROW], 0)) {
-                    each(entry);
-                }
+                each(read::<K>(Row(&bucket[nth * K::ROW..][..K::ROW], 0)));
             }
         }
     }
 
     /// Calls `each` with every flow, on all CPUs. Each thread has its own sum, and all sums are returned. Flows
-    /// that are added or removed meanwhile may be missed, but none is torn.
+    /// that are added or removed meanwhile may be missed, but none is torn. `None` stands for a row that is being written: a program
+    /// that opens a flow first claims the row of another flow, and restores its head if it gives up. In between, that other flow
+    /// is not visible.
     pub(crate) fn fold<A: Send>(
         &self,
         empty: impl Fn() -> A + Sync,
-        each: impl Fn(&mut A, Entry<'a, K>) + Sync,
+        each: impl Fn(&mut A, Option<Entry<'a, K>>) + Sync,
     ) -> Vec<A>
     where
         K: Sync,
@@ -225,18 +225,23 @@ impl<'a, K: FlowKey> FlowTable<'a, K> {
         })
     }
 
-    /// Removes flows. Returns whether there may be more of them.
-    ///
-    /// A program that opens a flow first claims the row of another flow, and restores its head if it gives up. In between,
-    /// that other flow is not visible. So as long as a row is being written, there may be more.
+    /// Removes flows. Returns whether there may be more of them: if one was found, or a row is being written.
     pub(crate) fn remove(&self, is_unwanted: impl Fn(&K, &Flow) -> bool + Sync) -> bool
     where
         K: Sync,
     {
-        let removed =
-            self.fold(|| false, |removed, entry| *removed |= is_unwanted(&entry.key, &entry.flow) && entry.remove());
-        let mut rows = self.words.chunks_exact(K::ROW);
-        removed.contains(&true) || rows.any(|row| row[K::HEAD].load(Ordering::Relaxed) & STATUS == BUSY)
+        let found = self.fold(
+            || false,
+            |found, entry| {
+                let unwanted = entry.map(|entry| is_unwanted(&entry.key, &entry.flow).then_some(entry));
+                // A program may have claimed the row of an unwanted flow at this moment. So it is looked at once more.
+                *found |= !matches!(unwanted, Some(None));
+                if let Some(Some(entry)) = unwanted {
+                    entry.remove();
+                }
+            },
+        );
+        found.contains(&true)
     }
 }
 
@@ -298,7 +303,7 @@ mod tests {
     }
 
     fn all(table: &Table<'_>) -> Vec<(FlowKey4, Flow)> {
-        table.fold(Vec::new, |all, entry| all.push((entry.key, entry.flow))).concat()
+        table.fold(Vec::new, |all, entry| all.extend(entry.map(|entry| (entry.key, entry.flow)))).concat()
     }
 
     #[test]
@@ -325,7 +330,9 @@ mod tests {
         let client: SocketAddr = "[2001:db8::7]:49153".parse().unwrap();
         let key = FlowKey6 { client: client.ip().into(), reserved: 0, port: Be16::new(client.port()), vip: 9 };
         insert(&table, &key, key.hash(5, &table), &Flow { note: 3, ..Flow::default() }, 0);
-        let [(read, flow)] = table.fold(Vec::new, |all, entry| all.push((entry.key, entry.flow))).concat()[..] else {
+        let [(read, flow)] =
+            table.fold(Vec::new, |all, entry| all.extend(entry.map(|entry| (entry.key, entry.flow)))).concat()[..]
+        else {
             panic!("one flow")
         };
         assert_eq!((read, read.client(), read.vip(), flow.note), (key, client, 9, 3));
@@ -339,7 +346,7 @@ mod tests {
         let head = memory.iter().skip(FlowKey4::HEAD).step_by(FlowKey4::ROW);
         let head = head.into_iter().find(|head| head.load(Ordering::Relaxed) != 0).unwrap();
         let live = head.load(Ordering::Relaxed);
-        head.store(live & !STATUS | BUSY, Ordering::Relaxed);
+        head.store(live & !STATUS | u64::from(FlowState::BUSY), Ordering::Relaxed);
         assert!(all(&table).is_empty());
         assert!(table.remove(|_, _| true), "there may be more");
         head.store(live, Ordering::Relaxed);
@@ -381,7 +388,7 @@ mod tests {
         let memory = memory::<FlowKey4>(2);
         let table = Table::new(&memory);
         store(&table, 1, 0);
-        let entry = table.fold(Vec::new, |all, entry| all.push(entry)).concat()[0];
+        let entry = table.fold(Vec::new, |all, entry| all.extend(entry)).concat()[0];
         found(&table, 1).unwrap().set(FlowState::CLIENT_FIN);
         assert!(entry.remove());
         assert!(found(&table, 1).is_none() && !entry.remove());

@@ -148,7 +148,11 @@ impl Instance {
         empty: impl Fn() -> A + Sync,
         each: impl Fn(&mut A, &OpenFlow<'_>) + Sync,
     ) -> Result<Vec<A>, Error> {
-        Scan::new(self, backends)?.fold(&self.paths, &empty, &each)
+        Scan::new(self, backends)?.fold(&self.paths, empty, |sum, open| {
+            if let Some(open) = open {
+                each(sum, open);
+            }
+        })
     }
 
     /// The same, but also ends the drains that have no flow left.
@@ -161,17 +165,59 @@ impl Instance {
         let scan = Scan::new(self, backends)?;
         let sums = scan.fold(
             &self.paths,
-            || (empty(), vec![0_u64; MAX_DEPLOYMENTS as usize]),
+            || (empty(), FlowsLeft::new()),
             |(sum, left), open| {
-                left[usize::from(open.target.deployment)] += u64::from(open.is_left());
-                each(sum, open);
+                if let Some(open) = open {
+                    left.add(open);
+                    each(sum, open);
+                }
             },
         )?;
-        self.end_drains(scan.now, |index, word| {
-            let is_as_scanned = scan.deployments[usize::from(index)].is_some_and(|state| state.word == word);
-            is_as_scanned && sums.iter().all(|(_, left)| left[usize::from(index)] == 0)
-        });
+        self.end_drains(
+            scan.now,
+            |index, word| scan.has_word(index, word) && !sums.iter().any(|(_, left)| left.has(index)),
+            || self.drains_left(backends),
+        );
         Ok(sums.into_iter().map(|(sum, _)| sum).collect())
+    }
+
+    /// Deployments whose drain still waits for a flow, or may do so. The caller has waited for a grace period in which no live word changed,
+    /// so that no program opens a flow by an older word any more.
+    fn drains_left(&self, backends: &Mapped<Backend>) -> Result<FlowsLeft, Error> {
+        let all = Scan::new(self, backends)?.fold(&self.paths, FlowsLeft::new, |left, open| match open {
+            Some(open) => left.add(open),
+            None => left.is_uncertain = true,
+        })?;
+        Ok(all.into_iter().reduce(FlowsLeft::union).unwrap_or_else(FlowsLeft::new))
+    }
+}
+
+/// The drains that wait for a flow.
+pub(crate) struct FlowsLeft {
+    /// By index of deployments.
+    deployments: Vec<bool>,
+    /// Whether a row was being written, which may hold any flow.
+    is_uncertain: bool,
+}
+
+impl FlowsLeft {
+    pub(crate) fn new() -> Self {
+        Self { deployments: vec![false; MAX_DEPLOYMENTS as usize], is_uncertain: false }
+    }
+
+    fn add(&mut self, open: &OpenFlow<'_>) {
+        self.deployments[usize::from(open.target.deployment)] |= open.is_left();
+    }
+
+    fn union(mut self, other: Self) -> Self {
+        std::iter::zip(&mut self.deployments, other.deployments).for_each(|(left, other)| *left |= other);
+        self.is_uncertain |= other.is_uncertain;
+        self
+    }
+
+    /// Whether the drain of a deployment waits for a flow, or may do so.
+    pub(crate) fn has(&self, deployment: u16) -> bool {
+        self.is_uncertain || self.deployments[usize::from(deployment)]
     }
 }
 
@@ -254,11 +300,17 @@ impl Scan {
         Ok(Self { now: tick(maps::clock(&instance.paths)?), deployments, targets })
     }
 
+    /// Whether this was the live word of the deployment when the scan began.
+    fn has_word(&self, deployment: u16, word: LiveWord) -> bool {
+        self.deployments[usize::from(deployment)].is_some_and(|state| state.word == word)
+    }
+
+    /// Calls `each` with every open flow, and with `None` for a row that is being written.
     fn fold<A: Send>(
         &self,
         paths: &Paths,
         empty: impl Fn() -> A + Sync,
-        each: impl Fn(&mut A, &OpenFlow<'_>) + Sync,
+        each: impl Fn(&mut A, Option<&OpenFlow<'_>>) + Sync,
     ) -> Result<Vec<A>, Error> {
         let mut sums = Vec::new();
         // If no backend has this family, the table has no open flow, and is not even mapped.
@@ -278,9 +330,10 @@ impl Scan {
         &self,
         table: &FlowTable<'_, K>,
         empty: impl Fn() -> A + Sync,
-        each: impl Fn(&mut A, &OpenFlow<'_>) + Sync,
+        each: impl Fn(&mut A, Option<&OpenFlow<'_>>) + Sync,
     ) -> Vec<A> {
         table.fold(empty, |sum, entry| {
+            let Some(entry) = entry else { return each(sum, None) };
             let Some(target) = self.targets.get(entry.flow.backend.slot() as usize) else { return };
             let Some(Some(deployment)) = self.deployments.get(usize::from(target.deployment)) else { return };
             if is_open(&entry.flow, target, deployment, self.now) {
@@ -294,7 +347,7 @@ impl Scan {
                     vip: entry.key.vip(),
                     idle: idle(entry.flow.last_seen, self.now),
                 };
-                each(sum, &open);
+                each(sum, Some(&open));
             }
         })
     }

@@ -75,7 +75,9 @@ pub(crate) fn next(word: LiveWord, terms: &SwitchTerms, order: Order) -> Option<
         flags = flags.with(LiveFlags::CUT);
     }
     let word = LiveWord::new(generation, flags, word.target_share(), order.to.full_share());
-    Some((word, SwitchTerms { ended_before, drain_deadline: order.drain_deadline, reserved: 0 }))
+    // Zero stands for unknown.
+    let drain_began = if order.on_switch == OnSwitch::Drain { order.now.max(1) } else { 0 };
+    Some((word, SwitchTerms { ended_before, drain_deadline: order.drain_deadline, drain_began }))
 }
 
 #[cfg(test)]
@@ -104,7 +106,7 @@ mod tests {
         let (word, terms) = switch(first(), Colour::Green, OnSwitch::Drain);
         assert_eq!((word.generation(), word.live(), word.previous()), (2, Colour::Green, Colour::Blue));
         assert_eq!(word.flags(), LiveFlags::DRAINING);
-        assert_eq!(terms, SwitchTerms::default());
+        assert_eq!(terms, SwitchTerms { drain_began: 1, ..SwitchTerms::default() });
     }
 
     #[test]
@@ -127,7 +129,7 @@ mod tests {
     fn what_a_deadline_has_ended_stays_ended() {
         let (word, terms) = first();
         let (word, terms) = next(word, &terms, Order::drain(Colour::Green, 50, Some(50))).unwrap();
-        assert_eq!(terms.drain_deadline, 100);
+        assert_eq!((terms.drain_began, terms.drain_deadline), (50, 100));
         let back = Order::drain(Colour::Blue, 99, None);
         assert_eq!(next(word, &terms, back).unwrap().1.ended_before, [0, 0]);
         let back = Order { now: 100, ..back };

@@ -11,10 +11,10 @@ use aya::{
 };
 use aya_obj::programs::XdpAttachType;
 use bg_common::{
-    Backend, Be16, Clock, Colour, DeploymentRow, Flow, FlowBackend, FlowKey4, FlowState, LiveWord, SwitchTerms,
-    TICK_SHIFT,
+    Backend, Be16, Clock, Colour, DeploymentRow, Flow, FlowBackend, FlowKey4, FlowState, LiveFlags, LiveWord,
+    SwitchTerms, TICK_SHIFT,
 };
-use bg_ebpf::flow::table::Stored;
+use bg_ebpf::flow::{memory::Words as _, table::Stored};
 use bg_userspace::{AttachMode, AttachOptions, FlowFilter, Protocol, SwitchRequest, attach, config::OnSwitch};
 
 use crate::{
@@ -196,6 +196,53 @@ fn the_count_of_open_flows_is_that_of_the_table() {
             lab.instance().flows(&FlowFilter { deployment: Some("shop".into()), ..FlowFilter::default() }).unwrap();
         assert_eq!(listed.len() as u64, counted.blue + counted.green);
     }
+}
+
+#[test]
+fn a_drain_ends_when_it_has_lasted_a_minute_and_surely_waits_for_no_flow() {
+    let lab = attached(1000);
+    let mut shop = config("shop", &[(1, 1)], &[(1, 1)]);
+    shop.deployments[0].services[0].protocol = Protocol::Udp;
+    lab.instance().apply(&shop).unwrap();
+    send(&lab, [198, 51, 100, 1], 5000);
+    let force = SwitchRequest { force: true, ..SwitchRequest::default() };
+    lab.instance().switch("shop", &force).unwrap();
+    let live = array::<LiveWord>(&lab, "live");
+    let is_draining = || live.get(&0, 0).unwrap().flags().has(LiveFlags::DRAINING);
+    let is_draining_after_status = || {
+        lab.instance().status(None).unwrap();
+        is_draining()
+    };
+    let mut terms = array::<[SwitchTerms; 2]>(&lab, "terms");
+    let began = terms.get(&0, 0).unwrap()[0].drain_began;
+    assert_ne!(began, 0);
+    let mut begin = |drain_began| {
+        let [even, odd] = terms.get(&0, 0).unwrap();
+        terms.set(0, [SwitchTerms { drain_began, ..even }, odd], 0).unwrap();
+    };
+    // 120 seconds at the highest timer frequency, and more at others.
+    let long_ago = began.wrapping_sub((120 * 1000) >> TICK_SHIFT);
+    begin(long_ago);
+    assert!(is_draining_after_status(), "the flow is open");
+
+    let vip = vip_row(&lab, VIP, 443, Protocol::Udp as u8).unwrap();
+    let key = FlowKey4 { client: u32::from_ne_bytes([198, 51, 100, 1]), port: Be16::new(5000), vip };
+    let map = FlowMap::open(&lab);
+    let row = map.find(&key).unwrap().words();
+    row.store_low(0, row.load(0) as u32 & !FlowState::STATUS | FlowState::BUSY);
+    assert!(is_draining_after_status(), "a program has claimed the row, and may put the flow back");
+
+    row.store(0, 0);
+    for (drain_began, why) in [(0, "nobody knows since when"), (began, "for less than a minute")] {
+        begin(drain_began);
+        assert!(is_draining_after_status(), "{why}");
+    }
+    begin(long_ago);
+    let lock = std::fs::File::open(lab.paths.maps()).unwrap();
+    lock.lock().unwrap();
+    assert!(is_draining_after_status(), "somebody switches");
+    lock.unlock().unwrap();
+    assert!(!is_draining_after_status());
 }
 
 /// `cargo test --release -p bg-userspace --test instance a_million -- --ignored --nocapture`

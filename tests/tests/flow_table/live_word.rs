@@ -94,7 +94,7 @@ fn a_weak_machine_that_was_taken_for_a_strong_one_does_not() {
 
 /// A drain whose deadline has passed.
 const DRAINED: LiveWord = LiveWord::new(2, LiveFlags::DRAINING, 0, Colour::Green.full_share());
-const OVER: SwitchTerms = SwitchTerms { ended_before: [0; 2], drain_deadline: NOW - 1, reserved: 0 };
+const OVER: SwitchTerms = SwitchTerms { ended_before: [0; 2], drain_deadline: NOW - 1, drain_began: 0 };
 
 /// What a packet does that sees it.
 fn end(maps: &Maps) {
