@@ -278,7 +278,11 @@ fn a_switch_from_another_generation_is_refused() -> Result<()> {
     let ready = ready()?;
     let before = State::of(&ready.lab, &ready.bgctl)?;
     let output = ready.bgctl.try_run(&["switch", DEPLOYMENT, "--if-generation", "7"])?;
-    assert_says(&output, 3, &["\"shop\" is at generation 1", "not at 7 as --if-generation expects", "bgctl history shop"]);
+    assert_says(
+        &output,
+        3,
+        &["\"shop\" is at generation 1", "not at 7 as --if-generation expects", "bgctl history shop"],
+    );
     let output = ready.bgctl.try_run(&["rollback", DEPLOYMENT])?;
     assert_says(&output, 3, &["\"shop\" has always been blue", "bgctl switch shop"]);
     let output = ready.bgctl.try_run(&["switch", "shpo"])?;
