@@ -3,16 +3,17 @@
 
 use std::{sync::atomic::Ordering, time::Duration};
 
-use bg_common::{LiveFlags, LiveWord, SwitchTerms};
+use bg_common::{Backend, LiveFlags, LiveWord, MAX_DEPLOYMENTS, SwitchTerms};
 use bg_ebpf::policy::lifetime::{after_drain, is_past};
 
 use crate::{
     Error, Instance,
     fence::Fence,
-    flows::FlowsLeft,
+    flows::{OpenFlow, Scan},
     lock::Lock,
     maps::{backends, clock},
     running::deployment_rows,
+    sys::Mapped,
     time::tick,
 };
 
@@ -23,6 +24,42 @@ impl Instance {
             self.fold_and_end_drains(&backends(&self.paths)?, || (), |(), _| ())?;
         }
         Ok(())
+    }
+
+    /// Calls `each` with every open flow, like [`fold_open_flows`](Self::fold_open_flows), and ends the drains that have no flow left.
+    pub(crate) fn fold_and_end_drains<A: Send>(
+        &self,
+        backends: &Mapped<Backend>,
+        empty: impl Fn() -> A + Sync,
+        each: impl Fn(&mut A, &OpenFlow<'_>) + Sync,
+    ) -> Result<Vec<A>, Error> {
+        let scan = Scan::new(self, backends)?;
+        let sums = scan.fold(
+            &self.paths,
+            || (empty(), FlowsLeft::new()),
+            |(sum, left), open| {
+                if let Some(open) = open {
+                    left.add(open);
+                    each(sum, open);
+                }
+            },
+        )?;
+        self.end_drains(
+            scan.now,
+            |index, word| scan.has_word(index, word) && !sums.iter().any(|(_, left)| left.has(index)),
+            || self.drains_left(backends),
+        );
+        Ok(sums.into_iter().map(|(sum, _)| sum).collect())
+    }
+
+    /// Deployments whose drain still waits for a flow, or may do so. The caller has waited for a grace period in which no live word changed,
+    /// so that no program opens a flow by an older word any more.
+    fn drains_left(&self, backends: &Mapped<Backend>) -> Result<FlowsLeft, Error> {
+        let all = Scan::new(self, backends)?.fold(&self.paths, FlowsLeft::new, |left, open| match open {
+            Some(open) => left.add(open),
+            None => left.is_uncertain = true,
+        })?;
+        Ok(all.into_iter().reduce(FlowsLeft::union).unwrap_or_else(FlowsLeft::new))
     }
 
     /// Ends the drains whose deadline has passed.
@@ -45,7 +82,7 @@ impl Instance {
     /// `seems_done` gets a deployment's index and word, and says whether no flow was found. A flow may have been missed: a
     /// program that still held the word before the switch may have opened it where the search had already been, or another program may
     /// have claimed its row for a moment. So `search` searches again after a grace period.
-    pub(crate) fn end_drains(
+    fn end_drains(
         &self,
         now: u32,
         seems_done: impl Fn(u16, LiveWord) -> bool,
@@ -89,6 +126,35 @@ impl Instance {
     fn has_lasted(&self, terms: &SwitchTerms, now: u32) -> bool {
         const LEAST: Duration = Duration::from_secs(60);
         terms.drain_began != 0 && is_past(terms.drain_began.wrapping_add(self.tick_length.ticks(LEAST)).max(1), now)
+    }
+}
+
+/// The drains that wait for a flow.
+struct FlowsLeft {
+    /// By index of deployments.
+    deployments: Vec<bool>,
+    /// Whether a row was being written, which may hold any flow.
+    is_uncertain: bool,
+}
+
+impl FlowsLeft {
+    fn new() -> Self {
+        Self { deployments: vec![false; MAX_DEPLOYMENTS as usize], is_uncertain: false }
+    }
+
+    fn add(&mut self, open: &OpenFlow<'_>) {
+        self.deployments[usize::from(open.target.deployment)] |= open.is_left();
+    }
+
+    fn union(mut self, other: Self) -> Self {
+        std::iter::zip(&mut self.deployments, other.deployments).for_each(|(left, other)| *left |= other);
+        self.is_uncertain |= other.is_uncertain;
+        self
+    }
+
+    /// Whether the drain of a deployment waits for a flow, or may do so.
+    fn has(&self, deployment: u16) -> bool {
+        self.is_uncertain || self.deployments[usize::from(deployment)]
     }
 }
 

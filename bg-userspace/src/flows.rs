@@ -154,71 +154,6 @@ impl Instance {
             }
         })
     }
-
-    /// The same, but also ends the drains that have no flow left.
-    pub(crate) fn fold_and_end_drains<A: Send>(
-        &self,
-        backends: &Mapped<Backend>,
-        empty: impl Fn() -> A + Sync,
-        each: impl Fn(&mut A, &OpenFlow<'_>) + Sync,
-    ) -> Result<Vec<A>, Error> {
-        let scan = Scan::new(self, backends)?;
-        let sums = scan.fold(
-            &self.paths,
-            || (empty(), FlowsLeft::new()),
-            |(sum, left), open| {
-                if let Some(open) = open {
-                    left.add(open);
-                    each(sum, open);
-                }
-            },
-        )?;
-        self.end_drains(
-            scan.now,
-            |index, word| scan.has_word(index, word) && !sums.iter().any(|(_, left)| left.has(index)),
-            || self.drains_left(backends),
-        );
-        Ok(sums.into_iter().map(|(sum, _)| sum).collect())
-    }
-
-    /// Deployments whose drain still waits for a flow, or may do so. The caller has waited for a grace period in which no live word changed,
-    /// so that no program opens a flow by an older word any more.
-    fn drains_left(&self, backends: &Mapped<Backend>) -> Result<FlowsLeft, Error> {
-        let all = Scan::new(self, backends)?.fold(&self.paths, FlowsLeft::new, |left, open| match open {
-            Some(open) => left.add(open),
-            None => left.is_uncertain = true,
-        })?;
-        Ok(all.into_iter().reduce(FlowsLeft::union).unwrap_or_else(FlowsLeft::new))
-    }
-}
-
-/// The drains that wait for a flow.
-pub(crate) struct FlowsLeft {
-    /// By index of deployments.
-    deployments: Vec<bool>,
-    /// Whether a row was being written, which may hold any flow.
-    is_uncertain: bool,
-}
-
-impl FlowsLeft {
-    pub(crate) fn new() -> Self {
-        Self { deployments: vec![false; MAX_DEPLOYMENTS as usize], is_uncertain: false }
-    }
-
-    fn add(&mut self, open: &OpenFlow<'_>) {
-        self.deployments[usize::from(open.target.deployment)] |= open.is_left();
-    }
-
-    fn union(mut self, other: Self) -> Self {
-        std::iter::zip(&mut self.deployments, other.deployments).for_each(|(left, other)| *left |= other);
-        self.is_uncertain |= other.is_uncertain;
-        self
-    }
-
-    /// Whether the drain of a deployment waits for a flow, or may do so.
-    pub(crate) fn has(&self, deployment: u16) -> bool {
-        self.is_uncertain || self.deployments[usize::from(deployment)]
-    }
 }
 
 /// An open flow, by numbers instead of names.
@@ -242,7 +177,7 @@ impl OpenFlow<'_> {
     }
 
     /// Whether it is on the idle colour and was opened before the last switch, so that a drain waits for it.
-    fn is_left(&self) -> bool {
+    pub(crate) fn is_left(&self) -> bool {
         let word = self.deployment.word;
         self.target.colour != word.live() && self.flow.generation < word.generation()
     }
@@ -280,8 +215,8 @@ pub(crate) struct DeploymentState {
 }
 
 /// Decides whether a flow is open: whether the data path would keep its next packet on its backend.
-struct Scan {
-    now: u32,
+pub(crate) struct Scan {
+    pub(crate) now: u32,
     /// By index.
     deployments: Vec<Option<DeploymentState>>,
     /// By slot.
@@ -290,7 +225,7 @@ struct Scan {
 
 impl Scan {
     /// Read once, since there may be millions of flows.
-    fn new(instance: &Instance, backends: &Mapped<Backend>) -> Result<Self, Error> {
+    pub(crate) fn new(instance: &Instance, backends: &Mapped<Backend>) -> Result<Self, Error> {
         let mut deployments = vec![None; MAX_DEPLOYMENTS as usize];
         for (index, row) in deployment_rows(&instance.words) {
             let (word, terms) = instance.words.reading(index);
@@ -301,12 +236,12 @@ impl Scan {
     }
 
     /// Whether this was the live word of the deployment when the scan began.
-    fn has_word(&self, deployment: u16, word: LiveWord) -> bool {
+    pub(crate) fn has_word(&self, deployment: u16, word: LiveWord) -> bool {
         self.deployments[usize::from(deployment)].is_some_and(|state| state.word == word)
     }
 
     /// Calls `each` with every open flow, and with `None` for a row that is being written.
-    fn fold<A: Send>(
+    pub(crate) fn fold<A: Send>(
         &self,
         paths: &Paths,
         empty: impl Fn() -> A + Sync,
