@@ -62,7 +62,7 @@ pub struct IcmpError {
 }
 
 impl IcmpError {
-    /// Reads the ICMP message whose IP header stands at `l3`. `None`: it is no error, or not one about a TCP or UDP packet of the
+    /// Reads an ICMP message, no fragment of one, whose IP header stands at `l3`. `None`: it is no error, or not one about a TCP or UDP packet of the
     /// error's destination, or it is cut short.
     ///
     /// Each field is stored as soon as it is read: all of them together are more than the stack has room for.
@@ -71,7 +71,7 @@ impl IcmpError {
         let ip = V::header(packet, l3)?;
         let l4 = l3 + ip.header_len();
         let [kind, _, checksum @ ..] = packet.header::<[u8; 4]>(l4)?;
-        if ip.protocol() != V::ICMP || ip.fragment() != 0 || !is_error(V::FAMILY, *kind) {
+        if !is_error(V::FAMILY, *kind) {
             return None;
         }
         (self.l3, self.l4) = (l3 as u8, l4 as u8);

@@ -194,6 +194,7 @@ impl Shape {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
     fn an_error_becomes_what_a_router_would_have_sent_about_the_packet_as_it_was_sent(shape in shape()) {
         let host = edge();
@@ -209,6 +210,21 @@ proptest! {
         prop_assert_eq!(host.egress(&arrives.frame()), on_the_way_out);
         prop_assert_eq!(host.all_events(), [0; Event::COUNT as usize]);
     }
+}
+
+#[test]
+fn a_quoted_udp_checksum_of_zero_becomes_its_twin() {
+    let [_, _, _, flow] = FLOWS;
+    let host = edge();
+    flow.open(&host);
+    let errors = |word: u16| {
+        let quoted = |to| PacketSpec { payload: word.to_be_bytes().to_vec(), ..flow.packet(flow.client, to) };
+        [flow.backend, flow.vip].map(|to| ErrorSpec::too_big(ip(ROUTER6), at(CLIENT6).ip(), &quoted(to).frame()))
+    };
+    // Where the sum of the datagram as it was sent is zero.
+    let is_zero = |error: &ErrorSpec| error.quoted[40 + 6..40 + 8] == [0xff, 0xff];
+    let [arrives, leaves] = (0..=u16::MAX).map(errors).find(|[_, leaves]| is_zero(leaves)).expect("one of all sums");
+    assert_eq!(host.egress(&arrives.frame()), Outcome { action: Action::Deliver, frame: leaves.frame() });
 }
 
 #[test]
