@@ -257,6 +257,19 @@ impl Host {
         change(self.backends[slot].get_mut());
     }
 
+    /// Gives the virtual address of a row to another row, of another service, between frames. The old row stays as it is.
+    pub fn pass_vip(&mut self, from: u32, to: u32) {
+        let old = self.vips[from as usize];
+        let links = self.vip_heads.iter_mut().chain(self.vips.iter_mut().map(|vip| &mut vip.next));
+        links.filter(|link| **link == from + 1).for_each(|link| *link = to + 1);
+        let Vip { key: taken_over, .. } = self.vips[to as usize];
+        self.vips[to as usize] = Vip { key: old.key, next: old.next, ..self.vips[to as usize] };
+        let services = &mut self.scenario.services;
+        let (_, row) = *services.iter().find(|(key, _)| *key == taken_over).expect("a service");
+        services.retain(|(key, _)| *key != old.key && *key != taken_over);
+        services.push((old.key, row));
+    }
+
     /// Removes a virtual address between frames.
     pub fn remove_vip(&mut self, row: u32) {
         let removed = self.vips[row as usize];

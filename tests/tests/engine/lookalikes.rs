@@ -174,3 +174,30 @@ fn a_backend_may_be_a_client() {
     // While it serves others.
     assert_eq!(connect(&host, CLIENT, WEB), at(BLUE));
 }
+
+#[test]
+fn a_virtual_address_that_passes_to_another_service_takes_its_flows_along() {
+    let mut scenario = shop();
+    scenario.service(&other(SECOND, BLUE));
+    let mut host = Host::load(scenario, NOW);
+    connect(&host, CLIENT, WEB);
+    // The second service, which has the same backend, has the address of the first one from now on.
+    host.pass_vip(0, 4);
+    for _ in 0..2 {
+        assert_eq!(sent_to(&host, &tcp(CLIENT, WEB, ACK)), at(BLUE));
+        assert_eq!(answers_as(&host, &tcp(BLUE, CLIENT, ACK)), at(WEB));
+    }
+    assert_eq!((host.traffic(0, 0).packets, host.traffic(2, 0).packets), (2, 2), "it is counted for the second one");
+    assert_eq!(host.events(Event::ReplyCollision), 0);
+}
+
+#[test]
+fn the_reset_of_an_unknown_connection_is_passed_on_beside_a_flow_that_looks_alike() {
+    let mut scenario = shop();
+    scenario.service(&other(SECOND, BLUE));
+    let host = Host::load(scenario, NOW);
+    connect(&host, CLIENT, WEB);
+    let before = host.flows();
+    assert_eq!(sent_to(&host, &tcp(CLIENT, SECOND, RST)), at(BLUE));
+    assert_eq!((host.flows(), host.events(Event::ReplyCollision)), (before, 0));
+}

@@ -190,6 +190,20 @@ fn nobody_gets_to_a_colour_whose_connections_were_cut() {
 }
 
 #[test]
+fn a_refusal_by_a_backend_that_is_gone_says_nothing_of_the_colours() {
+    let mut host = host();
+    drain(&host);
+    sent_to(&host, &segment());
+    is_dropped(&host, &refusal(GREEN));
+    // Its slot is another backend's now, which may be of any service and colour.
+    host.change_backend(1, |green| {
+        green.identity.epoch += 1;
+        green.addr = at("10.0.2.12:8443").ip().into();
+    });
+    assert_eq!(sent_to(&host, &segment()), at("10.0.2.12:8443"), "the live colour's");
+}
+
+#[test]
 fn testers_and_previews_stay_on_the_idle_colour() {
     let mut scenario = shop();
     scenario.tester(0, "198.51.100.0".parse().expect("an address"), 24);

@@ -265,6 +265,26 @@ fn two_who_note_at_once_lose_nothing() {
     });
 }
 
+/// A doubtful SYN is noted with a flag. The backend's answer, which clears it up, takes both back.
+#[test]
+fn a_doubtful_syn_is_noted_with_its_flag_or_not_at_all() {
+    on_all_machines(4, |machine| {
+        let flow = A.flow(1);
+        let doubtful = Flow { state: flow.state.with(FlowState::DOUBTFUL), note: 4711, ..flow };
+        let table = Table::new(machine, &[At::Held(A, doubtful)]);
+        let another = on_cpu(&table, 1, |table| {
+            let mut found = find_whole(&table.view(), &A).expect("there");
+            found.change(found.state().with(FlowState::DOUBTFUL), 4712);
+        });
+        let mut found = find_whole(&table.view(), &A).expect("there");
+        found.change(found.state().without(FlowState::DOUBTFUL), 0);
+        another.join().unwrap();
+        let Flow { state, note, .. } = table.flow(&A).expect("there");
+        let expected = if state.has(FlowState::DOUBTFUL) { 4712 } else { 0 };
+        assert_eq!(note, expected, "{state:?}");
+    });
+}
+
 #[test]
 fn a_next_hop_is_cached_in_the_row_that_it_is_meant_for_or_nowhere() {
     on_all_machines(3, |machine| {
