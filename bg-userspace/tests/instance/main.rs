@@ -6,6 +6,7 @@ mod at_once;
 mod completion;
 mod control;
 mod doctor;
+mod drains;
 mod endings;
 mod flow_map;
 mod flows;
