@@ -39,7 +39,7 @@ pub use live::Live;
 pub use machine::Machine;
 pub use neighbour::Neighbour;
 pub use netns::{Namespace, tcp_counter};
-pub use new_flows::{Asked, NewFlows, ask};
+pub use new_flows::{Asked, NewFlows, ask_unless_switched};
 pub use nginx::Nginx;
 pub use processor::Processor;
 pub use raw::RawSocket;

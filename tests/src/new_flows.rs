@@ -11,7 +11,7 @@ use bg_common::LiveWord;
 use std::{
     net::{IpAddr, SocketAddr},
     ops::Range,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 /// Opens one flow after the other from the given addresses, each from a new port.
@@ -38,11 +38,11 @@ pub struct Asked {
     pub after: LiveWord,
 }
 
-impl NewFlows {
-    /// A time-out much longer than a round trip, even on a busy machine, so that silence means that the datagram or its
-    /// answer was dropped.
-    const PATIENCE: Duration = Duration::from_secs(3);
+/// A time-out much longer than a round trip, even on a busy machine, so that silence means that the datagram or its
+/// answer was dropped.
+const PATIENCE: Duration = Duration::from_secs(3);
 
+impl NewFlows {
     /// Flows to `server`. The addresses must be the client's, and the ports nobody else's.
     pub fn new(server: SocketAddr, addresses: &[IpAddr], ports: Range<u16>) -> Self {
         Self { server, addresses: addresses.to_owned(), ports, opened: 0 }
@@ -55,6 +55,13 @@ impl NewFlows {
 
     /// Opens the next flow from the calling thread's namespace and sends one datagram.
     pub fn ask(&mut self, live: &Live) -> Result<Asked> {
+        let (flow, payload) = self.open()?;
+        flow.set_patience(PATIENCE)?;
+        ask_and_wait(&flow, &payload, live, |_| flow.receive(&payload).ok())
+    }
+
+    /// Opens the next flow from the calling thread's namespace. Returns it with the content of its datagram.
+    pub fn open(&mut self) -> Result<(Echo, String)> {
         let ports = self.ports.len();
         let Some(address) = self.addresses.get(self.opened / ports) else {
             bail!("all five-tuples from {:?} to {} have been used", self.addresses, self.server);
@@ -62,18 +69,37 @@ impl NewFlows {
         let port = self.ports.start + (self.opened % ports) as u16;
         let payload = self.opened.to_string();
         self.opened += 1;
-        let flow = Echo::open_from(SocketAddr::new(*address, port), self.server)?;
-        flow.set_patience(Self::PATIENCE)?;
-        ask(&flow, &payload, live)
+        Ok((Echo::open_from(SocketAddr::new(*address, port), self.server)?, payload))
     }
 }
 
-/// Sends a datagram of a flow, between two readings of the live word.
-pub fn ask(flow: &Echo, payload: &str, live: &Live) -> Result<Asked> {
+/// Sends a datagram of a flow, and soon stops waiting for the answer if the live word changes. The answer to a flow that is
+/// in flight during a switch may be dropped by design, and who waits for it misses the generations that follow.
+pub fn ask_unless_switched(flow: &Echo, payload: &str, live: &Live) -> Result<Asked> {
+    flow.set_patience(Duration::from_millis(10))?;
+    let end = Instant::now() + PATIENCE;
+    ask_and_wait(flow, payload, live, |before| {
+        loop {
+            let is_last = live.word() != before || Instant::now() > end;
+            let answer = flow.receive(payload).ok();
+            if answer.is_some() || is_last {
+                return answer;
+            }
+        }
+    })
+}
+
+/// Sends a datagram of a flow and waits for its answer, between two readings of the live word.
+fn ask_and_wait(
+    flow: &Echo,
+    payload: &str,
+    live: &Live,
+    wait: impl FnOnce(LiveWord) -> Option<Answer>,
+) -> Result<Asked> {
     let before = live.word();
     let sent_ns = monotonic_ns();
     flow.send(payload)?;
-    let answer = flow.receive(payload).ok();
+    let answer = wait(before);
     let answered_ns = monotonic_ns();
     Ok(Asked { before, sent_ns, answer, answered_ns, after: live.word() })
 }

@@ -5,26 +5,34 @@
 //! word is read, from the map itself, before it is sent and after its answer has come. Where both readings are the
 //! same, the programs have met that very word, and the colour that answered is judged by it: no
 //! tolerance, no grace after a switch. A flow that was in flight while the word changed may have met
-//! either word; such a flow is not judged, and there must be few of them. Unanswered may be those only:
-//! a reply to a tester whose colour has become the live one meanwhile is dropped.
+//! either word, and is not judged. Only such a flow may be unanswered: a reply to a tester whose colour has become the
+//! live one meanwhile is dropped.
+//!
+//! The flows set the pace of the switches: a generation lasts until enough of each class's flows have been judged in it.
 
-use anyhow::{Result, anyhow};
+use anyhow::{Result, anyhow, ensure};
 use bg_common::{Colour, LiveWord};
 use bg_tests::{
-    Asked, Fabric, Lab, Live, NewFlows, Ready, address, ask,
+    Asked, Fabric, Lab, Live, NewFlows, Ready, address, ask_unless_switched,
     config::{DEPLOYMENT, http_vip, shop, udp_vip},
-    load::{Echo, Fresh, KeepAlive},
+    load::{Echo, Fresh, KeepAlive, Load},
 };
 use std::{
     net::{IpAddr, SocketAddr},
     ops::Range,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 const SWITCHES: usize = 100;
-const FLOWS: usize = 100_000;
+/// Judged flows of each class in each generation, at least: more than 100,000 in all.
+const SHARE: usize = 250;
+/// Answered requests of each load in each generation, at least, on average.
+const REQUESTS: usize = 5;
 /// Preview port of the UDP services.
 const UDP_PREVIEW_PORT: u16 = 9053;
 /// Ports of flows to the VIPs, and of flows to the preview addresses. The first one is that of the flow that stays.
@@ -63,35 +71,44 @@ fn classes() -> [Class; 4] {
 }
 
 /// The account of a class.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Account {
-    judged: [usize; 2],
-    in_flight: usize,
-    wrong: Vec<String>,
+    /// By generation.
+    judged: [AtomicUsize; SWITCHES + 2],
+    in_flight: AtomicUsize,
+    wrong: Mutex<Vec<String>>,
 }
 
 impl Account {
-    fn flows(&self) -> usize {
-        self.judged[0] + self.judged[1] + self.in_flight
+    fn new() -> Self {
+        let judged = std::array::from_fn(|_| AtomicUsize::new(0));
+        Self { judged, in_flight: AtomicUsize::new(0), wrong: Mutex::default() }
     }
 
-    fn enter(&mut self, class: &Class, asked: &Asked) {
+    fn judged_in(&self, generation: usize) -> usize {
+        self.judged[generation].load(Ordering::Relaxed)
+    }
+
+    fn wrong(&self) -> String {
+        self.wrong.lock().expect("a prober panicked").join("\n")
+    }
+
+    fn enter(&self, class: &Class, asked: &Asked) {
         if asked.before != asked.after {
-            self.in_flight += 1;
+            self.in_flight.fetch_add(1, Ordering::Relaxed);
             return;
         }
         let expected = (class.reaches)(asked.before);
-        self.judged[expected as usize] += 1;
-        if asked.answer.as_ref().map(|answer| answer.colour) != Some(expected) && self.wrong.len() < 5 {
-            self.wrong.push(format!("{}: expected {expected:?}, got {asked:?}", class.name));
+        if asked.answer.as_ref().map(|answer| answer.colour) != Some(expected) {
+            let mut wrong = self.wrong.lock().expect("a prober panicked");
+            wrong.push(format!("{}: expected {expected:?}, got {asked:?}", class.name));
         }
+        self.judged[asked.before.generation() as usize].fetch_add(1, Ordering::Relaxed);
     }
 }
 
-/// New flows of the class, over both families in turn, and one flow of each family that stays, until told
-/// to stop and there are enough.
-fn probe(class: &Class, live: &Live, switched: &AtomicBool, enough: usize) -> Result<Account> {
-    let mut account = Account::default();
+/// New flows of the class, over both families in turn, and one flow of each family that stays, until told to stop.
+fn probe(class: &Class, live: &Live, account: &Account, stop: &AtomicBool) -> Result<()> {
     let mut new = class.to.map(|to| {
         let ports = class.ports.start + 1..class.ports.end;
         NewFlows::new(to, &class.from[usize::from(to.is_ipv6())..][..1], ports)
@@ -99,23 +116,43 @@ fn probe(class: &Class, live: &Live, switched: &AtomicBool, enough: usize) -> Re
     let first_port = class.ports.start;
     let stays = |family: usize| Echo::open_from(SocketAddr::new(class.from[family], first_port), class.to[family]);
     let stays = [stays(0)?, stays(1)?];
-    stays.iter().try_for_each(|flow| flow.set_patience(Duration::from_millis(300)))?;
     let is_user = class.name == "users";
     for round in 0.. {
-        if account.flows() >= enough {
-            if switched.load(Ordering::Relaxed) {
-                break;
-            }
-            // Ports are finite, and the switches are not over.
-            thread::sleep(Duration::from_millis(1));
+        if stop.load(Ordering::Relaxed) {
+            break;
         }
-        account.enter(class, &new[round % 2].ask(live)?);
+        if account.judged_in(live.word().generation() as usize) > 2 * SHARE {
+            // Ports are finite, and the others are slower.
+            thread::sleep(Duration::from_millis(2));
+        }
+        let (flow, payload) = new[round % 2].open()?;
+        account.enter(class, &ask_unless_switched(&flow, &payload, live)?);
         // A user's flow that is open stays where it began, as it should in a drain.
         if !is_user && round % 8 < 2 {
-            account.enter(class, &ask(&stays[round % 8], &format!("stays {round}"), live)?);
+            account.enter(class, &ask_unless_switched(&stays[round % 8], &format!("stays {round}"), live)?);
         }
     }
-    Ok(account)
+    Ok(())
+}
+
+/// Waits until this generation has seen enough of every class and load.
+fn wait_for_share(generation: usize, accounts: &[Account], loads: &[Load]) -> Result<()> {
+    let end = Instant::now() + Duration::from_secs(60);
+    loop {
+        let judged: Vec<_> = accounts.iter().map(|account| account.judged_in(generation)).collect();
+        let requests: Vec<_> = loads.iter().map(|load| load.tally().counts().total() as usize).collect();
+        for account in accounts {
+            ensure!(account.wrong().is_empty(), "{}", account.wrong());
+        }
+        if judged.iter().all(|judged| *judged >= SHARE) && requests.iter().all(|all| *all >= REQUESTS * generation) {
+            return Ok(());
+        }
+        ensure!(
+            Instant::now() < end,
+            "generation {generation} has judged {judged:?} flows of the classes, and the loads have had {requests:?} answers"
+        );
+        thread::sleep(Duration::from_millis(1));
+    }
 }
 
 #[test]
@@ -134,34 +171,40 @@ fn testers_meet_the_idle_colour_and_users_the_live_one_through_a_hundred_switche
         Fresh { clients: 2, pause: Duration::from_millis(5) }.start(&lab.client, http_vip(address::VIP_V6))?,
     ];
 
-    let switched = AtomicBool::new(false);
-    let accounts = thread::scope(|scope| -> Result<_> {
-        let probers = classes().map(|class| {
-            let (live, switched) = (&live, &switched);
-            scope.spawn(move || lab.client.enter(|| probe(&class, live, switched, FLOWS.div_ceil(classes().len())))?)
+    let classes = classes();
+    let accounts = classes.each_ref().map(|_| Account::new());
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| -> Result<()> {
+        let (live, stop) = (&live, &stop);
+        let probers: Vec<_> = classes
+            .iter()
+            .zip(&accounts)
+            .map(|(class, account)| scope.spawn(move || lab.client.enter(|| probe(class, live, account, stop))?))
+            .collect();
+        let switched = wait_for_share(1, &accounts, &loads).and_then(|()| {
+            (2..SWITCHES + 2).try_for_each(|generation| {
+                ready.bgctl.run(&["switch", DEPLOYMENT])?;
+                wait_for_share(generation, &accounts, &loads)
+            })
         });
-        let result = (0..SWITCHES).try_for_each(|_| {
-            thread::sleep(Duration::from_millis(50));
-            ready.bgctl.run(&["switch", DEPLOYMENT]).map(drop)
-        });
-        switched.store(true, Ordering::Relaxed);
-        let accounts = probers.map(|prober| prober.join().map_err(|_| anyhow!("a prober panicked"))?);
-        result.and_then(|()| accounts.into_iter().collect::<Result<Vec<_>>>())
+        stop.store(true, Ordering::Relaxed);
+        probers.into_iter().try_for_each(|prober| prober.join().map_err(|_| anyhow!("a prober panicked"))?)?;
+        switched
     })?;
 
-    for (class, account) in classes().iter().zip(&accounts) {
-        println!("{}: on blue, on green: {:?}, in flight {}", class.name, account.judged, account.in_flight);
-        assert!(account.wrong.is_empty(), "{}", account.wrong.join("\n"));
-        // Both colours had their turns. How many flows fall into each depends on how fast the machine switches.
-        assert!(account.judged.iter().all(|judged| *judged > FLOWS / 200), "{account:?}");
-        assert!(account.in_flight < account.flows() / 20, "{account:?}");
+    for (class, account) in classes.iter().zip(&accounts) {
+        let flows = account.judged.iter().map(|judged| judged.load(Ordering::Relaxed)).sum::<usize>();
+        let in_flight = account.in_flight.load(Ordering::Relaxed);
+        println!("{}: {flows} judged, {in_flight} in flight", class.name);
+        assert!(account.wrong().is_empty(), "{}", account.wrong());
+        assert!((1..SWITCHES + 2).all(|generation| account.judged_in(generation) >= SHARE), "{account:?}");
+        assert!(in_flight <= SWITCHES, "{in_flight}: a class has one flow in flight at a time");
     }
-    assert!(accounts.iter().map(Account::flows).sum::<usize>() >= FLOWS);
     assert_eq!(live.word().generation() as usize, 1 + SWITCHES);
     for load in loads {
         let counts = load.finish()?;
         assert_eq!((counts.failures, counts.strayed), (0, 0), "{:?}", counts.first_failures);
-        assert!(counts.total() > 500, "{counts:?}");
+        assert!(counts.total() as usize > REQUESTS * SWITCHES, "{counts:?}");
     }
     ready.neighbour_is_undisturbed()
 }
