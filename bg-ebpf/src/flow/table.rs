@@ -24,7 +24,7 @@
 //!   nobody else anything. A BPF program runs to its end, so it does not stay.
 
 use super::{
-    bucket::{WAYS, row, second},
+    bucket::{WAYS, row, second, unrolled_row},
     key::{Key, Match, VIP_SHIFT},
     memory::{Memory, Words},
     row::FlowRef,
@@ -77,18 +77,22 @@ fn difference<K: Key, W: Words>(row: W, key: &K, matching: Match) -> u64 {
 #[inline(always)]
 pub fn find<K: Key, M: Memory<K>>(memory: &M, key: &K, hash: u32, matching: Match) -> Option<FlowRef<M::Words>> {
     let mask = memory.mask();
-    let row = match find_in(memory.bucket(hash & mask)?, WAYS, hash, key, matching) {
+    let bucket = memory.bucket(hash & mask)?;
+    let row = match find_in(|turn| unrolled_row::<K, _>(bucket, hash, turn), WAYS, key, matching) {
         Some(row) => row,
         // A loop: few flows stand here.
-        None => find_in(memory.bucket(second(hash, mask))?, rolled(WAYS), hash, key, matching)?,
+        None => {
+            let bucket = memory.bucket(second(hash, mask))?;
+            find_in(|turn| row::<K, _>(bucket, hash, turn), rolled(WAYS), key, matching)?
+        }
     };
     read(memory, row, key, matching)
 }
 
 #[inline(always)]
-fn find_in<K: Key, W: Words>(bucket: W, ways: u32, hash: u32, key: &K, matching: Match) -> Option<W> {
+fn find_in<K: Key, W: Words>(row: impl Fn(u32) -> W, ways: u32, key: &K, matching: Match) -> Option<W> {
     for turn in 0..ways {
-        let row = row::<K, _>(bucket, hash, turn);
+        let row = row(turn);
         if unlikely(difference(row, key, matching) == 0) && row.load(K::HEAD) & STATUS == LIVE {
             return Some(row);
         }
