@@ -53,7 +53,6 @@ pub fn restore<V: Flows + Rewritable, W: SlowPath<V>>(
             is_for_rivals: false,
             vip: 0,
             now,
-            rival: 0,
             link: 0,
             hash: 0,
             key: FlowKey6::default(),
@@ -75,15 +74,16 @@ pub fn restore<V: Flows + Rewritable, W: SlowPath<V>>(
     }
     let deployment = backend.deployment();
     if headers.protocol() == Protocol::Udp {
+        // After a long silence the client may talk to the backend itself, from a port that it once used for the VIP. This
+        // comes before the live word is read: a packet that is no reply may open a flow, and reads the word then.
+        if !flow.was_seen_at(now) && is_silent(flow.flow(), headers.protocol(), world.deployment(deployment)?, now) {
+            return None;
+        }
         // What a cut has ended must not be heard of again. A TCP client must: its answer to this segment meets
         // the new colour, which resets it.
         let Some(word) = world.live(deployment) else { return Some(Verdict::drop(world, Event::MissingRow)) };
         if ended_by_switch(flow.flow(), Colour::from_u8(backend.colour()), deployment, word, world, now) {
             return Some(Verdict::drop(world, Event::EndedFlow));
-        }
-        // After a long silence the client may talk to the backend itself, from a port that it once used for the VIP.
-        if !flow.was_seen_at(now) && is_silent(flow.flow(), headers.protocol(), world.deployment(deployment)?, now) {
-            return None;
         }
     }
     if unlikely(has_news(headers, flow.state())) {

@@ -263,3 +263,17 @@ fn a_silent_udp_flow_is_over_unless_its_backend_still_talks() {
         assert_eq!(sent_to(&host, &udp(CLIENT, DNS)), at(expected));
     }
 }
+
+#[test]
+fn a_datagram_that_is_no_late_reply_and_opens_a_flow_reads_the_live_word_once() {
+    // The backend talks to a virtual address that was a client of its own service, a long time ago.
+    const OTHER: &str = "203.0.113.11:53";
+    let mut scenario = shop();
+    scenario.service(&service(OTHER, None, Protocol::Udp, "10.0.1.21:5353", "10.0.2.21:5353"));
+    let mut host = Host::load(scenario, NOW);
+    host.scenario.deployments[0].0.udp_idle = 100;
+    assert_eq!(sent_to(&host, &udp(OTHER, DNS)), at(BLUE_DNS));
+    host.later(NOW + 101);
+    // The host asserts that.
+    assert_eq!(sent_to(&host, &udp(BLUE_DNS, OTHER)), at("10.0.1.21:5353"));
+}
