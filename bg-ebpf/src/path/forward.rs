@@ -160,7 +160,6 @@ fn target<V: Flows, W: SlowPath<V>>(
             is_for_rivals: true,
             vip: arrival.vip,
             now,
-            rival: 0,
             link: 0,
             hash: 0,
             key: FlowKey6::default(),

@@ -192,6 +192,20 @@ fn a_virtual_address_that_passes_to_another_service_takes_its_flows_along() {
 }
 
 #[test]
+fn a_flow_that_looks_alike_is_found_behind_the_row_of_an_address_that_was_passed_on() {
+    let mut scenario = shop();
+    scenario.service(&other(SECOND, BLUE));
+    scenario.service(&other(THIRD, BLUE));
+    let mut host = Host::load(scenario, NOW);
+    connect(&host, CLIENT, WEB);
+    let flow = host.flow(flow_of(CLIENT, 0)).expect("it is open");
+    host.store(flow_of(CLIENT, THIRD_ROW), &flow);
+    host.pass_vip(0, 4);
+    assert_eq!(host.ingress(&tcp(CLIENT, WEB, ACK).frame()).action, Action::Drop);
+    assert_eq!(host.events(Event::ReplyCollision), 1);
+}
+
+#[test]
 fn the_reset_of_an_unknown_connection_is_passed_on_beside_a_flow_that_looks_alike() {
     let mut scenario = shop();
     scenario.service(&other(SECOND, BLUE));

@@ -89,7 +89,6 @@ pub fn backend<V: Flows>(call: &mut Translating, world: &impl World) -> Receiver
         protocol,
         is_for_rivals: false,
         vip: 0,
-        rival: 0,
         now: world.tick(),
         link: 0,
         hash: 0,

@@ -20,7 +20,6 @@ pub use search::{Search, Step};
 use crate::{
     flow::{memory::RawWords, table::Stored},
     hint::rolled,
-    rows::VipRef,
     world::{Flows, SCRATCH_WORDS, World},
 };
 
@@ -199,10 +198,7 @@ impl<'a, W: World> Open<'a, W> {
     where
         W: SlowPath<V>,
     {
-        let is_found = all_steps(self.world, &mut self.call.search).is_some();
-        let Search { vip, rival, .. } = self.call.search;
-        // The flow's own row is meant where its virtual address has just passed from one service to another.
-        is_found && !is_same_vip(vip, rival, self.world)
+        all_steps(self.world, &mut self.call.search).is_some()
     }
 
     /// Goes on to another entry of the Maglev table. The step (the golden ratio's) is no multiple of any table's length.
@@ -222,11 +218,4 @@ impl<'a, W: World> Open<'a, W> {
             None => self.world.insert(self.call),
         })
     }
-}
-
-/// Whether two rows of `vips` hold the same virtual address.
-#[inline(always)]
-fn is_same_vip(a: u16, b: u16, world: &impl World) -> bool {
-    let row = |number: u16| world.vip(number.into()).map(VipRef);
-    row(a).is_some_and(|a| row(b).is_some_and(|b| a.has_key_of(b)))
 }

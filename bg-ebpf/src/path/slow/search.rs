@@ -8,7 +8,7 @@ use crate::{
     },
     hint::rolled,
     policy::{colour::Client, lifetime::is_open},
-    rows::BackendRef,
+    rows::{BackendRef, VipRef},
     world::{Flows, World},
 };
 use bg_common::{Addr, Be16, FlowKey6, MAX_CHAIN, Protocol, endpoint_hash};
@@ -34,8 +34,6 @@ pub struct Search {
     pub is_for_rivals: bool,
     /// Row of `vips`.
     pub vip: u16,
-    /// Out: that of the rival.
-    pub rival: u16,
     /// The tick.
     pub now: u32,
     /// The row of `backends` to look at, plus one.
@@ -122,13 +120,23 @@ pub fn step<V: Flows, W: World>(search: &mut Search, world: &W) -> Step {
             .deployment(backend.deployment())
             .is_some_and(|row| is_open(flow.flow(), search.protocol, row, search.now));
         if is_open {
-            search.rival = flow.vip();
+            // The flow's own row is met where its virtual address has just passed from one service to another.
+            if is_same_vip(flow.vip(), search.vip, world) {
+                continue;
+            }
             return Step::Found(nth);
         }
         // The backend could not tell its flow from the new one either, so nothing is to be found by its row any more.
         remove(flow);
     }
     Step::Next
+}
+
+/// Whether two rows of `vips` hold the same virtual address.
+#[inline(always)]
+fn is_same_vip(a: u16, b: u16, world: &impl World) -> bool {
+    let row = |number: u16| world.vip(number.into()).map(VipRef);
+    row(a).is_some_and(|a| row(b).is_some_and(|b| a.has_key_of(b)))
 }
 
 /// Writes the key of a client's end and a row of `vips` into room that suits either family.
