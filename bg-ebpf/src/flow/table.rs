@@ -77,22 +77,25 @@ fn difference<K: Key, W: Words>(row: W, key: &K, matching: Match) -> u64 {
 #[inline(always)]
 pub fn find<K: Key, M: Memory<K>>(memory: &M, key: &K, hash: u32, matching: Match) -> Option<FlowRef<M::Words>> {
     let mask = memory.mask();
-    let bucket = memory.bucket(hash & mask)?;
-    let row = match find_in(|turn| unrolled_row::<K, _>(bucket, hash, turn), WAYS, key, matching) {
+    let row = match find_in(memory.bucket(hash & mask)?, hash, 0..WAYS, unrolled_row::<K, _>, key, matching) {
         Some(row) => row,
         // A loop: few flows stand here.
-        None => {
-            let bucket = memory.bucket(second(hash, mask))?;
-            find_in(|turn| row::<K, _>(bucket, hash, turn), rolled(WAYS), key, matching)?
-        }
+        None => find_in(memory.bucket(second(hash, mask))?, hash, rolled(WAYS), row::<K, _>, key, matching)?,
     };
     read(memory, row, key, matching)
 }
 
 #[inline(always)]
-fn find_in<K: Key, W: Words>(row: impl Fn(u32) -> W, ways: u32, key: &K, matching: Match) -> Option<W> {
-    for turn in 0..ways {
-        let row = row(turn);
+fn find_in<K: Key, W: Words>(
+    bucket: W,
+    hash: u32,
+    turns: impl Iterator<Item = u32>,
+    row: impl Fn(W, u32, u32) -> W,
+    key: &K,
+    matching: Match,
+) -> Option<W> {
+    for turn in turns {
+        let row = row(bucket, hash, turn);
         if unlikely(difference(row, key, matching) == 0) && row.load(K::HEAD) & STATUS == LIVE {
             return Some(row);
         }
@@ -158,7 +161,7 @@ fn count_of<K: Key, M: Memory<K>>(memory: &M, buckets: [M::Words; 2], hash: u32,
     // 0 or 1, of which the compiler does not know that it is no more.
     let is_zero = |word: u64| opaque(!(word | 0_u64.wrapping_sub(word))) >> 63;
     let mut count = 0;
-    for nth in 0..rolled(2 * WAYS) {
+    for nth in rolled(2 * WAYS) {
         let row = row::<K, _>(if nth < WAYS { buckets[0] } else { buckets[1] }, hash, nth % WAYS);
         let head = row.load(K::HEAD);
         memory.order();

@@ -112,7 +112,7 @@ impl Survey {
 #[inline(always)]
 pub(super) fn survey<K: Key, W: Words>(bucket: W, hash: u32, now: u32, generation: u32) -> Survey {
     let (mut best, mut free) = (0_u64, 0);
-    for turn in 0..rolled(WAYS) {
+    for turn in rolled(WAYS) {
         let row = row::<K, _>(bucket, hash, turn).from(K::HEAD);
         let (Rank(rank), is_free) = rank(row.load(0), row.load(1), row.load(2), turn, now, generation);
         // The greater one, without a branch.
@@ -129,7 +129,7 @@ pub(super) fn two_empty<K: Key, W: Words>(bucket: W, hash: u32) -> Option<u32> {
     // Turn of the lowest bit of a set of eight, by a de Bruijn sequence.
     const TURNS: u64 = turns();
     let mut set = 0;
-    for turn in 0..rolled(WAYS) {
+    for turn in rolled(WAYS) {
         let status = opaque(row::<K, _>(bucket, hash, turn).load(K::HEAD) & u64::from(FlowState::STATUS));
         set |= (status.wrapping_sub(1) >> 63) << turn;
     }

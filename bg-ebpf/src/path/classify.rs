@@ -33,7 +33,7 @@ impl Found {
 pub fn vip_at<V: IpVersion>(address: V::Address, port: Be16, protocol: Protocol, world: &impl World) -> Found {
     let mut found = Found::NONE;
     let mut link = world.vip_head(endpoint_hash(&V::widen(address), port, protocol as u8));
-    for _ in 0..rolled(MAX_CHAIN) {
+    for _ in rolled(MAX_CHAIN) {
         let number = link.wrapping_sub(1);
         // Link zero, the end of the list, becomes a number that no row has.
         let Some(row) = world.vip(number).map(VipRef) else { break };
@@ -52,7 +52,7 @@ pub fn vip_at<V: IpVersion>(address: V::Address, port: Be16, protocol: Protocol,
 pub fn backend_at<V: IpVersion>(address: V::Address, port: Be16, protocol: Protocol, world: &impl World) -> Found {
     let mut found = Found::NONE;
     let mut link = world.backend_head(endpoint_hash(&V::widen(address), port, protocol as u8));
-    for _ in 0..rolled(MAX_CHAIN) {
+    for _ in rolled(MAX_CHAIN) {
         let number = link.wrapping_sub(1);
         let Some(row) = world.backend(number).map(BackendRef) else { break };
         link = row.next();

@@ -230,7 +230,7 @@ fn open_flow<V: Flows, W: SlowPath<V>>(
         Chosen::NoService => return Err(Verdict::PASS),
         Chosen::MissingRow => return Err(Verdict::drop(world, Event::MissingRow)),
     }
-    for _ in 0..rolled(CHOICES) {
+    for _ in rolled(CHOICES) {
         let slot = match open.choose_backend::<V>() {
             Placed::At(slot) => slot,
             Placed::MissingRow => return Err(Verdict::drop(world, Event::MissingRow)),

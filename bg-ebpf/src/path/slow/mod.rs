@@ -116,7 +116,7 @@ fn run_search<V: Flows>(world: &impl SlowPath<V>, search: &mut Search) -> Option
 /// Takes the steps of a search, until it has found a place.
 #[inline(always)]
 fn all_steps<V: Flows>(world: &impl SlowPath<V>, search: &mut Search) -> Option<u32> {
-    for _ in 0..rolled(search::STEPS) {
+    for _ in rolled(search::STEPS) {
         match Step::from_u32(world.search(search)) {
             Step::Found(place) => return Some(place),
             Step::Next => {}

@@ -103,7 +103,7 @@ pub fn step<V: Flows, W: World>(search: &mut Search, world: &W) -> Step {
     let flows = V::flows(world);
     let key = write_key::<V>(&mut search.key, &search.client, search.vip);
     search.hash = key.hash(node.salt(), flows);
-    for nth in 0..rolled(2 * WAYS) {
+    for nth in rolled(2 * WAYS) {
         let Some(row) = place::<V::Key, _>(flows, search.hash, nth) else { break };
         let Some(flow) = read(flows, row, key, Match::Client) else { continue };
         let Some(backend) = world.backend(flow.backend().slot()).map(BackendRef) else { continue };
