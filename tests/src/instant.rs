@@ -3,7 +3,7 @@
 
 use crate::{
     live::Live,
-    load::{Answer, Echo},
+    load::{Answer, Echo, PATIENCE},
     netns::Namespace,
     server::monotonic_ns,
 };
@@ -11,7 +11,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use bg_common::Colour;
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    sync::atomic::{AtomicBool, AtomicU16, Ordering},
+    sync::atomic::{AtomicBool, AtomicU16, AtomicUsize, Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -44,6 +44,8 @@ impl SwitchInstant {
     /// The interval between the probes of the second half. On a busy machine, the command would otherwise outlast the probes.
     const LONGER_INTERVAL: Duration = Duration::from_millis(2);
     const LEAD: Duration = Duration::from_millis(20);
+    /// Probes before the switch and after it, at least, however busy the machine is.
+    const AROUND: usize = 10;
 
     /// Runs `switch` while the client sends probes to the echo server at `server`, and watches the word of
     /// deployment 0.
@@ -54,9 +56,16 @@ impl SwitchInstant {
         switch: impl FnOnce() -> Result<()> + Send,
     ) -> Result<Self> {
         allow_descriptors(Self::MAX_PROBES as u64 + 1000)?;
-        let (stop, before) = (AtomicBool::new(false), live.word());
+        let (stop, sent, before) = (AtomicBool::new(false), AtomicUsize::new(0), live.word());
         thread::scope(|scope| {
-            let prober = scope.spawn(|| client.enter(|| probe(server, &stop))?);
+            let prober = scope.spawn(|| client.enter(|| probe(server, &stop, &sent))?);
+            let more_probes = || {
+                let enough = sent.load(Ordering::Relaxed) + Self::AROUND;
+                thread::sleep(Self::LEAD);
+                while sent.load(Ordering::Relaxed) < enough && !prober.is_finished() {
+                    thread::sleep(Duration::from_millis(1));
+                }
+            };
             let watcher = scope.spawn(|| {
                 hurry();
                 while live.word() == before && !stop.load(Ordering::Relaxed) {
@@ -64,11 +73,11 @@ impl SwitchInstant {
                 }
                 monotonic_ns()
             });
-            thread::sleep(Self::LEAD);
+            more_probes();
             let start = Instant::now();
             let switched = switch();
             let (command, returned_ns) = (start.elapsed(), monotonic_ns());
-            thread::sleep(Self::LEAD);
+            more_probes();
             stop.store(true, Ordering::Relaxed);
             let stored_ns = watcher.join().map_err(|_| anyhow!("the watcher panicked"))?;
             let probes = prober.join().map_err(|_| anyhow!("the prober panicked"))??;
@@ -90,7 +99,16 @@ impl SwitchInstant {
 
     /// The number of probes that were sent after the command had returned and reached another colour.
     pub fn late(&self, colour: Colour) -> usize {
-        let after = self.probes.iter().filter(|probe| probe.sent_ns > self.returned_ns);
+        self.strayed_after(self.returned_ns, colour)
+    }
+
+    /// The number of probes that were sent after the new live word had been seen in the map and reached another colour.
+    pub fn behind(&self, colour: Colour) -> usize {
+        self.strayed_after(self.stored_ns, colour)
+    }
+
+    fn strayed_after(&self, ns: u64, colour: Colour) -> usize {
+        let after = self.probes.iter().filter(|probe| probe.sent_ns > ns);
         after.filter(|probe| probe.answer.as_ref().is_some_and(|answer| answer.colour != colour)).count()
     }
 
@@ -110,18 +128,19 @@ impl SwitchInstant {
 
 /// Sends datagrams, each from its own socket, until told to stop. Reads the answers afterwards. Each answer says
 /// when its datagram arrived.
-fn probe(server: SocketAddr, stop: &AtomicBool) -> Result<Vec<Probe>> {
+fn probe(server: SocketAddr, stop: &AtomicBool, count: &AtomicUsize) -> Result<Vec<Probe>> {
     let mut sent = Vec::with_capacity(SwitchInstant::MAX_PROBES);
     while !stop.load(Ordering::Relaxed) && sent.len() < SwitchInstant::MAX_PROBES {
         let echo = open_unused(server)?;
         let sent_ns = monotonic_ns();
         echo.send("probe")?;
         sent.push((sent_ns, echo));
+        count.store(sent.len(), Ordering::Relaxed);
         let is_early = sent.len() < SwitchInstant::MAX_PROBES / 2;
         thread::sleep(if is_early { SwitchInstant::INTERVAL } else { SwitchInstant::LONGER_INTERVAL });
     }
     thread::sleep(SwitchInstant::LEAD);
-    let end = Instant::now() + Duration::from_millis(500);
+    let end = Instant::now() + PATIENCE;
     sent.into_iter()
         .map(|(sent_ns, echo)| {
             echo.set_patience(end.saturating_duration_since(Instant::now()).max(Duration::from_millis(1)))?;

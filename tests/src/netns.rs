@@ -98,13 +98,3 @@ impl Drop for Namespace {
         sweep::remove_namespace(&self.name);
     }
 }
-
-/// A counter of TCP in a namespace since it was created, for example `EstabResets`: connections that went from
-/// established directly to closed.
-pub fn tcp_counter(namespace: &Namespace, name: &str) -> Result<u64> {
-    let text = namespace.enter(|| fs::read_to_string("/proc/thread-self/net/snmp"))?.context("cannot read snmp")?;
-    let mut lines = text.lines().filter_map(|line| line.strip_prefix("Tcp: "));
-    let (names, values) = lines.next().zip(lines.next()).context("no TCP counters")?;
-    let found = names.split(' ').zip(values.split(' ')).find(|(other, _)| *other == name);
-    Ok(found.with_context(|| format!("no TCP counter {name}"))?.1.parse()?)
-}

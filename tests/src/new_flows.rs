@@ -3,7 +3,7 @@
 
 use crate::{
     live::Live,
-    load::{Answer, Echo},
+    load::{Answer, Echo, PATIENCE},
     server::monotonic_ns,
 };
 use anyhow::{Result, bail};
@@ -38,10 +38,6 @@ pub struct Asked {
     pub after: LiveWord,
 }
 
-/// A time-out much longer than a round trip, even on a busy machine, so that silence means that the datagram or its
-/// answer was dropped.
-const PATIENCE: Duration = Duration::from_secs(3);
-
 impl NewFlows {
     /// Flows to `server`. The addresses must be the client's, and the ports nobody else's.
     pub fn new(server: SocketAddr, addresses: &[IpAddr], ports: Range<u16>) -> Self {
@@ -56,7 +52,6 @@ impl NewFlows {
     /// Opens the next flow from the calling thread's namespace and sends one datagram.
     pub fn ask(&mut self, live: &Live) -> Result<Asked> {
         let (flow, payload) = self.open()?;
-        flow.set_patience(PATIENCE)?;
         ask_and_wait(&flow, &payload, live, |_| flow.receive(&payload).ok())
     }
 

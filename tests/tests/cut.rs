@@ -6,7 +6,8 @@ use bg_common::Colour;
 use bg_tests::{
     Fabric, Lab, Live, Ready, SwitchInstant, address,
     config::{DEPLOYMENT, NEIGHBOUR, http_vip, shop, udp_vip},
-    load::{Echo, KeepAlive},
+    load::{Echo, KeepAlive, PATIENCE},
+    retransmissions,
 };
 use std::{
     io::{ErrorKind, Read, Write},
@@ -18,9 +19,9 @@ const CUT: [&str; 4] = ["switch", DEPLOYMENT, "--on-switch", "cut"];
 const ROUNDS: usize = 10;
 
 fn connect(lab: &Lab, server: SocketAddr) -> Result<TcpStream> {
-    let stream = lab.client.enter(|| TcpStream::connect_timeout(&server, Duration::from_secs(2)))??;
+    let stream = lab.client.enter(|| TcpStream::connect_timeout(&server, PATIENCE))??;
     stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+    stream.set_read_timeout(Some(PATIENCE))?;
     Ok(stream)
 }
 
@@ -46,11 +47,10 @@ fn open_flows_move_at_once(ready: &Ready, vip: IpAddr) -> Result<()> {
         bgctl.run(&CUT)?;
 
         assert_eq!(udp.ask(&format!("{round}, after"))?.colour, old.other(), "the first datagram after the cut");
-        let start = Instant::now();
+        let retransmitted = retransmissions(&tcp)?;
         let error = ask(&mut tcp).expect_err("the connection was cut");
-        let after = start.elapsed();
         assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}");
-        assert!(after < Duration::from_millis(100), "the reset took {after:?}; a round trip here is far below that");
+        assert_eq!(retransmissions(&tcp)?, retransmitted, "the reset answers the first segment after the cut");
         assert_eq!(ask(&mut connect(lab, http_vip(vip))?)?, old.other().name(), "the next connection");
     }
     ready.neighbour_is_undisturbed()
@@ -88,7 +88,7 @@ fn kept_connections_come_again_on_the_new_colour_and_lose_one_request_each() -> 
     let load =
         KeepAlive { clients, pause: Duration::from_millis(1) }.start(&ready.lab.client, http_vip(address::VIP_V4))?;
     let all_on = |colour: Colour| {
-        let end = Instant::now() + Duration::from_secs(2);
+        let end = Instant::now() + Duration::from_secs(30);
         while load.tally().counts().connections[colour as usize] < clients as u64 {
             assert!(Instant::now() < end, "{:?}", load.tally().counts());
             std::thread::sleep(Duration::from_millis(2));
@@ -142,8 +142,8 @@ fn each_deployment_is_governed_by_its_own_word() -> Result<()> {
     Ok(())
 }
 
-/// A switch under a stream of new flows: every datagram sent after the command has returned is on the
-/// new colour, and the first one gets there within a moment of the store.
+/// A switch under a stream of new flows: every datagram is on the new colour that is sent after the command has returned, and
+/// even after the store was seen in the map.
 #[test]
 fn after_the_switch_has_returned_no_new_flow_is_on_the_old_colour() -> Result<()> {
     let ready = Ready::native("")?;
@@ -153,10 +153,9 @@ fn after_the_switch_has_returned_no_new_flow_is_on_the_old_colour() -> Result<()
         colour = colour.other();
         let switch = || ready.bgctl.run(&["switch", DEPLOYMENT]).map(drop);
         let measured = SwitchInstant::measure(&ready.lab.client, udp_vip(address::VIP_V4), &live, switch)?;
-        assert_eq!(measured.late(colour), 0);
+        assert_eq!((measured.late(colour), measured.behind(colour)), (0, 0));
         assert_eq!(measured.lost(), 0, "of {} probes", measured.probes.len());
-        let first = measured.first_arrival(colour).context("no probe has reached the new colour")?;
-        assert!(first < Duration::from_millis(50), "{first:?}");
+        assert!(measured.first_arrival(colour).is_some(), "no probe has reached the new colour");
     }
     Ok(())
 }

@@ -1,5 +1,6 @@
 //! A client of the UDP echo server. It has its own socket, and so one flow.
 
+use super::PATIENCE;
 use crate::netns::Namespace;
 use anyhow::{Context, Result, bail};
 use bg_common::Colour;
@@ -45,11 +46,11 @@ impl Echo {
     pub fn open_from(from: SocketAddr, server: SocketAddr) -> Result<Self> {
         let socket = UdpSocket::bind(from).with_context(|| format!("cannot bind {from}"))?;
         socket.connect(server).with_context(|| format!("cannot connect to {server}"))?;
-        socket.set_read_timeout(Some(Duration::from_secs(1)))?;
+        socket.set_read_timeout(Some(PATIENCE))?;
         Ok(Self { socket })
     }
 
-    /// Sets how long it waits for an answer, by default a second.
+    /// Sets how long it waits for an answer, by default [`PATIENCE`].
     pub fn set_patience(&self, patience: Duration) -> Result<()> {
         Ok(self.socket.set_read_timeout(Some(patience))?)
     }

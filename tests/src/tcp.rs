@@ -1,0 +1,31 @@
+//! What the kernel counts of TCP.
+
+use crate::netns::Namespace;
+use anyhow::{Context, Result};
+use std::{fs, net::TcpStream, os::fd::AsRawFd};
+
+/// A counter of TCP in a namespace since it was created, for example `EstabResets`: connections that went from
+/// established directly to closed.
+pub fn tcp_counter(namespace: &Namespace, name: &str) -> Result<u64> {
+    let text = namespace.enter(|| fs::read_to_string("/proc/thread-self/net/snmp"))?.context("cannot read snmp")?;
+    let mut lines = text.lines().filter_map(|line| line.strip_prefix("Tcp: "));
+    let (names, values) = lines.next().zip(lines.next()).context("no TCP counters")?;
+    let found = names.split(' ').zip(values.split(' ')).find(|(other, _)| *other == name);
+    Ok(found.with_context(|| format!("no TCP counter {name}"))?.1.parse()?)
+}
+
+/// The number of segments that the kernel has sent more than once on a connection, including the SYN. It shows that nothing was
+/// lost and waited for, which no clock shows on a busy machine.
+pub fn retransmissions(stream: &TcpStream) -> Result<u32> {
+    // SAFETY: a plain struct of integers, for which zeros are values.
+    let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
+    let mut length = size_of::<libc::tcp_info>() as libc::socklen_t;
+    let fd = stream.as_raw_fd();
+    // SAFETY: the kernel writes at most `length` octets to `info`, which outlives the call.
+    let result =
+        unsafe { libc::getsockopt(fd, libc::IPPROTO_TCP, libc::TCP_INFO, (&raw mut info).cast(), &raw mut length) };
+    if result != 0 {
+        return Err(std::io::Error::last_os_error()).context("TCP_INFO");
+    }
+    Ok(info.tcpi_total_retrans)
+}
