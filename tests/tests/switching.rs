@@ -1,11 +1,14 @@
 //! 200 switches, one every 100 ms, alternating, while kept connections (wrk) and a new connection for
 //! each request run through a service: no request fails and no connection is reset.
+//!
+//! On a machine that is so slow that a colour has not had its share of requests after 100 ms, the next switch waits for them.
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
+use bg_common::Colour;
 use bg_tests::{
     Fabric, Lab, Neighbour, Offloads, address,
     config::{DEPLOYMENT, http_vip, shop},
-    load::{Fresh, Wrk},
+    load::{Fresh, Load, Wrk},
     tcp_counter,
 };
 use std::{
@@ -16,6 +19,21 @@ use std::{
 
 const SWITCHES: u32 = 200;
 const EVERY: Duration = Duration::from_millis(100);
+/// Requests over new connections that the live colour answers between two switches, at least.
+const BETWEEN: u64 = 10;
+/// Connections that are kept.
+const KEPT: u32 = 16;
+
+/// Waits until the colour has answered so many more requests.
+fn wait_for_answers(load: &Load, colour: Colour) -> Result<()> {
+    let answers = || load.tally().counts().answers[colour as usize];
+    let (start, enough) = (Instant::now(), answers() + BETWEEN);
+    while answers() < enough {
+        ensure!(start.elapsed() < Duration::from_secs(30), "{}: {} of {enough} answers", colour.name(), answers());
+        thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
+}
 
 /// Switches a lab under load and proves that nobody noticed.
 fn nobody_notices(lab: &Lab, mode: &str, service_mode: &str, vip: IpAddr) -> Result<()> {
@@ -26,29 +44,30 @@ fn nobody_notices(lab: &Lab, mode: &str, service_mode: &str, vip: IpAddr) -> Res
     let neighbour = Neighbour::open(lab)?;
 
     let server = http_vip(vip);
-    let whole = EVERY * SWITCHES + Duration::from_secs(8);
-    let wrk = Wrk::start(&lab.client, server, 16, whole)?;
+    let wrk = Wrk::start(&lab.client, server, KEPT)?;
     let fresh = Fresh { clients: 8, pause: Duration::from_millis(1) }.start(&lab.client, server)?;
     let start = Instant::now();
+    let mut live = Colour::Blue;
     for switch in 1..=SWITCHES {
+        wait_for_answers(&fresh, live)?;
         thread::sleep((EVERY * switch).saturating_sub(start.elapsed()));
         bgctl.run(&["switch", DEPLOYMENT])?;
+        live = live.other();
     }
-    let took = start.elapsed();
-    thread::sleep(Duration::from_millis(200));
+    println!("{SWITCHES} switches took {:?}", start.elapsed());
+    wait_for_answers(&fresh, live)?;
     // Before wrk ends: it closes its connections with answers on their way.
     let resets = tcp_counter(&lab.client, "EstabResets")?;
     let fresh = fresh.finish()?;
-    let wrk = wrk.report()?;
+    let wrk = wrk.finish()?;
 
     assert_eq!(bgctl.deployment(DEPLOYMENT)?["generation"], SWITCHES + 1);
     assert_eq!(fresh.failures, 0, "{:?}", fresh.first_failures);
     assert_eq!(wrk.failures, 0, "{wrk:?}");
     assert_eq!(resets, 0, "connections that were reset under the client");
     // The load was one: both colours answered, and many times.
-    assert!(fresh.answers.iter().all(|&answers| answers > 1000), "{fresh:?}");
-    assert!(wrk.requests > 20_000, "{wrk:?}");
-    assert!(took < EVERY * SWITCHES * 3 / 2, "{SWITCHES} switches took {took:?}");
+    assert!(fresh.answers.iter().all(|&answers| answers >= BETWEEN * u64::from(SWITCHES) / 2), "{fresh:?}");
+    assert!(wrk.requests > u64::from(KEPT * SWITCHES), "{wrk:?}");
     neighbour.is_undisturbed(&bgctl)?;
     let status = bgctl.json(&["status"])?;
     let drops = status["drops"].as_object().expect("drops is an object");

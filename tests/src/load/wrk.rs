@@ -8,7 +8,6 @@ use std::{io::Read, net::SocketAddr, process::Stdio, time::Duration};
 #[derive(Debug)]
 pub struct Wrk {
     process: Process,
-    duration: Duration,
 }
 
 /// The final counts of wrk.
@@ -21,19 +20,24 @@ pub struct WrkReport {
 }
 
 impl Wrk {
-    /// Starts wrk with this many connections, for this long (whole seconds).
-    pub fn start(namespace: &Namespace, server: SocketAddr, connections: u32, duration: Duration) -> Result<Self> {
+    /// Starts wrk with this many connections.
+    pub fn start(namespace: &Namespace, server: SocketAddr, connections: u32) -> Result<Self> {
         let mut command = namespace.command("wrk");
         command.args(["--threads", "1", "--connections", &connections.to_string()]);
-        command.args(["--duration", &format!("{}s", duration.as_secs()), "--timeout", "5s"]);
+        command.args(["--duration", "1h", "--timeout", "5s"]);
         command.arg(format!("http://{server}/")).stdin(Stdio::null()).stdout(Stdio::piped());
-        Ok(Self { process: Process::spawn(&mut command)?, duration })
+        Ok(Self { process: Process::spawn(&mut command)? })
     }
 
-    /// Waits for its end.
-    pub fn report(mut self) -> Result<WrkReport> {
-        if self.process.wait(self.duration + Duration::from_secs(10))?.is_none() {
-            bail!("wrk does not end");
+    /// Stops it and returns its counts. Fails if it has stopped by itself.
+    pub fn finish(mut self) -> Result<WrkReport> {
+        if let Some(status) = self.process.wait(Duration::ZERO)? {
+            bail!("wrk has stopped: {status}");
+        }
+        // SAFETY: `kill` takes no pointers. The child has not been waited for, so its id is still its own.
+        unsafe { libc::kill(self.process.id().cast_signed(), libc::SIGINT) };
+        if self.process.wait(Duration::from_secs(30))?.is_none() {
+            bail!("wrk does not stop");
         }
         let mut text = String::new();
         self.process.child().stdout.take().context("wrk has no output")?.read_to_string(&mut text)?;
