@@ -281,14 +281,10 @@ fn a_killed_apply_is_completed_by_a_rerun() {
     };
     let configs = [large(1), large(2)];
     let files = [lab.file("1.toml", &text(&configs[0])), lab.file("2.toml", &text(&configs[1]))];
+    let [_, takes] = files.each_ref().map(|file| lab.time(&["apply", "-c", file.to_str().unwrap()]));
     let mut unfinished = 0;
     for round in 0..14_usize {
-        let file = &files[round % 2];
-        let mut child =
-            lab.bgctl().args(["apply", "-c"]).arg(file).stdout(std::process::Stdio::null()).spawn().unwrap();
-        std::thread::sleep(std::time::Duration::from_millis(round as u64 * 5));
-        child.kill().unwrap();
-        child.wait().unwrap();
+        lab.kill_after(takes * round as u32 / 14, &["apply", "-c", files[round % 2].to_str().unwrap()]);
         let instance = lab.instance();
         let rest = instance.plan(&configs[round % 2]).unwrap();
         unfinished += usize::from(!rest.is_empty());

@@ -63,19 +63,11 @@ fn a_killed_apply_is_completed_by_the_next() {
     lab.instance().apply(&shop(1..200)).unwrap();
     let ranges = [100..300_u16, 1..200];
     let files = [0, 1].map(|nth| lab.file(&format!("{nth}.toml"), &shop(ranges[nth].clone()).to_toml()));
+    let [takes, _] = files.each_ref().map(|file| lab.time(&["apply", "-c", file.to_str().unwrap()]));
     let mut unfinished = 0;
     for round in 0..16_usize {
         let config = shop(ranges[round % 2].clone());
-        let mut child = lab
-            .bgctl()
-            .args(["apply", "-c"])
-            .arg(&files[round % 2])
-            .stdout(std::process::Stdio::null())
-            .spawn()
-            .unwrap();
-        std::thread::sleep(std::time::Duration::from_millis(round as u64 * 3));
-        child.kill().unwrap();
-        child.wait().unwrap();
+        lab.kill_after(takes * round as u32 / 16, &["apply", "-c", files[round % 2].to_str().unwrap()]);
         // Services of both configurations are served all the while.
         for port in 100..200 {
             assert!(vip_row(&lab, [203, 0, 113, 10], port, Protocol::Udp as u8).is_some(), "{port}");

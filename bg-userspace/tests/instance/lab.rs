@@ -2,8 +2,9 @@
 
 use std::{
     path::PathBuf,
-    process::Command,
+    process::{Command, Stdio},
     sync::atomic::{AtomicU32, Ordering},
+    time::{Duration, Instant},
 };
 
 use bg_userspace::{
@@ -70,6 +71,22 @@ impl Lab {
         let output = self.bgctl().args(words).output().expect("bgctl runs");
         let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
         (output.status.code().unwrap_or(-1), text(&output.stdout), text(&output.stderr))
+    }
+
+    /// Runs this build's bgctl to its end. Returns how long that took.
+    pub(crate) fn time(&self, words: &[&str]) -> Duration {
+        let start = Instant::now();
+        let (code, _, stderr) = self.run(words);
+        assert_eq!(code, 0, "{words:?}: {stderr}");
+        start.elapsed()
+    }
+
+    /// Starts this build's bgctl and kills it after this time.
+    pub(crate) fn kill_after(&self, time: Duration, words: &[&str]) {
+        let mut child = self.bgctl().args(words).stdout(Stdio::null()).spawn().expect("bgctl runs");
+        std::thread::sleep(time);
+        child.kill().expect("it has not been waited for");
+        child.wait().expect("it has been killed");
     }
 
     pub(crate) fn instance(&self) -> Instance {

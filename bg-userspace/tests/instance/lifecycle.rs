@@ -261,19 +261,15 @@ fn two_at_once_are_told_of_each_other() {
 #[test]
 fn a_killed_attach_or_detach_is_completed_by_a_rerun() {
     let lab = Lab::new();
-    let run = |words: &[&str], millis: u64| {
-        let mut child = lab.bgctl().args(words).stdout(std::process::Stdio::null()).spawn().unwrap();
-        std::thread::sleep(std::time::Duration::from_millis(millis));
-        child.kill().unwrap();
-        child.wait().unwrap();
-    };
+    const ATTACH: [&str; 6] = ["attach", "v0", "--mode", "native", "--flows", "1000"];
+    const DETACH: [&str; 2] = ["detach", "--all"];
     let options = AttachOptions { mode: AttachMode::Native, flows: Some(1000), ..AttachOptions::default() };
-    // A whole attach takes a few hundred milliseconds, most of it in the verifier.
+    let [attaching, detaching] = [&ATTACH[..], &DETACH].map(|words| lab.time(words));
     for round in 0..12 {
-        run(&["attach", "v0", "--mode", "native", "--flows", "1000"], round * 23);
+        lab.kill_after(attaching * round / 12, &ATTACH);
         attach(&lab.paths, &["v0".to_owned()], &options).unwrap();
         assert_eq!(lab.instance().status(None).unwrap().interfaces.len(), 1);
-        run(&["detach", "--all"], round);
+        lab.kill_after(detaching * round / 12, &DETACH);
         if round % 2 == 0 {
             detach(&lab.paths, &Target::All).unwrap();
             assert!(!lab.paths.pin_root.exists());

@@ -1,6 +1,10 @@
 //! What `status` and `flows` tell, of an instance with several deployments and services.
 
-use std::{path::Path, process::Command};
+use std::{
+    io::{Read as _, Write as _},
+    path::Path,
+    process::{Child, Command, Stdio},
+};
 
 use bg_userspace::{AttachMode, Colour, Error, FlowFilter, SwitchRequest, config::parse};
 
@@ -156,6 +160,27 @@ fn status_tells_what_a_switch_would_do_and_when_a_drain_ends() {
     assert!(plain.lines().filter(is_steady).eq(text.lines().filter(is_steady)), "{plain}");
 }
 
+/// What a command writes that has to be interrupted once it has written enough.
+fn shown_until(command: &mut Command, is_enough: impl Fn(&str) -> bool, interrupt: impl FnOnce(&mut Child)) -> String {
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let (mut output, mut shown, mut piece) = (child.stdout.take().unwrap(), Vec::new(), [0; 4096]);
+    let mut interrupt = Some(interrupt);
+    loop {
+        let length = output.read(&mut piece).unwrap();
+        if length == 0 {
+            break;
+        }
+        shown.extend_from_slice(&piece[..length]);
+        if is_enough(&String::from_utf8_lossy(&shown))
+            && let Some(interrupt) = interrupt.take()
+        {
+            interrupt(&mut child);
+        }
+    }
+    assert!(child.wait().unwrap().success());
+    String::from_utf8(shown).unwrap()
+}
+
 #[test]
 fn a_small_terminal_shows_what_is_live_and_how_much_is_missing() {
     let lab = applied();
@@ -164,9 +189,17 @@ fn a_small_terminal_shows_what_is_live_and_how_much_is_missing() {
     let bgctl = lab.bgctl();
     let words: Vec<_> = std::iter::once(bgctl.get_program()).chain(bgctl.get_args()).collect();
     let words: Vec<_> = words.iter().map(|word| word.to_str().unwrap()).collect();
-    let watch = format!("stty rows 6 cols 60; timeout --signal INT 1.5 {} status --watch", words.join(" "));
-    let output = Command::new("script").args(["-qec", &watch, "/dev/null"]).env("TERM", "xterm").output().unwrap();
-    let shown = String::from_utf8(output.stdout).unwrap();
+    let watch = format!("stty rows 6 cols 60; timeout --foreground 60 {} status --watch", words.join(" "));
+    let mut terminal = Command::new("script");
+    terminal.args(["-qec", &watch, "/dev/null"]).env("TERM", "xterm");
+    // Two screens, then Ctrl-C.
+    let shown = shown_until(
+        &mut terminal,
+        |shown| shown.matches("more lines").count() >= 2,
+        |child| {
+            child.stdin.take().unwrap().write_all(b"\x03").unwrap();
+        },
+    );
     let (_, screens) = shown.split_once("\x1b[?1049h").expect("a screen of its own");
     let (screens, after) = screens.split_once("\x1b[?1049l").expect("which is left");
     let missing = format!("({} more lines", after.trim().lines().count() - 3);
@@ -184,8 +217,12 @@ fn a_small_terminal_shows_what_is_live_and_how_much_is_missing() {
 
     // A pipe gets everything each time.
     let mut piped = Command::new("timeout");
-    let piped = piped.args(["--preserve-status", "--signal", "INT", "0.5"]).args(words).args(["status", "--watch"]);
-    let shown = stdout(piped);
+    piped.arg("60").args(words).args(["status", "--watch"]);
+    let whole = |shown: &str| shown.matches("interfaces: v0 (native)").count() >= 2;
+    let shown = shown_until(&mut piped, whole, |child| {
+        let child = rustix::process::Pid::from_child(child);
+        rustix::process::kill_process(child, rustix::process::Signal::INT).unwrap();
+    });
     assert!(shown.contains("mail:") && shown.contains("interfaces: v0 (native)") && !shown.contains('\x1b'), "{shown}");
 }
 
