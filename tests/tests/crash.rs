@@ -54,11 +54,20 @@ impl Killer {
     /// Starts the command and kills it, unless it was quicker; then runs it to its end.
     fn kill_and_repeat(&mut self, bgctl: &Bgctl, arguments: &[&str]) -> Result<String> {
         let mut command = bgctl.command(arguments);
+        let (start, until) = (Instant::now(), self.chance.below(self.takes.mul_f64(1.1)));
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
-        thread::sleep(self.chance.below(self.takes.mul_f64(1.1)));
+        while child.try_wait()?.is_none() && start.elapsed() < until {
+            thread::sleep(Duration::from_micros(100));
+        }
+        let took = start.elapsed();
         child.kill()?;
         self.tried += 1;
-        self.killed += usize::from(child.wait()?.signal().is_some());
+        if child.wait()?.signal().is_some() {
+            self.killed += 1;
+        } else {
+            // The machine is not as busy as it was.
+            self.takes = took;
+        }
         bgctl.run(arguments).with_context(|| format!("round {}: the rerun of {arguments:?}", self.tried))
     }
 
@@ -90,45 +99,51 @@ impl Drop for ExpeditedSetting {
     }
 }
 
-/// Somebody whose service is blue all the while: one flow that stays, and new ones.
+/// Somebody whose service is blue all the while: one flow that stays, and new ones, one datagram under way at a time.
 struct Bystander {
     /// Port of the service.
     port: u16,
     /// Ports of the flows; the first is that of the one that stays.
     from: Range<u16>,
-    /// Whether the service's backends change, so that the flow that stays may have to move.
-    changes: bool,
+    /// How often a backend of the service is removed. The flow that stays may have to move then. A datagram that is under
+    /// way to this backend may stay without an answer; when it is sent again, it reaches another.
+    removals: usize,
 }
 
-const UNCONCERNED: Bystander = Bystander { port: BYSTANDER_PORT, from: 50_000..54_000, changes: false };
-const CONCERNED: Bystander = Bystander { port: CHANGING_PORT, from: 55_000..59_000, changes: true };
+const UNCONCERNED: Bystander = Bystander { port: BYSTANDER_PORT, from: 50_000..54_000, removals: 0 };
 
 impl Bystander {
     /// Asks until told to stop. Every answer must come, and from the colour.
     fn watch(&self, ready: &Ready, stop: &AtomicBool) -> Result<usize> {
-        let live = ready.live()?;
         let server = SocketAddr::new(address::VIP_V4, self.port);
         // Nobody else shall come from our ports.
         ready.lab.client.sysctl("ipv4/ip_local_port_range", "1024 49999")?;
         let from = SocketAddr::new(address::CLIENT_V4, self.from.start);
         let stays = ready.lab.client.enter(|| Echo::open_from(from, server))??;
-        stays.set_patience(Duration::from_millis(300))?;
         let begun_at = stays.ask("begin")?.backend;
         let ports = self.from.start + 1..self.from.end;
         let mut new = NewFlows::new(server, &[address::CLIENT_V4], ports.clone());
-        let mut asked = 0;
+        let (mut asked, mut lost) = (0, 0);
+        let mut ask = |flow: &Echo, payload: &str| {
+            flow.ask(payload).or_else(|error| {
+                lost += 1;
+                if lost <= self.removals { flow.ask(payload) } else { Err(error) }
+            })
+        };
         ready.lab.client.enter(|| {
             while !stop.load(Ordering::Relaxed) {
-                let payload = asked.to_string();
-                let answer = stays.ask(&payload).with_context(|| format!("port {}: open flow, {asked}", self.port))?;
-                if !self.changes && answer.backend != begun_at {
+                let answer = ask(&stays, &asked.to_string());
+                let answer = answer.with_context(|| format!("port {}: open flow, {asked}", self.port))?;
+                if self.removals == 0 && answer.backend != begun_at {
                     return Err(anyhow!("the open flow moved from {begun_at} to {answer:?}"));
                 }
                 if new.opened() == ports.len() {
                     new = NewFlows::new(server, &[address::CLIENT_V4], ports.clone());
                 }
-                let answer = new.ask(&live)?.answer;
-                if answer.as_ref().map(|answer| answer.colour) != Some(Colour::Blue) {
+                let (flow, payload) = new.open()?;
+                let answer = ask(&flow, &payload);
+                let answer = answer.with_context(|| format!("port {}: new flow {}", self.port, new.opened()))?;
+                if answer.colour != Colour::Blue {
                     return Err(anyhow!("port {}: new flow {}: {answer:?}", self.port, new.opened()));
                 }
                 asked += 1;
@@ -249,7 +264,9 @@ fn an_apply_that_is_killed_is_completed_by_the_next_while_traffic_flows() -> Res
     let (few, many) = (write("few.toml", &few)?, write("many.toml", &many)?);
     let mut killer = Killer::new(|| bgctl.run(&["apply", "-c", &many]).map(drop))?;
     bgctl.run(&["apply", "-c", &few])?;
-    unnoticed(&ready, &[UNCONCERNED, CONCERNED], || {
+    let removals = rounds() / 2;
+    let concerned = Bystander { port: CHANGING_PORT, from: 55_000..59_000, removals };
+    unnoticed(&ready, &[UNCONCERNED, concerned], || {
         for round in 0..rounds() {
             let (wanted, services) = [(&many, 2 + 4 + 1 + 1 + 300), (&few, 2 + 4 + 1 + 1)][round % 2];
             killer.kill_and_repeat(bgctl, &["apply", "-c", wanted])?;
