@@ -66,7 +66,7 @@ fn sockets(backends: &[&Backend; 2]) -> Result<BTreeSet<(String, String)>> {
 
 /// Waits until both say the same: what has just been closed is on its way out for a moment.
 fn flows_and_sockets_agree(bgctl: &Bgctl, backends: &[&Backend; 2]) -> Result<BTreeSet<(String, String)>> {
-    let end = Instant::now() + Duration::from_secs(3);
+    let end = Instant::now() + Duration::from_secs(30);
     loop {
         let (flows, sockets) = (flows(bgctl)?, sockets(backends)?);
         if flows == sockets {
