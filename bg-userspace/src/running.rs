@@ -104,6 +104,18 @@ pub(crate) struct RunningBackend {
     pub(crate) weight: u32,
 }
 
+impl RunningService {
+    /// Its rows of the `services` map.
+    pub(crate) fn rows(&self) -> impl Iterator<Item = ServiceRow> {
+        std::iter::once(self.row).chain(self.preview.map(|(_, row)| row))
+    }
+
+    /// The slots of its backends.
+    pub(crate) fn slots(&self) -> impl Iterator<Item = u32> {
+        self.backends.iter().flatten().map(|backend| backend.slot)
+    }
+}
+
 impl Running {
     /// Reads everything.
     pub(crate) fn read(words: &Words, tables: &Tables) -> Result<Self, Error> {

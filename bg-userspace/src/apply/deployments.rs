@@ -2,35 +2,33 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use bg_common::{DeploymentRow, LiveWord, MAX_DEPLOYMENTS, SwitchTerms};
+use aya::maps::lpm_trie::Key;
+use bg_common::{DeploymentRow, LiveWord, MAX_DEPLOYMENTS, SwitchTerms, TesterKey};
 use bytemuck::Zeroable as _;
 
 use super::{request::ApplyRequest, work::Work};
 use crate::{
     Error, Room,
-    config::{Config, Deployment},
-    history::{Action, Moment},
+    history::{self, Moment},
     live::{is_rolled_back, moment, rollback_mark},
     lock::Lock,
     maps::{Words, unless_missing},
-    plan::{self, Because, Beginning, Plan},
+    plan::{self, Action, Because, Beginning, DeploymentDiff, Diff, Plan},
     running::{Running, deployment_rows, tester_key, text, unsettled_key},
     state::{Change, Recalled},
     time::TickLength,
 };
 
-/// Writes rows, new testers, and the live words of new deployments. Returns all indexes by name.
-pub(super) fn begin<'c>(
+/// Writes rows, new testers, and the live words of new deployments. Returns the indexes of all deployments.
+pub(super) fn begin(
     work: &mut Work<'_>,
-    config: &'c Config,
+    diff: &mut Diff<'_>,
     length: TickLength,
     recalled: &Recalled,
-) -> Result<HashMap<&'c str, u16>, Error> {
-    let mut indexes = HashMap::new();
-    let mut begun = Vec::new();
-    for deployment in &config.deployments {
-        let current = work.running.deployments.get(&deployment.name);
-        let index = match current {
+) -> Result<Vec<u16>, Error> {
+    let mut indexes = Vec::new();
+    for deployment in &diff.deployments {
+        let index = match deployment.current {
             Some(current) => current.index,
             None => work.deployments.take().ok_or(Error::NoRoom {
                 what: Room::Deployments,
@@ -39,48 +37,54 @@ pub(super) fn begin<'c>(
                 capacity: MAX_DEPLOYMENTS as usize,
             })? as u16,
         };
-        indexes.insert(deployment.name.as_str(), index);
-        if plan::deployment_needs_work(deployment, current, length) {
-            let wanted = plan::deployment_row(deployment, length);
-            // Whether the last change was a rollback is not a setting.
-            work.words
-                .deployments
-                .update(index.into(), |row| *row = DeploymentRow { rolled_back: row.rolled_back, ..wanted });
-            if current.is_some_and(|current| plan::testers_change(deployment, current)) {
-                work.tables
-                    .testers
-                    .insert(&unsettled_key(index), u32::from(index), 0)
-                    .map_err(Error::map("write", "testers"))?;
-                work.testers.insert(index, deployment.testers.clone());
-            }
-            for prefix in &deployment.testers {
-                let key = tester_key(index, prefix);
-                work.tables.testers.insert(&key, u32::from(index), 0).map_err(Error::map("write", "testers"))?;
-            }
+        indexes.push(index);
+        if deployment.actions.is_empty() {
+            continue;
         }
-        if current.is_none_or(|current| current.word.generation() == 0) {
-            begun.push((deployment, index));
+        let wanted = plan::deployment_row(deployment.wanted, length);
+        // Whether the last change was a rollback is not a setting.
+        work.words
+            .deployments
+            .update(index.into(), |row| *row = DeploymentRow { rolled_back: row.rolled_back, ..wanted });
+        if deployment.changes_testers() {
+            insert_tester(work, index, &unsettled_key(index))?;
+            work.testers.insert(index, deployment.wanted.testers.clone());
+        }
+        for action in &deployment.actions {
+            if let Action::AddTester { prefix } = action {
+                insert_tester(work, index, &tester_key(index, prefix))?;
+            }
         }
     }
+    let begun: Vec<_> =
+        diff.deployments.iter_mut().zip(&indexes).filter(|(deployment, _)| deployment.begins()).collect();
     if !begun.is_empty() {
-        set_first_words(work, &begun, recalled)?;
+        set_first_words(work, begun, recalled)?;
     }
     Ok(indexes)
 }
 
-/// Sets the live words of new deployments.
-fn set_first_words(work: &Work<'_>, begun: &[(&Deployment, u16)], recalled: &Recalled) -> Result<(), Error> {
+fn insert_tester(work: &mut Work<'_>, index: u16, key: &Key<TesterKey>) -> Result<(), Error> {
+    work.tables.testers.insert(key, u32::from(index), 0).map_err(Error::map("write", "testers"))
+}
+
+/// Sets the live words of new deployments. Their beginnings are decided again under the lock, because a switch may have changed a live
+/// word from which they are taken over, and the actions then say what has been done.
+fn set_first_words(
+    work: &Work<'_>,
+    begun: Vec<(&mut DeploymentDiff<'_>, &u16)>,
+    recalled: &Recalled,
+) -> Result<(), Error> {
     let _switch = Lock::switch(work.paths)?;
     for (deployment, index) in begun {
         let row = usize::from(*index);
-        let last = recalled.moment(&deployment.name);
-        // The words are read again under the lock.
+        let name = &deployment.wanted.name;
         let word = |index: u16| work.words.live.read(index.into());
-        let beginning = Beginning::of(deployment, work.running, word, last);
+        let beginning = Beginning::of(deployment.wanted, work.running, word, recalled.moment(name));
         work.words.terms.write(row, &[SwitchTerms::default(); 2]);
         let is_rolled_back = match &beginning.because {
             Because::Initial => false,
-            Because::LastLive => recalled.deployments.get(&deployment.name).is_some_and(|entry| entry.rolled_back),
+            Because::LastLive => recalled.deployments.get(name).is_some_and(|entry| entry.rolled_back),
             // A renamed deployment keeps the mark of a rollback, which must not be undone by mistake.
             Because::TakenOver { from } => {
                 let mut from = from.iter().filter_map(|name| work.running.deployments.get(name));
@@ -90,42 +94,46 @@ fn set_first_words(work: &Work<'_>, begun: &[(&Deployment, u16)], recalled: &Rec
         let mark = if is_rolled_back { rollback_mark(beginning.generation) } else { 0 };
         work.words.deployments.update(row, |row| row.rolled_back = mark);
         work.words.live.write(row, &beginning.word());
+        if let Some(Action::AddDeployment(planned)) = deployment.actions.first_mut() {
+            *planned = beginning;
+        }
     }
     Ok(())
 }
 
 /// Removes the testers and deployments that are no longer configured.
-pub(super) fn end(work: &mut Work<'_>, config: &Config) -> Result<(), Error> {
-    let wanted = |name: &str| config.deployments.iter().find(|deployment| deployment.name == name);
-    let mut removed = Vec::new();
-    for (name, running) in &work.running.deployments {
-        let kept = wanted(name).map_or(&[][..], |deployment| &deployment.testers);
-        for prefix in running.testers.iter().filter(|prefix| !kept.contains(prefix)) {
-            let key = tester_key(running.index, prefix);
-            work.tables.testers.remove(&key).map_err(Error::map("write", "testers"))?;
+pub(super) fn end(work: &mut Work<'_>, diff: &Diff<'_>) -> Result<(), Error> {
+    let kept = diff.deployments.iter().filter_map(|deployment| Some((deployment.current?.index, &deployment.actions)));
+    for (index, actions) in kept {
+        for action in actions {
+            if let Action::RemoveTester { prefix } = action {
+                remove_tester(work, &tester_key(index, prefix))?;
+            }
         }
-        if wanted(name).is_none() {
-            removed.push((name, running));
-        }
+    }
+    let removed = || diff.removed_deployments.iter().map(|removed| removed.current);
+    for running in removed() {
+        running.testers.iter().try_for_each(|prefix| remove_tester(work, &tester_key(running.index, prefix)))?;
     }
     // From here on, every packet sees what has been published and removed.
     work.wait()?;
     work.sweep_testers()?;
     let unsettled =
         work.running.deployments.values().filter(|running| running.is_unsettled).map(|running| running.index);
-    for index in unsettled.chain(work.testers.keys().copied()) {
-        unless_missing(work.tables.testers.remove(&unsettled_key(index))).map_err(Error::map("write", "testers"))?;
-    }
-    {
-        let _switch = Lock::switch(work.paths)?;
-        for (_, running) in &removed {
-            let row = usize::from(running.index);
-            work.words.live.write(row, &LiveWord::default());
-            work.words.terms.write(row, &[SwitchTerms::default(); 2]);
-            work.words.deployments.write(row, &DeploymentRow::zeroed());
-        }
+    let changed: Vec<u16> = unsettled.chain(work.testers.keys().copied()).collect();
+    changed.into_iter().try_for_each(|index| remove_tester(work, &unsettled_key(index)))?;
+    let _switch = Lock::switch(work.paths)?;
+    for running in removed() {
+        let row = usize::from(running.index);
+        work.words.live.write(row, &LiveWord::default());
+        work.words.terms.write(row, &[SwitchTerms::default(); 2]);
+        work.words.deployments.write(row, &DeploymentRow::zeroed());
     }
     Ok(())
+}
+
+fn remove_tester(work: &mut Work<'_>, key: &Key<TesterKey>) -> Result<(), Error> {
+    unless_missing(work.tables.testers.remove(key)).map_err(Error::map("write", "testers"))
 }
 
 /// The records for the deployments that the plan has changed.
@@ -144,7 +152,7 @@ pub(super) fn changes(
         let to = now.get(name).copied();
         // It existed before a reboot, and continues with its colour.
         let restored = from.is_none() && to.is_some() && recalled.moment(name) == to;
-        let action = if restored { Action::Recovered } else { Action::Apply };
+        let action = if restored { history::Action::Recovered } else { history::Action::Apply };
         let (deployment, reason) = (name.to_owned(), request.reason.clone());
         let change = Change { deployment, action, from, to, reason, ..Change::default() };
         (from.is_some() || to.is_some()).then_some(change)

@@ -10,9 +10,10 @@ use bg_common::{
 use super::{fill::Fill, work::Work};
 use crate::{
     Error, Room,
-    config::{BackendSpec, Deployment, Service},
+    config::Service,
     maglev,
-    running::{RunningBackend, RunningService, UNSETTLED, padded, service_key, table, vip_row},
+    plan::{Action, DeploymentDiff, ServiceDiff, Slot},
+    running::{UNSETTLED, padded, service_key, table, vip_row},
 };
 
 /// The writes for one service, and their order.
@@ -41,20 +42,23 @@ impl Job {
     /// Allocates room for the service. Frees all of it again if there is not enough.
     pub(super) fn prepare(
         work: &mut Work<'_>,
-        deployment: &Deployment,
+        deployment: &DeploymentDiff<'_>,
         deployment_index: u16,
-        service: &Service,
-        current: Option<&RunningService>,
+        diff: &ServiceDiff<'_>,
     ) -> Result<Self, Error> {
+        let ServiceDiff { wanted: service, current, actions } = diff;
         let missing = |what, needed, free, capacity| Error::NoRoom { what, needed, free, capacity };
-        let fresh: usize = Colour::ALL.into_iter().map(|colour| new_backends(service, colour, current)).sum();
+        let fresh = actions.iter().filter(|action| matches!(action, Action::AddBackend { .. })).count();
         if work.slots.free() < fresh {
             return Err(missing(Room::Backends, fresh, work.slots.free(), work.tables.backends.rows()));
         }
-        let lengths = Colour::ALL.map(|colour| new_table_len(service, colour, current));
         let mut spans = [None; 2];
-        for (span, len) in spans.iter_mut().zip(lengths) {
-            let Some(len) = len else { continue };
+        for (span, colour) in spans.iter_mut().zip(Colour::ALL) {
+            if diff.backend_actions(colour).next().is_none() {
+                continue;
+            }
+            let weights: Vec<u32> = service.backends(colour).iter().map(|spec| spec.weight).collect();
+            let len = maglev::table_len(&weights);
             *span = work.spans.take(len);
             if span.is_none() {
                 let free = work.spans.longest() as usize;
@@ -82,7 +86,7 @@ impl Job {
             has_preview: service.preview.is_some().into(),
             reserved: [0; 3],
         };
-        let salt = work.salts.take(service, current, index);
+        let salt = work.salts.take(service, *current, index);
         let vip = |address| Vip { key: service_key(address, service.protocol), salt, ..Vip::default() };
         let mut job = Self {
             is_new: current.is_none(),
@@ -94,7 +98,7 @@ impl Job {
                 service: index,
                 deployment: deployment_index,
                 role: Role::Vip as u8,
-                has_testers: u8::from(!deployment.testers.is_empty()),
+                has_testers: u8::from(!deployment.wanted.testers.is_empty()),
                 reserved: 0,
                 tables: current.map_or_else(Default::default, |current| current.row.tables),
             },
@@ -107,67 +111,58 @@ impl Job {
         };
         for (colour, span) in Colour::ALL.into_iter().zip(spans) {
             if let Some(span) = span {
-                job.change_colour(work, service, colour, current, span);
+                job.change_colour(work, diff, colour, span);
             }
         }
         Ok(job)
     }
 
-    /// Plans a new table for the colour in `span`.
-    fn change_colour(
-        &mut self,
-        work: &mut Work<'_>,
-        service: &Service,
-        colour: Colour,
-        current: Option<&RunningService>,
-        span: TableSpan,
-    ) {
-        let mut running = by_address(service, colour, current);
-        let mut slots = Vec::new();
-        for spec in service.backends(colour) {
-            let slot = match running.remove(&spec.address) {
-                Some(backend) => {
-                    if backend.weight != spec.weight {
-                        self.unsettle.push(backend.slot);
-                        self.settle.push((backend.slot, spec.weight));
-                    }
-                    backend.slot
-                }
-                None => {
+    /// Takes in the actions for the backends of a colour, whose new table gets `span`.
+    fn change_colour(&mut self, work: &mut Work<'_>, diff: &ServiceDiff<'_>, colour: Colour, span: TableSpan) {
+        let service = diff.wanted;
+        let running = diff.current.map_or(&[][..], |current| &current.backends[colour as usize]);
+        let mut slots: HashMap<u32, SocketAddr> =
+            running.iter().map(|backend| (backend.slot, backend.address)).collect();
+        for action in diff.backend_actions(colour) {
+            match *action {
+                Action::AddBackend { address, weight, .. } => {
                     // There are enough, because they have been counted.
                     let Some(slot) = work.slots.take() else { continue };
-                    self.settle.push((slot as u32, spec.weight));
                     let epoch = work.tables.backends.read(slot).identity.epoch.wrapping_add(1);
-                    self.new_backends.push((slot as u32, self.backend_row(service, colour, spec, epoch)));
-                    slot as u32
+                    self.new_backends.push((slot as u32, self.backend_row(service, colour, address, epoch)));
+                    self.settle.push((slot as u32, weight));
+                    slots.insert(slot as u32, address);
                 }
-            };
-            slots.push(slot);
+                Action::SetWeight { slot: Slot(slot), to, .. } => {
+                    self.unsettle.push(slot);
+                    self.settle.push((slot, to));
+                }
+                Action::RemoveBackend { slot: Slot(slot), .. } => {
+                    self.unsettle.push(slot);
+                    self.retired_slots.push(slot);
+                    slots.remove(&slot);
+                }
+                _ => {}
+            }
         }
-        let stays: std::collections::HashSet<u32> = slots.iter().copied().collect();
-        if let Some(current) = current {
-            let gone = current.backends[colour as usize].iter().map(|backend| backend.slot);
-            let gone: Vec<u32> = gone.filter(|slot| !stays.contains(slot)).collect();
-            self.unsettle.extend(&gone);
-            self.retired_slots.extend(gone);
-            self.retired_spans.push(table(&current.row, colour));
-        }
+        self.retired_spans.extend(diff.current.map(|current| table(&current.row, colour)));
         self.row.tables[colour as usize] = span;
+        let slots: HashMap<SocketAddr, u32> = slots.into_iter().map(|(slot, address)| (address, slot)).collect();
         let specs = service.backends(colour);
         self.fills.push(Fill {
             span,
             ids: specs.iter().map(|spec| maglev::identity(spec.address)).collect(),
             weights: specs.iter().map(|spec| spec.weight).collect(),
-            slots,
+            slots: specs.iter().filter_map(|spec| slots.get(&spec.address)).copied().collect(),
         });
     }
 
-    fn backend_row(&self, service: &Service, colour: Colour, spec: &BackendSpec, epoch: u32) -> Backend {
+    fn backend_row(&self, service: &Service, colour: Colour, address: SocketAddr, epoch: u32) -> Backend {
         Backend {
             identity: Identity { epoch, in_use: 1 },
-            addr: spec.address.ip().into(),
-            port: Be16::new(spec.address.port()),
-            family: Family::of(spec.address.ip()) as u8,
+            addr: address.ip().into(),
+            port: Be16::new(address.port()),
+            family: Family::of(address.ip()) as u8,
             mode: service.mode as u8,
             service: self.row.service,
             colour: colour as u8,
@@ -248,33 +243,4 @@ impl Job {
 
 fn set_weight(work: &Work<'_>, slot: u32, weight: u32) {
     work.tables.backend_info.write(slot as usize, &BackendInfo { weight, reserved: 0 });
-}
-
-/// The running backends of the colour that can stay, because they have the service's mode.
-fn by_address<'a>(
-    service: &Service,
-    colour: Colour,
-    current: Option<&'a RunningService>,
-) -> HashMap<SocketAddr, &'a RunningBackend> {
-    let running = current.map_or(&[][..], |current| &current.backends[colour as usize]);
-    running.iter().filter(|backend| backend.mode == service.mode).map(|backend| (backend.address, backend)).collect()
-}
-
-/// The number of slots that the colour needs.
-fn new_backends(service: &Service, colour: Colour, current: Option<&RunningService>) -> usize {
-    let running = by_address(service, colour, current);
-    service.backends(colour).iter().filter(|spec| !running.contains_key(&spec.address)).count()
-}
-
-/// The length of the table that the colour needs; `None` if the present table is right.
-fn new_table_len(service: &Service, colour: Colour, current: Option<&RunningService>) -> Option<u32> {
-    let specs = service.backends(colour);
-    let running = by_address(service, colour, current);
-    let is_right = |spec: &BackendSpec| running.get(&spec.address).is_some_and(|backend| backend.weight == spec.weight);
-    let as_many = current.is_some_and(|current| current.backends[colour as usize].len() == specs.len());
-    if as_many && specs.iter().all(is_right) {
-        return None;
-    }
-    let weights: Vec<u32> = specs.iter().map(|spec| spec.weight).collect();
-    Some(maglev::table_len(&weights))
 }

@@ -10,9 +10,10 @@ use bg_common::{Backend, Be16, Colour, Family, MAX_CHAIN, Protocol, ServiceKey, 
 use super::{salts::Salts, work::Work};
 use crate::{
     Error,
-    config::{Config, protocol_name},
+    config::protocol_name,
     index::{self, Endpoint, Full, endpoint},
     maps::{Heads, Tables},
+    plan::{Diff, ServiceDiff},
     running::{Running, address_of, service_key},
 };
 
@@ -68,7 +69,7 @@ fn index_full(what: &'static str, address: SocketAddr, protocol: u8) -> Error {
 }
 
 /// Refuses a configuration that would put more rows into one list than packets look at, while old and new rows coexist.
-pub(super) fn check(config: &Config, running: &Running, heads: &Heads, tables: &Tables) -> Result<(), Error> {
+pub(super) fn check(diff: &Diff<'_>, running: &Running, heads: &Heads, tables: &Tables) -> Result<(), Error> {
     let (vips, backends) = (index::vips(heads, tables), index::backends(heads, tables));
     let linked = |linked: Vec<Option<usize>>| (0..linked.len()).filter(move |row| linked[*row].is_some());
     // By head. A row that takes the place of another one with the same address or endpoint makes no list longer.
@@ -86,35 +87,33 @@ pub(super) fn check(config: &Config, running: &Running, heads: &Heads, tables: &
     let mut salts = Salts::new(running);
     // Placeholders for the indexes of new services, which are not known yet.
     let mut new_index = u16::MAX / 2;
-    for deployment in &config.deployments {
-        let index = running.deployments.get(&deployment.name).map(|current| current.index);
-        for service in &deployment.services {
-            let vip = service_key(service.vip, service.protocol);
-            let current = running.by_vip(&vip).filter(|current| Some(current.deployment) == index);
-            let preview = service.preview.map(|address| service_key(address, service.protocol));
-            for key in std::iter::once(vip).chain(preview) {
-                let list = vip_lists.entry(vips.head_of(&Vip { key, ..Vip::default() })).or_default();
-                list.insert(key);
-                if list.len() > MAX_CHAIN as usize {
-                    return Err(index_full("virtual address", address_of(&key), key.protocol));
-                }
+    for ServiceDiff { wanted: service, current, .. } in
+        diff.deployments.iter().flat_map(|deployment| &deployment.services)
+    {
+        let vip = service_key(service.vip, service.protocol);
+        let preview = service.preview.map(|address| service_key(address, service.protocol));
+        for key in std::iter::once(vip).chain(preview) {
+            let list = vip_lists.entry(vips.head_of(&Vip { key, ..Vip::default() })).or_default();
+            list.insert(key);
+            if list.len() > MAX_CHAIN as usize {
+                return Err(index_full("virtual address", address_of(&key), key.protocol));
             }
-            new_index = new_index.saturating_add(u16::from(current.is_none()));
-            let salt = salts.take(service, current, new_index);
-            for spec in Colour::ALL.into_iter().flat_map(|colour| service.backends(colour)) {
-                let backend = Backend {
-                    addr: spec.address.ip().into(),
-                    port: Be16::new(spec.address.port()),
-                    family: Family::of(spec.address.ip()) as u8,
-                    protocol: service.protocol as u8,
-                    salt,
-                    ..Backend::default()
-                };
-                let list = backend_lists.entry(backends.head_of(&backend)).or_default();
-                list.insert(endpoint(&backend));
-                if list.len() > MAX_CHAIN as usize {
-                    return Err(index_full("backend", spec.address, backend.protocol));
-                }
+        }
+        new_index = new_index.saturating_add(u16::from(current.is_none()));
+        let salt = salts.take(service, *current, new_index);
+        for spec in Colour::ALL.into_iter().flat_map(|colour| service.backends(colour)) {
+            let backend = Backend {
+                addr: spec.address.ip().into(),
+                port: Be16::new(spec.address.port()),
+                family: Family::of(spec.address.ip()) as u8,
+                protocol: service.protocol as u8,
+                salt,
+                ..Backend::default()
+            };
+            let list = backend_lists.entry(backends.head_of(&backend)).or_default();
+            list.insert(endpoint(&backend));
+            if list.len() > MAX_CHAIN as usize {
+                return Err(index_full("backend", spec.address, backend.protocol));
             }
         }
     }

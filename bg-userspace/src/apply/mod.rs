@@ -1,5 +1,17 @@
 //! Making the running state match a configuration.
 //!
+//! The [difference](crate::plan) is computed once, before anything is changed. Its actions decide what is written:
+//!
+//! - A deployment with an action gets its row from the configuration, and each tester is added or removed by its own action. A new
+//!   deployment also gets its live word.
+//! - A service with an action gets its rows from the configuration. Each backend is written, gets its weight or ends by its own action, and a
+//!   colour with such an action gets a new Maglev table.
+//! - A service or deployment that is removed ends with everything that belongs to it.
+//!
+//! The rest is derived and not listed in a plan: the rows of all services of a deployment that gets its first tester or loses its last
+//! one, the lists of the indexes (from the rows), the salts of new services, the records for the journal, and the neighbours, which are
+//! checked even if there is no action.
+//!
 //! The order ensures that no packet sees a half-written row, and that calling a killed apply again completes it:
 //!
 //! 1. Rows that a killed call has left, and services that are no longer configured, are removed from the index, then from the
@@ -78,25 +90,23 @@ fn apply(instance: &Instance, state: &State, config: &Config, request: &ApplyReq
     let recalled = state.recall()?;
     let tables = Tables::open(paths)?;
     let running = Running::read(words, &tables)?;
-    let plan = instance.compare(config, &tables, &running, &recalled)?;
-    if plan.is_empty() {
-        keep_neighbours(paths, config);
-        remember(state, words, deployments::changes(words, &recalled, &running, &plan, request))?;
-        return Ok(plan);
+    let mut diff = instance.diff(config, &tables, &running, &recalled)?;
+    if !diff.is_empty() {
+        if !diff.colour_changes.is_empty() && !request.force {
+            return Err(Refusal::ColourChanges { changes: diff.colour_changes }.into());
+        }
+        let heads = Heads::open(paths)?;
+        links::check(&diff, &running, &heads, &tables)?;
+        let mut work = Work::new(paths, words, tables, heads, &running, config)?;
+        work.retire_left_over()?;
+        let taken_over = work.remove_services(&diff)?;
+        let indexes = deployments::begin(&mut work, &mut diff, *tick_length, &recalled)?;
+        work.publish_services(&diff, &indexes)?;
+        work.withdraw_services(&taken_over)?;
+        work.release()?;
+        deployments::end(&mut work, &diff)?;
     }
-    if !plan.colour_changes.is_empty() && !request.force {
-        return Err(Refusal::ColourChanges { changes: plan.colour_changes }.into());
-    }
-    let heads = Heads::open(paths)?;
-    links::check(config, &running, &heads, &tables)?;
-    let mut work = Work::new(paths, words, tables, heads, &running, config)?;
-    work.retire_left_over()?;
-    let taken_over = work.remove_services(config)?;
-    let indexes = deployments::begin(&mut work, config, *tick_length, &recalled)?;
-    work.publish_services(config, &indexes)?;
-    work.withdraw_services(&taken_over)?;
-    work.release()?;
-    deployments::end(&mut work, config)?;
+    let plan = diff.into_plan();
     keep_neighbours(paths, config);
     remember(state, words, deployments::changes(words, &recalled, &running, &plan, request))?;
     Ok(plan)

@@ -1,8 +1,6 @@
 //! Publishing the services of a configuration, and removing those that are not in it.
 
-use std::collections::{HashMap, HashSet};
-
-use bg_common::ServiceKey;
+use std::collections::HashSet;
 
 use super::{
     fill::fill,
@@ -11,50 +9,29 @@ use super::{
 };
 use crate::{
     Error,
-    config::{Config, Deployment, Service},
-    plan,
-    running::{RunningService, service_key},
+    plan::{DeploymentDiff, Diff, ServiceDiff},
+    running::RunningService,
 };
 
 impl<'a> Work<'a> {
     /// Removes services that are no longer configured. Returns those whose address another
     /// service takes over. They are removed when that service is published, so that nothing of theirs is freed before.
-    pub(super) fn remove_services(&mut self, config: &Config) -> Result<Vec<&'a RunningService>, Error> {
+    pub(super) fn remove_services(&mut self, diff: &Diff<'a>) -> Result<Vec<&'a RunningService>, Error> {
+        let removed = diff.removed_services.iter().map(|removed| removed.current);
         let (taken_over, gone): (Vec<_>, Vec<_>) =
-            self.gone(config).into_iter().partition(|service| keys(service).any(|key| self.wanted.contains(&key)));
+            removed.partition(|service| keys(service).any(|key| self.wanted.contains(&key)));
         self.withdraw_services(&gone)?;
         self.release()?;
         Ok(taken_over)
     }
 
-    /// The running services that are not in the configuration.
-    fn gone(&self, config: &Config) -> Vec<&'a RunningService> {
-        let wanted: HashSet<(u16, ServiceKey)> = config
-            .deployments
-            .iter()
-            .filter_map(|deployment| Some((deployment, self.running.deployments.get(&deployment.name)?.index)))
-            .flat_map(|(deployment, index)| {
-                deployment.services.iter().map(move |service| (index, service_key(service.vip, service.protocol)))
-            })
-            .collect();
-        let stays = |service: &&RunningService| wanted.contains(&(service.deployment, service.vip));
-        self.running.services.iter().filter(|service| !stays(service)).collect()
-    }
-
-    /// Publishes every service that is new or has changed.
-    pub(super) fn publish_services(&mut self, config: &Config, indexes: &HashMap<&str, u16>) -> Result<(), Error> {
-        let current: HashMap<(u16, ServiceKey), &'a RunningService> =
-            self.running.services.iter().map(|service| ((service.deployment, service.vip), service)).collect();
+    /// Publishes every service that is new or changes. `indexes` are those of the deployments.
+    pub(super) fn publish_services(&mut self, diff: &Diff<'_>, indexes: &[u16]) -> Result<(), Error> {
         let mut batch = Vec::new();
-        for deployment in &config.deployments {
-            let index = indexes[deployment.name.as_str()];
-            let running = self.running.deployments.get(&deployment.name);
-            for service in &deployment.services {
-                let current = current.get(&(index, service_key(service.vip, service.protocol))).copied();
-                if plan::service_needs_work(deployment, service, running, current) {
-                    let job = self.prepare(&mut batch, deployment, index, service, current)?;
-                    batch.push(job);
-                }
+        for (deployment, index) in diff.deployments.iter().zip(indexes) {
+            for service in deployment.changed_services() {
+                let job = self.prepare(&mut batch, deployment, *index, service)?;
+                batch.push(job);
             }
         }
         self.publish(&mut batch)
@@ -64,16 +41,15 @@ impl<'a> Work<'a> {
     fn prepare(
         &mut self,
         batch: &mut Vec<Job>,
-        deployment: &Deployment,
+        deployment: &DeploymentDiff<'_>,
         index: u16,
-        service: &Service,
-        current: Option<&RunningService>,
+        service: &ServiceDiff<'_>,
     ) -> Result<Job, Error> {
-        match Job::prepare(self, deployment, index, service, current) {
+        match Job::prepare(self, deployment, index, service) {
             Err(Error::NoRoom { .. }) if !batch.is_empty() || !self.retired.is_empty() => {
                 self.publish(batch)?;
                 self.release()?;
-                Job::prepare(self, deployment, index, service, current)
+                Job::prepare(self, deployment, index, service)
             }
             result => result,
         }

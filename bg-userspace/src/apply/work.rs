@@ -61,7 +61,7 @@ impl Retired {
 
     fn add_service(&mut self, service: &RunningService) {
         self.services.push(service.index);
-        self.slots.extend(service.backends.iter().flatten().map(|backend| backend.slot));
+        self.slots.extend(service.slots());
         self.spans.extend(service.row.tables);
     }
 }

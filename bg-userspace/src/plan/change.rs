@@ -3,9 +3,10 @@
 use std::{fmt, net::SocketAddr};
 
 use bg_common::Colour;
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use super::beginning::{Beginning, colour_name};
+use crate::config::Prefix;
 
 /// One change.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -61,12 +62,14 @@ pub enum Action {
     /// A source becomes a tester.
     AddTester {
         /// The source.
-        prefix: String,
+        #[serde(serialize_with = "prefix_text")]
+        prefix: Prefix,
     },
     /// A source ceases to be a tester.
     RemoveTester {
         /// The source.
-        prefix: String,
+        #[serde(serialize_with = "prefix_text")]
+        prefix: Prefix,
     },
     /// The backend is added.
     AddBackend {
@@ -85,6 +88,9 @@ pub enum Action {
         colour: Colour,
         /// Its address.
         address: SocketAddr,
+        /// Its place in the maps.
+        #[serde(skip)]
+        slot: Slot,
         /// The number of its open flows, which end.
         open_flows: u64,
     },
@@ -95,6 +101,9 @@ pub enum Action {
         colour: Colour,
         /// Its address.
         address: SocketAddr,
+        /// Its place in the maps.
+        #[serde(skip)]
+        slot: Slot,
         /// Its present weight; `None` if an apply was killed while it changed.
         from: Option<u32>,
         /// Its new weight.
@@ -102,6 +111,22 @@ pub enum Action {
     },
     /// The work of a killed apply is completed.
     Finish,
+}
+
+/// Where the maps of an instance keep a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Slot(pub(crate) u32);
+
+impl Action {
+    /// The colour whose backends it changes.
+    pub(crate) const fn colour(&self) -> Option<Colour> {
+        match self {
+            Self::AddBackend { colour, .. } | Self::RemoveBackend { colour, .. } | Self::SetWeight { colour, .. } => {
+                Some(*colour)
+            }
+            _ => None,
+        }
+    }
 }
 
 impl fmt::Display for Change {
@@ -133,10 +158,10 @@ impl fmt::Display for Change {
             Action::AddBackend { colour, address, weight } => {
                 write!(f, ": {} {address} weight {weight}", colour.name())
             }
-            Action::RemoveBackend { colour, address, open_flows } => {
+            Action::RemoveBackend { colour, address, open_flows, .. } => {
                 write!(f, ": {} {address}{}", colour.name(), Ends(*open_flows))
             }
-            Action::SetWeight { colour, address, from, to } => {
+            Action::SetWeight { colour, address, from, to, .. } => {
                 let from = from.map_or("unfinished".to_owned(), |weight| weight.to_string());
                 write!(f, ": {} {address} weight {from} -> {to}", colour.name())
             }
@@ -156,4 +181,8 @@ impl fmt::Display for Ends {
             flows => write!(f, "; ends {flows} open flows"),
         }
     }
+}
+
+fn prefix_text<S: Serializer>(prefix: &Prefix, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(prefix)
 }

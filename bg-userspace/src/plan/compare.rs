@@ -1,6 +1,8 @@
 //! Comparing a configuration with an instance.
 
-use super::{Plan, plan, service::OpenFlows};
+use std::collections::HashMap;
+
+use super::{Diff, Plan};
 use crate::{
     Error, Instance,
     config::Config,
@@ -21,37 +23,29 @@ impl Instance {
         } else {
             Recalled::default()
         };
-        self.compare(config, &tables, &running, &recalled)
+        Ok(self.diff(config, &tables, &running, &recalled)?.into_plan())
     }
 
-    /// The changes to the running state. Counts flows only if something is removed that may have flows.
-    pub(crate) fn compare(
+    /// The difference to the running state. Counts flows only if something is removed that may have flows.
+    pub(crate) fn diff<'a>(
         &self,
-        config: &Config,
+        config: &'a Config,
         tables: &Tables,
-        running: &Running,
+        running: &'a Running,
         recalled: &Recalled,
-    ) -> Result<Plan, Error> {
-        let is_indexed = index::is_settled(&Heads::open(&self.paths)?, tables, &running.published);
-        let plan = |open: &OpenFlows| {
-            let last = |name: &str| recalled.moment(name);
-            let mut plan = plan(config, running, self.tick_length, last, open);
-            if !is_indexed {
-                plan.finish();
+    ) -> Result<Diff<'a>, Error> {
+        let mut diff = Diff::new(config, running, self.tick_length, |name| recalled.moment(name));
+        diff.is_unfinished |= !index::is_settled(&Heads::open(&self.paths)?, tables, &running.published);
+        if diff.removes_backends() {
+            let counts = self.fold_open_flows(&tables.backends, HashMap::<u32, u64>::new, |counts, open| {
+                *counts.entry(open.flow.backend.slot()).or_default() += 1;
+            })?;
+            let mut open = HashMap::new();
+            for (slot, flows) in counts.into_iter().flatten() {
+                *open.entry(slot).or_default() += flows;
             }
-            plan
-        };
-        let without_flows = plan(&OpenFlows::new());
-        if !without_flows.removes_backends() {
-            return Ok(without_flows);
+            diff.note_open_flows(&open);
         }
-        let counts = self.fold_open_flows(&tables.backends, OpenFlows::new, |counts, open| {
-            *counts.entry(open.flow.backend.slot()).or_default() += 1;
-        })?;
-        let mut open = OpenFlows::new();
-        for (slot, flows) in counts.into_iter().flatten() {
-            *open.entry(slot).or_default() += flows;
-        }
-        Ok(plan(&open))
+        Ok(diff)
     }
 }

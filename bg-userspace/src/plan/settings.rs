@@ -1,62 +1,39 @@
-//! The changes of a deployment's settings and testers.
+//! The actions for a deployment's settings and testers.
 
 use std::time::Duration;
 
 use bg_common::DeploymentRow;
 
-use super::{
-    beginning::Beginning,
-    change::{Action, Change},
-};
+use super::{beginning::Beginning, change::Action};
 use crate::{
-    config::{Deployment, OnSwitch, Prefix},
+    config::{Deployment, OnSwitch},
     running::{RunningDeployment, padded},
     time::TickLength,
 };
 
-/// Whether an apply has to do anything for a deployment's row and testers.
-pub(crate) fn deployment_needs_work(
+/// The actions for a deployment's settings and testers. `beginning` is how it starts if it does not run yet.
+pub(super) fn deployment_actions(
     wanted: &Deployment,
     current: Option<&RunningDeployment>,
     length: TickLength,
-) -> bool {
-    current.is_none_or(|current| !changes_of(wanted, current, length).is_empty())
-}
-
-/// The changes of a deployment's settings and testers. `beginning` is how it starts if it does not run yet.
-pub(super) fn deployment_changes(
-    wanted: &Deployment,
-    current: Option<&RunningDeployment>,
-    length: TickLength,
-    beginning: &Beginning,
-) -> Vec<Change> {
-    let change = |action| Change { deployment: wanted.name.clone(), service: None, action };
-    let Some(current) = current else {
-        let testers = wanted.testers.iter().map(|prefix| change(Action::AddTester { prefix: prefix.to_string() }));
-        return std::iter::once(change(Action::AddDeployment(beginning.clone()))).chain(testers).collect();
+    beginning: Beginning,
+) -> Vec<Action> {
+    let mut actions = match current {
+        None => vec![Action::AddDeployment(beginning)],
+        Some(current) => settings_actions(wanted, &current.row, length),
     };
-    changes_of(wanted, current, length).into_iter().map(change).collect()
-}
-
-fn changes_of(wanted: &Deployment, current: &RunningDeployment, length: TickLength) -> Vec<Action> {
-    let mut changes = settings_changes(wanted, &current.row, length);
-    if current.word.generation() == 0 || current.is_unsettled {
-        changes.push(Action::Finish);
+    if current.is_some_and(|current| current.word.generation() == 0 || current.is_unsettled) {
+        actions.push(Action::Finish);
     }
-    let added = wanted.testers.iter().filter(|prefix| !current.testers.contains(prefix));
-    changes.extend(added.map(|prefix| Action::AddTester { prefix: prefix.to_string() }));
-    let removed = current.testers.iter().filter(|prefix| !wanted.testers.contains(prefix));
-    changes.extend(removed.map(|prefix| Action::RemoveTester { prefix: prefix.to_string() }));
-    changes
+    let testers = current.map_or(&[][..], |current| &current.testers);
+    let added = wanted.testers.iter().filter(|prefix| !testers.contains(prefix));
+    actions.extend(added.map(|prefix| Action::AddTester { prefix: *prefix }));
+    let removed = testers.iter().filter(|prefix| !wanted.testers.contains(prefix));
+    actions.extend(removed.map(|prefix| Action::RemoveTester { prefix: *prefix }));
+    actions
 }
 
-/// Whether the testers change, or an apply was killed while it changed them.
-pub(crate) fn testers_change(wanted: &Deployment, current: &RunningDeployment) -> bool {
-    let same = |a: &[Prefix], b: &[Prefix]| a.iter().all(|prefix| b.contains(prefix));
-    current.is_unsettled || !same(&wanted.testers, &current.testers) || !same(&current.testers, &wanted.testers)
-}
-
-fn settings_changes(wanted: &Deployment, row: &DeploymentRow, length: TickLength) -> Vec<Action> {
+fn settings_actions(wanted: &Deployment, row: &DeploymentRow, length: TickLength) -> Vec<Action> {
     let new = deployment_row(wanted, length);
     let on_switch = |row: &DeploymentRow| if row.on_switch == 0 { OnSwitch::Drain } else { OnSwitch::Cut };
     let idle = |ms| humantime::format_duration(Duration::from_millis(ms)).to_string();
@@ -105,6 +82,7 @@ mod tests {
     use bg_common::Colour;
 
     use super::*;
+    use crate::plan::Change;
 
     fn deployment(tcp_idle: &str, drain: Option<&str>) -> Deployment {
         let time = |text: &str| humantime::parse_duration(text).unwrap();
@@ -125,7 +103,7 @@ mod tests {
         for hz in [100, 250, 300, 1000] {
             let length = TickLength::new(bg_common::Meta { hz, ..bytemuck::Zeroable::zeroed() });
             let told = |from: &Deployment, to: &Deployment| {
-                let actions = settings_changes(to, &deployment_row(from, length), length);
+                let actions = settings_actions(to, &deployment_row(from, length), length);
                 let change = |action| Change { deployment: "shop".into(), service: None, action };
                 actions.into_iter().map(|action| change(action).to_string()).collect::<Vec<_>>()
             };

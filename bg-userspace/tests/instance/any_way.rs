@@ -1,5 +1,6 @@
 //! What an apply leaves does not depend on the way there: after any sequence of configurations and switches, an
-//! instance holds what a fresh one makes of the last configuration, but for the live words, which stay.
+//! instance holds what a fresh one makes of the last configuration, but for the live words, which stay. And a plan says all that an
+//! apply does.
 
 use std::{collections::HashSet, net::SocketAddr, time::Duration};
 
@@ -11,7 +12,11 @@ use bg_userspace::{
 };
 use proptest::prelude::*;
 
-use crate::{lab::Lab, view::View};
+use crate::{
+    described::{described, in_effect},
+    lab::Lab,
+    view::View,
+};
 
 const NAMES: [&str; 3] = ["shop", "mail", "wiki"];
 
@@ -195,15 +200,23 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 8, max_shrink_iters: 20, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn what_an_apply_leaves_does_not_depend_on_the_way_there(
+    fn what_an_apply_leaves_is_what_the_plan_says_and_does_not_depend_on_the_way_there(
         steps in prop::collection::vec((configuration(), prop::collection::vec((0..3_usize, any::<bool>()), 0..3)), 2..5),
     ) {
         let lab = Lab::new();
         lab.attach("v0", AttachMode::Tc).unwrap();
+        let mut last = Config::default();
         for (config, switches) in &steps {
             let before = View::of(&lab);
+            let planned = lab.instance().plan(config).unwrap();
+            prop_assert_eq!(planned.is_empty(), in_effect(&last) == in_effect(config));
+            prop_assert_eq!(in_effect(&described(&last, &planned, config)), in_effect(config));
             let (plan, forced) = apply(&lab, config)?;
-            prop_assert!(lab.instance().plan(config).unwrap().is_empty());
+            prop_assert_eq!(&plan, &planned);
+            for same in [config, &in_effect(config)] {
+                prop_assert!(lab.instance().plan(same).unwrap().is_empty());
+            }
+            last.clone_from(config);
             words_stay(&before, &View::of(&lab), &plan, forced)?;
             switch(&lab, switches, config);
         }

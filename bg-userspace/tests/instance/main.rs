@@ -5,6 +5,7 @@ mod any_way;
 mod at_once;
 mod completion;
 mod control;
+mod described;
 mod doctor;
 mod drains;
 mod endings;
