@@ -1,0 +1,161 @@
+//! What the committed object asks of a kernel: nothing that Linux 5.15 does not have. Whether the verifiers of old kernels accept it
+//! besides, only these kernels can tell; see docs/verifier.md.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+
+use anyhow::{Context, Result};
+use aya_obj::{Object, generated::bpf_insn};
+
+/// The last helper of Linux 5.15, `bpf_task_pt_regs`. Their numbers are given in order.
+const LAST_HELPER: i32 = 175;
+
+/// What the frames of a call chain may take together, and at most as many functions.
+const STACK: u32 = 512;
+const FRAMES: usize = 8;
+
+/// Kernels before 6.8, and later ones without JIT, round each frame up to this. A function that needs no stack takes as much.
+const FRAME_UNIT: u32 = 32;
+
+const R10: u8 = 10;
+
+/// A program with the functions that it calls, in one piece, as the kernel gets it.
+struct Program {
+    name: String,
+    instructions: Vec<bpf_insn>,
+}
+
+fn programs() -> Result<Vec<Program>> {
+    let bytes = std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/../bg-userspace/bpf/bg.bpf.o"))?;
+    let mut object = Object::parse(&bytes)?;
+    let sections: HashSet<_> = object.functions.keys().map(|(section, _)| *section).collect();
+    object.relocate_calls(&sections)?;
+    let programs = object.programs.iter().map(|(name, program)| {
+        let function = object.functions.get(&program.function_key()).with_context(|| format!("no code of {name}"))?;
+        Ok(Program { name: name.clone(), instructions: function.instructions.clone() })
+    });
+    programs.collect()
+}
+
+/// Instructions without the second halves of 64-bit constants, each with its number.
+fn whole(instructions: &[bpf_insn]) -> impl Iterator<Item = (usize, &bpf_insn)> {
+    const LOAD_CONSTANT: u8 = 0x18;
+    let is_half = |nth: usize| nth > 0 && instructions[nth - 1].code == LOAD_CONSTANT;
+    instructions.iter().enumerate().filter(move |(nth, _)| !is_half(*nth))
+}
+
+/// What a call instruction calls.
+enum Callee {
+    Helper(i32),
+    Function(usize),
+    Other(u8),
+}
+
+fn callee(nth: usize, instruction: &bpf_insn) -> Option<Callee> {
+    const CALL: u8 = 0x85;
+    (instruction.code == CALL).then(|| match instruction.src_reg() {
+        0 => Callee::Helper(instruction.imm),
+        1 => Callee::Function((nth as i64 + 1 + i64::from(instruction.imm)) as usize),
+        other => Callee::Other(other),
+    })
+}
+
+/// A function of a program.
+#[derive(Default)]
+struct Function {
+    stack: u32,
+    calls: BTreeSet<usize>,
+}
+
+/// Functions by their first instruction, as the verifier finds them.
+fn functions(instructions: &[bpf_insn]) -> BTreeMap<usize, Function> {
+    let mut functions = BTreeMap::from([(0, Function::default())]);
+    for (nth, instruction) in whole(instructions) {
+        if let Some(Callee::Function(target)) = callee(nth, instruction) {
+            functions.entry(target).or_default();
+        }
+    }
+    // A register that holds the frame's end, until the next instruction moves it.
+    let mut frame_end = None;
+    for (nth, instruction) in whole(instructions) {
+        let (_, function) = functions.range_mut(..=nth).next_back().expect("the program itself begins at zero");
+        if let Some(Callee::Function(target)) = callee(nth, instruction) {
+            function.calls.insert(target);
+        }
+        function.stack = function.stack.max(lowest(instruction, frame_end));
+        const MOVE: u8 = 0xbf;
+        frame_end = (instruction.code == MOVE && instruction.src_reg() == R10).then(|| instruction.dst_reg());
+    }
+    functions
+}
+
+/// How far below the frame's end an instruction reaches.
+fn lowest(instruction: &bpf_insn, frame_end: Option<u8>) -> u32 {
+    const ADD: u8 = 0x07;
+    let offset = match instruction.code & 0x07 {
+        // Loads, and stores.
+        1 if instruction.src_reg() == R10 => instruction.off.into(),
+        2 | 3 if instruction.dst_reg() == R10 => instruction.off.into(),
+        _ if instruction.code == ADD && frame_end == Some(instruction.dst_reg()) => instruction.imm,
+        _ => 0,
+    };
+    offset.min(0).unsigned_abs()
+}
+
+/// The stack of the deepest chain of calls from a function on, and the functions of the longest.
+fn chain(functions: &BTreeMap<usize, Function>, from: usize) -> (u32, usize) {
+    let function = &functions[&from];
+    let below = function.calls.iter().map(|callee| chain(functions, *callee));
+    let (stack, frames) = below.fold((0, 0), |most, next| (most.0.max(next.0), most.1.max(next.1)));
+    (stack + function.stack.max(1).next_multiple_of(FRAME_UNIT), frames + 1)
+}
+
+#[test]
+fn no_chain_of_calls_takes_more_stack_than_old_kernels_give() -> Result<()> {
+    for Program { name, instructions } in programs()? {
+        let (stack, frames) = chain(&functions(&instructions), 0);
+        println!("{name}: {stack} bytes in {frames} frames");
+        assert!(stack <= STACK, "{name}: {stack} bytes of stack, of {STACK}");
+        assert!(frames <= FRAMES, "{name}: {frames} frames, of {FRAMES}");
+    }
+    Ok(())
+}
+
+#[test]
+fn every_helper_is_in_linux_5_15() -> Result<()> {
+    for Program { name, instructions } in programs()? {
+        for (nth, instruction) in whole(&instructions) {
+            match callee(nth, instruction) {
+                Some(Callee::Helper(helper)) => assert!(helper <= LAST_HELPER, "{name}: {nth}: helper {helper}"),
+                Some(Callee::Other(kind)) => panic!("{name}: {nth}: a call of kind {kind}, such as a kfunc's"),
+                Some(Callee::Function(_)) | None => {}
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Version 4 of the instruction set came with Linux 6.6, and acquire and release with 6.15.
+fn is_of_version_3(instruction: &bpf_insn) -> bool {
+    let (class, operation, mode) = (instruction.code & 0x07, instruction.code & 0xf0, instruction.code & 0xe0);
+    match class {
+        // Loads that extend the sign.
+        1 => mode != 0x80,
+        // Atomics: add, or, and, xor, each with and without fetch, exchange, compare and exchange.
+        3 if mode == 0xc0 => [0x00, 0x01, 0x40, 0x41, 0x50, 0x51, 0xa0, 0xa1, 0xe1, 0xf1].contains(&instruction.imm),
+        // Signed division and remainder, moves that extend the sign, and unconditional swaps of bytes.
+        4 | 7 => !(matches!(operation, 0x30 | 0x90 | 0xb0) && instruction.off != 0) && instruction.code != 0xd7,
+        // The long jump.
+        6 => operation != 0x00,
+        _ => true,
+    }
+}
+
+#[test]
+fn every_instruction_is_in_linux_5_15() -> Result<()> {
+    for Program { name, instructions } in programs()? {
+        for (nth, instruction) in whole(&instructions) {
+            assert!(is_of_version_3(instruction), "{name}: {nth}: code {:#04x}", instruction.code);
+        }
+    }
+    Ok(())
+}
