@@ -5,13 +5,17 @@
 //! included. The same frames are sent from client to backend and back, before the programs are
 //! attached and after, raw, and what arrives is compared octet by octet.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use bg_tests::{
     Chance, Fabric, Lab, RawSocket, address,
     config::{DEPLOYMENT, VIP_HTTP_PORT, VIP_UDP_PORT, shop},
+    load::PATIENCE,
     run,
 };
-use std::{net::IpAddr, thread, time::Duration};
+use std::{
+    net::IpAddr,
+    time::{Duration, Instant},
+};
 
 /// Source MAC of all frames that are sent on purpose.
 const OURS: [u8; 6] = [0x02, 0xb6, 0, 0, 0, 1];
@@ -58,8 +62,11 @@ fn all_that_is_not_for_a_vip_stays_as_it_is(mode: &str, mtu: usize) -> Result<()
     let front = lab.edge.mac("front")?;
     let datagram = udp(50_000, VIP_UDP_PORT, b"for a VIP");
     from.send(&ethernet(front, IPV4, &ipv4(address::CLIENT_V4, address::VIP_V4, UDP, 0, &datagram)))?;
-    thread::sleep(Duration::from_millis(50));
-    assert_eq!(packets(&bgctl.deployment(DEPLOYMENT)?), 1, "the program does not see what passes");
+    let start = Instant::now();
+    while packets(&bgctl.deployment(DEPLOYMENT)?) == 0 {
+        ensure!(start.elapsed() < PATIENCE, "the program does not see what passes");
+    }
+    assert_eq!(packets(&bgctl.deployment(DEPLOYMENT)?), 1);
     let status = bgctl.json(&["status"])?;
     let drops = status["drops"].as_object().context("no drops")?;
     assert!(drops.values().all(|count| count == 0), "{drops:?}");
@@ -125,7 +132,7 @@ fn carry(from: &RawSocket, to: &RawSocket, frames: &[Vec<u8>]) -> Result<Vec<Vec
             from.send(frame)?;
         }
         while arrived.len() < 16 * number + frames.len() {
-            let Some(frame) = to.receive_within(Duration::from_millis(500))? else { break 'frames };
+            let Some(frame) = to.receive_within(PATIENCE)? else { break 'frames };
             if frame.get(6..12) == Some(&OURS) {
                 arrived.push(frame);
             }

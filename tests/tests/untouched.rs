@@ -141,10 +141,10 @@ fn strangers_pass_untouched(lab: Lab, mode: &str, jumbo: bool) -> Result<()> {
     for server in [SocketAddr::new(backend.addresses[0], bg_tests::HTTP_PORT), http_vip(address::VIP_V4)] {
         let kept = KeepAlive { clients: 2, pause: Duration::ZERO }.start(&ready.lab.client, server)?;
         let fresh = Fresh { clients: 2, pause: Duration::ZERO }.start(&ready.lab.client, server)?;
-        thread::sleep(Duration::from_secs(1));
         for load in [kept, fresh] {
+            load.wait_for(500)?;
             let counts = load.finish()?;
-            assert!(counts.failures == 0 && counts.total() > 50, "{server}: {counts:?}");
+            assert!(counts.failures == 0 && counts.total() >= 500, "{server}: {counts:?}");
         }
     }
     Ok(())
