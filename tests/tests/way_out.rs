@@ -6,7 +6,8 @@ use bg_tests::{
     Bgctl, Fabric, Lab, RawSocket, Ready, Server, address,
     config::{DEPLOYMENT, http_vip, shop, udp_vip},
     frames::PacketSpec,
-    load::Echo,
+    load::{Echo, PATIENCE},
+    retransmissions,
 };
 use std::{
     io::{Read, Write},
@@ -16,8 +17,6 @@ use std::{
 };
 
 const VIPS: [IpAddr; 2] = [address::VIP_V4, address::VIP_V6];
-/// Longer than anything takes that does not wait for a retransmission, which comes after a second.
-const SOON: Duration = Duration::from_millis(700);
 /// Another deployment, so that the one under test is not the only one nor the first.
 const OTHER: &str = "[[deployments.archive.services]]\nvip = \"203.0.113.99:80\"\nprotocol = \"tcp\"\nmode = \"nat\"\n\
                      blue = [\"10.0.1.11:8080\"]\ngreen = [\"10.0.2.11:8080\"]\n\n";
@@ -41,23 +40,21 @@ fn edge(front: &str, back: &str) -> Result<Edge> {
 
 impl Edge {
     fn connect(&self, server: SocketAddr) -> Result<TcpStream> {
-        let stream = self.lab.client.enter(|| TcpStream::connect_timeout(&server, 3 * SOON))??;
-        stream.set_read_timeout(Some(3 * SOON))?;
+        let stream = self.lab.client.enter(|| TcpStream::connect_timeout(&server, PATIENCE))??;
+        stream.set_read_timeout(Some(PATIENCE))?;
         Ok(stream)
     }
 
-    /// Asks over a new connection to each family's VIP; says how long the slowest took.
-    fn ask_all(&self) -> Result<Duration> {
-        let mut slowest = Duration::ZERO;
+    /// Asks over a new connection to each family's VIP, and over UDP. Nothing may be lost on the way.
+    fn ask_all(&self) -> Result<()> {
         for vip in VIPS {
-            let start = Instant::now();
-            ask(&mut self.connect(http_vip(vip)).with_context(|| format!("{vip}"))?)
-                .with_context(|| format!("{vip}"))?;
+            let mut stream = self.connect(http_vip(vip)).with_context(|| format!("{vip}"))?;
+            ensure!(retransmissions(&stream)? == 0, "{vip}: the first SYN was lost");
+            ask(&mut stream).with_context(|| format!("{vip}"))?;
             let echo = Echo::open(&self.lab.client, udp_vip(vip))?;
             echo.ask("anybody there?").with_context(|| format!("UDP {vip}"))?;
-            slowest = slowest.max(start.elapsed());
         }
-        Ok(slowest)
+        Ok(())
     }
 
     /// Rules as many edges have them: what conntrack does not know to be a connection is dropped.
@@ -83,8 +80,7 @@ fn a_stateful_firewall_is_in_nobodys_way(front: &str, back: &str) -> Result<()> 
     edge.drop_invalid()?;
     let mut kept = edge.connect(http_vip(address::VIP_V4))?;
     for _ in 0..3 {
-        let slowest = edge.ask_all()?;
-        assert!(slowest < SOON, "{slowest:?}");
+        edge.ask_all()?;
         ask(&mut kept)?;
         // Longer than a look-up is trusted for.
         thread::sleep(Duration::from_millis(500));
@@ -93,8 +89,7 @@ fn a_stateful_firewall_is_in_nobodys_way(front: &str, back: &str) -> Result<()> 
     // A colour that the edge has not talked to lately.
     edge.lab.edge.ip("neigh flush dev back")?;
     edge.bgctl.run(&["switch", DEPLOYMENT])?;
-    let slowest = edge.ask_all().context("after the switch")?;
-    assert!(slowest < SOON, "after the switch: {slowest:?}");
+    edge.ask_all().context("after the switch")?;
     ask(&mut kept)?;
 
     // The client keeps what it knows of the edge; the edge loses all that it knows of the client.
@@ -107,10 +102,9 @@ fn a_stateful_firewall_is_in_nobodys_way(front: &str, back: &str) -> Result<()> 
     edge.lab.edge.ip("link set front up")?;
     let start = Instant::now();
     while edge.ask_all().is_err() {
-        ensure!(start.elapsed() < Duration::from_secs(8), "no answer after the link was down for a moment");
+        ensure!(start.elapsed() < Duration::from_secs(30), "no answer after the link was down for a moment");
     }
-    let slowest = edge.ask_all().context("after the link was down")?;
-    assert!(slowest < SOON, "after the link was down: {slowest:?}");
+    edge.ask_all().context("after the link was down")?;
 
     let events = edge.bgctl.json(&["status"])?["events"].clone();
     assert_eq!(events["next_hop_by_stack"], 0, "{events}");
@@ -147,7 +141,6 @@ fn a_firewall_with_tc_for_clients_and_native_xdp_for_backends() -> Result<()> {
 fn no_datagram_is_lost_when_an_interface_changes_its_mode_or_is_detached() -> Result<()> {
     let edge = edge("native", "native")?;
     let echo = Echo::open(&edge.lab.client, udp_vip(address::VIP_V4))?;
-    echo.set_patience(Duration::from_millis(200))?;
     let commands: [&[&str]; 5] = [
         &["attach", "back", "--mode", "tc"],
         &["attach", "back", "--mode", "native"],
@@ -191,7 +184,7 @@ fn a_frame_for_another_mac_is_not_served(mode: &str) -> Result<()> {
     wire.send(&frame)?;
     let start = Instant::now();
     while packets()? == 0 {
-        ensure!(start.elapsed() < Duration::from_secs(2), "the edge's own frame is not served");
+        ensure!(start.elapsed() < PATIENCE, "the edge's own frame is not served");
     }
     assert_eq!(packets()?, 1, "only the frame that was for the edge");
 
@@ -201,7 +194,7 @@ fn a_frame_for_another_mac_is_not_served(mode: &str) -> Result<()> {
     wire.send(&frame)?;
     let start = Instant::now();
     while packets()? == 1 {
-        ensure!(start.elapsed() < Duration::from_secs(2), "a frame to the edge's new MAC address is not served");
+        ensure!(start.elapsed() < PATIENCE, "a frame to the edge's new MAC address is not served");
     }
     Ok(())
 }
@@ -239,14 +232,14 @@ fn a_silent_change_of_a_mac_is_found_out(mode: &str) -> Result<()> {
     let mac = edge.lab.edge.mac("front")?.map(|octet| format!("{octet:02x}")).join(":");
     let again = |echo: &Echo, who: &str| -> Result<()> {
         let start = Instant::now();
+        echo.set_patience(Duration::from_millis(50))?;
         while echo.ask("still there?").is_err() {
-            ensure!(start.elapsed() < Duration::from_secs(12), "{who} is not found again");
+            ensure!(start.elapsed() < Duration::from_secs(30), "{who} is not found again");
         }
         Ok(())
     };
     for (round, vip) in VIPS.into_iter().enumerate() {
         let echo = Echo::open(&edge.lab.client, udp_vip(vip))?;
-        echo.set_patience(Duration::from_millis(50))?;
         let answer = echo.ask("who is there?")?;
         let backend = edge.lab.backends.iter().find(|backend| backend.name == answer.backend).context("a backend")?;
         // Cached, and trusted.
@@ -288,11 +281,9 @@ fn on_one_arm_no_packet_is_forwarded_by_the_stack(mode: &str) -> Result<()> {
     }
     for round in 0..3 {
         lab.edge.ip("neigh flush dev back")?;
-        let connected = client
-            .namespace
-            .enter(|| TcpStream::connect_timeout(&http_vip(address::VIP_V4), Duration::from_secs(2)))?;
+        let connected = client.namespace.enter(|| TcpStream::connect_timeout(&http_vip(address::VIP_V4), PATIENCE))?;
         let mut stream = connected.with_context(|| format!("round {round}"))?;
-        stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+        stream.set_read_timeout(Some(PATIENCE))?;
         ask(&mut stream).with_context(|| format!("round {round}"))?;
         // Longer than a look-up is trusted for.
         thread::sleep(Duration::from_millis(1200));
