@@ -1,4 +1,7 @@
 //! 1,000 services of 100 backends a colour: applied in seconds, switched in milliseconds, all by one store.
+//!
+//! A busy machine lets a command wait for a processor, so the bounds are on the processor time that it takes, and on how
+//! often it waits for something else.
 
 use anyhow::Result;
 use bg_common::Colour;
@@ -42,6 +45,38 @@ fn config(lab: &Lab, changed: Option<u16>) -> String {
     config
 }
 
+/// What a command costs.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Cost {
+    took: Duration,
+    /// Processor time.
+    worked: Duration,
+    /// How often it has waited for something that is not a processor.
+    waited: i64,
+}
+
+impl Cost {
+    /// Runs a command to its end. No other child of this process may end meanwhile.
+    fn of(command: impl FnOnce() -> Result<String>) -> Result<Self> {
+        let (start, before) = (Instant::now(), children());
+        command()?;
+        let after = children();
+        let time = |time: libc::timeval| Duration::new(time.tv_sec as u64, 1000 * time.tv_usec as u32);
+        let worked = |usage: &libc::rusage| time(usage.ru_utime) + time(usage.ru_stime);
+        let waited = after.ru_nvcsw - before.ru_nvcsw;
+        Ok(Self { took: start.elapsed(), worked: worked(&after) - worked(&before), waited })
+    }
+}
+
+/// What all children that have ended have used.
+fn children() -> libc::rusage {
+    // SAFETY: a plain struct of integers, for which zeros are values.
+    let mut usage = unsafe { std::mem::zeroed() };
+    // SAFETY: the pointer is to an rusage that outlives the call.
+    assert_eq!(unsafe { libc::getrusage(libc::RUSAGE_CHILDREN, &raw mut usage) }, 0);
+    usage
+}
+
 #[test]
 fn a_thousand_services_are_applied_in_seconds_and_switched_in_milliseconds() -> Result<()> {
     let lab = Lab::wire(Fabric::Switch)?;
@@ -52,11 +87,10 @@ fn a_thousand_services_are_applied_in_seconds_and_switched_in_milliseconds() -> 
 
     let file = bgctl.write_config(&config(&lab, None))?;
     let apply = |what: &str, limit: Duration| -> Result<()> {
-        let start = Instant::now();
-        bgctl.run(&["apply", "-c", &file])?;
-        let took = start.elapsed();
-        println!("{what}: {took:?}");
-        assert!(took < limit, "{what} took {took:?}, expected less than {limit:?}");
+        let cost = Cost::of(|| bgctl.run(&["apply", "-c", &file]))?;
+        println!("{what}: {cost:?}");
+        assert!(cost.worked < limit, "{what}: {cost:?}, expected less than {limit:?}");
+        assert!(cost.waited < SERVICES.into(), "{what}: {cost:?}, expected fewer than one for each service");
         Ok(())
     };
     apply("the first apply", Duration::from_secs(5))?;
@@ -66,17 +100,14 @@ fn a_thousand_services_are_applied_in_seconds_and_switched_in_milliseconds() -> 
 
     let live = Live::open(lab.sandbox.pin_root())?;
     let mut colour = Colour::Blue;
-    let mut times = Vec::new();
+    let mut costs = Vec::new();
     for _ in 0..40 {
-        let start = Instant::now();
-        bgctl.run(&["switch", DEPLOYMENT])?;
-        times.push(start.elapsed());
+        costs.push(Cost::of(|| bgctl.run(&["switch", DEPLOYMENT]))?);
         colour = colour.other();
     }
-    times.sort();
-    println!("switch, as a process: fastest {:?}, median {:?}, slowest {:?}", times[0], times[20], times[39]);
-    // What it takes where nothing else keeps the processors busy.
-    assert!(times[0] < Duration::from_millis(20), "{times:?}");
+    costs.sort();
+    println!("switch, as a process: fastest {:?}, median {:?}, slowest {:?}", costs[0], costs[20], costs[39]);
+    assert!(costs[20].worked < Duration::from_millis(20) && costs[20].waited < 50, "{costs:?}");
 
     // And it does what it says: new flows of a service follow.
     let vip = SocketAddr::new(address::VIP_V4, 10_000);
