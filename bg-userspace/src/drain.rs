@@ -99,17 +99,18 @@ impl Instance {
             };
             word.flags().has(LiveFlags::DRAINING).then_some((word, terms, ending))
         };
-        if self.drains().all(|index| ending(index).is_none()) {
+        let over: Vec<_> = self.drains().filter_map(|index| Some((index, ending(index)?))).collect();
+        if over.is_empty() {
             return;
         }
-        // Otherwise this would overwrite the terms of a switch in between.
-        let Ok(_lock) = Lock::switch_if_free(&self.paths) else { return };
-        let over: Vec<_> = self.drains().filter_map(|index| Some((index, ending(index)?))).collect();
         let is_any_done = over.iter().any(|(_, (.., ending))| *ending == Ending::Done);
         let left = is_any_done.then(|| Fence::prepare(&self.paths)?.wait().and_then(|()| search()));
+        // Otherwise this would overwrite the terms of a switch. Taken only now, so that no switch waits for a search.
+        let Ok(_lock) = Lock::switch_if_free(&self.paths) else { return };
         for (index, (word, terms, ending)) in over {
             let is_over = ending == Ending::Overdue || matches!(&left, Some(Ok(left)) if !left.has(index));
-            // Somebody who does not know the lock may have switched meanwhile.
+            // Somebody may have switched before the lock was taken, or without it. Generations only grow, so if the word is the same, it
+            // has been so all the time.
             if !is_over || self.words.live.read(index.into()) != word {
                 continue;
             }
