@@ -124,7 +124,7 @@ impl Instance {
                 idle: self.tick_length.duration(open.idle),
             });
         })?;
-        let mut flows = flows.concat();
+        let mut flows: Vec<FlowStatus> = flows.into_iter().flatten().collect();
         flows.sort_by(|a, b| (&a.deployment, &a.service, a.client).cmp(&(&b.deployment, &b.service, b.client)));
         Ok(flows)
     }

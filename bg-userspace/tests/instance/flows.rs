@@ -276,6 +276,12 @@ fn a_million_flows_are_counted_in_milliseconds() {
     println!("with room for {FLOWS}: {}", time(&lab));
     fill(&lab, FLOWS, now, false);
     println!("with {FLOWS} flows: {}", time(&lab));
+    for words in [&["flows", "--count"][..], &["flows"], &["flows", "--json"]] {
+        let start = Instant::now();
+        let output = lab.bgctl().args(words).output().unwrap();
+        assert!(output.status.success());
+        println!("bgctl {}: {:?}, {} bytes", words.join(" "), start.elapsed(), output.stdout.len());
+    }
     let (lab, now) = switched(FLOWS);
     fill(&lab, FLOWS, now, true);
     println!("with {FLOWS} flows, many of them silent: {}", time(&lab));

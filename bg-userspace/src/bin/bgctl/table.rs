@@ -80,41 +80,53 @@ impl<const N: usize> Table<N> {
 
     /// The lines, the head first. Each begins with `indent` and ends without a line feed.
     pub(crate) fn lines(&self, indent: &str) -> Vec<String> {
-        let mut widths = [0; N];
-        for row in &self.rows {
-            for (width, cell) in widths.iter_mut().zip(row) {
-                *width = cell.text.width().max(*width);
-            }
-        }
-        self.rows.iter().map(|row| self.line(indent, row, &widths)).collect()
-    }
-
-    fn line(&self, indent: &str, row: &[Cell; N], widths: &[usize; N]) -> String {
-        let mut line = indent.to_owned();
-        // The gap before the next cell, which is dropped at the end of the line.
-        let mut gap = String::new();
-        for ((Cell { text, style }, &width), align) in row.iter().zip(widths).zip(self.align) {
-            let padding = " ".repeat(width - text.width());
-            let (before, after) = match align {
-                Align::Left => (String::new(), padding),
-                Align::Right => (padding, String::new()),
-            };
-            gap += &before;
-            if !text.is_empty() {
-                line += &gap;
-                line += &styled(*style, text);
-                gap.clear();
-            }
-            gap += &after;
-            gap += "  ";
-        }
-        line
+        self.render(indent).lines().map(str::to_owned).collect()
     }
 
     /// The lines as one text.
     pub(crate) fn render(&self, indent: &str) -> String {
-        self.lines(indent).into_iter().map(|line| line + "\n").collect()
+        let mut widths = [0; N];
+        for row in &self.rows {
+            for (widest, cell) in widths.iter_mut().zip(row) {
+                *widest = width(&cell.text).max(*widest);
+            }
+        }
+        let mut text = String::new();
+        for row in &self.rows {
+            text += indent;
+            self.add_cells(&mut text, row, &widths);
+            text.push('\n');
+        }
+        text
     }
+
+    fn add_cells(&self, line: &mut String, row: &[Cell; N], widths: &[usize; N]) {
+        // The gap before the next cell, which is dropped at the end of the line.
+        let mut gap = 0;
+        for ((Cell { text, style }, widest), align) in row.iter().zip(widths).zip(self.align) {
+            let padding = widest - width(text);
+            let (before, after) = match align {
+                Align::Left => (0, padding),
+                Align::Right => (padding, 0),
+            };
+            gap += before;
+            if !text.is_empty() {
+                line.extend(std::iter::repeat_n(' ', gap));
+                if style.is_plain() {
+                    *line += text;
+                } else {
+                    *line += &styled(*style, text);
+                }
+                gap = 0;
+            }
+            gap += after + 2;
+        }
+    }
+}
+
+/// The number of columns that a text takes. There may be millions of texts, nearly all of them in ASCII.
+fn width(text: &str) -> usize {
+    if text.is_ascii() { text.len() } else { text.width() }
 }
 
 #[cfg(test)]

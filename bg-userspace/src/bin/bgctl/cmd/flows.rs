@@ -1,6 +1,6 @@
 //! `bgctl flows`: list open flows.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use bg_userspace::{FlowFilter, FlowStatus, Instance, config::protocol_name};
 
@@ -33,7 +33,7 @@ pub(super) fn run(global: &Global, args: &Flows) -> anyhow::Result<Outcome> {
     }
     let flows = instance.flows(&filter)?;
     if global.json {
-        output::print_json(&serde_json::json!({ "flows": flows }))?;
+        output::print_json(&BTreeMap::from([("flows", flows)]))?;
     } else if flows.is_empty() {
         let such = if filter == FlowFilter::default() { "" } else { " that match" };
         output::message(&format!("no open flows{such}"));
