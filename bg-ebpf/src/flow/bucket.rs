@@ -23,7 +23,13 @@ pub fn second(hash: u32, mask: u32) -> u32 {
 /// result, and `opaque` keeps the compiler from taking those of both numbers instead.
 #[inline(always)]
 pub fn row<K: Key, W: Words>(bucket: W, hash: u32, turn: u32) -> W {
-    bucket.from(opaque((hash >> 29 ^ turn).into()) as usize % WAYS as usize * K::ROW)
+    bucket.from(index(hash, turn) as usize * K::ROW)
+}
+
+/// The index in its bucket of the row whose turn it is for this hash.
+#[inline(always)]
+pub fn index(hash: u32, turn: u32) -> u32 {
+    opaque((hash >> 29 ^ turn).into()) as u32 % WAYS
 }
 
 /// The same for a turn that is a constant in an unrolled loop: two instructions less.

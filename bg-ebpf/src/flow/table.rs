@@ -24,13 +24,13 @@
 //!   nobody else anything. A BPF program runs to its end, so it does not stay.
 
 use super::{
-    bucket::{WAYS, row, second, unrolled_row},
+    bucket::{WAYS, index, row, second, unrolled_row},
     key::{Key, Match, VIP_SHIFT},
     memory::{Memory, Words},
     row::FlowRef,
     victim::{Rank, rank, survey, two_empty},
 };
-use crate::hint::{opaque, rolled, unlikely};
+use crate::hint::{rolled, unlikely};
 use bg_common::{Flow, FlowState};
 
 /// How [`insert`] and [`replace`] have ended.
@@ -61,6 +61,8 @@ const STATUS: u64 = FlowState::STATUS as u64;
 const LIVE: u64 = FlowState::LIVE as u64;
 const BUSY: u64 = FlowState::BUSY as u64;
 const IDENTITY: u64 = FlowState::IDENTITY as u64;
+/// In the head of a row that is being written: the hash of the new flow.
+const HASH: u64 = 0xffff_ffff << 32;
 
 /// Zero if the row's key is the one looked for.
 #[inline(always)]
@@ -76,13 +78,18 @@ fn difference<K: Key, W: Words>(row: W, key: &K, matching: Match) -> u64 {
 /// The row of a key. Of [`Match::Client`] there may be several: this is one of them.
 #[inline(always)]
 pub fn find<K: Key, M: Memory<K>>(memory: &M, key: &K, hash: u32, matching: Match) -> Option<FlowRef<M::Words>> {
+    read(memory, find_row(memory, key, hash, matching)?, key, matching)
+}
+
+/// The row that [`find`] reads.
+#[inline(always)]
+pub fn find_row<K: Key, M: Memory<K>>(memory: &M, key: &K, hash: u32, matching: Match) -> Option<M::Words> {
     let mask = memory.mask();
-    let row = match find_in(memory.bucket(hash & mask)?, hash, 0..WAYS, unrolled_row::<K, _>, key, matching) {
-        Some(row) => row,
+    match find_in(memory.bucket(hash & mask)?, hash, 0..WAYS, unrolled_row::<K, _>, key, matching) {
+        Some(row) => Some(row),
         // A loop: few flows stand here.
-        None => find_in(memory.bucket(second(hash, mask))?, hash, rolled(WAYS), row::<K, _>, key, matching)?,
-    };
-    read(memory, row, key, matching)
+        None => find_in(memory.bucket(second(hash, mask))?, hash, rolled(WAYS), row::<K, _>, key, matching),
+    }
 }
 
 #[inline(always)]
@@ -152,25 +159,27 @@ fn publish<K, M: Memory<K>>(memory: &M, head: M::Words, version: FlowState, flow
     head.store(0, state & !IDENTITY | u64::from(version.0) | LIVE);
 }
 
-/// How many places of two buckets hold the key, or are being written for a flow of this hash.
+/// Whether another row than the one at the index `own` holds the key, or is being written for a flow of this hash.
 ///
-/// A place that another CPU has claimed counts by the key that stands there, too: that CPU may give up, and then the
-/// flow of this key is there again. Without a branch, for the verifier's sake.
+/// A row that another CPU has claimed counts by the key that stands there, too: that CPU may give up, and then the
+/// flow of this key is there again.
 #[inline(always)]
-fn count_of<K: Key, M: Memory<K>>(memory: &M, buckets: [M::Words; 2], hash: u32, key: &K) -> u64 {
-    // 0 or 1, of which the compiler does not know that it is no more.
-    let is_zero = |word: u64| opaque(!(word | 0_u64.wrapping_sub(word))) >> 63;
-    let mut count = 0;
-    for nth in rolled(2 * WAYS) {
-        let row = row::<K, _>(if nth < WAYS { buckets[0] } else { buckets[1] }, hash, nth % WAYS);
-        let head = row.load(K::HEAD);
-        memory.order();
-        let is_in_use = opaque(head & STATUS).wrapping_add(STATUS) >> 2;
-        let is_claimed_for_it = is_zero((head & STATUS ^ BUSY) | (head >> 32 ^ u64::from(hash)));
-        let has_key = is_zero(difference(row, key, Match::Whole));
-        count += opaque(is_claimed_for_it | has_key) & is_in_use;
+fn is_there<K: Key, M: Memory<K>>(memory: &M, bucket: M::Words, own: u32, hash: u32, key: &K) -> bool {
+    for index in 0..WAYS {
+        let head = bucket.load(index as usize * K::ROW + K::HEAD);
+        if unlikely(head & (STATUS | HASH) == (BUSY | u64::from(hash) << 32)) && index != own {
+            return true;
+        }
     }
-    opaque(count)
+    // Who has published the flow before its claim was looked for has written the key before that.
+    memory.order();
+    for index in 0..WAYS {
+        let row = bucket.from(index as usize * K::ROW);
+        if unlikely(difference(row, key, Match::Whole) == 0) && row.load(K::HEAD) & STATUS != 0 && index != own {
+            return true;
+        }
+    }
+    false
 }
 
 /// Where a new flow goes: whether to the second bucket, and the rank of the place there.
@@ -207,7 +216,12 @@ pub fn insert<K: Key, M: Memory<K>>(memory: &M, key: &K, hash: u32, flow: &Flow,
     memory.order();
     // Unless another CPU has been here since, or the row was seen with the times of the flow before: a flow that
     // was just opened is not what was chosen.
-    if rank(old, head.load(1), head.load(2), turn, now, flow.generation).0 != best {
+    let is_as_chosen = if best.is_empty() {
+        old & STATUS == 0
+    } else {
+        rank(old, head.load(1), head.load(2), turn, now, flow.generation).0 == best
+    };
+    if !is_as_chosen {
         return Stored::No;
     }
     let version = FlowState(old as u32).next(0);
@@ -216,10 +230,13 @@ pub fn insert<K: Key, M: Memory<K>>(memory: &M, key: &K, hash: u32, flow: &Flow,
     }
     // The claim comes before the check, whatever the compare-exchange of this machine orders.
     memory.order();
-    // Our own claim is one of them.
-    if count_of(memory, [first, second], hash, key) > 1 {
-        head.store(0, old);
-        return Stored::No;
+    for half in rolled(2) {
+        let bucket = if half == 0 { first } else { second };
+        let own = if (half != 0) == is_second { index(hash, turn) } else { WAYS };
+        if is_there(memory, bucket, own, hash, key) {
+            head.store(0, old);
+            return Stored::No;
+        }
     }
     for word in 0..K::HEAD {
         row.store(word, key.word(word));

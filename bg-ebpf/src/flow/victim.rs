@@ -6,7 +6,7 @@
 //! again if it were lost; and of these the one whose silence is the greatest part of the silence that it may keep.
 
 use super::{
-    bucket::{WAYS, row},
+    bucket::{WAYS, row, unrolled_row},
     key::Key,
     memory::Words,
 };
@@ -38,6 +38,11 @@ impl Rank {
     /// The place's turn in its bucket.
     pub(super) const fn turn(self) -> u32 {
         WAYS - 1 - (self.0 as u32 & (WAYS - 1))
+    }
+
+    /// Whether the place is empty.
+    pub(super) const fn is_empty(self) -> bool {
+        self.0 >> Self::CLASS_SHIFT == Self::EMPTY
     }
 
     /// Whether anybody can have the place: no flow is being written there.
@@ -129,8 +134,8 @@ pub(super) fn two_empty<K: Key, W: Words>(bucket: W, hash: u32) -> Option<u32> {
     // Turn of the lowest bit of a set of eight, by a de Bruijn sequence.
     const TURNS: u64 = turns();
     let mut set = 0;
-    for turn in rolled(WAYS) {
-        let status = opaque(row::<K, _>(bucket, hash, turn).load(K::HEAD) & u64::from(FlowState::STATUS));
+    for turn in 0..WAYS {
+        let status = opaque(unrolled_row::<K, _>(bucket, hash, turn).load(K::HEAD) & u64::from(FlowState::STATUS));
         set |= (status.wrapping_sub(1) >> 63) << turn;
     }
     let lowest = set & 0_u64.wrapping_sub(set);
