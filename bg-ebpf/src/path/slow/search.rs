@@ -2,11 +2,12 @@
 
 use crate::{
     flow::{
-        bucket::{WAYS, place},
+        bucket::{WAYS, index, second},
         key::{Key as _, Match},
+        memory::{Memory as _, Words as _},
         table::{read, remove},
     },
-    hint::rolled,
+    hint::{rolled, unlikely},
     policy::{colour::Client, lifetime::is_open},
     rows::{BackendRef, VipRef},
     world::{Flows, World},
@@ -96,38 +97,48 @@ pub fn step<V: Flows, W: World>(search: &mut Search, world: &W) -> Step {
     }
     let Some(node) = world.backend(search.link.wrapping_sub(1)).map(BackendRef) else { return Step::End };
     search.link = node.next();
-    let address = V::narrow(&search.address);
-    if !node.is_at::<V>(address, search.port, search.protocol) {
+    if !node.is_at::<V>(V::narrow(&search.address), search.port, search.protocol) {
         return Step::Next;
     }
     let flows = V::flows(world);
     let key = write_key::<V>(&mut search.key, &search.client, search.vip);
     search.hash = key.hash(node.salt(), flows);
-    for nth in rolled(2 * WAYS) {
-        let Some(row) = place::<V::Key, _>(flows, search.hash, nth) else { break };
-        let Some(flow) = read(flows, row, key, Match::Client) else { continue };
-        let Some(backend) = world.backend(flow.backend().slot()).map(BackendRef) else { continue };
-        if !backend.is(flow.backend()) || !backend.is_at::<V>(address, search.port, search.protocol) {
-            continue;
-        }
-        if !search.is_for_rivals {
-            return Step::Found(nth);
-        }
-        if flow.vip() == search.vip {
-            continue;
-        }
-        let is_open = world
-            .deployment(backend.deployment())
-            .is_some_and(|row| is_open(flow.flow(), search.protocol, row, search.now));
-        if is_open {
-            // The flow's own row is met where its virtual address has just passed from one service to another.
-            if is_same_vip(flow.vip(), search.vip, world) {
+    let end = key.word(V::Key::HEAD - 1);
+    for half in rolled(2) {
+        let mask = flows.mask();
+        let bucket = if half == 0 { search.hash & mask } else { second(search.hash, mask) };
+        let Some(rows) = flows.bucket(bucket) else { break };
+        for nth in rolled(WAYS) {
+            let row = rows.from(nth as usize * V::Key::ROW);
+            // In this word nearly all keys differ.
+            if !unlikely((row.load(V::Key::HEAD - 1) ^ end) & Match::Client.mask() == 0) {
                 continue;
             }
-            return Step::Found(nth);
+            let address = V::narrow(&search.address);
+            let Some(flow) = read(flows, row, key, Match::Client) else { continue };
+            let Some(backend) = world.backend(flow.backend().slot()).map(BackendRef) else { continue };
+            if !backend.is(flow.backend()) || !backend.is_at::<V>(address, search.port, search.protocol) {
+                continue;
+            }
+            if !search.is_for_rivals {
+                return Step::Found(half * WAYS + index(search.hash, nth));
+            }
+            if flow.vip() == search.vip {
+                continue;
+            }
+            let is_open = world
+                .deployment(backend.deployment())
+                .is_some_and(|row| is_open(flow.flow(), search.protocol, row, search.now));
+            if is_open {
+                // The flow's own row is met where its virtual address has just passed from one service to another.
+                if is_same_vip(flow.vip(), search.vip, world) {
+                    continue;
+                }
+                return Step::Found(half * WAYS + index(search.hash, nth));
+            }
+            // The backend could not tell its flow from the new one either, so nothing is to be found by its row any more.
+            remove(flow);
         }
-        // The backend could not tell its flow from the new one either, so nothing is to be found by its row any more.
-        remove(flow);
     }
     Step::Next
 }
