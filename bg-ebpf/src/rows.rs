@@ -17,6 +17,13 @@ macro_rules! read {
     };
 }
 
+macro_rules! half {
+    ($row:expr, $($address:ident).+, $nth:expr) => {
+        // SAFETY: as above; an address begins at a multiple of eight bytes, and `IpVersion` asks for its two halves.
+        unsafe { (&raw const (*$row).$($address).+).cast::<u64>().wrapping_add($nth).read_volatile() }
+    };
+}
+
 /// Port, protocol and family, as both kinds of rows hold them side by side.
 #[inline(always)]
 const fn endpoint<V: IpVersion>(port: Be16, protocol: Protocol) -> u32 {
@@ -25,6 +32,8 @@ const fn endpoint<V: IpVersion>(port: Be16, protocol: Protocol) -> u32 {
 
 const _: () = {
     use core::mem::offset_of;
+    assert!(offset_of!(Vip, key) % 8 == 0 && offset_of!(ServiceKey, addr) % 8 == 0 && size_of::<Vip>() % 8 == 0);
+    assert!(offset_of!(Backend, addr) % 8 == 0 && size_of::<Backend>() % 8 == 0);
     assert!(offset_of!(ServiceKey, protocol) == offset_of!(ServiceKey, port) + 2);
     assert!(offset_of!(ServiceKey, family) == offset_of!(ServiceKey, port) + 3);
     assert!(offset_of!(Backend, protocol) == offset_of!(Backend, port) + 2);
@@ -41,7 +50,7 @@ impl VipRef {
     pub fn is_at<V: IpVersion>(self, address: V::Address, port: Be16, protocol: Protocol) -> bool {
         // SAFETY: four bytes of a row that lives as long as the program runs: port, protocol and family.
         let rest = unsafe { (&raw const (*self.0).key.port).cast::<u32>().read_volatile() };
-        rest == endpoint::<V>(port, protocol) && V::is_same(address, |word| read!(self.0, key.addr.0[word]))
+        rest == endpoint::<V>(port, protocol) && address == V::of_halves(|nth| half!(self.0, key.addr, nth))
     }
 
     /// Whether another row holds the same address, port and protocol.
@@ -64,7 +73,7 @@ impl VipRef {
     /// Address.
     #[inline(always)]
     pub fn address<V: IpVersion>(self) -> V::Address {
-        V::narrow(&read!(self.0, key.addr))
+        V::of_halves(|nth| half!(self.0, key.addr, nth))
     }
 
     /// Port.
@@ -116,7 +125,7 @@ impl BackendRef {
     pub fn is_at<V: IpVersion>(self, address: V::Address, port: Be16, protocol: Protocol) -> bool {
         // SAFETY: four bytes of a row that lives as long as the program runs: port, protocol and family.
         let rest = unsafe { (&raw const (*self.0).port).cast::<u32>().read_volatile() };
-        rest == endpoint::<V>(port, protocol) && V::is_same(address, |word| read!(self.0, addr.0[word]))
+        rest == endpoint::<V>(port, protocol) && address == V::of_halves(|nth| half!(self.0, addr, nth))
     }
 
     /// Address.
@@ -124,7 +133,7 @@ impl BackendRef {
     pub fn address<V: IpVersion>(self) -> V::Address {
         // SAFETY: a field of a row that lives as long as the program runs. No such field changes while a flow refers
         // to the row, and a flow that does not would be over.
-        V::narrow(unsafe { &(*self.0).addr })
+        V::of_halves(|nth| half!(self.0, addr, nth))
     }
 
     /// Address, as maps keep it.

@@ -10,7 +10,7 @@ use crate::wire::{
     headers::{Headers, IpVersion, V4, V6},
     packet::{
         Packet,
-        bytes::{load16, store16, store32},
+        bytes::{load16, store16, store32, store64},
     },
 };
 use bg_common::{Be16, NextHop, Protocol};
@@ -114,9 +114,9 @@ impl Rewritable for V4 {
         }
         let mut header = address;
         if edit.hop.is_some() {
-            let old = u16::from_ne_bytes([ip.ttl, ip.proto]);
+            // Nothing is forwarded whose TTL is zero, so its word is one less than before, whatever else stands there.
             ip.ttl = ip.ttl.wrapping_sub(1);
-            header = header.word(old, u16::from_ne_bytes([ip.ttl, ip.proto]));
+            header = header.word(1, 0);
         }
         let check = header.apply(load16(&ip.check));
         store16(&mut ip.check, check);
@@ -133,18 +133,10 @@ impl Rewritable for V6 {
         if edit.hop.is_some() {
             ip.hop_limit = ip.hop_limit.wrapping_sub(1);
         }
-        let words = packet.header_mut::<[[u8; 4]; 4]>(headers.l3 + edit.end.v6_offset())?;
-        store32(&mut words[0], new[0]);
-        store32(&mut words[1], new[1]);
-        store32(&mut words[2], new[2]);
-        store32(&mut words[3], new[3]);
-        Some(
-            Delta::NONE
-                .double_word(old[0], new[0])
-                .double_word(old[1], new[1])
-                .double_word(old[2], new[2])
-                .double_word(old[3], new[3]),
-        )
+        let halves = packet.header_mut::<[[u8; 8]; 2]>(headers.l3 + edit.end.v6_offset())?;
+        store64(&mut halves[0], new[0]);
+        store64(&mut halves[1], new[1]);
+        Some(Delta::NONE.quad_word(old[0], new[0]).quad_word(old[1], new[1]))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::memory::Memory;
 use crate::wire::headers::{IpVersion, V4, V6};
-use bg_common::{Addr, Be16, FlowKey4, FlowKey6};
+use bg_common::{Be16, FlowKey4, FlowKey6};
 
 /// A key as words. The last word holds the client's port in bits 32 to 47 and the row of the virtual address in bits
 /// 48 to 63, for all keys alike.
@@ -127,7 +127,7 @@ impl FlowVersion for V6 {
     type Key = FlowKey6;
 
     #[inline(always)]
-    fn key(client: [u32; 4], port: Be16, vip: u16) -> FlowKey6 {
-        FlowKey6 { client: Addr(client), reserved: 0, port, vip }
+    fn key(client: [u64; 2], port: Be16, vip: u16) -> FlowKey6 {
+        FlowKey6 { client: V6::widen(client), reserved: 0, port, vip }
     }
 }

@@ -25,6 +25,12 @@ impl Delta {
         Self(self.0 + !old as u64 + new as u64)
     }
 
+    /// Four neighbouring 16-bit words replaced.
+    #[inline(always)]
+    pub const fn quad_word(self, old: u64, new: u64) -> Self {
+        self.double_word(old as u32, new as u32).double_word((old >> 32) as u32, (new >> 32) as u32)
+    }
+
     /// What two parts of the bytes have seen replaced.
     #[inline(always)]
     pub const fn and(self, other: Self) -> Self {

@@ -150,8 +150,8 @@ pub trait IpVersion: Copy {
     fn widen(address: Self::Address) -> Addr;
     /// The address as packets bear it.
     fn narrow(address: &Addr) -> Self::Address;
-    /// Whether an address has these words.
-    fn is_same(address: Self::Address, word: impl Fn(usize) -> u32) -> bool;
+    /// The address out of the two halves of what maps keep.
+    fn of_halves(half: impl Fn(usize) -> u64) -> Self::Address;
 }
 
 /// IPv4.

@@ -4,7 +4,7 @@ use super::{
     headers::{FRAGMENT_OFFSET, IpHeader, IpVersion, V4, V6},
     packet::{
         Header, Packet,
-        bytes::{load16, load32},
+        bytes::{load16, load32, load64},
     },
 };
 use bg_common::{Addr, Family, Protocol};
@@ -41,15 +41,15 @@ impl IpVersion for V4 {
     }
 
     #[inline(always)]
-    fn is_same(address: u32, word: impl Fn(usize) -> u32) -> bool {
-        address == word(0)
+    fn of_halves(half: impl Fn(usize) -> u64) -> u32 {
+        half(0) as u32
     }
 }
 
 impl IpVersion for V6 {
     const FAMILY: Family = Family::V6;
     const ICMP: u8 = 58;
-    type Address = [u32; 4];
+    type Address = [u64; 2];
 
     #[inline(always)]
     fn header<'a>(packet: &'a Packet<'_>, l3: usize) -> Option<impl IpHeader<Self> + 'a> {
@@ -58,28 +58,28 @@ impl IpVersion for V6 {
     }
 
     #[inline(always)]
-    fn tuple_hash(src: [u32; 4], dst: [u32; 4], ports: u32, protocol: Protocol) -> u32 {
-        let pair = |a: u32, b: u32| u64::from(a) << 32 | u64::from(b);
-        let hash = mix(pair(src[0], src[1]));
-        let hash = mix(hash ^ pair(src[2], src[3]));
-        let hash = mix(hash ^ pair(dst[0], dst[1]));
-        let hash = mix(hash ^ pair(dst[2], dst[3]));
+    fn tuple_hash(src: [u64; 2], dst: [u64; 2], ports: u32, protocol: Protocol) -> u32 {
+        let hash = mix(src[0].rotate_left(32));
+        let hash = mix(hash ^ src[1].rotate_left(32));
+        let hash = mix(hash ^ dst[0].rotate_left(32));
+        let hash = mix(hash ^ dst[1].rotate_left(32));
         fold(mix(hash ^ (u64::from(ports) << 8 | protocol as u64)))
     }
 
     #[inline(always)]
-    fn widen(address: [u32; 4]) -> Addr {
-        Addr(address)
+    fn widen([low, high]: [u64; 2]) -> Addr {
+        Addr([low as u32, (low >> 32) as u32, high as u32, (high >> 32) as u32])
     }
 
     #[inline(always)]
-    fn narrow(address: &Addr) -> [u32; 4] {
-        address.0
+    fn narrow(&Addr([a, b, c, d]): &Addr) -> [u64; 2] {
+        let half = |low: u32, high: u32| u64::from(low) | u64::from(high) << 32;
+        [half(a, b), half(c, d)]
     }
 
     #[inline(always)]
-    fn is_same([a, b, c, d]: [u32; 4], word: impl Fn(usize) -> u32) -> bool {
-        a == word(0) && b == word(1) && c == word(2) && d == word(3)
+    fn of_halves(half: impl Fn(usize) -> u64) -> [u64; 2] {
+        [half(0), half(1)]
     }
 }
 
@@ -125,7 +125,7 @@ impl IpHeader<V4> for &Ipv4Hdr {
     }
 }
 
-/// An IPv6 header, whose addresses are words.
+/// An IPv6 header, whose addresses are two words each.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct Ipv6Header {
@@ -133,8 +133,8 @@ struct Ipv6Header {
     payload_len: [u8; 2],
     next_header: u8,
     hop_limit: u8,
-    src: [[u8; 4]; 4],
-    dst: [[u8; 4]; 4],
+    src: [[u8; 8]; 2],
+    dst: [[u8; 8]; 2],
 }
 
 // SAFETY: a struct of bytes and byte arrays.
@@ -152,13 +152,13 @@ impl IpHeader<V6> for &Ipv6Header {
     }
 
     #[inline(always)]
-    fn src(self) -> [u32; 4] {
-        words(&self.src)
+    fn src(self) -> [u64; 2] {
+        halves(&self.src)
     }
 
     #[inline(always)]
-    fn dst(self) -> [u32; 4] {
-        words(&self.dst)
+    fn dst(self) -> [u64; 2] {
+        halves(&self.dst)
     }
 
     #[inline(always)]
@@ -183,8 +183,8 @@ impl IpHeader<V6> for &Ipv6Header {
 }
 
 #[inline(always)]
-fn words([a, b, c, d]: &[[u8; 4]; 4]) -> [u32; 4] {
-    [load32(a), load32(b), load32(c), load32(d)]
+fn halves([low, high]: &[[u8; 8]; 2]) -> [u64; 2] {
+    [load64(low), load64(high)]
 }
 
 /// The finaliser of SplitMix64 (Steele, Lea, Flood 2014): every input bit reaches every output bit.

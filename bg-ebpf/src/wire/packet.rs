@@ -79,7 +79,7 @@ impl<'a> Packet<'a> {
     }
 }
 
-/// Loads and stores of two and four bytes as one access each, in the order of memory.
+/// Loads and stores of two, four and eight bytes as one access each, in the order of memory.
 ///
 /// Header fields are byte arrays, since packets lie at any address. For BPF the compiler would take them
 /// apart byte by byte; but packet memory may be accessed at odd addresses there (the verifier sees to
@@ -117,4 +117,5 @@ pub mod bytes {
 
     access!(load16, store16, u16, 2);
     access!(load32, store32, u32, 4);
+    access!(load64, store64, u64, 8);
 }
