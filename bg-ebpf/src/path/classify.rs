@@ -2,7 +2,7 @@
 //! If neither, it costs two look-ups in small tables.
 
 use crate::{
-    hint::rolled,
+    hint::{rolled, unlikely},
     rows::{BackendRef, VipRef},
     wire::headers::IpVersion,
     world::World,
@@ -31,35 +31,38 @@ impl Found {
 /// The row of `vips` with this address, port and protocol.
 #[inline(always)]
 pub fn vip_at<V: IpVersion>(address: V::Address, port: Be16, protocol: Protocol, world: &impl World) -> Found {
-    let mut found = Found::NONE;
-    let mut link = world.vip_head(endpoint_hash(&V::widen(address), port, protocol as u8));
-    for _ in rolled(MAX_CHAIN) {
-        let number = link.wrapping_sub(1);
-        // Link zero, the end of the list, becomes a number that no row has.
-        let Some(row) = world.vip(number).map(VipRef) else { break };
-        link = row.next();
-        if row.is_at::<V>(address, port, protocol) {
-            found = Found { is_some: true, number, salt: row.salt(), next: link };
-            break;
-        }
-    }
-    found
+    let head = world.vip_head(endpoint_hash(&V::widen(address), port, protocol as u8));
+    first_of(head, |number| {
+        let row = VipRef(world.vip(number)?);
+        Some(Found { is_some: row.is_at::<V>(address, port, protocol), number, salt: row.salt(), next: row.next() })
+    })
 }
 
 /// A row of `backends` with this address, port and protocol. Of several, which are of different services or colours, one that
 /// is in the index.
 #[inline(always)]
 pub fn backend_at<V: IpVersion>(address: V::Address, port: Be16, protocol: Protocol, world: &impl World) -> Found {
-    let mut found = Found::NONE;
-    let mut link = world.backend_head(endpoint_hash(&V::widen(address), port, protocol as u8));
-    for _ in rolled(MAX_CHAIN) {
-        let number = link.wrapping_sub(1);
-        let Some(row) = world.backend(number).map(BackendRef) else { break };
-        link = row.next();
-        if row.is_at::<V>(address, port, protocol) {
-            found = Found { is_some: true, number, salt: row.salt(), next: link };
-            break;
-        }
+    let head = world.backend_head(endpoint_hash(&V::widen(address), port, protocol as u8));
+    first_of(head, |number| {
+        let row = BackendRef(world.backend(number)?);
+        Some(Found { is_some: row.is_at::<V>(address, port, protocol), number, salt: row.salt(), next: row.next() })
+    })
+}
+
+/// The first row of a list that is what is looked for. Most lists have one row.
+#[inline(always)]
+fn first_of(head: u32, row: impl Fn(u32) -> Option<Found>) -> Found {
+    // Link zero, the end of the list, becomes a number that no row has.
+    let Some(mut found) = row(head.wrapping_sub(1)) else { return Found::NONE };
+    if !unlikely(!found.is_some) {
+        return found;
     }
-    found
+    for _ in rolled(MAX_CHAIN - 1) {
+        let Some(next) = row(found.next.wrapping_sub(1)) else { break };
+        if next.is_some {
+            return next;
+        }
+        found = next;
+    }
+    Found::NONE
 }

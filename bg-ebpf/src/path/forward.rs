@@ -19,17 +19,14 @@ use crate::{
     hook::{Direction, Hook},
     policy::{
         colour::Client,
-        connection::{is_refused, shown_by_client},
-        lifetime::{depends_on_terms, ended_by_switch, is_silent},
+        lifetime::{ended_by_switch, is_silent},
     },
     rows::BackendRef,
     verdict::{Action, Exit, Verdict},
     wire::headers::{Headers, tcp_flags},
     world::{Flows, World},
 };
-use bg_common::{
-    Addr, Be16, Colour, Event, Flow, FlowBackend, FlowKey6, FlowState, LiveWord, Mode, Protocol, TableSpan,
-};
+use bg_common::{Addr, Be16, Colour, Event, Flow, FlowBackend, FlowKey6, FlowState, Mode, Protocol, TableSpan};
 
 /// Entries of a Maglev table that are tried for a flow that its backend could not tell from another one.
 const CHOICES: u32 = 3;
@@ -78,15 +75,14 @@ impl Arrival {
 #[derive(Clone, Copy)]
 struct Target {
     backend: BackendRef,
-    /// Whether the packet has opened a flow.
-    is_new: bool,
-    /// Whether the flow table would not take that flow.
+    /// Whether the packet has opened a flow that the flow table would not take. A flow that has a row is counted by the hook that
+    /// opens it; this one is opened by each hook, and counted by the one that sends the packet on.
     is_unpinned: bool,
 }
 
 impl Target {
     const fn known(backend: BackendRef) -> Self {
-        Self { backend, is_new: false, is_unpinned: false }
+        Self { backend, is_unpinned: false }
     }
 }
 
@@ -104,7 +100,7 @@ pub fn forward<V: Flows + Rewritable, W: SlowPath<V>>(
     }
 }
 
-/// The target of a packet. Most have a flow, and nothing to tell of it: these need no call.
+/// The target of a packet.
 #[inline(always)]
 fn target<V: Flows, W: SlowPath<V>>(
     headers: &Headers<V>,
@@ -113,44 +109,76 @@ fn target<V: Flows, W: SlowPath<V>>(
 ) -> Result<Target, Verdict> {
     let (world, now) = (hook.world, hook.now);
     let mut reading = LiveReading::NONE;
-    let mut old = (FlowState(0), FlowBackend(0));
     if arrival.is_known {
         let mut flow = arrival.flow;
-        old = (flow.state(), flow.backend());
-        // Such a SYN is noted, and the second one means something else. So one hook alone must see it.
-        if hook.direction == Direction::Early
-            && unlikely(
-                headers.transport.opens_connection()
-                    && flow.state().has(FlowState::CONFIRMED)
-                    && !flow.state().has_ended(),
-            )
-        {
-            return Err(Verdict::DEFER);
-        }
-        if let Some(backend) = world.backend(flow.backend().slot()).map(BackendRef)
-            && backend.is(flow.backend())
-            && let Some(word) = world.live(backend.deployment())
-        {
-            if !unlikely(!is_plain(headers, &flow, word, now)) {
+        let missing_row = || Verdict::drop(world, Event::MissingRow);
+        if let Some(backend) = without_news(headers, &flow, hook) {
+            let deployment = backend.deployment();
+            let word = world.live(deployment).ok_or_else(missing_row)?;
+            let colour = Colour::from_u8(backend.colour());
+            if !unlikely(ended_by_switch(flow.flow(), colour, deployment, word, world, now)) {
+                flow.see(now);
                 return Ok(Target::known(backend));
             }
-            let deployment = backend.deployment();
             reading = LiveReading { deployment: deployment.into(), word };
-            let is_ended =
-                ended_by_switch(flow.flow(), Colour::from_u8(backend.colour()), deployment, word, world, now);
-            if !unlikely(is_ended || (is_refused(flow.state()) && !headers.transport.opens_connection())) {
-                if !unlikely(!has_no_news(headers, &mut flow, deployment, world, now)) {
-                    return Ok(Target::known(backend));
-                }
-                let call = Refreshing { flow: *flow.flow(), transport: headers.transport, deployment, now };
-                match slow::refresh(world, flow.words(), call) {
-                    Some(Stay::Over) => {}
-                    Some(Stay::Yes) => return Ok(Target::known(backend)),
-                    None => return Err(Verdict::drop(world, Event::MissingRow)),
-                }
+        } else if let Some(backend) = backend_of(&flow, world) {
+            // Such a SYN is noted, and the second one means something else. So one hook alone must see it.
+            if hook.direction == Direction::Early
+                && headers.transport.opens_connection()
+                && flow.state().has(FlowState::CONFIRMED)
+                && !flow.state().has_ended()
+            {
+                return Err(Verdict::DEFER);
             }
+            let deployment = backend.deployment();
+            let word = world.live(deployment).ok_or_else(missing_row)?;
+            let (row, colour) = (*flow.flow(), Colour::from_u8(backend.colour()));
+            let call = Refreshing { flow: row, transport: headers.transport, word, deployment, colour, now };
+            if slow::refresh(world, flow.words(), call).ok_or_else(missing_row)? == Stay::Yes {
+                return Ok(Target::known(backend));
+            }
+            reading = LiveReading { deployment: deployment.into(), word };
         }
     }
+    open_flow(headers, arrival, reading, hook)
+}
+
+/// The backend of a flow, if it is still there.
+#[inline(always)]
+fn backend_of(flow: &FlowRef, world: &impl World) -> Option<BackendRef> {
+    let backend = BackendRef(world.backend(flow.backend().slot())?);
+    backend.is(flow.backend()).then_some(backend)
+}
+
+/// The backend of a flow of which the packet says nothing new, as most packets do: they need no call.
+#[inline(always)]
+fn without_news<V: Flows>(headers: &Headers<V>, flow: &FlowRef, hook: &Hook<'_, impl World>) -> Option<BackendRef> {
+    const STATE: u32 = FlowState::CONFIRMED | FlowState::BACKEND_RESET;
+    let (state, world, now) = (flow.state(), hook.world, hook.now);
+    let is_unanswered = headers.protocol() == Protocol::Udp && !state.has(FlowState::ANSWERED);
+    if headers.transport.flags & (tcp_flags::SYN | tcp_flags::FIN | tcp_flags::RST) != 0
+        || unlikely(state.0 & STATE != FlowState::CONFIRMED && !is_unanswered)
+    {
+        return None;
+    }
+    let backend = backend_of(flow, world)?;
+    if unlikely(!flow.was_seen_at(now))
+        && is_silent(flow.flow(), headers.protocol(), world.deployment(backend.deployment())?, now)
+    {
+        return None;
+    }
+    Some(backend)
+}
+
+/// Opens a flow.
+#[inline(always)]
+fn open_flow<V: Flows, W: SlowPath<V>>(
+    headers: &Headers<V>,
+    arrival: &Arrival,
+    reading: LiveReading,
+    hook: &Hook<'_, W>,
+) -> Result<Target, Verdict> {
+    let (world, now) = (hook.world, hook.now);
     let call = Opening {
         search: Search {
             client: Client { address: V::widen(headers.src), port: headers.src_port(), family: V::FAMILY },
@@ -167,64 +195,14 @@ fn target<V: Flows, W: SlowPath<V>>(
         transport: headers.transport,
         reading,
         tuple_hash: V::tuple_hash(headers.src, headers.dst, headers.ports, headers.protocol()),
-        old_state: old.0,
-        old_backend: old.1,
+        old_state: if arrival.is_known { arrival.flow.state() } else { FlowState(0) },
+        old_backend: if arrival.is_known { arrival.flow.backend() } else { FlowBackend(0) },
         is_known: arrival.is_known,
         is_own: world.is_own(),
         backends: TableSpan::default(),
         flow: Flow::default(),
     };
-    let Some(open) = Open::new(world, call) else { return Err(Verdict::drop(world, Event::MissingRow)) };
-    open_flow(headers, arrival, open, world)
-}
-
-/// Whether this is what most packets are: of an established flow of a user, under a word that asks nothing of it,
-/// seen in this tick already, and neither the beginning nor the end of anything.
-#[inline(always)]
-fn is_plain<V: Flows>(headers: &Headers<V>, flow: &FlowRef, word: LiveWord, now: u32) -> bool {
-    const STATE: u32 = FlowState::CONFIRMED | FlowState::IDLE_ONLY | FlowState::BACKEND_RESET;
-    flow.state().0 & STATE == FlowState::CONFIRMED
-        && headers.transport.flags & (tcp_flags::SYN | tcp_flags::FIN | tcp_flags::RST) == 0
-        && flow.was_seen_at(now)
-        && !depends_on_terms(flow.flow().generation, word)
-}
-
-/// Whether a packet of a flow that no switch has ended says nothing new of it but that it is there, which is noted.
-#[inline(always)]
-fn has_no_news<V: Flows>(
-    headers: &Headers<V>,
-    flow: &mut FlowRef,
-    deployment: u16,
-    world: &impl World,
-    now: u32,
-) -> bool {
-    let state = flow.state();
-    let is_first_answered = headers.protocol() == Protocol::Udp
-        && state.0 & (FlowState::ANSWERED | FlowState::CONFIRMED) == FlowState::ANSWERED;
-    if unlikely(
-        headers.transport.opens_connection() || !state.has(shown_by_client(&headers.transport)) || is_first_answered,
-    ) {
-        return false;
-    }
-    if !unlikely(!flow.was_seen_at(now)) {
-        return true;
-    }
-    let Some(row) = world.deployment(deployment) else { return false };
-    if is_silent(flow.flow(), headers.protocol(), row, now) {
-        return false;
-    }
-    flow.see(now);
-    true
-}
-
-/// Opens a flow.
-#[inline(always)]
-fn open_flow<V: Flows, W: SlowPath<V>>(
-    headers: &Headers<V>,
-    arrival: &Arrival,
-    mut open: Open<'_, W>,
-    world: &W,
-) -> Result<Target, Verdict> {
+    let Some(mut open) = Open::new(world, call) else { return Err(Verdict::drop(world, Event::MissingRow)) };
     match open.choose_colour::<V>() {
         Chosen::Yes => {}
         Chosen::NoService => return Err(Verdict::PASS),
@@ -250,7 +228,11 @@ fn open_flow<V: Flows, W: SlowPath<V>>(
         if stored == Stored::Evicted {
             world.count(Event::PushedOut);
         }
-        return Ok(Target { backend, is_new: true, is_unpinned: stored == Stored::No });
+        let is_unpinned = stored == Stored::No;
+        if !is_unpinned {
+            world.count_flow(backend.service(), backend.colour());
+        }
+        return Ok(Target { backend, is_unpinned });
     }
     Err(Verdict::drop(world, Event::ReplyCollision))
 }
@@ -273,15 +255,12 @@ fn send<V: Rewritable, W: World>(
     } else {
         next_hop::to_backend(backend, headers, hook)
     };
-    // A flow that has a row is counted by the hook that has opened it, the others by the one that sends them on.
-    if target.is_new && !(target.is_unpinned && exit.action == Action::Defer) {
-        world.count_flow(backend.service(), backend.colour());
-        if target.is_unpinned {
-            world.count(Event::Unpinned);
-        }
-    }
     if exit.action == Action::Defer {
         return Verdict::DEFER;
+    }
+    if unlikely(target.is_unpinned) {
+        world.count_flow(backend.service(), backend.colour());
+        world.count(Event::Unpinned);
     }
     if is_spent {
         // The stack has a route to the backend, which it may not have to a virtual address, and says so to the client. What it

@@ -13,7 +13,7 @@ use crate::{
         bucket::place,
         key::{Key as _, Match},
         row::FlowRef,
-        table::{find, read},
+        table::{find_row, read},
     },
     hint::unlikely,
     hook::{Direction, Hook},
@@ -39,12 +39,23 @@ pub fn restore<V: Flows + Rewritable, W: SlowPath<V>>(
     let (world, now) = (hook.world, hook.now);
     let flows = V::flows(world);
     let key = V::key(headers.dst, headers.dst_port(), 0);
-    let mut found = find(flows, &key, key.hash(source.salt, flows), Match::Client);
+    let mut row = find_row(flows, &key, key.hash(source.salt, flows), Match::Client);
     // Nothing, unless services that share this backend have different salts.
-    if found.is_none() && source.next == 0 {
+    if row.is_none() && source.next == 0 {
         return None;
     }
-    if unlikely(!found.is_some_and(|flow| is_of(&flow, headers, world))) {
+    let mut is_searched = false;
+    let mut flow = loop {
+        if let Some(row) = row
+            && let Some(flow) = read(flows, row, &key, Match::Client)
+            && is_of(&flow, headers, world)
+        {
+            break flow;
+        }
+        if is_searched {
+            return None;
+        }
+        is_searched = true;
         let search = Search {
             client: Client { address: V::widen(headers.dst), port: headers.dst_port(), family: V::FAMILY },
             address: V::widen(headers.src),
@@ -58,10 +69,8 @@ pub fn restore<V: Flows + Rewritable, W: SlowPath<V>>(
             key: FlowKey6::default(),
         };
         let (hash, nth) = slow::search(world, search)?;
-        found = read(flows, place::<V::Key, _>(flows, hash, nth)?, &key, Match::Client)
-            .filter(|flow| is_of(flow, headers, world));
-    }
-    let mut flow = found?;
+        row = place::<V::Key, _>(flows, hash, nth);
+    };
     let backend = BackendRef(world.backend(flow.backend().slot())?);
     let is_syn = headers.transport.has(tcp_flags::SYN);
     if unlikely(flow.state().has(FlowState::FOREIGN) && !is_syn) {

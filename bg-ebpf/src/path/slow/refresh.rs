@@ -3,15 +3,15 @@
 use crate::{
     flow::{memory::RawWords, row::FlowRef},
     policy::{
-        connection::{Syn, judge_syn, shown_by_client},
-        lifetime::{is_silent, limit},
+        connection::{Syn, is_refused, judge_syn, shown_by_client},
+        lifetime::{ended_by_switch, is_silent, limit},
     },
     wire::headers::Transport,
     world::World,
 };
-use bg_common::{Flow, FlowState, Protocol};
+use bg_common::{Colour, Flow, FlowState, LiveWord, Protocol};
 
-/// A packet of a flow that no switch has ended.
+/// A packet of a flow.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Refreshing {
@@ -19,8 +19,12 @@ pub struct Refreshing {
     pub flow: Flow,
     /// The packet.
     pub transport: Transport,
+    /// The live word that it has read.
+    pub word: LiveWord,
     /// Index of the flow's deployment.
     pub deployment: u16,
+    /// Colour of the flow's backend.
+    pub colour: Colour,
     /// The tick.
     pub now: u32,
 }
@@ -29,7 +33,7 @@ pub struct Refreshing {
 #[repr(u32)]
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Stay {
-    /// No: it is over, by a long silence or by a SYN that opens another connection.
+    /// No: it is over, by a switch, by a long silence, or because the packet belongs to another connection.
     Over = 0,
     /// Yes, and what it says has been noted.
     Yes = 1,
@@ -48,6 +52,10 @@ impl Stay {
 pub fn run(row: RawWords, call: &mut Refreshing, world: &impl World) -> Stay {
     let (segment, protocol, now) = (&call.transport, call.transport.protocol, call.now);
     let mut flow = FlowRef::new(row, 0, call.flow);
+    let is_refused = is_refused(flow.state()) && !segment.opens_connection();
+    if is_refused || ended_by_switch(flow.flow(), call.colour, call.deployment, call.word, world, now) {
+        return Stay::Over;
+    }
     let Some(row) = world.deployment(call.deployment) else { return Stay::Over };
     let is_silent = is_silent(flow.flow(), protocol, row, now);
     let (mut state, mut note) = (flow.state(), flow.flow().note);
