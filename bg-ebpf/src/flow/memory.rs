@@ -45,6 +45,12 @@ impl RawWords {
         Self(words)
     }
 
+    /// Whether it is nowhere.
+    #[inline(always)]
+    pub const fn is_none(self) -> bool {
+        self.0.is_null()
+    }
+
     /// The address.
     #[inline(always)]
     pub const fn as_ptr(self) -> *mut u64 {

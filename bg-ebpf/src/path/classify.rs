@@ -33,8 +33,8 @@ impl Found {
 pub fn vip_at<V: IpVersion>(address: V::Address, port: Be16, protocol: Protocol, world: &impl World) -> Found {
     let head = world.vip_head(endpoint_hash(&V::widen(address), port, protocol as u8));
     first_of(head, |number| {
-        let row = VipRef(world.vip(number)?);
-        Some(Found { is_some: row.is_at::<V>(address, port, protocol), number, salt: row.salt(), next: row.next() })
+        let Some(row) = world.vip(number).map(VipRef) else { return Found::NONE };
+        Found { is_some: row.is_at::<V>(address, port, protocol), number, salt: row.salt(), next: row.next() }
     })
 }
 
@@ -44,25 +44,29 @@ pub fn vip_at<V: IpVersion>(address: V::Address, port: Be16, protocol: Protocol,
 pub fn backend_at<V: IpVersion>(address: V::Address, port: Be16, protocol: Protocol, world: &impl World) -> Found {
     let head = world.backend_head(endpoint_hash(&V::widen(address), port, protocol as u8));
     first_of(head, |number| {
-        let row = BackendRef(world.backend(number)?);
-        Some(Found { is_some: row.is_at::<V>(address, port, protocol), number, salt: row.salt(), next: row.next() })
+        let Some(row) = world.backend(number).map(BackendRef) else { return Found::NONE };
+        Found { is_some: row.is_at::<V>(address, port, protocol), number, salt: row.salt(), next: row.next() }
     })
 }
 
-/// The first row of a list that is what is looked for. Most lists have one row.
+/// The first row of a list that is what is looked for. `row` reads a row by its number. Most lists have one row.
 #[inline(always)]
-fn first_of(head: u32, row: impl Fn(u32) -> Option<Found>) -> Found {
-    // Link zero, the end of the list, becomes a number that no row has.
-    let Some(mut found) = row(head.wrapping_sub(1)) else { return Found::NONE };
+fn first_of(head: u32, row: impl Fn(u32) -> Found) -> Found {
+    if head == 0 {
+        return Found::NONE;
+    }
+    let mut found = row(head.wrapping_sub(1));
     if !unlikely(!found.is_some) {
         return found;
     }
     for _ in rolled(MAX_CHAIN - 1) {
-        let Some(next) = row(found.next.wrapping_sub(1)) else { break };
-        if next.is_some {
-            return next;
+        if found.next == 0 {
+            break;
         }
-        found = next;
+        found = row(found.next.wrapping_sub(1));
+        if found.is_some {
+            return found;
+        }
     }
     Found::NONE
 }

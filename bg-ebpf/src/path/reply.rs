@@ -12,6 +12,7 @@ use crate::{
     flow::{
         bucket::place,
         key::{Key as _, Match},
+        memory::RawWords,
         row::FlowRef,
         table::{find_row, read},
     },
@@ -39,14 +40,15 @@ pub fn restore<V: Flows + Rewritable, W: SlowPath<V>>(
     let (world, now) = (hook.world, hook.now);
     let flows = V::flows(world);
     let key = V::key(headers.dst, headers.dst_port(), 0);
-    let mut row = find_row(flows, &key, key.hash(source.salt, flows), Match::Client);
+    // Not an `Option`, for the reason told at [`Found`].
+    let mut row = find_row(flows, &key, key.hash(source.salt, flows), Match::Client).unwrap_or(RawWords::NONE);
     // Nothing, unless services that share this backend have different salts.
     if row.is_none() && source.next == 0 {
         return None;
     }
     let mut is_searched = false;
     let mut flow = loop {
-        if let Some(row) = row
+        if !row.is_none()
             && let Some(flow) = read(flows, row, &key, Match::Client)
             && is_of(&flow, headers, world)
         {
@@ -69,7 +71,7 @@ pub fn restore<V: Flows + Rewritable, W: SlowPath<V>>(
             key: FlowKey6::default(),
         };
         let (hash, nth) = slow::search(world, search)?;
-        row = place::<V::Key, _>(flows, hash, nth);
+        row = place::<V::Key, _>(flows, hash, nth).unwrap_or(RawWords::NONE);
     };
     let backend = BackendRef(world.backend(flow.backend().slot())?);
     let is_syn = headers.transport.has(tcp_flags::SYN);

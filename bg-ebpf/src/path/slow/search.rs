@@ -107,9 +107,10 @@ pub fn step<V: Flows, W: World>(search: &mut Search, world: &W) -> Step {
     for half in rolled(2) {
         let mask = flows.mask();
         let bucket = if half == 0 { search.hash & mask } else { second(search.hash, mask) };
-        let Some(rows) = flows.bucket(bucket) else { break };
+        let Some(mut next) = flows.bucket(bucket) else { break };
         for nth in rolled(WAYS) {
-            let row = rows.from(nth as usize * V::Key::ROW);
+            let row = next;
+            next = row.from(V::Key::ROW);
             // In this word nearly all keys differ.
             if !unlikely((row.load(V::Key::HEAD - 1) ^ end) & Match::Client.mask() == 0) {
                 continue;
