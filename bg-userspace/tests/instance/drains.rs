@@ -147,6 +147,39 @@ fn a_switch_ends_drains_whose_deadline_has_passed() {
     assert!(word(&lab, 1).0.flags().has(LiveFlags::DRAINING), "flows are not counted in an emergency");
 }
 
+#[test]
+fn the_end_of_a_drain_leaves_the_terms_of_a_switch_meanwhile_as_they_are() {
+    let lab = running(&shop());
+    switch(&lab, "shop");
+    age(&lab);
+    let (mut live, mut terms) = (array::<LiveWord>(&lab, "live"), array::<[SwitchTerms; 2]>(&lab, "terms"));
+    let (before, aged) = (live.get(&0, 0).unwrap(), terms.get(&0, 0).unwrap());
+    // Two switches later, with its terms in the same slot.
+    let after = LiveWord::new(before.generation() + 2, before.flags(), 0, 10_000);
+    let slots = [SwitchTerms { ended_before: [7; 2], ..SwitchTerms::default() }; 2];
+    let lock = std::fs::File::open(lab.paths.maps()).unwrap();
+    let start = std::time::Instant::now();
+    lab.instance().status(None).unwrap();
+    assert!(!is_draining(&lab));
+    let took = start.elapsed();
+    // At all instants of the search.
+    for round in 0..60 {
+        terms.set(0, aged, 0).unwrap();
+        live.set(0, before, 0).unwrap();
+        let instance = lab.instance();
+        std::thread::scope(|scope| {
+            let status = scope.spawn(|| instance.status(None).unwrap());
+            std::thread::sleep(took * round / 60);
+            lock.lock().unwrap();
+            terms.set(0, slots, 0).unwrap();
+            live.set(0, after, 0).unwrap();
+            lock.unlock().unwrap();
+            status.join().unwrap();
+        });
+        assert_eq!(word(&lab, 0), (after, slots[0]), "{round}");
+    }
+}
+
 /// A packet does not know the lock.
 #[test]
 fn a_word_of_which_only_a_flag_changes_is_exchanged_all_the_same() {
