@@ -67,7 +67,10 @@ pub fn to_client<V: IpVersion>(
     // Ages are kept modulo 65,536 ticks. A flow without a reply for so long is the only one whose hop could look young again.
     let is_stale = number == 0 || cached.age(hook.now) >= TRUSTED;
     let mut asked = 0;
-    if !is_stale && let Some(row) = hook.world.numbered_hop(number) {
+    if hook.direction == Direction::Ingress
+        && !is_stale
+        && let Some(row) = hook.world.numbered_hop(number)
+    {
         asked = HopCache(row).read().asked;
     }
     if unlikely(is_stale || is_to_answer(asked, hook)) {

@@ -16,7 +16,7 @@ use crate::{
         row::FlowRef,
         table::{find_row, read},
     },
-    hint::unlikely,
+    hint::{opaque, unlikely},
     hook::{Direction, Hook},
     policy::{
         colour::Client,
@@ -46,18 +46,19 @@ pub fn restore<V: Flows + Rewritable, W: SlowPath<V>>(
     if row.is_none() && source.next == 0 {
         return None;
     }
-    let mut is_searched = false;
-    let mut flow = loop {
+    // Of 64 bits, for the reason told at [`rolled`](crate::hint::rolled).
+    let mut is_searched = 0;
+    let (mut flow, backend) = loop {
         if !row.is_none()
             && let Some(flow) = read(flows, row, &key, Match::Client)
-            && is_of(&flow, headers, world)
+            && let Some(backend) = backend_of(&flow, headers, world)
         {
-            break flow;
+            break (flow, backend);
         }
-        if is_searched {
+        if is_searched != 0 {
             return None;
         }
-        is_searched = true;
+        is_searched = opaque(1);
         let search = Search {
             client: Client { address: V::widen(headers.dst), port: headers.dst_port(), family: V::FAMILY },
             address: V::widen(headers.src),
@@ -73,7 +74,6 @@ pub fn restore<V: Flows + Rewritable, W: SlowPath<V>>(
         let (hash, nth) = slow::search(world, search)?;
         row = place::<V::Key, _>(flows, hash, nth).unwrap_or(RawWords::NONE);
     };
-    let backend = BackendRef(world.backend(flow.backend().slot())?);
     let is_syn = headers.transport.has(tcp_flags::SYN);
     if unlikely(flow.state().has(FlowState::FOREIGN) && !is_syn) {
         return None;
@@ -109,12 +109,12 @@ pub fn restore<V: Flows + Rewritable, W: SlowPath<V>>(
     Some(send(headers, &mut flow, vip, hook, writer))
 }
 
-/// Whether the packet comes from the flow's backend, which is still there.
+/// The flow's backend, if it is still there and has sent the packet.
 #[inline(always)]
-fn is_of<V: Flows>(flow: &FlowRef, headers: &Headers<V>, world: &impl World) -> bool {
-    world.backend(flow.backend().slot()).map(BackendRef).is_some_and(|backend| {
-        backend.is(flow.backend()) && backend.is_at::<V>(headers.src, headers.src_port(), headers.protocol())
-    })
+fn backend_of<V: Flows>(flow: &FlowRef, headers: &Headers<V>, world: &impl World) -> Option<BackendRef> {
+    let backend = BackendRef(world.backend(flow.backend().slot())?);
+    let is_it = backend.is(flow.backend()) && backend.is_at::<V>(headers.src, headers.src_port(), headers.protocol());
+    is_it.then_some(backend)
 }
 
 /// Whether the packet may say something new of its flow.
