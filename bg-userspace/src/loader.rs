@@ -4,7 +4,7 @@
 use std::io;
 
 use aya::{
-    Ebpf, EbpfError, EbpfLoader,
+    Ebpf, EbpfError, EbpfLoader, VerifierLogLevel,
     maps::{Array, MapData, MapError},
     programs::{Program, ProgramError, SchedClassifier, Xdp},
 };
@@ -16,6 +16,7 @@ use rustix::{
 
 use crate::{
     Error, Paths,
+    doctor::preconditions::KernelVersion,
     map_specs::MAPS,
     maps::typed,
     net,
@@ -108,6 +109,8 @@ impl Loaded {
             weakly_ordered: cfg!(not(target_arch = "x86_64")).into(),
         };
         let mut loader = EbpfLoader::new();
+        // The reason for a refusal, without the megabytes of states that led to it.
+        loader.verifier_log_level(VerifierLogLevel::STATS);
         loader.override_global("TABLE_SIZES", &tables, true);
         for map in &MAPS {
             loader.map_max_entries(map.name, map.entries(&sizes)).map_pin_path(map.name, paths.map(map.name));
@@ -119,7 +122,7 @@ impl Loaded {
                 Program::SchedClassifier(classifier) => uninterrupted(|| classifier.load()),
                 _ => continue,
             }
-            .map_err(Error::program("load", name))?;
+            .map_err(|error| refused(error, name))?;
         }
         if meta.is_none() {
             let mut map: Array<MapData, Meta> = typed(paths, "meta")?;
@@ -211,9 +214,50 @@ fn not_loaded(error: EbpfError, sizes: Sizes) -> Error {
     }
 }
 
+/// The error for a program that could not be loaded.
+fn refused(error: ProgramError, program: &str) -> Error {
+    if let ProgramError::LoadError { verifier_log, .. } = &error
+        && let Some(reason) = reason(&verifier_log.to_string())
+    {
+        let release = KernelVersion::running().map_or_else(|error| error.to_string(), |(_, release)| release);
+        return Error::Verifier { release, program: program.to_owned(), reason };
+    }
+    Error::program("load", program)(error)
+}
+
+/// What the verifier says beside its statistics. If it was not even asked, nothing.
+fn reason(log: &str) -> Option<String> {
+    const STATISTICS: [&str; 3] = ["verification time ", "stack depth ", "processed "];
+    let is_reason = |line: &&str| !line.is_empty() && !STATISTICS.iter().any(|start| line.starts_with(start));
+    let lines: Vec<_> = log.lines().filter(is_reason).collect();
+    (!lines.is_empty()).then(|| lines.join("; "))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_refusal_by_the_verifier_is_told_in_its_words() {
+        let error = |errno, log: &str| ProgramError::LoadError {
+            io_error: io::Error::from_raw_os_error(errno),
+            verifier_log: aya_obj::VerifierLog::new(log.to_owned()),
+        };
+        let statistics =
+            "verification time 9686503 usec\nstack depth 352+88\nprocessed 1000001 insns (limit 1000000)\n";
+        let log = format!("BPF program is too large. Processed 1000001 insn\n{statistics}");
+        let text = refused(error(libc::E2BIG, &log), INGRESS).to_string();
+        let (_, release) = KernelVersion::running().unwrap();
+        for part in
+            [&*release, "\"ingress\"", "BPF program is too large. Processed 1000001 insn", "boot another kernel"]
+        {
+            assert!(text.contains(part), "{part:?} is not in {text:?}");
+        }
+        assert!(!text.contains("stack depth"), "{text}");
+        for log in ["", statistics] {
+            assert!(matches!(refused(error(libc::EPERM, log), INGRESS), Error::Program { .. }), "{log}");
+        }
+    }
 
     #[test]
     fn the_frequency_is_exact_though_a_jiffy_is_not() {

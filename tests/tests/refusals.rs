@@ -314,8 +314,12 @@ fn a_kernel_that_is_too_old_is_named() -> Result<()> {
     let script = format!("mount --bind {} /proc/sys/kernel/osrelease && exec \"$@\"", release.display());
     let wrapper = ["unshare", "--mount", "sh", "-c", &script, "sh"];
     let output = by_way_of(&bgctl, &wrapper, &["attach", "front", "back"])?;
-    assert_says(&output, 1, &["kernel 5.10.0-28-amd64 is too old", "5.15 or later"]);
+    assert_says(&output, 1, &["kernel 5.10.0-28-amd64 is too old", "Linux 5.15 or later", "install a newer kernel"]);
     assert_eq!(State::of(&lab, &bgctl)?, before);
+    let findings = String::from_utf8(by_way_of(&bgctl, &wrapper, &["doctor"])?.stdout)?;
+    let expected =
+        "  fail  kernel: 5.10.0-28-amd64 is too old, 5.15 or later is needed\n        -> install a newer kernel";
+    assert!(findings.contains(expected), "{findings}");
     Ok(())
 }
 

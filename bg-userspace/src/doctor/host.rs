@@ -34,7 +34,11 @@ fn kernel() -> Finding {
         Ok((_, release)) => {
             Finding::ok(HOST, "kernel", format!("{release}, {} or later is needed", preconditions::MINIMUM_KERNEL))
         }
-        Err(error) => Finding::fail(HOST, "kernel", error.to_string(), "boot a newer kernel"),
+        Err(PreconditionError::KernelTooOld { running }) => {
+            let message = format!("{running} is too old, {} or later is needed", preconditions::MINIMUM_KERNEL);
+            Finding::fail(HOST, "kernel", message, preconditions::NEWER_KERNEL)
+        }
+        Err(error) => Finding::fail(HOST, "kernel", error.to_string(), "mount /proc"),
     }
 }
 

@@ -21,6 +21,10 @@ const USUAL_PLACE: &str = "/sys/fs/bpf";
 /// The oldest kernel that is supported.
 pub const MINIMUM_KERNEL: KernelVersion = KernelVersion { major: 5, minor: 15 };
 
+/// What to do about an older one.
+pub(super) const NEWER_KERNEL: &str =
+    "install a newer kernel, for example one of the distribution's backports or hardware enablement, and boot it";
+
 /// `BPF_FS_MAGIC` of linux/magic.h.
 const BPF_FS_MAGIC: u32 = 0xcafe_4a11;
 
@@ -53,7 +57,7 @@ impl Capability {
 #[derive(Debug, thiserror::Error)]
 pub enum PreconditionError {
     /// The kernel is older than [`MINIMUM_KERNEL`].
-    #[error("kernel {running} is too old: bgctl needs {MINIMUM_KERNEL} or later; boot a newer kernel")]
+    #[error("kernel {running} is too old: bgctl needs Linux {MINIMUM_KERNEL} or later; {NEWER_KERNEL}")]
     KernelTooOld {
         /// Its release string.
         running: String,

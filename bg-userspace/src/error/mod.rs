@@ -119,6 +119,19 @@ pub enum Error {
     /// The kernel rejected the object.
     #[error("the kernel rejected the BPF object")]
     Load(#[source] Box<aya::EbpfError>),
+    /// The kernel's verifier refused a program.
+    #[error(
+        "kernel {release} refuses program \"{program}\" ({reason}): boot another kernel; docs/verifier.md lists those that \
+         were tested"
+    )]
+    Verifier {
+        /// The kernel's release string.
+        release: String,
+        /// The program's name.
+        program: String,
+        /// What the verifier says.
+        reason: String,
+    },
     /// A program could not be loaded, pinned or run.
     #[error("cannot {doing} program \"{program}\"")]
     Program {
