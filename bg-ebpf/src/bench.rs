@@ -85,7 +85,7 @@ mod kernel {
         let flow = number.wrapping_add(template.first);
         (turn.number, turn.next) = (flow, template.next);
         let frame = start as *mut [u64; FrameTemplate::LEN / 8];
-        // SAFETY: so many octets lie inside the packet.
+        // SAFETY: so many bytes lie inside the packet.
         unsafe { *frame = template.frame };
         // The verifier wants each offset bounded, and compared with the end as the pointer that is used.
         let address_at = start + (template.address_at & 0x7f) as usize;
@@ -99,7 +99,7 @@ mod kernel {
         // The packet's checksums are wrong now. Nobody looks: they are updated, not computed.
         let address = template.address.wrapping_add(flow >> FrameTemplate::PORT_BITS);
         let port = FrameTemplate::FIRST_PORT + (flow & ((1 << FrameTemplate::PORT_BITS) - 1)) as u16;
-        // SAFETY: both lie inside the octets that were checked.
+        // SAFETY: both lie inside the bytes that were checked.
         unsafe {
             *(address_at as *mut u32) = address.to_be();
             *(port_at as *mut u16) = port.to_be();
@@ -197,7 +197,7 @@ mod kernel {
         if start + LiveFrame::MIN_LEN > end {
             return XDP_ABORTED;
         }
-        // SAFETY: so many octets lie inside the packet and the template; the counter is this CPU's own.
+        // SAFETY: so many bytes lie inside the packet and the template; the counter is this CPU's own.
         let flow = unsafe {
             *(start as *mut [u64; SHORT]) = (&raw const live.frame).cast::<[u64; SHORT]>().read();
             *number = number.read().wrapping_mul(live.multiplier).wrapping_add(live.increment) & live.mask;
@@ -261,7 +261,7 @@ mod kernel {
         if received.delivered == 0
             && let Some(sample) = SAMPLE.get_ptr_mut(0)
         {
-            // SAFETY: so many octets lie inside the packet and the map's value.
+            // SAFETY: so many bytes lie inside the packet and the map's value.
             unsafe { sample.cast::<[u64; SHORT]>().write((start as *const [u64; SHORT]).read()) };
             if start + LiveFrame::MAX_LEN <= end {
                 // SAFETY: this word, too, lies inside both.

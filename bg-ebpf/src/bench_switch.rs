@@ -59,7 +59,7 @@ mod kernel {
         // The packet's checksums are wrong now. Nobody looks: the header's is updated, not computed, and UDP has none.
         let address = load.address.wrapping_add(flow >> SwitchLoad::PORT_BITS);
         let port = SwitchLoad::FIRST_PORT + (flow & ((1 << SwitchLoad::PORT_BITS) - 1)) as u16;
-        // SAFETY: so many octets lie inside the packet.
+        // SAFETY: so many bytes lie inside the packet.
         unsafe {
             *(start as *mut [u64; SwitchLoad::LEN / 8]) = load.frame;
             // An address at an odd multiple of two, in halves.
@@ -79,7 +79,7 @@ mod kernel {
         if start + SwitchLoad::LEN > end {
             return XDP_PASS;
         }
-        // SAFETY: these octets lie inside the packet.
+        // SAFETY: these bytes lie inside the packet.
         let (octet, port, decided) = unsafe {
             (
                 *((start + SwitchLoad::COLOUR_AT) as *const u8),

@@ -21,7 +21,7 @@ pub fn retransmissions(stream: &TcpStream) -> Result<u32> {
     let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
     let mut length = size_of::<libc::tcp_info>() as libc::socklen_t;
     let fd = stream.as_raw_fd();
-    // SAFETY: the kernel writes at most `length` octets to `info`, which outlives the call.
+    // SAFETY: the kernel writes at most `length` bytes to `info`, which outlives the call.
     let result =
         unsafe { libc::getsockopt(fd, libc::IPPROTO_TCP, libc::TCP_INFO, (&raw mut info).cast(), &raw mut length) };
     if result != 0 {

@@ -3,7 +3,7 @@
 //!
 //! The edge is made a bridge, so that a frame that nobody changes arrives as it was sent, MAC addresses and TTL
 //! included. The same frames are sent from client to backend and back, before the programs are
-//! attached and after, raw, and what arrives is compared octet by octet.
+//! attached and after, raw, and what arrives is compared byte by byte.
 
 use anyhow::{Context, Result, ensure};
 use bg_tests::{

@@ -1,8 +1,8 @@
 //! Packets whose checksum the receiving interface has summed up (`CHECKSUM_COMPLETE`), as some NICs do for every frame: the
-//! kernel keeps the sum of all octets beside the packet, and whoever rewrites the packet has to keep it right. Here they come
+//! kernel keeps the sum of all bytes beside the packet, and whoever rewrites the packet has to keep it right. Here they come
 //! out of a tunnel with a checksum of its own, which the kernel turns into that sum.
 //!
-//! Datagrams are longer than the 76 octets up to which the kernel sums again before it throws one away.
+//! Datagrams are longer than the 76 bytes up to which the kernel sums again before it throws one away.
 
 use anyhow::Result;
 use bg_tests::{

@@ -42,7 +42,7 @@ fn series(front: [u8; 6], backend: [IpAddr; 2], jumbo: bool) -> Vec<Vec<u8>> {
                 frames.push(PacketSpec { payload: vec![2; 8000], ..PacketSpec::udp(from, to) }.frame());
             }
         }
-        // Other protocols: the transport's octets are somebody else's business.
+        // Other protocols: the transport's bytes are somebody else's business.
         for protocol in [1, 2, 47, 50, 58, 89, 132, 253] {
             let mut frame = PacketSpec::udp(stranger(to, 1), SocketAddr::new(to, 80)).frame();
             reprotocol(&mut frame, protocol);

@@ -158,7 +158,7 @@ pub(super) static CLOCK: Array<Clock, 1> = Array::new();
 #[btf_map(name = "egress")]
 pub(super) static EGRESS: DevMap<{ MAX_INTERFACES as usize }> = DevMap::new();
 
-/// The MAC address (48 bits, first octet lowest) that an interface takes frames for, as tc has learned it from the kernel,
+/// The MAC address (48 bits, first byte lowest) that an interface takes frames for, as tc has learned it from the kernel,
 /// keyed by ifindex.
 #[btf_map(name = "interfaces")]
 pub(super) static INTERFACES: Array<u64, { MAX_INTERFACES as usize }> = Array::new();

@@ -6,7 +6,7 @@ use aya_ebpf::{EbpfContext as _, bindings::__sk_buff, helpers::bpf_skb_store_byt
 pub(super) struct Skb<'a>(pub(super) &'a TcContext);
 
 impl Skb<'_> {
-    /// Stores a value of one, two, four or twelve octets.
+    /// Stores a value of one, two, four or twelve bytes.
     #[inline(always)]
     pub(super) fn store<T: Copy>(&self, at: usize, value: &T, flags: u64) -> Result<(), i64> {
         const { assert!(matches!(size_of::<T>(), 1 | 2 | 4 | 12)) };

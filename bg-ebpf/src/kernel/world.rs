@@ -354,7 +354,7 @@ fn tick() -> u32 {
 /// | 1 | 0-31 | ingress interface | egress interface |
 /// | 2 and 3 | all | source address | |
 /// | 4 and 5 | all | destination address | address of the next hop |
-/// | 6 | 32-63 | 0 | source MAC, first four octets |
+/// | 6 | 32-63 | 0 | source MAC, first four bytes |
 /// | 7 | 0-15, 16-63 | 0 | source MAC, the other two; destination MAC |
 ///
 /// Every access is volatile and whole: else the compiler fills it by a call to `memset` and reads it at

@@ -19,7 +19,7 @@ fn map(lab: &Lab, name: &str) -> Map {
     MapData::from_pin(lab.paths.map(name)).and_then(Map::from_map_data).unwrap()
 }
 
-/// Backends in use, by their last octet within a colour.
+/// Backends in use, by their last byte within a colour.
 fn backends(lab: &Lab) -> HashMap<(Colour, u8), (u32, Backend)> {
     let rows: Array<_, Backend> = map(lab, "backends").try_into().unwrap();
     let rows = (0..64).map(|slot| (slot, rows.get(&slot, 0).unwrap())).filter(|(_, row)| row.identity.in_use == 1);

@@ -109,7 +109,7 @@ impl Drop for Lab {
     }
 }
 
-/// A deployment of one service with these last octets and weights as its backends.
+/// A deployment of one service with these last bytes and weights as its backends.
 pub(crate) fn config(name: &str, blue: &[(u8, u32)], green: &[(u8, u32)]) -> Config {
     let backends = |colour: Colour, backends: &[(u8, u32)]| {
         let spec = |(octet, weight): &(u8, u32)| BackendSpec {
