@@ -265,6 +265,20 @@ fn a_silent_udp_flow_is_over_unless_its_backend_still_talks() {
 }
 
 #[test]
+fn a_flow_stays_open_for_as_long_as_its_client_talks() {
+    let mut host = host();
+    host.scenario.deployments[0].0.udp_idle = 100;
+    sent_to(&host, &udp(CLIENT, DNS));
+    drain(&host);
+    for round in 1..5 {
+        host.later(NOW + 90 * round);
+        assert_eq!(sent_to(&host, &udp(CLIENT, DNS)), at(BLUE_DNS), "{round}");
+    }
+    host.later(NOW + 90 * 4 + 101);
+    assert_eq!(sent_to(&host, &udp(CLIENT, DNS)), at(GREEN_DNS));
+}
+
+#[test]
 fn a_datagram_that_is_no_late_reply_and_opens_a_flow_reads_the_live_word_once() {
     // The backend talks to a virtual address that was a client of its own service, a long time ago.
     const OTHER: &str = "203.0.113.11:53";
