@@ -46,6 +46,19 @@ fn a_cut_sends_tcp_to_the_new_colour_whose_reset_comes_from_the_vip() {
 }
 
 #[test]
+fn a_cut_ends_a_flow_whatever_its_next_packet_says() {
+    for last in [SYN, ACK] {
+        for next in [ACK, SYN, FIN | ACK, RST] {
+            let host = host();
+            sent_to(&host, &tcp(CLIENT, WEB, SYN));
+            sent_to(&host, &tcp(CLIENT, WEB, last));
+            cut(&host);
+            assert_eq!(sent_to(&host, &tcp(CLIENT, WEB, next)), at(GREEN), "{last:#x}, {next:#x}");
+        }
+    }
+}
+
+#[test]
 fn what_a_cut_has_ended_stays_ended_in_later_generations() {
     let host = host();
     sent_to(&host, &udp(CLIENT, DNS));
