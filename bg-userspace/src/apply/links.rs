@@ -71,15 +71,23 @@ fn index_full(what: &'static str, address: SocketAddr, protocol: u8) -> Error {
 /// Refuses a configuration that would put more rows into one list than packets look at, while old and new rows coexist.
 pub(super) fn check(diff: &Diff<'_>, running: &Running, heads: &Heads, tables: &Tables) -> Result<(), Error> {
     let (vips, backends) = (index::vips(heads, tables), index::backends(heads, tables));
-    let linked = |linked: Vec<Option<usize>>| (0..linked.len()).filter(move |row| linked[*row].is_some());
+    // What is in the lists once everything is removed that killed calls have left, which is done first.
+    let left_over: HashSet<u32> = running.left_over.slots.iter().copied().collect();
+    let mut published = running.published.clone();
+    running.left_over.rows.iter().for_each(|key| {
+        published.remove(key);
+    });
+    let wanted = |wanted: Vec<bool>| (0..wanted.len()).filter(move |row| wanted[*row]);
+    let used =
+        (0..tables.backends.rows()).filter(|slot| running.used.slots[*slot] && !left_over.contains(&(*slot as u32)));
     // By head. A row that takes the place of another one with the same address or endpoint makes no list longer.
     let mut vip_lists: HashMap<usize, HashSet<ServiceKey>> = HashMap::new();
-    for row in linked(vips.linked()) {
+    for row in wanted(vips.wanted_vips(&published)) {
         let vip = tables.services.vips.read(row);
         vip_lists.entry(vips.head_of(&vip)).or_default().insert(vip.key);
     }
     let mut backend_lists: HashMap<usize, HashSet<Endpoint>> = HashMap::new();
-    for slot in linked(backends.linked()) {
+    for slot in used {
         let backend = tables.backends.read(slot);
         backend_lists.entry(backends.head_of(&backend)).or_default().insert(endpoint(&backend));
     }

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use bg_common::{Backend, Be16, Flow, FlowBackend, FlowKey4, MAX_CHAIN, Vip};
+use aya::maps::{Map, MapData};
+use bg_common::{Backend, Be16, Flow, FlowBackend, FlowKey4, MAX_CHAIN, ServiceKey, ServiceRow, Vip};
 use bg_ebpf::flow::table::Stored;
 use bg_userspace::{
     AttachMode, Error, Protocol,
@@ -149,6 +150,36 @@ fn a_backend_that_many_services_did_not_share_at_first_is_refused_before_anythin
     lab.instance().apply(&Config::default()).unwrap();
     lab.instance().apply(&with_sorry(many + 3)).unwrap();
     assert_eq!(View::of(&lab).ports().len(), 2 * (many + 3));
+}
+
+#[test]
+fn what_a_killed_apply_has_left_in_a_list_takes_no_room_there() {
+    let lab = Lab::new();
+    lab.attach("v0", AttachMode::Tc).unwrap();
+    let many = MAX_CHAIN as usize;
+    let mut shop = shop(1..many as u16 + 3);
+    shop.deployments[0].services.iter_mut().for_each(|service| {
+        service.backends[0].remove(0);
+        service.backends[1] = service.backends[0].clone();
+    });
+    lab.instance().apply(&shop).unwrap();
+    let common = BackendSpec { address: ([10, 0, 1, 99], 80).into(), weight: 1 };
+    shop.deployments[0].services[..many].iter_mut().for_each(|service| service.backends[1] = vec![common]);
+    lab.instance().apply(&shop).unwrap();
+    // An apply that removes two services is killed when it has removed their keys.
+    let map = MapData::from_pin(lab.paths.map("services")).and_then(Map::from_map_data).unwrap();
+    let mut rows: aya::maps::HashMap<_, ServiceKey, ServiceRow> = map.try_into().unwrap();
+    for service in shop.deployments[0].services.drain(..2) {
+        for address in [Some(service.vip), service.preview].into_iter().flatten() {
+            let (addr, port) = (address.ip().into(), Be16::new(address.port()));
+            rows.remove(&ServiceKey { addr, port, protocol: service.protocol as u8, family: 4 }).unwrap();
+        }
+    }
+    // As many others get the backend.
+    shop.deployments[0].services[many - 2..].iter_mut().for_each(|service| service.backends[1] = vec![common]);
+    lab.instance().apply(&shop).unwrap();
+    assert!(lab.instance().plan(&shop).unwrap().is_empty());
+    assert_eq!(View::of(&lab).ports().len(), 2 * many);
 }
 
 #[test]
