@@ -18,7 +18,7 @@ pub struct ServiceKey {
 }
 
 /// A row of the `vips` array: a virtual address, by `2 * service + role`. It is the source of replies.
-#[repr(C)]
+#[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Vip {
     /// The address. If it is zero, there is none.
@@ -137,7 +137,7 @@ impl TesterKey {
 }
 
 crate::assert_layout!(ServiceKey, size 20, align 4, addr at 0, port at 16, protocol at 18, family at 19);
-crate::assert_layout!(Vip, size 32, align 4, key at 0, next at 20, salt at 24, reserved at 26);
+crate::assert_layout!(Vip, size 32, align 8, key at 0, next at 20, salt at 24, reserved at 26);
 crate::assert_layout!(TableSpan, size 8, align 4, base at 0, len at 4);
 crate::assert_layout!(
     ServiceRow, size 24, align 4,

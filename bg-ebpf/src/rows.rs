@@ -32,10 +32,8 @@ const fn endpoint<V: IpVersion>(port: Be16, protocol: Protocol) -> u32 {
 
 const _: () = {
     use core::mem::offset_of;
-    assert!(
-        offset_of!(Vip, key) % 8 == 0 && offset_of!(ServiceKey, addr) % 8 == 0 && size_of::<Vip>().is_multiple_of(8)
-    );
-    assert!(offset_of!(Backend, addr) % 8 == 0 && size_of::<Backend>().is_multiple_of(8));
+    assert!(offset_of!(Vip, key) % 8 == 0 && offset_of!(ServiceKey, addr) % 8 == 0 && align_of::<Vip>() == 8);
+    assert!(offset_of!(Backend, addr) % 8 == 0 && align_of::<Backend>() == 8);
     assert!(offset_of!(ServiceKey, protocol) == offset_of!(ServiceKey, port) + 2);
     assert!(offset_of!(ServiceKey, family) == offset_of!(ServiceKey, port) + 3);
     assert!(offset_of!(Backend, protocol) == offset_of!(Backend, port) + 2);

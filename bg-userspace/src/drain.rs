@@ -52,8 +52,8 @@ impl Instance {
         Ok(sums.into_iter().map(|(sum, _)| sum).collect())
     }
 
-    /// Deployments whose drain still waits for a flow, or may do so. The caller has waited for a grace period in which no live word changed,
-    /// so that no program opens a flow by an older word any more.
+    /// Deployments whose drain still waits for a flow, or may do so. The caller has waited for a grace period since it read the live words, so no
+    /// program opens a flow by an older one any more. If a word changes meanwhile, the caller finds that out before it ends the drain.
     fn drains_left(&self, backends: &Mapped<Backend>) -> Result<FlowsLeft, Error> {
         let all = Scan::new(self, backends)?.fold(&self.paths, FlowsLeft::new, |left, open| match open {
             Some(open) => left.add(open),

@@ -17,19 +17,19 @@ pub fn second(hash: u32, mask: u32) -> u32 {
     if second == first { first ^ (mask & 1) } else { second }
 }
 
-/// The row of a bucket whose turn it is for this hash.
+/// The index in its bucket of the row whose turn it is for this hash. The turn of the row at an index is found in the same way.
 ///
 /// Before Linux 6.10 the verifier knows no bounds of an exclusive or of two unknown numbers. So the remainder is that of the
 /// result, and `opaque` keeps the compiler from taking those of both numbers instead.
 #[inline(always)]
-pub fn row<K: Key, W: Words>(bucket: W, hash: u32, turn: u32) -> W {
-    bucket.from(index(hash, turn) as usize * K::ROW)
-}
-
-/// The index in its bucket of the row whose turn it is for this hash.
-#[inline(always)]
 pub fn index(hash: u32, turn: u32) -> u32 {
     opaque((hash >> 29 ^ turn).into()) as u32 % WAYS
+}
+
+/// The row of a bucket whose turn it is for this hash.
+#[inline(always)]
+pub fn row<K: Key, W: Words>(bucket: W, hash: u32, turn: u32) -> W {
+    bucket.from(index(hash, turn) as usize * K::ROW)
 }
 
 /// The same for a turn that is a constant in an unrolled loop: two instructions less.

@@ -62,8 +62,8 @@ pub struct IcmpError {
 }
 
 impl IcmpError {
-    /// Reads an ICMP message, no fragment of one, whose IP header stands at `l3`. `None`: it is no error, or not one about a TCP or UDP packet of the
-    /// error's destination, or it is cut short.
+    /// Reads an ICMP message, no fragment of one, whose IP header stands at `l3`. `None`: it is no error, or not one about a TCP
+    /// or UDP packet of the error's destination, or it is cut short.
     ///
     /// Each field is stored as soon as it is read: all of them together are more than the stack has room for.
     #[inline(always)]
