@@ -1,6 +1,6 @@
 //! The indexes: what a packet finds of virtual addresses and backends, whatever has been applied, killed, applied again.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, ops::Range};
 
 use aya::maps::{Map, MapData};
 use bg_common::{Backend, Be16, Flow, FlowBackend, FlowKey4, MAX_CHAIN, ServiceKey, ServiceRow, Vip};
@@ -102,11 +102,7 @@ fn what_is_missing_in_an_index_is_something_to_be_finished() {
 fn services_that_share_a_backend_have_one_salt_and_keep_the_one_they_have() {
     let lab = Lab::new();
     lab.attach("v0", AttachMode::Tc).unwrap();
-    let mut shop = shop(1..4);
-    shop.deployments[0].services.iter_mut().for_each(|service| {
-        service.backends[0].remove(0);
-        service.backends[1] = service.backends[0].clone();
-    });
+    let mut shop = one_backend_each(1..4);
     let salts = |shop: &Config| ["s1", "s2", "s3"].map(|name| salt(&lab, name, shop));
     lab.instance().apply(&shop).unwrap();
     let apart = salts(&shop);
@@ -124,16 +120,22 @@ fn services_that_share_a_backend_have_one_salt_and_keep_the_one_they_have() {
     View::of(&lab);
 }
 
+/// A shop each of whose services has one backend, the same in both colours.
+fn one_backend_each(ports: Range<u16>) -> Config {
+    let mut shop = shop(ports);
+    shop.deployments[0].services.iter_mut().for_each(|service| {
+        service.backends[0].remove(0);
+        service.backends[1] = service.backends[0].clone();
+    });
+    shop
+}
+
 #[test]
 fn a_backend_that_many_services_did_not_share_at_first_is_refused_before_anything_is_changed() {
     let lab = Lab::new();
     lab.attach("v0", AttachMode::Tc).unwrap();
     let many = MAX_CHAIN as usize;
-    let mut shop = shop(1..many as u16 + 4);
-    shop.deployments[0].services.iter_mut().for_each(|service| {
-        service.backends[0].remove(0);
-        service.backends[1] = service.backends[0].clone();
-    });
+    let mut shop = one_backend_each(1..many as u16 + 4);
     lab.instance().apply(&shop).unwrap();
     let sorry = BackendSpec { address: ([10, 0, 1, 99], 80).into(), weight: 1 };
     let with_sorry = |count: usize| {
@@ -157,11 +159,7 @@ fn what_a_killed_apply_has_left_in_a_list_takes_no_room_there() {
     let lab = Lab::new();
     lab.attach("v0", AttachMode::Tc).unwrap();
     let many = MAX_CHAIN as usize;
-    let mut shop = shop(1..many as u16 + 3);
-    shop.deployments[0].services.iter_mut().for_each(|service| {
-        service.backends[0].remove(0);
-        service.backends[1] = service.backends[0].clone();
-    });
+    let mut shop = one_backend_each(1..many as u16 + 3);
     lab.instance().apply(&shop).unwrap();
     let common = BackendSpec { address: ([10, 0, 1, 99], 80).into(), weight: 1 };
     shop.deployments[0].services[..many].iter_mut().for_each(|service| service.backends[1] = vec![common]);
@@ -186,11 +184,7 @@ fn what_a_killed_apply_has_left_in_a_list_takes_no_room_there() {
 fn a_backend_in_both_colours_leaves_one_of_them_though_its_list_is_full() {
     let lab = Lab::new();
     lab.attach("v0", AttachMode::Tc).unwrap();
-    let mut shop = shop(1..MAX_CHAIN as u16 + 1);
-    shop.deployments[0].services.iter_mut().for_each(|service| {
-        service.backends[0].remove(0);
-        service.backends[1] = service.backends[0].clone();
-    });
+    let mut shop = one_backend_each(1..MAX_CHAIN as u16 + 1);
     lab.instance().apply(&shop).unwrap();
     let common = BackendSpec { address: ([10, 0, 1, 99], 80).into(), weight: 1 };
     shop.deployments[0].services.iter_mut().for_each(|service| service.backends[0].push(common));
