@@ -18,6 +18,7 @@ use crate::{
     hint::{rolled, unlikely},
     hook::{Direction, Hook},
     policy::{
+        backend,
         colour::Client,
         lifetime::{ended_by_switch, is_silent},
     },
@@ -121,7 +122,7 @@ fn target<V: Flows, W: SlowPath<V>>(
                 return Ok(Target::known(backend));
             }
             reading = LiveReading { deployment: deployment.into(), word };
-        } else if let Some(backend) = backend_of(&flow, world) {
+        } else if let Some(backend) = backend::of_flow(&flow, world) {
             // Such a SYN is noted, and the second one means something else. So one hook alone must see it.
             if hook.direction == Direction::Early
                 && headers.transport.opens_connection()
@@ -143,13 +144,6 @@ fn target<V: Flows, W: SlowPath<V>>(
     open_flow(headers, arrival, reading, hook)
 }
 
-/// The backend of a flow, if it is still there.
-#[inline(always)]
-fn backend_of(flow: &FlowRef, world: &impl World) -> Option<BackendRef> {
-    let backend = BackendRef(world.backend(flow.backend().slot())?);
-    backend.is(flow.backend()).then_some(backend)
-}
-
 /// The backend of a flow of which the packet says nothing new, as most packets do: they need no call.
 #[inline(always)]
 fn without_news<V: Flows>(headers: &Headers<V>, flow: &FlowRef, hook: &Hook<'_, impl World>) -> Option<BackendRef> {
@@ -161,7 +155,7 @@ fn without_news<V: Flows>(headers: &Headers<V>, flow: &FlowRef, hook: &Hook<'_, 
     {
         return None;
     }
-    let backend = backend_of(flow, world)?;
+    let backend = backend::of_flow(flow, world)?;
     if unlikely(!flow.was_seen_at(now))
         && is_silent(flow.flow(), headers.protocol(), world.deployment(backend.deployment())?, now)
     {

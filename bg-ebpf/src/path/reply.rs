@@ -19,10 +19,11 @@ use crate::{
     hint::{opaque, unlikely},
     hook::{Direction, Hook},
     policy::{
+        backend,
         colour::Client,
         lifetime::{ended_by_switch, is_silent},
     },
-    rows::{BackendRef, VipRef},
+    rows::VipRef,
     verdict::{Action, Exit, Verdict},
     wire::headers::{Headers, tcp_flags},
     world::{Flows, World},
@@ -51,7 +52,8 @@ pub fn restore<V: Flows + Rewritable, W: SlowPath<V>>(
     let (mut flow, backend) = loop {
         if !row.is_none()
             && let Some(flow) = read(flows, row, &key, Match::Client)
-            && let Some(backend) = backend_of(&flow, headers, world)
+            && let Some(backend) =
+                backend::of_flow_at::<V>(&flow, headers.src, headers.src_port(), headers.protocol(), world)
         {
             break (flow, backend);
         }
@@ -107,14 +109,6 @@ pub fn restore<V: Flows + Rewritable, W: SlowPath<V>>(
         }
     }
     Some(send(headers, &mut flow, vip, hook, writer))
-}
-
-/// The flow's backend, if it is still there and has sent the packet.
-#[inline(always)]
-fn backend_of<V: Flows>(flow: &FlowRef, headers: &Headers<V>, world: &impl World) -> Option<BackendRef> {
-    let backend = BackendRef(world.backend(flow.backend().slot())?);
-    let is_it = backend.is(flow.backend()) && backend.is_at::<V>(headers.src, headers.src_port(), headers.protocol());
-    is_it.then_some(backend)
 }
 
 /// Whether the packet may say something new of its flow.

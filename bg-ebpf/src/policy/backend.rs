@@ -1,7 +1,7 @@
 //! Which backend a new flow gets: an entry of the colour's Maglev table.
 
-use crate::{rows::BackendRef, world::World};
-use bg_common::{Colour, FlowBackend, ServiceRow, TableSpan};
+use crate::{flow::row::FlowRef, rows::BackendRef, wire::headers::IpVersion, world::World};
+use bg_common::{Be16, Colour, FlowBackend, Protocol, ServiceRow, TableSpan};
 
 /// A backend that was chosen.
 #[derive(Clone, Copy)]
@@ -10,6 +10,28 @@ pub struct Chosen {
     pub name: FlowBackend,
     /// The row.
     pub backend: BackendRef,
+}
+
+/// The backend of a flow, if it is still there.
+#[inline(always)]
+pub fn of_flow(flow: &FlowRef, world: &impl World) -> Option<BackendRef> {
+    let backend = BackendRef(world.backend(flow.backend().slot())?);
+    backend.is(flow.backend()).then_some(backend)
+}
+
+/// The backend of a flow, if it is still there and has this address, port and protocol.
+#[inline(always)]
+pub fn of_flow_at<V: IpVersion>(
+    flow: &FlowRef,
+    address: V::Address,
+    port: Be16,
+    protocol: Protocol,
+    world: &impl World,
+) -> Option<BackendRef> {
+    let backend = BackendRef(world.backend(flow.backend().slot())?);
+    // At once: in two steps, replies cost a twelfth more.
+    let is_it = backend.is(flow.backend()) && backend.is_at::<V>(address, port, protocol);
+    is_it.then_some(backend)
 }
 
 /// Where the Maglev table of a colour stands.

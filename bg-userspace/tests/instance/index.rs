@@ -135,7 +135,7 @@ fn a_backend_that_many_services_did_not_share_at_first_is_refused_before_anythin
     let lab = Lab::new();
     lab.attach("v0", AttachMode::Tc).unwrap();
     let many = MAX_CHAIN as usize;
-    let mut shop = one_backend_each(1..many as u16 + 4);
+    let shop = one_backend_each(1..many as u16 + 4);
     lab.instance().apply(&shop).unwrap();
     let sorry = BackendSpec { address: ([10, 0, 1, 99], 80).into(), weight: 1 };
     let with_sorry = |count: usize| {

@@ -9,8 +9,8 @@ use crate::{
         table::{find, read},
     },
     path::classify::vip_at,
-    policy::{colour::Client, lifetime::is_silent},
-    rows::{BackendRef, VipRef},
+    policy::{backend, colour::Client, lifetime::is_silent},
+    rows::VipRef,
     wire::icmp::IcmpError,
     world::{Flows, World},
 };
@@ -107,10 +107,7 @@ fn find_backend<V: Flows>(call: &mut Translating, protocol: Protocol, world: &im
     let flows = V::flows(world);
     let key = V::key(V::narrow(&error.dst), error.dst_port, vip.number as u16);
     let flow = find(flows, &key, key.hash(vip.salt, flows), Match::Whole)?;
-    let backend = BackendRef(world.backend(flow.backend().slot())?);
-    if !backend.is(flow.backend()) {
-        return None;
-    }
+    let backend = backend::of_flow(&flow, world)?;
     call.translation = Translation::new::<V>(error, End::Source, backend.whole_address(), backend.port());
     Some(if backend.mode() == Mode::Local as u8 { Receiver::LocalBackend } else { Receiver::Backend })
 }
@@ -128,10 +125,7 @@ fn find_client<V: Flows>(call: &mut Translating, world: &impl World) -> Option<R
     let flows = V::flows(world);
     let key = V::key(V::narrow(&error.src), error.src_port, 0);
     let flow = read(flows, place::<V::Key, _>(flows, call.hash, call.place)?, &key, Match::Client)?;
-    let backend = BackendRef(world.backend(flow.backend().slot())?);
-    if !backend.is(flow.backend()) || !backend.is_at::<V>(V::narrow(&error.dst), error.dst_port, protocol) {
-        return None;
-    }
+    let backend = backend::of_flow_at::<V>(&flow, V::narrow(&error.dst), error.dst_port, protocol, world)?;
     // What the client has sent to the backend itself, from a port that it uses for the virtual address, or once did.
     let is_silent = is_silent(flow.flow(), protocol, world.deployment(backend.deployment())?, world.tick());
     if is_silent || flow.state().has(FlowState::FOREIGN) {

@@ -8,7 +8,7 @@ use crate::{
         table::{read, remove},
     },
     hint::{rolled, unlikely},
-    policy::{colour::Client, lifetime::is_open},
+    policy::{backend, colour::Client, lifetime::is_open},
     rows::{BackendRef, VipRef},
     world::{Flows, World},
 };
@@ -117,10 +117,9 @@ pub fn step<V: Flows, W: World>(search: &mut Search, world: &W) -> Step {
             }
             let address = V::narrow(&search.address);
             let Some(flow) = read(flows, row, key, Match::Client) else { continue };
-            let Some(backend) = world.backend(flow.backend().slot()).map(BackendRef) else { continue };
-            if !backend.is(flow.backend()) || !backend.is_at::<V>(address, search.port, search.protocol) {
+            let Some(backend) = backend::of_flow_at::<V>(&flow, address, search.port, search.protocol, world) else {
                 continue;
-            }
+            };
             if !search.is_for_rivals {
                 return Step::Found(half * WAYS + index(search.hash, nth));
             }
