@@ -177,8 +177,9 @@ fn shown_until(command: &mut Command, is_enough: impl Fn(&str) -> bool, interrup
             interrupt(&mut child);
         }
     }
-    assert!(child.wait().unwrap().success());
-    String::from_utf8(shown).unwrap()
+    let (status, shown) = (child.wait().unwrap(), String::from_utf8(shown).unwrap());
+    assert!(status.success(), "{status}: {shown:?}");
+    shown
 }
 
 #[test]
@@ -189,9 +190,11 @@ fn a_small_terminal_shows_what_is_live_and_how_much_is_missing() {
     let bgctl = lab.bgctl();
     let words: Vec<_> = std::iter::once(bgctl.get_program()).chain(bgctl.get_args()).collect();
     let words: Vec<_> = words.iter().map(|word| word.to_str().unwrap()).collect();
-    let watch = format!("stty rows 6 cols 60; timeout --foreground 60 {} status --watch", words.join(" "));
-    let mut terminal = Command::new("script");
-    terminal.args(["-qec", &watch, "/dev/null"]).env("TERM", "xterm");
+    // Ctrl-C goes to all processes of the terminal, and not every shell survives it. So bgctl replaces the shell. The terminal neither
+    // echoes Ctrl-C nor throws away what it has not displayed yet, which may be the middle of a screen.
+    let watch = format!("stty rows 6 cols 60 -echo noflsh; exec {} status --watch", words.join(" "));
+    let mut terminal = Command::new("timeout");
+    terminal.args(["60", "script", "-qec", &watch, "/dev/null"]).env("TERM", "xterm").env("SHELL", "/bin/sh");
     // Two screens, then Ctrl-C.
     let shown = shown_until(
         &mut terminal,
