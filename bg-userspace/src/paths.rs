@@ -53,6 +53,11 @@ impl Paths {
         self.pin_root.join("state")
     }
 
+    /// A symbolic link whose target is the last record of the history.
+    pub(crate) fn head_link(&self) -> PathBuf {
+        self.pin_root.join("history")
+    }
+
     /// A symbolic link that exists while a process has set the kernel to expedite grace periods.
     pub(crate) fn expedited(&self) -> PathBuf {
         self.pin_root.join("expedited")

@@ -1,6 +1,6 @@
 //! The state directory itself, and the names of the files in it.
 
-use std::path::Path;
+use std::{os::unix::fs::MetadataExt as _, path::Path};
 
 use super::{
     error::HistoryError,
@@ -9,6 +9,8 @@ use super::{
 
 /// The name of the journal's file.
 pub(super) const JOURNAL: &str = "history.jsonl";
+/// The name of the file with the journal's head.
+pub(super) const HEAD: &str = "history.head";
 /// The name of the file with the last live colours.
 pub(super) const LAST_LIVE: &str = "live.json";
 
@@ -16,6 +18,7 @@ pub(super) const LAST_LIVE: &str = "live.json";
 pub(crate) fn prepare_state_dir(state_dir: &Path) -> Result<(), HistoryError> {
     let is_ours = |name: &str| {
         name == JOURNAL
+            || name == HEAD
             || name.trim_start_matches('.').starts_with(LAST_LIVE)
             || name.ends_with(".lock")
             || name == "lost+found"
@@ -28,4 +31,10 @@ pub(crate) fn prepare_state_dir(state_dir: &Path) -> Result<(), HistoryError> {
 /// Makes sure that a new or renamed entry of a directory survives a loss of power.
 pub(super) fn sync_directory(directory: &Path) -> Result<(), HistoryError> {
     std::fs::File::open(directory).and_then(|file| file.sync_all()).map_err(HistoryError::io("write", directory))
+}
+
+/// Whether both are the same directory.
+pub(crate) fn is_same(one: &Path, other: &Path) -> bool {
+    let inode = |path: &Path| std::fs::metadata(path).map(|metadata| (metadata.dev(), metadata.ino()));
+    one == other || inode(one).is_ok_and(|one| inode(other).is_ok_and(|other| one == other))
 }

@@ -2,109 +2,28 @@
 //!
 //! A record is one write, and is on the disk when [`History::append`] returns. A crash can leave only the
 //! last line incomplete. The reader skips it, and the next append ends it before its own record. Concurrent switches
-//! may append in any order. The reader sorts them in the order in which they took effect.
+//! may append in any order. The reader sorts them in the order in which they took effect. The [chain](super::chain) has the order of the file.
 
 use std::{
     collections::HashMap,
     fs::{File, OpenOptions},
-    io::{Read as _, Seek as _, SeekFrom, Write as _},
+    io::{self, Write as _},
+    os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use serde::{Deserialize, Serialize};
-
 use super::{
     ask::ask,
+    chain::{Hash, Head, Link},
     directory::{self, prepare_state_dir, sync_directory},
     error::HistoryError,
-    moment::Moment,
+    head::Notes,
     private,
-    who::Who,
+    record::{Action, Record},
+    verify::{Verified, verify},
 };
-use crate::Error;
-
-/// A kind of change to a deployment or to an instance.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Action {
-    /// Its configuration was applied.
-    #[default]
-    Apply,
-    /// Another colour was made live.
-    Switch,
-    /// The colour that was live before was made live again.
-    Rollback,
-    /// Its last live colour was restored, for example after a reboot.
-    Recovered,
-    /// The programs were attached to interfaces.
-    Attach,
-    /// The programs were detached from interfaces.
-    Detach,
-}
-
-impl Action {
-    /// Its name in the journal.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Apply => "apply",
-            Self::Switch => "switch",
-            Self::Rollback => "rollback",
-            Self::Recovered => "recovered",
-            Self::Attach => "attach",
-            Self::Detach => "detach",
-        }
-    }
-}
-
-/// One line of the journal.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Record {
-    /// The time, in RFC 3339 format in the file.
-    pub time: jiff::Timestamp,
-    /// Name of the deployment; empty if the change concerns the whole instance.
-    #[serde(default)]
-    pub deployment: String,
-    /// Names of the interfaces that were attached or detached.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub interfaces: Vec<String>,
-    /// The kind of change.
-    pub action: Action,
-    /// Its state before; `None` if it did not exist.
-    pub from: Option<Moment>,
-    /// Its state after; `None` if it was removed.
-    pub to: Option<Moment>,
-    /// Who made the change.
-    pub who: Who,
-    /// The reason, if one was given.
-    pub reason: Option<String>,
-    /// The command line of the process.
-    pub command: String,
-}
-
-impl Record {
-    /// A record of a change that this process makes now.
-    pub fn now(
-        deployment: &str,
-        action: Action,
-        from: Option<Moment>,
-        to: Option<Moment>,
-        reason: Option<&str>,
-    ) -> Self {
-        let words: Vec<_> = std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
-        Self {
-            time: jiff::Timestamp::now(),
-            deployment: deployment.to_owned(),
-            interfaces: Vec::new(),
-            action,
-            from,
-            to,
-            who: Who::of_this_process(),
-            reason: reason.map(str::to_owned),
-            command: words.join(" "),
-        }
-    }
-}
+use crate::{Error, Paths};
 
 /// The content of the journal.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -120,6 +39,7 @@ pub struct Journal {
 pub struct History {
     directory: PathBuf,
     path: PathBuf,
+    notes: Notes,
 }
 
 impl History {
@@ -128,28 +48,71 @@ impl History {
 
     /// The journal in `state_dir`, which may not exist yet.
     pub fn new(state_dir: &Path) -> Self {
-        Self { directory: state_dir.to_owned(), path: state_dir.join(Self::FILE) }
+        Self { directory: state_dir.to_owned(), path: state_dir.join(Self::FILE), notes: Notes::of(state_dir) }
     }
 
-    /// Appends a record. When this returns, the record is on the disk.
-    pub fn append(&self, record: &Record) -> Result<(), HistoryError> {
+    /// The journal in the state directory of `paths`, whose head is also noted in the pins.
+    pub fn of(paths: &Paths) -> Self {
+        Self::new(&paths.state_dir).with_pin(paths.head_link())
+    }
+
+    /// The same journal, whose head is also noted in a pin of the instance.
+    pub(crate) fn with_pin(self, pin: PathBuf) -> Self {
+        Self { notes: self.notes.with_pin(pin), ..self }
+    }
+
+    /// Appends a record, with its link. When this returns, the record is on the disk. The caller holds the lock of the history.
+    pub(crate) fn append(&self, record: &Record) -> Result<(), HistoryError> {
         prepare_state_dir(&self.directory)?;
         let is_new = !self.path.exists();
         let mut file =
             private::open(&self.path, OpenOptions::new().append(true)).map_err(HistoryError::io("open", &self.path))?;
         let write_error = || HistoryError::io("write", &self.path);
 
-        let mut bytes = Vec::with_capacity(512);
-        if is_torn(&mut file).map_err(HistoryError::io("read", &self.path))? {
-            bytes.push(b'\n');
-        }
-        serde_json::to_writer(&mut bytes, record).map_err(|error| write_error()(error.into()))?;
-        bytes.push(b'\n');
+        let (is_torn, link) = self.next(&file).map_err(HistoryError::io("read", &self.path))?;
+        let number = link.number;
+        let record = Record { link: Some(link), ..record.clone() };
+        let line = serde_json::to_vec(&record).map_err(|error| write_error()(error.into()))?;
+        let bytes = [if is_torn { &b"\n"[..] } else { b"" }, &line, b"\n"].concat();
         file.write_all(&bytes).and_then(|()| file.sync_data()).map_err(write_error())?;
+        let noted = self.notes.write(&Head { number, hash: Hash::of(&line) });
+        noted.map_err(HistoryError::io("write", &self.directory))?;
         if is_new {
             sync_directory(&self.directory)?;
         }
         Ok(())
+    }
+
+    /// Whether the last line is incomplete, and the link of the next record.
+    ///
+    /// The record follows the head that is noted, not the last record of the file, if that has another hash or a lower number. So it can be
+    /// seen for ever that records have been changed or lost at the end.
+    fn next(&self, file: &File) -> io::Result<(bool, Link)> {
+        let length = file.metadata()?.len();
+        let mut end = Vec::new();
+        let mut head = None;
+        // From the last octets, doubled until they hold a record with a hash.
+        let mut size = 4096.min(length);
+        while head.is_none() && (end.len() as u64) < length {
+            end.resize(size as usize, 0);
+            file.read_exact_at(&mut end, length - size)?;
+            // The first line of a part may be cut off. A part of a record is not a record.
+            head = Head::in_end(&end);
+            size = (2 * size).min(length);
+        }
+        let is_torn = end.last().is_some_and(|last| *last != b'\n');
+        let noted = self.notes.read().into_iter().map(|(_, head)| head);
+        // Of equal numbers, the last one.
+        let head = head.into_iter().chain(noted).max_by_key(|head| head.number);
+        if head.is_none() && is_torn {
+            end.push(b'\n');
+        }
+        Ok((is_torn, Link::after(head, &end)))
+    }
+
+    /// Checks the chain. Waits at most `patience` for a file system that may not respond.
+    pub fn verify_within(&self, patience: Duration) -> Result<Verified, Error> {
+        ask(&self.directory, patience, None, || Ok(verify(&self.content()?, &self.notes.read())))
     }
 
     /// Reads the records, of one deployment or of all. A journal that does not exist is empty.
@@ -210,22 +173,12 @@ fn put_in_order(records: &mut [Record]) {
     }
 }
 
-/// Whether the last line is incomplete.
-fn is_torn(file: &mut File) -> std::io::Result<bool> {
-    if file.seek(SeekFrom::End(0))? == 0 {
-        return Ok(false);
-    }
-    file.seek(SeekFrom::End(-1))?;
-    let mut last = [0];
-    file.read_exact(&mut last)?;
-    Ok(last != *b"\n")
-}
-
 #[cfg(test)]
 mod tests {
     use bg_common::Colour;
 
     use super::*;
+    use crate::history::Moment;
 
     fn moment(generation: u32, live: Colour) -> Option<Moment> {
         Some(Moment { generation, live })
@@ -242,6 +195,13 @@ mod tests {
         )
     }
 
+    /// What has been read, as it was before it got its links.
+    fn read(history: &History, deployment: Option<&str>) -> Journal {
+        let mut journal = history.read(deployment).unwrap();
+        journal.records.iter_mut().for_each(|record| record.link = None);
+        journal
+    }
+
     #[test]
     fn what_was_appended_is_read_in_order() {
         let dir = tempfile::tempdir().unwrap();
@@ -249,8 +209,8 @@ mod tests {
         assert_eq!(history.read(None).unwrap(), Journal::default());
         let records = [record("shop", 2), record("mail", 5), record("shop", 3)];
         records.iter().for_each(|record| history.append(record).unwrap());
-        assert_eq!(history.read(None).unwrap().records, records);
-        assert_eq!(history.read(Some("shop")).unwrap().records, [records[0].clone(), records[2].clone()]);
+        assert_eq!(read(&history, None).records, records);
+        assert_eq!(read(&history, Some("shop")).records, [records[0].clone(), records[2].clone()]);
     }
 
     #[test]
@@ -306,15 +266,11 @@ mod tests {
             let mut expected = vec![first.clone()];
             expected.extend(complete.then(|| torn.clone()));
             let damaged_lines = usize::from(cut > kept as usize && !complete);
-            assert_eq!(
-                history.read(None).unwrap(),
-                Journal { records: expected.clone(), damaged_lines },
-                "cut at {cut}"
-            );
+            assert_eq!(read(&history, None), Journal { records: expected.clone(), damaged_lines }, "cut at {cut}");
 
             history.append(&next).unwrap();
             expected.push(next.clone());
-            assert_eq!(history.read(None).unwrap(), Journal { records: expected, damaged_lines }, "cut at {cut}");
+            assert_eq!(read(&history, None), Journal { records: expected, damaged_lines }, "cut at {cut}");
         }
     }
 

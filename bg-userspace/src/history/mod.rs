@@ -2,20 +2,30 @@
 //! live colours.
 
 mod ask;
+mod chain;
 mod directory;
 mod error;
+mod head;
 mod journal;
 mod last_live;
 mod moment;
 mod private;
+mod record;
+mod verify;
 mod who;
 
 pub use ask::PATIENCE;
 pub(crate) use ask::ask;
-pub(crate) use directory::prepare_state_dir;
+pub use chain::{Hash, Head, Link};
+pub(crate) use directory::{is_same, prepare_state_dir};
 pub use error::HistoryError;
-pub use journal::{Action, History, Journal, Record};
+pub use journal::{History, Journal};
 pub use last_live::{Entry, LastLive, Writer};
 pub use moment::Moment;
 pub(crate) use private::{is_private, make_private, open_lock};
+pub use record::{Action, Record};
+pub use verify::{Fault, Verified};
 pub use who::Who;
+
+#[cfg(test)]
+mod tests;

@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    os::unix::fs::{MetadataExt as _, symlink},
+    os::unix::fs::symlink,
     path::{Path, PathBuf},
 };
 
@@ -28,10 +28,4 @@ pub(super) fn write(paths: &Paths, state_dir: &Path) -> io::Result<()> {
         _ => symlink(state_dir, &temporary)?,
     }
     std::fs::rename(&temporary, paths.state_link())
-}
-
-/// Whether both are the same directory.
-pub(super) fn is_same(one: &Path, other: &Path) -> bool {
-    let inode = |path: &Path| std::fs::metadata(path).map(|metadata| (metadata.dev(), metadata.ino()));
-    one == other || inode(one).is_ok_and(|one| inode(other).is_ok_and(|other| one == other))
 }

@@ -2,11 +2,11 @@
 
 use super::{
     directory::{State, identity_at},
-    link::{absolute, is_same, read},
+    link::{absolute, read},
 };
 use crate::{
     Error, Paths,
-    history::{HistoryError, LastLive},
+    history::{HistoryError, LastLive, is_same},
 };
 
 /// A warning if the command names another directory than the instance's.

@@ -34,7 +34,10 @@ impl Job<'_> {
         let _lock = Lock::history(state_dir)?;
         let mut warnings = Vec::from_iter(owner::mismatch(self.state));
         let before = LastLive::load(state_dir)?;
-        let history = History::new(state_dir);
+        let mut history = History::new(state_dir);
+        if self.state.writer.is_some() && self.state.is_pinned() {
+            history = history.with_pin(self.state.paths.head_link());
+        }
         if let Err(error) = owner::refuse_shared(self.state, &before) {
             // A change of interfaces is not a change of deployments.
             if self.changes.is_empty() || self.changes.iter().any(|change| !change.deployment.is_empty()) {

@@ -211,6 +211,47 @@ fn who_attached_and_detached_is_in_the_history() {
 }
 
 #[test]
+fn a_history_that_was_tampered_with_is_found() {
+    let lab = running();
+    switch(&lab, Colour::Green);
+    switch(&lab, Colour::Blue);
+    let journal = lab.paths.state_dir.join(History::FILE);
+    let verify = || {
+        let (code, text, _) = lab.run(&["history", "--verify"]);
+        (code, text)
+    };
+    let (code, text) = verify();
+    assert!(code == 0 && text.contains("5 records with a hash, the chain is whole"), "{code}: {text}");
+    let pin = lab.paths.pin_root.join("history").display().to_string();
+    assert!(text.contains("history.head") && text.contains(&pin), "{text}");
+    let (_, json, _) = lab.run(&["history", "--verify", "--json"]);
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!((&json["whole"], &json["records"], &json["head"]["number"]), (&true.into(), &5.into(), &5.into()));
+
+    let whole = fs::read_to_string(&journal).unwrap();
+    let lines: Vec<_> = whole.lines().collect();
+    for (tampered, line) in [
+        (whole.replacen("\"generation\":2,\"live\":\"green\"", "\"generation\":2,\"live\":\"blue\"", 1), "line 4"),
+        (lines[1..].join("\n") + "\n", "line 1"),
+        (lines[..4].join("\n") + "\n", "line 4"),
+        ([lines[0], lines[2], lines[1], lines[3], lines[4], ""].join("\n"), "line 2"),
+        (whole.clone() + lines[4] + "\n", "line 6"),
+    ] {
+        assert_ne!(tampered, whole);
+        fs::write(&journal, tampered).unwrap();
+        let (code, text) = verify();
+        assert!(code == 1 && text.contains(line) && text.contains("broken"), "{line}: {code}: {text}");
+    }
+    fs::write(&journal, whole).unwrap();
+    assert_eq!(verify().0, 0);
+    // What an instance has pinned goes with it, and what is beside the journal stays.
+    detach(&lab.paths, &Target::All).unwrap();
+    assert!(!lab.paths.pin_root.exists());
+    let (code, text) = verify();
+    assert!(code == 0 && text.contains("6 records") && text.contains("history.head"), "{code}: {text}");
+}
+
+#[test]
 fn the_second_of_two_who_roll_back_is_asked_what_he_means() {
     let lab = running();
     switch(&lab, Colour::Green);

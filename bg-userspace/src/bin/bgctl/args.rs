@@ -266,6 +266,9 @@ pub(crate) struct History {
     /// Only records since an RFC 3339 time, or since a duration before now ("2h", "7days")
     #[arg(long, value_name = "WHEN", value_parser = moment)]
     pub(crate) since: Option<jiff::Timestamp>,
+    /// Check that no record of any deployment was changed, removed, inserted or moved
+    #[arg(long, conflicts_with_all = ["last", "since"])]
+    pub(crate) verify: bool,
 }
 
 #[derive(Debug, ClapArgs)]

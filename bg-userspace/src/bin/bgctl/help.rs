@@ -188,12 +188,15 @@ pub(crate) const PAGES: &[Page] = &[
         command: "history",
         description: &[
             "Prints the oldest record first. Each record is a line of history.jsonl in the state directory.",
+            "Each record has a number and the SHA-256 of the record before. --verify checks this chain and says which lines are not as they \
+             were written. No key is involved: keep the SHA-256 of the last record elsewhere to find out whether the whole chain was written anew.",
         ],
         examples: &[
             ("bgctl history shop -n 10", "print the last ten changes of one deployment"),
             ("bgctl history --since 2h", "print all changes of the last two hours"),
+            ("bgctl history --verify", "check the chain of records"),
         ],
-        exit: &[DONE, FAILED, USAGE],
+        exit: &[DONE, (1, "failed, or --verify found a fault"), USAGE],
     },
     Page {
         command: "completions",

@@ -13,6 +13,9 @@ use crate::{
 };
 
 pub(super) fn run(global: &Global, args: &Args) -> anyhow::Result<Outcome> {
+    if args.verify {
+        return verify(global);
+    }
     let mut journal = read(global, args.only.deployment.as_deref())?;
     if journal.damaged_lines > 0 {
         output::message(&format!(
@@ -58,6 +61,18 @@ pub(super) fn run(global: &Global, args: &Args) -> anyhow::Result<Outcome> {
         output::print_styled(&table.render(""))?;
     }
     Ok(Outcome::Done)
+}
+
+fn verify(global: &Global) -> anyhow::Result<Outcome> {
+    let verified = History::of(&global.paths()).verify_within(PATIENCE)?;
+    let is_whole = verified.is_whole;
+    if global.json {
+        output::print_json(&verified)?;
+    } else {
+        let lines = verified.sentences(&global.state_dir.join(History::FILE));
+        output::print(&lines.into_iter().map(|line| line + "\n").collect::<String>())?;
+    }
+    Ok(if is_whole { Outcome::Done } else { Outcome::Failed })
 }
 
 fn read(global: &Global, deployment: Option<&str>) -> Result<Journal, Error> {

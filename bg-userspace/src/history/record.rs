@@ -1,0 +1,91 @@
+//! A record of the journal.
+
+use serde::{Deserialize, Serialize};
+
+use super::{chain::Link, moment::Moment, who::Who};
+
+/// A kind of change to a deployment or to an instance.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Action {
+    /// Its configuration was applied.
+    #[default]
+    Apply,
+    /// Another colour was made live.
+    Switch,
+    /// The colour that was live before was made live again.
+    Rollback,
+    /// Its last live colour was restored, for example after a reboot.
+    Recovered,
+    /// The programs were attached to interfaces.
+    Attach,
+    /// The programs were detached from interfaces.
+    Detach,
+}
+
+impl Action {
+    /// Its name in the journal.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Apply => "apply",
+            Self::Switch => "switch",
+            Self::Rollback => "rollback",
+            Self::Recovered => "recovered",
+            Self::Attach => "attach",
+            Self::Detach => "detach",
+        }
+    }
+}
+
+/// One line of the journal.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// The time, in RFC 3339 format in the file.
+    pub time: jiff::Timestamp,
+    /// Name of the deployment; empty if the change concerns the whole instance.
+    #[serde(default)]
+    pub deployment: String,
+    /// Names of the interfaces that were attached or detached.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub interfaces: Vec<String>,
+    /// The kind of change.
+    pub action: Action,
+    /// Its state before; `None` if it did not exist.
+    pub from: Option<Moment>,
+    /// Its state after; `None` if it was removed.
+    pub to: Option<Moment>,
+    /// Who made the change.
+    pub who: Who,
+    /// The reason, if one was given.
+    pub reason: Option<String>,
+    /// The command line of the process.
+    pub command: String,
+    /// Its place in the chain. `None` until it is written, and for records of versions without a chain.
+    #[serde(flatten)]
+    pub link: Option<Link>,
+}
+
+impl Record {
+    /// A record of a change that this process makes now.
+    pub fn now(
+        deployment: &str,
+        action: Action,
+        from: Option<Moment>,
+        to: Option<Moment>,
+        reason: Option<&str>,
+    ) -> Self {
+        let words: Vec<_> = std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
+        Self {
+            time: jiff::Timestamp::now(),
+            deployment: deployment.to_owned(),
+            interfaces: Vec::new(),
+            action,
+            from,
+            to,
+            who: Who::of_this_process(),
+            reason: reason.map(str::to_owned),
+            command: words.join(" "),
+            link: None,
+        }
+    }
+}
