@@ -9,6 +9,7 @@
 //! | [`policy`] | decisions: colour, backend, when a flow is over |
 //! | [`verdict`], [`hook`] | what is decided, and where a frame was met |
 //! | [`world`], [`rows`] | what the engine asks of maps, clock and routes |
+//! | [`step`] | the steps that decide, for those who want to know |
 //! | [`flow`] | the flow table: rows of words |
 //! | [`wire`] | packet bytes, headers, checksums |
 //!
@@ -31,6 +32,7 @@ pub mod hook;
 pub mod path;
 pub mod policy;
 pub mod rows;
+pub mod step;
 pub mod verdict;
 pub mod wire;
 pub mod world;
@@ -45,13 +47,14 @@ use path::{
     reply::restore,
     slow::SlowPath,
 };
+use step::Step;
 use wire::{
     ethernet,
     headers::{Parsed, V4, V6},
     packet::Packet,
     transport,
 };
-use world::Flows;
+use world::{EXPLAINS, Flows, note};
 
 pub use hook::{Direction, Frame, Hook};
 pub use verdict::{Action, Verdict};
@@ -70,6 +73,7 @@ pub fn process<W: SlowPath<V4> + SlowPath<V6>>(
         let Some(destination) = ethernet::destination(packet) else { return Verdict::PASS };
         // Met on a segment that floods, or by a promiscuous interface: another machine's.
         if unlikely(!world.is_addressed_here(destination)) {
+            note!(world, Step::OtherMachine {});
             return Verdict::PASS;
         }
     }
@@ -114,6 +118,8 @@ fn of_version<V: Flows + Rewritable, W: SlowPath<V>>(
         return if vip.is_some { Verdict::drop(world, Event::Malformed) } else { Verdict::PASS };
     }
     let hook = Hook { direction: frame.direction, frame_len: frame.len, world, now: world.tick() };
+    note!(world, Step::Begin { direction: frame.direction as u64, now: hook.now.into() });
+    note!(world, if vip.is_some { Step::Vip { row: vip.number.into() } } else { Step::NoVip {} });
     // Here the flow of a client's packet is looked for.
     let arrival = Arrival::new::<V>(&headers, vip, world);
     // A backend may be a client too, of this or another service, so its own flow comes first.
@@ -123,6 +129,9 @@ fn of_version<V: Flows + Rewritable, W: SlowPath<V>>(
             && let Some(verdict) = restore(&headers, source, &hook, writer)
         {
             return verdict;
+        }
+        if EXPLAINS && source.is_some {
+            world.note(Step::NoReply {});
         }
     }
     if arrival.is_to_vip() { forward(&headers, &arrival, &hook, writer) } else { Verdict::PASS }

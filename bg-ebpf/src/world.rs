@@ -8,6 +8,7 @@ use crate::{
         key::FlowVersion,
         memory::{Memory, RawWords},
     },
+    step::Step,
     wire::headers::{V4, V6},
 };
 use bg_common::{
@@ -89,6 +90,8 @@ pub trait World {
     }
     /// The coarse clock, see [`bg_common::TICK_SHIFT`].
     fn tick(&self) -> u32;
+    /// Notes a step that decides something. The engine calls it by `note!`.
+    fn note(&self, _step: Step) {}
     /// Counts an event.
     fn count(&self, event: Event);
     /// Counts a flow of a service and colour that a packet has opened.
@@ -96,6 +99,20 @@ pub trait World {
     /// Counts a packet of a service and colour.
     fn count_packet(&self, service: u16, colour: u8, bytes: u64);
 }
+
+/// Whether steps are noted: on the host, and in the object that explains.
+pub(crate) const EXPLAINS: bool = cfg!(any(feature = "explain", not(target_arch = "bpf")));
+
+/// Notes a step. In the object that packets meet it leaves no code: a call of an empty function would change what the compiler
+/// makes of its surroundings.
+macro_rules! note {
+    ($world:expr, $step:expr) => {
+        if $crate::world::EXPLAINS {
+            $world.note($step);
+        }
+    };
+}
+pub(crate) use note;
 
 /// Finds the flow table for a version of IP.
 pub trait Flows: FlowVersion {

@@ -1,6 +1,7 @@
-//! `build-ebpf`: compiles the BPF object and writes it to the file that bgctl embeds.
+//! `build-ebpf`: compiles the two BPF objects and writes them to the files that bgctl embeds: the programs that packets meet, and the same
+//! engine with the feature `explain`.
 //!
-//! The object is kept in the repository so that building bgctl needs only stable Rust. The
+//! The objects are kept in the repository so that building bgctl needs only stable Rust. The
 //! danger is an object that does not match the sources. `--check` proves that it matches.
 
 use crate::{
@@ -30,26 +31,48 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if args.check { check(&built) } else { install(&built) }
 }
 
-/// The path of the committed object.
+/// The path of the committed object with the programs that packets meet.
 pub(crate) fn committed() -> PathBuf {
     workspace::root().join("bg-userspace/bpf/bg.bpf.o")
+}
+
+/// The path of the committed object that explains.
+fn committed_explain() -> PathBuf {
+    workspace::root().join("bg-userspace/bpf/explain.bpf.o")
 }
 
 fn committed_record() -> PathBuf {
     workspace::root().join("bg-userspace/bpf/bg.bpf.sources")
 }
 
-/// An object that was just compiled.
+/// The objects that were just compiled.
 pub(crate) struct Built {
-    /// Its path.
+    /// The path of the one with the programs that packets meet.
     pub(crate) path: PathBuf,
+    explain: PathBuf,
     record: Record,
 }
 
-/// Compiles the object that bgctl embeds.
+/// Compiles the objects that bgctl embeds.
 pub(crate) fn build() -> Result<Built> {
-    compile("bg-ebpf")
+    let features = &["--features", EXPLAIN];
+    let explain = compile("bg-ebpf", features)?;
+    let path = compile("bg-ebpf", &[])?;
+    let sha256 = |path: &Path| -> Result<String> {
+        Ok(sources::sha256(&fs::read(path).with_context(|| format!("cannot read {}", path.display()))?))
+    };
+    let record = Record {
+        sources: sources::checksum(&[codegen_flags(), profile()].concat(), features)?,
+        object: sha256(&path)?,
+        explain: sha256(&explain)?,
+        compiler: Toolchain::require()?.version()?,
+        linker: toolchain::require_bpf_linker()?,
+    };
+    Ok(Built { path, explain, record })
 }
+
+/// The feature of the object that explains.
+const EXPLAIN: &str = "explain";
 
 /// The variable that is set for a process that was started again as root. The objects of the benchmarks were built before, by the
 /// owner of the target directory.
@@ -67,7 +90,7 @@ const BENCH_SWITCH: &str = "bg-bench-switch";
 
 /// Compiles all programs of the benchmarks.
 pub(crate) fn prebuild_benches() -> Result<()> {
-    BENCHES.iter().try_for_each(|program| compile(program).map(drop))
+    BENCHES.iter().try_for_each(|program| compile(program, &[]).map(drop))
 }
 
 /// Compiles the benchmarks' programs. Returns the path of the object.
@@ -76,7 +99,7 @@ pub(crate) fn build_bench() -> Result<PathBuf> {
 }
 
 fn compiled(program: &str) -> Result<PathBuf> {
-    if is_prebuilt() { Ok(object_path(program)) } else { compile(program).map(|built| built.path) }
+    if is_prebuilt() { Ok(object_path(program)) } else { compile(program, &[]) }
 }
 
 fn object_path(program: &str) -> PathBuf {
@@ -88,7 +111,8 @@ pub(crate) fn build_bench_switch() -> Result<PathBuf> {
     compiled(BENCH_SWITCH)
 }
 
-fn compile(program: &str) -> Result<Built> {
+/// Compiles a program of the package with options such as features. Returns the path of the object.
+fn compile(program: &str, options: &[&str]) -> Result<PathBuf> {
     let toolchain = Toolchain::require()?;
     let linker = toolchain::require_bpf_linker()?;
     let compiler = toolchain.version()?;
@@ -103,6 +127,7 @@ fn compile(program: &str) -> Result<Built> {
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
         .args(["build", "--release", "--package", "bg-ebpf"])
         .args(["--bin", program])
+        .args(options)
         .args(["-Z", "build-std=core", "--target", TARGET, "--target-dir"])
         .arg(&target_dir);
     for setting in profile() {
@@ -117,12 +142,9 @@ fn compile(program: &str) -> Result<Built> {
     })?;
 
     let linked = target_dir.join(TARGET).join("release").join(program);
-    let path = object_path(program);
+    let path = object_path(&[&[program], options].concat().join("-"));
     strip(&linked, &path)?;
-    let object = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    let sources = sources::checksum(&[codegen_flags(), profile()].concat())?;
-    let record = Record { sources, object: sources::sha256(&object), compiler, linker };
-    Ok(Built { path, record })
+    Ok(path)
 }
 
 /// Removes the DWARF, which is five sixths of the linked object. The BTF, which loaders read, stays.
@@ -134,44 +156,51 @@ fn strip(linked: &Path, stripped: &Path) -> Result<()> {
 }
 
 fn install(built: &Built) -> Result<()> {
-    let path = committed();
-    if let Some(dir) = path.parent() {
-        fs::create_dir_all(dir)?;
+    for (from, to) in [(&built.path, committed()), (&built.explain, committed_explain())] {
+        if let Some(dir) = to.parent() {
+            fs::create_dir_all(dir)?;
+        }
+        let size = fs::copy(from, &to).with_context(|| format!("cannot write {}", to.display()))?;
+        say(format_args!("wrote {} ({size} bytes)", display(&to)));
     }
-    let size = fs::copy(&built.path, &path).with_context(|| format!("cannot write {}", path.display()))?;
     fs::write(committed_record(), built.record.to_string())?;
-    say(format_args!("wrote {} ({size} bytes) and its record", display(&path)));
     Ok(())
 }
 
-/// Proves that the committed object is current. An error says what differs.
+/// Proves that the committed objects are current. An error says what differs.
 pub(crate) fn check(built: &Built) -> Result<()> {
-    let committed_bytes = fs::read(committed())
-        .with_context(|| format!("cannot read {}; run `cargo xtask build-ebpf`", display(&committed())))?;
     let (fresh, record) = (&built.record, Record::read(&committed_record())?);
-    let stale = |what: &str, expected: &str, found: &str| {
+    let stale = |path: &Path, what: &str, expected: &str, found: &str| {
         bail!(
             "{} does not match its sources: {what}: expected {expected}, found {found}; \
              run `cargo xtask build-ebpf` and commit the result",
-            display(&committed())
+            display(path)
         )
     };
     if record.sources != fresh.sources {
-        return stale("checksum of the sources", &fresh.sources, &record.sources);
+        return stale(&committed(), "checksum of the sources", &fresh.sources, &record.sources);
     }
-    let found = sources::sha256(&committed_bytes);
-    if record.object != found {
-        return stale("checksum of the object in its record", &found, &record.object);
+    let is_same_toolchain = (&record.compiler, &record.linker) == (&fresh.compiler, &fresh.linker);
+    let objects =
+        [(committed(), &record.object, &fresh.object), (committed_explain(), &record.explain, &fresh.explain)];
+    for (path, recorded, fresh) in objects {
+        let bytes =
+            fs::read(&path).with_context(|| format!("cannot read {}; run `cargo xtask build-ebpf`", display(&path)))?;
+        let found = sources::sha256(&bytes);
+        if *recorded != found {
+            return stale(&path, "checksum of the object in its record", &found, recorded);
+        }
+        if is_same_toolchain && recorded != fresh {
+            return stale(&path, "checksum of the object", fresh, recorded);
+        }
     }
-    if (&record.compiler, &record.linker) != (&fresh.compiler, &fresh.linker) {
+    if is_same_toolchain {
+        say("the committed objects match their sources byte for byte");
+    } else {
         say(format_args!(
-            "the object matches its sources by checksum; the bytes were not compared, because it was built with {}, {}",
+            "the objects match their sources by checksum; the bytes were not compared, because they were built with {}, {}",
             record.compiler, record.linker
         ));
-    } else if record.object != fresh.object {
-        return stale("checksum of the object", &fresh.object, &record.object);
-    } else {
-        say("the committed object matches its sources byte for byte");
     }
     Ok(())
 }

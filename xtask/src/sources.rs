@@ -18,8 +18,10 @@ use std::{
 pub(crate) struct Record {
     /// SHA-256 over sources, manifests, locked dependencies and flags.
     pub(crate) sources: String,
-    /// SHA-256 of the object.
+    /// SHA-256 of the object with the programs that packets meet.
     pub(crate) object: String,
+    /// SHA-256 of the object that explains.
+    pub(crate) explain: String,
     /// The compiler's version line.
     pub(crate) compiler: String,
     /// The linker's version line.
@@ -38,6 +40,7 @@ impl Record {
         Ok(Self {
             sources: field("sources")?,
             object: field("object")?,
+            explain: field("explain")?,
             compiler: field("compiler")?,
             linker: field("linker")?,
         })
@@ -49,14 +52,15 @@ impl fmt::Display for Record {
         writeln!(f, "# Written by `cargo xtask build-ebpf`, proved by `cargo xtask build-ebpf --check`.")?;
         writeln!(f, "sources = \"{}\"", self.sources)?;
         writeln!(f, "object = \"{}\"", self.object)?;
+        writeln!(f, "explain = \"{}\"", self.explain)?;
         writeln!(f, "compiler = \"{}\"", self.compiler)?;
         writeln!(f, "linker = \"{}\"", self.linker)
     }
 }
 
 /// SHA-256 over everything that determines the object except the compiler: the sources and
-/// manifests of the two crates, the locked versions of their dependencies, and `flags`.
-pub(crate) fn checksum(flags: &[String]) -> Result<String> {
+/// manifests of the two crates, the locked versions of their dependencies with these `features`, and `flags`.
+pub(crate) fn checksum(flags: &[String], features: &[&str]) -> Result<String> {
     let root = workspace::root();
     let mut files = vec![root.join("bg-ebpf/Cargo.toml"), root.join("bg-common/Cargo.toml")];
     collect(&root.join("bg-ebpf/src"), &mut files)?;
@@ -74,7 +78,7 @@ pub(crate) fn checksum(flags: &[String]) -> Result<String> {
         let name = file.strip_prefix(root).unwrap_or(file).to_string_lossy();
         add(&name, &fs::read(file).with_context(|| format!("cannot read {}", file.display()))?);
     }
-    add("dependencies", locked_dependencies()?.as_bytes());
+    add("dependencies", locked_dependencies(features)?.as_bytes());
     add("flags", flags.join("\n").as_bytes());
     Ok(hex(&hash.finalize()))
 }
@@ -85,13 +89,14 @@ pub(crate) fn sha256(bytes: &[u8]) -> String {
 }
 
 /// The name and version of each crate in the object, one per line.
-fn locked_dependencies() -> Result<String> {
+fn locked_dependencies(features: &[&str]) -> Result<String> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let tree = output(
         Command::new(cargo)
             .current_dir(workspace::root())
             .args(["tree", "--package", "bg-ebpf", "--target", "bpfel-unknown-none", "--edges", "normal,build"])
-            .args(["--prefix", "none", "--format", "{p}"]),
+            .args(["--prefix", "none", "--format", "{p}"])
+            .args(features),
     )?;
     // `{p}` is "name vX.Y.Z", followed by the path for a crate of the workspace, which is hashed as source.
     let mut crates: Vec<_> = tree.lines().map(|line| line.split(" (").next().unwrap_or(line)).collect();
@@ -125,6 +130,7 @@ mod tests {
         let record = Record {
             sources: "ab".into(),
             object: "cd".into(),
+            explain: "ef".into(),
             compiler: "rustc 1.97.0-nightly (e50aa6fba 2026-05-19)".into(),
             linker: "bpf-linker 0.13.0".into(),
         };

@@ -17,13 +17,14 @@ use crate::{
     hint::unlikely,
     hook::{Direction, Hook},
     rows::{BackendRef, HopCache},
+    step::Step,
     verdict::{Action, Exit},
     wire::{
         ethernet,
         headers::{Headers, IpVersion},
         icmp::IcmpError,
     },
-    world::World,
+    world::{EXPLAINS, World, note},
 };
 use bg_common::{Addr, CachedHop, Event, Family, MAX_NEXT_HOPS, NextHop, Protocol};
 
@@ -50,6 +51,8 @@ pub fn to_backend<V: IpVersion>(backend: BackendRef, headers: &Headers<V>, hook:
         keep(cache, hop.ifindex_and_dmac, hop.mtu_and_smac, hook.now);
         hop.asked = cache.read().asked;
         action = Action::Resolve;
+    } else {
+        note_cached(hop, hook.world);
     }
     leave(action, hop, cache, headers, hook)
 }
@@ -90,7 +93,15 @@ pub fn to_client<V: IpVersion>(
     // The rows of zero and of [`BY_STACK`] hold no hop.
     let Some(row) = hook.world.numbered_hop(number) else { return Exit::DEFERRED };
     let cache = HopCache(row);
+    if EXPLAINS && !is_stale {
+        note_cached(cache.read(), hook.world);
+    }
     leave(Action::Redirect, cache.read(), cache, headers, hook)
+}
+
+#[inline(always)]
+fn note_cached(NextHop { ifindex_and_dmac, mtu_and_smac, .. }: NextHop, world: &impl World) {
+    note!(world, Step::CachedHop { ifindex_and_dmac, mtu_and_smac });
 }
 
 /// The way of an ICMP error, for which no next hop is cached: there are few.
@@ -132,9 +143,11 @@ fn leave<V: IpVersion>(
         return exit;
     }
     if unlikely(!hop.is_resolved() || !hook.world.prepare_redirect(hop.ifindex())) {
+        note!(hook.world, Step::NoRedirect { ifindex: hop.ifindex().into() });
         return Exit::DEFERRED;
     }
     if unlikely(hook.now.wrapping_sub(hop.asked) >= ASKED_EVERY) {
+        note!(hook.world, Step::Asks {});
         cache.write_times(NextHop { asked: hook.now, ..hop });
         return Exit::DEFERRED;
     }
@@ -164,6 +177,7 @@ fn must_pass_stack(hop: NextHop, l3: usize, world: &impl World) -> bool {
 
 #[inline(always)]
 fn by_stack(why: Event, hook: &Hook<'_, impl World>) -> Exit {
+    note!(hook.world, Step::ByStack { event: why as u64 });
     if hook.direction == Direction::Early {
         return Exit::DEFERRED;
     }
@@ -182,6 +196,10 @@ fn look_up(src: Addr, dst: Addr, family: Family, world: &impl World) -> NextHop 
     call.family = family;
     call.hop = NextHop::NONE;
     world.route(call);
+    if EXPLAINS {
+        let NextHop { ifindex_and_dmac, mtu_and_smac, .. } = call.hop;
+        world.note(Step::Route { ifindex_and_dmac, mtu_and_smac });
+    }
     call.hop
 }
 

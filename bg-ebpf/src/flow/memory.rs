@@ -58,6 +58,11 @@ impl RawWords {
     }
 }
 
+/// Whether the words of a running instance are only read: the object that explains leaves no trace. A packet does not read again what it
+/// has written, but the next hop towards a client, which XDP then leaves to tc in either case.
+#[cfg(target_arch = "bpf")]
+const READS_ONLY: bool = cfg!(feature = "explain");
+
 #[cfg(target_arch = "bpf")]
 impl Words for RawWords {
     #[inline(always)]
@@ -73,19 +78,26 @@ impl Words for RawWords {
 
     #[inline(always)]
     fn store(self, word: usize, value: u64) {
-        // SAFETY: see `new`.
-        unsafe { self.0.wrapping_add(word).write_volatile(value) }
+        if !READS_ONLY {
+            // SAFETY: see `new`.
+            unsafe { self.0.wrapping_add(word).write_volatile(value) }
+        }
     }
 
     #[inline(always)]
     fn store_low(self, word: usize, value: u32) {
-        // SAFETY: see `new`.
-        unsafe { self.0.wrapping_add(word).cast::<u32>().write_volatile(value) }
+        if !READS_ONLY {
+            // SAFETY: see `new`.
+            unsafe { self.0.wrapping_add(word).cast::<u32>().write_volatile(value) }
+        }
     }
 
     #[inline(always)]
     fn exchange(self, word: usize, old: u64, new: u64) -> bool {
         use core::intrinsics::{AtomicOrdering::SeqCst, atomic_cxchg};
+        if READS_ONLY {
+            return self.load(word) == old;
+        }
         // SAFETY: see `new`.
         unsafe { atomic_cxchg::<u64, { SeqCst }, { SeqCst }>(self.0.wrapping_add(word), old, new).1 }
     }

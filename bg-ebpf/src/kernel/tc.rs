@@ -55,6 +55,8 @@ fn run(context: TcContext, direction: Direction) -> i32 {
     let frame = Frame { direction, len: context.len() as usize };
     let verdict = process(&packet, frame, &world, &mut SkbWriter(&context));
     let verdict = if verdict.action() == Action::Icmp { icmp(&context, direction) } else { verdict };
+    #[cfg(feature = "explain")]
+    super::steps::finish(verdict);
     let verdict = match verdict.action() {
         Action::Resolve => match redirect_to_neighbour(verdict.ifindex()) {
             TC_ACT_OK => Verdict::drop(&world, Event::MissingRow),

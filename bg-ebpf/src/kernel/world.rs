@@ -22,6 +22,7 @@ use bg_common::{
 use bg_ebpf::{
     flow::memory::{Memory, RawWords},
     hint::unlikely,
+    step::Step,
     world::{RouteCall, SCRATCH_WORDS},
 };
 use core::{
@@ -42,6 +43,9 @@ const WHOLE_KEY: u32 = 8 * size_of::<TesterKey>() as u32;
 
 /// `PACKET_HOST` of linux/if_packet.h.
 const PACKET_HOST: u32 = 0;
+
+/// Whether these programs explain: then they write to no map of the instance.
+pub(super) const EXPLAINS: bool = cfg!(feature = "explain");
 
 /// All there is to ask, at one hook: of XDP or of tc.
 pub(super) struct World<const XDP: bool> {
@@ -111,6 +115,9 @@ impl<const XDP: bool> bg_ebpf::world::World for World<XDP> {
 
     #[inline(always)]
     fn end_drain(&self, deployment: u16, word: LiveWord, settled: LiveWord, ended_before: [u32; 2]) {
+        if EXPLAINS {
+            return;
+        }
         let (Some(terms), Some(live)) =
             (maps::TERMS.get_ptr_mut(deployment.into()), maps::LIVE.get_ptr_mut(deployment.into()))
         else {
@@ -179,7 +186,7 @@ impl<const XDP: bool> bg_ebpf::world::World for World<XDP> {
         }
         // SAFETY: the program's own context, of the type that belongs to its hook.
         let is_to_host = unsafe { (*self.context.cast::<__sk_buff>()).pkt_type == PACKET_HOST };
-        if is_to_host && taken != destination && taken & TAKES_ALL == 0 {
+        if !EXPLAINS && is_to_host && taken != destination && taken & TAKES_ALL == 0 {
             if let Some(row) = row {
                 // SAFETY: as above.
                 unsafe { row.write_volatile(destination) };
@@ -238,13 +245,25 @@ impl<const XDP: bool> bg_ebpf::world::World for World<XDP> {
         tick()
     }
 
+    #[cfg(feature = "explain")]
+    #[inline(always)]
+    fn note(&self, step: Step) {
+        super::steps::note(step);
+    }
+
     #[inline(always)]
     fn count(&self, event: Event) {
+        if EXPLAINS {
+            return self.note(Step::Counted { event: event as u64 });
+        }
         count(event as u32);
     }
 
     #[inline(always)]
     fn count_flow(&self, service: u16, colour: u8) {
+        if EXPLAINS {
+            return;
+        }
         if let Some(traffic) = maps::TRAFFIC.get_ptr_mut(2 * u32::from(service) + u32::from(colour & 1)) {
             // SAFETY: this CPU's own counter.
             unsafe { (*traffic).flows_opened += 1 };
@@ -253,6 +272,9 @@ impl<const XDP: bool> bg_ebpf::world::World for World<XDP> {
 
     #[inline(always)]
     fn count_packet(&self, service: u16, colour: u8, bytes: u64) {
+        if EXPLAINS {
+            return;
+        }
         if let Some(traffic) = maps::TRAFFIC.get_ptr_mut(2 * u32::from(service) + u32::from(colour & 1)) {
             // SAFETY: this CPU's own counters.
             unsafe {

@@ -1,17 +1,20 @@
 //! XDP: on NICs. It redirects what it can redirect at once, and leaves the rest to `tc_ingress` of the same interface.
 
-use super::{maps, slow::find_receiver, world::World};
+use super::{
+    maps,
+    slow::find_receiver,
+    world::{EXPLAINS, World},
+};
 use aya_ebpf::{
     EbpfContext as _,
     bindings::{
-        xdp_action::{XDP_ABORTED, XDP_DROP, XDP_PASS, XDP_REDIRECT, XDP_TX},
+        xdp_action::{XDP_DROP, XDP_PASS, XDP_REDIRECT, XDP_TX},
         xdp_md,
     },
-    helpers::{bpf_jiffies64, bpf_ktime_get_ns},
     macros::xdp,
     programs::XdpContext,
 };
-use bg_common::{Clock, Family};
+use bg_common::Family;
 use bg_ebpf::{
     Action, Direction, Frame, Verdict,
     path::{error, slow::Receiver},
@@ -27,10 +30,14 @@ pub(super) fn ingress(context: XdpContext) -> u32 {
     let (packet, mut writer, about) = frame(&context);
     let verdict = process(&packet, about, &world, &mut writer);
     let verdict = if verdict.action() == Action::Icmp { icmp(&context) } else { verdict };
+    #[cfg(feature = "explain")]
+    super::steps::finish(verdict);
     match verdict.action() {
         Action::Pass => {
-            // SAFETY: a tail call returns only if the slot is empty.
-            unsafe { maps::NEXT.tail_call(&context, 0) };
+            if !EXPLAINS {
+                // SAFETY: a tail call returns only if the slot is empty.
+                unsafe { maps::NEXT.tail_call(&context, 0) };
+            }
             XDP_PASS
         }
         // Unmodified, for `tc_ingress`. The others are not for this hook.
@@ -91,15 +98,4 @@ unsafe extern "C" fn xdp_send_error(context: *mut xdp_md, receiver: u32, family:
     let (_, mut writer, about) = frame(&context);
     let world = World::<true> { context: context.as_ptr() };
     error::send(Receiver::from_u32(receiver), family, about, &world, &mut writer).to_u64()
-}
-
-/// Not attached anywhere: user space runs it to learn what the data path's clock says now.
-#[xdp]
-pub(super) fn read_clock(_context: XdpContext) -> u32 {
-    // SAFETY: neither helper takes anything.
-    let now = unsafe { Clock { jiffies: bpf_jiffies64(), monotonic_ns: bpf_ktime_get_ns() } };
-    match maps::CLOCK.set(0, now, 0) {
-        Ok(()) => XDP_PASS,
-        Err(_) => XDP_ABORTED,
-    }
 }

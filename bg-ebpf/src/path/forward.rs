@@ -23,9 +23,10 @@ use crate::{
         lifetime::{ended_by_switch, is_silent},
     },
     rows::BackendRef,
+    step::Step,
     verdict::{Action, Exit, Verdict},
     wire::headers::{Headers, tcp_flags},
-    world::{Flows, World},
+    world::{EXPLAINS, Flows, World, note},
 };
 use bg_common::{Addr, Be16, Colour, Event, Flow, FlowBackend, FlowKey6, FlowState, Mode, Protocol, TableSpan};
 
@@ -53,6 +54,7 @@ impl Arrival {
             let flows = V::flows(world);
             let key = V::key(headers.src, headers.src_port(), number);
             if let Some(flow) = find(flows, &key, key.hash(vip.salt, flows), Match::Whole) {
+                note_flow(&flow, world);
                 (arrival.is_known, arrival.flow) = (true, flow);
             }
         }
@@ -70,6 +72,22 @@ impl Arrival {
     pub const fn is_known(&self) -> bool {
         self.is_known
     }
+}
+
+/// Notes the flow that was found.
+#[inline(always)]
+pub(super) fn note_flow(flow: &FlowRef, world: &impl World) {
+    let Flow { backend, generation, state, last_seen, note, .. } = *flow.flow();
+    note!(
+        world,
+        Step::Flow {
+            backend: backend.0.into(),
+            generation: generation.into(),
+            state: state.0.into(),
+            last_seen: last_seen.into(),
+            note: note.into(),
+        }
+    );
 }
 
 /// Where a packet goes.
@@ -118,6 +136,7 @@ fn target<V: Flows, W: SlowPath<V>>(
             let word = world.live(deployment).ok_or_else(missing_row)?;
             let colour = Colour::from_u8(backend.colour());
             if !unlikely(ended_by_switch(flow.flow(), colour, deployment, word, world, now)) {
+                note!(world, Step::Continues {});
                 flow.see(now);
                 return Ok(Target::known(backend));
             }
@@ -129,6 +148,7 @@ fn target<V: Flows, W: SlowPath<V>>(
                 && flow.state().has(FlowState::CONFIRMED)
                 && !flow.state().has_ended()
             {
+                note!(world, Step::SynInside {});
                 return Err(Verdict::DEFER);
             }
             let deployment = backend.deployment();
@@ -136,10 +156,15 @@ fn target<V: Flows, W: SlowPath<V>>(
             let (row, colour) = (*flow.flow(), Colour::from_u8(backend.colour()));
             let call = Refreshing { flow: row, transport: headers.transport, word, deployment, colour, now };
             if slow::refresh(world, flow.words(), call).ok_or_else(missing_row)? == Stay::Yes {
+                note!(world, Step::Continues {});
                 return Ok(Target::known(backend));
             }
             reading = LiveReading { deployment: deployment.into(), word };
+        } else {
+            note!(world, Step::BackendGone {});
         }
+    } else {
+        note!(world, Step::NoFlow {});
     }
     open_flow(headers, arrival, reading, hook)
 }
@@ -212,13 +237,16 @@ fn open_flow<V: Flows, W: SlowPath<V>>(
         };
         // The end of a connection that nobody remembers is passed on, not remembered either.
         if headers.transport.flags & tcp_flags::RST != 0 {
+            note!(world, Step::Unremembered {});
             return Ok(Target::known(backend));
         }
         if open.has_rival::<V>() {
+            note!(world, Step::Rival {});
             open.step();
             continue;
         }
         let stored = open.store::<V>(if arrival.is_known { Some(arrival.flow.words()) } else { None });
+        note!(world, Step::Opened { stored: stored as u64 });
         if stored == Stored::Evicted {
             world.count(Event::PushedOut);
         }
@@ -242,6 +270,12 @@ fn send<V: Rewritable, W: World>(
     let (world, backend) = (hook.world, target.backend);
     let is_local = backend.mode() == Mode::Local as u8;
     let is_spent = !is_local && headers.hop_limit <= 1;
+    if EXPLAINS && is_local {
+        world.note(Step::Local {});
+    }
+    if EXPLAINS && is_spent {
+        world.note(Step::TtlSpent {});
+    }
     let exit = if hook.direction == Direction::Early && (is_local || is_spent) {
         Exit::DEFERRED
     } else if is_local || is_spent {

@@ -2,6 +2,7 @@
 
 use super::{
     classify::Found,
+    forward::note_flow,
     slow::{self, Answer, Answering, Search, SlowPath},
 };
 use crate::{
@@ -24,9 +25,10 @@ use crate::{
         lifetime::{ended_by_switch, is_silent},
     },
     rows::VipRef,
+    step::Step,
     verdict::{Action, Exit, Verdict},
     wire::headers::{Headers, tcp_flags},
-    world::{Flows, World},
+    world::{EXPLAINS, Flows, World, note},
 };
 use bg_common::{Colour, Event, FlowKey6, FlowState, Protocol};
 
@@ -44,6 +46,7 @@ pub fn restore<V: Flows + Rewritable, W: SlowPath<V>>(
     // Not an `Option`, for the reason told at [`Found`].
     let mut row = find_row(flows, &key, key.hash(source.salt, flows), Match::Client).unwrap_or(RawWords::NONE);
     // Nothing, unless services that share this backend have different salts.
+    note!(world, Step::FromBackend { slot: source.number.into() });
     if row.is_none() && source.next == 0 {
         return None;
     }
@@ -76,13 +79,16 @@ pub fn restore<V: Flows + Rewritable, W: SlowPath<V>>(
         let (hash, nth) = slow::search(world, search)?;
         row = place::<V::Key, _>(flows, hash, nth).unwrap_or(RawWords::NONE);
     };
+    note_flow(&flow, world);
     let is_syn = headers.transport.has(tcp_flags::SYN);
     if unlikely(flow.state().has(FlowState::FOREIGN) && !is_syn) {
+        note!(world, Step::Foreign {});
         return None;
     }
     let vip = VipRef(world.vip(flow.vip().into())?);
     // The preview address that the client sent to is none any more.
     if vip.is_none() {
+        note!(world, Step::VipGone {});
         return None;
     }
     let deployment = backend.deployment();
@@ -90,6 +96,7 @@ pub fn restore<V: Flows + Rewritable, W: SlowPath<V>>(
         // After a long silence the client may talk to the backend itself, from a port that it once used for the VIP. This
         // comes before the live word is read: a packet that is no reply may open a flow, and reads the word then.
         if !flow.was_seen_at(now) && is_silent(flow.flow(), headers.protocol(), world.deployment(deployment)?, now) {
+            note!(world, Step::Silent { last_seen: flow.flow().last_seen.into() });
             return None;
         }
         // What a cut has ended must not be heard of again. A TCP client must: its answer to this segment meets
@@ -104,8 +111,14 @@ pub fn restore<V: Flows + Rewritable, W: SlowPath<V>>(
         let call = Answering { flow: *flow.flow(), transport: headers.transport, deployment, colour, now };
         match slow::answer(world, flow.words(), call)? {
             Answer::Ours => {}
-            Answer::Foreign => return None,
-            Answer::Refusal => return Some(Verdict::drop(world, Event::SecondChance)),
+            Answer::Foreign => {
+                note!(world, Step::Foreign {});
+                return None;
+            }
+            Answer::Refusal => {
+                note!(world, Step::Refusal {});
+                return Some(Verdict::drop(world, Event::SecondChance));
+            }
         }
     }
     Some(send(headers, &mut flow, vip, hook, writer))
@@ -134,6 +147,12 @@ fn send<V: Flows + Rewritable, W: World>(
     writer: &mut impl Writer,
 ) -> Verdict {
     let is_own = flow.state().has(FlowState::OWN);
+    if EXPLAINS && is_own {
+        hook.world.note(Step::Own {});
+    }
+    if EXPLAINS && hook.direction != Direction::Egress && headers.hop_limit <= 1 {
+        hook.world.note(Step::TtlSpent {});
+    }
     let exit = match hook.direction {
         Direction::Egress => Exit::TO_STACK,
         Direction::Early if headers.hop_limit <= 1 || is_own => Exit::DEFERRED,
@@ -152,10 +171,12 @@ fn send<V: Flows + Rewritable, W: World>(
     }
     flow.see(hook.now);
     if hook.direction == Direction::Ingress && exit.action == Action::Deliver {
+        note!(hook.world, Step::ForEgress {});
         // Unmodified: the host would take a packet from its own VIP for a martian. It is restored by
         // the egress program of the interface that it leaves by.
         return Verdict::PASS;
     }
+    note!(hook.world, Step::Restored { row: flow.vip().into() });
     let edit = Edit { end: End::Source, address: vip.address::<V>(), port: vip.port(), hop: exit.hop };
     if writer.rewrite(headers, &edit).is_none() {
         return Verdict::drop(hook.world, Event::Malformed);

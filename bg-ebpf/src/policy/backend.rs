@@ -1,6 +1,12 @@
 //! Which backend a new flow gets: an entry of the colour's Maglev table.
 
-use crate::{flow::row::FlowRef, rows::BackendRef, wire::headers::IpVersion, world::World};
+use crate::{
+    flow::row::FlowRef,
+    rows::BackendRef,
+    step::Step,
+    wire::headers::IpVersion,
+    world::{World, note},
+};
 use bg_common::{Be16, Colour, FlowBackend, Protocol, ServiceRow, TableSpan};
 
 /// A backend that was chosen.
@@ -50,11 +56,13 @@ pub fn at(table: TableSpan, hash: u32, world: &impl World) -> Option<Chosen> {
     if len == 0 {
         return None;
     }
-    let slot = world.maglev(base.wrapping_add(hash % len))?;
+    let entry = hash % len;
+    let slot = world.maglev(base.wrapping_add(entry))?;
     let backend = BackendRef(world.backend(slot)?);
     let identity = backend.identity();
     if identity.in_use == 0 {
         return None;
     }
+    note!(world, Step::Backend { slot: slot.into(), entry: entry.into(), len: len.into() });
     Some(Chosen { name: FlowBackend::new(slot, identity.epoch), backend })
 }

@@ -1,7 +1,11 @@
 //! Which colour a new flow gets. It follows from one reading of the live word and from the five-tuple alone, so that a flow
 //! whose row was lost is sent where it was before.
 
-use crate::{policy::lifetime::ended_by_switch, world::World};
+use crate::{
+    policy::lifetime::ended_by_switch,
+    step::Step,
+    world::{World, note},
+};
 use bg_common::{Addr, Be16, Colour, FULL_SHARE, Family, Flow, LiveFlags, LiveWord, Role, ServiceRow, TesterKey};
 
 /// The client's end of a flow.
@@ -32,9 +36,19 @@ pub struct ColourChoice {
 pub fn choose(client: &Client, hash: u32, row: &ServiceRow, word: LiveWord, world: &impl World) -> ColourChoice {
     let generation = word.generation();
     if row.role == Role::Preview as u8 || (row.has_testers != 0 && is_tester(client, row, world)) {
+        note!(world, idle_only(row, word));
         return ColourChoice { colour: word.live().other(), idle_only: true, generation };
     }
-    ColourChoice { colour: of_share(word.target_share(), hash), idle_only: false, generation }
+    let colour = of_share(word.target_share(), hash);
+    note!(world, Step::Live { deployment: row.deployment.into(), word: word.0, colour: colour as u64 });
+    ColourChoice { colour, idle_only: false, generation }
+}
+
+/// Why a flow is confined to the idle colour.
+#[inline(always)]
+fn idle_only(row: &ServiceRow, word: LiveWord) -> Step {
+    let (deployment, word) = (row.deployment.into(), word.0);
+    if row.role == Role::Preview as u8 { Step::Preview { deployment, word } } else { Step::Tester { deployment, word } }
 }
 
 /// The other colour of a connection that was picked up in mid-stream and that its colour has refused, if a drain leaves
@@ -57,6 +71,7 @@ pub fn second_chance(
     if ended_by_switch(&flow, colour, deployment, word, world, now) {
         return None;
     }
+    note!(world, Step::SecondChance { colour: colour as u64 });
     Some(ColourChoice { colour, idle_only: false, generation })
 }
 

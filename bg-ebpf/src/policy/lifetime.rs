@@ -1,7 +1,12 @@
 //! When a flow is over: its connection has ended, it went silent, or a switch has ended it. User space asks the same
 //! functions when it counts open flows.
 
-use crate::{flow::row::idle, hint::unlikely, world::World};
+use crate::{
+    flow::row::idle,
+    hint::unlikely,
+    step::Step,
+    world::{EXPLAINS, World},
+};
 use bg_common::{Colour, DeploymentRow, Flow, FlowState, LiveFlags, LiveWord, Protocol, SwitchTerms};
 
 /// Whether a tick is reached. Zero never is.
@@ -69,6 +74,27 @@ pub const fn ended_by(flow: &Flow, colour: Colour, word: LiveWord, terms: &Switc
 /// [`ended_by`], where the terms are read only if they matter.
 #[inline(always)]
 pub fn ended_by_switch(
+    flow: &Flow,
+    colour: Colour,
+    deployment: u16,
+    word: LiveWord,
+    world: &impl World,
+    now: u32,
+) -> bool {
+    let is_ended = is_ended_by_switch(flow, colour, deployment, word, world, now);
+    if EXPLAINS && is_ended {
+        world.note(Step::EndedBySwitch {
+            colour: colour as u64,
+            generation: flow.generation.into(),
+            word: word.0,
+            is_confined: is_confined_to_live(flow.state, colour, word).into(),
+        });
+    }
+    is_ended
+}
+
+#[inline(always)]
+fn is_ended_by_switch(
     flow: &Flow,
     colour: Colour,
     deployment: u16,

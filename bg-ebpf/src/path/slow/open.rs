@@ -14,8 +14,9 @@ use crate::{
         lifetime::{after_drain, is_past, limit, terms},
     },
     rows::{BackendRef, VipRef},
+    step::Step,
     wire::headers::Transport,
-    world::{Flows, World},
+    world::{Flows, World, note},
 };
 use bg_common::{Colour, Flow, FlowBackend, FlowState, LiveFlags, LiveWord, ServiceRow, TableSpan};
 
@@ -148,6 +149,7 @@ fn end_drain_if_past(deployment: u16, word: LiveWord, world: &impl World, now: u
     }
     let Some(terms) = terms(deployment, word, world) else { return };
     if is_past(terms.drain_deadline, now) {
+        note!(world, Step::DrainOver { deployment: deployment.into() });
         let (settled, ended_before) = after_drain(word, &terms);
         world.end_drain(deployment, word, settled, ended_before);
     }

@@ -6,8 +6,9 @@ use crate::{
         connection::{Syn, is_refused, judge_syn, shown_by_client},
         lifetime::{ended_by_switch, is_silent, limit},
     },
+    step::Step,
     wire::headers::Transport,
-    world::World,
+    world::{EXPLAINS, World, note},
 };
 use bg_common::{Colour, Flow, FlowState, LiveWord, Protocol};
 
@@ -53,15 +54,20 @@ pub fn run(row: RawWords, call: &mut Refreshing, world: &impl World) -> Stay {
     let (segment, protocol, now) = (&call.transport, call.transport.protocol, call.now);
     let mut flow = FlowRef::new(row, 0, call.flow);
     let is_refused = is_refused(flow.state()) && !segment.opens_connection();
+    if EXPLAINS && is_refused {
+        world.note(Step::Refused {});
+    }
     if is_refused || ended_by_switch(flow.flow(), call.colour, call.deployment, call.word, world, now) {
         return Stay::Over;
     }
     let Some(row) = world.deployment(call.deployment) else { return Stay::Over };
     let is_silent = is_silent(flow.flow(), protocol, row, now);
+    let silent = Step::Silent { last_seen: flow.flow().last_seen.into() };
     let (mut state, mut note) = (flow.state(), flow.flow().note);
     match protocol {
         Protocol::Udp => {
             if is_silent {
+                note!(world, silent);
                 return Stay::Over;
             }
             if state.has(FlowState::ANSWERED) {
@@ -71,10 +77,17 @@ pub fn run(row: RawWords, call: &mut Refreshing, world: &impl World) -> Stay {
         Protocol::Tcp => {
             if segment.opens_connection() {
                 match judge_syn(flow.flow(), segment.sequence, now) {
-                    Syn::Opens => return Stay::Over,
-                    _ if is_silent => return Stay::Over,
+                    Syn::Opens => {
+                        note!(world, Step::Reopens {});
+                        return Stay::Over;
+                    }
+                    _ if is_silent => {
+                        note!(world, silent);
+                        return Stay::Over;
+                    }
                     Syn::Belongs => {}
                     Syn::Doubtful(doubtful) => {
+                        note!(world, Step::SynInside {});
                         state = state.with(FlowState::DOUBTFUL);
                         note = doubtful.0;
                     }

@@ -1,0 +1,70 @@
+//! The steps of the packet that is explained. They are noted in memory as they happen, and logged by aya-log once the program knows its
+//! verdict: a log record takes more stack than is left where a step happens.
+
+use aya_log_ebpf::info;
+use bg_ebpf::{
+    Verdict,
+    hint::rolled,
+    step::{Step, WORDS},
+};
+
+/// Steps that are kept, a power of two; a packet takes fewer.
+const MOST: usize = 64;
+
+/// In a map of this object alone: one packet is explained at a time.
+struct Steps {
+    noted: u64,
+    rows: [[u64; WORDS]; MOST],
+}
+
+#[unsafe(no_mangle)]
+static mut STEPS: Steps = Steps { noted: 0, rows: [[0; WORDS]; MOST] };
+
+/// Notes a step.
+#[inline(always)]
+pub(super) fn note(step: Step) {
+    let steps = &raw mut STEPS;
+    // SAFETY: only this packet's program uses it. The last mask keeps the row within bounds.
+    unsafe {
+        let noted = (&raw const (*steps).noted).read_volatile();
+        (&raw mut (*steps).noted).write_volatile(noted + 1);
+        let row: *mut u64 = (&raw mut (*steps).rows).cast();
+        let row = row.add(WORDS * (noted as usize & (MOST - 1)));
+        let words = step.words();
+        row.write_volatile(words[0]);
+        row.add(1).write_volatile(words[1]);
+        row.add(2).write_volatile(words[2]);
+        row.add(3).write_volatile(words[3]);
+        row.add(4).write_volatile(words[4]);
+        row.add(5).write_volatile(words[5]);
+    }
+}
+
+/// Logs all steps, the verdict as the last one.
+#[inline(always)]
+pub(super) fn finish(verdict: Verdict) {
+    note(Step::Verdict { action: verdict.action() as u64, ifindex: verdict.ifindex().into() });
+    log();
+}
+
+/// A global function, which the verifier looks at once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn log() -> u32 {
+    let steps = &raw mut STEPS;
+    for nth in rolled(MOST as u32) {
+        // SAFETY: as in `note`.
+        unsafe {
+            if u64::from(nth) >= (&raw const (*steps).noted).read_volatile() {
+                break;
+            }
+            let row: *const u64 = (&raw const (*steps).rows).cast();
+            let row = row.add(WORDS * (nth as usize & (MOST - 1)));
+            let word = |at| row.add(at).read_volatile();
+            info!((), "{} {} {} {} {} {}", word(0), word(1), word(2), word(3), word(4), word(5));
+        }
+    }
+    // SAFETY: as above.
+    unsafe { (&raw mut (*steps).noted).write_volatile(0) };
+    0
+}
