@@ -55,6 +55,11 @@ impl Lock {
         Self::of_pins(&paths.pin_root, Duration::from_millis(500))
     }
 
+    /// The same, to look whether there is another holder, which is an error at once.
+    pub(crate) fn apply_if_free(paths: &Paths) -> Result<Self, Error> {
+        Self::of_pins(&paths.pin_root, Duration::ZERO)
+    }
+
     /// The same for detach, which waits longer.
     pub(crate) fn detach(paths: &Paths, patience: Duration) -> Result<Self, Error> {
         Self::of_pins(&paths.pin_root, patience)

@@ -58,6 +58,11 @@ impl Paths {
         self.pin_root.join("history")
     }
 
+    /// The directory of changes that are not recorded yet.
+    pub(crate) fn changes(&self) -> PathBuf {
+        self.pin_root.join("changes")
+    }
+
     /// A symbolic link that exists while a process has set the kernel to expedite grace periods.
     pub(crate) fn expedited(&self) -> PathBuf {
         self.pin_root.join("expedited")

@@ -1,6 +1,6 @@
 //! The deployments in an apply: their rows, their testers, the first live words, and the records for the journal.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 
 use aya::maps::lpm_trie::Key;
 use bg_common::{DeploymentRow, LiveWord, MAX_DEPLOYMENTS, SwitchTerms, TesterKey};
@@ -13,7 +13,7 @@ use crate::{
     live::{is_rolled_back, moment, rollback_mark},
     lock::Lock,
     maps::{Words, unless_missing},
-    plan::{self, Action, Because, Beginning, DeploymentDiff, Diff, Plan},
+    plan::{self, Action, Because, Beginning, DeploymentDiff, Diff},
     running::{Running, deployment_rows, tester_key, text, unsettled_key},
     state::{Change, Recalled},
     time::TickLength,
@@ -136,26 +136,28 @@ fn remove_tester(work: &mut Work<'_>, key: &Key<TesterKey>) -> Result<(), Error>
     unless_missing(work.tables.testers.remove(key)).map_err(Error::map("write", "testers"))
 }
 
-/// The records for the deployments that the plan has changed.
-pub(super) fn changes(
-    words: &Words,
-    recalled: &Recalled,
-    running: &Running,
-    plan: &Plan,
-    request: &ApplyRequest,
-) -> Vec<Change> {
+/// The records for the deployments that are about to change, without the state after it.
+pub(super) fn planned(diff: &Diff<'_>, running: &Running, request: &ApplyRequest) -> Vec<Change> {
+    let change = |name: &str| Change {
+        deployment: name.to_owned(),
+        action: history::Action::Apply,
+        from: running.deployments.get(name).map(|running| moment(running.word)),
+        reason: request.reason.clone(),
+        ..Change::default()
+    };
+    diff.changed_deployments().into_iter().map(change).collect()
+}
+
+/// The same records after the change.
+pub(super) fn made(words: &Words, recalled: &Recalled, planned: Vec<Change>) -> Vec<Change> {
     let now: HashMap<String, Moment> =
         deployment_rows(words).map(|(index, row)| (text(&row.name), moment(words.live.read(index.into())))).collect();
-    let names: BTreeSet<&str> = plan.changes.iter().map(|change| change.deployment.as_str()).collect();
-    let change = |name: &str| {
-        let from = running.deployments.get(name).map(|running| moment(running.word));
-        let to = now.get(name).copied();
+    let complete = |change: Change| {
+        let to = now.get(&change.deployment).copied();
         // It existed before a reboot, and continues with its colour.
-        let restored = from.is_none() && to.is_some() && recalled.moment(name) == to;
-        let action = if restored { history::Action::Recovered } else { history::Action::Apply };
-        let (deployment, reason) = (name.to_owned(), request.reason.clone());
-        let change = Change { deployment, action, from, to, reason, ..Change::default() };
-        (from.is_some() || to.is_some()).then_some(change)
+        let restored = change.from.is_none() && to.is_some() && recalled.moment(&change.deployment) == to;
+        let action = if restored { history::Action::Recovered } else { change.action };
+        (change.from.is_some() || to.is_some()).then_some(Change { action, to, ..change })
     };
-    names.into_iter().filter_map(change).collect()
+    planned.into_iter().filter_map(complete).collect()
 }

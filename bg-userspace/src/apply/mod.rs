@@ -55,7 +55,7 @@ use crate::{
     plan::Plan,
     running::Running,
     sizes::Sizes,
-    state::{Change, State},
+    state::{Change, Pending, State},
 };
 
 impl Instance {
@@ -86,18 +86,23 @@ fn apply(instance: &Instance, state: &State, config: &Config, request: &ApplyReq
     check::check(config, &Sizes::read(paths)?)?;
     // The routes and neighbours are those of the caller's namespace.
     pins::check_own_namespace(paths)?;
-    let _lock = Lock::apply(paths)?;
+    let lock = Lock::apply(paths)?;
     let recalled = state.recall()?;
     let tables = Tables::open(paths)?;
     let running = Running::read(words, &tables)?;
     let mut diff = instance.diff(config, &tables, &running, &recalled)?;
-    if !diff.is_empty() {
+    let changes = deployments::planned(&diff, &running, request);
+    let pending = if diff.is_empty() {
+        Pending::begin(paths, &lock, &[])
+    } else {
         if !diff.colour_changes.is_empty() && !request.force {
             return Err(Refusal::ColourChanges { changes: diff.colour_changes }.into());
         }
         let heads = Heads::open(paths)?;
         links::check(&diff, &running, &heads, &tables)?;
         let mut work = Work::new(paths, words, tables, heads, &running, config)?;
+        // If something fails from here on, part of it may be done. The next command records it.
+        let pending = Pending::begin(paths, &lock, &changes);
         work.retire_left_over()?;
         let taken_over = work.remove_services(&diff)?;
         let indexes = deployments::begin(&mut work, &mut diff, *tick_length, &recalled)?;
@@ -105,17 +110,18 @@ fn apply(instance: &Instance, state: &State, config: &Config, request: &ApplyReq
         work.withdraw_services(&taken_over)?;
         work.release()?;
         deployments::end(&mut work, &diff)?;
-    }
+        pending
+    };
     let plan = diff.into_plan();
     keep_neighbours(paths, config);
-    remember(state, words, deployments::changes(words, &recalled, &running, &plan, request))?;
+    remember(state, words, &deployments::made(words, &recalled, changes), &pending)?;
     Ok(plan)
 }
 
 /// Updates the state directory, after everything else is done.
-fn remember(state: &State, words: &Words, changes: Vec<Change>) -> Result<(), Error> {
+fn remember(state: &State, words: &Words, changes: &[Change], pending: &Pending) -> Result<(), Error> {
     state.move_in();
-    state.record(Some(words), None, &changes).map_err(|source| {
+    state.record_pending(Some(words), None, changes, pending).map_err(|source| {
         let done = if changes.is_empty() { "there was nothing to apply" } else { "the apply is done" };
         Error::DoneNotRecorded { done: done.to_owned(), source: Box::new(source) }
     })

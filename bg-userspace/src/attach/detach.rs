@@ -3,7 +3,13 @@
 use std::{path::PathBuf, time::Duration};
 
 use super::{Hook, PATIENCE, PinnedLink, attached_interfaces, egress, pinned_links};
-use crate::{Error, Paths, history::Action, lock::Lock, net, pins, state::Witness};
+use crate::{
+    Error, Paths,
+    history::Action,
+    lock::Lock,
+    net, pins,
+    state::{Change, Pending, Witness},
+};
 
 /// The interfaces that [`detach`] detaches from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,16 +39,27 @@ pub fn detach(paths: &Paths, target: &Target) -> Result<Detached, Error> {
 pub fn detach_within(paths: &Paths, target: &Target, patience: Duration) -> Result<Detached, Error> {
     let lock = Lock::detach(paths, patience)?;
     let witness = Witness::of(paths);
-    let (detached, done) = match target {
-        Target::All => (detach_all(paths)?, "the detach is done, and all pins are removed"),
-        Target::Interfaces(names) => (detach_some(paths, names)?, "the detach is done"),
+    let ((detached, pending), done) = match target {
+        Target::All => (detach_all(paths, &lock)?, "the detach is done, and all pins are removed"),
+        Target::Interfaces(names) => (detach_some(paths, names, &lock)?, "the detach is done"),
     };
     drop(lock);
-    witness.record(Action::Detach, detached.interfaces.clone(), done)?;
-    Ok(detached)
+    let recorded = witness.record(Action::Detach, detached.interfaces.clone(), done, &pending);
+    if *target == Target::All {
+        pending.remove_all();
+        // Unless another attach has used it meanwhile.
+        let _ = std::fs::remove_dir(&paths.pin_root);
+    }
+    recorded.map(|()| detached)
 }
 
-fn detach_all(paths: &Paths) -> Result<Detached, Error> {
+/// Writes down that links are about to be removed.
+fn begin<'a>(paths: &Paths, lock: &Lock, links: impl Iterator<Item = &'a PinnedLink>) -> Pending {
+    let change = Change { action: Action::Detach, interfaces: names_of(links), ..Change::default() };
+    Pending::begin(paths, lock, &[change])
+}
+
+fn detach_all(paths: &Paths, lock: &Lock) -> Result<(Detached, Pending), Error> {
     // Links end with their pins. Only filters of clsact have to be looked up, in their own namespace.
     let has_filters = pins::entries(&paths.links())?.iter().any(|pin| {
         let name = pin.file_name().and_then(|name| name.to_str());
@@ -55,14 +72,15 @@ fn detach_all(paths: &Paths) -> Result<Detached, Error> {
     if has_filters && links.iter().any(|link| !link.is_in_this_namespace) {
         pins::check_own_namespace(paths)?;
     }
+    let pending = begin(paths, lock, links.iter());
     // If one link cannot be detached, the others still are.
     links.iter().map(PinnedLink::remove).fold(Ok(()), Result::and)?;
     net::keep_neighbours(paths, []);
     let left = pins::remove_all(paths)?;
-    Ok(Detached { interfaces: names_of(links.iter()), left })
+    Ok((Detached { interfaces: names_of(links.iter()), left }, pending))
 }
 
-fn detach_some(paths: &Paths, names: &[String]) -> Result<Detached, Error> {
+fn detach_some(paths: &Paths, names: &[String], lock: &Lock) -> Result<(Detached, Pending), Error> {
     pins::check_own_namespace(paths)?;
     let links = pinned_links(paths)?;
     // All names are checked before anything is done.
@@ -72,6 +90,7 @@ fn detach_some(paths: &Paths, names: &[String]) -> Result<Detached, Error> {
         return Err(Error::NotAttached { interface: name.clone(), attached });
     }
     let meant = || links.iter().filter(|link| names.iter().any(|name| link.is_of(name)));
+    let pending = begin(paths, lock, meant());
     for ifindex in meant().filter_map(PinnedLink::ifindex) {
         egress::forget(paths, ifindex)?;
     }
@@ -80,7 +99,7 @@ fn detach_some(paths: &Paths, names: &[String]) -> Result<Detached, Error> {
     for link in meant().filter(is_xdp).chain(meant().filter(|link| !is_xdp(link))) {
         link.remove()?;
     }
-    Ok(Detached { interfaces: names_of(meant()), left: Vec::new() })
+    Ok((Detached { interfaces: names_of(meant()), left: Vec::new() }, pending))
 }
 
 /// The name under which an interface is attached, if `name` is an alternative name.

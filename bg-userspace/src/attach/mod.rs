@@ -46,13 +46,13 @@ pub(crate) use state::{attached_interfaces, lost_interfaces};
 use crate::{
     Error, Paths,
     doctor::preconditions,
-    history,
+    history::Action,
     loader::{Loaded, TC_EGRESS, TC_INGRESS, WantedSizes},
     lock::Lock,
     maps::typed,
     net::{self, ARPHRD_ETHER, ARPHRD_LOOPBACK, Interface},
     pins::{self, PinRoot},
-    state::Witness,
+    state::{Change, Pending, Witness},
 };
 
 /// Options of [`attach`].
@@ -118,9 +118,9 @@ pub fn attach_in_modes(
         // The lock has created the directory. It can be removed only if it is empty.
         let _ = std::fs::remove_dir(&paths.pin_root);
     }
-    let attached = attached?;
+    let (attached, pending) = attached?;
     let names = attached.iter().map(|interface| interface.name.clone()).collect();
-    Witness::of(paths).record(history::Action::Attach, names, "the attach is done")?;
+    Witness::of(paths).record(Action::Attach, names, "the attach is done", &pending)?;
     Ok(attached)
 }
 
@@ -129,8 +129,8 @@ fn attach_locked(
     wanted: &[(Interface, AttachMode)],
     options: &AttachOptions,
     next: Option<&mut Xdp>,
-) -> Result<Vec<Attached>, Error> {
-    let _lock = Lock::attach(paths, options.wait.unwrap_or(PATIENCE))?;
+) -> Result<(Vec<Attached>, Pending), Error> {
+    let lock = Lock::attach(paths, options.wait.unwrap_or(PATIENCE))?;
     // Refuses pins of another version or another network namespace before anything is changed.
     let is_new = match PinRoot::inspect(paths)? {
         PinRoot::Instance { meta, .. } => {
@@ -144,12 +144,18 @@ fn attach_locked(
     let plans: Vec<Plan> = wanted.iter().map(plan).collect::<Result<_, _>>()?;
 
     let interfaces: Vec<&Interface> = wanted.iter().map(|(interface, _)| interface).collect();
+    let names = interfaces.iter().map(|interface| interface.name.clone()).collect();
+    let change = Change { action: Action::Attach, interfaces: names, ..Change::default() };
+    let pending = Pending::begin(paths, &lock, &[change]);
     let attached = load_and_attach(paths, &interfaces, &plans, &ours, options, next);
-    if attached.is_err() && is_new && !is_attached(paths)? {
-        // An instance that is not attached would only take memory.
-        pins::remove_all(paths)?;
+    if attached.is_err() {
+        pending.cancel();
+        if is_new && !is_attached(paths)? {
+            // An instance that is not attached would only take memory.
+            pins::remove_all(paths)?;
+        }
     }
-    attached
+    Ok((attached?, pending))
 }
 
 fn load_and_attach(

@@ -186,13 +186,14 @@ mod tests {
 
     fn record(deployment: &str, generation: u32) -> Record {
         let from = moment(generation - 1, Colour::Blue);
-        Record::now(
-            deployment,
-            Action::Switch,
+        Record {
+            deployment: deployment.to_owned(),
+            action: Action::Switch,
             from,
-            moment(generation, Colour::Green),
-            Some("release \"7\"\nof today"),
-        )
+            to: moment(generation, Colour::Green),
+            reason: Some("release \"7\"\nof today".to_owned()),
+            ..Record::of_this_process()
+        }
     }
 
     /// What has been read, as it was before it got its links.

@@ -66,24 +66,18 @@ pub struct Record {
 }
 
 impl Record {
-    /// A record of a change that this process makes now.
-    pub fn now(
-        deployment: &str,
-        action: Action,
-        from: Option<Moment>,
-        to: Option<Moment>,
-        reason: Option<&str>,
-    ) -> Self {
+    /// A record of a change that this process makes now, without the change.
+    pub(crate) fn of_this_process() -> Self {
         let words: Vec<_> = std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
         Self {
             time: jiff::Timestamp::now(),
-            deployment: deployment.to_owned(),
+            deployment: String::new(),
             interfaces: Vec::new(),
-            action,
-            from,
-            to,
+            action: Action::Recovered,
+            from: None,
+            to: None,
             who: Who::of_this_process(),
-            reason: reason.map(str::to_owned),
+            reason: None,
             command: words.join(" "),
             link: None,
         }

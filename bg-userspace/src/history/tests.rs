@@ -64,8 +64,13 @@ impl Kept {
 }
 
 fn record(number: u32) -> Record {
-    let to = Moment { generation: number, live: Colour::Green };
-    Record::now("shop", Action::Switch, None, Some(to), Some("release \"7\""))
+    Record {
+        deployment: "shop".to_owned(),
+        action: Action::Switch,
+        to: Some(Moment { generation: number, live: Colour::Green }),
+        reason: Some("release \"7\"".to_owned()),
+        ..Record::of_this_process()
+    }
 }
 
 #[test]

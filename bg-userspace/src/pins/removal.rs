@@ -15,7 +15,8 @@ pub(crate) fn remove_all(paths: &Paths) -> Result<Vec<PathBuf>, Error> {
     let directories = [paths.maps(), paths.programs(), paths.links(), paths.pin_root.clone()];
     let left = directories.iter().map(|directory| entries(directory)).collect::<Result<Vec<_>, _>>()?;
     // Names with a dot are the kernel's own, because it accepts none from others.
-    let is_foreign = |path: &PathBuf| !directories.contains(path) && path.extension().is_none();
+    let is_foreign =
+        |path: &PathBuf| !directories.contains(path) && *path != paths.changes() && path.extension().is_none();
     Ok(left.concat().into_iter().filter(is_foreign).collect())
 }
 

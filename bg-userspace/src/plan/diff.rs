@@ -1,6 +1,6 @@
 //! The tree of actions.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use bg_common::{Colour, Protocol};
 
@@ -103,6 +103,17 @@ impl<'a> Diff<'a> {
         };
         let removes = !self.removed_services.is_empty() || !self.removed_deployments.is_empty();
         !self.is_unfinished && !removes && self.deployments.iter().all(is_same)
+    }
+
+    /// The names of the deployments that change.
+    pub(crate) fn changed_deployments(&self) -> BTreeSet<&str> {
+        let changes = |deployment: &&DeploymentDiff<'_>| {
+            !deployment.actions.is_empty() || deployment.services.iter().any(|service| !service.actions.is_empty())
+        };
+        let changed = self.deployments.iter().filter(changes).map(|deployment| deployment.wanted.name.as_str());
+        let services = self.removed_services.iter().map(|removed| removed.change.deployment.as_str());
+        let deployments = self.removed_deployments.iter().map(|removed| removed.change.deployment.as_str());
+        changed.chain(services).chain(deployments).collect()
     }
 
     /// Whether anything is removed that may have open flows.

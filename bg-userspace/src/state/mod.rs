@@ -13,6 +13,7 @@ mod change;
 mod directory;
 mod link;
 mod owner;
+mod pending;
 mod recall;
 mod running;
 mod write;
@@ -20,7 +21,7 @@ mod write;
 use std::time::Duration;
 
 use self::running::running;
-pub(crate) use self::{change::Change, directory::State, recall::Recalled};
+pub(crate) use self::{change::Change, directory::State, pending::Pending, recall::Recalled};
 use crate::{
     Error, Paths,
     history::{Action, HistoryError, PATIENCE, Record, ask},
@@ -36,14 +37,26 @@ impl State {
         recording: Option<Recording>,
         changes: &[Change],
     ) -> Result<(), Error> {
+        self.record_pending(words, recording, changes, &Pending::of_others(&self.paths))
+    }
+
+    /// The same for changes that are written down in the pins.
+    pub(crate) fn record_pending(
+        &self,
+        words: Option<&Words>,
+        recording: Option<Recording>,
+        changes: &[Change],
+        pending: &Pending,
+    ) -> Result<(), Error> {
         let recording = recording.or_else(|| Recording::begin(&self.paths));
         // The other process cannot read who made the change, because the environment may be locked by another thread.
-        let template = Record::now("", Action::Recovered, None, None, None);
+        let template = &Record::of_this_process();
+        pending.complete(changes, template);
         let keep = recording.as_ref().map(Recording::as_fd);
         let warnings: Vec<String> = ask(&self.home, PATIENCE, keep, || {
-            let job = write::Job { state: self, words, recording: recording.as_ref(), changes, template: &template };
-            job.run()
+            write::Job { state: self, words, recording: recording.as_ref(), changes, pending, template }.run()
         })?;
+        pending.tidy();
         self.warn(warnings);
         Ok(())
     }
@@ -90,9 +103,15 @@ impl Witness {
     }
 
     /// Records that interfaces have been attached or detached, afterwards. `done` describes this in words, for the error.
-    pub(crate) fn record(self, action: Action, interfaces: Vec<String>, done: &str) -> Result<(), Error> {
+    pub(crate) fn record(
+        self,
+        action: Action,
+        interfaces: Vec<String>,
+        done: &str,
+        pending: &Pending,
+    ) -> Result<(), Error> {
         let change = Change { action, interfaces, ..Change::default() };
-        let recorded = self.state.record(self.words.as_ref(), self.recording, &[change]);
+        let recorded = self.state.record_pending(self.words.as_ref(), self.recording, &[change], pending);
         recorded.map_err(|source| Error::DoneNotRecorded { done: done.to_owned(), source: Box::new(source) })
     }
 }

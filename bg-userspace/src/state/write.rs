@@ -3,7 +3,9 @@
 use super::{
     change::Change,
     directory::{State, identity_at},
-    owner, recall,
+    owner,
+    pending::{LeftOver, Pending},
+    recall,
     running::{Running, running},
 };
 use crate::{
@@ -15,6 +17,7 @@ use crate::{
 
 const NOT_RECORDED: &str = "found in the kernel, but not recorded. If a bgctl was killed, its switch is done: running it again \
                             without a colour would undo it";
+const INTERRUPTED: &str = "interrupted before it was recorded, so it may be incomplete";
 const OTHER_LIFE: &str = "the state directory held the state of another instance, or of an earlier life of this one; the running state counts";
 
 /// Everything that is to be recorded.
@@ -23,6 +26,7 @@ pub(super) struct Job<'a> {
     pub(super) words: Option<&'a Words>,
     pub(super) recording: Option<&'a Recording>,
     pub(super) changes: &'a [Change],
+    pub(super) pending: &'a Pending,
     /// A record of this process.
     pub(super) template: &'a Record,
 }
@@ -44,7 +48,7 @@ impl Job<'_> {
                 return Err(error);
             }
             warnings.push(error.to_string());
-            self.changes.iter().try_for_each(|change| history.append(&self.record(change)))?;
+            self.append_changes(&history)?;
             return Ok(warnings);
         }
         warnings.extend(before.problems.iter().cloned());
@@ -53,6 +57,7 @@ impl Job<'_> {
         let alone = self.recording.and_then(|recording| recording.alone(|| self.words.map(running))).flatten();
         let is_alone = alone.is_some();
         let running = alone.or_else(|| self.words.map(running)).unwrap_or_default();
+        self.pending.left_over.iter().try_for_each(|left| self.append_left_over(&history, left, &running))?;
         let is_other_life = recall::is_of_another_life(self.state, &before);
         if is_other_life && let Some(differences) = recall::differences(&before, &self.not_begun_now(&running)) {
             warnings.push(format!(
@@ -96,11 +101,9 @@ impl Job<'_> {
                 }
             }
         }
-        for change in self.changes {
-            history.append(&self.record(change))?;
-            if change.to.is_none() {
-                last.deployments.remove(&change.deployment);
-            }
+        self.append_changes(&history)?;
+        for change in self.changes.iter().filter(|change| change.to.is_none()) {
+            last.deployments.remove(&change.deployment);
         }
         // An instance that has just been attached has no deployments yet.
         let concerns_deployments = self.changes.iter().any(|change| !change.deployment.is_empty());
@@ -141,20 +144,36 @@ impl Job<'_> {
         let (deployment, reason) = (name.to_owned(), Some(reason.to_owned()));
         let change =
             Change { deployment, action: Action::Recovered, from: known, to: Some(then), reason, ..Change::default() };
-        Ok(history.append(&self.record(&change))?)
+        Ok(history.append(&change.record(self.template))?)
     }
 
-    fn record(&self, change: &Change) -> Record {
-        let Change { deployment, interfaces, action, from, to, reason } = change.clone();
-        Record {
-            time: jiff::Timestamp::now(),
-            deployment,
-            interfaces,
-            action,
-            from,
-            to,
-            reason,
-            ..self.template.clone()
+    fn append_changes(&self, history: &History) -> Result<(), Error> {
+        let append = |change: &Change| self.pending.record(change, || history.append(&change.record(self.template)));
+        Ok(self.changes.iter().try_for_each(append)?)
+    }
+
+    /// Records a change that another process has not recorded.
+    fn append_left_over(&self, history: &History, left: &LeftOver, running: &[Running]) -> Result<(), Error> {
+        let mut record = left.record.clone();
+        if !left.is_done {
+            let now = running.iter().find(|running| running.name == record.deployment).map(|running| running.now);
+            record.to = now;
+            let reason = record.reason.take().map(|reason| format!("{reason} ({INTERRUPTED})"));
+            record.reason = reason.or_else(|| Some(INTERRUPTED.to_owned()));
         }
+        left.record(|| {
+            if !record.deployment.is_empty() && record.from.is_none() && record.to.is_none() {
+                // It has not come so far as to create the deployment.
+                return Ok(());
+            }
+            // The process may have been killed after writing the journal and before removing the link.
+            let is_same = |there: &Record| {
+                (there.time, &there.deployment, &there.command) == (record.time, &record.deployment, &record.command)
+            };
+            match history.read(Some(&record.deployment))?.records.iter().any(is_same) {
+                true => Ok(()),
+                false => Ok::<(), Error>(history.append(&record)?),
+            }
+        })
     }
 }

@@ -89,6 +89,14 @@ impl Lab {
         child.wait().expect("it has been killed");
     }
 
+    /// Starts this build's bgctl and kills it as soon as `is_done`, if it has not ended before.
+    pub(crate) fn kill_when(&self, is_done: impl Fn() -> bool, words: &[&str]) {
+        let mut child = self.bgctl().args(words).stdout(Stdio::null()).spawn().expect("bgctl runs");
+        while !is_done() && child.try_wait().expect("it is a child").is_none() {}
+        child.kill().expect("it may be waited for");
+        child.wait().expect("it has been killed");
+    }
+
     pub(crate) fn instance(&self) -> Instance {
         Instance::open(&self.paths).expect("the instance opens")
     }

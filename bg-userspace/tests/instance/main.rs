@@ -27,4 +27,5 @@ mod show;
 mod state;
 mod status;
 mod testers;
+mod unrecorded;
 mod view;

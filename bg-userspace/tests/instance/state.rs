@@ -45,9 +45,9 @@ fn actions(paths: &Paths) -> Vec<(Action, u32)> {
 }
 
 /// Makes the state directory unusable, and gives what makes it usable again.
-type Breakage = fn(&Path) -> Box<dyn FnOnce()>;
+pub(crate) type Breakage = fn(&Path) -> Box<dyn FnOnce()>;
 
-const BROKEN: [(&str, Breakage); 5] = [
+pub(crate) const BROKEN: [(&str, Breakage); 5] = [
     ("a file is in its place", |dir| {
         let (dir, aside) = (dir.to_owned(), dir.with_file_name("aside"));
         fs::rename(&dir, &aside).unwrap();
