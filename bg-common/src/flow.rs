@@ -309,7 +309,9 @@ pub struct TableSizes {
     /// Number of heads of `backend_index`, less one. The number is a power of two.
     pub backend_mask: u32,
     /// Not zero if the machine is weakly ordered, so that its CPUs may see each other's loads and stores in another order.
-    pub weakly_ordered: u64,
+    pub weakly_ordered: u32,
+    /// Not zero if the kernel lets programs read `CLOCK_TAI`.
+    pub has_tai: u32,
 }
 
 /// Keys of the hash of flows. The hash is multilinear, with half as many multiplications as words (Lemire and Kaser, "Strongly universal
@@ -340,7 +342,8 @@ crate::assert_layout!(
 );
 crate::assert_layout!(
     TableSizes, size 80, align 8,
-    flow_hash at 0, flow_masks at 56, vip_mask at 64, backend_mask at 68, weakly_ordered at 72
+    flow_hash at 0, flow_masks at 56, vip_mask at 64, backend_mask at 68, weakly_ordered at 72,
+    has_tai at 76
 );
 
 #[cfg(test)]

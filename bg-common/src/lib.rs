@@ -18,6 +18,7 @@ mod flow;
 mod index;
 mod live;
 mod service;
+mod timing;
 
 pub use addr::{Addr, Be16, Family, Protocol};
 pub use backend::{Backend, BackendInfo, Identity, Mode, NextHop, NumberedHop};
@@ -28,9 +29,10 @@ pub use flow::{CachedHop, Flow, FlowBackend, FlowHash, FlowKey4, FlowKey6, FlowS
 pub use index::endpoint_hash;
 pub use live::{Colour, FULL_SHARE, LiveFlags, LiveWord, SwitchTerms};
 pub use service::{DeploymentRow, Role, ServiceInfo, ServiceKey, ServiceRow, TableSpan, TesterKey, Vip};
+pub use timing::{Cause, ClockId, Timing};
 
 /// The version of everything in this crate. Pins of another version are refused.
-pub const ABI_VERSION: u32 = 4;
+pub const ABI_VERSION: u32 = 5;
 
 /// The most deployments in an instance: the entries of the `live` map.
 pub const MAX_DEPLOYMENTS: u32 = 1024;
@@ -140,6 +142,7 @@ mod pod {
         NumberedHop,
         LiveWord,
         SwitchTerms,
+        Timing,
         DeploymentRow,
         ServiceInfo,
         ServiceKey,

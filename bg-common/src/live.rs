@@ -9,7 +9,7 @@
 //! [`FULL_SHARE`] all to green. A switch is one compare-exchange of this word. A packet reads the word
 //! once, and everything that is decided for the packet follows from this reading.
 //!
-//! The rest is kept in [`SwitchTerms`], two per deployment. The terms of a generation
+//! The rest is kept in [`SwitchTerms`] and [`Timing`](crate::Timing), two of each per deployment. Those of a generation
 //! are written *before* the word is published, into the slot of the generation's parity. So a
 //! packet that has read the word finds them there.
 
@@ -72,6 +72,10 @@ pub struct LiveFlags(pub u8);
 impl LiveFlags {
     /// No flag. No switch concerns open flows, and their packets read no terms.
     pub const NONE: Self = Self(0);
+    /// The word changes by itself: [`Timing`](crate::Timing) says when.
+    pub const TIMED: Self = Self(0b0001);
+    /// New flows are held, until [`Timing::hold_until`](crate::Timing::hold_until).
+    pub const HOLD: Self = Self(0b0010);
     /// Flows of the idle colour may still be open. A TCP connection without a row may be one of them, and
     /// [`SwitchTerms::drain_deadline`] applies.
     pub const DRAINING: Self = Self(0b0100);
@@ -158,6 +162,12 @@ impl LiveWord {
     pub const fn with_flags(self, flags: LiveFlags) -> Self {
         let mask = 0xf << (2 * Self::SHARE_BITS);
         Self(self.0 & !mask | (flags.0 as u64) << (2 * Self::SHARE_BITS))
+    }
+
+    /// The same word with another share of new flows that go to green, in basis points.
+    #[inline(always)]
+    pub const fn with_target_share(self, share: u16) -> Self {
+        Self(self.0 & !Self::SHARE_MASK | share as u64 & Self::SHARE_MASK)
     }
 
     /// The index of the [`SwitchTerms`] that belong to this word.

@@ -89,15 +89,28 @@ pub struct DeploymentRow {
     pub in_use: u8,
     /// What a switch does to open flows by default: 0 drain, 1 cut.
     pub on_switch: u8,
-    /// If a rollback made the present generation: the low 15 bits of that generation, and bit 15 set. Otherwise zero, or the value of an earlier generation. The data
-    /// path does not read it.
-    pub rolled_back: u16,
+    /// What a share of new flows divides, as configured: 0 flows, 1 clients.
+    pub sticky: u8,
+    /// The same as the last split has asked for: 0 as configured, 1 flows, 2 clients.
+    pub split_by: u8,
     /// Milliseconds after which a drain ends the remaining flows; zero is never.
     pub drain_timeout_ms: u64,
     /// `tcp_idle_timeout` as configured, in milliseconds. Only user space reads it, because the data path uses the ticks.
     pub tcp_idle_ms: u64,
     /// The same for `udp_idle_timeout`.
     pub udp_idle_ms: u64,
+    /// How many bits of a client's address count where clients are divided: of IPv4 and of IPv6.
+    pub client_prefix: [u8; 2],
+    /// Always zero.
+    pub reserved: [u8; 6],
+}
+
+impl DeploymentRow {
+    /// Whether a share of new flows divides clients, so that all flows of a client go to one colour.
+    #[inline(always)]
+    pub const fn divides_clients(&self) -> bool {
+        self.split_by == 2 || (self.split_by == 0 && self.sticky == 1)
+    }
 }
 
 /// A row of the `service_info` array: what user space has to read back. The data path
@@ -144,9 +157,9 @@ crate::assert_layout!(
     service at 0, deployment at 2, role at 4, has_testers at 5, reserved at 6, tables at 8
 );
 crate::assert_layout!(
-    DeploymentRow, size 104, align 8,
-    name at 0, tcp_idle at 64, tcp_opening at 68, udp_idle at 72, in_use at 76, on_switch at 77, drain_timeout_ms at 80,
-    tcp_idle_ms at 88, udp_idle_ms at 96
+    DeploymentRow, size 112, align 8,
+    name at 0, tcp_idle at 64, tcp_opening at 68, udp_idle at 72, in_use at 76, on_switch at 77, sticky at 78,
+    split_by at 79, drain_timeout_ms at 80, tcp_idle_ms at 88, udp_idle_ms at 96, client_prefix at 104, reserved at 106
 );
 crate::assert_layout!(
     ServiceInfo, size 72, align 2,

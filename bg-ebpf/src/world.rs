@@ -12,8 +12,8 @@ use crate::{
     wire::headers::{V4, V6},
 };
 use bg_common::{
-    Addr, Backend, DeploymentRow, Event, Family, FlowKey4, FlowKey6, LiveWord, NextHop, ServiceKey, ServiceRow,
-    SwitchTerms, TesterKey, Vip,
+    Addr, Backend, ClockId, DeploymentRow, Event, Family, FlowKey4, FlowKey6, LiveWord, NextHop, ServiceKey,
+    ServiceRow, SwitchTerms, TesterKey, Timing, Vip,
 };
 
 /// A route look-up.
@@ -39,8 +39,11 @@ pub trait World {
     fn flows4(&self) -> &impl Memory<FlowKey4, Words = RawWords>;
     /// Memory of the IPv6 flow table.
     fn flows6(&self) -> &impl Memory<FlowKey6, Words = RawWords>;
-    /// The live word of a deployment. A packet reads it once. Its terms are read by [`crate::policy::lifetime::terms`].
+    /// The live word of a deployment as it stands there; [`crate::policy::timed::read`] reads the one in force. Its terms are read
+    /// by [`crate::policy::lifetime::terms`].
     fn live(&self, deployment: u16) -> Option<LiveWord>;
+    /// The word in force, by [`crate::policy::timed::settle`].
+    fn settle(&self, deployment: u16, word: LiveWord) -> LiveWord;
     /// The terms of the generation that uses `slot`.
     fn terms(&self, deployment: u16, slot: usize) -> Option<SwitchTerms>;
     /// Stores [`SwitchTerms::ended_before`] of a word whose drain is over, then replaces the word, if it is still there.
@@ -113,6 +116,25 @@ macro_rules! note {
     };
 }
 pub(crate) use note;
+
+/// The live words with their terms and timings, for who changes them. Slots are those of [`LiveWord::terms_slot`].
+pub trait Generations {
+    /// The terms of the generation that uses `slot`.
+    fn terms_of(&self, deployment: u16, slot: usize) -> Option<SwitchTerms>;
+    /// The timing of the generation that uses `slot`. `activate_at` is read before the rest.
+    fn timing(&self, deployment: u16, slot: usize) -> Option<Timing>;
+    /// The tick.
+    fn present_tick(&self) -> u32;
+    /// Nanoseconds of a clock.
+    fn now(&self, clock: ClockId) -> u64;
+    /// Stores when a drain of the word of `slot` ends and when it began, and then, unless `revert_at` is zero, when the word is
+    /// taken back, and last that it has taken effect. All who do this at once store nearly the same.
+    fn activate(&self, deployment: u16, slot: usize, drain: [u32; 2], revert_at: u64);
+    /// Stores terms and timing of a generation that is about to be.
+    fn prepare(&self, deployment: u16, slot: usize, terms: &SwitchTerms, timing: &Timing);
+    /// Replaces a word, if it is still there. Returns the word that is there then.
+    fn exchange(&self, deployment: u16, old: LiveWord, new: LiveWord) -> LiveWord;
+}
 
 /// Finds the flow table for a version of IP.
 pub trait Flows: FlowVersion {

@@ -16,7 +16,7 @@ use std::{
 
 use bg_userspace::{
     AttachOptions, Colour, Error, Instance, Mode, Paths, Protocol, SwitchRequest, attach,
-    config::{BackendSpec, Config, Deployment, OnSwitch, Service},
+    config::{BackendSpec, Config, Deployment, DivideBy, OnSwitch, Service, StickyPrefix},
 };
 
 const DEPLOYMENT: &str = "example";
@@ -115,6 +115,8 @@ fn configuration(vip: SocketAddr, backends: [Vec<(SocketAddr, bool)>; 2]) -> Con
             drain_timeout: Some(Duration::from_secs(600)),
             tcp_idle_timeout: Duration::from_secs(7200),
             udp_idle_timeout: Duration::from_secs(60),
+            sticky: DivideBy::Flow,
+            sticky_prefix: StickyPrefix::default(),
             testers: Vec::new(),
             services: vec![Service {
                 name: "web".to_owned(),

@@ -10,6 +10,7 @@ use crate::{
     Error, Instance,
     fence::Fence,
     flows::{OpenFlow, Scan},
+    live::Reading,
     lock::Lock,
     maps::{backends, clock},
     running::deployment_rows,
@@ -64,7 +65,7 @@ impl Instance {
 
     /// Ends the drains whose deadline has passed.
     pub(crate) fn end_overdue_drains(&self) -> Result<(), Error> {
-        if self.drains().any(|index| self.words.reading(index).1.drain_deadline != 0) {
+        if self.drains().any(|index| self.words.reading(index, 0).terms.drain_deadline != 0) {
             self.end_drains(tick(clock(&self.paths)?), |_, _| false, || Ok(FlowsLeft::new()));
         }
         Ok(())
@@ -89,7 +90,7 @@ impl Instance {
         search: impl FnOnce() -> Result<FlowsLeft, Error>,
     ) {
         let ending = |index: u16| {
-            let (word, terms) = self.words.reading(index);
+            let Reading { word, terms, .. } = self.words.reading(index, now);
             let ending = if is_past(terms.drain_deadline, now) {
                 Ending::Overdue
             } else if self.has_lasted(&terms, now) && seems_done(index, word) {

@@ -13,6 +13,7 @@ use crate::{
     Error, Instance, Paths,
     config::protocol_name,
     flow_table::{FlowKey, FlowTable},
+    live::Reading,
     maps::{self, Tables, flows4, flows6},
     running::{Running, address_of, deployment_rows, text},
     sys::Mapped,
@@ -227,12 +228,13 @@ impl Scan {
     /// Read once, since there may be millions of flows.
     pub(crate) fn new(instance: &Instance, backends: &Mapped<Backend>) -> Result<Self, Error> {
         let mut deployments = vec![None; MAX_DEPLOYMENTS as usize];
+        let now = tick(maps::clock(&instance.paths)?);
         for (index, row) in deployment_rows(&instance.words) {
-            let (word, terms) = instance.words.reading(index);
+            let Reading { word, terms, .. } = instance.words.reading(index, now);
             deployments[usize::from(index)] = Some(DeploymentState { row, word, terms });
         }
         let targets = (0..backends.rows()).map(|slot| Target::of(&backends.read(slot))).collect();
-        Ok(Self { now: tick(maps::clock(&instance.paths)?), deployments, targets })
+        Ok(Self { now, deployments, targets })
     }
 
     /// Whether this was the live word of the deployment when the scan began.

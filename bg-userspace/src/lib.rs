@@ -79,5 +79,5 @@ pub use interface_list::{InterfaceList, InterfaceListError, Selected};
 pub use paths::Paths;
 pub use plan::{Action, Because, Beginning, Change, ColourChange, Plan, Slot};
 pub use sizes::{DEFAULT_BACKENDS, DEFAULT_FLOWS, DEFAULT_SERVICES};
-pub use status::{BackendStatus, ByColour, ColourStatus, DeploymentStatus, ServiceStatus, Status};
-pub use switch::{SwitchRequest, Switched};
+pub use status::{BackendStatus, ByColour, ColourStatus, DeploymentStatus, PendingStatus, ServiceStatus, Status};
+pub use switch::{ConfirmRequest, SplitRequest, SwitchRequest, Switched};

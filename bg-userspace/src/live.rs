@@ -1,90 +1,201 @@
-//! Computing the next live word and its terms.
+//! A deployment's live state: as it is stored, and as it is in force at a moment.
 
-use bg_common::{Colour, DeploymentRow, LiveFlags, LiveWord, SwitchTerms};
-use bg_ebpf::policy::lifetime::{after_drain, is_past};
+use std::sync::atomic::{Ordering, fence};
 
-use crate::{config::OnSwitch, history::Moment};
+use bg_common::{Cause, ClockId, LiveFlags, LiveWord, SwitchTerms, Timing};
+use bg_ebpf::{
+    policy::timed::{Due, activation, due, expiry, settle},
+    world::Generations,
+};
+use rustix::time::{DynamicClockId, clock_gettime_dynamic};
 
-/// The request of a switch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Order {
-    /// The colour that becomes live.
-    pub(crate) to: Colour,
-    /// What happens to open flows.
-    pub(crate) on_switch: OnSwitch,
-    /// Tick after which a drain ends the remaining flows; 0 is never.
-    pub(crate) drain_deadline: u32,
-    /// The present tick. It is needed only if [`needs_clock`].
-    pub(crate) now: u32,
+use crate::{history::Moment, maps::Words};
+
+/// The live state of a deployment at a moment. What has come due by then counts, although nobody may have made it explicit yet.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Reading {
+    /// The word as it is stored.
+    pub(crate) stored: LiveWord,
+    /// The word in force.
+    pub(crate) word: LiveWord,
+    /// The terms of that.
+    pub(crate) terms: SwitchTerms,
+    /// The timing of the last generation; of an unknown cause if the program that made it has written none.
+    pub(crate) timing: Timing,
+    /// The number of the last generation. It may not be in force yet.
+    pub(crate) generation: u32,
 }
 
-impl Order {
-    /// A request to drain, which ends the remaining flows after `drain_timeout` ticks.
-    pub(crate) fn drain(to: Colour, now: u32, drain_timeout: Option<u32>) -> Self {
-        // Zero means never.
-        let deadline = |ticks: u32| now.wrapping_add(ticks).max(1);
-        Self { to, on_switch: OnSwitch::Drain, drain_deadline: drain_timeout.map_or(0, deadline), now }
+impl Words {
+    /// A deployment's live state. `tick` is the present one.
+    pub(crate) fn reading(&self, deployment: u16, tick: u32) -> Reading {
+        let row = deployment.into();
+        loop {
+            let word = self.live.read(row);
+            fence(Ordering::Acquire);
+            let timing = self.timing.read(row)[word.terms_slot()];
+            fence(Ordering::Acquire);
+            let terms = self.terms.read(row);
+            fence(Ordering::Acquire);
+            if self.live.read(row) == word {
+                return Reading::of(word, &terms, timing, tick);
+            }
+        }
+    }
+}
+
+impl Reading {
+    /// `tick` is the present one. Only the deadline of the drain that an expiry begins depends on it.
+    pub(crate) fn of(stored: LiveWord, terms: &[SwitchTerms; 2], timing: Timing, tick: u32) -> Self {
+        let unknown = Timing { generation: stored.generation(), ..Timing::default() };
+        let timing = if timing.generation == stored.generation() { timing } else { unknown };
+        let generation = stored.generation();
+        let mut reading = Self { stored, word: stored, terms: terms[stored.terms_slot()], timing, generation };
+        // It may take effect and be taken back.
+        for _ in 0..2 {
+            if !reading.word.flags().has(LiveFlags::TIMED) {
+                break;
+            }
+            match due(reading.word, &reading.timing, now) {
+                Due::Nothing(word) => {
+                    if word != reading.word {
+                        (reading.word, reading.terms) = (word, terms[word.terms_slot()]);
+                    }
+                    break;
+                }
+                Due::Activation(late) => {
+                    let activation = activation(reading.word, &reading.timing, late, tick, now(ClockId::Boot));
+                    reading.word = activation.word;
+                    reading.terms.drain_deadline = activation.drain_deadline;
+                    reading.terms.drain_began = activation.drain_began;
+                    (reading.timing.activate_at, reading.timing.revert_at) = (0, activation.revert_at);
+                }
+                Due::Expiry => {
+                    let Some((word, terms, timing)) = expiry(reading.word, &reading.terms, &reading.timing, tick)
+                    else {
+                        break;
+                    };
+                    (reading.word, reading.terms, reading.timing) = (word, terms, timing);
+                    reading.generation = word.generation();
+                }
+            }
+        }
+        reading
     }
 
-    /// A request to cut.
-    pub(crate) fn cut(to: Colour, now: u32) -> Self {
-        Self { to, on_switch: OnSwitch::Cut, drain_deadline: 0, now }
+    /// The state for the journal.
+    pub(crate) fn moment(&self) -> Moment {
+        Moment { generation: self.generation, live: self.word.live() }
+    }
+
+    /// The state that outlives a reboot: a switch that waits for its confirmation does not.
+    pub(crate) fn lasting(&self) -> Moment {
+        let live = if self.confirm_by().is_some() { self.word.previous() } else { self.word.live() };
+        Moment { live, ..self.moment() }
+    }
+
+    /// The word in force, with the number of the last generation.
+    pub(crate) fn shown(&self) -> LiveWord {
+        let word = self.word;
+        LiveWord::new(self.generation, word.flags(), word.previous_share(), word.target_share())
+    }
+
+    /// Whether the last generation has not taken effect yet.
+    pub(crate) fn is_pending(&self) -> bool {
+        self.stored.flags().has(LiveFlags::TIMED) && self.timing.activate_at != 0
+    }
+
+    /// When the switch is taken back unless it is confirmed, in nanoseconds of [`ClockId::Boot`].
+    pub(crate) fn confirm_by(&self) -> Option<u64> {
+        (self.word.flags().has(LiveFlags::TIMED) && self.timing.revert_at != 0).then_some(self.timing.revert_at)
+    }
+
+    /// What has made the last generation.
+    pub(crate) fn cause(&self) -> Cause {
+        Cause::from_u8(self.timing.cause)
+    }
+
+    /// Whether the last generation took a switch back.
+    pub(crate) fn is_rolled_back(&self) -> bool {
+        matches!(self.cause(), Cause::Rollback | Cause::Expired)
     }
 }
 
-/// The state of a deployment for the journal.
-pub(crate) fn moment(word: LiveWord) -> Moment {
-    Moment { generation: word.generation(), live: word.live() }
-}
-
-/// The value of [`DeploymentRow::rolled_back`] while the present generation is that of a rollback. It is never zero.
-pub(crate) fn rollback_mark(generation: u32) -> u16 {
-    generation as u16 | 0x8000
-}
-
-/// Whether the last change of the word was a rollback. Every switch sets or clears the mark before its exchange. A program that
-/// does not know the mark leaves one of another generation.
-pub(crate) fn is_rolled_back(row: &DeploymentRow, word: LiveWord) -> bool {
-    row.rolled_back == rollback_mark(word.generation())
-}
-
-/// Whether [`next`] compares an earlier deadline with the present tick.
-pub(crate) fn needs_clock(word: LiveWord, terms: &SwitchTerms) -> bool {
-    word.flags().has(LiveFlags::DRAINING) && terms.drain_deadline != 0
-}
-
-/// The word and the terms of the next generation after `word`, which has the terms `terms`. `None` if there is no
-/// next generation.
-pub(crate) fn next(word: LiveWord, terms: &SwitchTerms, order: Order) -> Option<(LiveWord, SwitchTerms)> {
-    let generation = word.generation().checked_add(1)?;
-    let is_cut = word.flags().has(LiveFlags::CUT);
-    let mut ended_before = if needs_clock(word, terms) && is_past(terms.drain_deadline, order.now) {
-        // The flows that the drain has ended stay ended, although their colour may be live again.
-        after_drain(word, terms).1
-    } else if is_cut {
-        terms.ended_before
-    } else {
-        [0; 2]
+/// Nanoseconds of a clock.
+pub(crate) fn now(clock: ClockId) -> u64 {
+    let clock = match clock {
+        ClockId::Boot => DynamicClockId::Boottime,
+        ClockId::Tai => DynamicClockId::Tai,
     };
-    let mut flags = LiveFlags::NONE;
-    match order.on_switch {
-        OnSwitch::Cut => ended_before[order.to.other() as usize] = generation,
-        OnSwitch::Drain => flags = flags.with(LiveFlags::DRAINING),
+    let time = clock_gettime_dynamic(clock).expect("both exist since Linux 3.10");
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
+/// Makes explicit what has come due. The caller holds the switch lock: it may write terms, and another process could be doing so.
+pub(crate) fn make_explicit(words: &Words, deployment: u16, tick: u32) -> LiveWord {
+    settle(deployment, words.live.read(deployment.into()), &Locked { words, tick })
+}
+
+/// The live words, for who holds the switch lock.
+struct Locked<'a> {
+    words: &'a Words,
+    tick: u32,
+}
+
+impl Generations for Locked<'_> {
+    fn terms_of(&self, deployment: u16, slot: usize) -> Option<SwitchTerms> {
+        Some(self.words.terms.read(deployment.into())[slot])
     }
-    if ended_before != [0; 2] {
-        flags = flags.with(LiveFlags::CUT);
+
+    fn timing(&self, deployment: u16, slot: usize) -> Option<Timing> {
+        Some(self.words.timing.read(deployment.into())[slot])
     }
-    let word = LiveWord::new(generation, flags, word.target_share(), order.to.full_share());
-    // Zero stands for unknown.
-    let drain_began = if order.on_switch == OnSwitch::Drain { order.now.max(1) } else { 0 };
-    Some((word, SwitchTerms { ended_before, drain_deadline: order.drain_deadline, drain_began }))
+
+    fn present_tick(&self) -> u32 {
+        self.tick
+    }
+
+    fn now(&self, clock: ClockId) -> u64 {
+        now(clock)
+    }
+
+    fn activate(&self, deployment: u16, slot: usize, drain: [u32; 2], revert_at: u64) {
+        self.words.terms.update(deployment.into(), |terms| {
+            [terms[slot].drain_deadline, terms[slot].drain_began] = drain;
+        });
+        if revert_at != 0 {
+            self.words.timing.update(deployment.into(), |timing| timing[slot].revert_at = revert_at);
+            self.words.timing.update(deployment.into(), |timing| timing[slot].activate_at = 0);
+        }
+    }
+
+    fn prepare(&self, deployment: u16, slot: usize, terms: &SwitchTerms, timing: &Timing) {
+        self.words.terms.update(deployment.into(), |slots| slots[slot] = *terms);
+        self.words.timing.update(deployment.into(), |slots| slots[slot] = *timing);
+    }
+
+    fn exchange(&self, deployment: u16, old: LiveWord, new: LiveWord) -> LiveWord {
+        exchange(self.words, deployment, old, new).map_or_else(|there| there, |()| new)
+    }
+}
+
+/// Replaces a word if it is still there; otherwise returns the word that is there.
+pub(crate) fn exchange(words: &Words, deployment: u16, old: LiveWord, new: LiveWord) -> Result<(), LiveWord> {
+    let live = &words.live.words(deployment.into())[0];
+    live.compare_exchange(old.0, new.0, Ordering::SeqCst, Ordering::SeqCst).map(drop).map_err(LiveWord)
 }
 
 #[cfg(test)]
 mod tests {
+    use bg_common::Colour;
+    use bg_ebpf::policy::{
+        lifetime::after_drain,
+        switch::{Order, drain_deadline, next},
+    };
     use proptest::prelude::*;
 
     use super::*;
+    use crate::config::OnSwitch;
 
     const BLUE: usize = Colour::Blue as usize;
     const GREEN: usize = Colour::Green as usize;
@@ -93,12 +204,13 @@ mod tests {
         (LiveWord::new(1, LiveFlags::NONE, 0, 0), SwitchTerms::default())
     }
 
+    fn order(to: Colour, on_switch: OnSwitch, now: u32, timeout: u32) -> Order {
+        let is_cut = on_switch == OnSwitch::Cut;
+        Order { share: to.full_share(), is_cut, drain_deadline: drain_deadline(now, timeout), now }
+    }
+
     fn switch((word, terms): (LiveWord, SwitchTerms), to: Colour, on_switch: OnSwitch) -> (LiveWord, SwitchTerms) {
-        let order = match on_switch {
-            OnSwitch::Drain => Order::drain(to, 0, None),
-            OnSwitch::Cut => Order::cut(to, 0),
-        };
-        next(word, &terms, order).unwrap()
+        next(word, &terms, order(to, on_switch, 0, 0)).unwrap()
     }
 
     #[test]
@@ -128,9 +240,9 @@ mod tests {
     #[test]
     fn what_a_deadline_has_ended_stays_ended() {
         let (word, terms) = first();
-        let (word, terms) = next(word, &terms, Order::drain(Colour::Green, 50, Some(50))).unwrap();
+        let (word, terms) = next(word, &terms, order(Colour::Green, OnSwitch::Drain, 50, 50)).unwrap();
         assert_eq!((terms.drain_began, terms.drain_deadline), (50, 100));
-        let back = Order::drain(Colour::Blue, 99, None);
+        let back = order(Colour::Blue, OnSwitch::Drain, 99, 0);
         assert_eq!(next(word, &terms, back).unwrap().1.ended_before, [0, 0]);
         let back = Order { now: 100, ..back };
         assert_eq!(next(word, &terms, back).unwrap().1.ended_before[BLUE], 2);
@@ -138,13 +250,12 @@ mod tests {
 
     #[test]
     fn a_deadline_is_never_the_tick_that_means_never() {
-        let deadline = |now, timeout| Order::drain(Colour::Green, now, timeout).drain_deadline;
-        assert_eq!((deadline(5, None), deadline(5, Some(3000)), deadline(u32::MAX - 999, Some(1000))), (0, 3005, 1));
+        assert_eq!((drain_deadline(5, 0), drain_deadline(5, 3000), drain_deadline(u32::MAX - 999, 1000)), (0, 3005, 1));
     }
 
     #[test]
     fn generations_do_not_wrap() {
-        let order = Order::drain(Colour::Green, 0, None);
+        let order = order(Colour::Green, OnSwitch::Drain, 0, 0);
         assert_eq!(next(LiveWord::new(u32::MAX, LiveFlags::NONE, 0, 0), &SwitchTerms::default(), order), None);
     }
 

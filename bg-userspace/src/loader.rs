@@ -6,7 +6,8 @@ use std::io;
 use aya::{
     Ebpf, EbpfError, EbpfLoader, VerifierLogLevel,
     maps::{Array, MapData, MapError},
-    programs::{Program, ProgramError, SchedClassifier, Xdp},
+    programs::{Program, ProgramError, ProgramType, SchedClassifier, Xdp},
+    sys::{BpfHelper, is_helper_supported},
 };
 use bg_common::{ABI_VERSION, FlowHash, Meta, TableSizes};
 use rustix::{
@@ -107,6 +108,7 @@ impl Loaded {
             vip_mask: 2 * sizes.vip_index_rows - 1,
             backend_mask: 2 * sizes.backend_index_rows - 1,
             weakly_ordered: cfg!(not(target_arch = "x86_64")).into(),
+            has_tai: has_tai().into(),
         };
         let mut loader = EbpfLoader::new();
         // The reason for a refusal, without the megabytes of states that led to it.
@@ -174,6 +176,11 @@ fn uninterrupted(mut load: impl FnMut() -> Result<(), ProgramError>) -> Result<(
         }
     }
     load()
+}
+
+/// Whether programs can read `CLOCK_TAI` (since Linux 6.1).
+pub(crate) fn has_tai() -> bool {
+    is_helper_supported(ProgramType::Xdp, BpfHelper::BPF_FUNC_ktime_get_tai_ns).unwrap_or(false)
 }
 
 /// Random words. Whoever knows the keys of the hash could direct many flows to one bucket.

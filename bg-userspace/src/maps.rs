@@ -1,11 +1,7 @@
 //! The pinned maps of an instance, typed. Rows of arrays are read and written in mapped memory. Rows of hash maps are read and written
 //! by system calls, a whole row at once, so that readers in the kernel see one change.
 
-use std::{
-    collections::HashMap as StdHashMap,
-    os::fd::AsFd as _,
-    sync::atomic::{Ordering, fence},
-};
+use std::{collections::HashMap as StdHashMap, os::fd::AsFd as _};
 
 use aya::{
     maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, lpm_trie::Key},
@@ -14,7 +10,7 @@ use aya::{
 use aya_obj::programs::XdpAttachType;
 use bg_common::{
     Backend, BackendInfo, Clock, DeploymentRow, Event, LiveWord, ServiceInfo, ServiceKey, ServiceRow, SwitchTerms,
-    TesterKey, Traffic, Vip,
+    TesterKey, Timing, Traffic, Vip,
 };
 
 use crate::{
@@ -28,6 +24,7 @@ use crate::{
 pub(crate) struct Words {
     pub(crate) live: Mapped<LiveWord>,
     pub(crate) terms: Mapped<[SwitchTerms; 2]>,
+    pub(crate) timing: Mapped<[Timing; 2]>,
     pub(crate) deployments: Mapped<DeploymentRow>,
 }
 
@@ -36,22 +33,9 @@ impl Words {
         Ok(Self {
             live: mapped(paths, "live")?,
             terms: mapped(paths, "terms")?,
+            timing: mapped(paths, "timing")?,
             deployments: mapped(paths, "deployments")?,
         })
-    }
-
-    /// A deployment's live word and the terms that belong to it.
-    pub(crate) fn reading(&self, deployment: u16) -> (LiveWord, SwitchTerms) {
-        let row = deployment.into();
-        loop {
-            let word = self.live.read(row);
-            fence(Ordering::Acquire);
-            let terms = self.terms.read(row)[word.terms_slot()];
-            fence(Ordering::Acquire);
-            if self.live.read(row) == word {
-                return (word, terms);
-            }
-        }
     }
 }
 

@@ -19,6 +19,8 @@ use bg_common::{
 use crate::{
     Error,
     config::Prefix,
+    history::Moment,
+    live::Reading,
     maps::{Tables, Words},
 };
 
@@ -72,10 +74,19 @@ impl LeftOver {
 pub(crate) struct RunningDeployment {
     pub(crate) index: u16,
     pub(crate) row: DeploymentRow,
+    /// The live word in force, with the number of the last generation.
     pub(crate) word: LiveWord,
+    pub(crate) reading: Reading,
     pub(crate) testers: Vec<Prefix>,
     /// Whether a killed apply may have changed the testers without updating open flows.
     pub(crate) is_unsettled: bool,
+}
+
+impl RunningDeployment {
+    /// The state for the journal.
+    pub(crate) fn moment(&self) -> Moment {
+        self.reading.moment()
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -170,11 +181,13 @@ impl Running {
         for (index, row) in deployment_rows(words) {
             let mut testers = testers.remove(&index).unwrap_or_default();
             testers.sort_by_key(|prefix| (prefix.addr, prefix.len));
-            let word = words.live.read(index.into());
+            let reading = words.reading(index, 0);
+            let word = reading.shown();
             self.used.deployments.insert(index);
             let is_unsettled = unsettled.contains(&index);
             self.names.insert(index, text(&row.name));
-            self.deployments.insert(text(&row.name), RunningDeployment { index, row, word, testers, is_unsettled });
+            self.deployments
+                .insert(text(&row.name), RunningDeployment { index, row, word, reading, testers, is_unsettled });
         }
         Ok(())
     }

@@ -9,7 +9,7 @@ use bg_common::{Colour, DeploymentRow, Protocol};
 
 use crate::{
     Error, Instance,
-    config::{BackendSpec, Config, Deployment, OnSwitch, Service},
+    config::{BackendSpec, Config, Deployment, DivideBy, OnSwitch, Service, StickyPrefix},
     maps::Tables,
     running::{Running, RunningDeployment, RunningService, UNSETTLED, address_of},
 };
@@ -28,6 +28,11 @@ impl Instance {
             drain_timeout: drain_timeout_of(&deployment.row),
             tcp_idle_timeout: Duration::from_millis(deployment.row.tcp_idle_ms),
             udp_idle_timeout: Duration::from_millis(deployment.row.udp_idle_ms),
+            sticky: if deployment.row.sticky == 1 { DivideBy::Client } else { DivideBy::Flow },
+            sticky_prefix: StickyPrefix {
+                ipv4: deployment.row.client_prefix[0],
+                ipv6: deployment.row.client_prefix[1],
+            },
             testers: deployment.testers.clone(),
             services: running.services_of(deployment.index).map(service).collect(),
         };

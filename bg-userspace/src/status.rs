@@ -2,16 +2,18 @@
 
 use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
-use bg_common::{Colour, Event, FlowState, LiveFlags, MAX_DEPLOYMENTS, Protocol};
+use bg_common::{ClockId, Colour, Event, FULL_SHARE, FlowState, LiveFlags, MAX_DEPLOYMENTS, Protocol};
 use serde::{Serialize, Serializer};
 
 use crate::{
     Error, Instance,
     attach::{AttachedInterface, attached_interfaces, lost_interfaces},
-    config::{OnSwitch, Prefix, mode_name, protocol_name},
+    config::{DivideBy, OnSwitch, Prefix, mode_name, protocol_name},
+    live::{Reading, now},
     maps::{self, Tables, TrafficCounters},
     running::{Running, RunningDeployment, RunningService, UNSETTLED, address_of},
     show::{drain_timeout_of, on_switch_of},
+    time::moment_of,
 };
 
 /// The status of an instance.
@@ -40,12 +42,19 @@ pub struct DeploymentStatus {
     pub previous: &'static str,
     /// The number of changes of its live state.
     pub generation: u32,
-    /// `draining` while flows are left on the idle colour after a switch, else `steady`.
+    /// `confirming` while a switch waits for its confirmation, `scheduled` before a scheduled switch, `ramping` while a share moves,
+    /// `split` while both colours get new flows, `draining` while flows are left on the idle colour after a switch, else `steady`.
     pub phase: &'static str,
-    /// The part of new flows that goes to green.
+    /// The part of new flows that goes to green now.
     pub green_share: f64,
-    /// Always `None`, until guarded switches exist.
-    pub confirm_deadline: Option<String>,
+    /// The part of the flows that were opened since the last change, and are open, that is green; `None` if there are none.
+    pub green_share_measured: Option<f64>,
+    /// What a share of new flows divides.
+    pub divide_by: DivideBy,
+    /// When the switch is taken back, unless it is confirmed.
+    pub confirm_deadline: Option<jiff::Timestamp>,
+    /// The switch or ramp that has not taken effect yet.
+    pub pending: Option<PendingStatus>,
     /// What a switch does to open flows by default.
     pub on_switch: OnSwitch,
     /// How long a drain may last; `None` is without end. JSON has it in the form of the configuration.
@@ -60,6 +69,17 @@ pub struct DeploymentStatus {
     pub flows: ByColour<u64>,
     /// Its services, by name.
     pub services: Vec<ServiceStatus>,
+}
+
+/// A scheduled switch, or a ramp.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct PendingStatus {
+    /// The part of new flows that goes to green once it has taken effect.
+    pub green_share: f64,
+    /// When it takes effect, or the ramp begins.
+    pub at: Option<jiff::Timestamp>,
+    /// When the ramp ends; `None` if there is no ramp.
+    pub ramp_until: Option<jiff::Timestamp>,
 }
 
 /// A service.
@@ -134,6 +154,8 @@ impl<T> ByColour<T> {
 #[derive(Clone, Copy, Default)]
 struct FlowCount {
     open: ByColour<u64>,
+    /// Of those, the ones that were opened since the last change, without testers' flows.
+    opened_since: ByColour<u64>,
     draining: u64,
 }
 
@@ -141,6 +163,8 @@ impl FlowCount {
     fn add(&mut self, other: &Self) {
         self.open.blue += other.open.blue;
         self.open.green += other.open.green;
+        self.opened_since.blue += other.opened_since.blue;
+        self.opened_since.green += other.opened_since.green;
         self.draining += other.draining;
     }
 }
@@ -151,6 +175,7 @@ impl Instance {
         let only = deployment.map(|name| self.deployment(name)).transpose()?.map(|(index, _)| index);
         let tables = Tables::open(&self.paths)?;
         let counters = TrafficCounters::open(&self.paths)?;
+        self.settle();
         let flows = self.count_by_deployment(&tables)?;
         // Read afterwards, because counting may have ended a drain.
         let running = Running::read(&self.words, &tables)?;
@@ -189,8 +214,8 @@ impl Instance {
 
     /// The deadline of a drain that has not ended yet. It is rounded to seconds, so that it is the same each time.
     fn drain_deadline(&self, deployment: &RunningDeployment) -> Result<Option<jiff::Timestamp>, Error> {
-        let word = deployment.word;
-        let deadline = self.words.terms.read(deployment.index.into())[word.terms_slot()].drain_deadline;
+        let Reading { word, terms, .. } = deployment.reading;
+        let deadline = terms.drain_deadline;
         if !word.flags().has(LiveFlags::DRAINING) || deadline == 0 {
             return Ok(None);
         }
@@ -207,8 +232,12 @@ impl Instance {
             // The flow has a state, so its deployment exists.
             let count = &mut counts[usize::from(open.target.deployment)];
             *count.open.of_mut(colour) += 1;
+            let is_testers = open.flow.state.has(FlowState::IDLE_ONLY);
+            if open.flow.generation == open.deployment.word.generation() && !is_testers {
+                *count.opened_since.of_mut(colour) += 1;
+            }
             // Testers belong on the idle colour, so their flows do not drain.
-            if open.deployment.word.live() != colour && !open.flow.state.has(FlowState::IDLE_ONLY) {
+            if open.deployment.word.live() != colour && !is_testers {
                 count.draining += 1;
             }
         })?;
@@ -227,23 +256,51 @@ fn deployment_status(
     count: FlowCount,
     services: Vec<ServiceStatus>,
 ) -> DeploymentStatus {
-    let word = deployment.word;
-    let is_draining = word.flags().has(LiveFlags::DRAINING) && count.draining > 0;
+    let (word, reading) = (deployment.word, &deployment.reading);
+    let timing = &reading.timing;
+    let share = |share: u16| f64::from(share) / f64::from(FULL_SHARE);
+    let since = count.opened_since;
+    let pending = reading.is_pending().then(|| {
+        let clock = ClockId::from_u8(timing.clock);
+        let ramp_until = (timing.ramp != 0).then(|| moment_of(timing.activate_at + timing.ramp, clock)).flatten();
+        let green_share = share(reading.stored.target_share());
+        PendingStatus { green_share, at: moment_of(timing.activate_at, clock), ramp_until }
+    });
     DeploymentStatus {
         name: name.to_owned(),
         live: word.live().name(),
         idle: word.live().other().name(),
         previous: word.previous().name(),
         generation: word.generation(),
-        phase: if is_draining { "draining" } else { "steady" },
-        green_share: f64::from(word.target_share()) / f64::from(bg_common::FULL_SHARE),
-        confirm_deadline: None,
+        phase: phase(reading, count.draining > 0),
+        green_share: share(word.target_share()),
+        green_share_measured: (since.blue + since.green > 0)
+            .then(|| since.green as f64 / (since.blue + since.green) as f64),
+        divide_by: if deployment.row.divides_clients() { DivideBy::Client } else { DivideBy::Flow },
+        confirm_deadline: reading.confirm_by().and_then(|at| moment_of(at, ClockId::Boot)),
+        pending,
         on_switch: on_switch_of(&deployment.row),
         drain_timeout: drain_timeout_of(&deployment.row),
         drain_deadline,
         testers: deployment.testers.clone(),
         flows: count.open,
         services,
+    }
+}
+
+fn phase(reading: &Reading, has_draining_flows: bool) -> &'static str {
+    let (word, timing) = (reading.word, &reading.timing);
+    if reading.confirm_by().is_some() {
+        "confirming"
+    } else if reading.is_pending() {
+        let has_begun = timing.ramp != 0 && now(ClockId::from_u8(timing.clock)) >= timing.activate_at;
+        if has_begun { "ramping" } else { "scheduled" }
+    } else if word.target_share() != word.live().full_share() {
+        "split"
+    } else if word.flags().has(LiveFlags::DRAINING) && has_draining_flows {
+        "draining"
+    } else {
+        "steady"
     }
 }
 

@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
-use bg_common::{Clock, Meta, TICK_SHIFT};
+use bg_common::{Clock, ClockId, Meta, TICK_SHIFT};
 use bg_ebpf::policy::lifetime::is_past;
+
+use crate::live::now;
 
 /// The length of a tick on this kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +38,14 @@ impl TickLength {
     pub(crate) fn duration(self, ticks: u32) -> Duration {
         Duration::from_nanos((u64::from(ticks) << TICK_SHIFT) * 1_000_000_000 / u64::from(self.hz))
     }
+}
+
+/// The time of the wall clock at an instant of a clock, rounded to milliseconds, so that it is nearly the same each time.
+pub(crate) fn moment_of(instant: u64, clock: ClockId) -> Option<jiff::Timestamp> {
+    let ahead = i128::from(instant) - i128::from(now(clock));
+    let ahead = jiff::SignedDuration::from_nanos_i128(ahead);
+    let moment = jiff::Timestamp::now().checked_add(ahead).ok()?;
+    moment.round(jiff::Unit::Millisecond).ok()
 }
 
 /// The present tick.

@@ -4,6 +4,7 @@
 //! | --- | --- | --- | --- |
 //! | `live` | deployment → [`LiveWord`] | user space, by compare-exchange in mapped memory | the switch itself |
 //! | `terms` | deployment → two [`SwitchTerms`] | user space, before the word of their parity | cuts and drain deadlines |
+//! | `timing` | deployment → two [`Timing`] | the same; programs, when an instant has passed | schedules, ramps, confirmations |
 //! | `deployments` | deployment → [`DeploymentRow`] | user space | time-outs, name |
 //! | `vip_index` | hash / 2 → two heads of lists of `vips` | user space | is a packet's destination a virtual address? |
 //! | `vips` | 2 × service + role → [`Vip`] | user space | that, and the source that a reply gets back |
@@ -36,7 +37,7 @@ use aya_ebpf::{
 use bg_common::{
     Backend, BackendInfo, Clock, DeploymentRow, Event, FLOW_WAYS, FlowHash, FlowKey4, FlowKey6, HEADS_PER_ROW,
     LiveWord, MAX_DEPLOYMENTS, MAX_INTERFACES, MAX_NEXT_HOPS, MAX_TESTERS, Meta, NumberedHop, ServiceInfo, ServiceKey,
-    ServiceRow, SwitchTerms, TableSizes, TesterKey, Traffic, Vip,
+    ServiceRow, SwitchTerms, TableSizes, TesterKey, Timing, Traffic, Vip,
 };
 use bg_ebpf::{
     flow::key::Key as _,
@@ -66,6 +67,7 @@ pub(super) static TABLE_SIZES: TableSizes = TableSizes {
     vip_mask: VIP_HEADS as u32 - 1,
     backend_mask: BACKEND_HEADS as u32 - 1,
     weakly_ordered: 0,
+    has_tai: 0,
 };
 
 /// The live word of each deployment.
@@ -75,6 +77,10 @@ pub(super) static LIVE: Array<LiveWord, { MAX_DEPLOYMENTS as usize }, MMAPABLE> 
 /// What a generation asks of open flows: two slots a deployment, chosen by the generation's parity.
 #[btf_map(name = "terms")]
 pub(super) static TERMS: Array<[SwitchTerms; 2], { MAX_DEPLOYMENTS as usize }, MMAPABLE> = Array::new();
+
+/// When generations take effect and are taken back: slots as in `terms`.
+#[btf_map(name = "timing")]
+pub(super) static TIMING: Array<[Timing; 2], { MAX_DEPLOYMENTS as usize }, MMAPABLE> = Array::new();
 
 /// Settings of each deployment.
 #[btf_map(name = "deployments")]

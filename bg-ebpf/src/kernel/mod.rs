@@ -3,6 +3,7 @@
 #[cfg(not(feature = "explain"))]
 mod clock;
 mod flows;
+mod generations;
 mod maps;
 mod skb;
 mod slow;

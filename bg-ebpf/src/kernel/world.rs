@@ -97,6 +97,11 @@ impl<const XDP: bool> bg_ebpf::world::World for World<XDP> {
     }
 
     #[inline(always)]
+    fn settle(&self, deployment: u16, word: LiveWord) -> LiveWord {
+        LiveWord(super::generations::settle(deployment.into(), word.0))
+    }
+
+    #[inline(always)]
     fn terms(&self, deployment: u16, slot: usize) -> Option<SwitchTerms> {
         let both = maps::TERMS.get(deployment.into())?;
         // Not by index: the compiler's bound check would be a panic.

@@ -21,6 +21,7 @@ use crate::{
         backend,
         colour::Client,
         lifetime::{ended_by_switch, is_silent},
+        timed,
     },
     rows::BackendRef,
     step::Step,
@@ -133,7 +134,7 @@ fn target<V: Flows, W: SlowPath<V>>(
         let missing_row = || Verdict::drop(world, Event::MissingRow);
         if let Some(backend) = without_news(headers, &flow, hook) {
             let deployment = backend.deployment();
-            let word = world.live(deployment).ok_or_else(missing_row)?;
+            let word = timed::read(deployment, world).ok_or_else(missing_row)?;
             let colour = Colour::from_u8(backend.colour());
             if !unlikely(ended_by_switch(flow.flow(), colour, deployment, word, world, now)) {
                 note!(world, Step::Continues {});
@@ -152,7 +153,7 @@ fn target<V: Flows, W: SlowPath<V>>(
                 return Err(Verdict::DEFER);
             }
             let deployment = backend.deployment();
-            let word = world.live(deployment).ok_or_else(missing_row)?;
+            let word = timed::read(deployment, world).ok_or_else(missing_row)?;
             let (row, colour) = (*flow.flow(), Colour::from_u8(backend.colour()));
             let call = Refreshing { flow: row, transport: headers.transport, word, deployment, colour, now };
             if slow::refresh(world, flow.words(), call).ok_or_else(missing_row)? == Stay::Yes {
@@ -225,7 +226,7 @@ fn open_flow<V: Flows, W: SlowPath<V>>(
     match open.choose_colour::<V>() {
         Chosen::Yes => {}
         Chosen::NoService => return Err(Verdict::PASS),
-        Chosen::MissingRow => return Err(Verdict::drop(world, Event::MissingRow)),
+        Chosen::MissingRow | Chosen::Timed => return Err(Verdict::drop(world, Event::MissingRow)),
     }
     for _ in rolled(CHOICES) {
         let slot = match open.choose_backend::<V>() {

@@ -23,6 +23,7 @@ use crate::{
         backend,
         colour::Client,
         lifetime::{ended_by_switch, is_silent},
+        timed,
     },
     rows::VipRef,
     step::Step,
@@ -30,7 +31,7 @@ use crate::{
     wire::headers::{Headers, tcp_flags},
     world::{EXPLAINS, Flows, World, note},
 };
-use bg_common::{Colour, Event, FlowKey6, FlowState, Protocol};
+use bg_common::{Colour, Event, FlowKey6, FlowState, LiveWord, Protocol};
 
 /// Restores the source of a packet from `source`, a backend. `None`: it is no reply of a flow.
 #[inline(always)]
@@ -101,14 +102,16 @@ pub fn restore<V: Flows + Rewritable, W: SlowPath<V>>(
         }
         // What a cut has ended must not be heard of again. A TCP client must: its answer to this segment meets
         // the new colour, which resets it.
-        let Some(word) = world.live(deployment) else { return Some(Verdict::drop(world, Event::MissingRow)) };
+        let Some(word) = timed::read(deployment, world) else { return Some(Verdict::drop(world, Event::MissingRow)) };
         if ended_by_switch(flow.flow(), Colour::from_u8(backend.colour()), deployment, word, world, now) {
             return Some(Verdict::drop(world, Event::EndedFlow));
         }
     }
     if unlikely(has_news(headers, flow.state())) {
         let colour = Colour::from_u8(backend.colour());
-        let call = Answering { flow: *flow.flow(), transport: headers.transport, deployment, colour, now };
+        // Only a reset can be a refusal, and be kept from the client.
+        let word = if headers.transport.has(tcp_flags::RST) { timed::read(deployment, world)? } else { LiveWord(0) };
+        let call = Answering { flow: *flow.flow(), transport: headers.transport, word, deployment, colour, now };
         match slow::answer(world, flow.words(), call)? {
             Answer::Ours => {}
             Answer::Foreign => {

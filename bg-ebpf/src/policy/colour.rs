@@ -2,11 +2,14 @@
 //! whose row was lost is sent where it was before.
 
 use crate::{
+    flow::key::Key as _,
     policy::lifetime::ended_by_switch,
     step::Step,
     world::{World, note},
 };
-use bg_common::{Addr, Be16, Colour, FULL_SHARE, Family, Flow, LiveFlags, LiveWord, Role, ServiceRow, TesterKey};
+use bg_common::{
+    Addr, Be16, Colour, FULL_SHARE, Family, Flow, FlowKey6, LiveFlags, LiveWord, Role, ServiceRow, TesterKey,
+};
 
 /// The client's end of a flow.
 #[repr(C)]
@@ -39,7 +42,11 @@ pub fn choose(client: &Client, hash: u32, row: &ServiceRow, word: LiveWord, worl
         note!(world, idle_only(row, word));
         return ColourChoice { colour: word.live().other(), idle_only: true, generation };
     }
-    let colour = of_share(word.target_share(), hash);
+    let colour = match word.target_share() {
+        0 => Colour::Blue,
+        FULL_SHARE => Colour::Green,
+        share => of_share(share, divided(client, hash, row.deployment, world)),
+    };
     note!(world, Step::Live { deployment: row.deployment.into(), word: word.0, colour: colour as u64 });
     ColourChoice { colour, idle_only: false, generation }
 }
@@ -49,6 +56,40 @@ pub fn choose(client: &Client, hash: u32, row: &ServiceRow, word: LiveWord, worl
 fn idle_only(row: &ServiceRow, word: LiveWord) -> Step {
     let (deployment, word) = (row.deployment.into(), word.0);
     if row.role == Role::Preview as u8 { Step::Preview { deployment, word } } else { Step::Tester { deployment, word } }
+}
+
+/// The hash by which a share divides: that of the flow, or of its client, if all flows of a client are to go to one colour.
+#[inline(always)]
+fn divided(client: &Client, flow_hash: u32, deployment: u16, world: &impl World) -> u32 {
+    match world.deployment(deployment) {
+        Some(row) if row.divides_clients() => {
+            let length = match client.family {
+                Family::V4 => row.client_prefix[0],
+                Family::V6 => row.client_prefix[1],
+            };
+            client_hash(prefix(client.address, length), deployment, world)
+        }
+        _ => flow_hash,
+    }
+}
+
+/// The first bits of an address.
+#[inline(always)]
+fn prefix(address: Addr, length: u8) -> Addr {
+    let word = |at: usize| {
+        let bits = (length as u32).saturating_sub(32 * at as u32);
+        // In 64 bits, a shift by 32 is one too.
+        let mask = if bits >= 32 { u32::MAX } else { !((1_u64 << (32 - bits)) - 1) as u32 };
+        address.0[at] & mask.to_be()
+    };
+    Addr([word(0), word(1), word(2), word(3)])
+}
+
+/// The hash of a client. Its keys are drawn once for an instance, so a client stays where it is for as long as the instance lives, and
+/// a growing share only moves clients to green.
+#[inline(always)]
+fn client_hash(client: Addr, deployment: u16, world: &impl World) -> u32 {
+    FlowKey6 { client, reserved: 0, port: Be16(0), vip: 0 }.hash(deployment, world.flows6())
 }
 
 /// The other colour of a connection that was picked up in mid-stream and that its colour has refused, if a drain leaves

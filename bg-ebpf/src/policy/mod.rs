@@ -4,3 +4,5 @@ pub mod backend;
 pub mod colour;
 pub mod connection;
 pub mod lifetime;
+pub mod switch;
+pub mod timed;

@@ -3,14 +3,14 @@
 use std::collections::HashMap;
 
 use aya::maps::lpm_trie::Key;
-use bg_common::{DeploymentRow, LiveWord, MAX_DEPLOYMENTS, SwitchTerms, TesterKey};
+use bg_common::{Cause, ClockId, DeploymentRow, LiveWord, MAX_DEPLOYMENTS, SwitchTerms, TesterKey, Timing};
 use bytemuck::Zeroable as _;
 
 use super::{request::ApplyRequest, work::Work};
 use crate::{
     Error, Room,
     history::{self, Moment},
-    live::{is_rolled_back, moment, rollback_mark},
+    live::now,
     lock::Lock,
     maps::{Words, unless_missing},
     plan::{self, Action, Because, Beginning, DeploymentDiff, Diff},
@@ -42,10 +42,8 @@ pub(super) fn begin(
             continue;
         }
         let wanted = plan::deployment_row(deployment.wanted, length);
-        // Whether the last change was a rollback is not a setting.
-        work.words
-            .deployments
-            .update(index.into(), |row| *row = DeploymentRow { rolled_back: row.rolled_back, ..wanted });
+        // What the last split divides by is not a setting.
+        work.words.deployments.update(index.into(), |row| *row = DeploymentRow { split_by: row.split_by, ..wanted });
         if deployment.changes_testers() {
             insert_tester(work, index, &unsettled_key(index))?;
             work.testers.insert(index, deployment.wanted.testers.clone());
@@ -79,7 +77,7 @@ fn set_first_words(
     for (deployment, index) in begun {
         let row = usize::from(*index);
         let name = &deployment.wanted.name;
-        let word = |index: u16| work.words.live.read(index.into());
+        let word = |index: u16| work.words.reading(index, 0).shown();
         let beginning = Beginning::of(deployment.wanted, work.running, word, recalled.moment(name));
         work.words.terms.write(row, &[SwitchTerms::default(); 2]);
         let is_rolled_back = match &beginning.because {
@@ -88,11 +86,17 @@ fn set_first_words(
             // A renamed deployment keeps the mark of a rollback, which must not be undone by mistake.
             Because::TakenOver { from } => {
                 let mut from = from.iter().filter_map(|name| work.running.deployments.get(name));
-                from.any(|from| is_rolled_back(&work.words.deployments.read(from.index.into()), word(from.index)))
+                from.any(|from| work.words.reading(from.index, 0).is_rolled_back())
             }
         };
-        let mark = if is_rolled_back { rollback_mark(beginning.generation) } else { 0 };
-        work.words.deployments.update(row, |row| row.rolled_back = mark);
+        let cause = if is_rolled_back { Cause::Rollback } else { Cause::Unknown };
+        let timing = Timing {
+            generation: beginning.generation,
+            cause: cause as u8,
+            made_at: now(ClockId::Boot),
+            ..Timing::default()
+        };
+        work.words.timing.write(row, &[timing; 2]);
         work.words.live.write(row, &beginning.word());
         if let Some(Action::AddDeployment(planned)) = deployment.actions.first_mut() {
             *planned = beginning;
@@ -127,6 +131,7 @@ pub(super) fn end(work: &mut Work<'_>, diff: &Diff<'_>) -> Result<(), Error> {
         let row = usize::from(running.index);
         work.words.live.write(row, &LiveWord::default());
         work.words.terms.write(row, &[SwitchTerms::default(); 2]);
+        work.words.timing.write(row, &[Timing::default(); 2]);
         work.words.deployments.write(row, &DeploymentRow::zeroed());
     }
     Ok(())
@@ -141,7 +146,7 @@ pub(super) fn planned(diff: &Diff<'_>, running: &Running, request: &ApplyRequest
     let change = |name: &str| Change {
         deployment: name.to_owned(),
         action: history::Action::Apply,
-        from: running.deployments.get(name).map(|running| moment(running.word)),
+        from: running.deployments.get(name).map(|running| running.moment()),
         reason: request.reason.clone(),
         ..Change::default()
     };
@@ -151,7 +156,7 @@ pub(super) fn planned(diff: &Diff<'_>, running: &Running, request: &ApplyRequest
 /// The same records after the change.
 pub(super) fn made(words: &Words, recalled: &Recalled, planned: Vec<Change>) -> Vec<Change> {
     let now: HashMap<String, Moment> =
-        deployment_rows(words).map(|(index, row)| (text(&row.name), moment(words.live.read(index.into())))).collect();
+        deployment_rows(words).map(|(index, row)| (text(&row.name), words.reading(index, 0).moment())).collect();
     let complete = |change: Change| {
         let to = now.get(&change.deployment).copied();
         // It existed before a reboot, and continues with its colour.

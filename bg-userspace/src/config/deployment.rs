@@ -8,16 +8,29 @@ use toml::de::{DeTable, DeValue};
 use super::{
     address,
     error::Expected,
-    model::{DEFAULT_TCP_IDLE_TIMEOUT, DEFAULT_UDP_IDLE_TIMEOUT, Deployment, OnSwitch, Prefix, Service},
+    model::{
+        DEFAULT_TCP_IDLE_TIMEOUT, DEFAULT_UDP_IDLE_TIMEOUT, Deployment, DivideBy, OnSwitch, Prefix, Service,
+        StickyPrefix,
+    },
     service,
     taken::Taken,
     value::{Fields, Notes},
 };
 
-const KEYS: &[&str] =
-    &["initial", "on_switch", "drain_timeout", "tcp_idle_timeout", "udp_idle_timeout", "testers", "services"];
+const KEYS: &[&str] = &[
+    "initial",
+    "on_switch",
+    "drain_timeout",
+    "tcp_idle_timeout",
+    "udp_idle_timeout",
+    "sticky",
+    "sticky_prefix",
+    "testers",
+    "services",
+];
 
 const COLOURS: &[&str] = &[Colour::Blue.name(), Colour::Green.name()];
+const DIVIDED: &[&str] = &[DivideBy::Flow.name(), DivideBy::Client.name()];
 const WAYS: &[&str] = &[OnSwitch::Drain.name(), OnSwitch::Cut.name()];
 
 /// A year, as humantime defines it. This is far less than the data path's clock can count, in steps of less than a
@@ -35,6 +48,7 @@ pub(super) fn deployment(
     let fields = Fields::new(notes, table, span, place, KEYS);
     let initial = fields.optional("initial").and_then(|value| fields.word(notes, "colour", value, COLOURS, |_| ""));
     let on_switch = fields.optional("on_switch").and_then(|value| fields.word(notes, "on_switch", value, WAYS, |_| ""));
+    let sticky = fields.optional("sticky").and_then(|value| fields.word(notes, "sticky", value, DIVIDED, |_| ""));
     let idle = Duration::from_secs(1)..LONGEST;
     Deployment {
         name: name.to_owned(),
@@ -43,8 +57,25 @@ pub(super) fn deployment(
         drain_timeout: fields.duration(notes, "drain_timeout", Duration::from_millis(1)..LONGEST),
         tcp_idle_timeout: fields.duration(notes, "tcp_idle_timeout", idle.clone()).unwrap_or(DEFAULT_TCP_IDLE_TIMEOUT),
         udp_idle_timeout: fields.duration(notes, "udp_idle_timeout", idle).unwrap_or(DEFAULT_UDP_IDLE_TIMEOUT),
+        sticky: sticky.map_or(DivideBy::Flow, |index| DivideBy::ALL[index]),
+        sticky_prefix: sticky_prefix(notes, &fields),
         testers: testers(notes, &fields),
         services: services(notes, &fields, taken),
+    }
+}
+
+fn sticky_prefix(notes: &mut Notes<'_>, fields: &Fields<'_, '_>) -> StickyPrefix {
+    const KEYS: &[&str] = &["ipv4", "ipv6"];
+    let usual = StickyPrefix::default();
+    let Some(value) = fields.optional("sticky_prefix") else { return usual };
+    let DeValue::Table(table) = value.get_ref() else {
+        fields.wrong_type(notes, "sticky_prefix", value, "a table, { ipv4 = 32, ipv6 = 64 }");
+        return usual;
+    };
+    let lengths = Fields::new(notes, table, value.span(), format!("{}.sticky_prefix", fields.place), KEYS);
+    StickyPrefix {
+        ipv4: lengths.number(notes, "ipv4", 1..=32).unwrap_or(usual.ipv4),
+        ipv6: lengths.number(notes, "ipv6", 1..=128).unwrap_or(usual.ipv6),
     }
 }
 

@@ -192,6 +192,18 @@ pub enum Expected {
         /// The largest.
         max: u32,
     },
+    /// A whole number within limits.
+    #[error("{what} {got} is out of range, expected {least} to {most}")]
+    Number {
+        /// What it is.
+        what: &'static str,
+        /// What was found.
+        got: String,
+        /// The smallest.
+        least: u64,
+        /// The largest.
+        most: u64,
+    },
     /// A name that fits into the maps and can be typed.
     #[error("bad name \"{got}\": {why}, expected 1 to {max} bytes without control characters", max = super::name::MAX_NAME)]
     Name {

@@ -23,7 +23,9 @@ use std::{
 
 pub(crate) use address::{endpoint_problem, prefix_problem};
 pub use error::{ConfigError, Expected, Position, Problem};
-pub use model::{BackendSpec, Config, Deployment, OnSwitch, Prefix, Service, mode_name, protocol_name};
+pub use model::{
+    BackendSpec, Config, Deployment, DivideBy, OnSwitch, Prefix, Service, StickyPrefix, mode_name, protocol_name,
+};
 pub use notes::{SharedBackend, shared_backends};
 
 /// Reads and checks a file.

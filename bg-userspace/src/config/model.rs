@@ -35,6 +35,10 @@ pub struct Deployment {
     pub tcp_idle_timeout: Duration,
     /// How long a UDP flow may be silent before it no longer counts as open.
     pub udp_idle_timeout: Duration,
+    /// What a share of new flows divides by default.
+    pub sticky: DivideBy,
+    /// How many bits of a client's address count, where clients are divided.
+    pub sticky_prefix: StickyPrefix,
     /// Sources that always reach the idle colour.
     pub testers: Vec<Prefix>,
     /// The services, at least one.
@@ -62,6 +66,52 @@ impl OnSwitch {
             Self::Drain => "drain",
             Self::Cut => "cut",
         }
+    }
+}
+
+/// What a share of new flows divides.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DivideBy {
+    /// Flows: each one by its five-tuple.
+    #[default]
+    Flow,
+    /// Clients: all flows of a client go to one colour, over all services.
+    Client,
+}
+
+impl DivideBy {
+    /// The names of both in the configuration.
+    pub const ALL: [Self; 2] = [Self::Flow, Self::Client];
+
+    /// Its name in the configuration.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Flow => "flow",
+            Self::Client => "client",
+        }
+    }
+}
+
+/// How many bits of an address make a client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StickyPrefix {
+    /// Of an IPv4 address, 1 to 32.
+    pub ipv4: u8,
+    /// Of an IPv6 address, 1 to 128.
+    pub ipv6: u8,
+}
+
+impl Default for StickyPrefix {
+    /// An IPv4 address, and the network of an IPv6 one, since its host part changes by itself (RFC 8981).
+    fn default() -> Self {
+        Self { ipv4: 32, ipv6: 64 }
+    }
+}
+
+impl fmt::Display for StickyPrefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{{ ipv4 = {}, ipv6 = {} }}", self.ipv4, self.ipv6)
     }
 }
 

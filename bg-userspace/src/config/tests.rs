@@ -91,7 +91,8 @@ fn unknown_keys() {
         "initial",
         "instance = 7\ninitial",
         "2:1: deployment \"shop\": unknown key \"instance\", expected one of \
-         \"initial\", \"on_switch\", \"drain_timeout\", \"tcp_idle_timeout\", \"udp_idle_timeout\", \"testers\", \"services\"",
+         \"initial\", \"on_switch\", \"drain_timeout\", \"tcp_idle_timeout\", \"udp_idle_timeout\", \"sticky\", \
+         \"sticky_prefix\", \"testers\", \"services\"",
     );
     refused(
         "[deployments.shop]\n",

@@ -1,6 +1,9 @@
 //! Reading TOML values. Each reader returns the value, or notes what it expected.
 
-use std::{ops::Range, time::Duration};
+use std::{
+    ops::{Range, RangeInclusive},
+    time::Duration,
+};
 
 use toml::{
     Spanned,
@@ -117,6 +120,23 @@ impl<'t, 'i> Fields<'t, 'i> {
             notes.note(&value.span(), &self.place, kind);
         }
         index
+    }
+
+    /// A number within `range`.
+    pub(super) fn number(&self, notes: &mut Notes<'_>, key: &'static str, range: RangeInclusive<u8>) -> Option<u8> {
+        let value = self.optional(key)?;
+        let DeValue::Integer(integer) = value.get_ref() else {
+            self.wrong_type(notes, key, value, "an integer");
+            return None;
+        };
+        let number = i64::from_str_radix(integer.as_str(), integer.radix()).ok();
+        let number = number.and_then(|number| u8::try_from(number).ok()).filter(|number| range.contains(number));
+        if number.is_none() {
+            let (least, most) = (u64::from(*range.start()), u64::from(*range.end()));
+            let kind = Expected::Number { what: key, got: integer.as_str().to_owned(), least, most };
+            notes.note(&value.span(), &self.place, kind);
+        }
+        number
     }
 
     /// A duration in the syntax of systemd and humantime, within `range`.

@@ -8,7 +8,7 @@ use std::{
 use bg_common::Colour;
 use toml_writer::{ToTomlKey as _, ToTomlValue as _};
 
-use super::model::{BackendSpec, Config, Deployment, Service, mode_name, protocol_name};
+use super::model::{BackendSpec, Config, Deployment, DivideBy, Service, StickyPrefix, mode_name, protocol_name};
 
 impl Config {
     /// The text of a file that says this and nothing else.
@@ -43,6 +43,12 @@ fn write_deployment(text: &mut String, deployment: &Deployment) -> fmt::Result {
     }
     field(text, "tcp_idle_timeout", &duration(deployment.tcp_idle_timeout))?;
     field(text, "udp_idle_timeout", &duration(deployment.udp_idle_timeout))?;
+    if deployment.sticky != DivideBy::default() {
+        field(text, "sticky", deployment.sticky.name())?;
+    }
+    if deployment.sticky_prefix != StickyPrefix::default() {
+        writeln!(text, "sticky_prefix = {}", deployment.sticky_prefix)?;
+    }
     if !deployment.testers.is_empty() {
         array(text, "testers", deployment.testers.iter().map(|prefix| prefix.to_string().to_toml_value()))?;
     }

@@ -52,6 +52,30 @@ pub enum Refusal {
         /// Its generation.
         generation: u32,
     },
+    /// The switch was taken back before it was confirmed.
+    #[error(
+        "it is too late to confirm: the switch of deployment \"{deployment}\" was taken back when its time for a confirmation had passed, \
+         and {live} is live since generation {generation}; see `bgctl history {deployment}`"
+    )]
+    TooLateToConfirm {
+        /// Its name.
+        deployment: String,
+        /// Its live colour.
+        live: &'static str,
+        /// Its generation.
+        generation: u32,
+    },
+    /// No switch waits for a confirmation.
+    #[error(
+        "deployment \"{deployment}\" (generation {generation}) has no switch that waits for a confirmation: `bgctl switch {deployment} \
+         --confirm-within 5m` makes one"
+    )]
+    NothingToConfirm {
+        /// Its name.
+        deployment: String,
+        /// Its generation.
+        generation: u32,
+    },
     /// No interface carries the programs, so a switch would have no visible effect.
     #[error(
         "no interface is attached, so the switch would move no traffic: run `bgctl attach IFACE` first, or use --force"

@@ -17,6 +17,10 @@ pub enum Action {
     Rollback,
     /// Its last live colour was restored, for example after a reboot.
     Recovered,
+    /// The share of new flows was changed.
+    Split,
+    /// A switch was confirmed.
+    Confirm,
     /// The programs were attached to interfaces.
     Attach,
     /// The programs were detached from interfaces.
@@ -31,6 +35,8 @@ impl Action {
             Self::Switch => "switch",
             Self::Rollback => "rollback",
             Self::Recovered => "recovered",
+            Self::Split => "split",
+            Self::Confirm => "confirm",
             Self::Attach => "attach",
             Self::Detach => "detach",
         }

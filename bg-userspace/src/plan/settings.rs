@@ -6,7 +6,7 @@ use bg_common::DeploymentRow;
 
 use super::{beginning::Beginning, change::Action};
 use crate::{
-    config::{Deployment, OnSwitch},
+    config::{Deployment, DivideBy, OnSwitch, StickyPrefix},
     running::{RunningDeployment, padded},
     time::TickLength,
 };
@@ -48,7 +48,11 @@ fn settings_actions(wanted: &Deployment, row: &DeploymentRow, length: TickLength
     set("drain_timeout", drain(row.drain_timeout_ms), drain(new.drain_timeout_ms));
     set("tcp_idle_timeout", idle(row.tcp_idle_ms), idle(new.tcp_idle_ms));
     set("udp_idle_timeout", idle(row.udp_idle_ms), idle(new.udp_idle_ms));
-    if actions.is_empty() && (DeploymentRow { rolled_back: row.rolled_back, ..new }) != *row {
+    let sticky = |row: &DeploymentRow| if row.sticky == 1 { DivideBy::Client } else { DivideBy::Flow };
+    set("sticky", sticky(row).name().to_owned(), sticky(&new).name().to_owned());
+    let prefix = |row: &DeploymentRow| StickyPrefix { ipv4: row.client_prefix[0], ipv6: row.client_prefix[1] };
+    set("sticky_prefix", prefix(row).to_string(), prefix(&new).to_string());
+    if actions.is_empty() && (DeploymentRow { split_by: row.split_by, ..new }) != *row {
         // The times are the same, but take another number of ticks.
         actions.push(Action::Finish);
     }
@@ -70,10 +74,13 @@ pub(crate) fn deployment_row(wanted: &Deployment, length: TickLength) -> Deploym
         udp_idle: ticks(udp_idle),
         in_use: 1,
         on_switch: wanted.on_switch as u8,
-        rolled_back: 0,
+        sticky: wanted.sticky as u8,
+        split_by: 0,
         drain_timeout_ms: wanted.drain_timeout.map_or(0, millis),
         tcp_idle_ms: tcp_idle,
         udp_idle_ms: udp_idle,
+        client_prefix: [wanted.sticky_prefix.ipv4, wanted.sticky_prefix.ipv6],
+        reserved: [0; 6],
     }
 }
 
@@ -93,6 +100,8 @@ mod tests {
             drain_timeout: drain.map(time),
             tcp_idle_timeout: time(tcp_idle),
             udp_idle_timeout: time("90s"),
+            sticky: DivideBy::Flow,
+            sticky_prefix: StickyPrefix::default(),
             testers: Vec::new(),
             services: Vec::new(),
         }

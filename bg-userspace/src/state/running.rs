@@ -2,7 +2,6 @@
 
 use crate::{
     history::Moment,
-    live::{is_rolled_back, moment},
     maps::Words,
     running::{deployment_rows, text},
 };
@@ -18,8 +17,8 @@ pub(super) struct Running {
 /// All running deployments.
 pub(super) fn running(words: &Words) -> Vec<Running> {
     let rows = deployment_rows(words).map(|(index, row)| {
-        let word = words.live.read(index.into());
-        Running { name: text(&row.name), now: moment(word), rolled_back: is_rolled_back(&row, word) }
+        let reading = words.reading(index, 0);
+        Running { name: text(&row.name), now: reading.lasting(), rolled_back: reading.is_rolled_back() }
     });
     rows.filter(|running| running.now.generation != 0).collect()
 }

@@ -8,7 +8,7 @@ use bg_common::{LiveFlags, LiveWord, SwitchTerms};
 use bg_ebpf::policy::lifetime::after_drain;
 use bg_userspace::{
     Action, ApplyRequest, AttachMode, Colour, Error, Mode, Plan, Protocol, Refusal, SwitchRequest,
-    config::{BackendSpec, Config, Deployment, OnSwitch, Prefix, Service},
+    config::{BackendSpec, Config, Deployment, DivideBy, OnSwitch, Prefix, Service, StickyPrefix},
 };
 use proptest::prelude::*;
 
@@ -80,6 +80,8 @@ fn settings() -> impl Strategy<Value = Deployment> {
         drain_timeout: (drain > 0).then(|| Duration::from_millis(1500 * drain)),
         tcp_idle_timeout: Duration::from_secs(7200 + idle),
         udp_idle_timeout: Duration::from_secs(60 + idle),
+        sticky: DivideBy::ALL[usize::from(idle == 1)],
+        sticky_prefix: StickyPrefix { ipv4: 24 + drain as u8, ..StickyPrefix::default() },
         testers: testers.into_iter().map(prefix).collect(),
         services: Vec::new(),
     })

@@ -2,7 +2,7 @@
 
 use bg_userspace::{
     Action, Change, Mode, Plan, Protocol,
-    config::{BackendSpec, Config, Deployment, OnSwitch, Service},
+    config::{BackendSpec, Config, Deployment, DivideBy, OnSwitch, Service, StickyPrefix},
 };
 
 /// `before` after the changes of a plan. `wanted` tells the settings of deployments and services that are added, which a plan does not list.
@@ -79,10 +79,20 @@ fn follow_deployment(deployment: &mut Deployment, action: &Action) {
             "drain_timeout" => deployment.drain_timeout = (to != "never").then(|| time(to)),
             "tcp_idle_timeout" => deployment.tcp_idle_timeout = time(to),
             "udp_idle_timeout" => deployment.udp_idle_timeout = time(to),
+            "sticky" => deployment.sticky = DivideBy::ALL.into_iter().find(|by| by.name() == to).unwrap(),
+            "sticky_prefix" => deployment.sticky_prefix = prefix_lengths(to),
             other => panic!("{other}"),
         },
         other => panic!("{other:?}"),
     }
+}
+
+/// Of `{ ipv4 = 32, ipv6 = 64 }`.
+fn prefix_lengths(text: &str) -> StickyPrefix {
+    let mut numbers =
+        text.split(|char: char| !char.is_ascii_digit()).filter(|part| !part.is_empty() && *part != "4" && *part != "6");
+    let mut number = || numbers.next().unwrap().parse().unwrap();
+    StickyPrefix { ipv4: number(), ipv6: number() }
 }
 
 fn follow_service(service: &mut Service, action: &Action) {

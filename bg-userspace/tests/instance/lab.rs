@@ -9,7 +9,7 @@ use std::{
 
 use bg_userspace::{
     AttachMode, AttachOptions, Attached, Colour, Error, Instance, Paths, Protocol, Target, attach,
-    config::{BackendSpec, Config, Deployment, OnSwitch, Service},
+    config::{BackendSpec, Config, Deployment, DivideBy, OnSwitch, Service, StickyPrefix},
     detach,
 };
 
@@ -134,6 +134,8 @@ pub(crate) fn config(name: &str, blue: &[(u8, u32)], green: &[(u8, u32)]) -> Con
             drain_timeout: None,
             tcp_idle_timeout: std::time::Duration::from_secs(7200),
             udp_idle_timeout: std::time::Duration::from_secs(60),
+            sticky: DivideBy::Flow,
+            sticky_prefix: StickyPrefix::default(),
             testers: Vec::new(),
             services: vec![Service {
                 name: "web".to_owned(),

@@ -10,7 +10,7 @@ use std::{
 
 use bg_userspace::{
     AttachMode, Colour, Mode, Protocol, SwitchRequest,
-    config::{BackendSpec, Config, Deployment, OnSwitch, Prefix, Service, parse},
+    config::{BackendSpec, Config, Deployment, DivideBy, OnSwitch, Prefix, Service, StickyPrefix, parse},
 };
 use proptest::{prelude::*, test_runner::TestRunner};
 
@@ -90,9 +90,11 @@ fn service() -> impl Strategy<Value = Service> {
 fn deployment() -> impl Strategy<Value = Deployment> {
     let second = Duration::from_secs(1);
     let times = (prop::option::of(duration(Duration::from_millis(1))), duration(second), duration(second));
-    let parts = (NAMES, any::<bool>(), any::<bool>(), times);
+    let parts = (NAMES, any::<bool>(), any::<bool>(), times, (any::<bool>(), 1..=32_u8, 1..=128_u8));
     (parts, prop::collection::vec(prefix(), 0..5), prop::collection::vec(service(), 1..4)).prop_map(
-        |((name, is_green, is_cut, (drain_timeout, tcp_idle_timeout, udp_idle_timeout)), testers, services)| {
+        |(parts, testers, services)| {
+            let (name, is_green, is_cut, times, (by_client, ipv4, ipv6)) = parts;
+            let (drain_timeout, tcp_idle_timeout, udp_idle_timeout) = times;
             Deployment {
                 name,
                 initial: if is_green { Colour::Green } else { Colour::Blue },
@@ -100,6 +102,8 @@ fn deployment() -> impl Strategy<Value = Deployment> {
                 drain_timeout,
                 tcp_idle_timeout,
                 udp_idle_timeout,
+                sticky: DivideBy::ALL[usize::from(by_client)],
+                sticky_prefix: StickyPrefix { ipv4, ipv6 },
                 testers,
                 services,
             }

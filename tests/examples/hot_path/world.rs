@@ -151,6 +151,11 @@ impl world::World for World {
     }
 
     #[inline(always)]
+    fn settle(&self, _deployment: u16, _word: LiveWord) -> LiveWord {
+        unreachable!("no word is timed");
+    }
+
+    #[inline(always)]
     fn terms(&self, deployment: u16, slot: usize) -> Option<SwitchTerms> {
         self.scenario.deployments.get(usize::from(deployment)).map(|(_, _, terms)| terms[slot])
     }
@@ -349,6 +354,7 @@ macro_rules! passed_on {
 
 passed_on! {
     live(deployment: u16) -> Option<LiveWord>;
+    settle(deployment: u16, word: LiveWord) -> LiveWord;
     terms(deployment: u16, slot: usize) -> Option<SwitchTerms>;
     end_drain(deployment: u16, word: LiveWord, settled: LiveWord, ended_before: [u32; 2]);
     deployment(deployment: u16) -> Option<&DeploymentRow>;

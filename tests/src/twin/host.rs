@@ -2,8 +2,8 @@
 
 use super::{FlowMemory, FlowOf, Indexed, Outcome, Scenario, flows_of};
 use bg_common::{
-    Addr, Backend, DeploymentRow, Event, Family, Flow, FlowKey4, FlowKey6, FlowState, LiveWord, MAX_NEXT_HOPS, NextHop,
-    ServiceKey, ServiceRow, SwitchTerms, TesterKey, Traffic, Vip,
+    Addr, Backend, ClockId, DeploymentRow, Event, Family, Flow, FlowKey4, FlowKey6, FlowState, LiveWord, MAX_NEXT_HOPS,
+    NextHop, ServiceKey, ServiceRow, SwitchTerms, TesterKey, Timing, Traffic, Vip,
 };
 use bg_ebpf::{
     Action, Direction, Frame,
@@ -14,9 +14,10 @@ use bg_ebpf::{
         table::{find, insert, replace},
     },
     path::slow::{Answering, Refreshing, Search, SlowPath, run},
+    policy::timed,
     process, process_icmp,
     wire::packet::Packet,
-    world::{Flows, RouteCall, SCRATCH_WORDS, World},
+    world::{Flows, Generations, RouteCall, SCRATCH_WORDS, World},
 };
 use std::{
     cell::{Cell, RefCell, UnsafeCell},
@@ -32,6 +33,9 @@ pub struct Host {
     pub tick: Cell<u32>,
     live: Vec<Cell<LiveWord>>,
     terms: Vec<Cell<[SwitchTerms; 2]>>,
+    timing: Vec<Cell<[Timing; 2]>>,
+    /// By [`ClockId`].
+    clocks: Cell<[u64; 2]>,
     vip_heads: Vec<u32>,
     vips: Vec<Vip>,
     backend_heads: Vec<u32>,
@@ -84,6 +88,8 @@ impl Host {
         Self {
             live: scenario.deployments.iter().map(|(_, word, _)| Cell::new(*word)).collect(),
             terms: scenario.deployments.iter().map(|(.., terms)| Cell::new(*terms)).collect(),
+            timing: scenario.deployments.iter().map(|_| Cell::default()).collect(),
+            clocks: Cell::default(),
             scenario,
             tick: Cell::new(tick),
             vip_heads,
@@ -154,6 +160,23 @@ impl Host {
     /// Both terms of a deployment.
     pub fn terms(&self, deployment: u16) -> [SwitchTerms; 2] {
         self.terms[usize::from(deployment)].get()
+    }
+
+    /// Both timings of a deployment.
+    pub fn timings(&self, deployment: u16) -> [Timing; 2] {
+        self.timing[usize::from(deployment)].get()
+    }
+
+    /// Stores the timing of a word, before [`set_live`](Self::set_live).
+    pub fn set_timing(&self, deployment: u16, word: LiveWord, timing: Timing) {
+        let mut both = self.timings(deployment);
+        both[word.terms_slot()] = Timing { generation: word.generation(), ..timing };
+        self.timing[usize::from(deployment)].set(both);
+    }
+
+    /// Sets both clocks, by [`ClockId`], in nanoseconds.
+    pub fn set_clocks(&self, clocks: [u64; 2]) {
+        self.clocks.set(clocks);
     }
 
     /// Switches: stores the terms of a word, then the word.
@@ -311,6 +334,10 @@ impl World for Host {
         self.live.get(usize::from(deployment)).map(Cell::get)
     }
 
+    fn settle(&self, deployment: u16, word: LiveWord) -> LiveWord {
+        timed::settle(deployment, word, self)
+    }
+
     fn terms(&self, deployment: u16, slot: usize) -> Option<SwitchTerms> {
         self.terms_reads.set(self.terms_reads.get() + 1);
         self.terms.get(usize::from(deployment)).map(|terms| terms.get()[slot])
@@ -405,5 +432,48 @@ impl World for Host {
         let row = rows.entry((service, colour)).or_default();
         row.packets += 1;
         row.bytes += bytes;
+    }
+}
+
+impl Generations for Host {
+    fn terms_of(&self, deployment: u16, slot: usize) -> Option<SwitchTerms> {
+        self.terms.get(usize::from(deployment)).map(|terms| terms.get()[slot])
+    }
+
+    fn timing(&self, deployment: u16, slot: usize) -> Option<Timing> {
+        self.timing.get(usize::from(deployment)).map(|timing| timing.get()[slot])
+    }
+
+    fn present_tick(&self) -> u32 {
+        self.tick.get()
+    }
+
+    fn now(&self, clock: ClockId) -> u64 {
+        self.clocks.get()[clock as usize]
+    }
+
+    fn activate(&self, deployment: u16, slot: usize, drain: [u32; 2], revert_at: u64) {
+        let (mut terms, mut timing) = (self.terms(deployment), self.timings(deployment));
+        [terms[slot].drain_deadline, terms[slot].drain_began] = drain;
+        if revert_at != 0 {
+            (timing[slot].revert_at, timing[slot].activate_at) = (revert_at, 0);
+        }
+        self.terms[usize::from(deployment)].set(terms);
+        self.timing[usize::from(deployment)].set(timing);
+    }
+
+    fn prepare(&self, deployment: u16, slot: usize, terms: &SwitchTerms, timing: &Timing) {
+        let (mut all_terms, mut all_timing) = (self.terms(deployment), self.timings(deployment));
+        (all_terms[slot], all_timing[slot]) = (*terms, *timing);
+        self.terms[usize::from(deployment)].set(all_terms);
+        self.timing[usize::from(deployment)].set(all_timing);
+    }
+
+    fn exchange(&self, deployment: u16, old: LiveWord, new: LiveWord) -> LiveWord {
+        let live = &self.live[usize::from(deployment)];
+        if live.get() == old {
+            live.set(new);
+        }
+        live.get()
     }
 }

@@ -75,6 +75,7 @@ impl Kernel {
             vip_mask: heads - 1,
             backend_mask: heads - 1,
             weakly_ordered: 0,
+            has_tai: 1,
         };
         let mut object = EbpfLoader::new()
             .map_max_entries("flows4", buckets)

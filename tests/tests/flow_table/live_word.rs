@@ -187,6 +187,10 @@ impl World for Maps {
         Some(LiveWord(self.words.live.load(self.machine, self.cpu)))
     }
 
+    fn settle(&self, _deployment: u16, _word: LiveWord) -> LiveWord {
+        unreachable!("no word is timed");
+    }
+
     fn terms(&self, _deployment: u16, slot: usize) -> Option<SwitchTerms> {
         Some(bytemuck::cast(self.words.terms[slot].each_ref().map(|word| word.load(self.machine, self.cpu))))
     }

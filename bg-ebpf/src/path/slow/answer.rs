@@ -10,7 +10,7 @@ use crate::{
     wire::headers::{Transport, tcp_flags},
     world::World,
 };
-use bg_common::{Colour, Flow, FlowState, Protocol};
+use bg_common::{Colour, Flow, FlowState, LiveWord, Protocol};
 
 /// A packet of a backend to the client of a flow.
 #[repr(C)]
@@ -20,6 +20,8 @@ pub struct Answering {
     pub flow: Flow,
     /// The packet.
     pub transport: Transport,
+    /// The live word that it has read, if it is a reset; otherwise zero.
+    pub word: LiveWord,
     /// Index of the flow's deployment.
     pub deployment: u16,
     /// Colour of its backend.
@@ -88,7 +90,5 @@ fn is_refusal(call: &Answering, world: &impl World) -> bool {
     is_on_trial(&call.flow, call.transport.protocol)
         && is_first_trial
         && !state.has(FlowState::IDLE_ONLY)
-        && world
-            .live(call.deployment)
-            .is_some_and(|word| second_chance(call.colour, call.deployment, word, world, call.now).is_some())
+        && second_chance(call.colour, call.deployment, call.word, world, call.now).is_some()
 }

@@ -19,7 +19,7 @@ pub use search::{Search, Step};
 
 use crate::{
     flow::{memory::RawWords, table::Stored},
-    hint::rolled,
+    hint::{rolled, unlikely},
     world::{Flows, SCRATCH_WORDS, World},
 };
 
@@ -180,6 +180,12 @@ impl<'a, W: World> Open<'a, W> {
     where
         W: SlowPath<V>,
     {
+        let chosen = Chosen::from_u32(self.world.choose_colour(self.call));
+        if !unlikely(chosen == Chosen::Timed) {
+            return chosen;
+        }
+        let LiveReading { word, deployment } = self.call.reading;
+        self.call.reading.word = self.world.settle(deployment as u16, word);
         Chosen::from_u32(self.world.choose_colour(self.call))
     }
 

@@ -8,6 +8,7 @@ use crate::{
         row::FlowRef,
         table::{self, Stored},
     },
+    hint::unlikely,
     policy::{
         backend, colour,
         connection::{is_refused, shown_by_client},
@@ -72,6 +73,8 @@ pub enum Chosen {
     MissingRow = 1,
     /// Yes.
     Yes = 2,
+    /// Not yet: the live word is timed. The caller settles it and asks again.
+    Timed = 3,
 }
 
 impl Chosen {
@@ -81,6 +84,7 @@ impl Chosen {
         match chosen {
             0 => Self::NoService,
             2 => Self::Yes,
+            3 => Self::Timed,
             _ => Self::MissingRow,
         }
     }
@@ -95,6 +99,10 @@ pub fn choose_colour<W: World>(call: &mut Opening, world: &W) -> Chosen {
     let word = if call.reading.deployment == u32::from(row.deployment) {
         call.reading.word
     } else if let Some(word) = world.live(row.deployment) {
+        call.reading = LiveReading { word, deployment: row.deployment.into() };
+        if unlikely(word.flags().has(LiveFlags::TIMED)) {
+            return Chosen::Timed;
+        }
         word
     } else {
         return Chosen::MissingRow;

@@ -7,7 +7,10 @@ use std::{
 };
 
 use bg_common::Colour;
-use bg_userspace::{MAX_BACKENDS, MAX_SERVICES, Paths, config::OnSwitch};
+use bg_userspace::{
+    MAX_BACKENDS, MAX_SERVICES, Paths,
+    config::{DivideBy, OnSwitch},
+};
 use clap::{Args as ClapArgs, ColorChoice, Parser, Subcommand, ValueEnum, ValueHint};
 use clap_complete::ArgValueCandidates;
 
@@ -101,6 +104,10 @@ pub(crate) enum Command {
     Switch(Switch),
     /// Make the colour live that was live before the last change
     Rollback(Rollback),
+    /// Keep a switch that was made with --confirm-within
+    Confirm(Confirm),
+    /// Send a share of new flows to green (canary)
+    Split(Split),
     /// List open flows
     Flows(Flows),
     /// Show who switched what, when and why, and from which generation to which
@@ -281,6 +288,67 @@ pub(crate) struct Switch {
     pub(crate) to: Option<ColourName>,
     #[command(flatten)]
     pub(crate) change: Change,
+    /// Go back after this time, unless `bgctl confirm` comes before; nothing has to keep running for it
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    pub(crate) confirm_within: Option<Duration>,
+    /// Move the share of new flows from the old colour to the new one in this time, by the clock; nothing has to keep running
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    pub(crate) ramp: Option<Duration>,
+    /// Take effect, or begin the ramp, at this RFC 3339 time
+    #[arg(long, value_name = "TIME")]
+    pub(crate) at: Option<jiff::Timestamp>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Confirm {
+    /// The deployment
+    #[arg(add = ArgValueCandidates::new(complete::deployments))]
+    pub(crate) deployment: String,
+    /// Refuse unless the deployment is at this generation
+    #[arg(long, value_name = "N")]
+    pub(crate) if_generation: Option<u32>,
+    /// The reason, for the history
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) reason: Option<String>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Split {
+    /// The deployment
+    #[arg(add = ArgValueCandidates::new(complete::deployments))]
+    pub(crate) deployment: String,
+    /// How much of the new flows goes to green, in percent, with at most two decimals
+    #[arg(long, value_name = "PERCENT", value_parser = percent)]
+    pub(crate) green: u16,
+    /// What the share divides: flows, or clients, so that a client meets one colour only [default: as configured]
+    #[arg(long, value_enum, value_name = "WHAT")]
+    pub(crate) by: Option<ByName>,
+    /// Refuse unless the deployment is at this generation
+    #[arg(long, value_name = "N")]
+    pub(crate) if_generation: Option<u32>,
+    /// Change the share even if no interface is attached
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// The reason, for the history
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) reason: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ByName {
+    /// Each flow by itself
+    Flow,
+    /// All flows of a client, over all services of the deployment
+    Client,
+}
+
+impl From<ByName> for DivideBy {
+    fn from(name: ByName) -> Self {
+        match name {
+            ByName::Flow => Self::Flow,
+            ByName::Client => Self::Client,
+        }
+    }
 }
 
 #[derive(Debug, ClapArgs)]
@@ -362,6 +430,19 @@ fn count(least: u32, most: u32) -> impl Fn(&str) -> Result<u32, String> + Clone 
     }
 }
 
+/// Parses a percentage, into basis points.
+fn percent(text: &str) -> Result<u16, String> {
+    let expected = || format!("expected a percentage from 0 to 100 with at most two decimals, got \"{text}\"");
+    let digits = text.strip_suffix('%').unwrap_or(text);
+    let (whole, decimals) = digits.split_once('.').unwrap_or((digits, "00"));
+    let is_number = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+    if !is_number(whole) || !is_number(decimals) || decimals.len() > 2 {
+        return Err(expected());
+    }
+    let points = format!("{whole}{decimals:0<2}").parse::<u16>().ok();
+    points.filter(|points| *points <= 10_000).ok_or_else(expected)
+}
+
 /// Parses a moment: a time, or how long ago it was.
 fn moment(text: &str) -> Result<jiff::Timestamp, String> {
     if let Ok(moment) = text.parse() {
@@ -394,6 +475,18 @@ mod tests {
         let backend_count = count(2, MAX_BACKENDS);
         assert_eq!([backend_count("1"), backend_count("2")].map(|count| count.ok()), [None, Some(2)]);
         assert!(backend_count("262145").unwrap_err().starts_with("expected 2 to 262144, "));
+    }
+
+    #[test]
+    fn a_percentage_has_at_most_two_decimals() {
+        for (text, points) in
+            [("0", 0), ("5", 500), ("12.5", 1250), ("99.99%", 9999), ("100", 10_000), ("100.00", 10_000)]
+        {
+            assert_eq!(percent(text), Ok(points), "{text}");
+        }
+        for text in ["", "%", "-1", "1.234", "100.01", "101", ".5", "5.", "1e1", "99999", "+5"] {
+            assert!(percent(text).is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -159,6 +159,10 @@ mod tests {
     fn judge(last_old: u64, first_new: u64) -> Result<Rounds> {
         let moment = |generation, live| Moment { generation, live };
         let switched = Switched {
+            green_share: 0.0,
+            activate_at: None,
+            ramp_until: None,
+            confirm_deadline: None,
             deployment: DEPLOYMENT.into(),
             changed: true,
             from: moment(1, Colour::Blue),

@@ -39,7 +39,13 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
     }
     let changes = matches!(
         args.command,
-        Command::Attach(_) | Command::Detach(_) | Command::Apply(_) | Command::Switch(_) | Command::Rollback(_)
+        Command::Attach(_)
+            | Command::Detach(_)
+            | Command::Apply(_)
+            | Command::Switch(_)
+            | Command::Rollback(_)
+            | Command::Confirm(_)
+            | Command::Split(_)
     );
     let outcome = dispatch(args).map_err(|error| match changes && output::is_not_printed(&error) {
         true => error.context("the command is done"),
@@ -72,6 +78,8 @@ fn dispatch(args: &Args) -> anyhow::Result<Outcome> {
         Command::Status(status) => status::run(global, status),
         Command::Switch(switch) => switch::run(global, switch),
         Command::Rollback(rollback) => switch::run_rollback(global, rollback),
+        Command::Confirm(confirm) => switch::run_confirm(global, confirm),
+        Command::Split(split) => switch::run_split(global, split),
         Command::Flows(flows) => flows::run(global, flows),
         Command::History(history) => history::run(global, history),
         Command::Completions { shell } => complete::print_script(*shell).map(|()| Outcome::Done),

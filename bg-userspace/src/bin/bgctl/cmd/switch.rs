@@ -2,22 +2,44 @@
 
 use std::time::Instant;
 
-use bg_userspace::{Instance, SwitchRequest, Switched, history::Moment};
+use bg_userspace::{ConfirmRequest, Instance, SplitRequest, SwitchRequest, Switched};
 
 use crate::{
-    args::{Change, Global, Rollback, Switch},
+    args::{Change, Confirm, Global, Rollback, Split, Switch},
     exit::Outcome,
     output,
 };
 
 pub(super) fn run(global: &Global, args: &Switch) -> anyhow::Result<Outcome> {
-    let request = SwitchRequest { to: args.to.map(Into::into), ..request(&args.change) };
-    change(global, |instance| instance.switch(&args.deployment, &request))
+    let request = SwitchRequest {
+        to: args.to.map(Into::into),
+        confirm_within: args.confirm_within,
+        ramp: args.ramp,
+        at: args.at,
+        ..request(&args.change)
+    };
+    change(global, render, |instance| instance.switch(&args.deployment, &request))
 }
 
 pub(super) fn run_rollback(global: &Global, args: &Rollback) -> anyhow::Result<Outcome> {
     let request = SwitchRequest { to: args.to.map(Into::into), ..request(&args.change) };
-    change(global, |instance| instance.rollback(&args.deployment, &request))
+    change(global, render, |instance| instance.rollback(&args.deployment, &request))
+}
+
+pub(super) fn run_confirm(global: &Global, args: &Confirm) -> anyhow::Result<Outcome> {
+    let request = ConfirmRequest { if_generation: args.if_generation, reason: args.reason.clone() };
+    change(global, render_confirmed, |instance| instance.confirm(&args.deployment, &request))
+}
+
+pub(super) fn run_split(global: &Global, args: &Split) -> anyhow::Result<Outcome> {
+    let request = SplitRequest {
+        green: args.green,
+        by: args.by.map(Into::into),
+        if_generation: args.if_generation,
+        force: args.force,
+        reason: args.reason.clone(),
+    };
+    change(global, render, |instance| instance.split(&args.deployment, &request))
 }
 
 fn request(change: &Change) -> SwitchRequest {
@@ -27,11 +49,13 @@ fn request(change: &Change) -> SwitchRequest {
         if_generation: change.if_generation,
         force: change.force,
         reason: change.reason.clone(),
+        ..SwitchRequest::default()
     }
 }
 
 fn change(
     global: &Global,
+    render: impl Fn(&Switched) -> String,
     change: impl FnOnce(&Instance) -> Result<Switched, bg_userspace::Error>,
 ) -> anyhow::Result<Outcome> {
     let start = Instant::now();
@@ -57,13 +81,44 @@ fn change(
 }
 
 fn render(switched: &Switched) -> String {
-    let Switched { deployment, changed, from, to, on_switch, .. } = switched;
-    let Moment { generation, live } = to;
-    let live = live.name();
-    if *changed {
-        let from = from.live.name();
-        format!("{deployment}: {from} -> {live}, generation {generation}, open flows: {}\n", on_switch.name())
-    } else {
-        format!("{deployment}: {live} is live already, generation {generation}, nothing changed\n")
+    let Switched { deployment, changed, from, to, green_share, on_switch, .. } = switched;
+    let (before, live, generation) = (from.live.name(), to.live.name(), to.generation);
+    let is_split = *green_share > 0.0 && *green_share < 1.0;
+    let share = if is_split { format!(" ({} % of new flows to green)", percent(*green_share)) } else { String::new() };
+    if !changed {
+        return format!("{deployment}: {live} is live already{share}, generation {generation}, nothing changed\n");
     }
+    if let Some(at) = switched.activate_at {
+        let goal = if is_split {
+            "both"
+        } else if *green_share == 0.0 {
+            "blue"
+        } else {
+            "green"
+        };
+        let ramp = switched.ramp_until.map_or_else(String::new, |until| format!(", by and by until {until}"));
+        return format!(
+            "{deployment}: {live} -> {goal} at {at}{ramp}, generation {generation}, open flows: {}; the next change cancels it\n",
+            on_switch.name()
+        );
+    }
+    let confirm = switched.confirm_deadline.map_or_else(String::new, |deadline| {
+        format!("; goes back at {deadline}, unless `bgctl confirm {deployment}` comes before")
+    });
+    format!(
+        "{deployment}: {before} -> {live}{share}, generation {generation}, open flows: {}{confirm}\n",
+        on_switch.name()
+    )
+}
+
+fn render_confirmed(switched: &Switched) -> String {
+    let Switched { deployment, changed, to, .. } = switched;
+    let (live, generation) = (to.live.name(), to.generation);
+    let already = if *changed { "" } else { " already" };
+    format!("{deployment}: confirmed{already}, {live} stays live, generation {generation}\n")
+}
+
+/// A share in percent, with as many decimals as it has.
+fn percent(share: f64) -> f64 {
+    (share * 10_000.0).round() / 100.0
 }

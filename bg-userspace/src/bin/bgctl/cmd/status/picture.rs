@@ -120,9 +120,33 @@ impl Picture {
                 flows.blue, flows.green
             ),
         );
+        if let Some(deadline) = deployment.confirm_deadline {
+            let left = left_until(deadline);
+            self.add(
+                Rank::Deadline,
+                format!("  confirm: goes back to {previous} at {deadline}, in {left}, unless confirmed"),
+            );
+        }
+        if let Some(pending) = &deployment.pending {
+            let share = format!("{} of new flows to green", in_percent(pending.green_share));
+            let at = pending.at.map_or_else(String::new, |at| format!(" at {at}, in {}", left_until(at)));
+            let line = match pending.ramp_until {
+                Some(until) => format!("  ramp: {share} at {until}, in {}", left_until(until)),
+                None => format!("  scheduled: {share}{at}"),
+            };
+            self.add(Rank::Deadline, line);
+        }
+        if matches!(*phase, "split" | "ramping") {
+            let measured = deployment.green_share_measured.map_or_else(|| "no flow yet".to_owned(), in_percent);
+            let by = deployment.divide_by.name();
+            let share = in_percent(deployment.green_share);
+            self.add(
+                Rank::Deadline,
+                format!("  share: {share} of new flows go to green, by {by}; measured: {measured}"),
+            );
+        }
         if let Some(deadline) = deployment.drain_deadline {
-            let left = deadline.duration_since(jiff::Timestamp::now()).as_secs().max(0).unsigned_abs();
-            let left = humantime::format_duration(Duration::from_secs(left));
+            let left = left_until(deadline);
             self.add(Rank::Deadline, format!("  drain: open flows on {idle} end at {deadline}, in {left}"));
         }
         let fate = match (deployment.on_switch, deployment.drain_timeout) {
@@ -148,6 +172,17 @@ impl Picture {
             self.add(Rank::Detail, line);
         }
     }
+}
+
+/// The time until a moment, in whole seconds.
+fn left_until(moment: jiff::Timestamp) -> humantime::FormattedDuration {
+    let left = moment.duration_since(jiff::Timestamp::now()).as_secs().max(0).unsigned_abs();
+    humantime::format_duration(Duration::from_secs(left))
+}
+
+/// A share in percent, with as many decimals as it has.
+fn in_percent(share: f64) -> String {
+    format!("{} %", (share * 10_000.0).round() / 100.0)
 }
 
 fn services(deployment: &DeploymentStatus) -> Vec<String> {

@@ -1,0 +1,85 @@
+//! Keeping a switch that waits for its confirmation.
+
+use std::time::{Duration, Instant};
+
+use bg_common::{Cause, LiveFlags};
+
+use super::{
+    request::{ConfirmRequest, Switched},
+    store::Stored,
+};
+use crate::{
+    Error, Instance, Refusal,
+    config::OnSwitch,
+    fence::Fence,
+    history::Action,
+    live::exchange,
+    lock::{Lock, Recording},
+};
+
+impl Instance {
+    /// Keeps a switch that waits for its confirmation. It is too late as soon as anybody has taken the switch back: then this is refused.
+    pub fn confirm(&self, deployment: &str, request: &ConfirmRequest) -> Result<Switched, Error> {
+        let (index, _) = self.deployment(deployment)?;
+        let mut fence = Fence::prepare(&self.paths)?;
+        let recording = Recording::begin(&self.paths);
+        let lock = Lock::switch(&self.paths)?;
+        let stored = self.keep(deployment, index, request, &mut fence);
+        drop(lock);
+        let stored = self.recorded(deployment, Action::Confirm, request.reason.as_deref(), recording, stored)?;
+        Ok(stored.switched(deployment, Duration::ZERO))
+    }
+
+    fn keep(&self, name: &str, index: u16, request: &ConfirmRequest, fence: &mut Fence) -> Result<Stored, Error> {
+        loop {
+            let reading = self.settled(index)?;
+            let (deployment, generation) = (name.to_owned(), reading.generation);
+            if let Some(expected) = request.if_generation.filter(|expected| *expected != generation) {
+                // A switch that was taken back has made another generation.
+                if reading.cause() == Cause::Expired && generation == expected.wrapping_add(1) {
+                    return Err(too_late(name, &reading).into());
+                }
+                return Err(Refusal::OtherGeneration { deployment, expected, got: generation }.into());
+            }
+            let on_switch = if reading.timing.on_switch == 0 { OnSwitch::Drain } else { OnSwitch::Cut };
+            let stored = |changed, to| Stored { from: reading, to, changed, on_switch, at: Instant::now() };
+            let is_guarded = reading.timing.window != 0;
+            match reading.cause() {
+                Cause::Expired => return Err(too_late(name, &reading).into()),
+                _ if !is_guarded => return Err(Refusal::NothingToConfirm { deployment, generation }.into()),
+                // Confirmed before.
+                _ if !reading.stored.flags().has(LiveFlags::TIMED) => return Ok(stored(false, reading)),
+                _ => {}
+            }
+            let slot = reading.stored.terms_slot();
+            if reading.is_pending() {
+                // It has not taken effect, so there is no deadline yet, and there shall be none.
+                self.words.timing.update(index.into(), |slots| slots[slot].window = 0);
+                fence.wait()?;
+                let after = self.words.reading(index, 0);
+                if after.stored == reading.stored && after.is_pending() {
+                    return Ok(stored(true, after));
+                }
+                // It has taken effect meanwhile, perhaps with the deadline.
+                self.words.timing.update(index.into(), |slots| {
+                    if slots[slot].generation == generation {
+                        slots[slot].window = reading.timing.window;
+                    }
+                });
+                continue;
+            }
+            let kept = reading.stored.with_flags(reading.stored.flags().without(LiveFlags::TIMED));
+            if exchange(&self.words, index, reading.stored, kept).is_ok() {
+                return Ok(stored(true, self.words.reading(index, 0)));
+            }
+        }
+    }
+}
+
+fn too_late(name: &str, reading: &crate::live::Reading) -> Refusal {
+    Refusal::TooLateToConfirm {
+        deployment: name.to_owned(),
+        live: reading.word.live().name(),
+        generation: reading.generation,
+    }
+}

@@ -1,0 +1,217 @@
+//! Switching: making a colour live, at once, at an instant, by and by, or until somebody confirms it.
+//!
+//! Under the switch lock, a switch reads the word, checks the preconditions, waits for a grace period,
+//! writes the terms and the timing of the next generation into the slots that the present generation does not use, compare-exchanges the
+//! word, and waits for a grace period again (invariant 3). All of that happens in the kernel's memory. Only then is the
+//! state directory written: in an emergency, a switch must neither fail nor wait because of a disk.
+//!
+//! The first wait is necessary in case an earlier process was killed between its exchange and its fence. Then programs may still read
+//! the terms in the slot that is about to be written. It also ensures that a switch to a colour that is already live returns only when
+//! every packet goes there.
+//!
+//! Nothing watches over a switch that needs a confirmation, is scheduled or moves by and by: the word and its timing say it all, and
+//! packets act on them ([`bg_ebpf::policy::timed`]).
+
+mod confirm;
+mod request;
+mod store;
+
+use std::time::Duration;
+
+use bg_common::{Cause, Colour, DeploymentRow, FULL_SHARE, Family, Identity, Mode, Role, ServiceRow};
+use std::sync::atomic::Ordering;
+
+pub use self::request::{ConfirmRequest, SplitRequest, SwitchRequest, Switched};
+use self::store::{Goal, Stored};
+use crate::{
+    Error, Instance, Refusal,
+    config::OnSwitch,
+    fence::Fence,
+    history::Action,
+    live::Reading,
+    lock::{Lock, Recording},
+    maps::{Services, backends},
+    net, pins,
+    running::{deployment_rows, text, vip_row},
+    state::Change,
+};
+
+impl Instance {
+    /// Makes a colour live. When this returns, no CPU decides a new flow by the old word.
+    pub fn switch(&self, deployment: &str, request: &SwitchRequest) -> Result<Switched, Error> {
+        self.change(deployment, request, Action::Switch, |_, reading| {
+            let to = request.to.unwrap_or(reading.word.live().other());
+            Ok(Goal { share: to.full_share(), cause: Cause::Switch, divide_by: None })
+        })
+    }
+
+    /// Goes back to the state before the last change, or to the colour that the request names: all new flows to the colour that was live
+    /// before, or, if the last change was one of the share only, the share before.
+    ///
+    /// If the last change was a rollback already, the request must name a colour or a generation. If two people roll back
+    /// at the same time, the second rollback must not undo the first.
+    pub fn rollback(&self, deployment: &str, request: &SwitchRequest) -> Result<Switched, Error> {
+        self.change(deployment, request, Action::Rollback, |name, reading| {
+            let word = reading.word;
+            let (deployment, live) = (name.to_owned(), word.live());
+            let goal = |share| Goal { share, cause: Cause::Rollback, divide_by: None };
+            if let Some(colour) = request.to {
+                return Ok(goal(colour.full_share()));
+            }
+            if reading.is_pending() {
+                return Ok(goal(reading.timing.before.target_share()));
+            }
+            let back = if word.previous() == live { word.previous_share() } else { word.previous().full_share() };
+            if back == word.target_share() {
+                return Err(Refusal::NothingToRollBackTo { deployment, live: live.name() });
+            }
+            if reading.is_rolled_back() && request.if_generation.is_none() {
+                let (live, previous) = (live.name(), word.previous().name());
+                return Err(Refusal::RolledBackAlready { deployment, live, previous, generation: word.generation() });
+            }
+            Ok(goal(back))
+        })
+    }
+
+    /// Sends a share of new flows to green and the others to blue. Open flows stay where they are, unless a colour gets no new flows any
+    /// more: then they drain, or are cut, as the deployment is configured.
+    pub fn split(&self, deployment: &str, request: &SplitRequest) -> Result<Switched, Error> {
+        let share = request.green.min(FULL_SHARE);
+        let is_whole = share == 0 || share == FULL_SHARE;
+        let switch = SwitchRequest {
+            on_switch: (!is_whole).then_some(OnSwitch::Drain),
+            if_generation: request.if_generation,
+            force: request.force,
+            reason: request.reason.clone(),
+            ..SwitchRequest::default()
+        };
+        self.change(deployment, &switch, Action::Split, |_, _| {
+            Ok(Goal { share, cause: Cause::Split, divide_by: request.by })
+        })
+    }
+
+    fn change(
+        &self,
+        name: &str,
+        request: &SwitchRequest,
+        action: Action,
+        goal: impl Fn(&str, &Reading) -> Result<Goal, Refusal>,
+    ) -> Result<Switched, Error> {
+        request.check()?;
+        let (index, _) = self.deployment(name)?;
+        let mut fence = Fence::prepare(&self.paths)?;
+        let recording = Recording::begin(&self.paths);
+        let lock = Lock::switch(&self.paths)?;
+        let stored = self.store(name, index, request, goal, &mut fence);
+        // Also if the colour was live already, because the process that switched may have been killed before it had waited.
+        let fenced = stored.as_ref().map_or(Ok(()), |_| fence.wait());
+        let fenced = fenced.map(|()| stored.as_ref().map_or(Duration::ZERO, |stored| stored.at.elapsed()));
+        if let Ok(stored) = &stored {
+            self.begin_window(index, stored);
+        }
+        // Not before, because the next switch overwrites the terms of the word that the fence has just retired.
+        drop(lock);
+        if stored.is_ok() {
+            // Packets resolve neighbours that cannot be kept resolved. What cannot be ended now is ended by the next call.
+            let _ = self.keep_neighbours(index);
+            let _ = self.end_overdue_drains();
+        }
+        let stored = self.recorded(name, action, request.reason.as_deref(), recording, stored)?;
+        let fence = fenced?;
+        Ok(stored.switched(name, fence))
+    }
+
+    /// Writes a change to the journal.
+    fn recorded(
+        &self,
+        name: &str,
+        action: Action,
+        reason: Option<&str>,
+        recording: Option<Recording>,
+        stored: Result<Stored, Error>,
+    ) -> Result<Stored, Error> {
+        // Also if nothing was stored, or the switch was refused. This may be the repetition of a switch that was killed before it was
+        // recorded.
+        let change = stored.as_ref().ok().filter(|stored| stored.changed).map(|stored| Change {
+            deployment: name.to_owned(),
+            action,
+            from: Some(stored.from.moment()),
+            to: Some(stored.to.moment()),
+            reason: reason.map(str::to_owned),
+            ..Change::default()
+        });
+        let recorded = self.state.record(Some(&self.words), recording, change.as_slice());
+        let (recorded, missed) = if change.is_some() { (recorded, None) } else { (Ok(()), recorded.err()) };
+        self.state.warn(missed.map(|error| format!("{:#}", anyhow::Error::from(error))));
+        let stored = stored?;
+        let to = stored.to.moment();
+        recorded.map_err(|source| Error::NotRecorded {
+            deployment: name.to_owned(),
+            live: to.live.name(),
+            generation: to.generation,
+            source: Box::new(source),
+        })?;
+        Ok(stored)
+    }
+
+    /// Refuses a share if a service has no backend for the new flows of a colour.
+    fn check_colours(&self, name: &str, services: &[(String, ServiceRow)], share: u16) -> Result<(), Refusal> {
+        for to in Colour::ALL.into_iter().filter(|colour| share != colour.other().full_share()) {
+            let refuse = |of| Refusal::EmptyColour { deployment: name.to_owned(), colour: to.name(), of };
+            if services.is_empty() {
+                return Err(refuse(String::new()));
+            }
+            if let Some((service, _)) = services.iter().find(|(_, row)| row.tables[to as usize].len == 0) {
+                return Err(refuse(format!(" in service \"{service}\"")));
+            }
+        }
+        Ok(())
+    }
+
+    /// The names and rows of a deployment's services.
+    fn services_of(&self, deployment: u16) -> Result<Vec<(String, ServiceRow)>, Error> {
+        let services = Services::open(&self.paths)?;
+        let mut found = Vec::new();
+        for index in 0..services.info.rows() {
+            let info = services.info.read(index);
+            if info.in_use == 0 || info.deployment != deployment {
+                continue;
+            }
+            let vip = services.vips.read(vip_row(index as u16, Role::Vip));
+            // A service that an apply is just adding or removing has no row, so there is nothing to switch.
+            if let Ok(row) = services.rows.get(&vip.key, 0) {
+                found.push((text(&info.name), row));
+            }
+        }
+        Ok(found)
+    }
+
+    /// Has the kernel keep the next hops to a deployment's backends resolved, in case the apply could not. Routes may have been
+    /// added later, and a loss of carrier removes the entries. If there are many backends, this covers only so many that the
+    /// switch does not take longer.
+    fn keep_neighbours(&self, deployment: u16) -> Result<(), Error> {
+        const MOST: usize = 256;
+        if !pins::is_in_this_namespace(&self.paths)? {
+            return Ok(());
+        }
+        let backends = backends(&self.paths)?;
+        let is_in_use = |slot: &usize| {
+            let word = backends.words(*slot)[0].load(Ordering::Relaxed);
+            bytemuck::cast::<u64, Identity>(word).in_use != 0
+        };
+        let rows = (0..backends.rows()).filter(is_in_use).map(|slot| backends.read(slot));
+        let elsewhere = rows.filter(|row| row.deployment == deployment && Mode::from_u8(row.mode) == Some(Mode::Nat));
+        let addresses = elsewhere.filter_map(|row| Some(row.addr.to_ip(Family::from_u8(row.family)?)));
+        net::keep_more_neighbours(&self.paths, addresses.take(MOST));
+        Ok(())
+    }
+
+    /// The deployment of this name.
+    pub(crate) fn deployment(&self, name: &str) -> Result<(u16, DeploymentRow), Error> {
+        let found = deployment_rows(&self.words).find(|(_, row)| text(&row.name) == name);
+        found.ok_or_else(|| Error::UnknownDeployment {
+            name: name.to_owned(),
+            existing: deployment_rows(&self.words).map(|(_, row)| text(&row.name)).collect(),
+        })
+    }
+}

@@ -1,0 +1,118 @@
+//! What can be asked of a switch, and what it answers.
+
+use std::time::{Duration, Instant};
+
+use bg_common::Colour;
+use serde::{Serialize, Serializer};
+
+use crate::{
+    Error,
+    config::{DivideBy, OnSwitch},
+    history::Moment,
+};
+
+/// The options of a switch. The default makes the idle colour live at once, as configured for the deployment.
+#[derive(Clone, Debug, Default)]
+pub struct SwitchRequest {
+    /// The colour to make live; `None` is the idle one.
+    pub to: Option<Colour>,
+    /// What happens to open flows; `None` is as configured.
+    pub on_switch: Option<OnSwitch>,
+    /// Refuse if the deployment is at another generation.
+    pub if_generation: Option<u32>,
+    /// Switch even if no interface is attached.
+    pub force: bool,
+    /// The reason, for the journal.
+    pub reason: Option<String>,
+    /// The time for a confirmation, from the moment when the switch takes effect. Without one the data path goes back to the share before, and ends or drains
+    /// open flows as this switch did.
+    pub confirm_within: Option<Duration>,
+    /// The share moves from the old colour to the new one in this time. The switch takes effect at the end of it.
+    pub ramp: Option<Duration>,
+    /// When it takes effect, or when the ramp begins; `None` is at once.
+    pub at: Option<jiff::Timestamp>,
+}
+
+impl SwitchRequest {
+    /// The least time for a confirmation: a packet that takes a switch back must not meet one that still decides by the word before it.
+    pub const LEAST_WINDOW: Duration = Duration::from_millis(10);
+    /// The most for all durations.
+    pub const LONGEST: Duration = Duration::from_secs(366 * 24 * 3600);
+
+    /// Refuses times that make no sense.
+    pub(super) fn check(&self) -> Result<(), Error> {
+        let shown = |time: Duration| humantime::format_duration(time).to_string();
+        let within = |option, time: Option<Duration>, least: Duration| match time {
+            Some(time) if time < least || time > Self::LONGEST => Err(Error::Unrepresentable {
+                what: format!("--{option} takes {} to {}, not {}", shown(least), shown(Self::LONGEST), shown(time)),
+            }),
+            _ => Ok(()),
+        };
+        within("confirm-within", self.confirm_within, Self::LEAST_WINDOW)?;
+        within("ramp", self.ramp, Duration::from_millis(1))?;
+        let Some(at) = self.at else { return Ok(()) };
+        let ahead = at.duration_since(jiff::Timestamp::now());
+        if ahead.is_negative() || ahead.unsigned_abs() > Self::LONGEST {
+            let what = format!("--at takes a time in the next {}, not {at}", shown(Self::LONGEST));
+            return Err(Error::Unrepresentable { what });
+        }
+        Ok(())
+    }
+}
+
+/// The options of a split.
+#[derive(Clone, Debug, Default)]
+pub struct SplitRequest {
+    /// The share of new flows that goes to green, in basis points.
+    pub green: u16,
+    /// What the share divides; `None` is as configured.
+    pub by: Option<DivideBy>,
+    /// As in [`SwitchRequest`].
+    pub if_generation: Option<u32>,
+    /// As in [`SwitchRequest`].
+    pub force: bool,
+    /// As in [`SwitchRequest`].
+    pub reason: Option<String>,
+}
+
+/// The options of a confirmation.
+#[derive(Clone, Debug, Default)]
+pub struct ConfirmRequest {
+    /// As in [`SwitchRequest`].
+    pub if_generation: Option<u32>,
+    /// As in [`SwitchRequest`].
+    pub reason: Option<String>,
+}
+
+/// The result of a switch.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Switched {
+    /// Name of the deployment.
+    pub deployment: String,
+    /// Whether anything was changed. `false` if the state was as requested already.
+    pub changed: bool,
+    /// The state before.
+    pub from: Moment,
+    /// The present state. A switch that has not taken effect yet has the old colour and a new generation.
+    pub to: Moment,
+    /// The part of new flows that goes to green, as soon as the change has taken effect.
+    pub green_share: f64,
+    /// What happens to open flows.
+    pub on_switch: OnSwitch,
+    /// When the switch takes effect, or the ramp begins, if that is not now.
+    pub activate_at: Option<jiff::Timestamp>,
+    /// When the ramp ends.
+    pub ramp_until: Option<jiff::Timestamp>,
+    /// When the switch is taken back, unless it is confirmed; `None` if it needs no confirmation, or has not taken effect yet.
+    pub confirm_deadline: Option<jiff::Timestamp>,
+    /// The moment before the store, or before the fence if there was no store.
+    #[serde(skip)]
+    pub stored: Instant,
+    /// The time from then to the end of the fence. Afterwards, no packet is decided by the old word.
+    #[serde(serialize_with = "micros", rename = "fence_us")]
+    pub fence: Duration,
+}
+
+fn micros<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_u64(duration.as_micros() as u64)
+}

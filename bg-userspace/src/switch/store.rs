@@ -1,0 +1,282 @@
+//! The change of a live word.
+
+use std::time::{Duration, Instant};
+
+use bg_common::{Cause, ClockId, DeploymentRow, FULL_SHARE, LiveFlags, LiveWord, Timing};
+use bg_ebpf::policy::switch::{Order, drain_deadline, next};
+
+use super::request::{SwitchRequest, Switched};
+use crate::{
+    Error, Instance, Refusal,
+    attach::is_attached,
+    config::{DivideBy, OnSwitch},
+    fence::Fence,
+    live::{Reading, exchange, make_explicit, now},
+    loader,
+    lock::Lock,
+    maps::clock,
+    running::{deployment_rows, text},
+    time::{moment_of, tick},
+};
+
+/// What a change is to lead to.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Goal {
+    /// The share of new flows that goes to green, in basis points.
+    pub(super) share: u16,
+    /// What makes the generation.
+    pub(super) cause: Cause,
+    /// What the share divides, if that is to change.
+    pub(super) divide_by: Option<DivideBy>,
+}
+
+/// The states before and after a change.
+pub(super) struct Stored {
+    pub(super) from: Reading,
+    pub(super) to: Reading,
+    pub(super) changed: bool,
+    pub(super) on_switch: OnSwitch,
+    /// The moment before the store, or, without a store, the moment when that was known.
+    pub(super) at: Instant,
+}
+
+impl Stored {
+    pub(super) fn switched(self, name: &str, fence: Duration) -> Switched {
+        let Self { from, to, changed, on_switch, at } = self;
+        let timing = to.timing;
+        let pending = to.is_pending().then(|| ClockId::from_u8(timing.clock));
+        Switched {
+            deployment: name.to_owned(),
+            changed,
+            from: from.moment(),
+            to: to.moment(),
+            green_share: f64::from(to.stored.target_share()) / f64::from(FULL_SHARE),
+            on_switch,
+            activate_at: pending.and_then(|clock| moment_of(timing.activate_at, clock)),
+            ramp_until: pending
+                .filter(|_| timing.ramp != 0)
+                .and_then(|clock| moment_of(timing.activate_at + timing.ramp, clock)),
+            confirm_deadline: to.confirm_by().and_then(|at| moment_of(at, ClockId::Boot)),
+            stored: at,
+            fence,
+        }
+    }
+}
+
+/// How far ahead the deadline of a switch must be for a command to replace its word. Packets that find it passed write
+/// the terms of the next generation, and so does the command.
+const REPRIEVE: Duration = Duration::from_secs(2);
+
+impl Instance {
+    /// Makes what `goal` says the live state, unless it is so already. The caller holds the lock.
+    pub(super) fn store(
+        &self,
+        name: &str,
+        index: u16,
+        request: &SwitchRequest,
+        goal: impl Fn(&str, &Reading) -> Result<Goal, Refusal>,
+        fence: &mut Fence,
+    ) -> Result<Stored, Error> {
+        let (mut first, mut changed) = (None, false);
+        loop {
+            // Read under the lock, because it may have changed before.
+            let row = self.words.deployments.read(index.into());
+            if row.in_use == 0 || text(&row.name) != name {
+                return Err(Refusal::NotRunning { deployment: name.to_owned() }.into());
+            }
+            let reading = self.settled(index)?;
+            if reading.generation == 0 {
+                return Err(Refusal::NotRunning { deployment: name.to_owned() }.into());
+            }
+            let from = *first.get_or_insert(reading);
+            let other = request.if_generation.filter(|expected| *expected != from.generation);
+            if let Some(expected) = other {
+                let (deployment, got) = (name.to_owned(), from.generation);
+                return Err(Refusal::OtherGeneration { deployment, expected, got }.into());
+            }
+            let configured = if row.on_switch == 0 { OnSwitch::Drain } else { OnSwitch::Cut };
+            let on_switch = request.on_switch.unwrap_or(configured);
+            let goal = goal(name, &from)?;
+            let is_there = reading.word.target_share() == goal.share && !self.divides_otherwise(&row, &goal);
+            if is_there && reading.is_pending() {
+                changed |= self.cancel(name, index, &reading)?;
+                continue;
+            }
+            if is_there {
+                return Ok(Stored { from, to: reading, changed, on_switch, at: Instant::now() });
+            }
+            if !request.force && !is_attached(&self.paths)? {
+                return Err(Refusal::NoInterface.into());
+            }
+            self.check_colours(name, &self.services_of(index)?, goal.share)?;
+            if reading.is_pending() {
+                changed |= self.cancel(name, index, &reading)?;
+                continue;
+            }
+            self.reprieve(index, &reading);
+            let until = Instant::now() + REPRIEVE / 2;
+            fence.wait()?;
+            let order = Ordered { request, goal, on_switch, until };
+            if let Some(at) = self.exchange(name, index, &row, &reading, &order)? {
+                let to = self.words.reading(index, 0);
+                return Ok(Stored { from, to, changed: true, on_switch, at });
+            }
+            // A packet has ended a drain or taken back a switch meanwhile, or a program that does not use the lock has switched. Read
+            // the word again.
+        }
+    }
+
+    /// Makes explicit what has come due in any deployment, unless another process is switching.
+    pub(crate) fn settle(&self) {
+        let is_timed = |index: &u16| self.words.live.read((*index).into()).flags().has(LiveFlags::TIMED);
+        let timed: Vec<_> = deployment_rows(&self.words).map(|(index, _)| index).filter(is_timed).collect();
+        if timed.is_empty() {
+            return;
+        }
+        let (Ok(_lock), Ok(clock)) = (Lock::switch_if_free(&self.paths), clock(&self.paths)) else { return };
+        for index in timed {
+            make_explicit(&self.words, index, tick(clock));
+        }
+    }
+
+    /// The state of a deployment, after making explicit what has come due. The caller holds the lock.
+    pub(super) fn settled(&self, index: u16) -> Result<Reading, Error> {
+        let word = self.words.live.read(index.into());
+        if word.flags().has(LiveFlags::TIMED) {
+            make_explicit(&self.words, index, tick(clock(&self.paths)?));
+        }
+        Ok(self.words.reading(index, 0))
+    }
+
+    fn divides_otherwise(&self, row: &DeploymentRow, goal: &Goal) -> bool {
+        let is_whole = goal.share == 0 || goal.share == FULL_SHARE;
+        let by = goal.divide_by.map(|by| by == DivideBy::Client);
+        !is_whole && by.unwrap_or(row.sticky == 1) != row.divides_clients()
+    }
+
+    /// Takes back a schedule or a ramp that has not taken effect: what is in force stays. `false`: it has taken effect meanwhile.
+    fn cancel(&self, name: &str, index: u16, reading: &Reading) -> Result<bool, Error> {
+        let (stored, word) = (reading.stored, reading.word);
+        let Some(generation) = stored.generation().checked_add(1) else {
+            return Err(Refusal::GenerationsExhausted { deployment: name.to_owned() }.into());
+        };
+        let before = reading.timing.before;
+        let is_moved = word.target_share() != before.target_share();
+        let previous = if is_moved { before.target_share() } else { before.previous_share() };
+        let new = LiveWord::new(generation, before.flags(), previous, word.target_share());
+        // The terms in its slot are those of the word in force, and stay.
+        let timing =
+            Timing { generation, cause: Cause::Cancelled as u8, made_at: now(ClockId::Boot), ..Timing::default() };
+        self.words.timing.update(index.into(), |slots| slots[new.terms_slot()] = timing);
+        Ok(exchange(&self.words, index, stored, new).is_ok())
+    }
+
+    /// Puts off a deadline that is about to pass.
+    fn reprieve(&self, index: u16, reading: &Reading) {
+        let until = now(ClockId::Boot) + REPRIEVE.as_nanos() as u64;
+        if reading.confirm_by().is_some_and(|deadline| deadline < until) {
+            let slot = reading.stored.terms_slot();
+            self.words.timing.update(index.into(), |slots| slots[slot].revert_at = until);
+        }
+    }
+
+    /// Writes the next generation's terms and timing, then the word, if it is still the same. Returns when.
+    fn exchange(
+        &self,
+        name: &str,
+        index: u16,
+        row: &DeploymentRow,
+        reading: &Reading,
+        order: &Ordered<'_>,
+    ) -> Result<Option<Instant>, Error> {
+        let Ordered { request, goal, on_switch, until } = *order;
+        let (word, terms) = (reading.stored, &reading.terms);
+        let is_cut = on_switch == OnSwitch::Cut;
+        let needs_clock = !is_cut || (word.flags().has(LiveFlags::DRAINING) && terms.drain_deadline != 0);
+        let tick = if needs_clock { tick(clock(&self.paths)?) } else { 0 };
+        // A share that leaves new flows to both colours ends no flow of either.
+        let is_whole = goal.share == 0 || goal.share == FULL_SHARE;
+        let timeout = (row.drain_timeout_ms != 0 && !is_cut && is_whole)
+            .then(|| self.tick_length.ticks(Duration::from_millis(row.drain_timeout_ms)));
+        let timeout = timeout.unwrap_or(0);
+        let plain = Order { share: goal.share, is_cut, drain_deadline: drain_deadline(tick, timeout), now: tick };
+        let Some((new, new_terms)) = next(word, terms, plain) else {
+            return Err(Refusal::GenerationsExhausted { deployment: name.to_owned() }.into());
+        };
+        let boot = now(ClockId::Boot);
+        let nanos = |time: Option<Duration>| time.map_or(0, |time| time.as_nanos() as u64);
+        let (activate_at, at_clock) = match (request.at, request.ramp) {
+            (Some(at), _) => instant_of(at),
+            (None, Some(_)) => (boot, ClockId::Boot),
+            (None, None) => (0, ClockId::Boot),
+        };
+        let window = nanos(request.confirm_within);
+        let timing = Timing {
+            activate_at,
+            before: reading.stored,
+            ramp: nanos(request.ramp),
+            window,
+            // The window begins after the fence. If this process is killed before, it begins now.
+            revert_at: if window != 0 && activate_at == 0 { boot + window } else { 0 },
+            hold_until: reading.timing.hold_until,
+            made_at: boot,
+            generation: new.generation(),
+            drain_timeout: timeout,
+            on_switch: is_cut.into(),
+            clock: at_clock as u8,
+            cause: goal.cause as u8,
+            reserved: [0; 5],
+        };
+        let is_timed = activate_at != 0 || window != 0;
+        let new = if is_timed { new.with_flags(new.flags().with(LiveFlags::TIMED)) } else { new };
+        let slot = new.terms_slot();
+        // No packet reads these slots, because they belong to the other parity.
+        self.words.terms.update(index.into(), |slots| slots[slot] = new_terms);
+        self.words.timing.update(index.into(), |slots| slots[slot] = timing);
+        if let Some(by) = goal.divide_by {
+            let split_by = match by {
+                DivideBy::Flow => 1,
+                DivideBy::Client => 2,
+            };
+            self.words.deployments.update(index.into(), |row| row.split_by = split_by);
+        } else if is_whole && row.split_by != 0 {
+            self.words.deployments.update(index.into(), |row| row.split_by = 0);
+        }
+        // This process was stopped, and the deadline that it had put off may have come.
+        if reading.confirm_by().is_some() && Instant::now() > until {
+            return Ok(None);
+        }
+        let stored = Instant::now();
+        Ok(exchange(&self.words, index, word, new).is_ok().then_some(stored))
+    }
+
+    /// Begins the time for a confirmation anew, after the fence.
+    pub(super) fn begin_window(&self, index: u16, stored: &Stored) {
+        let (to, slot) = (stored.to, stored.to.stored.terms_slot());
+        if !stored.changed || to.is_pending() || to.confirm_by().is_none() {
+            return;
+        }
+        let revert_at = now(ClockId::Boot) + to.timing.window;
+        if self.words.live.read(index.into()) == to.stored {
+            self.words.timing.update(index.into(), |slots| slots[slot].revert_at = revert_at);
+        }
+    }
+}
+
+/// A change that is about to be made.
+struct Ordered<'a> {
+    request: &'a SwitchRequest,
+    goal: Goal,
+    on_switch: OnSwitch,
+    /// When it is too late to make it, if a deadline was put off for it.
+    until: Instant,
+}
+
+/// A moment of the wall clock as an instant that packets can compare with, and of which clock. A kernel whose programs cannot read
+/// `CLOCK_TAI` gets the distance from now, which a step of the wall clock does not change any more.
+fn instant_of(at: jiff::Timestamp) -> (u64, ClockId) {
+    let clock = if loader::has_tai() { ClockId::Tai } else { ClockId::Boot };
+    let ahead = at.duration_since(jiff::Timestamp::now()).as_nanos();
+    let instant = i128::from(now(clock)) + ahead;
+    (u64::try_from(instant).unwrap_or(1).max(1), clock)
+}
