@@ -165,7 +165,7 @@ pub(crate) struct OpenFlow<'a> {
     /// The client's address and port.
     address: Addr,
     port: Be16,
-    family: Family,
+    pub(crate) family: Family,
     /// The row of `vips` to which the client sends.
     vip: u16,
     /// Ticks since the last packet.
@@ -173,8 +173,13 @@ pub(crate) struct OpenFlow<'a> {
 }
 
 impl OpenFlow<'_> {
-    fn client(&self) -> SocketAddr {
+    pub(crate) fn client(&self) -> SocketAddr {
         SocketAddr::new(self.address.to_ip(self.family), self.port.host())
+    }
+
+    /// Index of its service.
+    pub(crate) fn service(&self) -> u16 {
+        self.vip / 2
     }
 
     /// Whether it is on the idle colour and was opened before the last switch, so that a drain waits for it.
@@ -190,7 +195,7 @@ pub(crate) struct Target {
     identity: Identity,
     pub(crate) deployment: u16,
     pub(crate) colour: Colour,
-    protocol: Protocol,
+    pub(crate) protocol: Protocol,
     /// `None` if there is no backend in this slot.
     family: Option<Family>,
 }

@@ -4,7 +4,8 @@
 //! and attaches its programs to interfaces. From then on no process has to keep running.
 //!
 //! An open [`Instance`] reads and changes it: [`plan`](Instance::plan) and [`apply`](Instance::apply) a configuration,
-//! [`switch`](Instance::switch) a deployment to its other colour, [`rollback`](Instance::rollback), read the
+//! [`switch`](Instance::switch) a deployment to its other colour, [`rollback`](Instance::rollback), say beforehand what a switch
+//! would do ([`dry_run`](Instance::dry_run)), read the
 //! [`status`](Instance::status), the [`flows`](Instance::flows) and the [`configuration`](Instance::configuration). `bgctl` is
 //! a thin shell over these functions.
 //!
@@ -37,6 +38,7 @@ mod attach;
 pub mod config;
 pub mod doctor;
 mod drain;
+mod dry_run;
 mod error;
 mod fence;
 mod flow_table;
@@ -72,6 +74,7 @@ pub use attach::{
     PATIENCE, Target, attach, attach_in_modes, detach, detach_within,
 };
 pub use bg_common::{Colour, MAX_BACKENDS, MAX_SERVICES, Mode, Protocol};
+pub use dry_run::{DryRun, Fates, ServiceFates, TableUse, TablesUse, TargetBackend, Would};
 pub use error::{Error, ErrorClass, Refusal, Room};
 pub use flows::{FlowFilter, FlowStatus};
 pub use instance::Instance;

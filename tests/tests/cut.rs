@@ -6,34 +6,17 @@ use bg_common::Colour;
 use bg_tests::{
     Fabric, Lab, Live, Ready, SwitchInstant, address,
     config::{DEPLOYMENT, NEIGHBOUR, http_vip, shop, udp_vip},
-    load::{Echo, KeepAlive, PATIENCE},
+    load::{Connection, Echo, KeepAlive},
     retransmissions,
 };
 use std::{
-    io::{ErrorKind, Read, Write},
-    net::{IpAddr, SocketAddr, TcpStream},
+    io::ErrorKind,
+    net::{IpAddr, SocketAddr},
     time::{Duration, Instant},
 };
 
 const CUT: [&str; 4] = ["switch", DEPLOYMENT, "--on-switch", "cut"];
 const ROUNDS: usize = 10;
-
-fn connect(lab: &Lab, server: SocketAddr) -> Result<TcpStream> {
-    let stream = lab.client.enter(|| TcpStream::connect_timeout(&server, PATIENCE))??;
-    stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    Ok(stream)
-}
-
-/// Asks over an open connection and returns the colour that answers.
-fn ask(stream: &mut TcpStream) -> std::io::Result<String> {
-    stream.write_all(b"GET / HTTP/1.1\r\nHost: shop\r\n\r\n")?;
-    let mut answer = [0; 1024];
-    let length = stream.read(&mut answer)?;
-    let text = String::from_utf8_lossy(&answer[..length]).into_owned();
-    let body = text.split("\r\n\r\n").nth(1).and_then(|body| body.split(' ').next());
-    body.map(str::to_owned).ok_or_else(|| std::io::Error::new(ErrorKind::UnexpectedEof, text.clone()))
-}
 
 /// Round after round, an open UDP flow and an open TCP connection meet a cut.
 fn open_flows_move_at_once(ready: &Ready, vip: IpAddr) -> Result<()> {
@@ -41,17 +24,17 @@ fn open_flows_move_at_once(ready: &Ready, vip: IpAddr) -> Result<()> {
     let udp = Echo::open(&lab.client, udp_vip(vip))?;
     for round in 0..ROUNDS {
         let old = udp.ask(&format!("{round}, before"))?.colour;
-        let mut tcp = connect(lab, http_vip(vip))?;
-        assert_eq!(ask(&mut tcp)?, old.name());
+        let tcp = Connection::open(&lab.client, http_vip(vip))?;
+        assert_eq!(tcp.colour()?, old.name());
 
         bgctl.run(&CUT)?;
 
         assert_eq!(udp.ask(&format!("{round}, after"))?.colour, old.other(), "the first datagram after the cut");
-        let retransmitted = retransmissions(&tcp)?;
-        let error = ask(&mut tcp).expect_err("the connection was cut");
+        let retransmitted = retransmissions(tcp.stream())?;
+        let error = tcp.colour().expect_err("the connection was cut");
         assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}");
-        assert_eq!(retransmissions(&tcp)?, retransmitted, "the reset answers the first segment after the cut");
-        assert_eq!(ask(&mut connect(lab, http_vip(vip))?)?, old.other().name(), "the next connection");
+        assert_eq!(retransmissions(tcp.stream())?, retransmitted, "the reset answers the first segment after the cut");
+        assert_eq!(Connection::open(&lab.client, http_vip(vip))?.colour()?, old.other().name(), "the next connection");
     }
     ready.neighbour_is_undisturbed()
 }
@@ -113,11 +96,11 @@ fn each_deployment_is_governed_by_its_own_word() -> Result<()> {
     let ready = Ready::native("")?;
     let (lab, bgctl) = (&ready.lab, &ready.bgctl);
     for vip in [address::VIP_V4, address::VIP_V6] {
-        let (udp, mut tcp) = (Echo::open(&lab.client, udp_vip(vip))?, connect(lab, http_vip(vip))?);
+        let (udp, tcp) = (Echo::open(&lab.client, udp_vip(vip))?, Connection::open(&lab.client, http_vip(vip))?);
         let from = SocketAddr::new(if vip.is_ipv4() { address::TESTER_V4 } else { address::TESTER_V6 }, 0);
         let tester = lab.client.enter(|| Echo::open_from(from, udp_vip(vip)))??;
         let old = udp.ask("before")?.colour;
-        assert_eq!((ask(&mut tcp)?.as_str(), tester.ask("before")?.colour), (old.name(), old.other()));
+        assert_eq!((tcp.colour()?.as_str(), tester.ask("before")?.colour), (old.name(), old.other()));
         let flows = bgctl.json(&["flows", DEPLOYMENT])?;
         let flows = flows["flows"].as_array().context("no flows")?;
         let of = |via: &str| flows.iter().filter(|flow| flow["deployment"] == DEPLOYMENT && flow["via"] == via).count();
@@ -127,15 +110,16 @@ fn each_deployment_is_governed_by_its_own_word() -> Result<()> {
         bgctl.run(&CUT)?;
         assert_eq!(udp.ask("after")?.colour, old.other());
         assert_eq!(tester.ask("after")?.colour, old, "a tester's flow does not stay on a colour that becomes live");
-        assert!(ask(&mut tcp).is_err(), "the connection was cut");
+        assert!(tcp.colour().is_err(), "the connection was cut");
         ready.neighbour_is_undisturbed()?;
     }
     // And the other way round: a cut of the first ends its own flows, and none of the second.
-    let (udp, mut tcp) = (Echo::open(&lab.client, udp_vip(address::VIP_V4))?, connect(lab, http_vip(address::VIP_V6))?);
-    let (colour, of_tcp) = (udp.ask("before")?.colour, ask(&mut tcp)?);
+    let (udp, tcp) =
+        (Echo::open(&lab.client, udp_vip(address::VIP_V4))?, Connection::open(&lab.client, http_vip(address::VIP_V6))?);
+    let (colour, of_tcp) = (udp.ask("before")?.colour, tcp.colour()?);
     bgctl.run(&["switch", NEIGHBOUR, "--on-switch", "cut"])?;
     assert!(ready.neighbour().is_reset());
-    assert_eq!((udp.ask("after")?.colour, ask(&mut tcp)?), (colour, of_tcp));
+    assert_eq!((udp.ask("after")?.colour, tcp.colour()?), (colour, of_tcp));
     let (shop, mail) = (bgctl.deployment(DEPLOYMENT)?, bgctl.deployment(NEIGHBOUR)?);
     assert_eq!((&shop["generation"], &mail["generation"]), (&3.into(), &2.into()));
     assert_eq!((&shop["live"], &mail["live"]), (&"blue".into(), &"blue".into()));

@@ -1,16 +1,13 @@
 //! Checks of a configuration: whether each backend can be reached, or is an address of this host.
 
-use std::{
-    fs,
-    net::{IpAddr, SocketAddr, UdpSocket},
-};
+use std::{fs, net::IpAddr};
 
 use bg_common::{Colour, Mode};
 
 use super::{Finding, network::Network};
 use crate::{
     config::{Config, Service},
-    net::{NeighbourState, NextHop, neighbour, next_hop},
+    net::{NeighbourState, NextHop, is_local, neighbour, next_hop},
 };
 
 pub(super) fn examine(config: &Config, network: &Network) -> Vec<Finding> {
@@ -40,7 +37,7 @@ fn backends(subject: &str, service: &Service, network: &Network) -> impl Iterato
     let all = Colour::ALL.into_iter().flat_map(|colour| service.backends(colour));
     all.filter_map(move |backend| {
         let address = backend.address;
-        match (service.mode, is_local(address)) {
+        match (service.mode, is_local(address.ip())) {
             (Mode::Nat, true) => Some(Finding::warn(
                 subject,
                 "backends",
@@ -107,7 +104,7 @@ fn loopback(subject: &str, address: IpAddr, network: &Network) -> Option<Finding
 fn neighbours(subject: &str, service: &Service, colour: Colour) -> Option<Finding> {
     /// Number of addresses that are listed.
     const NAMED: usize = 4;
-    let remote = service.backends(colour).iter().filter(|backend| !is_local(backend.address));
+    let remote = service.backends(colour).iter().filter(|backend| !is_local(backend.address.ip()));
     let mut hops: Vec<NextHop> = remote.filter_map(|backend| next_hop(backend.address.ip()).ok()).collect();
     hops.sort_by_key(|hop| (hop.ifindex, hop.address));
     hops.dedup();
@@ -136,11 +133,6 @@ fn neighbours(subject: &str, service: &Service, colour: Colour) -> Option<Findin
         return Some(Finding::warn(subject, "neighbours", message, remedy));
     }
     (!hops.is_empty()).then(|| Finding::ok(subject, "neighbours", format!("{colour}: all next hops are known")))
-}
-
-/// A socket can only be bound to an address of this host.
-fn is_local(address: SocketAddr) -> bool {
-    UdpSocket::bind(SocketAddr::new(address.ip(), 0)).is_ok()
 }
 
 #[cfg(test)]

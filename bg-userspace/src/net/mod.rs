@@ -2,6 +2,7 @@
 //!
 //! They are not read from /sys, because what is mounted there may belong to another namespace.
 
+mod connect;
 mod error;
 mod ethtool;
 mod filters;
@@ -10,12 +11,13 @@ mod namespace;
 mod netlink;
 mod routes;
 
+pub(crate) use connect::{Connected, Patience, connect_to_all};
 pub use error::NetError;
 pub(crate) use filters::{Filter, filters};
 pub(crate) use managed::{keep_more_neighbours, keep_neighbours};
 pub(crate) use namespace::{Namespace, namespace_cookie};
 use netlink::{attributes, text, u16_at, u32_at};
-pub(crate) use routes::{NeighbourState, NextHop, neighbour, next_hop};
+pub(crate) use routes::{NeighbourState, NextHop, is_local, neighbour, next_hop};
 
 /// A network interface.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

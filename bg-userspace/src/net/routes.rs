@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket},
 };
 
 use super::netlink::{self, attribute, attributes, u16_at, u32_at};
@@ -40,6 +40,11 @@ pub(crate) fn next_hop(to: IpAddr) -> io::Result<NextHop> {
     }
     let ifindex = ifindex.ok_or(io::ErrorKind::HostUnreachable)?;
     Ok(NextHop { ifindex, address })
+}
+
+/// Whether this is an address of this host, to which alone a socket can be bound.
+pub(crate) fn is_local(address: IpAddr) -> bool {
+    UdpSocket::bind((address, 0)).is_ok()
 }
 
 /// What the host knows about a neighbour.

@@ -13,6 +13,7 @@
 //! packets act on them ([`bg_ebpf::policy::timed`]).
 
 mod confirm;
+mod decision;
 mod request;
 mod store;
 
@@ -21,8 +22,9 @@ use std::time::Duration;
 use bg_common::{Cause, Colour, DeploymentRow, FULL_SHARE, Family, Identity, Mode, Role, ServiceRow};
 use std::sync::atomic::Ordering;
 
+pub(crate) use self::decision::Outlook;
 pub use self::request::{ConfirmRequest, SplitRequest, SwitchRequest, Switched};
-use self::store::{Goal, Stored};
+use self::{decision::Goal, store::Stored};
 use crate::{
     Error, Instance, Refusal,
     config::OnSwitch,
@@ -39,10 +41,7 @@ use crate::{
 impl Instance {
     /// Makes a colour live. When this returns, no CPU decides a new flow by the old word.
     pub fn switch(&self, deployment: &str, request: &SwitchRequest) -> Result<Switched, Error> {
-        self.change(deployment, request, Action::Switch, |_, reading| {
-            let to = request.to.unwrap_or(reading.word.live().other());
-            Ok(Goal { share: to.full_share(), cause: Cause::Switch, divide_by: None })
-        })
+        self.change(deployment, request, Action::Switch, |_, reading| Ok(Goal::of_switch(request, reading)))
     }
 
     /// Goes back to the state before the last change, or to the colour that the request names: all new flows to the colour that was live
@@ -51,26 +50,7 @@ impl Instance {
     /// If the last change was a rollback already, the request must name a colour or a generation. If two people roll back
     /// at the same time, the second rollback must not undo the first.
     pub fn rollback(&self, deployment: &str, request: &SwitchRequest) -> Result<Switched, Error> {
-        self.change(deployment, request, Action::Rollback, |name, reading| {
-            let word = reading.word;
-            let (deployment, live) = (name.to_owned(), word.live());
-            let goal = |share| Goal { share, cause: Cause::Rollback, divide_by: None };
-            if let Some(colour) = request.to {
-                return Ok(goal(colour.full_share()));
-            }
-            if reading.is_pending() {
-                return Ok(goal(reading.timing.before.target_share()));
-            }
-            let back = if word.previous() == live { word.previous_share() } else { word.previous().full_share() };
-            if back == word.target_share() {
-                return Err(Refusal::NothingToRollBackTo { deployment, live: live.name() });
-            }
-            if reading.is_rolled_back() && request.if_generation.is_none() {
-                let (live, previous) = (live.name(), word.previous().name());
-                return Err(Refusal::RolledBackAlready { deployment, live, previous, generation: word.generation() });
-            }
-            Ok(goal(back))
-        })
+        self.change(deployment, request, Action::Rollback, |name, reading| Goal::of_rollback(name, request, reading))
     }
 
     /// Sends a share of new flows to green and the others to blue. Open flows stay where they are, unless a colour gets no new flows any

@@ -3,32 +3,22 @@
 use std::time::{Duration, Instant};
 
 use bg_common::{Cause, ClockId, DeploymentRow, FULL_SHARE, LiveFlags, LiveWord, Timing};
-use bg_ebpf::policy::switch::{Order, drain_deadline, next};
 
-use super::request::{SwitchRequest, Switched};
+use super::{
+    decision::{Decision, Goal, Next},
+    request::{SwitchRequest, Switched},
+};
 use crate::{
     Error, Instance, Refusal,
-    attach::is_attached,
     config::{DivideBy, OnSwitch},
     fence::Fence,
     live::{Reading, exchange, make_explicit, now},
     loader,
     lock::Lock,
     maps::clock,
-    running::{deployment_rows, text},
+    running::deployment_rows,
     time::{moment_of, tick},
 };
-
-/// What a change is to lead to.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Goal {
-    /// The share of new flows that goes to green, in basis points.
-    pub(super) share: u16,
-    /// What makes the generation.
-    pub(super) cause: Cause,
-    /// What the share divides, if that is to change.
-    pub(super) divide_by: Option<DivideBy>,
-}
 
 /// The states before and after a change.
 pub(super) struct Stored {
@@ -80,38 +70,16 @@ impl Instance {
         let (mut first, mut changed) = (None, false);
         loop {
             // Read under the lock, because it may have changed before.
-            let row = self.words.deployments.read(index.into());
-            if row.in_use == 0 || text(&row.name) != name {
-                return Err(Refusal::NotRunning { deployment: name.to_owned() }.into());
-            }
             let reading = self.settled(index)?;
-            if reading.generation == 0 {
-                return Err(Refusal::NotRunning { deployment: name.to_owned() }.into());
-            }
             let from = *first.get_or_insert(reading);
-            let other = request.if_generation.filter(|expected| *expected != from.generation);
-            if let Some(expected) = other {
-                let (deployment, got) = (name.to_owned(), from.generation);
-                return Err(Refusal::OtherGeneration { deployment, expected, got }.into());
-            }
-            let configured = if row.on_switch == 0 { OnSwitch::Drain } else { OnSwitch::Cut };
-            let on_switch = request.on_switch.unwrap_or(configured);
-            let goal = goal(name, &from)?;
-            let is_there = reading.word.target_share() == goal.share && !self.divides_otherwise(&row, &goal);
-            if is_there && reading.is_pending() {
+            let Decision { row, goal, on_switch, is_there } =
+                self.decide(name, index, request, &goal, [&from, &reading])?;
+            if reading.is_pending() {
                 changed |= self.cancel(name, index, &reading)?;
                 continue;
             }
             if is_there {
                 return Ok(Stored { from, to: reading, changed, on_switch, at: Instant::now() });
-            }
-            if !request.force && !is_attached(&self.paths)? {
-                return Err(Refusal::NoInterface.into());
-            }
-            self.check_colours(name, &self.services_of(index)?, goal.share)?;
-            if reading.is_pending() {
-                changed |= self.cancel(name, index, &reading)?;
-                continue;
             }
             self.reprieve(index, &reading);
             let until = Instant::now() + REPRIEVE / 2;
@@ -146,12 +114,6 @@ impl Instance {
             make_explicit(&self.words, index, tick(clock(&self.paths)?));
         }
         Ok(self.words.reading(index, 0))
-    }
-
-    fn divides_otherwise(&self, row: &DeploymentRow, goal: &Goal) -> bool {
-        let is_whole = goal.share == 0 || goal.share == FULL_SHARE;
-        let by = goal.divide_by.map(|by| by == DivideBy::Client);
-        !is_whole && by.unwrap_or(row.sticky == 1) != row.divides_clients()
     }
 
     /// Takes back a schedule or a ramp that has not taken effect: what is in force stays. `false`: it has taken effect meanwhile.
@@ -190,19 +152,10 @@ impl Instance {
         order: &Ordered<'_>,
     ) -> Result<Option<Instant>, Error> {
         let Ordered { request, goal, on_switch, until } = *order;
-        let (word, terms) = (reading.stored, &reading.terms);
-        let is_cut = on_switch == OnSwitch::Cut;
-        let needs_clock = !is_cut || (word.flags().has(LiveFlags::DRAINING) && terms.drain_deadline != 0);
-        let tick = if needs_clock { tick(clock(&self.paths)?) } else { 0 };
-        // A share that leaves new flows to both colours ends no flow of either.
-        let is_whole = goal.share == 0 || goal.share == FULL_SHARE;
-        let timeout = (row.drain_timeout_ms != 0 && !is_cut && is_whole)
-            .then(|| self.tick_length.ticks(Duration::from_millis(row.drain_timeout_ms)));
-        let timeout = timeout.unwrap_or(0);
-        let plain = Order { share: goal.share, is_cut, drain_deadline: drain_deadline(tick, timeout), now: tick };
-        let Some((new, new_terms)) = next(word, terms, plain) else {
-            return Err(Refusal::GenerationsExhausted { deployment: name.to_owned() }.into());
-        };
+        let (word, is_cut) = (reading.stored, on_switch == OnSwitch::Cut);
+        let is_whole = goal.is_whole();
+        let Next { word: new, terms: new_terms, drain_timeout } =
+            self.next(name, row, (word, &reading.terms), &goal, on_switch)?;
         let boot = now(ClockId::Boot);
         let nanos = |time: Option<Duration>| time.map_or(0, |time| time.as_nanos() as u64);
         let (activate_at, at_clock) = match (request.at, request.ramp) {
@@ -221,7 +174,7 @@ impl Instance {
             hold_until: reading.timing.hold_until,
             made_at: boot,
             generation: new.generation(),
-            drain_timeout: timeout,
+            drain_timeout,
             on_switch: is_cut.into(),
             clock: at_clock as u8,
             cause: goal.cause as u8,

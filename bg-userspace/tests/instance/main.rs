@@ -8,6 +8,7 @@ mod control;
 mod described;
 mod doctor;
 mod drains;
+mod dry_run;
 mod endings;
 mod flow_map;
 mod flows;

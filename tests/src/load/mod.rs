@@ -1,11 +1,13 @@
 //! Load with exact counts: every request ends as an answer from a colour or as a failure with a name.
 
+mod connection;
 mod http;
 mod paced;
 mod tally;
 mod udp;
 mod wrk;
 
+pub use connection::Connection;
 pub use http::{Fresh, KeepAlive};
 pub use paced::Paced;
 pub use tally::{Counts, Tally};

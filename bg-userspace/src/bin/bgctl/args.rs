@@ -375,6 +375,9 @@ pub(crate) struct Change {
     /// Switch even if no interface is attached
     #[arg(long)]
     pub(crate) force: bool,
+    /// Change nothing. Print what would happen to open flows, whether the backends are there, and what would be refused
+    #[arg(long)]
+    pub(crate) dry_run: bool,
     /// The reason, for the history
     #[arg(long, value_name = "TEXT")]
     pub(crate) reason: Option<String>,

@@ -152,9 +152,11 @@ pub(crate) const PAGES: &[Page] = &[
             "All services of the deployment switch at one instant. When the command has returned, no new flow on any CPU \
              goes to the other colour. Switching to the colour that is already live succeeds and changes nothing.",
             "In scripts, name the colour or give --if-generation. A plain switch that is run twice switches back.",
+            "With --dry-run the exit code is 3 if the switch would be refused, and 0 otherwise, even if backends are not ready.",
         ],
         examples: &[
             ("bgctl switch shop", "make the idle colour live"),
+            ("bgctl switch shop --dry-run", "say what that would do to open flows, and whether the backends are there"),
             (
                 "bgctl switch shop green --on-switch cut --reason 'release 7'",
                 "make green live, and end the open flows on blue",

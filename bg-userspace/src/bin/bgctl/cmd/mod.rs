@@ -5,6 +5,7 @@ mod attach;
 mod check;
 mod detach;
 mod doctor;
+mod dry_run;
 mod flows;
 mod history;
 mod man;
@@ -21,7 +22,7 @@ use bg_userspace::{
 };
 
 use crate::{
-    args::{Args, Command, Global},
+    args::{Args, Command, Global, Rollback, Switch},
     complete,
     exit::Outcome,
     output,
@@ -30,23 +31,21 @@ use crate::{
 /// Runs the command of the command line.
 pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
     let global = &args.global;
-    let looks = matches!(
-        args.command,
-        Command::Doctor(_) | Command::Plan(_) | Command::Status(_) | Command::Flows(_) | Command::History(_)
-    );
+    let (looks, changes) = match &args.command {
+        Command::Doctor(_) | Command::Plan(_) | Command::Status(_) | Command::Flows(_) | Command::History(_) => {
+            (true, false)
+        }
+        Command::Switch(Switch { change, .. }) | Command::Rollback(Rollback { change, .. }) => {
+            (change.dry_run, !change.dry_run)
+        }
+        Command::Attach(_) | Command::Detach(_) | Command::Apply(_) | Command::Confirm(_) | Command::Split(_) => {
+            (false, true)
+        }
+        _ => (false, false),
+    };
     if looks {
         check_state(global);
     }
-    let changes = matches!(
-        args.command,
-        Command::Attach(_)
-            | Command::Detach(_)
-            | Command::Apply(_)
-            | Command::Switch(_)
-            | Command::Rollback(_)
-            | Command::Confirm(_)
-            | Command::Split(_)
-    );
     let outcome = dispatch(args).map_err(|error| match changes && output::is_not_printed(&error) {
         true => error.context("the command is done"),
         false => error,

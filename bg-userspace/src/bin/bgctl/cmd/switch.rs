@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use bg_userspace::{ConfirmRequest, Instance, SplitRequest, SwitchRequest, Switched};
 
+use super::dry_run;
 use crate::{
     args::{Change, Confirm, Global, Rollback, Split, Switch},
     exit::Outcome,
@@ -18,11 +19,17 @@ pub(super) fn run(global: &Global, args: &Switch) -> anyhow::Result<Outcome> {
         at: args.at,
         ..request(&args.change)
     };
+    if args.change.dry_run {
+        return dry_run::run(global, |instance| instance.dry_run(&args.deployment, &request));
+    }
     change(global, render, |instance| instance.switch(&args.deployment, &request))
 }
 
 pub(super) fn run_rollback(global: &Global, args: &Rollback) -> anyhow::Result<Outcome> {
     let request = SwitchRequest { to: args.to.map(Into::into), ..request(&args.change) };
+    if args.change.dry_run {
+        return dry_run::run(global, |instance| instance.dry_run_rollback(&args.deployment, &request));
+    }
     change(global, render, |instance| instance.rollback(&args.deployment, &request))
 }
 

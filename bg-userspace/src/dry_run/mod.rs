@@ -1,0 +1,149 @@
+//! What a switch would do, without doing it.
+//!
+//! The preconditions and the next word are those of the switch itself, and whether a flow would end is decided by the function that the data
+//! path asks. So a dry run and a switch right after it agree, unless something has changed in between.
+
+mod flows;
+mod target;
+
+use std::time::Duration;
+
+use bg_common::Colour;
+use serde::{Serialize, Serializer};
+
+use self::flows::{Affected, Census};
+pub use self::{
+    flows::{Fates, TableUse, TablesUse},
+    target::TargetBackend,
+};
+use crate::{
+    Error, ErrorClass, Instance, SwitchRequest, config::OnSwitch, history::Moment, maps::Tables, pins,
+    running::Running, show::drain_timeout_of, switch::Outlook,
+};
+
+/// Whether a switch would be made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Would {
+    /// Yes.
+    Switch,
+    /// No: the colour is live already, so the command would succeed and change nothing.
+    Nothing,
+    /// No: it would be refused.
+    Refuse,
+}
+
+/// What a switch would do, in the form that `bgctl switch --dry-run --json` prints.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct DryRun {
+    /// Name of the deployment.
+    pub deployment: String,
+    /// The present state.
+    pub from: Moment,
+    /// The state that the request asks for.
+    pub to: Moment,
+    /// Whether the switch would be made.
+    pub would: Would,
+    /// Why it would be refused.
+    pub refusal: Option<String>,
+    /// What would happen to open flows.
+    pub on_switch: OnSwitch,
+    /// How long flows that stay may last; `None` is without end. JSON has it in the form of the configuration.
+    #[serde(serialize_with = "duration")]
+    pub drain_timeout: Option<Duration>,
+    /// The open flows, by what would happen to them. Without a switch, all stay.
+    pub flows: Fates,
+    /// The number of client addresses with open flows.
+    pub clients: u64,
+    /// These clients, by the worst that would happen to one of their flows.
+    pub clients_by_fate: Fates,
+    /// The same by service, in the order of their names.
+    pub services: Vec<ServiceFates>,
+    /// How full the flow tables are.
+    pub flow_table: TablesUse,
+    /// The backends of the colour that the request asks for, by service and address.
+    pub target: Vec<TargetBackend>,
+}
+
+/// The open flows of a service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ServiceFates {
+    /// Its name.
+    pub service: String,
+    /// Its open flows, by what would happen to them.
+    pub flows: Fates,
+    /// The number of client addresses with open flows.
+    pub clients: u64,
+    /// These clients, by the worst that would happen to one of their flows.
+    pub clients_by_fate: Fates,
+}
+
+impl Instance {
+    /// What [`switch`](Self::switch) would do now. Changes nothing.
+    ///
+    /// Connects to the backends of the target, to find out whether they are there. This takes a few seconds if many of them are not.
+    pub fn dry_run(&self, deployment: &str, request: &SwitchRequest) -> Result<DryRun, Error> {
+        self.rehearse(deployment, request, false)
+    }
+
+    /// What [`rollback`](Self::rollback) would do now. Changes nothing; see [`dry_run`](Self::dry_run).
+    pub fn dry_run_rollback(&self, deployment: &str, request: &SwitchRequest) -> Result<DryRun, Error> {
+        self.rehearse(deployment, request, true)
+    }
+
+    fn rehearse(&self, name: &str, request: &SwitchRequest, is_rollback: bool) -> Result<DryRun, Error> {
+        let (index, _) = self.deployment(name)?;
+        let Outlook { row, from, then: (word, terms), asked, on_switch, changes } =
+            self.outlook(name, index, request, is_rollback)?;
+        let (would, refusal) = match changes {
+            Ok(true) => (Would::Switch, None),
+            Ok(false) => (Would::Nothing, None),
+            Err(error) if error.class() == ErrorClass::Refused => (Would::Refuse, Some(error.to_string())),
+            Err(error) => return Err(error),
+        };
+        let to = Moment { generation: asked.generation(), live: asked.live() };
+        let tables = Tables::open(&self.paths)?;
+        let running = Running::read(&self.words, &tables)?;
+        let census = Census::take(self, &tables, index, word, &terms)?;
+        let Affected { flows, clients: clients_by_fate } = census.all;
+        Ok(DryRun {
+            deployment: name.to_owned(),
+            from: from.moment(),
+            to,
+            would,
+            refusal,
+            on_switch,
+            drain_timeout: drain_timeout_of(&row),
+            flows,
+            clients: clients_by_fate.sum(),
+            clients_by_fate,
+            services: services(&running, index, &census),
+            flow_table: census.tables,
+            target: self.target(&running, index, to.live)?,
+        })
+    }
+
+    fn target(&self, running: &Running, deployment: u16, colour: Colour) -> Result<Vec<TargetBackend>, Error> {
+        let services: Vec<_> = running.services_of(deployment).collect();
+        Ok(target::examine(&services, colour, pins::is_in_this_namespace(&self.paths)?))
+    }
+}
+
+fn services(running: &Running, deployment: u16, census: &Census) -> Vec<ServiceFates> {
+    let mut services: Vec<_> = running
+        .services_of(deployment)
+        .map(|service| {
+            let Affected { flows, clients } = census.services.get(&service.index).copied().unwrap_or_default();
+            ServiceFates { service: service.name.clone(), flows, clients: clients.sum(), clients_by_fate: clients }
+        })
+        .collect();
+    services.sort_by(|a, b| a.service.cmp(&b.service));
+    services
+}
+
+fn duration<S: Serializer>(duration: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
+    match duration {
+        Some(duration) => serializer.collect_str(&humantime::format_duration(*duration)),
+        None => serializer.serialize_none(),
+    }
+}

@@ -1,0 +1,325 @@
+//! What a dry run says, beside what the switch then does; and that it changes nothing.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener},
+    os::fd::{AsFd as _, AsRawFd as _},
+    sync::mpsc,
+    time::{Duration, Instant},
+};
+
+use aya::maps::{HashMap as BpfHashMap, Map, MapData};
+use bg_common::{Backend, Be16, Clock, Flow, FlowBackend, FlowKey4, FlowState, ServiceKey, ServiceRow, TICK_SHIFT};
+use bg_userspace::{
+    AttachMode, Colour, Fates, FlowFilter, FlowStatus, SwitchRequest, Target, Would,
+    config::{OnSwitch, parse},
+    detach,
+};
+use memmap2::MmapOptions;
+use serde_json::{Value, json};
+
+use crate::{
+    flow_map::{FlowMap, array},
+    lab::Lab,
+};
+
+const CONFIG: &str = r#"
+[[deployments.mail.services]]
+name = "web"
+vip = "203.0.113.9:443"
+protocol = "tcp"
+mode = "nat"
+blue = ["10.9.1.9:443"]
+green = ["10.9.2.9:443"]
+[deployments.shop]
+drain_timeout = "10m"
+[[deployments.shop.services]]
+name = "web"
+vip = "203.0.113.10:443"
+protocol = "tcp"
+mode = "nat"
+blue = ["10.9.1.10:443"]
+green = ["10.9.2.10:443"]
+[[deployments.shop.services]]
+name = "dns"
+vip = "203.0.113.10:53"
+protocol = "udp"
+mode = "nat"
+blue = ["10.9.1.10:53"]
+green = ["10.9.2.10:53"]
+"#;
+
+fn applied(config: &str) -> Lab {
+    let lab = Lab::new();
+    lab.attach("v0", AttachMode::Native).unwrap();
+    lab.instance().apply(&parse("test.toml".as_ref(), config).unwrap()).unwrap();
+    lab
+}
+
+/// Everything that the data path and commands keep: the words of mapped maps, counters, and the files of the state directory.
+fn everything(lab: &Lab) -> (BTreeMap<String, Vec<u8>>, String) {
+    let mut everything = BTreeMap::new();
+    for name in ["live", "terms", "deployments", "flows4", "flows6", "vips", "backends", "maglev"] {
+        let map = MapData::from_pin(lab.paths.map(name)).unwrap();
+        let info = map.info().unwrap();
+        let length = info.max_entries() as usize * info.value_size().next_multiple_of(8) as usize;
+        // SAFETY: nobody writes to the map or truncates it while it is copied.
+        let mapped = unsafe { MmapOptions::new().len(length).map(map.fd().as_fd().as_raw_fd()) }.unwrap();
+        everything.insert(name.to_owned(), mapped.to_vec());
+    }
+    for directory in [&lab.paths.state_dir, &lab.paths.pin_root] {
+        for entry in std::fs::read_dir(directory).unwrap().map(Result::unwrap) {
+            let content = std::fs::read(entry.path()).unwrap_or_default();
+            everything.insert(entry.path().display().to_string(), content);
+        }
+    }
+    (everything, serde_json::to_string(&lab.instance().status(None).unwrap()).unwrap())
+}
+
+const CONFIRMED: u32 = FlowState::CONFIRMED;
+/// States of flows, and what becomes of a connection with such a state that a switch ends: whether it counts, and whether it moves.
+const STATES: [(u32, bool, bool); 6] = [
+    (0, true, true),
+    (FlowState::ANSWERED, true, false),
+    (CONFIRMED, true, false),
+    (CONFIRMED | FlowState::ANSWERED, true, false),
+    (CONFIRMED | FlowState::CLIENT_FIN, true, false),
+    (CONFIRMED | FlowState::BACKEND_RESET, false, false),
+];
+
+/// Opens flows to every backend, from nine clients: as users' in each of [`STATES`] and in each of these generations, and one of a tester.
+fn open_flows(lab: &Lab, generations: std::ops::RangeInclusive<u32>) {
+    lab.instance().status(None).unwrap();
+    // Reading the status has read the clock.
+    let clock: Clock = array(lab, "clock").get(&0, 0).unwrap();
+    let now = (clock.jiffies >> TICK_SHIFT) as u32;
+    let (map, backends) = (FlowMap::open(lab), array::<Backend>(lab, "backends"));
+    let used = (0..16).map(|slot| (slot, backends.get(&slot, 0).unwrap())).filter(|(_, row)| row.identity.in_use == 1);
+    let testers = [(FlowState::IDLE_ONLY | CONFIRMED, 1)];
+    let users = STATES.iter().flat_map(|(state, ..)| generations.clone().map(|generation| (*state, generation)));
+    let sorts: Vec<_> = users.chain(testers).collect();
+    for (number, ((slot, backend), (state, generation))) in
+        used.flat_map(|backend| sorts.iter().map(move |sort| (backend, *sort))).enumerate()
+    {
+        let client = u32::from_ne_bytes([192, 0, 2, (number % 9) as u8]);
+        let key = FlowKey4 { client, port: Be16::new(5000 + number as u16), vip: 2 * backend.service };
+        let (state, backend) = (FlowState(state), FlowBackend::new(slot, backend.identity.epoch));
+        map.insert(&key, &Flow { state, backend, generation, last_seen: now, ..Flow::default() }, now);
+    }
+}
+
+#[test]
+fn a_dry_run_counts_what_the_switch_then_does_and_changes_nothing() {
+    for (nth, on_switch) in [OnSwitch::Cut, OnSwitch::Drain, OnSwitch::Drain, OnSwitch::Cut].into_iter().enumerate() {
+        let lab = applied(CONFIG);
+        let instance = lab.instance();
+        // Each time another history: flows that a cut has ended, flows that drain.
+        for earlier in 0..nth {
+            let on_switch = Some(if earlier % 2 == 0 { OnSwitch::Cut } else { OnSwitch::Drain });
+            instance.switch("shop", &SwitchRequest { on_switch, ..SwitchRequest::default() }).unwrap();
+        }
+        open_flows(&lab, 1..=nth as u32 + 1);
+        let all = FlowFilter::default();
+        let shop = FlowFilter { deployment: Some("shop".into()), ..FlowFilter::default() };
+        let (before, open) = (everything(&lab), instance.flows(&shop).unwrap());
+        let request = SwitchRequest { on_switch: Some(on_switch), ..SwitchRequest::default() };
+        let said = instance.dry_run("shop", &request).unwrap();
+        assert_eq!(everything(&lab), before);
+
+        let Fates { stay, moved, reset } = said.flows;
+        assert_eq!((said.would, said.refusal, stay + moved + reset), (Would::Switch, None, open.len() as u64));
+        let clients: HashSet<IpAddr> = open.iter().map(|flow| flow.client.ip()).collect();
+        let by_fate = said.clients_by_fate;
+        assert_eq!((said.clients, by_fate.stay + by_fate.moved + by_fate.reset), (9, 9));
+        assert_eq!(clients.len(), 9);
+        assert_eq!(said.flow_table.ipv4.open, instance.count_flows(&all).unwrap());
+        assert!(said.flow_table.ipv4.room >= 262_144 && said.flow_table.ipv6.open == 0);
+        let names: Vec<_> = said.services.iter().map(|service| service.service.as_str()).collect();
+        assert_eq!(names, ["dns", "web"]);
+        let [dns, web] = [0, 1].map(|index| said.services[index].flows);
+        let sum = [dns.stay + web.stay, dns.moved + web.moved, dns.reset + web.reset];
+        assert_eq!((sum, dns.reset), ([stay, moved, reset], 0), "no datagram can be reset");
+
+        let switched = instance.switch("shop", &request).unwrap();
+        assert_eq!((said.from, said.to, said.on_switch), (switched.from, switched.to, on_switch));
+        let left: HashSet<SocketAddr> = instance.flows(&shop).unwrap().iter().map(|flow| flow.client).collect();
+        let (stayed, ended): (Vec<_>, Vec<_>) = open.iter().partition(|flow| left.contains(&flow.client));
+        assert_eq!((stayed.len() as u64, ended.len() as u64), (stay, moved + reset));
+        if on_switch == OnSwitch::Cut {
+            let live = |flow: &&&FlowStatus| flow.colour == said.from.live;
+            assert!(ended.iter().filter(live).count() >= 10, "{ended:?}");
+            assert!(web.reset > 0 && web.moved == 1 + nth as u64, "one opening flow for each generation: {web:?}");
+        } else {
+            assert!(ended.iter().all(|flow| flow.via == "tester"), "{ended:?}");
+        }
+    }
+}
+
+#[test]
+fn what_would_be_refused_is_said_in_the_words_of_the_switch() {
+    let lab = applied(CONFIG);
+    let instance = lab.instance();
+    let same = |words: &[&str], code: i32, part: &str| {
+        let before = everything(&lab);
+        let (dry_code, stdout, _) = lab.run(&[words, &["--dry-run", "--json"]].concat());
+        assert_eq!(everything(&lab), before, "{words:?}");
+        let said: Value = serde_json::from_str(&stdout).unwrap();
+        let (real_code, _, stderr) = lab.run(words);
+        assert_eq!((dry_code, real_code), (code, code), "{words:?}: {said} {stderr}");
+        match said["refusal"].as_str() {
+            Some(refusal) => {
+                assert_eq!(said["would"], "refuse");
+                assert!(refusal.contains(part) && stderr.contains(refusal), "{refusal} {stderr}");
+                assert_eq!((&said["flows"]["move"], &said["flows"]["reset"]), (&json!(0), &json!(0)));
+                let text = lab.run(&[words, &["--dry-run"]].concat()).1;
+                assert!(text.contains("would be refused") && text.contains(part), "{text}");
+            }
+            None => assert_eq!((said["would"].as_str(), part), (Some("nothing"), "")),
+        }
+        said
+    };
+    open_flows(&lab, 1..=1);
+    let nothing = same(&["switch", "shop", "blue"], 0, "");
+    assert_eq!((&nothing["from"], &nothing["to"]), (&json!({"generation": 1, "live": "blue"}), &nothing["from"]));
+    let refused = same(&["switch", "shop", "--if-generation", "7"], 3, "is at generation 1, not at 7");
+    assert_eq!(refused["to"], json!({"generation": 2, "live": "green"}));
+    same(&["rollback", "shop"], 3, "nothing to roll back to");
+    instance.switch("shop", &SwitchRequest::default()).unwrap();
+    let said = instance.dry_run_rollback("shop", &SwitchRequest::default()).unwrap();
+    assert_eq!((said.would, said.to.live), (Would::Switch, Colour::Blue));
+    instance.rollback("shop", &SwitchRequest::default()).unwrap();
+    let refused = same(&["rollback", "shop"], 3, "was a rollback already");
+    assert_eq!(refused["to"]["live"], "green");
+
+    let mut services: BpfHashMap<_, ServiceKey, ServiceRow> =
+        MapData::from_pin(lab.paths.map("services")).and_then(Map::from_map_data).unwrap().try_into().unwrap();
+    let rows: Vec<_> = services.iter().map(Result::unwrap).collect();
+    let last = rows.iter().filter(|(_, row)| row.deployment == 1).max_by_key(|(_, row)| row.service).unwrap();
+    let mut without = last.1;
+    without.tables[Colour::Green as usize].len = 0;
+    services.insert(last.0, without, 0).unwrap();
+    same(&["switch", "shop"], 3, "has no backends in service");
+    services.insert(last.0, last.1, 0).unwrap();
+
+    detach(&lab.paths, &Target::Interfaces(vec!["v0".into()])).unwrap();
+    same(&["switch", "shop"], 3, "no interface is attached");
+    let forced = SwitchRequest { force: true, ..SwitchRequest::default() };
+    assert_eq!(instance.dry_run("shop", &forced).unwrap().would, Would::Switch);
+    let (code, _, stderr) = lab.run(&["switch", "shpo", "--dry-run"]);
+    assert!(code == 2 && stderr.contains("did you mean \"shop\"?"), "{stderr}");
+}
+
+/// Moves `v1` to another namespace, gives it an address there, and listens at this port. Ends with its sender.
+fn neighbour(lab: &Lab, address: Ipv4Addr, port: u16) -> mpsc::Sender<()> {
+    let (tell, told) = mpsc::channel();
+    let (keep, end) = mpsc::channel::<()>();
+    let (moved, is_moved) = mpsc::channel();
+    std::thread::spawn(move || {
+        // SAFETY: the namespace of this thread alone changes; nothing of it is shared by memory.
+        unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }.unwrap();
+        tell.send(rustix::thread::gettid().as_raw_nonzero().get()).unwrap();
+        is_moved.recv().unwrap();
+        for words in [&format!("address add {address}/8 dev v1"), "link set v1 up"] {
+            assert!(std::process::Command::new("ip").args(words.split(' ')).status().unwrap().success());
+        }
+        let listener = TcpListener::bind((address, port)).unwrap();
+        tell.send(0).unwrap();
+        let _ = end.recv();
+        drop(listener);
+    });
+    lab.ip(&format!("link set v1 netns {}", told.recv().unwrap()));
+    moved.send(()).unwrap();
+    told.recv().unwrap();
+    keep
+}
+
+#[test]
+fn each_backend_of_the_target_is_told_to_be_there_or_not() {
+    let lab = Lab::new();
+    lab.attach("v0", AttachMode::Tc).unwrap();
+    lab.ip("link set lo up");
+    lab.ip("address add 10.9.0.1/8 dev v0");
+    lab.ip("route add unreachable 198.18.0.0/15");
+    let _neighbour = neighbour(&lab, Ipv4Addr::new(10, 9, 2, 10), 443);
+    let here = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (listens, closed) =
+        (here.local_addr().unwrap(), TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap());
+    let more = format!(
+        r#"
+[[deployments.shop.services]]
+name = "local"
+vip = "203.0.113.10:444"
+protocol = "tcp"
+mode = "local"
+blue = ["127.0.0.1:1"]
+green = ["{listens}", {{ address = "{closed}", weight = 0 }}, "10.9.3.1:1"]
+"#
+    );
+    let config = CONFIG.replace(
+        r#"["10.9.2.10:443"]"#,
+        r#"["10.9.2.10:443", "10.9.2.10:444", "10.9.2.11:443", "198.18.0.1:443", "10.9.0.1:443"]"#,
+    );
+    lab.instance().apply(&parse("test.toml".as_ref(), &(config + &more)).unwrap()).unwrap();
+
+    let before = everything(&lab);
+    let said = lab.instance().dry_run("shop", &SwitchRequest::default()).unwrap();
+    let after = everything(&lab);
+    assert_eq!(after.0.get("live"), before.0.get("live"));
+    assert_eq!((after.0.get("flows4"), after.1), (before.0.get("flows4"), before.1), "no flow, and no packet counted");
+    let found: BTreeMap<_, _> = said
+        .target
+        .iter()
+        .map(|it| ((it.service.as_str(), it.backend), (it.ready, it.why.clone().unwrap_or_default())))
+        .collect();
+    let address = |text: &str| text.parse::<SocketAddr>().unwrap();
+    let of =
+        |service, backend: SocketAddr| found.get(&(service, backend)).unwrap_or_else(|| panic!("{found:?}")).clone();
+    assert_eq!(of("web", address("10.9.2.10:443")), (Some(true), String::new()));
+    assert_eq!(of("local", listens), (Some(true), String::new()));
+    for (service, backend, part) in [
+        ("web", address("10.9.2.10:444"), "refused"),
+        ("web", address("10.9.2.11:443"), "10.9.2.11 does not respond to requests for its MAC address"),
+        ("web", address("198.18.0.1:443"), "no route"),
+        ("web", address("10.9.0.1:443"), "an address of this host, to which mode `nat` sends nothing"),
+        ("local", closed, "refused"),
+        ("local", address("10.9.3.1:1"), "not an address of this host"),
+    ] {
+        let (ready, why) = of(service, backend);
+        assert!(ready == Some(false) && why.contains(part), "{service} {backend}: {ready:?} {why}");
+    }
+    // Of a UDP service only route and next hop can be examined. The connections have made this one known.
+    assert_eq!(of("dns", address("10.9.2.10:53")), (Some(true), String::new()));
+    assert_eq!(found.len(), 9);
+    assert_eq!(said.target.iter().find(|it| it.backend == closed).unwrap().weight, 0);
+
+    let (code, text, _) = lab.run(&["switch", "shop", "--dry-run"]);
+    assert_eq!(code, 0, "backends that are not there do not keep a switch from being made");
+    assert!(text.contains("green: 3 of 9 backends ready") && !text.contains(&listens.to_string()), "{text}");
+    assert!(lab.run(&["switch", "shop", "--dry-run", "--verbose"]).1.contains(&listens.to_string()));
+
+    // From another namespace nothing can be said of them.
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            // SAFETY: the namespace of this thread alone changes; nothing of it is shared by memory.
+            unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }.unwrap();
+            let said = lab.instance().dry_run("shop", &SwitchRequest::default()).unwrap();
+            assert!(said.target.len() == 9 && said.target.iter().all(|it| it.ready.is_none() && it.why.is_some()));
+        });
+    });
+}
+
+#[test]
+fn a_thousand_backends_that_are_gone_are_not_waited_for_one_by_one() {
+    let lab = Lab::new();
+    lab.attach("v0", AttachMode::Tc).unwrap();
+    lab.ip("address add 10.9.0.1/8 dev v0");
+    let green: Vec<_> = (0..1000).map(|n| format!("\"10.10.{}.{}:443\"", n / 200, 1 + n % 200)).collect();
+    let config = CONFIG.replace(r#""10.9.2.10:443""#, &green.join(", "));
+    lab.instance().apply(&parse("test.toml".as_ref(), &config).unwrap()).unwrap();
+    let start = Instant::now();
+    let said = lab.instance().dry_run("shop", &SwitchRequest::default()).unwrap();
+    let (took, not_ready) = (start.elapsed(), said.target.iter().filter(|it| it.ready == Some(false)).count());
+    println!("{took:?}");
+    assert_eq!(not_ready, 1000, "each was tried");
+    assert!(took < Duration::from_secs(60), "{took:?}: a second and a half for each is 25 minutes");
+}

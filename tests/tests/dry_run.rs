@@ -1,0 +1,106 @@
+//! A dry run over open flows of real stacks, and what the switch then does to them.
+
+use anyhow::{Context, Result};
+use bg_tests::{
+    Fabric, HTTP_PORT, Lab, Offloads, Ready, address,
+    config::{DEPLOYMENT, http_vip, shop, udp_vip},
+    load::{Connection, Echo},
+};
+use serde_json::{Value, json};
+use std::net::{IpAddr, SocketAddr};
+
+const VIPS: [IpAddr; 2] = [address::VIP_V4, address::VIP_V6];
+
+/// A connection and a UDP flow of each family: a user's, then a tester's.
+struct Clients {
+    tcp: Vec<Connection>,
+    udp: Vec<Echo>,
+}
+
+impl Clients {
+    fn open(lab: &Lab) -> Result<Self> {
+        let (mut tcp, mut udp) = (Vec::new(), Vec::new());
+        for from in [[address::CLIENT_V4, address::CLIENT_V6], [address::TESTER_V4, address::TESTER_V6]] {
+            for (vip, from) in VIPS.into_iter().zip(from) {
+                let from = SocketAddr::new(from, 0);
+                tcp.push(Connection::open_from(&lab.client, from, http_vip(vip))?);
+                udp.push(lab.client.enter(|| Echo::open_from(from, udp_vip(vip)))??);
+            }
+        }
+        Ok(Self { tcp, udp })
+    }
+
+    /// The colours that answer; `None` for a connection that was reset.
+    fn ask(&self) -> Result<(Vec<Option<String>>, Vec<&'static str>)> {
+        let udp = self.udp.iter().map(|flow| Ok(flow.ask("who is there?")?.colour.name())).collect::<Result<_>>()?;
+        Ok((self.tcp.iter().map(|connection| connection.colour().ok()).collect(), udp))
+    }
+}
+
+/// The configuration with a port at which nobody listens in place of green's first backend. It gets no flows.
+fn with_one_closed_port(config: &str) -> (String, String) {
+    let open = SocketAddr::new(address::BACKENDS[2].2[0], HTTP_PORT);
+    let closed = SocketAddr::new(open.ip(), HTTP_PORT + 1).to_string();
+    let (others, shop) = config.split_at(config.find("[deployments.shop]").expect("the deployment under test"));
+    let weightless = format!("{{ address = \"{closed}\", weight = 0 }}");
+    (others.to_owned() + &shop.replacen(&format!("\"{open}\""), &weightless, 1), closed)
+}
+
+fn a_dry_run_says_what_then_happens(lab: Lab, attach_mode: &str, mode: &str) -> Result<()> {
+    let (config, closed) = with_one_closed_port(&shop(&lab, mode, "drain_timeout = \"1h\""));
+    let ready = Ready::with(lab, attach_mode, &config)?;
+    let bgctl = &ready.bgctl;
+    let clients = Clients::open(&ready.lab)?;
+    let (tcp, udp) = clients.ask()?;
+    let [b, g] = ["blue", "green"];
+    assert_eq!(udp, [b, b, g, g]);
+    assert_eq!(tcp, [b, b, g, g].map(|colour| Some(colour.to_owned())));
+
+    let dry_run = |words: &[&str]| bgctl.json(&[&["switch", DEPLOYMENT, "--dry-run"], words].concat());
+    let before = bgctl.deployment(DEPLOYMENT)?;
+    let drain = dry_run(&[])?;
+    let cut = dry_run(&["--on-switch", "cut"])?;
+    assert_eq!(bgctl.deployment(DEPLOYMENT)?, before, "nothing has changed, and no packet was counted");
+    assert_eq!(clients.ask()?, (tcp, udp));
+
+    assert_eq!(drain["flows"], json!({"stay": 4, "move": 2, "reset": 2}), "the testers' flows do not stay");
+    assert_eq!(cut["flows"], json!({"stay": 0, "move": 4, "reset": 4}));
+    for said in [&drain, &cut] {
+        assert_eq!((&said["would"], &said["refusal"], &said["clients"]), (&json!("switch"), &Value::Null, &json!(4)));
+        assert_eq!((&said["from"]["live"], &said["to"]["live"]), (&json!("blue"), &json!("green")));
+        let services = said["services"].as_array().context("no services")?;
+        let clients = services.iter().map(|service| service["clients"].as_u64());
+        assert_eq!(clients.collect::<Vec<_>>(), [Some(2); 4], "{services:?}");
+        let target = said["target"].as_array().context("no target")?;
+        let not_ready: Vec<_> = target.iter().filter(|backend| backend["ready"] != true).collect();
+        assert_eq!((target.len(), not_ready.len()), (8, 1), "{target:?}");
+        assert_eq!((&not_ready[0]["service"], &not_ready[0]["backend"]), (&json!("web4"), &json!(closed)));
+        assert!(not_ready[0]["why"].as_str().is_some_and(|why| why.contains("refused")), "{not_ready:?}");
+    }
+
+    bgctl.run(&["switch", DEPLOYMENT])?;
+    let (tcp, udp) = clients.ask()?;
+    let blue = Some(b.to_owned());
+    assert_eq!((tcp, udp), (vec![blue.clone(), blue, None, None], vec![b, b, b, b]));
+    ready.neighbour_is_undisturbed()
+}
+
+#[test]
+fn a_dry_run_says_what_then_happens_with_native_xdp() -> Result<()> {
+    a_dry_run_says_what_then_happens(Lab::wire(Fabric::Switch)?, "native", "nat")
+}
+
+#[test]
+fn a_dry_run_says_what_then_happens_with_generic_xdp_behind_a_router() -> Result<()> {
+    a_dry_run_says_what_then_happens(Lab::wire(Fabric::Router)?, "generic", "nat")
+}
+
+#[test]
+fn a_dry_run_says_what_then_happens_with_tc() -> Result<()> {
+    a_dry_run_says_what_then_happens(Lab::bridge()?, "tc", "nat")
+}
+
+#[test]
+fn a_dry_run_says_what_then_happens_between_zones() -> Result<()> {
+    a_dry_run_says_what_then_happens(Lab::zones(Offloads::Default)?, "tc", "local")
+}
