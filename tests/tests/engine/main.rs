@@ -21,6 +21,7 @@ mod lookalikes;
 mod packets;
 mod second_chance;
 mod switches;
+mod timed;
 
 use bg_common::{Event, Identity, LiveFlags, LiveWord, Mode, Protocol, SwitchTerms};
 use bg_ebpf::{Action, wire::checksum::Delta};
