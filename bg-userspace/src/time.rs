@@ -42,9 +42,14 @@ impl TickLength {
 
 /// The time of the wall clock at an instant of a clock, rounded to milliseconds, so that it is nearly the same each time.
 pub(crate) fn moment_of(instant: u64, clock: ClockId) -> Option<jiff::Timestamp> {
-    let ahead = i128::from(instant) - i128::from(now(clock));
-    let ahead = jiff::SignedDuration::from_nanos_i128(ahead);
-    let moment = jiff::Timestamp::now().checked_add(ahead).ok()?;
+    // Of several readings of both clocks, the one that was interrupted for the shortest time.
+    let readings = (0..5).map(|_| {
+        let (before, wall, after) = (now(clock), jiff::Timestamp::now(), now(clock));
+        (after.saturating_sub(before), after, wall)
+    });
+    let (_, now, wall) = readings.min_by_key(|(took, ..)| *took)?;
+    let ahead = jiff::SignedDuration::from_nanos_i128(i128::from(instant) - i128::from(now));
+    let moment = wall.checked_add(ahead).ok()?;
     moment.round(jiff::Unit::Millisecond).ok()
 }
 
