@@ -198,6 +198,8 @@ fn without_an_instance_there_is_nothing_to_switch() {
         &["status"][..],
         &["switch", "shop"],
         &["rollback", "shop"],
+        &["confirm", "shop"],
+        &["split", "shop", "--green", "5"],
         &["flows"],
         &["flows", "--count"],
         &["show"],

@@ -7,7 +7,7 @@ use std::{
     process::{Command, Output},
 };
 
-const COMMANDS: [&str; 15] = [
+const COMMANDS: [&str; 17] = [
     "doctor",
     "attach",
     "detach",
@@ -18,6 +18,8 @@ const COMMANDS: [&str; 15] = [
     "status",
     "switch",
     "rollback",
+    "confirm",
+    "split",
     "flows",
     "history",
     "completions",

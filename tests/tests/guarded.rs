@@ -40,8 +40,7 @@ fn in_all_modes(keys: &str, test: impl Fn(&Ready) -> Result<()>) -> Result<()> {
 }
 
 /// New flows of a client's address, each from a port that no other flow has used.
-fn flows(ready: &Ready, family: usize, ports: std::ops::Range<u16>) -> NewFlows {
-    let _ = ready;
+fn flows(family: usize, ports: std::ops::Range<u16>) -> NewFlows {
     let (vip, client) = FAMILIES[family];
     NewFlows::new(udp_vip(vip), &[client], ports)
 }
@@ -100,7 +99,7 @@ fn without_a_confirmation_new_flows_are_on_the_old_colour_from_the_deadline_on()
     in_all_modes("", |ready| {
         let bgctl = &ready.bgctl;
         for family in 0..2 {
-            let mut flows = flows(ready, family, 2000..40_000);
+            let mut flows = flows(family, 2000..40_000);
             let generation = bgctl.deployment(DEPLOYMENT)?["generation"].as_u64().context("a number")?;
             let within = millis(SOON);
             let switched = bgctl.json(&["switch", DEPLOYMENT, "green", "--confirm-within", &within])?;
@@ -128,7 +127,7 @@ fn a_confirmed_switch_stays_and_one_that_was_rolled_back_does_not_come_again() -
     in_all_modes("", |ready| {
         let bgctl = &ready.bgctl;
         for family in 0..2 {
-            let mut flows = flows(ready, family, 2000..40_000);
+            let mut flows = flows(family, 2000..40_000);
             let long = ["switch", DEPLOYMENT, "green", "--confirm-within", "1h"];
             bgctl.run(&long)?;
             let confirmed = bgctl.json(&["confirm", DEPLOYMENT])?;
@@ -183,9 +182,8 @@ fn a_switch_that_is_refused_or_changes_nothing_leaves_nothing_armed() -> Result<
 fn a_scheduled_switch_takes_effect_at_its_instant_unless_something_changes_before() -> Result<()> {
     in_all_modes("on_switch = \"cut\"", |ready| {
         let bgctl = &ready.bgctl;
-        for family in 0..2 {
-            let (vip, _) = FAMILIES[family];
-            let mut flows = flows(ready, family, 2000..40_000);
+        for (family, (vip, _)) in FAMILIES.into_iter().enumerate() {
+            let mut flows = flows(family, 2000..40_000);
             let open = ready.lab.client.enter(|| Echo::open_here(udp_vip(vip)))??;
             ensure!(open.ask("before")?.colour == Colour::Blue);
             let switched = bgctl.json(&["switch", DEPLOYMENT, "green", "--at", &rfc3339(SOON)])?;
@@ -215,7 +213,7 @@ fn a_scheduled_switch_takes_effect_at_its_instant_unless_something_changes_befor
 fn a_ramp_ends_where_it_leads_and_its_guard_begins_there() -> Result<()> {
     let ready = Ready::native("")?;
     let bgctl = &ready.bgctl;
-    let mut flows = flows(&ready, 0, 2000..40_000);
+    let mut flows = flows(0, 2000..40_000);
     let (ramp, within) = (millis(3 * SOON), millis(SOON));
     let switched = bgctl.json(&["switch", DEPLOYMENT, "green", "--ramp", &ramp, "--confirm-within", &within])?;
     let (begin, end) = (instant(&switched["activate_at"])?, instant(&switched["ramp_until"])?);
@@ -248,12 +246,11 @@ fn a_ramp_ends_where_it_leads_and_its_guard_begins_there() -> Result<()> {
 fn a_split_by_client_shows_each_client_one_colour_and_a_larger_one_takes_nobody_back() -> Result<()> {
     in_all_modes("sticky = \"client\"\nsticky_prefix = { ipv4 = 32, ipv6 = 128 }", |ready| {
         let (bgctl, client) = (&ready.bgctl, &ready.lab.client);
-        for family in 0..2 {
-            let (vip, first) = FAMILIES[family];
+        for (vip, first) in FAMILIES {
             let mut before: Vec<Option<Colour>> = vec![None; 24];
             let mut port = 2000;
             for host in 0..before.len() {
-                let (address, length) = (beside(first, host as u8), if family == 0 { "24" } else { "64 nodad" });
+                let (address, length) = (beside(first, host as u8), if first.is_ipv4() { "24" } else { "64 nodad" });
                 client.ip(&format!("address add {address}/{length} dev eth0"))?;
             }
             for percent in ["20", "55.5", "90"] {
@@ -309,7 +306,7 @@ fn whoever_kills_a_guarded_switch_does_not_end_its_guard() -> Result<()> {
     let rounds = if std::env::var_os("BG_TEST_FULL").is_some() { 1000 } else { 60 };
     let ready = Ready::native("")?;
     let live = ready.live()?;
-    let mut flows = flows(&ready, 0, 2000..60_000);
+    let mut flows = flows(0, 2000..60_000);
     let within = Duration::from_millis(20);
     let mut killed = 0;
     for round in 0..rounds {
@@ -343,7 +340,7 @@ fn a_confirmation_at_the_deadline_has_one_outcome() -> Result<()> {
     let rounds = if std::env::var_os("BG_TEST_FULL").is_some() { 1000 } else { 40 };
     let ready = Ready::native("")?;
     let live = ready.live()?;
-    let mut flows = flows(&ready, 1, 2000..60_000);
+    let mut flows = flows(1, 2000..60_000);
     let mut outcomes = [0; 2];
     let mut chance = bg_tests::Chance::new();
     for round in 0..rounds {

@@ -47,7 +47,7 @@ fn bash_knows_deployments_colours_and_interfaces_in_their_places() {
     let offers = |words: &str| offers(&lab, words);
     assert!(offers("").contains(&"rollback".to_owned()));
     assert_eq!(offers("ro"), ["rollback"]);
-    for command in ["switch", "rollback", "status", "flows", "history", "history -n 3"] {
+    for command in ["switch", "rollback", "confirm", "split", "status", "flows", "history", "history -n 3"] {
         assert_eq!(offers(&format!("{command} sh")), ["shop", "shopping"], "{command}");
         assert_eq!(offers(&format!("--json {command} m")), ["mail"], "{command}");
     }

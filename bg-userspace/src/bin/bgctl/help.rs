@@ -152,6 +152,8 @@ pub(crate) const PAGES: &[Page] = &[
             "All services of the deployment switch at one instant. When the command has returned, no new flow on any CPU \
              goes to the other colour. Switching to the colour that is already live succeeds and changes nothing.",
             "In scripts, name the colour or give --if-generation. A plain switch that is run twice switches back.",
+            "With --confirm-within the data path goes back at the deadline by itself, unless bgctl-confirm(1) comes before. --at and --ramp work \
+             without a process too. The next change of the deployment cancels what has not taken effect.",
             "With --dry-run the exit code is 3 if the switch would be refused, and 0 otherwise, even if backends are not ready.",
         ],
         examples: &[
@@ -161,6 +163,11 @@ pub(crate) const PAGES: &[Page] = &[
                 "bgctl switch shop green --on-switch cut --reason 'release 7'",
                 "make green live, and end the open flows on blue",
             ),
+            (
+                "bgctl switch shop green --confirm-within 5m",
+                "make green live, and go back in five minutes unless confirmed",
+            ),
+            ("bgctl switch shop green --ramp 1h", "move new flows to green in the course of an hour"),
         ],
         exit: &[DONE, FAILED, USAGE, REFUSED, BUSY],
     },
@@ -171,6 +178,28 @@ pub(crate) const PAGES: &[Page] = &[
             "bgctl rollback shop --reason 'errors at the checkout'",
             "make the colour live that was live before",
         )],
+        exit: &[DONE, FAILED, USAGE, REFUSED, BUSY],
+    },
+    Page {
+        command: "confirm",
+        description: &[
+            "Keeps a switch that was made with --confirm-within. If it is too late, because the data path has taken the switch back, \
+             the exit code is 3. Confirming a second time changes nothing.",
+        ],
+        examples: &[("smoke-test && bgctl confirm shop", "keep the switch if a test passes")],
+        exit: &[DONE, FAILED, USAGE, REFUSED, BUSY],
+    },
+    Page {
+        command: "split",
+        description: &[
+            "Sends a share of new flows to green and the others to blue. Open flows stay where they are. With 0 or 100 it is a switch.",
+            "With --by client all flows of a client go to one colour. A larger share only moves clients to green, and a smaller one \
+             takes back first those who came last.",
+        ],
+        examples: &[
+            ("bgctl split shop --green 5 --by client", "let five percent of the clients try green"),
+            ("bgctl split shop --green 0", "all new flows to blue"),
+        ],
         exit: &[DONE, FAILED, USAGE, REFUSED, BUSY],
     },
     Page {
