@@ -46,7 +46,7 @@ pub use processor::Processor;
 pub use raw::RawSocket;
 pub use ready::Ready;
 pub use sandbox::Sandbox;
-pub use server::{HTTP_PORT, Server, UDP_PORT, monotonic_ns, serve};
+pub use server::{HTTP_PORT, Server, UDP_PORT, boot_ns, monotonic_ns, serve};
 pub use tap::Tap;
 pub use tcp::{retransmissions, tcp_counter};
 pub use topology::{Backend, Fabric, Lab, Offloads, address};

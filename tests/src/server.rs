@@ -27,9 +27,18 @@ pub const UDP_PORT: u16 = 5353;
 
 /// Nanoseconds of `CLOCK_MONOTONIC`, which is one clock for all namespaces of the machine.
 pub fn monotonic_ns() -> u64 {
+    nanos_of(libc::CLOCK_MONOTONIC)
+}
+
+/// Nanoseconds of `CLOCK_BOOTTIME`.
+pub fn boot_ns() -> u64 {
+    nanos_of(libc::CLOCK_BOOTTIME)
+}
+
+fn nanos_of(clock: libc::clockid_t) -> u64 {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the pointer is to a timespec that outlives the call.
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    unsafe { libc::clock_gettime(clock, &raw mut now) };
     now.tv_sec.cast_unsigned() * 1_000_000_000 + now.tv_nsec.cast_unsigned()
 }
 

@@ -170,7 +170,7 @@ impl Host {
     /// Stores the timing of a word, before [`set_live`](Self::set_live).
     pub fn set_timing(&self, deployment: u16, word: LiveWord, timing: Timing) {
         let mut both = self.timings(deployment);
-        both[word.terms_slot()] = Timing { generation: word.generation(), ..timing };
+        both[word.terms_slot()] = timing;
         self.timing[usize::from(deployment)].set(both);
     }
 

@@ -9,7 +9,7 @@ use aya::{
 };
 use bg_common::{
     Backend, Clock, DeploymentRow, Event, FLOW_WAYS, FlowHash, FlowKey4, FlowKey6, LiveWord, Meta, NextHop, ServiceKey,
-    ServiceRow, SwitchTerms, TICK_SHIFT, TableSizes, TesterKey, Traffic, Vip,
+    ServiceRow, SwitchTerms, TICK_SHIFT, TableSizes, TesterKey, Timing, Traffic, Vip,
 };
 use bg_ebpf::{Action, flow::key::Key as _};
 use memmap2::{MmapOptions, MmapRaw};
@@ -181,6 +181,7 @@ impl Kernel {
             let index = index as u32;
             self.array::<DeploymentRow>("deployments")?.set(index, row, 0)?;
             self.array::<[SwitchTerms; 2]>("terms")?.set(index, terms, 0)?;
+            self.array::<[Timing; 2]>("timing")?.set(index, [Timing::default(); 2], 0)?;
             self.array::<LiveWord>("live")?.set(index, word, 0)?;
         }
         Ok(())
@@ -193,6 +194,24 @@ impl Kernel {
         self.array::<[SwitchTerms; 2]>("terms")?.set(deployment.into(), both, 0)?;
         self.array::<LiveWord>("live")?.set(deployment.into(), word, 0)?;
         Ok(())
+    }
+
+    /// Stores the timing of a word, before [`set_live`](Self::set_live).
+    pub fn set_timing(&mut self, deployment: u16, word: LiveWord, timing: Timing) -> Result<()> {
+        let mut both = self.timings(deployment)?;
+        both[word.terms_slot()] = timing;
+        Ok(self.array::<[Timing; 2]>("timing")?.set(deployment.into(), both, 0)?)
+    }
+
+    /// Both timings of a deployment.
+    pub fn timings(&mut self, deployment: u16) -> Result<[Timing; 2]> {
+        Ok(self.array("timing")?.get(&deployment.into(), 0)?)
+    }
+
+    /// The first page of the live words, mapped.
+    pub fn live_page(&self) -> Result<MmapRaw> {
+        let Some(Map::Array(data)) = self.object.map("live") else { bail!("live is no array") };
+        Ok(MmapOptions::new().len(4096).map_raw(data.fd().as_fd().as_raw_fd())?)
     }
 
     /// The live word of a deployment.

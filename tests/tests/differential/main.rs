@@ -5,7 +5,7 @@
 
 mod packets;
 
-use bg_common::{Event, LiveFlags, LiveWord, NextHop, Protocol, SwitchTerms};
+use bg_common::{Event, LiveFlags, LiveWord, NextHop, Protocol, SwitchTerms, Timing};
 use bg_ebpf::Action;
 use bg_tests::{
     frames::{PacketSpec, assert_checksums, ends},
@@ -29,6 +29,23 @@ enum Ending {
     Drain,
     /// A drain whose deadline has passed at once: the next new flow ends it.
     Drained,
+    /// A cut that a packet may have to make explicit, or to take back.
+    Timed(Instant),
+}
+
+/// Where the instants of a timed word are.
+#[derive(Clone, Copy, Debug)]
+enum Instant {
+    /// It takes effect later.
+    Ahead,
+    /// It should have taken effect.
+    Passed,
+    /// Its deadline comes later.
+    Guarded,
+    /// Its deadline has passed.
+    Expired,
+    /// The timing is of another generation.
+    Foreign,
 }
 
 #[derive(Clone, Debug)]
@@ -50,7 +67,16 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         12 => spec().prop_map(Step::Packet),
         4 => select(FLAGS.to_vec()).prop_map(Step::Answer),
         4 => complaint().prop_map(Step::Error),
-        1 => (0u16..2, select(vec![Ending::Cut, Ending::Drain, Ending::Drained]))
+        1 => (0u16..2, select(vec![
+            Ending::Cut,
+            Ending::Drain,
+            Ending::Drained,
+            Ending::Timed(Instant::Ahead),
+            Ending::Timed(Instant::Passed),
+            Ending::Timed(Instant::Guarded),
+            Ending::Timed(Instant::Expired),
+            Ending::Timed(Instant::Foreign),
+        ]))
             .prop_map(|(deployment, ending)| Step::Switch { deployment, ending }),
     ];
     proptest::collection::vec(step, 1..40)
@@ -62,6 +88,10 @@ fn switch(word: LiveWord, terms: [SwitchTerms; 2], ending: Ending, now: u32) -> 
     let mut new = SwitchTerms { drain_deadline: 0, ..terms[word.terms_slot()] };
     let mut flags = LiveFlags::NONE;
     match ending {
+        Ending::Timed(_) => {
+            new.ended_before[word.live() as usize] = generation;
+            flags = flags.with(LiveFlags::TIMED);
+        }
         Ending::Cut => new.ended_before[word.live() as usize] = generation,
         Ending::Drain => flags = flags.with(LiveFlags::DRAINING),
         Ending::Drained => {
@@ -73,6 +103,21 @@ fn switch(word: LiveWord, terms: [SwitchTerms; 2], ending: Ending, now: u32) -> 
         flags = flags.with(LiveFlags::CUT);
     }
     (LiveWord::new(generation, flags, word.target_share(), word.live().other().full_share()), new)
+}
+
+/// The timing of such a switch. No instant is near, since the host's clocks stand still.
+fn timing(before: LiveWord, word: LiveWord, ending: Ending) -> Timing {
+    let timing = Timing { before, on_switch: 1, generation: word.generation(), ..Timing::default() };
+    match ending {
+        Ending::Timed(Instant::Ahead) => Timing { activate_at: u64::MAX, clock: 1, window: 7, ..timing },
+        Ending::Timed(Instant::Passed) => Timing { activate_at: 1, ..timing },
+        Ending::Timed(Instant::Guarded) => Timing { window: 7, revert_at: u64::MAX, ..timing },
+        Ending::Timed(Instant::Expired) => Timing { window: 7, revert_at: 1, ..timing },
+        Ending::Timed(Instant::Foreign) => {
+            Timing { activate_at: u64::MAX, generation: word.generation() ^ 2, ..timing }
+        }
+        _ => timing,
+    }
 }
 
 /// What the backend of a packet that was sent on answers.
@@ -147,6 +192,7 @@ fn agree(
 ) -> [u64; Event::COUNT as usize] {
     let now = kernel.tick().expect("the clock");
     let host = Host::load_with_rows(scenario(), now, rows);
+    host.set_clocks([1 << 60; 2]);
     for address in ROUTED {
         let hop = NextHop::pack(OUT, 1500, mac(DMAC), mac(SMAC), 0);
         host.routes.borrow_mut().insert(address.parse().expect("an address"), hop);
@@ -164,6 +210,9 @@ fn agree(
         match step {
             Step::Switch { deployment, ending } => {
                 let (word, terms) = switch(host.word(*deployment), host.terms(*deployment), *ending, now);
+                let timing = timing(host.word(*deployment), word, *ending);
+                host.set_timing(*deployment, word, timing);
+                kernel.set_timing(*deployment, word, timing).expect("timing");
                 host.set_live(*deployment, word, terms);
                 kernel.set_live(*deployment, word, terms).expect("switch");
             }
@@ -194,6 +243,7 @@ fn agree(
     for deployment in 0..2 {
         assert_eq!(kernel.word(deployment).expect("a word"), host.word(deployment));
         assert_eq!(kernel.terms(deployment).expect("terms"), host.terms(deployment));
+        assert_eq!(kernel.timings(deployment).expect("timings"), host.timings(deployment));
     }
     let events = kernel.all_events().expect("events");
     for event in Event::ALL {

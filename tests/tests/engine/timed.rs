@@ -29,7 +29,7 @@ fn to_green(host: &Host, is_cut: bool, timing: Timing) -> LiveWord {
     }
     flags = flags.with(LiveFlags(word.flags().0 & LiveFlags::CUT.0));
     let new = LiveWord::new(word.generation() + 1, flags, word.target_share(), FULL_SHARE);
-    host.set_timing(0, new, Timing { before: word, on_switch: is_cut.into(), ..timing });
+    host.set_timing(0, new, Timing { before: word, on_switch: is_cut.into(), generation: new.generation(), ..timing });
     host.set_live(0, new, terms);
     new
 }
