@@ -45,11 +45,13 @@ pub enum Event {
     SecondChance = 9,
     /// Not dropped: a new flow has evicted an open flow in which both ends had taken part.
     PushedOut = 10,
+    /// Not dropped: a TCP segment of a flow that a switch or a drain has ended was answered with a reset.
+    EndedReset = 11,
 }
 
 impl Event {
     /// All events, in the order of their rows.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Malformed,
         Self::ReplyCollision,
         Self::EndedFlow,
@@ -61,6 +63,7 @@ impl Event {
         Self::Unpinned,
         Self::SecondChance,
         Self::PushedOut,
+        Self::EndedReset,
     ];
     /// The number of rows of the `events` map.
     pub const COUNT: u32 = Self::ALL.len() as u32;
@@ -84,6 +87,7 @@ impl Event {
             Self::Unpinned => "unpinned",
             Self::SecondChance => "second_chance",
             Self::PushedOut => "pushed_out",
+            Self::EndedReset => "ended_reset",
         }
     }
 }

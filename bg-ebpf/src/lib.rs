@@ -38,7 +38,10 @@ pub mod wire;
 pub mod world;
 
 use bg_common::Event;
-use egress::rewrite::{Rewritable, Writer};
+use egress::{
+    reset::{self, Sequence, Turned},
+    rewrite::{Rewritable, Writer},
+};
 use hint::unlikely;
 use path::{
     classify::{Found, backend_at, vip_at},
@@ -94,6 +97,19 @@ pub fn process_icmp<W: SlowPath<V4> + SlowPath<V6>>(
     let Some(family) = error::read(packet, frame.len, world) else { return Verdict::PASS };
     let receiver = error::find(family, world);
     error::send(receiver, family, frame, world, writer)
+}
+
+/// Turns a frame of which [`process`] says [`Action::Reset`] into a reset to its sender; turned once more, with the sequence number
+/// that was returned, it is one from its sender, for [`process`] to send to the other end. `None`: it could not be written, and must
+/// not be sent.
+#[inline(always)]
+pub fn turn_into_reset(packet: &Packet<'_>, number: Sequence, writer: &mut impl Writer) -> Option<Turned> {
+    let (ether_type, l3) = ethernet::payload(packet)?;
+    match ether_type {
+        ethernet::IPV4 => reset::turn::<V4>(packet, l3, number, writer),
+        ethernet::IPV6 => reset::turn::<V6>(packet, l3, number, writer),
+        _ => None,
+    }
 }
 
 #[inline(always)]

@@ -6,10 +6,10 @@
 //! let silently = bg_ebpf::Verdict { action: bg_ebpf::Action::Drop, ifindex: 0 };
 //! ```
 
-use crate::world::World;
+use crate::{hook::Direction, world::World};
 use bg_common::{Event, NextHop};
 
-/// What to do with a frame. A frame that is passed, deferred or not decided is unmodified, the others are rewritten.
+/// What to do with a frame. A frame that is passed, deferred, not decided or to be answered is unmodified, the others are rewritten.
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
@@ -31,6 +31,9 @@ pub enum Action {
     Drop = 6,
     /// Not decided yet: an ICMP message, of which [`crate::process_icmp`] decides.
     Icmp = 7,
+    /// A TCP segment of a flow that a switch has ended: [`crate::turn_into_reset`] makes two resets of it, one that goes back where
+    /// the segment came from, and one in its place.
+    Reset = 8,
 }
 
 /// How a packet leaves.
@@ -73,6 +76,17 @@ impl Verdict {
     /// [`Action::Icmp`].
     pub const ICMP: Self = Self { action: Action::Icmp, ifindex: 0 };
 
+    /// The answer to a TCP segment of a flow that a switch has ended: [`Action::Reset`], counted. XDP leaves it to tc, which sends
+    /// out of any interface.
+    #[inline(always)]
+    pub fn reset(direction: Direction, world: &impl World) -> Self {
+        if direction == Direction::Early {
+            return Self::DEFER;
+        }
+        world.count(Event::EndedReset);
+        Self { action: Action::Reset, ifindex: 0 }
+    }
+
     /// What an exit says.
     #[inline(always)]
     pub const fn out_of(exit: Exit) -> Self {
@@ -101,7 +115,7 @@ impl Verdict {
         Self { action, ifindex: verdict as u32 }
     }
 
-    /// For a global function to return. It decides: [`Action::Icmp`] is no answer.
+    /// For a global function to return. It decides: [`Action::Icmp`] and [`Action::Reset`] are no answers.
     #[inline(always)]
     pub const fn to_u64(self) -> u64 {
         (self.action as u64) << 32 | self.ifindex as u64

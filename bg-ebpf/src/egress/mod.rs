@@ -1,5 +1,6 @@
 //! The way out: the next hop, and the rewritten bytes.
 
 pub mod next_hop;
+pub mod reset;
 pub mod rewrite;
 pub mod translate;

@@ -5,7 +5,7 @@
 //! of tc is in `kernel/tc.rs`: there checksums may be unfinished, and the kernel's helpers know.
 
 use crate::wire::{
-    checksum::Delta,
+    checksum::{Delta, Sum},
     ethernet,
     headers::{Headers, IpVersion, V4, V6},
     packet::{
@@ -91,6 +91,9 @@ pub trait Writer {
     fn put16(&mut self, at: usize, word: u16) -> Option<()>;
     /// The same with four bytes.
     fn put32(&mut self, at: usize, word: u32) -> Option<()>;
+    /// Stores the checksum of a TCP segment all of whose other bytes are new: the sum of its pseudo-header and that of its header.
+    /// `None`: as above.
+    fn put_checksum(&mut self, at: usize, pseudo_header: Sum, header: Sum) -> Option<()>;
     /// Replaces both MAC addresses, which no checksum covers.
     fn put_macs(&mut self, macs: [u32; 3]) -> Option<()>;
 }
@@ -190,6 +193,11 @@ impl Writer for Packet<'_> {
     fn put32(&mut self, at: usize, word: u32) -> Option<()> {
         store32(self.header_mut(at)?, word);
         Some(())
+    }
+
+    #[inline(always)]
+    fn put_checksum(&mut self, at: usize, pseudo_header: Sum, header: Sum) -> Option<()> {
+        self.put16(at, !pseudo_header.and(header).fold())
     }
 
     #[inline(always)]

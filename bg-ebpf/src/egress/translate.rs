@@ -77,7 +77,7 @@ pub fn translate(
     let mut covered = new.change;
     let is_v4 = family == Family::V4;
 
-    put_address(family, new.quoted_at, &new.address, writer)?;
+    put_address(family, new.quoted_at.into(), &new.address, writer)?;
     writer.put16(new.port_at.into(), new.port.0)?;
     if is_v4 {
         let check = new.address_change.apply(error.quoted_ip_checksum);
@@ -96,7 +96,7 @@ pub fn translate(
     let mut own_header = Delta::NONE;
     if new.own_at != 0 {
         own_header = new.address_change;
-        put_address(family, new.own_at, &new.address, writer)?;
+        put_address(family, new.own_at.into(), &new.address, writer)?;
     }
     let l3 = usize::from(error.l3);
     let hop_limit = error.hop_limit.wrapping_sub(1);
@@ -129,8 +129,8 @@ const fn replaced(old: &Addr, new: &Addr) -> Delta {
 
 /// Stores an address.
 #[inline(always)]
-fn put_address(family: Family, at: u8, address: &Addr, writer: &mut impl Writer) -> Option<()> {
-    let ([a, b, c, d], at) = (address.0, at.into());
+pub(super) fn put_address(family: Family, at: usize, address: &Addr, writer: &mut impl Writer) -> Option<()> {
+    let [a, b, c, d] = address.0;
     writer.put32(at, a)?;
     if family == Family::V6 {
         writer.put32(at + 4, b)?;

@@ -11,19 +11,26 @@ use super::{
 use aya_ebpf::{
     EbpfContext as _,
     bindings::{
-        __sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM, TC_ACT_OK, TC_ACT_SHOT, TC_ACT_UNSPEC,
+        __sk_buff, BPF_F_INGRESS, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM, TC_ACT_OK, TC_ACT_SHOT,
+        TC_ACT_UNSPEC,
     },
-    helpers::bpf_redirect,
+    helpers::{
+        bpf_redirect,
+        generated::{bpf_clone_redirect, bpf_csum_update, bpf_skb_change_tail},
+    },
     macros::classifier,
     programs::TcContext,
 };
 use bg_common::{Addr, Event, Family, Protocol};
 use bg_ebpf::{
     Action, Direction, Frame, Verdict,
-    egress::rewrite::{Edit, Rewritable, Writer},
+    egress::{
+        reset::Sequence,
+        rewrite::{Edit, Rewritable, Writer},
+    },
     path::{error, slow::Receiver},
-    process,
-    wire::{ethernet, headers::Headers, packet::Packet, transport::checksum_offset},
+    process, turn_into_reset,
+    wire::{checksum::Sum, ethernet, headers::Headers, packet::Packet, transport::checksum_offset},
 };
 use core::mem::offset_of;
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
@@ -71,6 +78,56 @@ fn run(context: TcContext, direction: Direction) -> i32 {
         Action::Redirect => unsafe { bpf_redirect(verdict.ifindex(), 0) as i32 },
         Action::ToSelf => redirect_to_self(),
         Action::Drop => TC_ACT_SHOT,
+        Action::Reset => reset(&context, direction, &world),
+    }
+}
+
+/// Ends a connection by one of its segments. A clone goes back where the segment came from, and resets its sender. The rest
+/// takes the segment's place, and comes by this hook again, as a reset from the sender.
+#[inline(always)]
+fn reset(context: &TcContext, direction: Direction, world: &World<false>) -> i32 {
+    // Into this host or out of it. From the loopback interface all comes back, with the route that it needs.
+    let (back, onward) = match direction {
+        _ if world.is_loopback() => (0, 0),
+        Direction::Egress => (u64::from(BPF_F_INGRESS), 0),
+        _ => (0, u64::from(BPF_F_INGRESS)),
+    };
+    let (skb, ifindex) = (context.skb.skb, world.ingress_ifindex());
+    // SAFETY: the program's own context, and two numbers.
+    unsafe {
+        let sequence = tc_turn_into_reset(skb, ACKNOWLEDGED);
+        if sequence == ACKNOWLEDGED {
+            return TC_ACT_SHOT;
+        }
+        // What cannot be sent now is sent when the end speaks again.
+        let _ = bpf_clone_redirect(skb, ifindex, back);
+        if tc_turn_into_reset(skb, sequence) == ACKNOWLEDGED {
+            return TC_ACT_SHOT;
+        }
+        bpf_redirect(ifindex, onward) as i32
+    }
+}
+
+/// No sequence number: that which the segment acknowledges.
+const ACKNOWLEDGED: u64 = u64::MAX;
+
+/// [`turn_into_reset`]. Returns the segment's sequence number. [`ACKNOWLEDGED`]: the frame must not be sent.
+///
+/// # Safety
+///
+/// The context must be the program's own.
+#[unsafe(no_mangle)]
+#[inline(never)]
+unsafe extern "C" fn tc_turn_into_reset(skb: *mut __sk_buff, sequence: u64) -> u64 {
+    let context = TcContext::new(skb);
+    let packet = packet(&context, LONGEST_HEADERS);
+    let number = if sequence == ACKNOWLEDGED { Sequence::Acknowledged } else { Sequence::Number(sequence as u32) };
+    let Some(turned) = turn_into_reset(&packet, number, &mut SkbWriter(&context)) else { return ACKNOWLEDGED };
+    // Payload and options, which no checksum of the reset covers. A GSO packet is none any more.
+    // SAFETY: the program's own context.
+    match unsafe { bpf_skb_change_tail(skb, turned.len as u32, 0) } {
+        0 => turned.sequence.into(),
+        _ => ACKNOWLEDGED,
     }
 }
 
@@ -224,6 +281,21 @@ impl Writer for SkbWriter<'_> {
     #[inline(always)]
     fn put32(&mut self, at: usize, word: u32) -> Option<()> {
         Skb(self.0).store(at, &word, RECOMPUTE).ok()
+    }
+
+    /// `CHECKSUM_PARTIAL` wants the sum of the pseudo-header in the field. The helper leaves it alone then, and else makes the checksum
+    /// of it: what it is told to replace zero by is the difference.
+    #[inline(always)]
+    fn put_checksum(&mut self, at: usize, pseudo_header: Sum, header: Sum) -> Option<()> {
+        let (partial, finished) = (pseudo_header.fold(), !pseudo_header.and(header).fold());
+        self.put16(at, partial)?;
+        let difference = pseudo_header.and(pseudo_header).and(header).fold();
+        self.0.l4_csum_replace(at, 0, difference.into(), 2).ok()?;
+        // `skb->csum` has seen the sum of the pseudo-header stored. If it is no sum of all bytes, this does nothing.
+        let change = Sum::ZERO.word(finished).word(!partial).fold();
+        // SAFETY: the program's own context.
+        unsafe { bpf_csum_update(self.0.skb.skb, change.into()) };
+        Some(())
     }
 
     #[inline(always)]

@@ -68,6 +68,14 @@ impl<const XDP: bool> World<XDP> {
     }
 }
 
+impl World<false> {
+    /// Whether the frame is at the loopback interface.
+    #[inline(always)]
+    pub(super) fn is_loopback(&self) -> bool {
+        self.ingress_ifindex() == LOOPBACK
+    }
+}
+
 /// An entry of an array that has two to a row, since the kernel pads a row to eight bytes.
 macro_rules! half {
     ($map:ident, $index:expr) => {{

@@ -142,7 +142,8 @@ fn target<V: Flows, W: SlowPath<V>>(
                 return Ok(Target::known(backend));
             }
             reading = LiveReading { deployment: deployment.into(), word };
-        } else if let Some(backend) = backend::of_flow(&flow, world) {
+        }
+        if let Some(backend) = backend::of_flow(&flow, world) {
             // Such a SYN is noted, and the second one means something else. So one hook alone must see it.
             if hook.direction == Direction::Early
                 && headers.transport.opens_connection()
@@ -153,12 +154,20 @@ fn target<V: Flows, W: SlowPath<V>>(
                 return Err(Verdict::DEFER);
             }
             let deployment = backend.deployment();
-            let word = timed::read(deployment, world).ok_or_else(missing_row)?;
+            let word = if reading.deployment == u32::from(deployment) {
+                reading.word
+            } else {
+                timed::read(deployment, world).ok_or_else(missing_row)?
+            };
             let (row, colour) = (*flow.flow(), Colour::from_u8(backend.colour()));
             let call = Refreshing { flow: row, transport: headers.transport, word, deployment, colour, now };
-            if slow::refresh(world, flow.words(), call).ok_or_else(missing_row)? == Stay::Yes {
-                note!(world, Step::Continues {});
-                return Ok(Target::known(backend));
+            match slow::refresh(world, flow.words(), call).ok_or_else(missing_row)? {
+                Stay::Yes => {
+                    note!(world, Step::Continues {});
+                    return Ok(Target::known(backend));
+                }
+                Stay::Reset => return Err(Verdict::reset(hook.direction, world)),
+                Stay::Over => {}
             }
             reading = LiveReading { deployment: deployment.into(), word };
         } else {

@@ -93,22 +93,18 @@ pub fn restore<V: Flows + Rewritable, W: SlowPath<V>>(
         return None;
     }
     let deployment = backend.deployment();
-    if headers.protocol() == Protocol::Udp {
-        // After a long silence the client may talk to the backend itself, from a port that it once used for the VIP. This
-        // comes before the live word is read: a packet that is no reply may open a flow, and reads the word then.
-        if !flow.was_seen_at(now) && is_silent(flow.flow(), headers.protocol(), world.deployment(deployment)?, now) {
-            note!(world, Step::Silent { last_seen: flow.flow().last_seen.into() });
-            return None;
-        }
-        // What a cut has ended must not be heard of again. A TCP client must: its answer to this segment meets
-        // the new colour, which resets it.
-        let Some(word) = timed::read(deployment, world) else { return Some(Verdict::drop(world, Event::MissingRow)) };
-        if ended_by_switch(flow.flow(), Colour::from_u8(backend.colour()), deployment, word, world, now) {
-            return Some(Verdict::drop(world, Event::EndedFlow));
-        }
+    let is_udp = headers.protocol() == Protocol::Udp;
+    // After a long silence the client may talk to the backend itself, from a port that it once used for the VIP.
+    if is_udp
+        && !flow.was_seen_at(now)
+        && is_silent(flow.flow(), headers.protocol(), world.deployment(deployment)?, now)
+    {
+        note!(world, Step::Silent { last_seen: flow.flow().last_seen.into() });
+        return None;
     }
-    if unlikely(has_news(headers, flow.state())) {
-        let colour = Colour::from_u8(backend.colour());
+    let colour = Colour::from_u8(backend.colour());
+    let has_news = has_news(headers, flow.state());
+    if unlikely(has_news) {
         // Only a reset can be a refusal, and be kept from the client.
         let word = if headers.transport.has(tcp_flags::RST) { timed::read(deployment, world)? } else { LiveWord(0) };
         let call = Answering { flow: *flow.flow(), transport: headers.transport, word, deployment, colour, now };
@@ -124,6 +120,19 @@ pub fn restore<V: Flows + Rewritable, W: SlowPath<V>>(
             }
         }
     }
+    // What a cut has ended must not be heard of again. A TCP client must: what it answers ends the connection at both ends. A
+    // segment with news may have no answer. A packet that is no reply may open a flow, and reads the live word then: so it is
+    // read only now.
+    if is_udp || (unlikely(has_news) && headers.transport.can_be_reset()) {
+        let Some(word) = timed::read(deployment, world) else { return Some(Verdict::drop(world, Event::MissingRow)) };
+        if ended_by_switch(flow.flow(), colour, deployment, word, world, now) {
+            return Some(if is_udp {
+                Verdict::drop(world, Event::EndedFlow)
+            } else {
+                Verdict::reset(hook.direction, world)
+            });
+        }
+    }
     Some(send(headers, &mut flow, vip, hook, writer))
 }
 
@@ -133,7 +142,13 @@ fn has_news<V: Flows>(headers: &Headers<V>, state: FlowState) -> bool {
     match headers.protocol() {
         Protocol::Udp => !state.has(FlowState::ANSWERED),
         Protocol::Tcp => {
-            const STATE: u32 = FlowState::CONFIRMED | FlowState::ANSWERED | FlowState::FOREIGN | FlowState::DOUBTFUL;
+            // Of a client that says nothing more, the backend alone can be heard, so that a switch ends the connection with its
+            // next segment.
+            const STATE: u32 = FlowState::CONFIRMED
+                | FlowState::ANSWERED
+                | FlowState::CLIENT_FIN
+                | FlowState::FOREIGN
+                | FlowState::DOUBTFUL;
             state.0 & STATE != FlowState::CONFIRMED | FlowState::ANSWERED
                 || headers.transport.flags & (tcp_flags::SYN | tcp_flags::FIN | tcp_flags::RST) != 0
         }

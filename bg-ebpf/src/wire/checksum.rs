@@ -41,10 +41,48 @@ impl Delta {
     /// below 2³⁷, that is for more than thirty double words; no packet here has more than twelve replaced.
     #[inline(always)]
     pub const fn apply(self, checksum: u16) -> u16 {
-        let mut sum = self.0 + !checksum as u64;
-        sum = (sum & 0xffff) + (sum >> 16);
-        sum = (sum & 0xffff) + (sum >> 16);
-        sum = (sum & 0xffff) + (sum >> 16);
-        !(sum as u16)
+        !fold(self.0 + !checksum as u64)
     }
+}
+
+/// A sum of 16-bit words, not folded yet.
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+pub struct Sum(u64);
+
+impl Sum {
+    /// Of no words.
+    pub const ZERO: Self = Self(0);
+
+    /// With one more word.
+    #[inline(always)]
+    pub const fn word(self, word: u16) -> Self {
+        Self(self.0 + word as u64)
+    }
+
+    /// With two more words.
+    #[inline(always)]
+    pub const fn double_word(self, words: u32) -> Self {
+        Self(self.0 + words as u64)
+    }
+
+    /// With the words of both.
+    #[inline(always)]
+    pub const fn and(self, other: Self) -> Self {
+        Self(self.0 + other.0)
+    }
+
+    /// The ones' complement sum. A checksum is its complement.
+    #[inline(always)]
+    pub const fn fold(self) -> u16 {
+        fold(self.0)
+    }
+}
+
+#[inline(always)]
+const fn fold(mut sum: u64) -> u16 {
+    sum = (sum & 0xffff) + (sum >> 16);
+    sum = (sum & 0xffff) + (sum >> 16);
+    sum = (sum & 0xffff) + (sum >> 16);
+    sum as u16
 }

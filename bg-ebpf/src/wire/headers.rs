@@ -44,6 +44,12 @@ impl Transport {
         self.flags & flags == flags
     }
 
+    /// A TCP segment that a reset may answer. Its acknowledgment is the sequence number that makes its sender accept the reset.
+    #[inline(always)]
+    pub const fn can_be_reset(&self) -> bool {
+        matches!(self.protocol, Protocol::Tcp) && self.flags & (tcp_flags::ACK | tcp_flags::RST) == tcp_flags::ACK
+    }
+
     /// A SYN that opens a connection, not the answer to one.
     #[inline(always)]
     pub const fn opens_connection(&self) -> bool {

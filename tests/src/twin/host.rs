@@ -7,6 +7,7 @@ use bg_common::{
 };
 use bg_ebpf::{
     Action, Direction, Frame,
+    egress::reset::Sequence,
     flow::{
         key::{Key, Match},
         memory::{Memory, RawWords},
@@ -15,7 +16,7 @@ use bg_ebpf::{
     },
     path::slow::{Answering, Refreshing, Search, SlowPath, run},
     policy::timed,
-    process, process_icmp,
+    process, process_icmp, turn_into_reset,
     wire::packet::Packet,
     world::{Flows, Generations, RouteCall, SCRATCH_WORDS, World},
 };
@@ -50,6 +51,8 @@ pub struct Host {
     terms_reads: Cell<u32>,
     /// Steps of searches for a flow since the last frame began.
     steps: Cell<u32>,
+    /// See [`Host::answer`].
+    answer: RefCell<Vec<u8>>,
     scratch: UnsafeCell<[u64; SCRATCH_WORDS]>,
     route_call: UnsafeCell<RouteCall>,
     /// The action of another CPU between a packet's look-up and the read of the row that was found. It happens once.
@@ -103,6 +106,7 @@ impl Host {
             live_reads: RefCell::default(),
             terms_reads: Cell::default(),
             steps: Cell::default(),
+            answer: RefCell::default(),
             scratch: UnsafeCell::new([0; SCRATCH_WORDS]),
             route_call: UnsafeCell::new(no_route),
             meanwhile: Cell::new(None),
@@ -142,6 +146,13 @@ impl Host {
         let about = Frame { direction, len: frame.len() };
         let action = match process(&packet, about, self, &mut writer).action() {
             Action::Icmp => process_icmp(&packet, about, self, &mut writer).action(),
+            Action::Reset => {
+                let back = turn_into_reset(&packet, Sequence::Acknowledged, &mut writer).expect("it was read before");
+                bytes.truncate(back.len);
+                self.answer.replace(bytes.clone());
+                turn_into_reset(&packet, Sequence::Number(back.sequence), &mut writer).expect("as before");
+                Action::Reset
+            }
             action => action,
         };
         assert!(
@@ -190,6 +201,11 @@ impl Host {
     /// The number of reads of terms by the last frame.
     pub fn terms_reads(&self) -> u32 {
         self.terms_reads.get()
+    }
+
+    /// The reset that has gone back to the sender of the last segment that was answered with one.
+    pub fn answer(&self) -> Vec<u8> {
+        self.answer.borrow().clone()
     }
 
     /// How many steps of searches for a flow the last frame has needed.

@@ -8,7 +8,7 @@ mod packets;
 use bg_common::{Event, LiveFlags, LiveWord, NextHop, Protocol, SwitchTerms, Timing};
 use bg_ebpf::Action;
 use bg_tests::{
-    frames::{PacketSpec, assert_checksums, ends},
+    frames::{PacketSpec, assert_checksums, ends, tcp_flags},
     run,
     twin::{Host, Kernel, Outcome, Program, Sizes},
 };
@@ -65,7 +65,9 @@ enum Step {
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
         12 => spec().prop_map(Step::Packet),
-        4 => select(FLAGS.to_vec()).prop_map(Step::Answer),
+        3 => select(FLAGS.to_vec()).prop_map(Step::Answer),
+        // By which a backend refuses a connection that it does not know.
+        1 => Just(Step::Answer(tcp_flags::RST)),
         4 => complaint().prop_map(Step::Error),
         1 => (0u16..2, select(vec![
             Ending::Cut,
@@ -156,7 +158,7 @@ fn agree_on_frame(kernel: &mut Kernel, host: &Host, program: Program, bytes: &[u
     // Unmodified and handed on looks the same from outside, and so does leaving by either way.
     expected.action = match expected.action {
         Action::Deliver | Action::Defer if expected.frame == bytes => Action::Pass,
-        Action::Resolve => Action::Redirect,
+        Action::Resolve | Action::Reset => Action::Redirect,
         action => action,
     };
     let found = kernel.run(program, bytes).expect("run");
@@ -316,7 +318,7 @@ fn compare(program: Program) {
     // XDP leaves most of them to tc, too.
     assert!(*translated.borrow() > 20, "{} errors were translated", translated.borrow());
     // XDP leaves these to tc, which counts them.
-    let of_tc = [Event::NextHopByStack, Event::TtlExpired];
+    let of_tc = [Event::NextHopByStack, Event::TtlExpired, Event::EndedReset];
     for event in of_both.into_iter().chain(of_tc.into_iter().filter(|_| program != Program::Xdp)) {
         assert_ne!(seen.borrow()[event as usize], 0, "{event:?} never happened");
     }

@@ -33,6 +33,8 @@ fn a_testers_open_connection_leaves_the_colour_that_becomes_live() {
     }
     drain(&host);
     for (from, to) in [(TESTER, WEB), (CLIENT, WEB_PREVIEW)] {
-        assert_eq!(sent_to(&host, &tcp(from, to, ACK)), at(BLUE), "{from} {to}");
+        let segment = tcp(from, to, ACK);
+        is_reset(&host, &segment);
+        assert_eq!(sent_to(&host, &tcp(from, to, SYN)), at(BLUE), "{from} {to}");
     }
 }

@@ -5,6 +5,7 @@
 //! - `packets`: what happens to a packet's bytes, and which packets are none of ours.
 //! - `exits`: how packets leave.
 //! - `switches`: what a switch does to open flows.
+//! - `resets`: what ended connections get.
 //! - `second_chance`: connections without a row, while a drain lasts.
 //! - `idle_only`: preview address and testers.
 //! - `connections`: which packets belong to one flow.
@@ -19,6 +20,7 @@ mod icmp;
 mod idle_only;
 mod lookalikes;
 mod packets;
+mod resets;
 mod second_chance;
 mod switches;
 mod timed;
@@ -29,6 +31,7 @@ use bg_tests::{
     frames::{PacketSpec, assert_checksums, ends, tcp_flags::*},
     twin::{BackendAt, FlowOf, Host, Outcome, Scenario, ServiceAt},
 };
+use etherparse::{SlicedPacket, TcpHeader, TransportSlice};
 use proptest::prelude::*;
 use std::net::SocketAddr;
 
@@ -113,6 +116,23 @@ fn sent_to(host: &Host, packet: &PacketSpec) -> SocketAddr {
     assert_eq!(action, Action::Redirect, "{packet:?}");
     assert_checksums(&frame);
     ends(&frame).1
+}
+
+/// Asserts that a segment is turned into a reset for each end, which that end accepts. The one for the other end comes by the same hook.
+#[track_caller]
+fn is_reset(host: &Host, segment: &PacketSpec) {
+    let Outcome { action, frame } = host.ingress(&segment.frame());
+    assert_eq!(action, Action::Reset, "{segment:?}");
+    let PacketSpec { from, to, sequence, acknowledgment, .. } = *segment;
+    for (frame, from, to, sequence) in [(host.answer(), to, from, acknowledgment), (frame, from, to, sequence)] {
+        assert_checksums(&frame);
+        assert_eq!(ends(&frame), (from, to));
+        let reset = SlicedPacket::from_ethernet(&frame).expect("a whole packet");
+        let Some(TransportSlice::Tcp(tcp)) = reset.transport else { panic!("{reset:?}") };
+        let expected = TcpHeader { rst: true, ..TcpHeader::new(from.port(), to.port(), sequence, 0) };
+        assert_eq!(TcpHeader { checksum: 0, ..tcp.to_header() }, expected);
+        assert!(tcp.payload().is_empty());
+    }
 }
 
 /// Whom an answer that leaves this host seems to come from.

@@ -7,7 +7,7 @@ use crate::{
         lifetime::{ended_by_switch, is_silent, limit},
     },
     step::Step,
-    wire::headers::Transport,
+    wire::headers::{Transport, tcp_flags},
     world::{EXPLAINS, World, note},
 };
 use bg_common::{Colour, Flow, FlowState, LiveWord, Protocol};
@@ -38,13 +38,19 @@ pub enum Stay {
     Over = 0,
     /// Yes, and what it says has been noted.
     Yes = 1,
+    /// No: a switch has ended it, and both ends are to hear that by a reset.
+    Reset = 2,
 }
 
 impl Stay {
     /// From what the call has returned.
     #[inline(always)]
     pub const fn from_u32(stay: u32) -> Self {
-        if stay == Self::Yes as u32 { Self::Yes } else { Self::Over }
+        match stay {
+            1 => Self::Yes,
+            2 => Self::Reset,
+            _ => Self::Over,
+        }
     }
 }
 
@@ -57,8 +63,11 @@ pub fn run(row: RawWords, call: &mut Refreshing, world: &impl World) -> Stay {
     if EXPLAINS && is_refused {
         world.note(Step::Refused {});
     }
-    if is_refused || ended_by_switch(flow.flow(), call.colour, call.deployment, call.word, world, now) {
+    if is_refused {
         return Stay::Over;
+    }
+    if ended_by_switch(flow.flow(), call.colour, call.deployment, call.word, world, now) {
+        return of_ended(&mut flow, segment);
     }
     let Some(row) = world.deployment(call.deployment) else { return Stay::Over };
     let is_silent = is_silent(flow.flow(), protocol, row, now);
@@ -102,4 +111,18 @@ pub fn run(row: RawWords, call: &mut Refreshing, world: &impl World) -> Stay {
     flow.see(now);
     flow.change(state, note);
     Stay::Yes
+}
+
+/// What comes of a packet of the client on a flow that a switch has ended.
+#[inline(always)]
+fn of_ended(flow: &mut FlowRef, segment: &Transport) -> Stay {
+    if segment.can_be_reset() {
+        return Stay::Reset;
+    }
+    if segment.has(tcp_flags::RST) {
+        // It ends the connection at the backend, which no other packet of the client reaches.
+        flow.set(FlowState::CLIENT_RESET);
+        return Stay::Yes;
+    }
+    Stay::Over
 }
