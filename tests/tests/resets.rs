@@ -1,0 +1,108 @@
+//! A cut ends connections by itself: no stack has to know them, and no firewall lets anything about them through.
+
+use anyhow::{Result, ensure};
+use bg_common::Colour;
+use bg_tests::{
+    Fabric, Lab, Offloads, Ready, address,
+    config::{DEPLOYMENT, http_vip, shop},
+    load::PATIENCE,
+    retransmissions,
+};
+use std::{
+    io::{ErrorKind, Read, Write},
+    net::{IpAddr, SocketAddr, TcpStream},
+    time::{Duration, Instant},
+};
+
+/// Has each backend drop what belongs to no connection that it knows, as a firewall in front of it would.
+fn guard_backends(lab: &Lab) -> Result<()> {
+    for backend in &lab.backends {
+        // Zones share one namespace.
+        let _ = backend.namespace.run("nft delete table inet guard");
+        for line in [
+            "add table inet guard",
+            "add chain inet guard input { type filter hook input priority 0 ; }",
+            "add rule inet guard input ct state invalid drop",
+            "add rule inet guard input ct state new tcp flags & syn == 0 drop",
+        ] {
+            backend.namespace.run(&format!("nft {line}"))?;
+        }
+    }
+    Ok(())
+}
+
+fn connect(lab: &Lab, vip: IpAddr) -> Result<TcpStream> {
+    let stream = lab.client.enter(|| TcpStream::connect_timeout(&http_vip(vip), PATIENCE))??;
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    Ok(stream)
+}
+
+fn ask(stream: &mut TcpStream) -> std::io::Result<String> {
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: shop\r\n\r\n")?;
+    let mut answer = [0; 1024];
+    let length = stream.read(&mut answer)?;
+    let text = String::from_utf8_lossy(&answer[..length]).into_owned();
+    Ok(text.split("\r\n\r\n").nth(1).unwrap_or_default().split(' ').next().unwrap_or_default().to_owned())
+}
+
+/// Waits until no backend has a connection with a client's port.
+fn no_backend_knows(lab: &Lab, client: SocketAddr) -> Result<()> {
+    let end = Instant::now() + Duration::from_secs(20);
+    loop {
+        let known = lab.backends.iter().map(|backend| {
+            let sockets = backend.namespace.run(&format!("ss -H -t -n -a dport = :{}", client.port()))?;
+            Ok(sockets.lines().filter(|line| !line.starts_with("TIME-WAIT")).map(str::to_owned).collect::<Vec<_>>())
+        });
+        let known = known.collect::<Result<Vec<_>>>()?.concat();
+        if known.is_empty() {
+            return Ok(());
+        }
+        ensure!(Instant::now() < end, "the backend still has {known:?}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Round after round, a connection that says nothing when it is cut.
+fn both_ends_are_reset(lab: Lab, attach_mode: &str, service_mode: &str) -> Result<()> {
+    guard_backends(&lab)?;
+    let config = shop(&lab, service_mode, "");
+    let ready = Ready::with(lab, attach_mode, &config)?;
+    let lab = &ready.lab;
+    for round in 0..4 {
+        let vip = [address::VIP_V4, address::VIP_V6][round / 2];
+        let to = [Colour::Green, Colour::Blue][round % 2];
+        let mut stream = connect(lab, vip)?;
+        let client = stream.local_addr()?;
+        assert_eq!(ask(&mut stream)?, to.other().name());
+        ready.bgctl.run(&["switch", DEPLOYMENT, to.name(), "--on-switch", "cut"])?;
+        let retransmitted = retransmissions(&stream)?;
+        let error = ask(&mut stream).expect_err("the connection was cut");
+        assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}");
+        assert_eq!(retransmissions(&stream)?, retransmitted, "the first segment after the cut was answered");
+        no_backend_knows(lab, client)?;
+        assert_eq!(ask(&mut connect(lab, vip)?)?, to.name());
+    }
+    assert!(ready.bgctl.json(&["status"])?["events"]["ended_reset"].as_u64() >= Some(4));
+    ready.neighbour_is_undisturbed()
+}
+
+#[test]
+fn both_ends_are_reset_with_native_xdp() -> Result<()> {
+    both_ends_are_reset(Lab::wire(Fabric::Switch)?, "native", "nat")
+}
+
+#[test]
+fn both_ends_are_reset_with_generic_xdp_behind_a_router() -> Result<()> {
+    both_ends_are_reset(Lab::wire(Fabric::Router)?, "generic", "nat")
+}
+
+#[test]
+fn both_ends_are_reset_with_tc_and_unfinished_checksums() -> Result<()> {
+    both_ends_are_reset(Lab::bridge()?, "tc", "nat")
+}
+
+#[test]
+fn both_ends_are_reset_between_zones() -> Result<()> {
+    both_ends_are_reset(Lab::zones(Offloads::Default)?, "tc", "local")
+}
