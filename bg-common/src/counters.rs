@@ -47,11 +47,19 @@ pub enum Event {
     PushedOut = 10,
     /// Not dropped: a TCP segment of a flow that a switch or a drain has ended was answered with a reset.
     EndedReset = 11,
+    /// Drop: it would have opened a flow of a deployment that was frozen to drop such packets.
+    Frozen = 12,
+    /// Not dropped for good: it would have opened a flow of a frozen deployment, and is played back when that is thawed.
+    Held = 13,
+    /// Drop: it would have been held, but there was no room, or its frame was too long, or one that is yet to be segmented.
+    HoldOverflow = 14,
+    /// Drop: when a held packet was to be played back, it was too old, or its interface was gone.
+    HeldTooLong = 15,
 }
 
 impl Event {
     /// All events, in the order of their rows.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 16] = [
         Self::Malformed,
         Self::ReplyCollision,
         Self::EndedFlow,
@@ -64,13 +72,18 @@ impl Event {
         Self::SecondChance,
         Self::PushedOut,
         Self::EndedReset,
+        Self::Frozen,
+        Self::Held,
+        Self::HoldOverflow,
+        Self::HeldTooLong,
     ];
     /// The number of rows of the `events` map.
     pub const COUNT: u32 = Self::ALL.len() as u32;
 
     /// Whether the packet was dropped.
     pub const fn is_drop(self) -> bool {
-        (self as u32) < Self::NextHopByStack as u32 || matches!(self, Self::SecondChance)
+        (self as u32) < Self::NextHopByStack as u32
+            || matches!(self, Self::SecondChance | Self::Frozen | Self::HoldOverflow | Self::HeldTooLong)
     }
 
     /// Its name in `bgctl status --json`.
@@ -88,6 +101,10 @@ impl Event {
             Self::SecondChance => "second_chance",
             Self::PushedOut => "pushed_out",
             Self::EndedReset => "ended_reset",
+            Self::Frozen => "frozen",
+            Self::Held => "held",
+            Self::HoldOverflow => "hold_overflow",
+            Self::HeldTooLong => "held_too_long",
         }
     }
 }

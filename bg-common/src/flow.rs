@@ -33,7 +33,7 @@ pub struct FlowKey6 {
 ///
 /// ```text
 /// bit  31      21 20     14 13       12      11       10      9    8    7    6    5        4         3   2         1      0
-///     | version:11 | limit:7 | doubtful | foreign | reused | retried | bRST | bFIN | cRST | cFIN | answered | confirmed | own | idle_only | status:2 |
+///     | version:11 | limit:7 | doubtful, queued | foreign | reused | retried | bRST | bFIN | cRST | cFIN | answered | confirmed | own | idle_only | status:2 |
 /// ```
 ///
 /// The head changes only by compare-exchange. So a CPU that has found a row cannot change the state of another flow that
@@ -74,8 +74,11 @@ impl FlowState {
     pub const REUSED: u32 = 1 << 11;
     /// The backend's packets to this client port belong to a connection that does not use the virtual address.
     pub const FOREIGN: u32 = 1 << 12;
-    /// A SYN has arrived inside the established connection. [`Flow::note`] identifies it.
+    /// TCP: a SYN has arrived inside the established connection. [`Flow::note`] identifies it.
     pub const DOUBTFUL: u32 = 1 << 13;
+    /// UDP: the datagram that opened the flow was held. While the deployment is still frozen, later ones may have to wait for others that are
+    /// held too.
+    pub const QUEUED: u32 = Self::DOUBTFUL;
 
     const LIMIT_SHIFT: u32 = 14;
     const LIMIT_MASK: u32 = 0x7f << Self::LIMIT_SHIFT;

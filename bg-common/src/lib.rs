@@ -15,6 +15,7 @@ mod bench;
 mod bench_switch;
 mod counters;
 mod flow;
+mod hold;
 mod index;
 mod live;
 mod service;
@@ -26,6 +27,10 @@ pub use bench::{Destination, FrameTemplate, Line, LiveFrame, Received, Turn};
 pub use bench_switch::{ColourSeen, SWITCH_CPUS, SwitchLoad, SwitchSeen, SwitchSent};
 pub use counters::{Event, Traffic};
 pub use flow::{CachedHop, Flow, FlowBackend, FlowHash, FlowKey4, FlowKey6, FlowState, TableSizes};
+pub use hold::{
+    HELD_LOG_BYTES, HELD_LOG_START, HOLD_OPEN, HeldHeader, HeldState, Hold, LAST_HELD_RECORD, MAX_HELD_FRAME,
+    PLAYED_BACK, held_record_bytes,
+};
 pub use index::endpoint_hash;
 pub use live::{Colour, FULL_SHARE, LiveFlags, LiveWord, SwitchTerms};
 pub use service::{DeploymentRow, Role, ServiceInfo, ServiceKey, ServiceRow, TableSpan, TesterKey, Vip};
@@ -144,6 +149,7 @@ mod pod {
         SwitchTerms,
         Timing,
         DeploymentRow,
+        Hold,
         ServiceInfo,
         ServiceKey,
         ServiceRow,

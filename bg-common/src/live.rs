@@ -74,7 +74,7 @@ impl LiveFlags {
     pub const NONE: Self = Self(0);
     /// The word changes by itself: [`Timing`](crate::Timing) says when.
     pub const TIMED: Self = Self(0b0001);
-    /// New flows are held, until [`Timing::hold_until`](crate::Timing::hold_until).
+    /// The deployment is frozen: packets that would open a flow are held, until [`Timing::hold_until`](crate::Timing::hold_until).
     pub const HOLD: Self = Self(0b0010);
     /// Flows of the idle colour may still be open. A TCP connection without a row may be one of them, and
     /// [`SwitchTerms::drain_deadline`] applies.

@@ -71,7 +71,8 @@ pub struct Timing {
     pub window: u64,
     /// When the word is taken back, by [`ClockId::Boot`]; zero is never.
     pub revert_at: u64,
-    /// Until when new flows are held, by [`ClockId::Boot`]. Read if [`LiveFlags::HOLD`](crate::LiveFlags::HOLD) is set.
+    /// Until when new flows are held, by [`ClockId::Boot`]. Read if [`LiveFlags::HOLD`](crate::LiveFlags::HOLD) is set, also by
+    /// packets that go by `before`: a freeze writes it to both slots.
     pub hold_until: u64,
     /// When the generation was made, by [`ClockId::Boot`].
     pub made_at: u64,

@@ -5,6 +5,7 @@
 //! | `ingress` | XDP | the switch, on NICs: frames come off a wire, their checksums are finished |
 //! | `tc_ingress` | tc ingress | the switch, on veth, tap, bridge: checksums may be unfinished, packets may be GSO |
 //! | `tc_egress` | tc egress | restores replies of this host's own stack |
+//! | `play_back` | tc, run by user space alone | brings a held packet to the ingress of its interface |
 //! | `read_clock` | run by user space alone | reads the data path's two clocks at one moment |
 //!
 //! Built for the kernel only; on the host it is an empty program, so that the workspace builds as one.

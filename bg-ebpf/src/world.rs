@@ -91,6 +91,21 @@ pub trait World {
     fn is_own(&self) -> bool {
         false
     }
+    /// [`bg_common::Timing::hold_until`] of the generation that uses `slot`.
+    fn hold_until(&self, _deployment: u16, _slot: usize) -> u64 {
+        0
+    }
+    /// Nanoseconds of `CLOCK_BOOTTIME`. Reading it takes longer than the coarse clock.
+    fn boot_ns(&self) -> u64 {
+        0
+    }
+    /// Replaces the live word of a deployment whose freeze is over, if it is still there.
+    fn end_hold(&self, _deployment: u16, _word: LiveWord, _thawed: LiveWord) {}
+    /// Keeps the packet, which would open a flow of a frozen deployment, and says what has become of it. `None`: it goes on,
+    /// since it is played back, or nobody waits any more.
+    fn hold(&self, _deployment: u16) -> Option<Event> {
+        None
+    }
     /// The coarse clock, see [`bg_common::TICK_SHIFT`].
     fn tick(&self) -> u32;
     /// Notes a step that decides something. The engine calls it by `note!`.

@@ -105,6 +105,7 @@ fn endpoint_of(backend: &Backend) -> Option<SocketAddr> {
 impl Instance {
     /// The open flows, ordered by deployment, service and client.
     pub fn flows(&self, filter: &FlowFilter) -> Result<Vec<FlowStatus>, Error> {
+        let _ = self.release_overdue();
         let tables = Tables::open(&self.paths)?;
         let running = Running::read(&self.words, &tables)?;
         let wanted = Wanted::new(filter, &running)?;
@@ -180,6 +181,11 @@ impl OpenFlow<'_> {
     /// Index of its service.
     pub(crate) fn service(&self) -> u16 {
         self.vip / 2
+    }
+
+    /// Whether something may be on its way: the connection is open, or the flow's last datagram came no more than `quiet` ticks ago.
+    pub(crate) fn is_in_flight(&self, quiet: u32) -> bool {
+        self.target.protocol == Protocol::Tcp || self.idle <= quiet
     }
 
     /// Whether it is on the idle colour and was opened before the last switch, so that a drain waits for it.

@@ -7,6 +7,7 @@
 //! | --- | --- |
 //! | the pin root | attach, detach and apply, which change pins or tables, as long as they run |
 //! | its `maps` | a switch, which changes a live word, from writing the terms to the end of the fence. It is separate, so that a stuck apply never blocks an emergency rollback |
+//! | its `links` | a freeze, or what plays held packets back, which opens and closes queues. It is separate, so that no switch waits for many packets |
 //! | its `programs` | shared: a switch until it is recorded, so that nobody takes it for a killed switch |
 //!
 //! The state directory has its own lock, the file `history.lock`. It is locked when the change is done.
@@ -85,6 +86,17 @@ impl Lock {
     /// The same for work that the next command can do just as well. Another holder is an error at once.
     pub(crate) fn switch_if_free(paths: &Paths) -> Result<Self, Error> {
         Self::of_pins(&paths.maps(), Duration::ZERO)
+    }
+
+    /// The lock of the queues of held packets. Taken before that of the live words. Its holders take as long as it takes to play the
+    /// packets back.
+    pub(crate) fn hold(paths: &Paths) -> Result<Self, Error> {
+        Self::of_pins(&paths.links(), Duration::from_secs(5))
+    }
+
+    /// The same for work that the next command can do just as well. Another holder is an error at once.
+    pub(crate) fn hold_if_free(paths: &Paths) -> Result<Self, Error> {
+        Self::of_pins(&paths.links(), Duration::ZERO)
     }
 
     /// The lock of the journal and of the last live colours.

@@ -9,8 +9,8 @@ use aya::{
 };
 use aya_obj::programs::XdpAttachType;
 use bg_common::{
-    Backend, BackendInfo, Clock, DeploymentRow, Event, LiveWord, ServiceInfo, ServiceKey, ServiceRow, SwitchTerms,
-    TesterKey, Timing, Traffic, Vip,
+    Backend, BackendInfo, Clock, DeploymentRow, Event, HELD_LOG_BYTES, Hold, LiveWord, ServiceInfo, ServiceKey,
+    ServiceRow, SwitchTerms, TesterKey, Timing, Traffic, Vip,
 };
 
 use crate::{
@@ -105,6 +105,16 @@ impl Heads {
     pub(crate) fn open(paths: &Paths) -> Result<Self, Error> {
         Ok(Self { vips: mapped(paths, "vip_index")?, backends: mapped(paths, "backend_index")? })
     }
+}
+
+/// Opens the queues of frozen deployments.
+pub(crate) fn holds(paths: &Paths) -> Result<Mapped<Hold>, Error> {
+    mapped(paths, "holds")
+}
+
+/// Opens the log of held packets.
+pub(crate) fn held(paths: &Paths) -> Result<Mapped<[u64; HELD_LOG_BYTES / 8]>, Error> {
+    mapped(paths, "held")
 }
 
 /// Opens the Maglev tables. They are separate, since mapping so many pages takes time.

@@ -9,6 +9,7 @@ use crate::{
     Error, Instance,
     attach::{AttachedInterface, attached_interfaces, lost_interfaces},
     config::{DivideBy, OnSwitch, Prefix, mode_name, protocol_name},
+    hold::HeldLog,
     live::{Reading, now},
     maps::{self, Tables, TrafficCounters},
     running::{Running, RunningDeployment, RunningService, UNSETTLED, address_of},
@@ -42,7 +43,7 @@ pub struct DeploymentStatus {
     pub previous: &'static str,
     /// The number of changes of its live state.
     pub generation: u32,
-    /// `confirming` while a switch waits for its confirmation, `scheduled` before a scheduled switch, `ramping` while a share moves,
+    /// `frozen` while new flows are held, `confirming` while a switch waits for its confirmation, `scheduled` before a scheduled switch, `ramping` while a share moves,
     /// `split` while both colours get new flows, `draining` while flows are left on the idle colour after a switch, else `steady`.
     pub phase: &'static str,
     /// The part of new flows that goes to green now.
@@ -55,6 +56,10 @@ pub struct DeploymentStatus {
     pub confirm_deadline: Option<jiff::Timestamp>,
     /// The switch or ramp that has not taken effect yet.
     pub pending: Option<PendingStatus>,
+    /// When a freeze ends by itself; `None` if the deployment is not frozen.
+    pub frozen_until: Option<jiff::Timestamp>,
+    /// How many packets that would open a flow have been held in this freeze, or dropped for want of room.
+    pub held: u64,
     /// What a switch does to open flows by default.
     pub on_switch: OnSwitch,
     /// How long a drain may last; `None` is without end. JSON has it in the form of the configuration.
@@ -173,7 +178,9 @@ impl Instance {
     /// The status of one deployment or all, and of the instance as a whole.
     pub fn status(&self, deployment: Option<&str>) -> Result<Status, Error> {
         let only = deployment.map(|name| self.deployment(name)).transpose()?.map(|(index, _)| index);
+        let _ = self.release_overdue();
         let tables = Tables::open(&self.paths)?;
+        let held = HeldLog::open(&self.paths)?;
         let counters = TrafficCounters::open(&self.paths)?;
         self.settle();
         let flows = self.count_by_deployment(&tables)?;
@@ -190,7 +197,8 @@ impl Instance {
                 }
                 services.sort_by(|a, b| a.name.cmp(&b.name));
                 let drain_deadline = self.drain_deadline(deployment)?;
-                deployments.push(deployment_status(name, deployment, drain_deadline, count, services));
+                let status = deployment_status(name, deployment, drain_deadline, count, services);
+                deployments.push(self.with_freeze(status, deployment.index, &held));
             }
         }
         deployments.sort_by(|a, b| a.name.cmp(&b.name));
@@ -210,6 +218,13 @@ impl Instance {
     /// The interfaces that have lost the programs since they were attached. Their packets are not switched.
     pub fn lost_interfaces(&self) -> Result<Vec<AttachedInterface>, Error> {
         lost_interfaces(&self.paths)
+    }
+
+    /// The status with what is to be said of a freeze, if there is one.
+    fn with_freeze(&self, status: DeploymentStatus, index: u16, held: &HeldLog) -> DeploymentStatus {
+        let Some(until) = self.frozen_until(index) else { return status };
+        let frozen_until = moment_of(until, ClockId::Boot);
+        DeploymentStatus { phase: "frozen", frozen_until, held: held.len(index), ..status }
     }
 
     /// The deadline of a drain that has not ended yet. It is rounded to seconds, so that it is the same each time.
@@ -279,6 +294,8 @@ fn deployment_status(
         divide_by: if deployment.row.divides_clients() { DivideBy::Client } else { DivideBy::Flow },
         confirm_deadline: reading.confirm_by().and_then(|at| moment_of(at, ClockId::Boot)),
         pending,
+        frozen_until: None,
+        held: 0,
         on_switch: on_switch_of(&deployment.row),
         drain_timeout: drain_timeout_of(&deployment.row),
         drain_deadline,

@@ -5,6 +5,8 @@
 //! | `live` | deployment → [`LiveWord`] | user space, by compare-exchange in mapped memory | the switch itself |
 //! | `terms` | deployment → two [`SwitchTerms`] | user space, before the word of their parity | cuts and drain deadlines |
 //! | `timing` | deployment → two [`Timing`] | the same; programs, when an instant has passed | schedules, ramps, confirmations |
+//! | `holds` | deployment → [`Hold`] | programs and user space | queues of frozen deployments |
+//! | `held` | 0 → records, see [`HeldHeader`] | programs; user space marks what it has played back | packets in these queues |
 //! | `deployments` | deployment → [`DeploymentRow`] | user space | time-outs, name |
 //! | `vip_index` | hash / 2 → two heads of lists of `vips` | user space | is a packet's destination a virtual address? |
 //! | `vips` | 2 × service + role → [`Vip`] | user space | that, and the source that a reply gets back |
@@ -36,8 +38,8 @@ use aya_ebpf::{
 };
 use bg_common::{
     Backend, BackendInfo, Clock, DeploymentRow, Event, FLOW_WAYS, FlowHash, FlowKey4, FlowKey6, HEADS_PER_ROW,
-    LiveWord, MAX_DEPLOYMENTS, MAX_INTERFACES, MAX_NEXT_HOPS, MAX_TESTERS, Meta, NumberedHop, ServiceInfo, ServiceKey,
-    ServiceRow, SwitchTerms, TableSizes, TesterKey, Timing, Traffic, Vip,
+    HELD_LOG_BYTES, Hold, LiveWord, MAX_DEPLOYMENTS, MAX_INTERFACES, MAX_NEXT_HOPS, MAX_TESTERS, Meta, NumberedHop,
+    ServiceInfo, ServiceKey, ServiceRow, SwitchTerms, TableSizes, TesterKey, Timing, Traffic, Vip,
 };
 use bg_ebpf::{
     flow::key::Key as _,
@@ -81,6 +83,14 @@ pub(super) static TERMS: Array<[SwitchTerms; 2], { MAX_DEPLOYMENTS as usize }, M
 /// When generations take effect and are taken back: slots as in `terms`.
 #[btf_map(name = "timing")]
 pub(super) static TIMING: Array<[Timing; 2], { MAX_DEPLOYMENTS as usize }, MMAPABLE> = Array::new();
+
+/// The queue of each deployment for packets that are held.
+#[btf_map(name = "holds")]
+pub(super) static HOLDS: Array<Hold, { MAX_DEPLOYMENTS as usize }, MMAPABLE> = Array::new();
+
+/// Packets in these queues.
+#[btf_map(name = "held")]
+pub(super) static HELD: Array<[u64; HELD_LOG_BYTES / 8], 1, MMAPABLE> = Array::new();
 
 /// Settings of each deployment.
 #[btf_map(name = "deployments")]

@@ -4,6 +4,8 @@
 mod clock;
 mod flows;
 mod generations;
+#[cfg(not(feature = "explain"))]
+mod hold;
 mod maps;
 mod skb;
 mod slow;

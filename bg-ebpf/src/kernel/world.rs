@@ -12,12 +12,12 @@ use aya_ebpf::{
     btf_maps::lpm_trie::Key as PrefixKey,
     helpers::{
         bpf_jiffies64, bpf_redirect_map,
-        generated::{bpf_check_mtu, bpf_fib_lookup, bpf_redirect_neigh},
+        generated::{bpf_check_mtu, bpf_fib_lookup, bpf_ktime_get_boot_ns, bpf_redirect_neigh},
     },
 };
 use bg_common::{
     Addr, Backend, DeploymentRow, Event, Family, FlowKey4, FlowKey6, LiveWord, NextHop, ServiceKey, ServiceRow,
-    SwitchTerms, TAKES_ALL, TICK_SHIFT, TesterKey, Vip,
+    SwitchTerms, TAKES_ALL, TICK_SHIFT, TesterKey, Timing, Vip,
 };
 use bg_ebpf::{
     flow::memory::{Memory, RawWords},
@@ -254,6 +254,39 @@ impl<const XDP: bool> bg_ebpf::world::World for World<XDP> {
     }
 
     #[inline(always)]
+    fn hold_until(&self, deployment: u16, slot: usize) -> u64 {
+        let row: Option<*mut [Timing; 2]> = maps::TIMING.get_ptr_mut(deployment.into());
+        // SAFETY: the slot is zero or one; an aligned word of the map.
+        row.map_or(0, |row| unsafe { (&raw const (*row.cast::<Timing>().add(slot & 1)).hold_until).read_volatile() })
+    }
+
+    #[inline(always)]
+    fn boot_ns(&self) -> u64 {
+        // SAFETY: takes nothing, reads the kernel's clock.
+        unsafe { bpf_ktime_get_boot_ns() }
+    }
+
+    #[inline(always)]
+    fn end_hold(&self, deployment: u16, word: LiveWord, thawed: LiveWord) {
+        if EXPLAINS {
+            return;
+        }
+        let Some(live) = maps::LIVE.get_ptr_mut(deployment.into()) else { return };
+        // SAFETY: an aligned word of the map.
+        unsafe { atomic_cxchg::<u64, { SeqCst }, { SeqCst }>(live.cast(), word.0, thawed.0) };
+    }
+
+    #[inline(always)]
+    fn hold(&self, deployment: u16) -> Option<Event> {
+        #[cfg(not(feature = "explain"))]
+        let kept = if XDP { None } else { super::hold::hold(self.context.cast(), deployment) };
+        // It explains what would happen, whoever it is.
+        #[cfg(feature = "explain")]
+        let kept = if XDP || deployment == u16::MAX { None } else { Some(Event::Held) };
+        kept
+    }
+
+    #[inline(always)]
     fn tick(&self) -> u32 {
         tick()
     }
@@ -368,7 +401,7 @@ pub(super) fn redirect_to_neighbour(ifindex: u32) -> i32 {
 
 /// Counts an event. A call, for it stands in many places and is seldom made.
 #[inline(never)]
-fn count(event: u32) {
+pub(super) fn count(event: u32) {
     if let Some(counter) = maps::EVENTS.get_ptr_mut(event) {
         // SAFETY: this CPU's own counter.
         unsafe { *counter += 1 };

@@ -166,6 +166,11 @@ fn target<V: Flows, W: SlowPath<V>>(
                     note!(world, Step::Continues {});
                     return Ok(Target::known(backend));
                 }
+                Stay::Frozen => {
+                    wait(deployment, hook)?;
+                    flow.see(now);
+                    return Ok(Target::known(backend));
+                }
                 Stay::Reset => return Err(Verdict::reset(hook.direction, world)),
                 Stay::Over => {}
             }
@@ -182,9 +187,9 @@ fn target<V: Flows, W: SlowPath<V>>(
 /// The backend of a flow of which the packet says nothing new, as most packets do: they need no call.
 #[inline(always)]
 fn without_news<V: Flows>(headers: &Headers<V>, flow: &FlowRef, hook: &Hook<'_, impl World>) -> Option<BackendRef> {
-    const STATE: u32 = FlowState::CONFIRMED | FlowState::BACKEND_RESET;
+    const STATE: u32 = FlowState::CONFIRMED | FlowState::BACKEND_RESET | FlowState::DOUBTFUL;
     let (state, world, now) = (flow.state(), hook.world, hook.now);
-    let is_unanswered = headers.protocol() == Protocol::Udp && !state.has(FlowState::ANSWERED);
+    let is_unanswered = headers.protocol() == Protocol::Udp && !state.has_any(FlowState::ANSWERED | FlowState::QUEUED);
     if headers.transport.flags & (tcp_flags::SYN | tcp_flags::FIN | tcp_flags::RST) != 0
         || unlikely(state.0 & STATE != FlowState::CONFIRMED && !is_unanswered)
     {
@@ -227,15 +232,22 @@ fn open_flow<V: Flows, W: SlowPath<V>>(
         old_state: if arrival.is_known { arrival.flow.state() } else { FlowState(0) },
         old_backend: if arrival.is_known { arrival.flow.backend() } else { FlowBackend(0) },
         is_known: arrival.is_known,
+        is_released: false,
         is_own: world.is_own(),
         backends: TableSpan::default(),
         flow: Flow::default(),
     };
     let Some(mut open) = Open::new(world, call) else { return Err(Verdict::drop(world, Event::MissingRow)) };
-    match open.choose_colour::<V>() {
+    let mut chosen = open.choose_colour::<V>();
+    if unlikely(chosen == Chosen::Frozen) {
+        wait(open.deployment(), hook)?;
+        open.release();
+        chosen = open.choose_colour::<V>();
+    }
+    match chosen {
         Chosen::Yes => {}
         Chosen::NoService => return Err(Verdict::PASS),
-        Chosen::MissingRow | Chosen::Timed => return Err(Verdict::drop(world, Event::MissingRow)),
+        Chosen::MissingRow | Chosen::Timed | Chosen::Frozen => return Err(Verdict::drop(world, Event::MissingRow)),
     }
     for _ in rolled(CHOICES) {
         let slot = match open.choose_backend::<V>() {
@@ -267,6 +279,19 @@ fn open_flow<V: Flows, W: SlowPath<V>>(
         return Ok(Target { backend, is_unpinned });
     }
     Err(Verdict::drop(world, Event::ReplyCollision))
+}
+
+/// Has a packet of a frozen deployment wait. `Ok`: it goes on.
+#[inline(always)]
+fn wait(deployment: u16, hook: &Hook<'_, impl World>) -> Result<(), Verdict> {
+    // tc holds packets. It is behind XDP on each interface.
+    if hook.direction == Direction::Early {
+        return Err(Verdict::DEFER);
+    }
+    match hook.world.hold(deployment) {
+        Some(kept) => Err(Verdict::drop(hook.world, kept)),
+        None => Ok(()),
+    }
 }
 
 /// Rewrites the packet towards its target.

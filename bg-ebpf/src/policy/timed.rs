@@ -42,12 +42,12 @@ pub fn due(word: LiveWord, timing: &Timing, now: impl Fn(ClockId) -> u64) -> Due
     if timing.activate_at != 0 {
         let now = now(ClockId::from_u8(timing.clock));
         if now < timing.activate_at {
-            return Due::Nothing(timing.before);
+            return Due::Nothing(before(word, timing));
         }
         let passed = now - timing.activate_at;
         if passed < timing.ramp {
             let share = between(timing.before.target_share(), word.target_share(), passed, timing.ramp);
-            return Due::Nothing(timing.before.with_target_share(share));
+            return Due::Nothing(before(word, timing).with_target_share(share));
         }
         return Due::Activation(passed - timing.ramp);
     }
@@ -55,6 +55,13 @@ pub fn due(word: LiveWord, timing: &Timing, now: impl Fn(ClockId) -> u64) -> Due
         return Due::Expiry;
     }
     Due::Nothing(word)
+}
+
+/// The word that is in force until `word` takes effect. A freeze since then concerns it too.
+#[inline(always)]
+fn before(word: LiveWord, timing: &Timing) -> LiveWord {
+    let flags = timing.before.flags().without(LiveFlags::HOLD);
+    timing.before.with_flags(flags.with(LiveFlags(word.flags().0 & LiveFlags::HOLD.0)))
 }
 
 /// The share after `passed` of `whole` nanoseconds, on a straight line from one share to another.

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use aya::maps::lpm_trie::Key;
-use bg_common::{Cause, ClockId, DeploymentRow, LiveWord, MAX_DEPLOYMENTS, SwitchTerms, TesterKey, Timing};
+use bg_common::{Cause, ClockId, DeploymentRow, Hold, LiveWord, MAX_DEPLOYMENTS, SwitchTerms, TesterKey, Timing};
 use bytemuck::Zeroable as _;
 
 use super::{request::ApplyRequest, work::Work};
@@ -12,7 +12,7 @@ use crate::{
     history::{self, Moment},
     live::now,
     lock::Lock,
-    maps::{Words, unless_missing},
+    maps::{Words, holds, unless_missing},
     plan::{self, Action, Because, Beginning, DeploymentDiff, Diff},
     running::{Running, deployment_rows, tester_key, text, unsettled_key},
     state::{Change, Recalled},
@@ -126,6 +126,7 @@ pub(super) fn end(work: &mut Work<'_>, diff: &Diff<'_>) -> Result<(), Error> {
         work.running.deployments.values().filter(|running| running.is_unsettled).map(|running| running.index);
     let changed: Vec<u16> = unsettled.chain(work.testers.keys().copied()).collect();
     changed.into_iter().try_for_each(|index| remove_tester(work, &unsettled_key(index)))?;
+    let holds = holds(work.paths)?;
     let _switch = Lock::switch(work.paths)?;
     for running in removed() {
         let row = usize::from(running.index);
@@ -133,6 +134,7 @@ pub(super) fn end(work: &mut Work<'_>, diff: &Diff<'_>) -> Result<(), Error> {
         work.words.terms.write(row, &[SwitchTerms::default(); 2]);
         work.words.timing.write(row, &[Timing::default(); 2]);
         work.words.deployments.write(row, &DeploymentRow::zeroed());
+        holds.write(row, &Hold::default());
     }
     Ok(())
 }

@@ -74,6 +74,7 @@ impl Instance {
         if applied.is_ok() {
             // What cannot be ended now is ended by the next call.
             let _ = self.end_drains_without_flows();
+            let _ = self.release_overdue();
         }
         self.state.warn(state.take_warnings());
         applied

@@ -29,7 +29,7 @@ impl Error {
             Self::Refused(_) | Self::OtherNamespace { .. } | Self::History(HistoryError::Shared { .. }) => {
                 ErrorClass::Refused
             }
-            Self::Busy { .. } => ErrorClass::TimedOut,
+            Self::Busy { .. } | Self::WindowOver { .. } => ErrorClass::TimedOut,
             Self::Undone { source, .. } => source.class(),
             _ => ErrorClass::Failed,
         }

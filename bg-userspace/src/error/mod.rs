@@ -335,6 +335,29 @@ pub enum Error {
         #[source]
         source: Box<Error>,
     },
+    /// The window of a switch with `--freeze` was over before the switch was complete.
+    #[error("the freeze was over before the switch was complete: {what}. The old colour is live, and new flows go on")]
+    WindowOver {
+        /// What it waited for.
+        what: String,
+    },
+    /// A command of a switch with `--freeze` could not be run.
+    #[error("cannot run the command --{name} ({command}); the old colour is live, and new flows go on")]
+    HookNotRun {
+        /// `before` or `after`.
+        name: &'static str,
+        /// The command.
+        command: String,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// A record in the log of held packets is not completed.
+    #[error(
+        "the log of held packets is damaged: a packet in it is never completed. New flows go on when the freeze ends by itself; \
+         `bgctl detach --all`, then attach and apply, makes a new log"
+    )]
+    HeldLogDamaged,
     /// A precondition does not hold; nothing has been changed.
     #[error(transparent)]
     Refused(#[from] Refusal),

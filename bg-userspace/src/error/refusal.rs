@@ -114,6 +114,22 @@ pub enum Refusal {
         /// All of these changes; at least one.
         changes: Vec<ColourChange>,
     },
+    /// A command of a switch with `--freeze` has failed.
+    #[error(
+        "the command --{name} of the switch of deployment \"{deployment}\" has failed ({status}): {command}. {live} stays live, and new flows go on"
+    )]
+    HookFailed {
+        /// Its name.
+        deployment: String,
+        /// `before` or `after`.
+        name: &'static str,
+        /// The command.
+        command: String,
+        /// How it has ended.
+        status: String,
+        /// The live colour.
+        live: &'static str,
+    },
     /// There is no next generation.
     #[error(
         "deployment \"{deployment}\" has used up all generations: remove it from the configuration and apply, then add it again and apply"

@@ -21,6 +21,10 @@ pub enum Action {
     Split,
     /// A switch was confirmed.
     Confirm,
+    /// New flows were held.
+    Freeze,
+    /// New flows went on, since a command or the end of the freeze has let them.
+    Thaw,
     /// The programs were attached to interfaces.
     Attach,
     /// The programs were detached from interfaces.
@@ -37,6 +41,8 @@ impl Action {
             Self::Recovered => "recovered",
             Self::Split => "split",
             Self::Confirm => "confirm",
+            Self::Freeze => "freeze",
+            Self::Thaw => "thaw",
             Self::Attach => "attach",
             Self::Detach => "detach",
         }

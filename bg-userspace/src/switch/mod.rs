@@ -14,8 +14,10 @@
 
 mod confirm;
 mod decision;
+mod hook;
 mod request;
 mod store;
+mod window;
 
 use std::time::Duration;
 
@@ -24,6 +26,7 @@ use std::sync::atomic::Ordering;
 
 pub(crate) use self::decision::Outlook;
 pub use self::request::{ConfirmRequest, SplitRequest, SwitchRequest, Switched};
+pub use self::window::{FreezeWindow, WindowSwitched};
 use self::{decision::Goal, store::Stored};
 use crate::{
     Error, Instance, Refusal,
@@ -95,6 +98,7 @@ impl Instance {
             // Packets resolve neighbours that cannot be kept resolved. What cannot be ended now is ended by the next call.
             let _ = self.keep_neighbours(index);
             let _ = self.end_overdue_drains();
+            let _ = self.release_overdue();
         }
         let stored = self.recorded(name, action, request.reason.as_deref(), recording, stored)?;
         let fence = fenced?;

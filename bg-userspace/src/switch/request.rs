@@ -113,6 +113,12 @@ pub struct Switched {
     pub fence: Duration,
 }
 
+impl AsRef<Self> for Switched {
+    fn as_ref(&self) -> &Self {
+        self
+    }
+}
+
 fn micros<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_u64(duration.as_micros() as u64)
 }

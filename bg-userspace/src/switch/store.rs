@@ -125,10 +125,16 @@ impl Instance {
         let before = reading.timing.before;
         let is_moved = word.target_share() != before.target_share();
         let previous = if is_moved { before.target_share() } else { before.previous_share() };
-        let new = LiveWord::new(generation, before.flags(), previous, word.target_share());
+        // That has the flag HOLD as `stored` has it.
+        let new = LiveWord::new(generation, word.flags(), previous, word.target_share());
         // The terms in its slot are those of the word in force, and stay.
-        let timing =
-            Timing { generation, cause: Cause::Cancelled as u8, made_at: now(ClockId::Boot), ..Timing::default() };
+        let timing = Timing {
+            generation,
+            cause: Cause::Cancelled as u8,
+            made_at: now(ClockId::Boot),
+            hold_until: reading.timing.hold_until,
+            ..Timing::default()
+        };
         self.words.timing.update(index.into(), |slots| slots[new.terms_slot()] = timing);
         Ok(exchange(&self.words, index, stored, new).is_ok())
     }

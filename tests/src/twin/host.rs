@@ -60,6 +60,8 @@ pub struct Host {
     /// Whether this host itself sends the frames.
     pub is_own: Cell<bool>,
     next_hops: Vec<UnsafeCell<[u64; 3]>>,
+    /// What becomes of a packet that would open a flow of a frozen deployment. `None`: it goes on.
+    pub holds: Cell<Option<Event>>,
     /// The MAC address of the interface at which frames arrive, with its first byte lowest.
     pub mac: Cell<u64>,
     /// The next hops of destinations. Nothing else has a route.
@@ -112,6 +114,7 @@ impl Host {
             meanwhile: Cell::new(None),
             is_own: Cell::new(false),
             next_hops: (0..MAX_NEXT_HOPS).map(|_| UnsafeCell::default()).collect(),
+            holds: Cell::new(Some(Event::Held)),
             mac: Cell::new(0),
             routes: RefCell::default(),
             egress: RefCell::default(),
@@ -429,6 +432,24 @@ impl World for Host {
 
     fn is_own(&self) -> bool {
         self.is_own.get()
+    }
+
+    fn hold_until(&self, deployment: u16, slot: usize) -> u64 {
+        self.timing.get(usize::from(deployment)).map_or(0, |timing| timing.get()[slot].hold_until)
+    }
+
+    fn boot_ns(&self) -> u64 {
+        self.clocks.get()[ClockId::Boot as usize]
+    }
+
+    fn end_hold(&self, deployment: u16, word: LiveWord, thawed: LiveWord) {
+        if self.word(deployment) == word {
+            self.live[usize::from(deployment)].set(thawed);
+        }
+    }
+
+    fn hold(&self, _deployment: u16) -> Option<Event> {
+        self.holds.get()
     }
 
     fn tick(&self) -> u32 {

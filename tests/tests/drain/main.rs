@@ -3,18 +3,16 @@
 //! the new colour. `bgctl flows` and `ss` on the backends agree at each step.
 
 mod iperf;
-mod postgres;
 mod websocket;
 
 use anyhow::{Context, Result};
 use bg_common::Colour;
 use bg_tests::{
-    Backend, Bgctl, Fabric, Lab,
+    Backend, Bgctl, Fabric, Lab, POSTGRES, Postgres, Session,
     address::VIP_V4,
     config::{DEPLOYMENT, neighbour},
 };
 use iperf::Iperf;
-use postgres::{Postgres, Session};
 use std::{
     collections::BTreeSet,
     net::SocketAddr,
@@ -24,7 +22,6 @@ use std::{
 use websocket::WebSocket;
 
 const SWITCHES: u32 = 10;
-const POSTGRES: u16 = 5432;
 const WEBSOCKET: u16 = 8081;
 /// One for the stream that stays, one for those that come and go: a server takes one test at a time.
 const IPERF: [u16; 2] = [5201, 5202];

@@ -7,6 +7,7 @@
 //! - `switches`: what a switch does to open flows.
 //! - `resets`: what ended connections get.
 //! - `second_chance`: connections without a row, while a drain lasts.
+//! - `freezes`: which packets wait while a deployment is frozen.
 //! - `idle_only`: preview address and testers.
 //! - `connections`: which packets belong to one flow.
 //! - `lookalikes`: flows that a backend could not tell apart, and clients that use one port for many services.
@@ -16,6 +17,7 @@
 mod connections;
 mod exits;
 mod floods;
+mod freezes;
 mod icmp;
 mod idle_only;
 mod lookalikes;

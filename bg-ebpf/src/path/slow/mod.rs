@@ -189,6 +189,18 @@ impl<'a, W: World> Open<'a, W> {
         Chosen::from_u32(self.world.choose_colour(self.call))
     }
 
+    /// The deployment of the live word that the packet has read.
+    #[inline(always)]
+    pub fn deployment(&self) -> u16 {
+        self.call.reading.deployment as u16
+    }
+
+    /// Lets the packet go on although the deployment is frozen.
+    #[inline(always)]
+    pub fn release(&mut self) {
+        self.call.is_released = true;
+    }
+
     /// See [`SlowPath::choose_backend`].
     #[inline(always)]
     pub fn choose_backend<V: Flows>(&mut self) -> Placed

@@ -12,6 +12,7 @@ use crate::{
     policy::{
         backend, colour,
         connection::{is_refused, shown_by_client},
+        freeze::is_frozen,
         lifetime::{after_drain, is_past, limit, terms},
     },
     rows::{BackendRef, VipRef},
@@ -19,7 +20,7 @@ use crate::{
     wire::headers::Transport,
     world::{Flows, World, note},
 };
-use bg_common::{Colour, Flow, FlowBackend, FlowState, LiveFlags, LiveWord, ServiceRow, TableSpan};
+use bg_common::{Colour, Flow, FlowBackend, FlowState, LiveFlags, LiveWord, Protocol, ServiceRow, TableSpan};
 
 /// The live word that a packet has read, and of which deployment. A packet reads it once.
 #[repr(C)]
@@ -45,7 +46,7 @@ pub struct Opening {
     pub search: Search,
     /// In: the packet that opens it.
     pub transport: Transport,
-    /// In: the live word that the packet has read already.
+    /// In, and out of the colour's choice: the live word that the packet has read.
     pub reading: LiveReading,
     /// In: hash of the five-tuple. It chooses among the backends.
     pub tuple_hash: u32,
@@ -55,6 +56,8 @@ pub struct Opening {
     pub old_backend: FlowBackend,
     /// In: whether there is such a flow.
     pub is_known: bool,
+    /// In: whether the packet goes on although the deployment is frozen.
+    pub is_released: bool,
     /// In: whether this host itself has sent the packet.
     pub is_own: bool,
     /// Out of the colour's choice: where its backends stand.
@@ -75,6 +78,8 @@ pub enum Chosen {
     Yes = 2,
     /// Not yet: the live word is timed. The caller settles it and asks again.
     Timed = 3,
+    /// No: the deployment is frozen.
+    Frozen = 4,
 }
 
 impl Chosen {
@@ -85,6 +90,7 @@ impl Chosen {
             0 => Self::NoService,
             2 => Self::Yes,
             3 => Self::Timed,
+            4 => Self::Frozen,
             _ => Self::MissingRow,
         }
     }
@@ -107,6 +113,7 @@ pub fn choose_colour<W: World>(call: &mut Opening, world: &W) -> Chosen {
     } else {
         return Chosen::MissingRow;
     };
+    call.reading = LiveReading { word, deployment: row.deployment.into() };
     end_drain_if_past(row.deployment, word, world, now);
     let is_retry = is_refused(call.old_state) && !segment.opens_connection();
     let choice = if is_retry { other_colour(call, row, word, world) } else { None };
@@ -114,6 +121,10 @@ pub fn choose_colour<W: World>(call: &mut Opening, world: &W) -> Chosen {
         Some(choice) => choice,
         None => colour::choose(&call.search.client, call.tuple_hash, row, word, world),
     };
+    let opens_flow = segment.opens_connection() || segment.protocol == Protocol::Udp;
+    if opens_flow && !choice.idle_only && !call.is_released && is_frozen(row.deployment, word, world) {
+        return Chosen::Frozen;
+    }
     call.backends = backend::table(row, choice.colour);
     let mut state = FlowState(shown_by_client(segment));
     if choice.idle_only {
@@ -121,6 +132,9 @@ pub fn choose_colour<W: World>(call: &mut Opening, world: &W) -> Chosen {
     }
     if call.is_own {
         state = state.with(FlowState::OWN);
+    }
+    if call.is_released && segment.protocol == Protocol::Udp {
+        state = state.with(FlowState::QUEUED);
     }
     if is_retry {
         state = state.with(FlowState::RETRIED);

@@ -4,6 +4,7 @@ use crate::{
     flow::{memory::RawWords, row::FlowRef},
     policy::{
         connection::{Syn, is_refused, judge_syn, shown_by_client},
+        freeze::is_frozen,
         lifetime::{ended_by_switch, is_silent, limit},
     },
     step::Step,
@@ -40,6 +41,8 @@ pub enum Stay {
     Yes = 1,
     /// No: a switch has ended it, and both ends are to hear that by a reset.
     Reset = 2,
+    /// Yes, but the deployment is frozen, and others of the flow may be held.
+    Frozen = 3,
 }
 
 impl Stay {
@@ -49,6 +52,7 @@ impl Stay {
         match stay {
             1 => Self::Yes,
             2 => Self::Reset,
+            3 => Self::Frozen,
             _ => Self::Over,
         }
     }
@@ -78,6 +82,12 @@ pub fn run(row: RawWords, call: &mut Refreshing, world: &impl World) -> Stay {
             if is_silent {
                 note!(world, silent);
                 return Stay::Over;
+            }
+            if state.has(FlowState::QUEUED) {
+                if is_frozen(call.deployment, call.word, world) {
+                    return Stay::Frozen;
+                }
+                state = state.without(FlowState::QUEUED);
             }
             if state.has(FlowState::ANSWERED) {
                 state = state.with(FlowState::CONFIRMED);

@@ -108,6 +108,10 @@ pub(crate) enum Command {
     Confirm(Confirm),
     /// Send a share of new flows to green (canary)
     Split(Split),
+    /// Hold new flows while those in flight go on
+    Freeze(Freeze),
+    /// End a freeze: held packets go on, in order
+    Thaw(Thaw),
     /// List open flows
     Flows(Flows),
     /// Show who switched what, when and why, and from which generation to which
@@ -297,6 +301,16 @@ pub(crate) struct Switch {
     /// Take effect, or begin the ramp, at this RFC 3339 time
     #[arg(long, value_name = "TIME")]
     pub(crate) at: Option<jiff::Timestamp>,
+    /// Hold new flows from before the switch until after it, for this time at most; if it is not complete by then, the old colour
+    /// stays live
+    #[arg(long, value_name = "DURATION", value_parser = period, conflicts_with_all = ["confirm_within", "ramp", "at"])]
+    pub(crate) freeze: Option<Duration>,
+    /// With --freeze: a shell command that runs first, when no new flow is opened any more
+    #[arg(long, value_name = "CMD", requires = "freeze")]
+    pub(crate) before: Option<String>,
+    /// With --freeze: a shell command that runs after the switch, before new flows go on
+    #[arg(long, value_name = "CMD", requires = "freeze")]
+    pub(crate) after: Option<String>,
 }
 
 #[derive(Debug, ClapArgs)]
@@ -361,6 +375,32 @@ pub(crate) struct Rollback {
     pub(crate) to: Option<ColourName>,
     #[command(flatten)]
     pub(crate) change: Change,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Freeze {
+    /// The deployment
+    #[arg(add = ArgValueCandidates::new(complete::deployments))]
+    pub(crate) deployment: String,
+    /// After this time the freeze ends by itself
+    #[arg(long, value_name = "DURATION", value_parser = period, default_value = "10s")]
+    pub(crate) max: Duration,
+    /// Drop packets that would open a flow, rather than hold them
+    #[arg(long)]
+    pub(crate) drop: bool,
+    /// The reason, for the history
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) reason: Option<String>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Thaw {
+    /// The deployment
+    #[arg(add = ArgValueCandidates::new(complete::deployments))]
+    pub(crate) deployment: String,
+    /// The reason, for the history
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) reason: Option<String>,
 }
 
 /// The options of a change of colour.
@@ -444,6 +484,14 @@ fn percent(text: &str) -> Result<u16, String> {
     }
     let points = format!("{whole}{decimals:0<2}").parse::<u16>().ok();
     points.filter(|points| *points <= 10_000).ok_or_else(expected)
+}
+
+/// Parses a duration that is not zero.
+fn period(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(period) if !period.is_zero() => Ok(period),
+        _ => Err("expected a duration such as 500ms or 10s".to_owned()),
+    }
 }
 
 /// Parses a moment: a time, or how long ago it was.

@@ -154,6 +154,11 @@ pub(crate) const PAGES: &[Page] = &[
             "In scripts, name the colour or give --if-generation. A plain switch that is run twice switches back.",
             "With --confirm-within the data path goes back at the deadline by itself, unless bgctl-confirm(1) comes before. --at and --ramp work \
              without a process too. The next change of the deployment cancels what has not taken effect.",
+            "With --freeze new flows are held first; then --before runs, the old colour comes to rest (no open TCP connection, and no \
+             datagram in the last second; a cut does not wait for that), the switch is made, --after runs, and new flows go on. If a command \
+             fails or the time is over, the old colour stays live, or becomes live again before any new flow has met the new one, even if bgctl \
+             is killed. The commands are run by /bin/sh with BGCTL_DEPLOYMENT, BGCTL_FROM, BGCTL_TO and BGCTL_GENERATION, and print \
+             to stderr.",
             "With --dry-run the exit code is 3 if the switch would be refused, and 0 otherwise, even if backends are not ready.",
         ],
         examples: &[
@@ -168,8 +173,21 @@ pub(crate) const PAGES: &[Page] = &[
                 "make green live, and go back in five minutes unless confirmed",
             ),
             ("bgctl switch shop green --ramp 1h", "move new flows to green in the course of an hour"),
+            (
+                "bgctl switch shop green --freeze 10s --before ./read-only --after ./read-write",
+                "switch while no flow is open, with a command before and after",
+            ),
         ],
-        exit: &[DONE, FAILED, USAGE, REFUSED, BUSY],
+        exit: &[
+            DONE,
+            FAILED,
+            USAGE,
+            (3, "refused because a precondition does not hold, or a command of --freeze has failed"),
+            (
+                4,
+                "another bgctl worked on the instance for the whole wait, or the time of --freeze was over; nothing was changed",
+            ),
+        ],
     },
     Page {
         command: "rollback",
@@ -200,6 +218,31 @@ pub(crate) const PAGES: &[Page] = &[
             ("bgctl split shop --green 5 --by client", "let five percent of the clients try green"),
             ("bgctl split shop --green 0", "all new flows to blue"),
         ],
+        exit: &[DONE, FAILED, USAGE, REFUSED, BUSY],
+    },
+    Page {
+        command: "freeze",
+        description: &[
+            "Packets that would open a flow (a SYN, or a datagram without a flow) are held, and go on in the order of their arrival at \
+             the thaw, so that a client sees a delay rather than a time-out. Open flows are not disturbed. When the command has \
+             returned, no CPU opens a flow of the deployment. Flows of testers and to preview addresses are not held.",
+            "The freeze ends by itself after --max, even if no process lives. A process that the command leaves behind then plays the \
+             held packets back; if it was killed, the next command does. A second freeze sets a new end. The log takes 4 MiB for all \
+             deployments, which is 40,000 SYNs. What finds no room is dropped and counted as hold_overflow.",
+        ],
+        examples: &[
+            ("bgctl freeze shop --max 5s", "hold new flows for five seconds at most"),
+            ("bgctl freeze shop --drop", "drop packets that would open a flow; clients send them again"),
+        ],
+        exit: &[DONE, FAILED, USAGE, REFUSED, BUSY],
+    },
+    Page {
+        command: "thaw",
+        description: &[
+            "Held packets are played back first. New ones wait behind them, so that no packet overtakes another one of its flow. \
+             Packets that are older than two minutes are dropped and counted as held_too_long.",
+        ],
+        examples: &[("bgctl thaw shop", "let new flows go on")],
         exit: &[DONE, FAILED, USAGE, REFUSED, BUSY],
     },
     Page {

@@ -7,6 +7,7 @@ mod detach;
 mod doctor;
 mod dry_run;
 mod flows;
+mod freeze;
 mod history;
 mod man;
 mod plan;
@@ -38,9 +39,13 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
         Command::Switch(Switch { change, .. }) | Command::Rollback(Rollback { change, .. }) => {
             (change.dry_run, !change.dry_run)
         }
-        Command::Attach(_) | Command::Detach(_) | Command::Apply(_) | Command::Confirm(_) | Command::Split(_) => {
-            (false, true)
-        }
+        Command::Attach(_)
+        | Command::Detach(_)
+        | Command::Apply(_)
+        | Command::Confirm(_)
+        | Command::Split(_)
+        | Command::Freeze(_)
+        | Command::Thaw(_) => (false, true),
         _ => (false, false),
     };
     if looks {
@@ -79,6 +84,8 @@ fn dispatch(args: &Args) -> anyhow::Result<Outcome> {
         Command::Rollback(rollback) => switch::run_rollback(global, rollback),
         Command::Confirm(confirm) => switch::run_confirm(global, confirm),
         Command::Split(split) => switch::run_split(global, split),
+        Command::Freeze(freeze) => freeze::run(global, freeze),
+        Command::Thaw(thaw) => freeze::run_thaw(global, thaw),
         Command::Flows(flows) => flows::run(global, flows),
         Command::History(history) => history::run(global, history),
         Command::Completions { shell } => complete::print_script(*shell).map(|()| Outcome::Done),

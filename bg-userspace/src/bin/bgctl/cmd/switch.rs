@@ -2,7 +2,9 @@
 
 use std::time::Instant;
 
-use bg_userspace::{ConfirmRequest, Instance, SplitRequest, SwitchRequest, Switched};
+use serde::Serialize;
+
+use bg_userspace::{ConfirmRequest, FreezeWindow, Instance, SplitRequest, SwitchRequest, Switched, WindowSwitched};
 
 use super::dry_run;
 use crate::{
@@ -22,7 +24,11 @@ pub(super) fn run(global: &Global, args: &Switch) -> anyhow::Result<Outcome> {
     if args.change.dry_run {
         return dry_run::run(global, |instance| instance.dry_run(&args.deployment, &request));
     }
-    change(global, render, |instance| instance.switch(&args.deployment, &request))
+    let Some(max) = args.freeze else {
+        return change(global, render, |instance| instance.switch(&args.deployment, &request));
+    };
+    let window = FreezeWindow { max, before: args.before.clone(), after: args.after.clone() };
+    change(global, render_window, |instance| instance.switch_in_window(&args.deployment, &request, &window))
 }
 
 pub(super) fn run_rollback(global: &Global, args: &Rollback) -> anyhow::Result<Outcome> {
@@ -60,10 +66,10 @@ fn request(change: &Change) -> SwitchRequest {
     }
 }
 
-fn change(
+fn change<T: Serialize + AsRef<Switched>>(
     global: &Global,
-    render: impl Fn(&Switched) -> String,
-    change: impl FnOnce(&Instance) -> Result<Switched, bg_userspace::Error>,
+    render: impl Fn(&T) -> String,
+    change: impl FnOnce(&Instance) -> Result<T, bg_userspace::Error>,
 ) -> anyhow::Result<Outcome> {
     let start = Instant::now();
     let instance = Instance::open(&global.paths())?;
@@ -71,7 +77,7 @@ fn change(
     instance.warnings().iter().for_each(|warning| output::message(warning));
     let switched = switched?;
     if global.verbose {
-        output::message(&format!("took {:.1?}, of which the fence {:.1?}", start.elapsed(), switched.fence));
+        output::message(&format!("took {:.1?}, of which the fence {:.1?}", start.elapsed(), switched.as_ref().fence));
     }
     if global.json {
         output::print_json(&switched)?;
@@ -85,6 +91,13 @@ fn change(
         }
     }
     Ok(Outcome::Done)
+}
+
+fn render_window(window: &WindowSwitched) -> String {
+    let WindowSwitched { switched, frozen, played_back } = window;
+    let frozen = format!("; frozen for {} ms, {played_back} held packets played back", frozen.as_millis());
+    let frozen = if switched.changed { frozen } else { String::new() };
+    format!("{}{frozen}\n", render(switched).trim_end())
 }
 
 fn render(switched: &Switched) -> String {

@@ -120,6 +120,13 @@ impl Picture {
                 flows.blue, flows.green
             ),
         );
+        if let Some(until) = deployment.frozen_until {
+            let held = deployment.held;
+            self.add(
+                Rank::Deadline,
+                format!("  frozen until {until} at most: {held} packets that would open a flow wait"),
+            );
+        }
         if let Some(deadline) = deployment.confirm_deadline {
             let left = left_until(deadline);
             self.add(

@@ -1,8 +1,11 @@
 //! PostgreSQL: a database on a backend, and psql sessions of the client.
 
-use crate::POSTGRES;
+use crate::{
+    command::{Process, output},
+    netns::Namespace,
+    topology::{Backend, Lab},
+};
 use anyhow::{Context, Result, bail};
-use bg_tests::{Backend, Lab, Process, output};
 use std::{
     fs,
     io::{BufRead, BufReader, Write},
@@ -14,15 +17,20 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// Port of the databases.
+pub const POSTGRES: u16 = 5432;
+
 const PATIENCE: Duration = Duration::from_secs(5);
 /// PostgreSQL does not run as root.
 const AS_POSTGRES: [&str; 4] = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"];
 
 /// A database server whose `cluster_name` is its colour.
-pub(crate) struct Postgres(#[expect(dead_code, reason = "a guard")] Process);
+#[derive(Debug)]
+pub struct Postgres(#[expect(dead_code, reason = "a guard")] Process);
 
 impl Postgres {
-    pub(crate) fn start(lab: &Lab, backend: &Backend) -> Result<Self> {
+    /// Creates and starts it. Returns when it takes connections.
+    pub fn start(lab: &Lab, backend: &Backend) -> Result<Self> {
         let (programs, data) = (programs()?, lab.sandbox.dir().join(format!("postgres-{}", backend.name)));
         fs::create_dir_all(&data)?;
         output(Command::new("chown").arg("postgres:").arg(&data))?;
@@ -40,6 +48,7 @@ impl Postgres {
             format!("cluster_name={}", backend.colour.name()),
             "unix_socket_directories=".to_owned(),
             "fsync=off".to_owned(),
+            "track_commit_timestamp=on".to_owned(),
         ] {
             postgres.arg("-c").arg(setting);
         }
@@ -64,15 +73,22 @@ fn programs() -> Result<PathBuf> {
 }
 
 /// A psql of the client.
-pub(crate) struct Session {
+#[derive(Debug)]
+pub struct Session {
     input: ChildStdin,
     lines: Receiver<String>,
     _process: Process,
 }
 
 impl Session {
-    pub(crate) fn open(lab: &Lab, server: IpAddr) -> Result<Self> {
-        let mut psql = lab.client.command("psql");
+    /// Opens a session.
+    pub fn open(lab: &Lab, server: IpAddr) -> Result<Self> {
+        Self::open_in(&lab.client, server)
+    }
+
+    /// Opens a session of another machine.
+    pub fn open_in(namespace: &Namespace, server: IpAddr) -> Result<Self> {
+        let mut psql = namespace.command("psql");
         psql.args([
             "--quiet",
             "--no-align",
@@ -94,13 +110,13 @@ impl Session {
     }
 
     /// Runs a statement; what it prints is the answer's line.
-    pub(crate) fn ask(&mut self, statement: &str) -> Result<String> {
+    pub fn ask(&mut self, statement: &str) -> Result<String> {
         writeln!(self.input, "{statement};").with_context(|| format!("psql is gone before {statement}"))?;
         self.lines.recv_timeout(PATIENCE).with_context(|| format!("no answer to {statement}"))
     }
 
     /// Runs a statement that prints nothing.
-    pub(crate) fn run(&mut self, statement: &str) -> Result<()> {
+    pub fn run(&mut self, statement: &str) -> Result<()> {
         let done = self.ask(&format!("{statement}; SELECT 'done'"))?;
         if done != "done" {
             bail!("expected nothing of {statement}, got {done}");

@@ -1,0 +1,204 @@
+//! Switching in a frozen window: no new flow is opened from before the old colour has come to rest until the new one is ready.
+//!
+//! The freeze and the switch have one deadline: [`Timing::hold_until`](bg_common::Timing::hold_until) and, a moment earlier, the deadline for the confirmation of the
+//! switch. So if this process is killed, or a command takes too long, the data path itself goes back to the old colour and lets new
+//! flows go on, and no new flow has met the new colour.
+
+use std::time::{Duration, Instant};
+
+use bg_common::{Colour, FlowState};
+use serde::Serialize;
+
+use super::{
+    hook::{self, HookError},
+    request::{ConfirmRequest, SwitchRequest, Switched},
+};
+use crate::{Error, FreezeRequest, Instance, Refusal, config::OnSwitch, maps::backends};
+
+/// How long before the end of the freeze an unconfirmed switch is taken back.
+const MARGIN: Duration = Duration::from_millis(50);
+
+/// A datagram is in flight for so long: UDP does not tell when an exchange is over.
+const DATAGRAM_IN_FLIGHT: Duration = Duration::from_secs(1);
+
+/// The options of the window.
+#[derive(Clone, Debug)]
+pub struct FreezeWindow {
+    /// The longest time of the freeze. If the switch is not complete by then, the old colour stays live.
+    pub max: Duration,
+    /// A shell command that runs first, when no new flow is opened any more.
+    pub before: Option<String>,
+    /// A shell command that runs after the switch, before new flows go on.
+    pub after: Option<String>,
+}
+
+/// The result of a switch in a frozen window.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct WindowSwitched {
+    /// The switch.
+    #[serde(flatten)]
+    pub switched: Switched,
+    /// For how long no new flow was opened.
+    #[serde(serialize_with = "millis", rename = "frozen_ms")]
+    pub frozen: Duration,
+    /// How many held packets went on then.
+    pub played_back: u64,
+}
+
+impl AsRef<Switched> for WindowSwitched {
+    fn as_ref(&self) -> &Switched {
+        &self.switched
+    }
+}
+
+impl Instance {
+    /// Freezes a deployment, runs a command, waits until the live colour has come to rest, switches, runs another command, and thaws. If
+    /// anything fails, or the window ends before, the old colour is live and the deployment is not frozen.
+    ///
+    /// The live colour has come to rest when it has no open TCP connection and no UDP flow with a packet in the last second. A
+    /// switch that cuts does not wait for that: it ends the flows.
+    pub fn switch_in_window(
+        &self,
+        deployment: &str,
+        request: &SwitchRequest,
+        window: &FreezeWindow,
+    ) -> Result<WindowSwitched, Error> {
+        let unchanged = |switched| WindowSwitched { switched, frozen: Duration::ZERO, played_back: 0 };
+        let (index, _) = self.deployment(deployment)?;
+        let outlook = self.outlook(deployment, index, request, false)?;
+        let (from, to) = (outlook.from.word.live(), outlook.asked.live());
+        if !matches!(outlook.changes, Ok(true)) || from == to {
+            // It is refused, or leaves new flows where they are.
+            return self.switch(deployment, &SwitchRequest { to: Some(to), ..request.clone() }).map(unchanged);
+        }
+        let course = Course {
+            index,
+            deployment,
+            from,
+            to,
+            generation: outlook.from.generation,
+            on_switch: outlook.on_switch,
+            end: Instant::now() + window.max.saturating_sub(MARGIN),
+            window,
+        };
+
+        let freeze = FreezeRequest { max: Some(window.max), drop: false, reason: request.reason.clone() };
+        let start = Instant::now();
+        let switched = self.freeze(deployment, &freeze).and_then(|_| self.run_course(&course, request));
+        // Whatever has happened, so also if the freeze could only not be recorded.
+        let thawed = self.thaw(deployment, request.reason.as_deref());
+        let (switched, thawed) = (switched?, thawed?);
+        Ok(WindowSwitched { switched, frozen: start.elapsed(), played_back: thawed.played_back })
+    }
+
+    /// What happens while the deployment is frozen.
+    fn run_course(&self, course: &Course<'_>, request: &SwitchRequest) -> Result<Switched, Error> {
+        let generation = course.generation;
+        course.run("before", course.window.before.as_deref(), generation)?;
+        if course.on_switch == OnSwitch::Drain {
+            self.wait_for_rest(course)?;
+        }
+        // If nobody confirms it, it is taken back before new flows go on.
+        let request = SwitchRequest {
+            to: Some(course.to),
+            on_switch: Some(course.on_switch),
+            if_generation: Some(generation),
+            confirm_within: Some(course.left().max(SwitchRequest::LEAST_WINDOW)),
+            ..request.clone()
+        };
+        let switched = self.switch(course.deployment, &request)?;
+        let generation = switched.to.generation;
+        let confirm = ConfirmRequest { if_generation: Some(generation), reason: request.reason.clone() };
+        let too_late = || Error::WindowOver { what: "it was too late to keep the switch".to_owned() };
+        let kept = course.run("after", course.window.after.as_deref(), generation).and_then(|()| {
+            self.confirm(course.deployment, &confirm).map_err(|error| match error {
+                Error::Refused(Refusal::TooLateToConfirm { .. }) => too_late(),
+                error => error,
+            })
+        });
+        match kept {
+            Ok(_) => Ok(Switched { confirm_deadline: None, ..switched }),
+            Err(error) => {
+                // The flows of the old colour are still there, unless the switch has cut them.
+                let back = SwitchRequest {
+                    to: Some(course.from),
+                    on_switch: Some(OnSwitch::Drain),
+                    force: true,
+                    reason: Some(format!("{error}")),
+                    ..SwitchRequest::default()
+                };
+                self.rollback(course.deployment, &back)?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Waits until nothing is in flight on the colour that is live.
+    fn wait_for_rest(&self, course: &Course<'_>) -> Result<(), Error> {
+        const LOOK: Duration = Duration::from_millis(5);
+        let backends = backends(&self.paths)?;
+        let quiet = self.tick_length.ticks(DATAGRAM_IN_FLIGHT);
+        loop {
+            let count = |count: &mut u64, open: &crate::flows::OpenFlow<'_>| {
+                let is_ours = open.target.deployment == course.index && open.target.colour == course.from;
+                let is_users = !open.flow.state.has(FlowState::IDLE_ONLY);
+                *count += u64::from(is_ours && is_users && open.is_in_flight(quiet));
+            };
+            let left: u64 = self.fold_open_flows(&backends, || 0, count)?.into_iter().sum();
+            if left == 0 {
+                return Ok(());
+            }
+            if course.left().is_zero() {
+                return Err(Error::WindowOver {
+                    what: format!("{left} flows were still open on {}", course.from.name()),
+                });
+            }
+            std::thread::sleep(LOOK);
+        }
+    }
+}
+
+/// A switch in a window.
+struct Course<'a> {
+    index: u16,
+    deployment: &'a str,
+    from: Colour,
+    to: Colour,
+    generation: u32,
+    on_switch: OnSwitch,
+    /// When the switch has to be complete.
+    end: Instant,
+    window: &'a FreezeWindow,
+}
+
+impl Course<'_> {
+    fn left(&self) -> Duration {
+        self.end.saturating_duration_since(Instant::now())
+    }
+
+    /// Runs one of the commands, if it is given.
+    fn run(&self, name: &'static str, line: Option<&str>, generation: u32) -> Result<(), Error> {
+        let Some(line) = line else { return Ok(()) };
+        let variables = [
+            ("BGCTL_DEPLOYMENT", self.deployment.to_owned()),
+            ("BGCTL_FROM", self.from.name().to_owned()),
+            ("BGCTL_TO", self.to.name().to_owned()),
+            ("BGCTL_GENERATION", generation.to_string()),
+        ];
+        let (deployment, command) = (self.deployment.to_owned(), line.to_owned());
+        hook::run(line, &variables, self.end).map_err(|error| match error {
+            HookError::NotRun(source) => Error::HookNotRun { name, command, source },
+            HookError::Failed(status) => {
+                Refusal::HookFailed { deployment, name, command, status: status.to_string(), live: self.from.name() }
+                    .into()
+            }
+            HookError::TimedOut => {
+                Error::WindowOver { what: format!("the command --{name} had not ended, and was killed") }
+            }
+        })
+    }
+}
+
+fn millis<S: serde::Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_u64(duration.as_millis() as u64)
+}

@@ -1,0 +1,369 @@
+//! A frozen deployment opens no flows. Packets that would open one are held, and go on in order at the thaw, while open flows, testers and the
+//! other deployment are not disturbed.
+
+mod clients;
+mod pgbench;
+mod window;
+
+use anyhow::{Context, Result, ensure};
+use bg_common::Colour;
+use bg_tests::{
+    Bgctl, Fabric, Lab, Offloads, RawSocket, Ready, address,
+    config::{DEPLOYMENT, NEIGHBOUR, PREVIEW_PORT, http_vip, shop, udp_vip},
+    load::{Answer, Echo},
+};
+use clients::{Connected, connect, sent_again};
+use std::{
+    collections::BTreeMap,
+    fs,
+    net::{IpAddr, SocketAddr, UdpSocket},
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+/// A SYN is sent again after a second. A round that takes almost as long, on a busy machine, shows nothing, and is repeated.
+const ROUND: Duration = Duration::from_millis(900);
+const ROUNDS: u32 = 20;
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Waits until this many packets are held.
+fn wait_for_held(bgctl: &Bgctl, count: u64) -> Result<()> {
+    let start = Instant::now();
+    loop {
+        let status = bgctl.deployment(DEPLOYMENT)?;
+        if status["held"].as_u64().context("no number of held packets")? >= count {
+            return Ok(());
+        }
+        ensure!(start.elapsed() < PATIENCE, "{count} packets were to be held: {status}");
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn phase(bgctl: &Bgctl, deployment: &str) -> Result<String> {
+    Ok(bgctl.deployment(deployment)?["phase"].as_str().context("no phase")?.to_owned())
+}
+
+fn event(bgctl: &Bgctl, of: &str, name: &str) -> Result<u64> {
+    bgctl.json(&["status"])?[of][name].as_u64().with_context(|| format!("no {name} among the {of}"))
+}
+
+/// Clients that connect during a freeze, and connect at its end without having sent anything twice.
+fn connect_frozen(ready: &Ready, vip: IpAddr, count: usize) -> Result<(Vec<Connected>, Duration)> {
+    let Ready { bgctl, lab, .. } = ready;
+    for _ in 0..ROUNDS {
+        bgctl.run(&["freeze", DEPLOYMENT, "--max", "1m"])?;
+        let start = Instant::now();
+        let (connected, thawed) = thread::scope(|scope| {
+            let clients = scope.spawn(|| connect(&lab.client, http_vip(vip), count));
+            let held = wait_for_held(bgctl, count as u64);
+            let frozen = start.elapsed();
+            let thawed = held.and_then(|()| bgctl.json(&["thaw", DEPLOYMENT])).map(|thawed| (thawed, frozen));
+            (clients.join().expect("no panic"), thawed)
+        });
+        let (thawed, frozen) = thawed?;
+        let connected = connected?;
+        if start.elapsed() < ROUND {
+            assert_eq!(sent_again(&connected)?, 0, "SYNs that were sent again");
+            assert_eq!(thawed["played_back"], count, "{thawed}");
+            assert_eq!(thawed["expired"], 0, "{thawed}");
+            return Ok((connected, frozen));
+        }
+    }
+    anyhow::bail!("a machine on which a freeze takes a second is too busy for this test")
+}
+
+/// Datagrams of flows that are opened during a freeze come to their backends in the order in which they were sent.
+fn ask_frozen(ready: &Ready, vip: IpAddr) -> Result<()> {
+    const FLOWS: usize = 20;
+    const EACH: usize = 5;
+    let Ready { bgctl, lab, .. } = ready;
+    let before = event(bgctl, "events", "held")?;
+    bgctl.run(&["freeze", DEPLOYMENT, "--max", "1m"])?;
+    let open = || Echo::open(&lab.client, udp_vip(vip));
+    let flows = (0..FLOWS).map(|_| open()).collect::<Result<Vec<_>>>()?;
+    let name = |flow: usize, nth: usize| format!("{flow} {nth} {}", "x".repeat(10 * flow));
+    for nth in 0..EACH {
+        for (number, flow) in flows.iter().enumerate() {
+            flow.send(&name(number, nth))?;
+        }
+    }
+    wait_for_held(bgctl, (FLOWS * EACH) as u64)?;
+    assert_eq!(event(bgctl, "events", "held")? - before, (FLOWS * EACH) as u64);
+    bgctl.run(&["thaw", DEPLOYMENT])?;
+    let mut by_backend: BTreeMap<String, Vec<(u64, usize)>> = BTreeMap::new();
+    for nth in 0..EACH {
+        for (number, flow) in flows.iter().enumerate() {
+            let answer: Answer = flow.receive(&name(number, nth))?;
+            assert_eq!(answer.colour, Colour::Blue);
+            by_backend.entry(answer.backend).or_default().push((answer.number, nth * FLOWS + number));
+        }
+    }
+    for (backend, mut datagrams) in by_backend {
+        datagrams.sort_unstable();
+        assert!(datagrams.is_sorted_by_key(|(_, sent)| *sent), "{backend} got {datagrams:?}");
+    }
+    Ok(())
+}
+
+/// What a freeze leaves alone.
+fn others_go_on(ready: &Ready, vip: IpAddr) -> Result<()> {
+    let Ready { bgctl, lab, .. } = ready;
+    let open = Echo::open(&lab.client, udp_vip(vip))?;
+    assert_eq!(open.ask("before")?.colour, Colour::Blue);
+    let generation = bgctl.deployment(DEPLOYMENT)?["generation"].clone();
+    let frozen = bgctl.json(&["freeze", DEPLOYMENT, "--max", "1m", "--reason", "a test"])?;
+    assert_eq!((&frozen["generation"], frozen["live"].as_str()), (&generation, Some("blue")), "{frozen}");
+    assert_eq!((phase(bgctl, DEPLOYMENT)?.as_str(), phase(bgctl, NEIGHBOUR)?.as_str()), ("frozen", "steady"));
+
+    assert_eq!(open.ask("an open flow")?.colour, Colour::Blue);
+    let (neighbour, tester) = match vip {
+        IpAddr::V4(_) => (address::NEIGHBOUR_V4, address::TESTER_V4),
+        IpAddr::V6(_) => (address::NEIGHBOUR_V6, address::TESTER_V6),
+    };
+    assert_eq!(connect(&lab.client, http_vip(neighbour), 3)?.len(), 3, "the other deployment is not frozen");
+    let from_tester = lab.client.enter(|| Echo::open_from(SocketAddr::new(tester, 0), udp_vip(vip)))??;
+    assert_eq!(from_tester.ask("a tester")?.colour, Colour::Green);
+    assert_eq!(connect(&lab.client, SocketAddr::new(vip, PREVIEW_PORT), 1)?.len(), 1, "the preview address");
+    ready.neighbour_is_undisturbed()?;
+
+    assert_eq!(bgctl.deployment(DEPLOYMENT)?["held"], 0);
+    let thawed = bgctl.json(&["thaw", DEPLOYMENT])?;
+    assert_eq!((&thawed["changed"], &thawed["generation"]), (&true.into(), &generation), "{thawed}");
+    assert_eq!(bgctl.json(&["thaw", DEPLOYMENT])?["changed"], false, "it is thawed");
+    assert_ne!(phase(bgctl, DEPLOYMENT)?, "frozen");
+    Ok(())
+}
+
+fn a_freeze_delays(lab: Lab, mode: &str, service_mode: &str) -> Result<()> {
+    let config = shop(&lab, service_mode, "");
+    let ready = Ready::with(lab, mode, &config)?;
+    for vip in [address::VIP_V4, address::VIP_V6] {
+        others_go_on(&ready, vip)?;
+        let (connected, _) = connect_frozen(&ready, vip, 50)?;
+        assert_eq!(connected.len(), 50);
+        ask_frozen(&ready, vip)?;
+    }
+    let drops = ready.bgctl.json(&["status"])?["drops"].clone();
+    let drops = drops.as_object().context("drops is an object")?;
+    assert!(drops.values().all(|count| count == 0), "{drops:?}");
+    Ok(())
+}
+
+#[test]
+fn a_freeze_delays_new_flows_with_native_xdp() -> Result<()> {
+    a_freeze_delays(Lab::wire(Fabric::Switch)?, "native", "nat")
+}
+
+#[test]
+fn a_freeze_delays_new_flows_with_generic_xdp() -> Result<()> {
+    a_freeze_delays(Lab::wire(Fabric::Router)?, "generic", "nat")
+}
+
+#[test]
+fn a_freeze_delays_new_flows_with_tc_before_a_bridge() -> Result<()> {
+    a_freeze_delays(Lab::bridge()?, "tc", "nat")
+}
+
+#[test]
+fn a_freeze_delays_new_flows_between_zones_with_tc() -> Result<()> {
+    a_freeze_delays(Lab::zones(Offloads::Default)?, "tc", "local")
+}
+
+#[test]
+fn a_freeze_delays_new_flows_between_zones_with_native_xdp() -> Result<()> {
+    a_freeze_delays(Lab::zones(Offloads::Wire)?, "native", "local")
+}
+
+/// Source ports of the SYNs that have come to a backend, in their order.
+fn syns(socket: &RawSocket) -> Result<Vec<u16>> {
+    const SYN: u8 = 2;
+    let mut ports = Vec::new();
+    while let Some(frame) = socket.receive_within(Duration::from_millis(20))? {
+        if frame.len() > 47 && frame[12..14] == [8, 0] && frame[23] == 6 && frame[47] & 0x3f == SYN {
+            ports.push(u16::from_be_bytes([frame[34], frame[35]]));
+        }
+    }
+    Ok(ports)
+}
+
+#[test]
+fn a_thousand_clients_connect_in_order_when_the_freeze_is_over() -> Result<()> {
+    let ready = Ready::native("")?;
+    let sockets: Vec<_> = ready
+        .lab
+        .backends
+        .iter()
+        .filter(|backend| backend.colour == Colour::Blue)
+        .map(|backend| RawSocket::open(&backend.namespace, "eth0"))
+        .collect::<Result<_>>()?;
+    let (connected, frozen) = connect_frozen(&ready, address::VIP_V4, 1000)?;
+    let sent = connected.iter().map(Connected::port).collect::<Result<Vec<_>>>()?;
+    let mut came = 0;
+    for socket in &sockets {
+        // A round that was too slow may have come before.
+        let all: Vec<_> =
+            syns(socket)?.into_iter().filter_map(|port| sent.iter().position(|sent| *sent == port)).collect();
+        let last = &all[all.len().saturating_sub(sent.len())..];
+        assert!(last.is_sorted(), "{last:?}");
+        came += last.len();
+    }
+    assert_eq!(came, sent.len());
+    let longest = connected.iter().map(|client| client.latency).max().context("no client")?;
+    println!("frozen for {frozen:?}; the longest of 1,000 connects took {longest:?}");
+    ready.neighbour_is_undisturbed()
+}
+
+/// Processes whose command line contains all words.
+fn processes(words: &[&str]) -> Result<Vec<i32>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc")?.flatten() {
+        let Ok(id) = entry.file_name().to_string_lossy().parse() else { continue };
+        let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line).replace('\0', " ");
+        if words.iter().all(|word| line.contains(word)) {
+            found.push(id);
+        }
+    }
+    Ok(found)
+}
+
+#[test]
+fn a_freeze_ends_by_itself_and_the_process_it_has_left_plays_back() -> Result<()> {
+    let ready = Ready::native("")?;
+    let Ready { bgctl, lab, .. } = &ready;
+    let waiting = Echo::open(&lab.client, udp_vip(address::VIP_V4))?;
+    waiting.set_patience(PATIENCE)?;
+    bgctl.run(&["freeze", DEPLOYMENT, "--max", "300ms"])?;
+    waiting.send("held")?;
+    // Nobody calls bgctl.
+    assert_eq!(waiting.receive("held")?.colour, Colour::Blue);
+    let records = bgctl.json(&["history", DEPLOYMENT])?;
+    let last = records["records"].as_array().and_then(|records| records.last()).context("no record")?;
+    assert_eq!((&last["action"], &last["reason"]), (&"thaw".into(), &"the freeze ended by itself".into()), "{records}");
+    Ok(())
+}
+
+#[test]
+fn a_freeze_ends_by_itself_when_nobody_lives_and_the_next_command_plays_back() -> Result<()> {
+    let ready = Ready::native("")?;
+    let Ready { bgctl, lab, .. } = &ready;
+    let pins = lab.sandbox.pin_root().display().to_string();
+    for next in [["status", "--json"], ["switch", DEPLOYMENT], ["flows", DEPLOYMENT]] {
+        let held = Echo::open(&lab.client, udp_vip(address::VIP_V4))?;
+        let frozen = bgctl.json(&["freeze", DEPLOYMENT, "--max", "2s"])?;
+        let left = processes(&[&pins, "freeze"])?;
+        assert_eq!(left.len(), 1, "the process that waits for the end");
+        // SAFETY: takes no pointers.
+        left.iter().for_each(|id| _ = unsafe { libc::kill(*id, libc::SIGKILL) });
+        held.send("held")?;
+
+        // A new flow goes on as soon as the freeze is over, without any command.
+        let end = Instant::now() + PATIENCE;
+        let answer = loop {
+            let new = Echo::open(&lab.client, udp_vip(address::VIP_V4))?;
+            new.set_patience(Duration::from_millis(50))?;
+            if let Ok(answer) = new.ask("new") {
+                break answer;
+            }
+            assert!(Instant::now() < end, "frozen for ever: {frozen}");
+        };
+        held.set_patience(Duration::from_millis(100))?;
+        assert!(held.receive("held").is_err(), "nobody has played it back");
+        bgctl.run(&next)?;
+        held.set_patience(PATIENCE)?;
+        let expected = if next[0] == "switch" { answer.colour.other() } else { answer.colour };
+        assert_eq!(held.receive("held")?.colour, expected, "{next:?}");
+        let last = bgctl.json(&["history", DEPLOYMENT, "-n", "2"])?;
+        assert!(last.to_string().contains("the freeze ended by itself"), "{last}");
+    }
+    ready.neighbour_is_undisturbed()
+}
+
+#[test]
+fn with_drop_new_flows_are_dropped_and_counted() -> Result<()> {
+    let ready = Ready::native("")?;
+    let Ready { bgctl, lab, .. } = &ready;
+    let frozen = bgctl.json(&["freeze", DEPLOYMENT, "--drop", "--max", "1m"])?;
+    assert_eq!(frozen["drop"], true);
+    let lost = Echo::open(&lab.client, udp_vip(address::VIP_V6))?;
+    lost.set_patience(Duration::from_millis(200))?;
+    assert!(lost.ask("lost").is_err());
+    assert_eq!(event(bgctl, "drops", "frozen")?, 1);
+    assert_eq!(bgctl.json(&["thaw", DEPLOYMENT])?["played_back"], 0);
+    assert!(lost.receive("lost").is_err());
+    assert_eq!(Echo::open(&lab.client, udp_vip(address::VIP_V6))?.ask("new")?.colour, Colour::Blue);
+    assert_eq!(event(bgctl, "events", "held")?, 0);
+    Ok(())
+}
+
+#[test]
+fn held_packets_follow_a_switch_of_the_frozen_deployment() -> Result<()> {
+    let ready = Ready::native("")?;
+    let Ready { bgctl, lab, .. } = &ready;
+    let open = Echo::open(&lab.client, udp_vip(address::VIP_V4))?;
+    open.ask("open")?;
+    bgctl.run(&["freeze", DEPLOYMENT, "--max", "1m"])?;
+    let held = Echo::open(&lab.client, udp_vip(address::VIP_V4))?;
+    held.send("held")?;
+    wait_for_held(bgctl, 1)?;
+    bgctl.run(&["switch", DEPLOYMENT])?;
+    assert_eq!(phase(bgctl, DEPLOYMENT)?, "frozen", "a switch does not thaw");
+    assert_eq!(open.ask("still open")?.colour, Colour::Blue);
+    bgctl.run(&["thaw", DEPLOYMENT])?;
+    assert_eq!(held.receive("held")?.colour, Colour::Green);
+    Ok(())
+}
+
+#[test]
+fn no_packet_overtakes_another_of_its_flow_and_a_full_log_loses_the_latest() -> Result<()> {
+    const HELD: usize = 4000;
+    let ready = Ready::native("")?;
+    let Ready { bgctl, lab, .. } = &ready;
+    let socket = lab.client.enter(|| UdpSocket::bind((address::CLIENT_V4, 0)))??;
+    socket.connect(udp_vip(address::VIP_V4))?;
+    socket.set_read_timeout(Some(Duration::from_millis(300)))?;
+    let send = |nth: usize| socket.send(format!("{nth:08} {}", "x".repeat(1300)).as_bytes());
+    bgctl.run(&["freeze", DEPLOYMENT, "--max", "1m"])?;
+    for nth in 0..HELD {
+        send(nth)?;
+    }
+    wait_for_held(bgctl, HELD as u64)?;
+    let lost = event(bgctl, "drops", "hold_overflow")?;
+    assert!((1..HELD as u64 / 2).contains(&lost), "{lost} of {HELD} found no room");
+
+    // Others arrive while these are played back.
+    let thawed = AtomicBool::new(false);
+    let (answer, seen) = thread::scope(|scope| {
+        let thaw = scope.spawn(|| {
+            let answer = bgctl.json(&["thaw", DEPLOYMENT]);
+            thawed.store(true, Ordering::SeqCst);
+            answer
+        });
+        let (mut next, mut seen, mut buffer) = (HELD, Vec::new(), [0; 2048]);
+        while !thawed.load(Ordering::SeqCst) {
+            let _ = send(next);
+            next += 1;
+        }
+        let _ = send(next);
+        while let Ok(length) = socket.recv(&mut buffer) {
+            let text = String::from_utf8_lossy(&buffer[..length]);
+            // Its number at the backend, and the number that was sent.
+            let words: Vec<_> = text.splitn(6, ' ').collect();
+            if let (Ok(number), Ok(sent)) = (words[2].parse::<u64>(), words[4].parse::<usize>()) {
+                seen.push((number, sent));
+            }
+        }
+        (thaw.join().expect("no panic"), seen)
+    });
+    let answer = answer?;
+    let (played, lost) =
+        (answer["played_back"].as_u64().context("no number")?, event(bgctl, "drops", "hold_overflow")?);
+    assert_eq!(played, event(bgctl, "events", "held")?, "{answer}");
+    assert!(played >= HELD as u64 / 2 && lost != 0, "{answer}");
+    let mut seen = seen;
+    seen.sort_unstable();
+    let overtaken = seen.windows(2).find(|pair| pair[0].1 > pair[1].1);
+    assert!(seen.len() > 10 && overtaken.is_none(), "{overtaken:?}");
+    Ok(())
+}

@@ -1,0 +1,147 @@
+//! `bgctl switch --freeze`: nothing meets the new colour before it is ready, and whatever fails, the old colour goes on.
+
+use crate::{connect, event, phase};
+use anyhow::{Context, Result, ensure};
+use bg_common::Colour;
+use bg_tests::{
+    Process, Ready, address,
+    config::{DEPLOYMENT, http_vip, udp_vip},
+    load::Echo,
+};
+use std::{
+    process::Output,
+    thread,
+    time::{Duration, Instant},
+};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn asks(ready: &Ready) -> Result<Colour> {
+    Ok(Echo::open(&ready.lab.client, udp_vip(address::VIP_V4))?.ask("which")?.colour)
+}
+
+/// Asserts that the command has failed with this code, and that blue is live and open to new flows.
+fn blue_goes_on(ready: &Ready, output: &Output, code: i32) -> Result<()> {
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{said}");
+    assert!(said.contains("new flows go on"), "{said}");
+    assert_eq!(ready.bgctl.live(DEPLOYMENT)?, "blue", "{said}");
+    assert_ne!(phase(&ready.bgctl, DEPLOYMENT)?, "frozen");
+    assert_eq!(asks(ready)?, Colour::Blue);
+    ready.neighbour_is_undisturbed()
+}
+
+/// How many flows the services of the deployment have opened on green.
+fn opened_on_green(ready: &Ready) -> Result<u64> {
+    let status = ready.bgctl.deployment(DEPLOYMENT)?;
+    let services = status["services"].as_array().context("no services")?;
+    Ok(services.iter().filter_map(|service| service["green"]["flows_opened"].as_u64()).sum())
+}
+
+#[test]
+fn the_commands_run_while_new_flows_wait_and_those_then_meet_the_new_colour() -> Result<()> {
+    let ready = Ready::native("")?;
+    let Ready { bgctl, lab, .. } = &ready;
+    let (ran, go) = (lab.sandbox.dir().join("ran"), lab.sandbox.dir().join("go"));
+    let write = |what: &str| {
+        format!("echo {what} $BGCTL_DEPLOYMENT $BGCTL_FROM $BGCTL_TO $BGCTL_GENERATION >> {}", ran.display())
+    };
+    let before = format!("{}; while ! test -e {}; do sleep 0.01; done", write("before"), go.display());
+    let (before, after) = (before.as_str(), &write("after"));
+    let waiting = Echo::open(&lab.client, udp_vip(address::VIP_V6))?;
+    waiting.set_patience(PATIENCE)?;
+    let switched = thread::scope(|scope| {
+        let switch =
+            scope.spawn(|| bgctl.json(&["switch", DEPLOYMENT, "--freeze", "1m", "--before", before, "--after", after]));
+        let start = Instant::now();
+        while phase(bgctl, DEPLOYMENT)? != "frozen" {
+            ensure!(start.elapsed() < PATIENCE, "it does not freeze");
+        }
+        waiting.send("waits")?;
+        while event(bgctl, "events", "held")? == 0 {
+            ensure!(start.elapsed() < PATIENCE, "nothing is held");
+        }
+        std::fs::write(&go, "")?;
+        switch.join().expect("no panic")
+    })?;
+    assert_eq!((&switched["changed"], &switched["to"]["live"]), (&true.into(), &"green".into()), "{switched}");
+    assert_eq!((&switched["played_back"], &switched["confirm_deadline"]), (&1.into(), &().into()), "{switched}");
+    assert_eq!(waiting.receive("waits")?.colour, Colour::Green);
+    assert_eq!(std::fs::read_to_string(&ran)?, "before shop blue green 1\nafter shop blue green 2\n");
+    assert_ne!(phase(bgctl, DEPLOYMENT)?, "frozen");
+    assert_ne!(phase(bgctl, DEPLOYMENT)?, "confirming");
+    let again = bgctl.json(&["switch", DEPLOYMENT, "green", "--freeze", "1m", "--before", "exit 1"])?;
+    assert_eq!(again["changed"], false, "green is live: nothing is frozen and no command runs");
+    ready.neighbour_is_undisturbed()
+}
+
+#[test]
+fn a_command_that_fails_leaves_the_old_colour() -> Result<()> {
+    let ready = Ready::native("")?;
+    let switch = |rest: &[&str]| ready.bgctl.try_run(&[&["switch", DEPLOYMENT, "--freeze", "20s"], rest].concat());
+    let marker = ready.lab.sandbox.dir().join("after");
+    let touch = format!("touch {}", marker.display());
+    blue_goes_on(&ready, &switch(&["--before", "exit 7", "--after", &touch])?, 3)?;
+    assert!(!marker.exists());
+    assert_eq!(ready.bgctl.deployment(DEPLOYMENT)?["generation"], 1);
+    // The datagram of the question above is in flight for a second.
+    blue_goes_on(&ready, &switch(&["--after", "exit 7"])?, 3)?;
+    assert_eq!(ready.bgctl.deployment(DEPLOYMENT)?["generation"], 3, "there and back");
+    assert_eq!(opened_on_green(&ready)?, 0);
+    Ok(())
+}
+
+#[test]
+fn what_does_not_come_to_rest_in_time_leaves_the_old_colour() -> Result<()> {
+    let ready = Ready::native("")?;
+    let open = connect(&ready.lab.client, http_vip(address::VIP_V4), 1)?;
+    let switch = |rest: &[&str]| ready.bgctl.try_run(&[&["switch", DEPLOYMENT], rest].concat());
+    blue_goes_on(&ready, &switch(&["--freeze", "500ms"])?, 4)?;
+    assert_eq!(ready.bgctl.deployment(DEPLOYMENT)?["generation"], 1);
+    drop(open);
+    blue_goes_on(&ready, &switch(&["--freeze", "500ms", "--before", "sleep 100"])?, 4)?;
+    blue_goes_on(&ready, &switch(&["--freeze", "5s", "--after", "sleep 100"])?, 4)?;
+    assert_eq!(opened_on_green(&ready)?, 0);
+    Ok(())
+}
+
+#[test]
+fn a_cut_does_not_wait_for_open_flows() -> Result<()> {
+    let ready = Ready::native("")?;
+    let _open = connect(&ready.lab.client, http_vip(address::VIP_V4), 1)?;
+    let switched = ready.bgctl.json(&["switch", DEPLOYMENT, "--freeze", "20s", "--on-switch", "cut"])?;
+    assert_eq!(switched["to"]["live"], "green", "{switched}");
+    assert_eq!(asks(&ready)?, Colour::Green);
+    ready.neighbour_is_undisturbed()
+}
+
+#[test]
+fn when_the_command_is_killed_the_old_colour_goes_on_by_itself() -> Result<()> {
+    let ready = Ready::native("")?;
+    let Ready { bgctl, lab, .. } = &ready;
+    let pid = lab.sandbox.dir().join("pid");
+    let after = format!("echo $$ > {}; exec sleep 100", pid.display());
+    let mut command = bgctl.command(&["switch", DEPLOYMENT, "--freeze", "3s", "--after", &after]);
+    let mut switch = Process::spawn(&mut command)?;
+    let start = Instant::now();
+    let sleeps = || std::fs::read_to_string(&pid).ok()?.trim().parse::<i32>().ok();
+    while sleeps().is_none() {
+        ensure!(start.elapsed() < PATIENCE, "the command after the switch does not run");
+        thread::sleep(Duration::from_millis(5));
+    }
+    switch.child().kill()?;
+    // SAFETY: takes no pointers. The process is a child of the one that was killed.
+    unsafe { libc::kill(sleeps().context("a process")?, libc::SIGKILL) };
+    assert_eq!(bgctl.live(DEPLOYMENT)?, "green", "it had switched");
+    let colour = loop {
+        let new = Echo::open(&lab.client, udp_vip(address::VIP_V4))?;
+        new.set_patience(Duration::from_millis(20))?;
+        if let Ok(answer) = new.ask("which") {
+            break answer.colour;
+        }
+        ensure!(start.elapsed() < PATIENCE, "frozen for ever");
+    };
+    assert_eq!(colour, Colour::Blue);
+    assert_eq!((bgctl.live(DEPLOYMENT)?.as_str(), opened_on_green(&ready)?), ("blue", 0));
+    Ok(())
+}
