@@ -151,8 +151,14 @@ fn packets_that_go_by_the_word_before_a_scheduled_one_wait_too() {
     let host = host();
     let (before, both) = (host.word(0), LiveFlags::TIMED.with(LiveFlags::DRAINING));
     let scheduled = LiveWord::new(before.generation() + 1, both, 0, Colour::Green.full_share());
-    let schedule =
-        Timing { activate_at: UNTIL + 10, before, clock: ClockId::Boot as u8, hold_until: UNTIL, ..Timing::default() };
+    let schedule = Timing {
+        activate_at: UNTIL + 10,
+        before,
+        clock: ClockId::Boot as u8,
+        hold_until: UNTIL,
+        generation: scheduled.generation(),
+        ..Timing::default()
+    };
     host.set_timing(0, before, Timing { hold_until: UNTIL, ..Timing::default() });
     host.set_timing(0, scheduled, schedule);
     host.set_live(0, scheduled.with_flags(both.with(LiveFlags::HOLD)), SwitchTerms::default());
