@@ -31,7 +31,7 @@ use crate::{
     wire::headers::{Headers, tcp_flags},
     world::{EXPLAINS, Flows, World, note},
 };
-use bg_common::{Colour, Event, FlowKey6, FlowState, LiveWord, Protocol};
+use bg_common::{Colour, Event, FlowKey6, FlowState, Protocol};
 
 /// Restores the source of a packet from `source`, a backend. `None`: it is no reply of a flow.
 #[inline(always)]
@@ -105,11 +105,9 @@ pub fn restore<V: Flows + Rewritable, W: SlowPath<V>>(
     let colour = Colour::from_u8(backend.colour());
     let has_news = has_news(headers, flow.state());
     if unlikely(has_news) {
-        // Only a reset can be a refusal, and be kept from the client.
-        let word = if headers.transport.has(tcp_flags::RST) { timed::read(deployment, world)? } else { LiveWord(0) };
-        let call = Answering { flow: *flow.flow(), transport: headers.transport, word, deployment, colour, now };
+        let call = Answering { flow: *flow.flow(), transport: headers.transport, word: None, deployment, colour, now };
         match slow::answer(world, flow.words(), call)? {
-            Answer::Ours => {}
+            Answer::Ours | Answer::NeedsWord => {}
             Answer::Foreign => {
                 note!(world, Step::Foreign {});
                 return None;

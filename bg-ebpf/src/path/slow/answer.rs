@@ -20,8 +20,8 @@ pub struct Answering {
     pub flow: Flow,
     /// The packet.
     pub transport: Transport,
-    /// The live word that it has read, if it is a reset; otherwise zero.
-    pub word: LiveWord,
+    /// The live word in force, if it has been read.
+    pub word: Option<LiveWord>,
     /// Index of the flow's deployment.
     pub deployment: u16,
     /// Colour of its backend.
@@ -41,6 +41,8 @@ pub enum Answer {
     /// Of the flow, which was picked up in mid-stream: a refusal that the client shall not hear, since its
     /// connection may be one of the other colour.
     Refusal = 2,
+    /// That depends on the live word. The caller reads it and asks again. Nothing has been noted.
+    NeedsWord = 3,
 }
 
 impl Answer {
@@ -50,6 +52,7 @@ impl Answer {
         match answer {
             1 => Self::Ours,
             2 => Self::Refusal,
+            3 => Self::NeedsWord,
             _ => Self::Foreign,
         }
     }
@@ -68,9 +71,12 @@ pub fn run(row: RawWords, call: &mut Answering, world: &impl World) -> Answer {
             flow.set(FlowState::FOREIGN);
             return Answer::Foreign;
         }
-        if segment.has(tcp_flags::RST) && is_refusal(call, world) {
-            flow.set(FlowState::RETRIED | FlowState::BACKEND_RESET);
-            return Answer::Refusal;
+        if segment.has(tcp_flags::RST) && may_be_refusal(call) {
+            let Some(word) = call.word else { return Answer::NeedsWord };
+            if second_chance(call.colour, call.deployment, word, world, now).is_some() {
+                flow.set(FlowState::RETRIED | FlowState::BACKEND_RESET);
+                return Answer::Refusal;
+            }
         }
         if state.has(FlowState::DOUBTFUL) {
             note = if is_syn { u32::from_be(segment.acknowledgment).wrapping_sub(1).to_be() } else { 0 };
@@ -81,14 +87,11 @@ pub fn run(row: RawWords, call: &mut Answering, world: &impl World) -> Answer {
     Answer::Ours
 }
 
-/// Whether a reset refuses a connection that was picked up in mid-stream, and that the other colour may know.
+/// Whether a reset refuses a connection that was picked up in mid-stream, if the other colour may know it.
 #[inline(always)]
-fn is_refusal(call: &Answering, world: &impl World) -> bool {
+fn may_be_refusal(call: &Answering) -> bool {
     let state = call.flow.state;
     // Several segments may have been on the way: until the next one goes to the other colour, each of them is refused.
     let is_first_trial = !state.has(FlowState::RETRIED) || state.has(FlowState::BACKEND_RESET);
-    is_on_trial(&call.flow, call.transport.protocol)
-        && is_first_trial
-        && !state.has(FlowState::IDLE_ONLY)
-        && second_chance(call.colour, call.deployment, call.word, world, call.now).is_some()
+    is_on_trial(&call.flow, call.transport.protocol) && is_first_trial && !state.has(FlowState::IDLE_ONLY)
 }

@@ -20,6 +20,7 @@ pub use search::{Search, Step};
 use crate::{
     flow::{memory::RawWords, table::Stored},
     hint::{rolled, unlikely},
+    policy::timed,
     world::{Flows, SCRATCH_WORDS, World},
 };
 
@@ -97,7 +98,13 @@ pub fn refresh<V: Flows>(world: &impl SlowPath<V>, row: RawWords, call: Refreshi
 /// See [`SlowPath::answer`]. `None`: there is no scratch buffer.
 #[inline(always)]
 pub fn answer<V: Flows>(world: &impl SlowPath<V>, row: RawWords, call: Answering) -> Option<Answer> {
-    Some(Answer::from_u32(world.answer(row, in_scratch(world, call)?)))
+    let call = in_scratch(world, call)?;
+    let answer = Answer::from_u32(world.answer(row, call));
+    if !unlikely(answer == Answer::NeedsWord) {
+        return Some(answer);
+    }
+    call.word = Some(timed::read(call.deployment, world)?);
+    Some(Answer::from_u32(world.answer(row, call)))
 }
 
 /// Hash and place of the flow that a search finds. `None`: there is none.
