@@ -113,6 +113,11 @@ pub(crate) struct Entry<'a, K> {
 }
 
 impl<K: FlowKey> Entry<'_, K> {
+    /// Sets bits of the flow's state, unless another flow has taken over the row.
+    pub(crate) fn note(self, bits: u32) {
+        FlowRef::new(self.row.from(K::HEAD), self.key.vip(), self.flow).set(bits);
+    }
+
     /// Removes the flow from its row, even if its state has changed meanwhile. Returns `false` if it was already gone.
     pub(crate) fn remove(mut self) -> bool {
         let was = (self.key, self.flow.state);

@@ -97,7 +97,7 @@ impl Wanted {
     }
 }
 
-fn endpoint_of(backend: &Backend) -> Option<SocketAddr> {
+pub(crate) fn endpoint_of(backend: &Backend) -> Option<SocketAddr> {
     let family = Family::from_u8(backend.family)?;
     Some(SocketAddr::new(backend.addr.to_ip(family), backend.port.host()))
 }

@@ -38,6 +38,7 @@ mod attach;
 pub mod config;
 pub mod doctor;
 mod drain;
+mod draining;
 mod dry_run;
 mod error;
 mod fence;
@@ -60,6 +61,7 @@ pub mod net;
 mod paths;
 mod pins;
 mod plan;
+mod probe;
 mod running;
 mod show;
 mod sizes;
@@ -76,6 +78,7 @@ pub use attach::{
     PATIENCE, Target, attach, attach_in_modes, detach, detach_within,
 };
 pub use bg_common::{Colour, MAX_BACKENDS, MAX_SERVICES, Mode, Protocol};
+pub use draining::{DrainRequest, Drained, FlowsLeft};
 pub use dry_run::{DryRun, Fates, ServiceFates, TableUse, TablesUse, TargetBackend, Would};
 pub use error::{Error, ErrorClass, Refusal, Room};
 pub use flows::{FlowFilter, FlowStatus};

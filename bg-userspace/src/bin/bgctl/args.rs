@@ -112,6 +112,8 @@ pub(crate) enum Command {
     Freeze(Freeze),
     /// End a freeze: held packets go on, in order
     Thaw(Thaw),
+    /// Count the flows that a switch has left on the idle colour; wait for them, or end them
+    Drain(Drain),
     /// List open flows
     Flows(Flows),
     /// Show who switched what, when and why, and from which generation to which
@@ -311,6 +313,30 @@ pub(crate) struct Switch {
     /// With --freeze: a shell command that runs after the switch, before new flows go on
     #[arg(long, value_name = "CMD", requires = "freeze")]
     pub(crate) after: Option<String>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Drain {
+    /// The deployment
+    #[arg(add = ArgValueCandidates::new(complete::deployments))]
+    pub(crate) deployment: String,
+    /// Wait until no flow is left
+    #[arg(long)]
+    pub(crate) wait: bool,
+    /// Wait for this long at most
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    pub(crate) timeout: Option<Duration>,
+    /// What happens to flows that are still left then
+    #[arg(long, value_enum, value_name = "WHAT", default_value_t = Then::Keep)]
+    pub(crate) then: Then,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Then {
+    /// They stay on their backend
+    Keep,
+    /// They end; TCP connections are reset at both ends
+    Reset,
 }
 
 #[derive(Debug, ClapArgs)]

@@ -246,6 +246,21 @@ pub(crate) const PAGES: &[Page] = &[
         exit: &[DONE, FAILED, USAGE, REFUSED, BUSY],
     },
     Page {
+        command: "drain",
+        description: &[
+            "Counts the flows that were opened before the last switch and are still on the idle colour, by backend. With --wait \
+             or --timeout it waits until there are none, and says how many are left whenever that changes.",
+            "With --then reset, flows that are left then end, and the drain with them. TCP connections are reset at both ends, also \
+             those that say nothing. If an end does not answer, its flow is still counted as left, and is reset when \
+             it is heard of again.",
+        ],
+        examples: &[
+            ("bgctl drain shop", "print how many flows are left"),
+            ("bgctl drain shop --wait --timeout 10m --then reset", "wait for ten minutes, then end what is left"),
+        ],
+        exit: &[(0, "no flow is left"), FAILED, USAGE, (4, "flows are left")],
+    },
+    Page {
         command: "flows",
         description: &[
             "Lists for each open flow the client, the address that the client sends to, the colour, the backend, the state, \

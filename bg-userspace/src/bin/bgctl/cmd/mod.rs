@@ -5,6 +5,7 @@ mod attach;
 mod check;
 mod detach;
 mod doctor;
+mod drain;
 mod dry_run;
 mod flows;
 mod freeze;
@@ -86,6 +87,7 @@ fn dispatch(args: &Args) -> anyhow::Result<Outcome> {
         Command::Split(split) => switch::run_split(global, split),
         Command::Freeze(freeze) => freeze::run(global, freeze),
         Command::Thaw(thaw) => freeze::run_thaw(global, thaw),
+        Command::Drain(drain) => drain::run(global, drain),
         Command::Flows(flows) => flows::run(global, flows),
         Command::History(history) => history::run(global, history),
         Command::Completions { shell } => complete::print_script(*shell).map(|()| Outcome::Done),

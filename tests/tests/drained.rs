@@ -1,0 +1,138 @@
+//! `bgctl drain`: its counts are those of the backends' own sockets, and what it resets ends at both ends though neither says a word.
+
+use anyhow::{Context, Result, ensure};
+use bg_tests::{
+    Fabric, Lab, Offloads, Ready, address,
+    config::{DEPLOYMENT, NEIGHBOUR, http_vip, shop},
+    load::PATIENCE,
+};
+use serde_json::Value;
+use std::{
+    io::{ErrorKind, Read, Write},
+    net::{IpAddr, TcpStream},
+    time::{Duration, Instant},
+};
+
+/// Has each backend drop segments that are invalid, or of no connection that it knows.
+fn guard_backends(lab: &Lab) -> Result<()> {
+    for backend in &lab.backends {
+        // Zones share one namespace.
+        let _ = backend.namespace.run("nft delete table inet guard");
+        for line in [
+            "add table inet guard",
+            "add chain inet guard input { type filter hook input priority 0 ; }",
+            "add rule inet guard input ct state invalid drop",
+            "add rule inet guard input ct state new tcp flags & syn == 0 drop",
+        ] {
+            backend.namespace.run(&format!("nft {line}"))?;
+        }
+    }
+    Ok(())
+}
+
+/// Opens a connection that is accepted, and then says nothing more.
+fn connect(lab: &Lab, vip: IpAddr) -> Result<TcpStream> {
+    let mut stream = lab.client.enter(|| TcpStream::connect_timeout(&http_vip(vip), PATIENCE))??;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: shop\r\n\r\n")?;
+    let mut answer = [0; 1024];
+    ensure!(stream.read(&mut answer)? > 0);
+    Ok(stream)
+}
+
+/// Connections of the deployment under test that the backends have open, by their own sockets.
+fn sockets(lab: &Lab, ports: &[u16]) -> Result<usize> {
+    let mut namespaces: Vec<_> = lab.backends.iter().map(|backend| &backend.namespace).collect();
+    namespaces.dedup_by_key(|namespace| namespace.name().to_owned());
+    let mut count = 0;
+    for namespace in namespaces {
+        for line in namespace.run("ss -H -t -n state established state close-wait sport = :8080")?.lines() {
+            let port = line.split_whitespace().last().and_then(|peer| peer.rsplit(':').next());
+            count += usize::from(port.and_then(|port| port.parse().ok()).is_some_and(|port| ports.contains(&port)));
+        }
+    }
+    Ok(count)
+}
+
+fn drain(ready: &Ready, options: &[&str]) -> Result<(Option<i32>, Value)> {
+    let output = ready.bgctl.try_run(&[&["--json", "drain", DEPLOYMENT], options].concat())?;
+    let json = serde_json::from_slice(&output.stdout);
+    Ok((output.status.code(), json.with_context(|| String::from_utf8_lossy(&output.stderr).into_owned())?))
+}
+
+/// Waits until the count of the drain and that of the sockets are this number.
+fn both_count(ready: &Ready, ports: &[u16], expected: usize) -> Result<()> {
+    let end = Instant::now() + Duration::from_secs(20);
+    loop {
+        let ((code, drained), sockets) = (drain(ready, &[])?, sockets(&ready.lab, ports)?);
+        let by_backend: u64 =
+            drained["backends"].as_array().into_iter().flatten().filter_map(|of| of["flows"].as_u64()).sum();
+        if drained["left"] == expected && by_backend == expected as u64 && sockets == expected {
+            assert_eq!(code, Some(if expected == 0 { 0 } else { 4 }));
+            return Ok(());
+        }
+        ensure!(Instant::now() < end, "expected {expected}, {sockets} sockets and {drained:#}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn what_is_left_is_counted_and_reset(lab: Lab, attach_mode: &str, service_mode: &str) -> Result<()> {
+    guard_backends(&lab)?;
+    let config = shop(&lab, service_mode, "");
+    let ready = Ready::with(lab, attach_mode, &config)?;
+    let lab = &ready.lab;
+    let each = if std::env::var_os("BG_FULL").is_some() { 400 } else { 40 };
+    let mut clients = Vec::new();
+    for vip in [address::VIP_V4, address::VIP_V6] {
+        for _ in 0..each {
+            clients.push(connect(lab, vip)?);
+        }
+    }
+    let ports = clients.iter().map(|client| Ok(client.local_addr()?.port())).collect::<Result<Vec<_>>>()?;
+    assert_eq!(drain(&ready, &["--wait"])?.1["left"], 0, "nothing was switched");
+    ready.bgctl.run(&["switch", DEPLOYMENT])?;
+    let new = connect(lab, address::VIP_V4)?;
+    both_count(&ready, &ports, 2 * each)?;
+    // Some end by themselves.
+    for closed in [1, each / 2, each] {
+        clients.drain(..closed);
+        both_count(&ready, &ports, clients.len())?;
+    }
+    let start = Instant::now();
+    let (code, drained) = drain(&ready, &["--wait", "--timeout", "300ms"])?;
+    assert_eq!((code, &drained["left"]), (Some(4), &clients.len().into()));
+    assert!(start.elapsed() >= Duration::from_millis(300));
+
+    let (code, drained) = drain(&ready, &["--then", "reset"])?;
+    assert_eq!((code, &drained["left"], &drained["reset"]), (Some(0), &0.into(), &clients.len().into()), "{drained:#}");
+    for client in &mut clients {
+        let error = client.read(&mut [0; 64]).expect_err("a reset");
+        assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}");
+    }
+    both_count(&ready, &ports, 0)?;
+    // What is not on the idle colour goes on.
+    (&new).write_all(b"GET / HTTP/1.1\r\nHost: shop\r\n\r\n")?;
+    assert!((&new).read(&mut [0; 1024])? > 0);
+    assert_eq!(ready.bgctl.json(&["drain", NEIGHBOUR])?["left"], 0);
+    ready.neighbour_is_undisturbed()
+}
+
+#[test]
+fn what_is_left_is_counted_and_reset_with_native_xdp() -> Result<()> {
+    what_is_left_is_counted_and_reset(Lab::wire(Fabric::Switch)?, "native", "nat")
+}
+
+#[test]
+fn what_is_left_is_counted_and_reset_with_generic_xdp_behind_a_router() -> Result<()> {
+    what_is_left_is_counted_and_reset(Lab::wire(Fabric::Router)?, "generic", "nat")
+}
+
+#[test]
+fn what_is_left_is_counted_and_reset_with_tc() -> Result<()> {
+    what_is_left_is_counted_and_reset(Lab::bridge()?, "tc", "nat")
+}
+
+#[test]
+fn what_is_left_is_counted_and_reset_between_zones() -> Result<()> {
+    what_is_left_is_counted_and_reset(Lab::zones(Offloads::Default)?, "tc", "local")
+}
