@@ -55,11 +55,14 @@ pub enum Event {
     HoldOverflow = 14,
     /// Drop: when a held packet was to be played back, it was too old, or its interface was gone.
     HeldTooLong = 15,
+    /// Drop: a tester's packet, or one to a preview address, while the idle colour of its service has no backend for new flows. A TCP client
+    /// gets a reset in its place.
+    IdleNotReady = 16,
 }
 
 impl Event {
     /// All events, in the order of their rows.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Malformed,
         Self::ReplyCollision,
         Self::EndedFlow,
@@ -76,6 +79,7 @@ impl Event {
         Self::Held,
         Self::HoldOverflow,
         Self::HeldTooLong,
+        Self::IdleNotReady,
     ];
     /// The number of rows of the `events` map.
     pub const COUNT: u32 = Self::ALL.len() as u32;
@@ -83,7 +87,10 @@ impl Event {
     /// Whether the packet was dropped.
     pub const fn is_drop(self) -> bool {
         (self as u32) < Self::NextHopByStack as u32
-            || matches!(self, Self::SecondChance | Self::Frozen | Self::HoldOverflow | Self::HeldTooLong)
+            || matches!(
+                self,
+                Self::SecondChance | Self::Frozen | Self::HoldOverflow | Self::HeldTooLong | Self::IdleNotReady
+            )
     }
 
     /// Its name in `bgctl status --json`.
@@ -105,6 +112,7 @@ impl Event {
             Self::Held => "held",
             Self::HoldOverflow => "hold_overflow",
             Self::HeldTooLong => "held_too_long",
+            Self::IdleNotReady => "idle_not_ready",
         }
     }
 }

@@ -99,7 +99,7 @@ pub fn process_icmp<W: SlowPath<V4> + SlowPath<V6>>(
     error::send(receiver, family, frame, world, writer)
 }
 
-/// Turns a frame of which [`process`] says [`Action::Reset`] into a reset to its sender; turned once more, with the sequence number
+/// Turns a frame of which [`process`] says [`Action::Reset`] or [`Action::Refuse`] into a reset to its sender; turned once more, with the sequence number
 /// that was returned, it is one from its sender, for [`process`] to send to the other end. `None`: it could not be written, and must
 /// not be sent.
 #[inline(always)]

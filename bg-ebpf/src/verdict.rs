@@ -6,7 +6,7 @@
 //! let silently = bg_ebpf::Verdict { action: bg_ebpf::Action::Drop, ifindex: 0 };
 //! ```
 
-use crate::{hook::Direction, world::World};
+use crate::{hook::Direction, wire::headers::Transport, world::World};
 use bg_common::{Event, NextHop};
 
 /// What to do with a frame. A frame that is passed, deferred, not decided or to be answered is unmodified, the others are rewritten.
@@ -34,6 +34,9 @@ pub enum Action {
     /// A TCP segment of a flow that a switch has ended: [`crate::turn_into_reset`] makes two resets of it, one that goes back where
     /// the segment came from, and one in its place.
     Reset = 8,
+    /// A TCP segment to which no backend is to answer: [`crate::turn_into_reset`] makes a reset of it, which goes back where the segment
+    /// came from.
+    Refuse = 9,
 }
 
 /// How a packet leaves.
@@ -87,6 +90,19 @@ impl Verdict {
         Self { action: Action::Reset, ifindex: 0 }
     }
 
+    /// [`Action::Refuse`], with its reason counted; XDP leaves it to tc, too. What is no segment that a reset can answer is dropped.
+    #[inline(always)]
+    pub fn refuse(transport: &Transport, direction: Direction, world: &impl World, reason: Event) -> Self {
+        if !transport.can_be_refused() {
+            return Self::drop(world, reason);
+        }
+        if direction == Direction::Early {
+            return Self::DEFER;
+        }
+        world.count(reason);
+        Self { action: Action::Refuse, ifindex: 0 }
+    }
+
     /// What an exit says.
     #[inline(always)]
     pub const fn out_of(exit: Exit) -> Self {
@@ -115,7 +131,7 @@ impl Verdict {
         Self { action, ifindex: verdict as u32 }
     }
 
-    /// For a global function to return. It decides: [`Action::Icmp`] and [`Action::Reset`] are no answers.
+    /// For a global function to return. It decides: [`Action::Icmp`], [`Action::Reset`] and [`Action::Refuse`] are no answers.
     #[inline(always)]
     pub const fn to_u64(self) -> u64 {
         (self.action as u64) << 32 | self.ifindex as u64

@@ -38,7 +38,7 @@ pub struct Turned {
 /// The sequence number of a reset, in network order.
 #[derive(Clone, Copy)]
 pub enum Sequence {
-    /// The segment's acknowledgment.
+    /// The segment's acknowledgment. A SYN has none: then the reset acknowledges the SYN instead (RFC 9293, 3.10.7.1).
     Acknowledged,
     /// This one.
     Number(u32),
@@ -56,11 +56,12 @@ pub fn turn<V: IpVersion>(
     let (header_len, hop_limit, ip_len, ip_checksum) = (ip.header_len(), ip.hop_limit(), ip.ip_len(), ip.checksum());
     let (src, dst) = (V::widen(ip.src()), V::widen(ip.dst()));
     let l4 = l3 + header_len;
-    let [ports, own, acknowledgment, ..] = packet.header::<[[u8; 4]; TcpHdr::LEN / 4]>(l4)?;
+    let [ports, own, acknowledgment, [_, flags, ..], ..] = packet.header::<[[u8; 4]; TcpHdr::LEN / 4]>(l4)?;
     let (ports, own) = (load32(ports).rotate_left(16), load32(own));
-    let sequence = match number {
-        Sequence::Acknowledged => load32(acknowledgment),
-        Sequence::Number(number) => number,
+    let (sequence, acknowledged, flags) = match number {
+        Sequence::Number(number) => (number, 0, tcp_flags::RST),
+        Sequence::Acknowledged if flags & tcp_flags::ACK != 0 => (load32(acknowledgment), 0, tcp_flags::RST),
+        Sequence::Acknowledged => (0, u32::from_be(own).wrapping_add(1).to_be(), tcp_flags::RST | tcp_flags::ACK),
     };
     let macs = ethernet::swapped_macs(packet)?;
     // Nothing is read any more.
@@ -85,14 +86,15 @@ pub fn turn<V: IpVersion>(
             put_address(V::FAMILY, l3 + End::Destination.v6_offset(), &src, writer)?;
         }
     }
-    let offset_and_flags = u32::from_ne_bytes([(TcpHdr::LEN as u8 / 4) << 4, tcp_flags::RST, 0, 0]);
+    let offset_and_flags = u32::from_ne_bytes([(TcpHdr::LEN as u8 / 4) << 4, flags, 0, 0]);
     writer.put32(l4, ports)?;
     writer.put32(l4 + 4, sequence)?;
-    writer.put32(l4 + 8, 0)?;
+    writer.put32(l4 + 8, acknowledged)?;
     writer.put32(l4 + 12, offset_and_flags)?;
     writer.put16(l4 + offset_of!(TcpHdr, urg_ptr), 0)?;
     let pseudo_header = sum_of(&src).and(sum_of(&dst)).word(u16::from(tcp).to_be()).word((TcpHdr::LEN as u16).to_be());
-    let header = Sum::ZERO.double_word(ports).double_word(sequence).double_word(offset_and_flags);
+    let numbers = Sum::ZERO.double_word(sequence).double_word(acknowledged);
+    let header = numbers.double_word(ports).double_word(offset_and_flags);
     writer.put_checksum(l4 + checksum_offset(Protocol::Tcp), pseudo_header, header)?;
     writer.put_macs(macs)?;
     Some(Turned { len: l4 + TcpHdr::LEN, sequence: own })

@@ -79,6 +79,7 @@ fn run(context: TcContext, direction: Direction) -> i32 {
         Action::ToSelf => redirect_to_self(),
         Action::Drop => TC_ACT_SHOT,
         Action::Reset => reset(&context, direction, &world),
+        Action::Refuse => refuse(&context, &world),
     }
 }
 
@@ -105,6 +106,18 @@ fn reset(context: &TcContext, direction: Direction, world: &World<false>) -> i32
             return TC_ACT_SHOT;
         }
         bpf_redirect(ifindex, onward) as i32
+    }
+}
+
+/// Answers a segment of a client with a reset, which goes back where the segment came from.
+#[inline(always)]
+fn refuse(context: &TcContext, world: &World<false>) -> i32 {
+    // SAFETY: the program's own context, and two numbers.
+    unsafe {
+        if tc_turn_into_reset(context.skb.skb, ACKNOWLEDGED) == ACKNOWLEDGED {
+            return TC_ACT_SHOT;
+        }
+        bpf_redirect(world.ingress_ifindex(), 0) as i32
     }
 }
 

@@ -50,6 +50,12 @@ impl Transport {
         matches!(self.protocol, Protocol::Tcp) && self.flags & (tcp_flags::ACK | tcp_flags::RST) == tcp_flags::ACK
     }
 
+    /// The same, or a SYN that opens a connection, which a reset refuses.
+    #[inline(always)]
+    pub const fn can_be_refused(&self) -> bool {
+        self.can_be_reset() || (matches!(self.protocol, Protocol::Tcp) && self.opens_connection())
+    }
+
     /// A SYN that opens a connection, not the answer to one.
     #[inline(always)]
     pub const fn opens_connection(&self) -> bool {

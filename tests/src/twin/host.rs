@@ -156,6 +156,11 @@ impl Host {
                 turn_into_reset(&packet, Sequence::Number(back.sequence), &mut writer).expect("as before");
                 Action::Reset
             }
+            Action::Refuse => {
+                let back = turn_into_reset(&packet, Sequence::Acknowledged, &mut writer).expect("it was read before");
+                bytes.truncate(back.len);
+                Action::Refuse
+            }
             action => action,
         };
         assert!(

@@ -158,7 +158,7 @@ fn agree_on_frame(kernel: &mut Kernel, host: &Host, program: Program, bytes: &[u
     // Unmodified and handed on looks the same from outside, and so does leaving by either way.
     expected.action = match expected.action {
         Action::Deliver | Action::Defer if expected.frame == bytes => Action::Pass,
-        Action::Resolve | Action::Reset => Action::Redirect,
+        Action::Resolve | Action::Reset | Action::Refuse => Action::Redirect,
         action => action,
     };
     let found = kernel.run(program, bytes).expect("run");
@@ -318,7 +318,7 @@ fn compare(program: Program) {
     // XDP leaves most of them to tc, too.
     assert!(*translated.borrow() > 20, "{} errors were translated", translated.borrow());
     // XDP leaves these to tc, which counts them.
-    let of_tc = [Event::NextHopByStack, Event::TtlExpired, Event::EndedReset];
+    let of_tc = [Event::NextHopByStack, Event::TtlExpired, Event::EndedReset, Event::IdleNotReady];
     for event in of_both.into_iter().chain(of_tc.into_iter().filter(|_| program != Program::Xdp)) {
         assert_ne!(seen.borrow()[event as usize], 0, "{event:?} never happened");
     }

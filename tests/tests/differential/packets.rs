@@ -19,8 +19,8 @@ fn backends(addresses: &[&str], out_of: Option<u32>) -> Vec<BackendAt> {
     addresses.iter().map(|address| BackendAt { address: at(address), out_of }).collect()
 }
 
-/// Two deployments, both families and protocols, both modes, testers, a preview address each, and two services
-/// that share backends, so that replies can collide, though their salts differ.
+/// Two deployments, both families and protocols, both modes, testers, a preview address each, two services
+/// that share backends, so that replies can collide, though their salts differ, and two without a backend of one colour.
 pub(crate) fn scenario() -> Scenario {
     let mut scenario = Scenario::default();
     let (shop, other) = (scenario.deployment(), scenario.deployment());
@@ -64,6 +64,20 @@ pub(crate) fn scenario() -> Scenario {
         mode: Mode::Local,
         backends: [backends(&["[fd00:1::11]:53"], None), backends(&["[fd00:2::11]:53"], None)],
     });
+    // Their green is not ready.
+    for (vip, preview, blue) in [
+        ("203.0.113.10:80", "203.0.113.10:9080", "10.0.1.11:8080"),
+        ("[2001:db8::10]:80", "[2001:db8::10]:9080", "[fd00:1::11]:8080"),
+    ] {
+        scenario.service(&ServiceAt {
+            deployment: shop,
+            vip: at(vip),
+            preview: Some(at(preview)),
+            protocol: Protocol::Tcp,
+            mode: Mode::Nat,
+            backends: [backends(&[blue], Some(OUT)), Vec::new()],
+        });
+    }
     for (service, salt) in [(0, 1), (1, 2), (3, 77)] {
         scenario.salt(service, salt);
     }
@@ -90,13 +104,17 @@ pub(crate) const BACKENDS: [&str; 10] = [
 /// decides, which the kernel's world has alone.
 pub(crate) const ROUTED: [&str; 2] = ["10.0.1.11", "fd00:1::11"];
 /// Virtual addresses, and two that are none.
-pub(crate) const VIPS: [&str; 10] = [
+pub(crate) const VIPS: [&str; 14] = [
     "203.0.113.10:443",
     "203.0.113.10:9443",
     "203.0.113.11:443",
     "203.0.113.11:9443",
     "203.0.113.10:53",
     "203.0.113.99:443",
+    "203.0.113.10:80",
+    "203.0.113.10:9080",
+    "[2001:db8::10]:80",
+    "[2001:db8::10]:9080",
     "[2001:db8::10]:443",
     "[2001:db8::10]:9443",
     "[2001:db8::10]:53",

@@ -184,16 +184,20 @@ pub enum Placed {
     At(u32),
     /// A row is missing. The instance is damaged.
     MissingRow,
+    /// The flow may only be on the idle colour, which has no backend for it.
+    NotReady,
 }
 
 impl Placed {
     const MISSING_ROW: u32 = u32::MAX;
+    const NOT_READY: u32 = u32::MAX - 1;
 
     /// From what the call has returned.
     #[inline(always)]
     pub const fn from_u32(placed: u32) -> Self {
         match placed {
             Self::MISSING_ROW => Self::MissingRow,
+            Self::NOT_READY => Self::NotReady,
             slot => Self::At(slot),
         }
     }
@@ -204,6 +208,7 @@ impl Placed {
         match self {
             Self::At(slot) => slot,
             Self::MissingRow => Self::MISSING_ROW,
+            Self::NotReady => Self::NOT_READY,
         }
     }
 }
@@ -211,7 +216,10 @@ impl Placed {
 /// Chooses the backend at the hash.
 #[inline(always)]
 pub fn choose_backend<W: World>(call: &mut Opening, world: &W) -> Placed {
-    let Some(chosen) = backend::at(call.backends, call.tuple_hash, world) else { return Placed::MissingRow };
+    let Some(chosen) = backend::at(call.backends, call.tuple_hash, world) else {
+        // Never on the live colour instead (invariant 6).
+        return if call.flow.state.has(FlowState::IDLE_ONLY) { Placed::NotReady } else { Placed::MissingRow };
+    };
     call.flow.backend = chosen.name;
     let search = &mut call.search;
     search.address = chosen.backend.whole_address();
