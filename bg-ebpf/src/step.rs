@@ -221,8 +221,17 @@ steps! {
         /// [`bg_common::Event`].
         event
     }
+    /// The live word changes by itself.
+    39 Settled "settled" {
+        /// Index of the deployment.
+        deployment,
+        /// The word as it stands there.
+        word,
+        /// The word in force.
+        in_force
+    }
     /// What becomes of the packet at this hook.
-    39 Verdict "verdict" {
+    40 Verdict "verdict" {
         /// [`crate::Action`].
         action,
         /// The interface that it leaves by.

@@ -8,7 +8,8 @@
 use crate::{
     hint::{rolled, unlikely},
     policy::switch::{Order, drain_deadline, next, tick_after},
-    world::{Generations, World},
+    step::Step,
+    world::{Generations, World, note},
 };
 use bg_common::{Cause, ClockId, LiveFlags, LiveWord, SwitchTerms, Timing};
 
@@ -17,9 +18,17 @@ use bg_common::{Cause, ClockId, LiveFlags, LiveWord, SwitchTerms, Timing};
 pub fn read(deployment: u16, world: &impl World) -> Option<LiveWord> {
     let word = world.live(deployment)?;
     if unlikely(word.flags().has(LiveFlags::TIMED)) {
-        return Some(world.settle(deployment, word));
+        return Some(settled(deployment, word, world));
     }
     Some(word)
+}
+
+/// The word in force, where a word with [`LiveFlags::TIMED`] stands.
+#[inline(always)]
+pub fn settled(deployment: u16, word: LiveWord, world: &impl World) -> LiveWord {
+    let in_force = world.settle(deployment, word);
+    note!(world, Step::Settled { deployment: deployment.into(), word: word.0, in_force: in_force.0 });
+    in_force
 }
 
 /// What a timed word has come to.

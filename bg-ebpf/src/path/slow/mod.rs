@@ -192,7 +192,7 @@ impl<'a, W: World> Open<'a, W> {
             return chosen;
         }
         let LiveReading { word, deployment } = self.call.reading;
-        self.call.reading.word = self.world.settle(deployment as u16, word);
+        self.call.reading.word = timed::settled(deployment as u16, word, self.world);
         Chosen::from_u32(self.world.choose_colour(self.call))
     }
 
