@@ -307,7 +307,7 @@ fn is_open(flow: &Flow, target: &Target, deployment: &DeploymentState, now: u32)
         && !lifetime::ended_by(flow, target.colour, deployment.word, &deployment.terms, now)
 }
 
-fn state(state: FlowState, protocol: Protocol) -> &'static str {
+pub(crate) fn state(state: FlowState, protocol: Protocol) -> &'static str {
     if protocol == Protocol::Udp {
         "established"
     } else if state.has_any(FlowState::CLIENT_FIN | FlowState::BACKEND_FIN) {

@@ -1,7 +1,7 @@
 //! Loading the object. Pinned maps are reused, and the others are created and pinned. Then `meta` is written, and then the programs
 //! are loaded.
 
-use std::io;
+use std::{io, time::Duration};
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader, VerifierLogLevel,
@@ -18,6 +18,7 @@ use rustix::{
 use crate::{
     Error, Paths,
     doctor::preconditions::KernelVersion,
+    lock::Lock,
     map_specs::MAPS,
     maps::typed,
     net,
@@ -27,6 +28,9 @@ use crate::{
 
 /// The object that the build script has embedded; empty if there was none.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/bg.bpf.o"));
+
+/// The object of the programs that explain.
+static EXPLAINING: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/explain.bpf.o"));
 
 /// The name of a program.
 pub(crate) const INGRESS: &str = "ingress";
@@ -102,30 +106,8 @@ impl Loaded {
 
         // The hash keys of an instance determine where its flows are.
         let hash = meta.map_or_else(|| draw().map(FlowHash), |meta| Ok(meta.flow_hash))?;
-        let tables = TableSizes {
-            flow_hash: hash,
-            flow_masks: sizes.flow_buckets.map(|buckets| buckets - 1),
-            vip_mask: 2 * sizes.vip_index_rows - 1,
-            backend_mask: 2 * sizes.backend_index_rows - 1,
-            weakly_ordered: cfg!(not(target_arch = "x86_64")).into(),
-            has_tai: has_tai().into(),
-        };
-        let mut loader = EbpfLoader::new();
-        // The reason for a refusal, without the megabytes of states that led to it.
-        loader.verifier_log_level(VerifierLogLevel::STATS);
-        loader.override_global("TABLE_SIZES", &tables, true);
-        for map in &MAPS {
-            loader.map_max_entries(map.name, map.entries(&sizes)).map_pin_path(map.name, paths.map(map.name));
-        }
-        let mut ebpf = loader.load(OBJECT).map_err(|error| not_loaded(error, sizes))?;
-        for (name, program) in ebpf.programs_mut() {
-            match program {
-                Program::Xdp(xdp) => uninterrupted(|| xdp.load()),
-                Program::SchedClassifier(classifier) => uninterrupted(|| classifier.load()),
-                _ => continue,
-            }
-            .map_err(|error| refused(error, name))?;
-        }
+        let mut ebpf = open(OBJECT, paths, hash, sizes)?;
+        ebpf.programs_mut().try_for_each(|(name, program)| load(program, name))?;
         if meta.is_none() {
             let mut map: Array<MapData, Meta> = typed(paths, "meta")?;
             let meta = Meta {
@@ -164,6 +146,59 @@ impl Loaded {
         let missing = || Error::program("find", name)("the object has no program of this name");
         self.ebpf.program_mut(name).ok_or_else(missing)
     }
+}
+
+/// Opens the object that explains, on the maps of the instance at `paths`. [`loaded`] loads its programs.
+pub(crate) fn load_explaining(paths: &Paths) -> Result<Ebpf, Error> {
+    // Held while the maps are opened: nobody removes them meanwhile, so that none is created and pinned anew.
+    let _lock = Lock::detach(paths, Duration::from_secs(5))?;
+    let PinRoot::Instance { meta, sizes } = PinRoot::inspect(paths)? else {
+        return Err(Error::NoInstance { pin_root: paths.pin_root.clone(), hint: String::new() });
+    };
+    open(EXPLAINING, paths, meta.flow_hash, sizes)
+}
+
+/// A program of the object, which is loaded if it is not yet.
+pub(crate) fn loaded<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Program, Error> {
+    let missing = || Error::program("find", name)("the object has no program of this name");
+    let program = ebpf.program_mut(name).ok_or_else(missing)?;
+    if program.fd().is_err() {
+        load(program, name)?;
+    }
+    Ok(program)
+}
+
+/// Opens an object on the maps of an instance; those that are missing are created and pinned.
+fn open(object: &[u8], paths: &Paths, hash: FlowHash, sizes: Sizes) -> Result<Ebpf, Error> {
+    if object.is_empty() {
+        return Err(Error::NoObject);
+    }
+    let tables = TableSizes {
+        flow_hash: hash,
+        flow_masks: sizes.flow_buckets.map(|buckets| buckets - 1),
+        vip_mask: 2 * sizes.vip_index_rows - 1,
+        backend_mask: 2 * sizes.backend_index_rows - 1,
+        weakly_ordered: cfg!(not(target_arch = "x86_64")).into(),
+        has_tai: has_tai().into(),
+    };
+    let mut loader = EbpfLoader::new();
+    // The reason for a refusal, without the megabytes of states that led to it.
+    loader.verifier_log_level(VerifierLogLevel::STATS);
+    loader.override_global("TABLE_SIZES", &tables, true);
+    for map in &MAPS {
+        loader.map_max_entries(map.name, map.entries(&sizes)).map_pin_path(map.name, paths.map(map.name));
+    }
+    loader.load(object).map_err(|error| not_loaded(error, sizes))
+}
+
+/// Loads a program.
+fn load(program: &mut Program, name: &str) -> Result<(), Error> {
+    match program {
+        Program::Xdp(xdp) => uninterrupted(|| xdp.load()),
+        Program::SchedClassifier(classifier) => uninterrupted(|| classifier.load()),
+        _ => return Ok(()),
+    }
+    .map_err(|error| refused(error, name))
 }
 
 /// Loads a program. The verifier returns `EAGAIN` if a signal arrives meanwhile. Then loading is repeated.

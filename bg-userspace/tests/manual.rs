@@ -7,7 +7,7 @@ use std::{
     process::{Command, Output},
 };
 
-const COMMANDS: [&str; 17] = [
+const COMMANDS: [&str; 18] = [
     "doctor",
     "attach",
     "detach",
@@ -21,6 +21,7 @@ const COMMANDS: [&str; 17] = [
     "confirm",
     "split",
     "flows",
+    "explain",
     "history",
     "completions",
     "man",

@@ -55,6 +55,9 @@ const IFLA_XDP_DRV_PROG_ID: u16 = 5;
 const IFLA_XDP_SKB_PROG_ID: u16 = 6;
 const IFLA_XDP_HW_PROG_ID: u16 = 7;
 
+/// Index of the loopback interface, the same in every network namespace.
+pub(crate) const LOOPBACK: u32 = 1;
+
 /// `ARPHRD_ETHER`.
 pub const ARPHRD_ETHER: u16 = 1;
 /// `ARPHRD_LOOPBACK`.

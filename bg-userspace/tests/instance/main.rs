@@ -10,6 +10,7 @@ mod doctor;
 mod drains;
 mod dry_run;
 mod endings;
+mod explain;
 mod flow_map;
 mod flows;
 mod foreign;

@@ -8,7 +8,7 @@ use std::{
 
 use bg_common::Colour;
 use bg_userspace::{
-    MAX_BACKENDS, MAX_SERVICES, Paths,
+    MAX_BACKENDS, MAX_SERVICES, Paths, Protocol, TcpFlags,
     config::{DivideBy, OnSwitch},
 };
 use clap::{Args as ClapArgs, ColorChoice, Parser, Subcommand, ValueEnum, ValueHint};
@@ -116,6 +116,8 @@ pub(crate) enum Command {
     Drain(Drain),
     /// List open flows
     Flows(Flows),
+    /// Say what the data path does with a packet, and why
+    Explain(Explain),
     /// Show who switched what, when and why, and from which generation to which
     History(History),
     /// Print a script that completes bgctl's command line in a shell
@@ -267,6 +269,40 @@ pub(crate) struct Flows {
     /// Print only the number of flows
     #[arg(long)]
     pub(crate) count: bool,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Explain {
+    /// Source of the packet: a client, or a backend that replies
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub(crate) from: SocketAddr,
+    /// Destination of the packet
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub(crate) to: SocketAddr,
+    /// Its transport protocol
+    #[arg(long, value_enum)]
+    pub(crate) protocol: ProtocolName,
+    /// Flags of a TCP segment, with commas between [default: SYN to a virtual address, ACK otherwise]
+    #[arg(long, value_name = "FLAGS")]
+    pub(crate) flags: Option<TcpFlags>,
+    /// The interface that the packet comes in by; for a packet of this host, the one that it leaves by [default: by the host's routes]
+    #[arg(long, value_name = "IFACE", add = ArgValueCandidates::new(complete::attached_interfaces))]
+    pub(crate) iface: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ProtocolName {
+    Tcp,
+    Udp,
+}
+
+impl From<ProtocolName> for Protocol {
+    fn from(name: ProtocolName) -> Self {
+        match name {
+            ProtocolName::Tcp => Self::Tcp,
+            ProtocolName::Udp => Self::Udp,
+        }
+    }
 }
 
 #[derive(Debug, ClapArgs)]

@@ -274,6 +274,28 @@ pub(crate) const PAGES: &[Page] = &[
         exit: &[DONE, FAILED, USAGE],
     },
     Page {
+        command: "explain",
+        description: &[
+            "Runs the packet engine on the maps of the running instance and prints each step that decides: which service, which \
+             flow, which colour and backend, and by which way the packet leaves. Nothing is sent, and no counter, flow or next \
+             hop changes.",
+            "A packet that XDP leaves to tc, or that a program on its way out rewrites, is explained at each program that it \
+             meets. The segment gets the numbers that a real one would have: a SYN of a connection that is being opened is \
+             taken for a retransmission, and a reply acknowledges the client's SYN.",
+        ],
+        examples: &[
+            (
+                "bgctl explain --from 198.51.100.7:40000 --to 203.0.113.10:443 --protocol tcp",
+                "say where a new connection of this client goes",
+            ),
+            (
+                "bgctl explain --from 10.0.1.11:8443 --to 198.51.100.7:40000 --protocol tcp --flags ACK",
+                "say what happens to a reply of a backend",
+            ),
+        ],
+        exit: &[DONE, FAILED, USAGE, REFUSED],
+    },
+    Page {
         command: "history",
         description: &[
             "Prints the oldest record first. Each record is a line of history.jsonl in the state directory.",

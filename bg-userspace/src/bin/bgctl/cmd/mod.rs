@@ -7,6 +7,7 @@ mod detach;
 mod doctor;
 mod drain;
 mod dry_run;
+mod explain;
 mod flows;
 mod freeze;
 mod history;
@@ -89,6 +90,7 @@ fn dispatch(args: &Args) -> anyhow::Result<Outcome> {
         Command::Thaw(thaw) => freeze::run_thaw(global, thaw),
         Command::Drain(drain) => drain::run(global, drain),
         Command::Flows(flows) => flows::run(global, flows),
+        Command::Explain(explain) => explain::run(global, explain),
         Command::History(history) => history::run(global, history),
         Command::Completions { shell } => complete::print_script(*shell).map(|()| Outcome::Done),
         Command::Man { dir } => man::run(dir),

@@ -1,0 +1,252 @@
+//! What the data path does with a packet, and why: the same engine is run on it, on the maps of the running instance, and tells its steps.
+//!
+//! Nothing is left behind. The programs that explain write to no map of the instance (see `bg_ebpf::flow::memory`), are attached
+//! nowhere and go with the command. The kernel sends nothing: a test run returns the frame.
+//!
+//! A packet may meet several programs, one after the other: what XDP leaves to tc, tc gets, and what the host's stack sends on meets the
+//! egress program of the interface that it leaves by.
+
+mod flags;
+mod frame;
+mod names;
+mod programs;
+mod sentence;
+
+use std::net::SocketAddr;
+
+use bg_common::{FlowState, Protocol, Role};
+use bg_ebpf::{Action, step::Step};
+use serde::{Serialize, Serializer};
+
+pub use flags::TcpFlags;
+pub use frame::Packet;
+pub use sentence::Explained;
+
+use self::{
+    frame::Numbers,
+    names::Names,
+    programs::{Hook, Programs, Run},
+    sentence::Teller,
+};
+use crate::{
+    AttachedMode, Error, Instance, InterfaceState,
+    attach::attached_interfaces,
+    config::protocol_name,
+    net::{self, Interface, LOOPBACK, next_hop},
+    pins,
+};
+
+/// A packet to explain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExplainRequest {
+    /// Its source.
+    pub from: SocketAddr,
+    /// Its destination, of the same family.
+    pub to: SocketAddr,
+    /// Its transport protocol.
+    pub protocol: Protocol,
+    /// Flags of a TCP segment. `None`: SYN to a virtual address, ACK otherwise.
+    pub flags: Option<TcpFlags>,
+    /// The interface that it comes in by; for a packet of this host itself, the one that it leaves by. `None`: the one that the
+    /// host's routes name.
+    pub interface: Option<String>,
+}
+
+/// What the data path does with a packet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Explanation {
+    /// The packet's source.
+    pub from: SocketAddr,
+    /// The packet's destination.
+    pub to: SocketAddr,
+    /// Its transport protocol.
+    #[serde(serialize_with = "protocol")]
+    pub protocol: Protocol,
+    /// Flags of a TCP segment.
+    pub flags: Option<TcpFlags>,
+    /// The programs that it meets, in this order.
+    pub hooks: Vec<AtHook>,
+    /// What becomes of it: the verdict of the last program.
+    pub verdict: &'static str,
+    /// The interface that it leaves by, if a program sends it.
+    pub interface: Option<String>,
+    /// The packet afterwards.
+    pub packet: Packet,
+}
+
+/// What a program does with a packet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct AtHook {
+    /// `xdp`, `tc ingress` or `tc egress`.
+    pub hook: &'static str,
+    /// The interface.
+    pub interface: String,
+    /// The steps that decide.
+    pub steps: Vec<Explained>,
+    /// `pass`, `defer`, `deliver`, `redirect`, `resolve`, `to_self` or `drop`.
+    pub verdict: &'static str,
+}
+
+/// Where a packet is met first.
+struct Start {
+    hook: Hook,
+    interface: Interface,
+}
+
+impl Instance {
+    /// What the data path does with a packet. Changes nothing.
+    pub fn explain(&self, request: &ExplainRequest) -> Result<Explanation, Error> {
+        pins::check_own_namespace(&self.paths)?;
+        if request.from.is_ipv4() != request.to.is_ipv4() {
+            let what = format!("{} and {} are of different families", request.from, request.to);
+            return Err(Error::Unrepresentable { what });
+        }
+        let names = Names::open(&self.paths, &self.words, net::interfaces()?)?;
+        let start = self.meets_first(request, &names)?;
+        let is_to_vip = is_vip(request.to, request.protocol, &names);
+        let flags = match request.protocol {
+            Protocol::Udp => None,
+            Protocol::Tcp => Some(request.flags.unwrap_or(if is_to_vip { TcpFlags::SYN } else { TcpFlags::ACK })),
+        };
+        let mut programs = Programs::load(&self.paths)?;
+        let mut explanation = Explanation {
+            from: request.from,
+            to: request.to,
+            protocol: request.protocol,
+            flags,
+            hooks: Vec::new(),
+            verdict: "pass",
+            interface: None,
+            packet: Packet::read(&frame::build(request, 0, Numbers::default(), [0; 6]))
+                .ok_or_else(|| Error::Unrepresentable { what: "the packet cannot be built".to_owned() })?,
+        };
+        let mac = start.interface.mac.unwrap_or_default();
+        let build = |numbers| frame::build(request, flags.map_or(0, |flags| flags.0), numbers, mac);
+        let mut at = Some((start.hook, start.interface));
+        let mut numbers = Numbers { sequence: 1, acknowledgment: 1 };
+        while let Some((hook, interface)) = at.take() {
+            let mut run = programs.run(hook, interface.index, &build(numbers))?;
+            if let Some(known) = numbers_of(&run.steps, is_to_vip) {
+                numbers = known;
+                run = programs.run(hook, interface.index, &build(numbers))?;
+            }
+            let action = self.add_hook(&run, hook, &interface, request, &names, &mut explanation);
+            at = self.meets_next(hook, action, &run.steps, interface, request, &names)?;
+        }
+        Ok(explanation)
+    }
+
+    /// Adds what a program has done to the explanation. Returns its verdict's action.
+    fn add_hook(
+        &self,
+        run: &Run,
+        hook: Hook,
+        interface: &Interface,
+        request: &ExplainRequest,
+        names: &Names<'_>,
+        explanation: &mut Explanation,
+    ) -> u64 {
+        let begin =
+            run.steps.iter().find_map(|step| if let Step::Begin { now, .. } = step { Some(*now) } else { None });
+        let (action, ifindex) = match run.steps.last() {
+            Some(Step::Verdict { action, ifindex }) => (*action, *ifindex),
+            _ => (Action::Pass as u64, 0),
+        };
+        let now = begin.unwrap_or_default() as u32;
+        let teller = Teller { names, request, tick_length: self.tick_length, hook, now };
+        let (verdict, _) = teller.verdict(action, ifindex);
+        let steps = run.steps.iter().filter_map(|step| teller.tell(*step)).collect();
+        explanation.hooks.push(AtHook { hook: hook.name(), interface: interface.name.clone(), steps, verdict });
+        explanation.verdict = verdict;
+        explanation.interface = (ifindex != 0).then(|| names.interface(ifindex));
+        if let Some(packet) = Packet::read(&run.frame) {
+            explanation.packet = packet;
+        }
+        action
+    }
+
+    /// The program that the packet meets next.
+    fn meets_next(
+        &self,
+        hook: Hook,
+        action: u64,
+        steps: &[Step],
+        interface: Interface,
+        request: &ExplainRequest,
+        names: &Names<'_>,
+    ) -> Result<Option<(Hook, Interface)>, Error> {
+        let is_unmodified = action == Action::Pass as u64 || action == Action::Defer as u64;
+        if hook == Hook::Xdp && is_unmodified {
+            return Ok(Some((Hook::TcIngress, interface)));
+        }
+        let is_for_egress = hook == Hook::TcIngress && steps.contains(&Step::ForEgress {});
+        if !is_for_egress {
+            return Ok(None);
+        }
+        // Without a route the stack sends it nowhere.
+        let Ok(hop) = next_hop(request.to.ip()) else { return Ok(None) };
+        let attached = attached_interfaces(&self.paths)?;
+        let out = names.interfaces.iter().find(|interface| interface.index == hop.ifindex);
+        let is_attached = |out: &&Interface| attached.iter().any(|attached| attached.name == out.name);
+        Ok(out.filter(is_attached).map(|out| (Hook::TcEgress, out.clone())))
+    }
+
+    /// Where the packet is met first.
+    fn meets_first(&self, request: &ExplainRequest, names: &Names<'_>) -> Result<Start, Error> {
+        let attached = attached_interfaces(&self.paths)?;
+        // The way back to its source. A packet of this host itself, other than to a virtual address, is on its way out.
+        let is_own = next_hop(request.from.ip()).is_ok_and(|hop| hop.ifindex == LOOPBACK);
+        let is_out = is_own && !is_vip(request.to, request.protocol, names);
+        let interface = match &request.interface {
+            Some(name) => net::interface(name)?,
+            None => {
+                let way = if is_out { request.to.ip() } else { request.from.ip() };
+                let hop = next_hop(way).map_err(|_| Error::Unrepresentable {
+                    what: format!(
+                        "this host has no route to {way}, which would tell the interface: name it with --iface"
+                    ),
+                })?;
+                let found = names.interfaces.iter().find(|interface| interface.index == hop.ifindex);
+                found.cloned().unwrap_or_default()
+            }
+        };
+        let on = attached.iter().find(|it| it.name == interface.name && it.state == InterfaceState::Attached);
+        let Some(on) = on else {
+            let attached = attached.into_iter().map(|interface| interface.name).collect();
+            return Err(Error::NotAttached { interface: interface.name, attached });
+        };
+        let hook = match on.mode {
+            _ if is_out => Hook::TcEgress,
+            AttachedMode::Native | AttachedMode::Generic => Hook::Xdp,
+            AttachedMode::Tc => Hook::TcIngress,
+        };
+        Ok(Start { hook, interface })
+    }
+}
+
+/// The numbers of a segment that belongs to the flow which was found, if the engine looks at them: until the client has confirmed the
+/// connection, it compares the sequence number of a SYN, and the number that a backend acknowledges.
+fn numbers_of(steps: &[Step], is_to_vip: bool) -> Option<Numbers> {
+    let note = steps.iter().find_map(|step| match *step {
+        Step::Flow { state, note, .. } if !FlowState(state as u32).has(FlowState::CONFIRMED) => Some(note as u32),
+        _ => None,
+    })?;
+    let sequence = u32::from_be(note);
+    Some(if is_to_vip {
+        Numbers { sequence, acknowledgment: 1 }
+    } else {
+        Numbers { sequence: 1, acknowledgment: sequence.wrapping_add(1) }
+    })
+}
+
+fn is_vip(address: SocketAddr, protocol: Protocol, names: &Names<'_>) -> bool {
+    let published = names.tables.services.published().unwrap_or_default();
+    published.iter().any(|(key, row)| {
+        let role = row.role == Role::Vip as u8 || row.role == Role::Preview as u8;
+        role && crate::running::address_of(key) == address && key.protocol == protocol as u8
+    })
+}
+
+fn protocol<S: Serializer>(protocol: &Protocol, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(protocol_name(*protocol))
+}
