@@ -6,7 +6,7 @@
 use super::{
     skb::Skb,
     slow::find_receiver,
-    world::{World, redirect_to_neighbour, redirect_to_self},
+    world::{EXPLAINS, World, redirect_to_neighbour, redirect_to_self},
 };
 use aya_ebpf::{
     EbpfContext as _,
@@ -100,8 +100,10 @@ fn reset(context: &TcContext, direction: Direction, world: &World<false>) -> i32
         if sequence == ACKNOWLEDGED {
             return TC_ACT_SHOT;
         }
-        // What cannot be sent now is sent when the end speaks again.
-        let _ = bpf_clone_redirect(skb, ifindex, back);
+        if !EXPLAINS {
+            // What cannot be sent now is sent when the end speaks again.
+            let _ = bpf_clone_redirect(skb, ifindex, back);
+        }
         if tc_turn_into_reset(skb, sequence) == ACKNOWLEDGED {
             return TC_ACT_SHOT;
         }

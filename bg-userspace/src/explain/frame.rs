@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use bg_common::Protocol;
 use serde::Serialize;
 
-use super::ExplainRequest;
+use super::request::ExplainRequest;
 
 const ETHERNET: usize = 14;
 const IPV4: usize = 20;

@@ -10,6 +10,7 @@ mod flags;
 mod frame;
 mod names;
 mod programs;
+mod request;
 mod sentence;
 
 use std::net::SocketAddr;
@@ -20,6 +21,7 @@ use serde::{Serialize, Serializer};
 
 pub use flags::TcpFlags;
 pub use frame::Packet;
+pub use request::ExplainRequest;
 pub use sentence::Explained;
 
 use self::{
@@ -35,22 +37,6 @@ use crate::{
     net::{self, Interface, LOOPBACK, next_hop},
     pins,
 };
-
-/// A packet to explain.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ExplainRequest {
-    /// Its source.
-    pub from: SocketAddr,
-    /// Its destination, of the same family.
-    pub to: SocketAddr,
-    /// Its transport protocol.
-    pub protocol: Protocol,
-    /// Flags of a TCP segment. `None`: SYN to a virtual address, ACK otherwise.
-    pub flags: Option<TcpFlags>,
-    /// The interface that it comes in by; for a packet of this host itself, the one that it leaves by. `None`: the one that the
-    /// host's routes name.
-    pub interface: Option<String>,
-}
 
 /// What the data path does with a packet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

@@ -11,7 +11,7 @@ use bg_ebpf::{
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use super::{ExplainRequest, frame::mac, names::Names, programs::Hook};
+use super::{frame::mac, names::Names, programs::Hook, request::ExplainRequest};
 use crate::{config::protocol_name, flows, time::TickLength};
 
 /// A step of a packet's way, in words.
@@ -296,6 +296,9 @@ impl Teller<'_> {
                 ("to_self", "rewritten, and handed to the client on this host".to_owned())
             }
             a if a == Action::Drop as u64 => ("drop", "dropped".to_owned()),
+            a if a == Action::Reset as u64 => {
+                ("reset", "answered with a reset, and sent on as a reset to the other end".to_owned())
+            }
             _ => ("pass", "left unmodified to the host".to_owned()),
         }
     }

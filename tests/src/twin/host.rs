@@ -6,7 +6,7 @@ use bg_common::{
     NextHop, ServiceKey, ServiceRow, SwitchTerms, TesterKey, Timing, Traffic, Vip,
 };
 use bg_ebpf::{
-    Action, Direction, Frame,
+    Action, Direction, Frame, Verdict,
     egress::reset::Sequence,
     flow::{
         key::{Key, Match},
@@ -16,7 +16,9 @@ use bg_ebpf::{
     },
     path::slow::{Answering, Refreshing, Search, SlowPath, run},
     policy::timed,
-    process, process_icmp, turn_into_reset,
+    process, process_icmp,
+    step::Step,
+    turn_into_reset,
     wire::packet::Packet,
     world::{Flows, Generations, RouteCall, SCRATCH_WORDS, World},
 };
@@ -49,6 +51,8 @@ pub struct Host {
     live_reads: RefCell<HashMap<u16, u32>>,
     /// The number of reads of terms since the last frame began.
     terms_reads: Cell<u32>,
+    /// The steps that were noted since the last frame began.
+    notes: RefCell<Vec<Step>>,
     /// Steps of searches for a flow since the last frame began.
     steps: Cell<u32>,
     /// See [`Host::answer`].
@@ -107,6 +111,7 @@ impl Host {
             traffic: RefCell::default(),
             live_reads: RefCell::default(),
             terms_reads: Cell::default(),
+            notes: RefCell::default(),
             steps: Cell::default(),
             answer: RefCell::default(),
             scratch: UnsafeCell::new([0; SCRATCH_WORDS]),
@@ -140,6 +145,7 @@ impl Host {
         self.live_reads.borrow_mut().clear();
         self.terms_reads.set(0);
         self.steps.set(0);
+        self.notes.borrow_mut().clear();
         let mut bytes = frame.to_vec();
         let range = bytes.as_mut_ptr_range();
         // SAFETY: the buffer outlives both, and the engine reads nothing through the first once it has
@@ -147,28 +153,32 @@ impl Host {
         let (packet, mut writer) =
             unsafe { (Packet::new(range.start, range.end), Packet::new(range.start, range.end)) };
         let about = Frame { direction, len: frame.len() };
-        let action = match process(&packet, about, self, &mut writer).action() {
-            Action::Icmp => process_icmp(&packet, about, self, &mut writer).action(),
-            Action::Reset => {
-                let back = turn_into_reset(&packet, Sequence::Acknowledged, &mut writer).expect("it was read before");
-                bytes.truncate(back.len);
-                self.answer.replace(bytes.clone());
-                turn_into_reset(&packet, Sequence::Number(back.sequence), &mut writer).expect("as before");
-                Action::Reset
-            }
-            Action::Refuse => {
-                let back = turn_into_reset(&packet, Sequence::Acknowledged, &mut writer).expect("it was read before");
-                bytes.truncate(back.len);
-                Action::Refuse
-            }
-            action => action,
+        let verdict = match process(&packet, about, self, &mut writer) {
+            Verdict::ICMP => process_icmp(&packet, about, self, &mut writer),
+            verdict => verdict,
         };
+        let action = verdict.action();
+        self.note(Step::Verdict { action: action as u64, ifindex: verdict.ifindex().into() });
+        if action == Action::Reset {
+            let back = turn_into_reset(&packet, Sequence::Acknowledged, &mut writer).expect("it was read before");
+            bytes.truncate(back.len);
+            self.answer.replace(bytes.clone());
+            turn_into_reset(&packet, Sequence::Number(back.sequence), &mut writer).expect("as before");
+        } else if action == Action::Refuse {
+            let back = turn_into_reset(&packet, Sequence::Acknowledged, &mut writer).expect("it was read before");
+            bytes.truncate(back.len);
+        }
         assert!(
             self.live_reads.borrow().values().all(|&reads| reads == 1),
             "a packet reads a live word once: {:?}",
             self.live_reads.borrow()
         );
         Outcome { action, frame: bytes }
+    }
+
+    /// The steps that the last frame has taken.
+    pub fn notes(&self) -> Vec<Step> {
+        self.notes.borrow().clone()
     }
 
     /// The live word of a deployment.
@@ -461,7 +471,12 @@ impl World for Host {
         self.tick.get()
     }
 
+    fn note(&self, step: Step) {
+        self.notes.borrow_mut().push(step);
+    }
+
     fn count(&self, event: Event) {
+        self.note(Step::Counted { event: event as u64 });
         self.events.borrow_mut()[event as usize] += 1;
     }
 

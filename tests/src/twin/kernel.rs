@@ -1,6 +1,6 @@
 //! The loaded programs. System calls fill the maps, and `BPF_PROG_TEST_RUN` runs frames.
 
-use super::{Flows, Indexed, Outcome, Scenario, flows_of};
+use super::{Flows, Indexed, Outcome, Scenario, bytes::bytes_of, flows_of};
 use anyhow::{Context, Result, bail, ensure};
 use aya::{
     Ebpf, EbpfLoader, Pod, TestRun as _,
@@ -28,6 +28,9 @@ pub enum Program {
     /// tc egress.
     TcEgress,
 }
+
+/// Rows of `maglev`, which the scenarios of tests do not fill.
+const MAGLEV_ROWS: u32 = 1 << 16;
 
 /// The sizes of a loaded object's tables, which are powers of two.
 #[derive(Clone, Copy, Debug)]
@@ -82,6 +85,7 @@ impl Kernel {
             .map_max_entries("flows6", buckets)
             .map_max_entries("vip_index", heads / 2)
             .map_max_entries("backend_index", heads / 2)
+            .map_max_entries("maglev", MAGLEV_ROWS)
             .override_global("TABLE_SIZES", &tables, true)
             .load(&bytes)
             .with_context(|| format!("cannot load {}", path.display()))?;
@@ -234,45 +238,26 @@ impl Kernel {
 
     /// Runs a program on one frame.
     pub fn run(&mut self, program: Program, frame: &[u8]) -> Result<Outcome> {
-        let mut out = vec![0; frame.len() + 256];
-        let options = TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), ..TestRunOptions::new() };
-        let result = match program {
-            Program::Xdp => self.xdp("ingress")?.test_run(options)?,
-            Program::TcIngress => self.tc("tc_ingress")?.test_run(options)?,
-            Program::TcEgress => self.tc("tc_egress")?.test_run(options)?,
-        };
-        out.truncate(result.data_size_out as usize);
-        // enum xdp_action (linux/bpf.h), TC_ACT_* (linux/pkt_cls.h).
-        let action = match (program, result.return_value as i32) {
-            (Program::Xdp, 1) => Action::Drop,
-            (Program::Xdp, 2) => {
-                if out == frame {
-                    Action::Pass
-                } else {
-                    Action::Deliver
-                }
-            }
-            (Program::Xdp, 3 | 4) => Action::Redirect,
-            (Program::TcIngress | Program::TcEgress, -1) => {
-                if out == frame {
-                    Action::Pass
-                } else {
-                    Action::Deliver
-                }
-            }
-            (Program::TcIngress | Program::TcEgress, 2) => Action::Drop,
-            (Program::TcIngress | Program::TcEgress, 7) => Action::Redirect,
-            (_, code) => bail!("{program:?} returned {code}"),
-        };
-        Ok(Outcome { action, frame: out })
+        run(&mut self.object, program, frame)
     }
 
-    fn xdp(&mut self, name: &str) -> Result<&mut Xdp> {
-        Ok(self.object.program_mut(name).with_context(|| format!("no program {name}"))?.try_into()?)
+    /// The sizes of its tables.
+    pub(super) const fn sizes(&self) -> Sizes {
+        self.sizes
     }
 
-    fn tc(&mut self, name: &str) -> Result<&mut SchedClassifier> {
-        Ok(self.object.program_mut(name).with_context(|| format!("no program {name}"))?.try_into()?)
+    /// What the maps hold that programs can write to, by name: of `all` of them, or of those that are mapped into memory.
+    pub fn bytes(&self, all: bool) -> Result<Vec<(String, Vec<u8>)>> {
+        let mut held = Vec::new();
+        for (name, map) in self.object.maps() {
+            // The memory for one packet is of each load alone.
+            if !["scratch", "route_call"].contains(&name)
+                && let Some(bytes) = bytes_of(map, all)?
+            {
+                held.push((name.to_owned(), bytes));
+            }
+        }
+        Ok(held)
     }
 
     /// All flows.
@@ -326,4 +311,47 @@ impl Kernel {
         }
         Ok(sum)
     }
+}
+
+/// Runs a program of an object on one frame.
+pub(super) fn run(object: &mut Ebpf, program: Program, frame: &[u8]) -> Result<Outcome> {
+    let mut out = vec![0; frame.len() + 256];
+    let options = TestRunOptions { data_in: Some(frame), data_out: Some(&mut out), ..TestRunOptions::new() };
+    let result = match program {
+        Program::Xdp => xdp(object, "ingress")?.test_run(options)?,
+        Program::TcIngress => tc(object, "tc_ingress")?.test_run(options)?,
+        Program::TcEgress => tc(object, "tc_egress")?.test_run(options)?,
+    };
+    out.truncate(result.data_size_out as usize);
+    // enum xdp_action (linux/bpf.h), TC_ACT_* (linux/pkt_cls.h).
+    let action = match (program, result.return_value as i32) {
+        (Program::Xdp, 1) => Action::Drop,
+        (Program::Xdp, 2) => {
+            if out == frame {
+                Action::Pass
+            } else {
+                Action::Deliver
+            }
+        }
+        (Program::Xdp, 3 | 4) => Action::Redirect,
+        (Program::TcIngress | Program::TcEgress, -1) => {
+            if out == frame {
+                Action::Pass
+            } else {
+                Action::Deliver
+            }
+        }
+        (Program::TcIngress | Program::TcEgress, 2) => Action::Drop,
+        (Program::TcIngress | Program::TcEgress, 7) => Action::Redirect,
+        (_, code) => bail!("{program:?} returned {code}"),
+    };
+    Ok(Outcome { action, frame: out })
+}
+
+fn xdp<'a>(object: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {
+    Ok(object.program_mut(name).with_context(|| format!("no program {name}"))?.try_into()?)
+}
+
+fn tc<'a>(object: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassifier> {
+    Ok(object.program_mut(name).with_context(|| format!("no program {name}"))?.try_into()?)
 }

@@ -4,11 +4,14 @@
 //! A [`Scenario`] is the content of all maps. [`Host`] has it in plain collections, [`Kernel`] in the maps of a
 //! loaded object that is not attached, and whose programs `BPF_PROG_TEST_RUN` runs.
 
+mod bytes;
+mod explainer;
 mod host;
 mod kernel;
 mod scenario;
 mod table;
 
+pub use explainer::Explainer;
 pub use host::Host;
 pub use kernel::{Kernel, Program, Sizes};
 pub use scenario::{BackendAt, Indexed, Scenario, ServiceAt, TICKS_LONG};

@@ -3,6 +3,7 @@
 //!
 //! Needs root: programs are loaded, but attached to nothing.
 
+mod explain;
 mod packets;
 
 use bg_common::{Event, LiveFlags, LiveWord, NextHop, Protocol, SwitchTerms, Timing};
@@ -10,7 +11,7 @@ use bg_ebpf::Action;
 use bg_tests::{
     frames::{PacketSpec, assert_checksums, ends, tcp_flags},
     run,
-    twin::{Host, Kernel, Outcome, Program, Sizes},
+    twin::{Explainer, Host, Kernel, Outcome, Program, Sizes},
 };
 use packets::{
     BACKENDS, CLIENTS, Complaint, Damage, FLAGS, OUT, ROUTED, Spec, VIPS, at, complaint, frame, scenario, spec,
@@ -133,14 +134,14 @@ fn answer(sent: &[u8], protocol: Protocol, flags: u8) -> Spec {
 }
 
 /// Runs a packet through the host and one loaded program. What came of it, if it was not dropped.
-fn agree_on(kernel: &mut Kernel, host: &Host, program: Program, spec: &Spec) -> Option<Outcome> {
+fn agree_on(subject: &mut Subject, host: &Host, program: Program, spec: &Spec) -> Option<Outcome> {
     let bytes = frame(spec.packet.frame(), &spec.damage, program);
     // Only replies are restored on the way out; what opens their flows comes in.
     let program = match program {
         Program::TcEgress if !BACKENDS.iter().any(|backend| at(backend) == spec.packet.from) => Program::TcIngress,
         program => program,
     };
-    let found = agree_on_frame(kernel, host, program, &bytes)?;
+    let found = agree_on_frame(subject, host, program, &bytes)?;
     let rewritten = matches!(found.action, Action::Redirect | Action::Deliver);
     if rewritten && matches!(spec.damage, Damage::None) {
         assert_checksums(&found.frame);
@@ -148,7 +149,8 @@ fn agree_on(kernel: &mut Kernel, host: &Host, program: Program, spec: &Spec) -> 
     Some(found)
 }
 
-fn agree_on_frame(kernel: &mut Kernel, host: &Host, program: Program, bytes: &[u8]) -> Option<Outcome> {
+fn agree_on_frame(subject: &mut Subject, host: &Host, program: Program, bytes: &[u8]) -> Option<Outcome> {
+    let kernel = &mut subject.kernel;
     kernel.refresh_next_hops(&host.scenario).expect("refresh");
     let mut expected = match program {
         Program::Xdp => host.early(bytes),
@@ -161,7 +163,11 @@ fn agree_on_frame(kernel: &mut Kernel, host: &Host, program: Program, bytes: &[u
         Action::Resolve | Action::Reset | Action::Refuse => Action::Redirect,
         action => action,
     };
+    let explained = subject.explainer.as_mut().map(|explainer| explain::explain(explainer, kernel, program, bytes));
     let found = kernel.run(program, bytes).expect("run");
+    if let Some((outcome, steps)) = explained {
+        explain::agrees(&outcome, &found, &steps, host);
+    }
     if expected.action == Action::Drop {
         // A dropped frame's bytes are nobody's business.
         assert_eq!(found.action, Action::Drop, "{bytes:02x?}");
@@ -171,41 +177,49 @@ fn agree_on_frame(kernel: &mut Kernel, host: &Host, program: Program, bytes: &[u
     Some(found)
 }
 
+/// The loaded programs, and those that explain, on the same maps.
+struct Subject {
+    kernel: Kernel,
+    explainer: Option<Explainer>,
+}
+
 /// Fills a small table with open connections: flows that come later evict them.
-fn fill(kernel: &mut Kernel, host: &Host) {
+fn fill(subject: &mut Subject, host: &Host) {
+    let explainer = subject.explainer.take();
     for port in 2000..2024 {
         let client = SocketAddr::new(at(CLIENTS[0]).ip(), port);
         let segment = |flags| Spec { packet: PacketSpec::tcp(client, at(VIPS[0]), flags), damage: Damage::None };
         for flags in [0x02, 0x10] {
             // By tc: XDP leaves most answers to it.
-            let sent = agree_on(kernel, host, Program::TcIngress, &segment(flags)).expect("sent on").frame;
-            agree_on(kernel, host, Program::TcEgress, &answer(&sent, Protocol::Tcp, flags | 0x10));
+            let sent = agree_on(subject, host, Program::TcIngress, &segment(flags)).expect("sent on").frame;
+            agree_on(subject, host, Program::TcEgress, &answer(&sent, Protocol::Tcp, flags | 0x10));
         }
     }
+    subject.explainer = explainer;
 }
 
 /// Runs the same steps through the host and one loaded program.
 fn agree(
-    kernel: &mut Kernel,
+    subject: &mut Subject,
     program: Program,
     rows: u32,
     steps: &[Step],
     translated: &mut u32,
 ) -> [u64; Event::COUNT as usize] {
-    let now = kernel.tick().expect("the clock");
+    let now = subject.kernel.tick().expect("the clock");
     let host = Host::load_with_rows(scenario(), now, rows);
     host.set_clocks([1 << 60; 2]);
     for address in ROUTED {
         let hop = NextHop::pack(OUT, 1500, mac(DMAC), mac(SMAC), 0);
         host.routes.borrow_mut().insert(address.parse().expect("an address"), hop);
     }
-    kernel.forget_flows().expect("forget");
-    kernel.fill(&host.scenario).expect("fill");
-    let events_before = kernel.all_events().expect("events");
+    subject.kernel.forget_flows().expect("forget");
+    subject.kernel.fill(&host.scenario).expect("fill");
+    let events_before = subject.kernel.all_events().expect("events");
     let traffic_before: Vec<_> =
-        self::rows().map(|(service, colour)| kernel.traffic(service, colour).expect("traffic")).collect();
+        self::rows().map(|(service, colour)| subject.kernel.traffic(service, colour).expect("traffic")).collect();
     if rows < 100 {
-        fill(kernel, &host);
+        fill(subject, &host);
     }
     let mut sent: Option<(Vec<u8>, PacketSpec)> = None;
     for step in steps {
@@ -214,12 +228,12 @@ fn agree(
                 let (word, terms) = switch(host.word(*deployment), host.terms(*deployment), *ending, now);
                 let timing = timing(host.word(*deployment), word, *ending);
                 host.set_timing(*deployment, word, timing);
-                kernel.set_timing(*deployment, word, timing).expect("timing");
+                subject.kernel.set_timing(*deployment, word, timing).expect("timing");
                 host.set_live(*deployment, word, terms);
-                kernel.set_live(*deployment, word, terms).expect("switch");
+                subject.kernel.set_live(*deployment, word, terms).expect("switch");
             }
             Step::Packet(spec) => {
-                let outcome = agree_on(kernel, &host, program, spec);
+                let outcome = agree_on(subject, &host, program, spec);
                 let is_sent = |outcome: &Outcome| matches!(outcome.action, Action::Redirect | Action::Deliver);
                 if let Some(outcome) = outcome.filter(is_sent)
                     && matches!(spec.damage, Damage::None)
@@ -229,31 +243,32 @@ fn agree(
             }
             Step::Answer(flags) => {
                 if let Some((sent, packet)) = &sent {
-                    agree_on(kernel, &host, program, &answer(sent, packet.protocol, *flags));
+                    agree_on(subject, &host, program, &answer(sent, packet.protocol, *flags));
                 }
             }
             Step::Error(complaint) => {
                 if let Some((sent, packet)) = &sent {
                     let bytes = frame(complaint.about(packet, sent).frame(), &complaint.damage, program);
-                    let found = agree_on_frame(kernel, &host, program, &bytes);
+                    let found = agree_on_frame(subject, &host, program, &bytes);
                     *translated += u32::from(found.is_some_and(|found| found.frame != bytes));
                 }
             }
         }
     }
-    assert_eq!(kernel.flows().expect("flows"), host.flows(), "flows");
+    assert_eq!(subject.kernel.flows().expect("flows"), host.flows(), "flows");
     for deployment in 0..2 {
-        assert_eq!(kernel.word(deployment).expect("a word"), host.word(deployment));
-        assert_eq!(kernel.terms(deployment).expect("terms"), host.terms(deployment));
-        assert_eq!(kernel.timings(deployment).expect("timings"), host.timings(deployment));
+        assert_eq!(subject.kernel.word(deployment).expect("a word"), host.word(deployment));
+        assert_eq!(subject.kernel.terms(deployment).expect("terms"), host.terms(deployment));
+        assert_eq!(subject.kernel.timings(deployment).expect("timings"), host.timings(deployment));
     }
-    let events = kernel.all_events().expect("events");
+    let events = subject.kernel.all_events().expect("events");
     for event in Event::ALL {
         let row = event as usize;
         assert_eq!(events[row] - events_before[row], host.events(event), "{event:?}");
     }
     for ((service, colour), before) in self::rows().zip(traffic_before) {
-        let (after, expected) = (kernel.traffic(service, colour).expect("traffic"), host.traffic(service, colour));
+        let (after, expected) =
+            (subject.kernel.traffic(service, colour).expect("traffic"), host.traffic(service, colour));
         assert_eq!(after.packets - before.packets, expected.packets, "packets of {service} {colour}");
         assert_eq!(after.bytes - before.bytes, expected.bytes, "bytes of {service} {colour}");
         assert_eq!(after.flows_opened - before.flows_opened, expected.flows_opened, "flows of {service} {colour}");
@@ -293,35 +308,56 @@ fn cases() -> u32 {
     if std::env::var_os("BG_FULL").is_some() { 20_000 } else { 1_500 }
 }
 
+/// Compares a program with the engine on the host.
 fn compare(program: Program) {
+    let seen = compare_cases(program, cases(), false);
+    // XDP leaves these to tc, which counts them.
+    let of_tc = [Event::NextHopByStack, Event::TtlExpired, Event::EndedReset, Event::IdleNotReady];
+    let of_both = [Event::Malformed, Event::ReplyCollision, Event::EndedFlow, Event::SecondChance, Event::PushedOut];
+    // Agreement on packets that nothing happens to would prove nothing.
+    for event in of_both.into_iter().chain(of_tc.into_iter().filter(|_| program != Program::Xdp)) {
+        assert_ne!(seen.events[event as usize], 0, "{event:?} never happened");
+    }
+    // XDP leaves most of them to tc, too.
+    assert!(seen.translated > 20, "{} errors were translated", seen.translated);
+}
+
+/// The same, where each packet is explained before.
+fn compare_explained(program: Program) {
+    let cases = if std::env::var_os("BG_FULL").is_some() { 400 } else { 16 };
+    let seen = compare_cases(program, cases, true);
+    assert_ne!(seen.events, [0; Event::COUNT as usize], "nothing has happened");
+}
+
+/// What has happened in all cases.
+struct Seen {
+    events: [u64; Event::COUNT as usize],
+    translated: u32,
+}
+
+fn compare_cases(program: Program, cases: u32, explains: bool) -> Seen {
     // This machine's routes lead somewhere, those of the host engine's world to two backends alone.
     // SAFETY: the namespace of this thread alone changes.
     assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0, "{}", std::io::Error::last_os_error());
     lay_routes().expect("routes");
-    let config = ProptestConfig { cases: cases() / 2, failure_persistence: None, ..ProptestConfig::default() };
+    let config = ProptestConfig { cases: cases / 2, failure_persistence: None, ..ProptestConfig::default() };
     let seen = RefCell::new([0; Event::COUNT as usize]);
     let translated = RefCell::new(0);
     // Flow tables with room for all, and tables of two buckets each.
     for rows in [4096, 16] {
-        let kernel = RefCell::new(Kernel::load(Sizes { rows, heads: Host::HEADS }).expect("load"));
+        let mut kernel = Kernel::load(Sizes { rows, heads: Host::HEADS }).expect("load");
+        let explainer = explains.then(|| Explainer::load(&mut kernel).expect("load"));
+        let subject = RefCell::new(Subject { kernel, explainer });
         TestRunner::new(config.clone())
             .run(&steps(), |steps| {
                 // A panic is what proptest shrinks from.
-                let events = agree(&mut kernel.borrow_mut(), program, rows, &steps, &mut translated.borrow_mut());
+                let events = agree(&mut subject.borrow_mut(), program, rows, &steps, &mut translated.borrow_mut());
                 seen.borrow_mut().iter_mut().zip(events).for_each(|(sum, count)| *sum += count);
                 Ok(())
             })
             .unwrap_or_else(|failure| panic!("{failure}"));
     }
-    // Agreement on packets that nothing happens to would prove nothing.
-    let of_both = [Event::Malformed, Event::ReplyCollision, Event::EndedFlow, Event::SecondChance, Event::PushedOut];
-    // XDP leaves most of them to tc, too.
-    assert!(*translated.borrow() > 20, "{} errors were translated", translated.borrow());
-    // XDP leaves these to tc, which counts them.
-    let of_tc = [Event::NextHopByStack, Event::TtlExpired, Event::EndedReset, Event::IdleNotReady];
-    for event in of_both.into_iter().chain(of_tc.into_iter().filter(|_| program != Program::Xdp)) {
-        assert_ne!(seen.borrow()[event as usize], 0, "{event:?} never happened");
-    }
+    Seen { events: seen.into_inner(), translated: translated.into_inner() }
 }
 
 #[test]
@@ -337,4 +373,19 @@ fn tc_ingress_does_what_the_host_engine_does() {
 #[test]
 fn tc_egress_does_what_the_host_engine_does() {
     compare(Program::TcEgress);
+}
+
+#[test]
+fn what_xdp_does_is_explained_without_a_trace() {
+    compare_explained(Program::Xdp);
+}
+
+#[test]
+fn what_tc_ingress_does_is_explained_without_a_trace() {
+    compare_explained(Program::TcIngress);
+}
+
+#[test]
+fn what_tc_egress_does_is_explained_without_a_trace() {
+    compare_explained(Program::TcEgress);
 }
