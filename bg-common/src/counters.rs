@@ -15,6 +15,17 @@ pub struct Traffic {
     pub flows_opened: u64,
 }
 
+/// When new flows were decided around a switch: a row of the `receipts` map, for each CPU. Nanoseconds of `CLOCK_MONOTONIC`; zero if
+/// there was none.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct SwitchTimes {
+    /// The first one by the new word, on its live colour.
+    pub first_new: u64,
+    /// The last one by an older word.
+    pub last_old: u64,
+}
+
 /// The rows of the `events` map: the reasons of all drops, and other events that an operator wants to
 /// see.
 #[repr(u32)]
@@ -117,6 +128,7 @@ impl Event {
     }
 }
 
+crate::assert_layout!(SwitchTimes, size 16, align 8, first_new at 0, last_old at 8);
 crate::assert_layout!(Traffic, size 24, align 8, packets at 0, bytes at 8, flows_opened at 16);
 
 #[cfg(test)]

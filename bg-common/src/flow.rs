@@ -70,7 +70,7 @@ impl FlowState {
     pub const BACKEND_RESET: u32 = 1 << 9;
     /// One colour has refused this connection, which was picked up in mid-stream. It is on the other colour now.
     pub const RETRIED: u32 = 1 << 10;
-    /// An earlier connection from the same client port went to the same virtual address.
+    /// An earlier connection or flow from the same client port went to the same virtual address.
     pub const REUSED: u32 = 1 << 11;
     /// The backend's packets to this client port belong to a connection that does not use the virtual address.
     pub const FOREIGN: u32 = 1 << 12;

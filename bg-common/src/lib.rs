@@ -25,7 +25,7 @@ pub use addr::{Addr, Be16, Family, Protocol};
 pub use backend::{Backend, BackendInfo, Identity, Mode, NextHop, NumberedHop};
 pub use bench::{Destination, FrameTemplate, Line, LiveFrame, Received, Turn};
 pub use bench_switch::{ColourSeen, SWITCH_CPUS, SwitchLoad, SwitchSeen, SwitchSent};
-pub use counters::{Event, Traffic};
+pub use counters::{Event, SwitchTimes, Traffic};
 pub use flow::{CachedHop, Flow, FlowBackend, FlowHash, FlowKey4, FlowKey6, FlowState, TableSizes};
 pub use hold::{
     HELD_LOG_BYTES, HELD_LOG_START, HOLD_OPEN, HeldHeader, HeldState, Hold, LAST_HELD_RECORD, MAX_HELD_FRAME,
@@ -138,6 +138,7 @@ mod pod {
         Clock,
         Backend,
         Traffic,
+        SwitchTimes,
         Flow,
         FlowKey4,
         FlowKey6,

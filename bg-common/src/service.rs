@@ -101,11 +101,19 @@ pub struct DeploymentRow {
     pub udp_idle_ms: u64,
     /// How many bits of a client's address count where clients are divided: of IPv4 and of IPv6.
     pub client_prefix: [u8; 2],
+    /// While a switch is made, 1 or 2: packets that open a flow note when, in `receipts`. 1 if the new generation is even, 2 if it is odd.
+    pub receipt: u8,
     /// Always zero.
-    pub reserved: [u8; 6],
+    pub reserved: [u8; 5],
 }
 
 impl DeploymentRow {
+    /// The value of [`receipt`](Self::receipt) for a switch that makes this generation.
+    #[inline(always)]
+    pub const fn receipt_of(generation: u32) -> u8 {
+        1 + (generation & 1) as u8
+    }
+
     /// Whether a share of new flows divides clients, so that all flows of a client go to one colour.
     #[inline(always)]
     pub const fn divides_clients(&self) -> bool {
@@ -159,7 +167,7 @@ crate::assert_layout!(
 crate::assert_layout!(
     DeploymentRow, size 112, align 8,
     name at 0, tcp_idle at 64, tcp_opening at 68, udp_idle at 72, in_use at 76, on_switch at 77, sticky at 78,
-    split_by at 79, drain_timeout_ms at 80, tcp_idle_ms at 88, udp_idle_ms at 96, client_prefix at 104, reserved at 106
+    split_by at 79, drain_timeout_ms at 80, tcp_idle_ms at 88, udp_idle_ms at 96, client_prefix at 104, receipt at 106, reserved at 107
 );
 crate::assert_layout!(
     ServiceInfo, size 72, align 2,

@@ -110,6 +110,8 @@ pub trait World {
     fn tick(&self) -> u32;
     /// Notes a step that decides something. The engine calls it by `note!`.
     fn note(&self, _step: Step) {}
+    /// Notes when a new flow was decided: by the word of the switch that is being made, or by an older one.
+    fn note_decision(&self, _deployment: u16, _is_by_new_word: bool) {}
     /// Counts an event.
     fn count(&self, event: Event);
     /// Counts a flow of a service and colour that a packet has opened.

@@ -207,6 +207,11 @@ pub(crate) struct Target {
 }
 
 impl Target {
+    /// Whether it is the backend of a flow.
+    pub(crate) fn is_of(&self, flow: &Flow) -> bool {
+        flow.backend.is(self.identity)
+    }
+
     fn of(backend: &Backend) -> Self {
         Self {
             identity: backend.identity,
@@ -261,17 +266,35 @@ impl Scan {
         each: impl Fn(&mut A, Option<&OpenFlow<'_>>) + Sync,
     ) -> Result<Vec<A>, Error> {
         let mut sums = Vec::new();
-        // If no backend has this family, the table has no open flow, and is not even mapped.
-        let has = |family| self.targets.iter().any(|target| target.family == Some(family));
-        if has(Family::V4) {
+        if self.has_flows4() {
             let words = flows4(paths)?;
             sums.extend(self.fold_table(&FlowTable::<FlowKey4>::new(words.all()), &empty, &each));
         }
-        if has(Family::V6) {
+        if self.has_flows6() {
             let words = flows6(paths)?;
             sums.extend(self.fold_table(&FlowTable::<FlowKey6>::new(words.all()), &empty, &each));
         }
         Ok(sums)
+    }
+
+    /// Whether there may be IPv4 flows. If no backend has this family, the table has no open flow, and need not even be mapped.
+    pub(crate) fn has_flows4(&self) -> bool {
+        self.targets.iter().any(|target| target.family == Some(Family::V4))
+    }
+
+    /// The same for IPv6.
+    pub(crate) fn has_flows6(&self) -> bool {
+        self.targets.iter().any(|target| target.family == Some(Family::V6))
+    }
+
+    /// The backend in a slot.
+    pub(crate) fn target(&self, slot: u32) -> Option<&Target> {
+        self.targets.get(slot as usize)
+    }
+
+    /// The settings of a deployment.
+    pub(crate) fn row(&self, deployment: u16) -> Option<&DeploymentRow> {
+        self.deployments[usize::from(deployment)].as_ref().map(|state| &state.row)
     }
 
     fn fold_table<K: FlowKey + Sync, A: Send>(
@@ -302,7 +325,7 @@ impl Scan {
 }
 
 fn is_open(flow: &Flow, target: &Target, deployment: &DeploymentState, now: u32) -> bool {
-    flow.backend.is(target.identity)
+    target.is_of(flow)
         && lifetime::is_open(flow, target.protocol, &deployment.row, now)
         && !lifetime::ended_by(flow, target.colour, deployment.word, &deployment.terms, now)
 }

@@ -2,8 +2,8 @@
 
 use bg_common::{
     Backend, BackendInfo, Clock, DeploymentRow, Event, HELD_LOG_BYTES, Hold, LiveWord, MAX_DEPLOYMENTS, MAX_INTERFACES,
-    MAX_NEXT_HOPS, MAX_TESTERS, Meta, NumberedHop, ServiceInfo, ServiceKey, ServiceRow, SwitchTerms, TesterKey, Timing,
-    Traffic, Vip,
+    MAX_NEXT_HOPS, MAX_TESTERS, Meta, NumberedHop, ServiceInfo, ServiceKey, ServiceRow, SwitchTerms, SwitchTimes,
+    TesterKey, Timing, Traffic, Vip,
 };
 
 use crate::{
@@ -34,7 +34,7 @@ enum Kind {
 
 /// All pinned maps of an instance. `meta` is last, see [`crate::pins`]. `scratch` is not pinned, because its content only concerns the
 /// program that has written it, for one packet.
-pub(crate) const MAPS: [MapSpec; 26] = [
+pub(crate) const MAPS: [MapSpec; 27] = [
     mappable::<LiveWord>("live", |_| MAX_DEPLOYMENTS),
     mappable::<[SwitchTerms; 2]>("terms", |_| MAX_DEPLOYMENTS),
     mappable::<[Timing; 2]>("timing", |_| MAX_DEPLOYMENTS),
@@ -54,6 +54,7 @@ pub(crate) const MAPS: [MapSpec; 26] = [
     mappable::<Bucket6>("flows6", |sizes| sizes.flow_buckets[1]),
     map::<u32, NumberedHop>(Kind::Array, "next_hops", |_| MAX_NEXT_HOPS),
     map::<u32, Traffic>(Kind::PerCpuArray, "traffic", |sizes| 2 * sizes.services),
+    map::<u32, SwitchTimes>(Kind::PerCpuArray, "receipts", |_| MAX_DEPLOYMENTS),
     map::<u32, u64>(Kind::PerCpuArray, "events", |_| Event::COUNT),
     map::<u32, Clock>(Kind::Array, "clock", |_| 1),
     map::<u32, [u32; 2]>(Kind::Array, "egress", |_| MAX_INTERFACES),

@@ -20,6 +20,7 @@
 //! | `flows4`, `flows6` | bucket → rows | programs | open flows; see [`bg_ebpf::flow::table`] |
 //! | `next_hops` | number → [`NumberedHop`] | programs | where clients' packets go |
 //! | `traffic` | 2 × service + colour → [`Traffic`] | programs, per CPU | counters |
+//! | `receipts` | deployment → [`SwitchTimes`] | programs, per CPU, while a switch is made | when new flows were decided |
 //! | `events` | [`Event`] → count | programs, per CPU | drops by reason, and what came close |
 //! | `scratch`, `route_call` | 0 → words | programs, per CPU | memory for one packet; see [`bg_ebpf::path::slow`] |
 //! | `meta` | 0 → [`Meta`] | user space, once | ABI version of the instance |
@@ -39,7 +40,7 @@ use aya_ebpf::{
 use bg_common::{
     Backend, BackendInfo, Clock, DeploymentRow, Event, FLOW_WAYS, FlowHash, FlowKey4, FlowKey6, HEADS_PER_ROW,
     HELD_LOG_BYTES, Hold, LiveWord, MAX_DEPLOYMENTS, MAX_INTERFACES, MAX_NEXT_HOPS, MAX_TESTERS, Meta, NumberedHop,
-    ServiceInfo, ServiceKey, ServiceRow, SwitchTerms, TableSizes, TesterKey, Timing, Traffic, Vip,
+    ServiceInfo, ServiceKey, ServiceRow, SwitchTerms, SwitchTimes, TableSizes, TesterKey, Timing, Traffic, Vip,
 };
 use bg_ebpf::{
     flow::key::Key as _,
@@ -148,6 +149,10 @@ pub(super) static NEXT_HOPS: Array<NumberedHop, { MAX_NEXT_HOPS as usize }> = Ar
 /// Traffic counters, by `2 * service + colour`.
 #[btf_map(name = "traffic")]
 pub(super) static TRAFFIC: PerCpuArray<Traffic, { 2 * SERVICES }> = PerCpuArray::new();
+
+/// When new flows were decided around the last switch of each deployment.
+#[btf_map(name = "receipts")]
+pub(super) static RECEIPTS: PerCpuArray<SwitchTimes, { MAX_DEPLOYMENTS as usize }> = PerCpuArray::new();
 
 /// Event counters, by [`Event`].
 #[btf_map(name = "events")]

@@ -11,7 +11,7 @@ use aya_ebpf::{
     },
     btf_maps::lpm_trie::Key as PrefixKey,
     helpers::{
-        bpf_jiffies64, bpf_redirect_map,
+        bpf_jiffies64, bpf_ktime_get_ns, bpf_redirect_map,
         generated::{bpf_check_mtu, bpf_fib_lookup, bpf_ktime_get_boot_ns, bpf_redirect_neigh},
     },
 };
@@ -298,6 +298,13 @@ impl<const XDP: bool> bg_ebpf::world::World for World<XDP> {
     }
 
     #[inline(always)]
+    fn note_decision(&self, deployment: u16, is_by_new_word: bool) {
+        if !EXPLAINS {
+            note_decision(deployment.into(), is_by_new_word.into());
+        }
+    }
+
+    #[inline(always)]
     fn count(&self, event: Event) {
         if EXPLAINS {
             return self.note(Step::Counted { event: event as u64 });
@@ -397,6 +404,22 @@ pub(super) fn redirect_to_neighbour(ifindex: u32) -> i32 {
     };
     // SAFETY: a struct of the size that is told.
     unsafe { bpf_redirect_neigh(ifindex, &mut hop, size_of::<bpf_redir_neigh>() as i32, 0) as i32 }
+}
+
+/// Notes the time. A call, for it is seldom made.
+#[inline(never)]
+fn note_decision(deployment: u32, is_by_new_word: u32) {
+    if let Some(times) = maps::RECEIPTS.get_ptr_mut(deployment) {
+        // SAFETY: this CPU's own row; the helper takes nothing and reads a clock.
+        unsafe {
+            let now = bpf_ktime_get_ns();
+            if is_by_new_word == 0 {
+                (*times).last_old = now;
+            } else if (*times).first_new == 0 {
+                (*times).first_new = now;
+            }
+        }
+    }
 }
 
 /// Counts an event. A call, for it stands in many places and is seldom made.

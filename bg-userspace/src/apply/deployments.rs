@@ -42,8 +42,10 @@ pub(super) fn begin(
             continue;
         }
         let wanted = plan::deployment_row(deployment.wanted, length);
-        // What the last split divides by is not a setting.
-        work.words.deployments.update(index.into(), |row| *row = DeploymentRow { split_by: row.split_by, ..wanted });
+        // What the last split divides by is not a setting, and neither is that a switch is being made.
+        work.words.deployments.update(index.into(), |row| {
+            *row = DeploymentRow { split_by: row.split_by, receipt: row.receipt, ..wanted };
+        });
         if deployment.changes_testers() {
             insert_tester(work, index, &unsettled_key(index))?;
             work.testers.insert(index, deployment.wanted.testers.clone());

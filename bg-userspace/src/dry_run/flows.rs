@@ -1,65 +1,16 @@
 //! What a switch does to open flows.
 
-use std::{collections::HashMap, net::IpAddr, ops::AddAssign};
+use std::{collections::HashMap, net::IpAddr};
 
-use bg_common::{FLOW_WAYS, Family, FlowState, LiveWord, Protocol, SwitchTerms};
-use bg_ebpf::policy::lifetime::ended_by;
+use bg_common::{FLOW_WAYS, Family, LiveWord, SwitchTerms};
 use serde::Serialize;
 
 use crate::{
     Error, Instance,
-    flows::{OpenFlow, Scan},
+    fates::Fates,
+    flows::Scan,
     maps::{Tables, flows4, flows6},
 };
-
-/// What happens to open flows, or to their clients.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Fates {
-    /// The number of those that stay on their backends.
-    pub stay: u64,
-    /// The number of those that go on at a backend of the other colour.
-    #[serde(rename = "move")]
-    pub moved: u64,
-    /// The number of those that end: TCP connections cannot go on elsewhere.
-    pub reset: u64,
-}
-
-impl AddAssign for Fates {
-    fn add_assign(&mut self, other: Self) {
-        self.stay += other.stay;
-        self.moved += other.moved;
-        self.reset += other.reset;
-    }
-}
-
-impl Fates {
-    const STAY: Self = Self { stay: 1, moved: 0, reset: 0 };
-    const MOVE: Self = Self { stay: 0, moved: 1, reset: 0 };
-    const RESET: Self = Self { stay: 0, moved: 0, reset: 1 };
-
-    /// The fate of one flow once `word` is in force.
-    fn of(open: &OpenFlow<'_>, word: LiveWord, terms: &SwitchTerms, now: u32) -> Self {
-        if !ended_by(open.flow, open.target.colour, word, terms, now) {
-            return Self::STAY;
-        }
-        // A client that has got no answer yet sends its SYN again, and that goes to the other colour.
-        let is_connection = open.flow.state.has_any(FlowState::CONFIRMED | FlowState::ANSWERED);
-        if open.target.protocol == Protocol::Tcp && is_connection { Self::RESET } else { Self::MOVE }
-    }
-
-    /// The worst that happens to one of these flows.
-    fn worst(self) -> Self {
-        match self {
-            Self { reset: 1.., .. } => Self::RESET,
-            Self { moved: 1.., .. } => Self::MOVE,
-            _ => Self::STAY,
-        }
-    }
-
-    pub(super) fn sum(self) -> u64 {
-        self.stay + self.moved + self.reset
-    }
-}
 
 /// The flows and clients of a service or a deployment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -130,7 +81,7 @@ impl Census {
             }
             if open.target.deployment == deployment {
                 let client = (open.service(), open.client().ip());
-                *counts.clients.entry(client).or_default() += Fates::of(open, word, terms, scan.now);
+                *counts.clients.entry(client).or_default() += Fates::of(open.flow, open.target, word, terms, scan.now);
             }
         })?;
 

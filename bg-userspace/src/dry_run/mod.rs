@@ -13,11 +13,11 @@ use serde::{Serialize, Serializer};
 
 use self::flows::{Affected, Census};
 pub use self::{
-    flows::{Fates, TableUse, TablesUse},
+    flows::{TableUse, TablesUse},
     target::TargetBackend,
 };
 use crate::{
-    Error, ErrorClass, Instance, SwitchRequest, config::OnSwitch, history::Moment, maps::Tables, pins,
+    Error, ErrorClass, Instance, SwitchRequest, config::OnSwitch, fates::Fates, history::Moment, maps::Tables, pins,
     running::Running, show::drain_timeout_of, switch::Outlook,
 };
 

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{chain::Link, moment::Moment, who::Who};
+use super::{chain::Link, moment::Moment, receipt::Receipt, who::Who};
 
 /// A kind of change to a deployment or to an instance.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,6 +72,9 @@ pub struct Record {
     pub reason: Option<String>,
     /// The command line of the process.
     pub command: String,
+    /// What a switch has done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub receipt: Option<Receipt>,
     /// Its place in the chain. `None` until it is written, and for records of versions without a chain.
     #[serde(flatten)]
     pub link: Option<Link>,
@@ -91,6 +94,7 @@ impl Record {
             who: Who::of_this_process(),
             reason: None,
             command: words.join(" "),
+            receipt: None,
             link: None,
         }
     }

@@ -52,7 +52,7 @@ fn settings_actions(wanted: &Deployment, row: &DeploymentRow, length: TickLength
     set("sticky", sticky(row).name().to_owned(), sticky(&new).name().to_owned());
     let prefix = |row: &DeploymentRow| StickyPrefix { ipv4: row.client_prefix[0], ipv6: row.client_prefix[1] };
     set("sticky_prefix", prefix(row).to_string(), prefix(&new).to_string());
-    if actions.is_empty() && (DeploymentRow { split_by: row.split_by, ..new }) != *row {
+    if actions.is_empty() && (DeploymentRow { split_by: row.split_by, receipt: row.receipt, ..new }) != *row {
         // The times are the same, but take another number of ticks.
         actions.push(Action::Finish);
     }
@@ -80,7 +80,8 @@ pub(crate) fn deployment_row(wanted: &Deployment, length: TickLength) -> Deploym
         tcp_idle_ms: tcp_idle,
         udp_idle_ms: udp_idle,
         client_prefix: [wanted.sticky_prefix.ipv4, wanted.sticky_prefix.ipv6],
-        reserved: [0; 6],
+        receipt: 0,
+        reserved: [0; 5],
     }
 }
 

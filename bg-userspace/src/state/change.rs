@@ -1,6 +1,6 @@
 //! A change, for the journal.
 
-use crate::history::{Action, Moment, Record};
+use crate::history::{Action, Moment, Receipt, Record};
 
 /// One change, for the journal.
 #[derive(Clone, Debug, Default)]
@@ -17,12 +17,14 @@ pub(crate) struct Change {
     pub(crate) to: Option<Moment>,
     /// The reason.
     pub(crate) reason: Option<String>,
+    /// What a switch has done.
+    pub(crate) receipt: Option<Receipt>,
 }
 
 impl Change {
     /// The record of the change, made by the process and at the time of `template`.
     pub(super) fn record(&self, template: &Record) -> Record {
-        let Self { deployment, interfaces, action, from, to, reason } = self.clone();
-        Record { deployment, interfaces, action, from, to, reason, ..template.clone() }
+        let Self { deployment, interfaces, action, from, to, reason, receipt } = self.clone();
+        Record { deployment, interfaces, action, from, to, reason, receipt, ..template.clone() }
     }
 }

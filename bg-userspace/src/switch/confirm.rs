@@ -42,7 +42,8 @@ impl Instance {
                 return Err(Refusal::OtherGeneration { deployment, expected, got: generation }.into());
             }
             let on_switch = if reading.timing.on_switch == 0 { OnSwitch::Drain } else { OnSwitch::Cut };
-            let stored = |changed, to| Stored { from: reading, to, changed, on_switch, at: Instant::now() };
+            let stored =
+                |changed, to| Stored { from: reading, to, changed, on_switch, at: Instant::now(), receipt: None };
             let is_guarded = reading.timing.window != 0;
             match reading.cause() {
                 Cause::Expired => return Err(too_late(name, &reading).into()),

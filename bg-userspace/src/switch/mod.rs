@@ -14,7 +14,9 @@
 
 mod confirm;
 mod decision;
+mod fates;
 mod hook;
+mod receipt;
 mod request;
 mod store;
 mod window;
@@ -27,7 +29,7 @@ use std::sync::atomic::Ordering;
 pub(crate) use self::decision::Outlook;
 pub use self::request::{ConfirmRequest, SplitRequest, SwitchRequest, Switched};
 pub use self::window::{FreezeWindow, WindowSwitched};
-use self::{decision::Goal, store::Stored};
+use self::{decision::Goal, receipt::Counters, store::Stored};
 use crate::{
     Error, Instance, Refusal,
     config::OnSwitch,
@@ -83,17 +85,23 @@ impl Instance {
         request.check()?;
         let (index, _) = self.deployment(name)?;
         let mut fence = Fence::prepare(&self.paths)?;
+        let mut counters = Counters::open(&self.paths);
         let recording = Recording::begin(&self.paths);
         let lock = Lock::switch(&self.paths)?;
-        let stored = self.store(name, index, request, goal, &mut fence);
+        let mut stored = self.store(name, index, request, goal, &mut fence, &mut counters);
         // Also if the colour was live already, because the process that switched may have been killed before it had waited.
         let fenced = stored.as_ref().map_or(Ok(()), |_| fence.wait());
         let fenced = fenced.map(|()| stored.as_ref().map_or(Duration::ZERO, |stored| stored.at.elapsed()));
         if let Ok(stored) = &stored {
             self.begin_window(index, stored);
         }
+        let at = stored.as_ref().ok().filter(|stored| stored.changed).map(|stored| stored.at);
+        let noted = counters.end(&self.words, index, at);
         // Not before, because the next switch overwrites the terms of the word that the fence has just retired.
         drop(lock);
+        if let (Ok(stored), Some(noted)) = (&mut stored, noted) {
+            stored.receipt = self.receipt(index, stored, noted);
+        }
         if stored.is_ok() {
             // Packets resolve neighbours that cannot be kept resolved. What cannot be ended now is ended by the next call.
             let _ = self.keep_neighbours(index);
@@ -122,6 +130,7 @@ impl Instance {
             from: Some(stored.from.moment()),
             to: Some(stored.to.moment()),
             reason: reason.map(str::to_owned),
+            receipt: stored.receipt.clone(),
             ..Change::default()
         });
         let recorded = self.state.record(Some(&self.words), recording, change.as_slice());

@@ -8,7 +8,7 @@ use serde::{Serialize, Serializer};
 use crate::{
     Error,
     config::{DivideBy, OnSwitch},
-    history::Moment,
+    history::{Moment, Receipt},
 };
 
 /// The options of a switch. The default makes the idle colour live at once, as configured for the deployment.
@@ -111,6 +111,8 @@ pub struct Switched {
     /// The time from then to the end of the fence. Afterwards, no packet is decided by the old word.
     #[serde(serialize_with = "micros", rename = "fence_us")]
     pub fence: Duration,
+    /// What the data path saw until the switch was done; `None` if nothing was changed.
+    pub receipt: Option<Receipt>,
 }
 
 impl AsRef<Self> for Switched {

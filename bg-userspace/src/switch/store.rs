@@ -6,12 +6,14 @@ use bg_common::{Cause, ClockId, DeploymentRow, FULL_SHARE, LiveFlags, LiveWord, 
 
 use super::{
     decision::{Decision, Goal, Next},
+    receipt::Counters,
     request::{SwitchRequest, Switched},
 };
 use crate::{
     Error, Instance, Refusal,
     config::{DivideBy, OnSwitch},
     fence::Fence,
+    history::Receipt,
     live::{Reading, exchange, make_explicit, now},
     loader,
     lock::Lock,
@@ -28,11 +30,12 @@ pub(super) struct Stored {
     pub(super) on_switch: OnSwitch,
     /// The moment before the store, or, without a store, the moment when that was known.
     pub(super) at: Instant,
+    pub(super) receipt: Option<Receipt>,
 }
 
 impl Stored {
     pub(super) fn switched(self, name: &str, fence: Duration) -> Switched {
-        let Self { from, to, changed, on_switch, at } = self;
+        let Self { from, to, changed, on_switch, at, receipt } = self;
         let timing = to.timing;
         let pending = to.is_pending().then(|| ClockId::from_u8(timing.clock));
         Switched {
@@ -49,6 +52,7 @@ impl Stored {
             confirm_deadline: to.confirm_by().and_then(|at| moment_of(at, ClockId::Boot)),
             stored: at,
             fence,
+            receipt,
         }
     }
 }
@@ -66,6 +70,7 @@ impl Instance {
         request: &SwitchRequest,
         goal: impl Fn(&str, &Reading) -> Result<Goal, Refusal>,
         fence: &mut Fence,
+        counters: &mut Counters,
     ) -> Result<Stored, Error> {
         let (mut first, mut changed) = (None, false);
         loop {
@@ -79,15 +84,15 @@ impl Instance {
                 continue;
             }
             if is_there {
-                return Ok(Stored { from, to: reading, changed, on_switch, at: Instant::now() });
+                return Ok(Stored { from, to: reading, changed, on_switch, at: Instant::now(), receipt: None });
             }
             self.reprieve(index, &reading);
             let until = Instant::now() + REPRIEVE / 2;
             fence.wait()?;
             let order = Ordered { request, goal, on_switch, until };
-            if let Some(at) = self.exchange(name, index, &row, &reading, &order)? {
+            if let Some(at) = self.exchange(name, index, &row, &reading, &order, counters)? {
                 let to = self.words.reading(index, 0);
-                return Ok(Stored { from, to, changed: true, on_switch, at });
+                return Ok(Stored { from, to, changed: true, on_switch, at, receipt: None });
             }
             // A packet has ended a drain or taken back a switch meanwhile, or a program that does not use the lock has switched. Read
             // the word again.
@@ -156,6 +161,7 @@ impl Instance {
         row: &DeploymentRow,
         reading: &Reading,
         order: &Ordered<'_>,
+        counters: &mut Counters,
     ) -> Result<Option<Instant>, Error> {
         let Ordered { request, goal, on_switch, until } = *order;
         let (word, is_cut) = (reading.stored, on_switch == OnSwitch::Cut);
@@ -201,6 +207,7 @@ impl Instance {
         } else if is_whole && row.split_by != 0 {
             self.words.deployments.update(index.into(), |row| row.split_by = 0);
         }
+        counters.begin(&self.words, index, new.generation());
         // This process was stopped, and the deadline that it had put off may have come.
         if reading.confirm_by().is_some() && Instant::now() > until {
             return Ok(None);

@@ -47,6 +47,8 @@ pub struct Host {
     flows6: FlowMemory<FlowKey6>,
     events: RefCell<[u64; Event::COUNT as usize]>,
     traffic: RefCell<HashMap<(u16, u8), Traffic>>,
+    /// The decisions that were noted for a receipt: the deployment, and whether the new word has decided.
+    pub decisions: RefCell<Vec<(u16, bool)>>,
     /// The number of reads of each deployment's live word since the last frame began.
     live_reads: RefCell<HashMap<u16, u32>>,
     /// The number of reads of terms since the last frame began.
@@ -109,6 +111,7 @@ impl Host {
             flows6: FlowMemory::new(rows),
             events: RefCell::default(),
             traffic: RefCell::default(),
+            decisions: RefCell::default(),
             live_reads: RefCell::default(),
             terms_reads: Cell::default(),
             notes: RefCell::default(),
@@ -473,6 +476,10 @@ impl World for Host {
 
     fn note(&self, step: Step) {
         self.notes.borrow_mut().push(step);
+    }
+
+    fn note_decision(&self, deployment: u16, is_by_new_word: bool) {
+        self.decisions.borrow_mut().push((deployment, is_by_new_word));
     }
 
     fn count(&self, event: Event) {

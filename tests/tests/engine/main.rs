@@ -22,6 +22,7 @@ mod icmp;
 mod idle_only;
 mod lookalikes;
 mod packets;
+mod receipts;
 mod resets;
 mod second_chance;
 mod switches;

@@ -20,7 +20,9 @@ use crate::{
     wire::headers::Transport,
     world::{Flows, World, note},
 };
-use bg_common::{Colour, Flow, FlowBackend, FlowState, LiveFlags, LiveWord, Protocol, ServiceRow, TableSpan};
+use bg_common::{
+    Colour, DeploymentRow, Flow, FlowBackend, FlowState, LiveFlags, LiveWord, Protocol, ServiceRow, TableSpan,
+};
 
 /// The live word that a packet has read, and of which deployment. A packet reads it once.
 #[repr(C)]
@@ -139,10 +141,14 @@ pub fn choose_colour<W: World>(call: &mut Opening, world: &W) -> Chosen {
     if is_retry {
         state = state.with(FlowState::RETRIED);
     }
-    if call.is_known && segment.opens_connection() && !call.old_state.has(FlowState::FOREIGN) {
+    if call.is_known && opens_flow && !call.old_state.has(FlowState::FOREIGN) {
         state = state.with(FlowState::REUSED);
     }
-    let limit = world.deployment(row.deployment).map_or(0, |row| limit(row, segment.protocol, state));
+    let settings = world.deployment(row.deployment);
+    if unlikely(settings.is_some_and(|settings| settings.receipt != 0)) {
+        note_decision(row.deployment, settings, word, choice, world);
+    }
+    let limit = settings.map_or(0, |row| limit(row, segment.protocol, state));
     call.flow = Flow {
         state: state.with_limit(limit),
         generation: choice.generation,
@@ -161,6 +167,22 @@ fn other_colour(call: &Opening, row: &ServiceRow, word: LiveWord, world: &impl W
         return None;
     }
     colour::second_chance(Colour::from_u8(refused_by.colour()), row.deployment, word, world, call.search.now)
+}
+
+/// Notes when the flow was decided, for the receipt of the switch that is being made. Flows that never go by the live colour, and those
+/// that their own history sends to the other one, say nothing about the switch.
+#[inline(always)]
+fn note_decision(
+    deployment: u16,
+    settings: Option<&DeploymentRow>,
+    word: LiveWord,
+    choice: colour::ColourChoice,
+    world: &impl World,
+) {
+    let is_by_new_word = settings.is_some_and(|row| row.receipt == DeploymentRow::receipt_of(word.generation()));
+    if !choice.idle_only && (!is_by_new_word || choice.colour as u8 == word.live() as u8) {
+        world.note_decision(deployment, is_by_new_word);
+    }
 }
 
 /// Clears the flag of a drain whose deadline has passed: whoever sees it first does.

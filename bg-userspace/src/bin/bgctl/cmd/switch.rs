@@ -82,7 +82,8 @@ fn change<T: Serialize + AsRef<Switched>>(
     if global.json {
         output::print_json(&switched)?;
     } else {
-        output::print(&render(&switched))?;
+        let receipt = switched.as_ref().receipt.as_ref().map(|receipt| format!("{receipt}\n")).unwrap_or_default();
+        output::print(&(render(&switched) + &receipt))?;
     }
     // The switch is done. An interface that has lost the programs deserves a warning, but no other exit code.
     for interface in instance.lost_interfaces().unwrap_or_default() {

@@ -1,0 +1,91 @@
+//! Taking the receipt of a switch.
+//!
+//! Packets that open a flow note when, in the map `receipts`, while the deployment's row tells them to. It does so from just before the store
+//! of the word until after the fence, so that no other packet reads a clock. Nothing is waited for.
+//!
+//! What becomes of the flows that were open is counted in the flow table afterwards, when the switch is done.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use aya::maps::{MapData, PerCpuArray, PerCpuValues};
+use bg_common::{DeploymentRow, Event, SwitchTimes};
+use rustix::time::{ClockId, clock_gettime};
+
+use crate::{
+    Paths,
+    maps::{Words, events, typed},
+    running::deployment_rows,
+};
+
+/// The counters of a receipt. A switch that cannot take one is made nevertheless.
+pub(super) struct Counters {
+    paths: Paths,
+    times: Option<PerCpuArray<MapData, SwitchTimes>>,
+    /// The events before the store.
+    before: Option<Vec<(Event, u64)>>,
+}
+
+/// What the data path has noted.
+pub(super) struct Noted {
+    /// From the store to the first new flow by the new word.
+    pub(super) first_new: Option<Duration>,
+    /// From the store to the last new flow by an older word.
+    pub(super) last_old: Option<Duration>,
+    /// Packets that were dropped meanwhile, by reason.
+    pub(super) dropped: BTreeMap<String, u64>,
+}
+
+impl Counters {
+    /// Opens the counters, so that nothing has to be opened just before the store.
+    pub(super) fn open(paths: &Paths) -> Self {
+        Self { paths: paths.clone(), times: typed(paths, "receipts").ok(), before: None }
+    }
+
+    /// Has packets note when they open a flow. The next store of a word makes this generation. The caller holds the switch lock.
+    pub(super) fn begin(&mut self, words: &Words, deployment: u16, generation: u32) {
+        let cpus = aya::util::nr_cpus().unwrap_or_default();
+        let Ok(zeros) = PerCpuValues::try_from(vec![SwitchTimes::default(); cpus]) else { return };
+        let Some(times) = &mut self.times else { return };
+        if times.set(deployment.into(), zeros, 0).is_ok() {
+            self.before = events(&self.paths).ok();
+            let receipt = DeploymentRow::receipt_of(generation);
+            words.deployments.update(deployment.into(), |row| row.receipt = receipt);
+        }
+    }
+
+    /// Ends this, also for switches that were killed, and reads what has been noted since the store `at`. The caller holds the switch lock.
+    pub(super) fn end(self, words: &Words, deployment: u16, at: Option<Instant>) -> Option<Noted> {
+        let noted = at.and_then(|at| self.noted(deployment, at));
+        let armed = deployment_rows(words).filter(|(_, row)| row.receipt != 0);
+        armed.for_each(|(index, _)| words.deployments.update(index.into(), |row| row.receipt = 0));
+        noted
+    }
+
+    fn noted(&self, deployment: u16, at: Instant) -> Option<Noted> {
+        let before = self.before.as_ref()?;
+        let times = self.times.as_ref()?.get(&deployment.into(), 0).ok()?;
+        // Not after the store.
+        let stored = monotonic().saturating_sub(at.elapsed());
+        let since = |time: u64| Duration::from_nanos(time).checked_sub(stored);
+        let first_new = times.iter().map(|times| times.first_new).filter(|time| *time != 0).min();
+        let last_old = times.iter().map(|times| times.last_old).max();
+        let after = events(&self.paths).ok()?;
+        let dropped = std::iter::zip(before, after)
+            .filter(|((event, before), (_, after))| event.is_drop() && after > before)
+            .map(|((event, before), (_, after))| (event.name().to_owned(), after - before));
+        Some(Noted {
+            first_new: first_new.and_then(since),
+            last_old: last_old.and_then(since),
+            dropped: dropped.collect(),
+        })
+    }
+}
+
+/// The clock by which packets note the time.
+fn monotonic() -> Duration {
+    let now = clock_gettime(ClockId::Monotonic);
+    Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
+}
