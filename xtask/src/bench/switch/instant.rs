@@ -163,6 +163,7 @@ mod tests {
             activate_at: None,
             ramp_until: None,
             confirm_deadline: None,
+            receipt: None,
             deployment: DEPLOYMENT.into(),
             changed: true,
             from: moment(1, Colour::Blue),
