@@ -7,7 +7,7 @@ use std::{
     process::{Command, Output},
 };
 
-const COMMANDS: [&str; 18] = [
+const COMMANDS: [&str; 21] = [
     "doctor",
     "attach",
     "detach",
@@ -20,6 +20,9 @@ const COMMANDS: [&str; 18] = [
     "rollback",
     "confirm",
     "split",
+    "freeze",
+    "thaw",
+    "drain",
     "flows",
     "explain",
     "history",

@@ -182,9 +182,10 @@ fn a_switch_that_is_refused_or_changes_nothing_leaves_nothing_armed() -> Result<
 fn a_scheduled_switch_takes_effect_at_its_instant_unless_something_changes_before() -> Result<()> {
     in_all_modes("on_switch = \"cut\"", |ready| {
         let bgctl = &ready.bgctl;
-        for (family, (vip, _)) in FAMILIES.into_iter().enumerate() {
+        for (family, (vip, client)) in FAMILIES.into_iter().enumerate() {
             let mut flows = flows(family, 2000..40_000);
-            let open = ready.lab.client.enter(|| Echo::open_here(udp_vip(vip)))??;
+            // Not from a port of the kernel's choice: the new flows use them in order.
+            let open = ready.lab.client.enter(|| Echo::open_from(SocketAddr::new(client, 1999), udp_vip(vip)))??;
             ensure!(open.ask("before")?.colour == Colour::Blue);
             let switched = bgctl.json(&["switch", DEPLOYMENT, "green", "--at", &rfc3339(SOON)])?;
             let at = instant(&switched["activate_at"])?;

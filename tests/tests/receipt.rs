@@ -51,7 +51,7 @@ impl Open {
                 let mut stream = lab.client.enter(|| TcpStream::connect_timeout(&http_vip(vip), PATIENCE))??;
                 stream.set_read_timeout(Some(PATIENCE))?;
                 stream.write_all(b"GET / HTTP/1.1\r\nHost: shop\r\n\r\n")?;
-                stream.read(&mut [0; 1024])?;
+                anyhow::ensure!(stream.read(&mut [0; 1024])? > 0, "no answer");
                 tcp.push(stream);
             }
         }

@@ -141,7 +141,9 @@ impl Instance {
         let now = begin.unwrap_or_default() as u32;
         let teller = Teller { names, request, tick_length: self.tick_length, hook, now };
         let (verdict, _) = teller.verdict(action, ifindex);
-        let steps = run.steps.iter().filter_map(|step| teller.tell(*step)).collect();
+        let mut steps: Vec<_> = run.steps.iter().filter_map(|step| teller.tell(*step)).collect();
+        // The engine may ask the same twice, for a packet that it cannot decide at once.
+        steps.dedup();
         explanation.hooks.push(AtHook { hook: hook.name(), interface: interface.name.clone(), steps, verdict });
         explanation.verdict = verdict;
         explanation.interface = (ifindex != 0).then(|| names.interface(ifindex));

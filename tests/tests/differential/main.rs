@@ -66,11 +66,11 @@ enum Step {
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
         12 => spec().prop_map(Step::Packet),
-        3 => select(FLAGS.to_vec()).prop_map(Step::Answer),
+        5 => select(FLAGS.to_vec()).prop_map(Step::Answer),
         // By which a backend refuses a connection that it does not know.
         1 => Just(Step::Answer(tcp_flags::RST)),
         4 => complaint().prop_map(Step::Error),
-        1 => (0u16..2, select(vec![
+        3 => (0u16..2, select(vec![
             Ending::Cut,
             Ending::Drain,
             Ending::Drained,

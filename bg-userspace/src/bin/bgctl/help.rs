@@ -375,7 +375,7 @@ mod tests {
             assert!(!page.examples.is_empty() && page.exit.len() >= 3, "{}", page.command);
             for (line, _) in page.examples {
                 let calls: Vec<_> =
-                    line.split(['|', '(', ')', '>']).filter(|part| part.trim().starts_with("bgctl ")).collect();
+                    line.split(['|', '(', ')', '>', '&']).filter(|part| part.trim().starts_with("bgctl ")).collect();
                 assert!(!calls.is_empty(), "{line}");
                 for call in calls {
                     // A reason in quotes is one word.
