@@ -89,6 +89,8 @@ impl Generations for Maps {
 
     #[inline(always)]
     fn prepare(&self, deployment: u16, slot: usize, terms: &SwitchTerms, timing: &Timing) {
+        #[cfg(feature = "explain")]
+        super::steps::keep_terms(deployment, slot, terms);
         if EXPLAINS {
             return;
         }

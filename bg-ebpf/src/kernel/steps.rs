@@ -2,6 +2,7 @@
 //! verdict: a log record takes more stack than is left where a step happens.
 
 use aya_log_ebpf::info;
+use bg_common::SwitchTerms;
 use bg_ebpf::{
     Verdict,
     hint::rolled,
@@ -19,6 +20,41 @@ struct Steps {
 
 #[unsafe(no_mangle)]
 static mut STEPS: Steps = Steps { noted: 0, rows: [[0; WORDS]; MOST] };
+
+/// The terms of a generation that the packet would have made, had it not been explained only.
+struct Kept {
+    /// `2 * deployment + slot`, plus one; zero if there are none.
+    row: u64,
+    terms: SwitchTerms,
+}
+
+#[unsafe(no_mangle)]
+static mut KEPT: Kept = Kept { row: 0, terms: SwitchTerms { ended_before: [0; 2], drain_deadline: 0, drain_began: 0 } };
+
+/// Keeps terms for this packet.
+#[inline(always)]
+pub(super) fn keep_terms(deployment: u16, slot: usize, terms: &SwitchTerms) {
+    // SAFETY: only this packet's program uses it.
+    unsafe {
+        (&raw mut KEPT.terms).write_volatile(*terms);
+        (&raw mut KEPT.row).write_volatile(row_of(deployment, slot));
+    }
+}
+
+/// The terms that were kept, if they are those of this slot.
+#[inline(always)]
+pub(super) fn kept_terms(deployment: u16, slot: usize) -> Option<SwitchTerms> {
+    // SAFETY: as above.
+    unsafe {
+        ((&raw const KEPT.row).read_volatile() == row_of(deployment, slot))
+            .then(|| (&raw const KEPT.terms).read_volatile())
+    }
+}
+
+#[inline(always)]
+fn row_of(deployment: u16, slot: usize) -> u64 {
+    2 * u64::from(deployment) + (slot as u64 & 1) + 1
+}
 
 /// Notes a step.
 #[inline(always)]
@@ -65,6 +101,9 @@ extern "C" fn log() -> u32 {
         }
     }
     // SAFETY: as above.
-    unsafe { (&raw mut (*steps).noted).write_volatile(0) };
+    unsafe {
+        (&raw mut (*steps).noted).write_volatile(0);
+        (&raw mut KEPT.row).write_volatile(0);
+    }
     0
 }

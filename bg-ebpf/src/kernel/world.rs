@@ -111,6 +111,10 @@ impl<const XDP: bool> bg_ebpf::world::World for World<XDP> {
 
     #[inline(always)]
     fn terms(&self, deployment: u16, slot: usize) -> Option<SwitchTerms> {
+        #[cfg(feature = "explain")]
+        if let Some(terms) = super::steps::kept_terms(deployment, slot) {
+            return Some(terms);
+        }
         let both = maps::TERMS.get(deployment.into())?;
         // Not by index: the compiler's bound check would be a panic.
         Some(if slot == 0 { both[0] } else { both[1] })
