@@ -13,23 +13,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Has each backend drop segments that are invalid, or of no connection that it knows.
-fn guard_backends(lab: &Lab) -> Result<()> {
-    for backend in &lab.backends {
-        // Zones share one namespace.
-        let _ = backend.namespace.run("nft delete table inet guard");
-        for line in [
-            "add table inet guard",
-            "add chain inet guard input { type filter hook input priority 0 ; }",
-            "add rule inet guard input ct state invalid drop",
-            "add rule inet guard input ct state new tcp flags & syn == 0 drop",
-        ] {
-            backend.namespace.run(&format!("nft {line}"))?;
-        }
-    }
-    Ok(())
-}
-
 /// Opens a connection that is accepted, and then says nothing more.
 fn connect(lab: &Lab, vip: IpAddr) -> Result<TcpStream> {
     let mut stream = lab.client.enter(|| TcpStream::connect_timeout(&http_vip(vip), PATIENCE))??;
@@ -77,7 +60,7 @@ fn both_count(ready: &Ready, ports: &[u16], expected: usize) -> Result<()> {
 }
 
 fn what_is_left_is_counted_and_reset(lab: Lab, attach_mode: &str, service_mode: &str) -> Result<()> {
-    guard_backends(&lab)?;
+    lab.guard_backends()?;
     let config = shop(&lab, service_mode, "");
     let ready = Ready::with(lab, attach_mode, &config)?;
     let lab = &ready.lab;

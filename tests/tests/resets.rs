@@ -14,23 +14,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Has each backend drop what belongs to no connection that it knows, as a firewall in front of it would.
-fn guard_backends(lab: &Lab) -> Result<()> {
-    for backend in &lab.backends {
-        // Zones share one namespace.
-        let _ = backend.namespace.run("nft delete table inet guard");
-        for line in [
-            "add table inet guard",
-            "add chain inet guard input { type filter hook input priority 0 ; }",
-            "add rule inet guard input ct state invalid drop",
-            "add rule inet guard input ct state new tcp flags & syn == 0 drop",
-        ] {
-            backend.namespace.run(&format!("nft {line}"))?;
-        }
-    }
-    Ok(())
-}
-
 fn connect(lab: &Lab, vip: IpAddr) -> Result<TcpStream> {
     let stream = lab.client.enter(|| TcpStream::connect_timeout(&http_vip(vip), PATIENCE))??;
     stream.set_nodelay(true)?;
@@ -65,7 +48,7 @@ fn no_backend_knows(lab: &Lab, client: SocketAddr) -> Result<()> {
 
 /// Round after round, a connection that says nothing when it is cut.
 fn both_ends_are_reset(lab: Lab, attach_mode: &str, service_mode: &str) -> Result<()> {
-    guard_backends(&lab)?;
+    lab.guard_backends()?;
     let config = shop(&lab, service_mode, "");
     let ready = Ready::with(lab, attach_mode, &config)?;
     let lab = &ready.lab;

@@ -133,6 +133,23 @@ impl Lab {
         Ok(())
     }
 
+    /// Has each backend drop segments that are invalid, or of no connection that it knows, as a firewall in front of it would.
+    pub fn guard_backends(&self) -> Result<()> {
+        for backend in &self.backends {
+            // Zones share one namespace.
+            let _ = backend.namespace.run("nft delete table inet guard");
+            for line in [
+                "add table inet guard",
+                "add chain inet guard input { type filter hook input priority 0 ; }",
+                "add rule inet guard input ct state invalid drop",
+                "add rule inet guard input ct state new tcp flags & syn == 0 drop",
+            ] {
+                backend.namespace.run(&format!("nft {line}"))?;
+            }
+        }
+        Ok(())
+    }
+
     /// The router between the edge and its backends, if there is one.
     pub fn router(&self) -> Option<&Namespace> {
         self.others.first().map(Arc::as_ref)
