@@ -22,6 +22,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     if !is_root() && !can_be_root() {
         bail!("expected root or sudo: labs make network namespaces and load BPF programs");
     }
+    workspace::require_space()?;
     setup::run()?;
     let object = build_ebpf::build()?;
     build_ebpf::check(&object)?;
