@@ -100,11 +100,16 @@ pub fn activation(word: LiveWord, timing: &Timing, late: u64, tick: u32, boot: u
     let is_guarded = timing.window != 0;
     let flags = if is_guarded { word.flags() } else { word.flags().without(LiveFlags::TIMED) };
     let is_drain = word.flags().has(LiveFlags::DRAINING);
+    let revert_at = match ClockId::from_u8(timing.clock) {
+        // Not from the present moment: a process may have been stopped since it has read the clock.
+        ClockId::Boot => timing.activate_at + timing.ramp + timing.window,
+        ClockId::Tai => (boot + timing.window).saturating_sub(late).max(1),
+    };
     Activation {
         word: word.with_flags(flags),
         drain_deadline: if is_drain { drain_deadline(tick, timing.drain_timeout) } else { 0 },
         drain_began: if is_drain { tick_after(tick, 0) } else { 0 },
-        revert_at: if is_guarded { (boot + timing.window).saturating_sub(late).max(1) } else { 0 },
+        revert_at: if is_guarded { revert_at } else { 0 },
     }
 }
 
