@@ -24,6 +24,8 @@ pub(crate) struct Reading {
     pub(crate) timing: Timing,
     /// The number of the last generation. It may not be in force yet.
     pub(crate) generation: u32,
+    /// Whether nothing has come due that nobody has made explicit.
+    pub(crate) is_explicit: bool,
 }
 
 impl Words {
@@ -50,7 +52,8 @@ impl Reading {
         let unknown = Timing { generation: stored.generation(), ..Timing::default() };
         let timing = if timing.generation == stored.generation() { timing } else { unknown };
         let generation = stored.generation();
-        let mut reading = Self { stored, word: stored, terms: terms[stored.terms_slot()], timing, generation };
+        let terms_of = |word: LiveWord| terms[word.terms_slot()];
+        let mut reading = Self { stored, word: stored, terms: terms_of(stored), timing, generation, is_explicit: true };
         // It may take effect and be taken back.
         for _ in 0..2 {
             if !reading.word.flags().has(LiveFlags::TIMED) {
@@ -59,11 +62,12 @@ impl Reading {
             match due(reading.word, &reading.timing, now) {
                 Due::Nothing(word) => {
                     if word != reading.word {
-                        (reading.word, reading.terms) = (word, terms[word.terms_slot()]);
+                        (reading.word, reading.terms) = (word, terms_of(word));
                     }
                     break;
                 }
                 Due::Activation(late) => {
+                    reading.is_explicit = false;
                     let activation = activation(reading.word, &reading.timing, late, tick, now(ClockId::Boot));
                     reading.word = activation.word;
                     reading.terms.drain_deadline = activation.drain_deadline;
@@ -76,7 +80,7 @@ impl Reading {
                         break;
                     };
                     (reading.word, reading.terms, reading.timing) = (word, terms, timing);
-                    reading.generation = word.generation();
+                    (reading.generation, reading.is_explicit) = (word.generation(), false);
                 }
             }
         }

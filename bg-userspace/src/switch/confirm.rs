@@ -31,6 +31,8 @@ impl Instance {
     }
 
     fn keep(&self, name: &str, index: u16, request: &ConfirmRequest, fence: &mut Fence) -> Result<Stored, Error> {
+        // Whether this has seen to it that a switch which has not taken effect yet needs no confirmation.
+        let mut is_asked = false;
         loop {
             let reading = self.settled(index)?;
             let (deployment, generation) = (name.to_owned(), reading.generation);
@@ -44,29 +46,26 @@ impl Instance {
             let on_switch = if reading.timing.on_switch == 0 { OnSwitch::Drain } else { OnSwitch::Cut };
             let stored =
                 |changed, to| Stored { from: reading, to, changed, on_switch, at: Instant::now(), receipt: None };
-            let is_guarded = reading.timing.window != 0;
+            // A confirmation that was killed may have left a deadline without the time for it.
+            let is_guarded = is_asked || reading.timing.window != 0 || reading.confirm_by().is_some();
             match reading.cause() {
                 Cause::Expired => return Err(too_late(name, &reading).into()),
                 _ if !is_guarded => return Err(Refusal::NothingToConfirm { deployment, generation }.into()),
                 // Confirmed before.
-                _ if !reading.stored.flags().has(LiveFlags::TIMED) => return Ok(stored(false, reading)),
+                _ if !reading.stored.flags().has(LiveFlags::TIMED) => return Ok(stored(is_asked, reading)),
                 _ => {}
             }
             let slot = reading.stored.terms_slot();
             if reading.is_pending() {
                 // It has not taken effect, so there is no deadline yet, and there shall be none.
                 self.words.timing.update(index.into(), |slots| slots[slot].window = 0);
+                is_asked = true;
                 fence.wait()?;
                 let after = self.words.reading(index, 0);
                 if after.stored == reading.stored && after.is_pending() {
                     return Ok(stored(true, after));
                 }
-                // It has taken effect meanwhile, perhaps with the deadline.
-                self.words.timing.update(index.into(), |slots| {
-                    if slots[slot].generation == generation {
-                        slots[slot].window = reading.timing.window;
-                    }
-                });
+                // It has taken effect meanwhile, perhaps with a deadline.
                 continue;
             }
             let kept = reading.stored.with_flags(reading.stored.flags().without(LiveFlags::TIMED));

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use bg_common::{Cause, ClockId, DeploymentRow, FULL_SHARE, LiveFlags, LiveWord, Timing};
+use bg_ebpf::policy::timed::{Due, due};
 
 use super::{
     decision::{Decision, Goal, Next},
@@ -86,9 +87,12 @@ impl Instance {
             if is_there {
                 return Ok(Stored { from, to: reading, changed, on_switch, at: Instant::now(), receipt: None });
             }
-            self.reprieve(index, &reading);
-            let until = Instant::now() + REPRIEVE / 2;
+            let deadline = self.reprieve(index, &reading);
+            let until = deadline.map(|_| Instant::now() + REPRIEVE / 2);
             fence.wait()?;
+            if !self.is_still(index, &reading, deadline) || until.is_some_and(|until| Instant::now() > until) {
+                continue;
+            }
             let order = Ordered { request, goal, on_switch, until };
             if let Some(at) = self.exchange(name, index, &row, &reading, &order, counters)? {
                 let to = self.words.reading(index, 0);
@@ -114,11 +118,17 @@ impl Instance {
 
     /// The state of a deployment, after making explicit what has come due. The caller holds the lock.
     pub(super) fn settled(&self, index: u16) -> Result<Reading, Error> {
-        let word = self.words.live.read(index.into());
-        if word.flags().has(LiveFlags::TIMED) {
-            make_explicit(&self.words, index, tick(clock(&self.paths)?));
+        loop {
+            let word = self.words.live.read(index.into());
+            if word.flags().has(LiveFlags::TIMED) {
+                make_explicit(&self.words, index, tick(clock(&self.paths)?));
+            }
+            let reading = self.words.reading(index, 0);
+            // Something may have come due between the two. Unless it is explicit, packets would write where the caller is about to.
+            if reading.is_explicit {
+                return Ok(reading);
+            }
         }
-        Ok(self.words.reading(index, 0))
     }
 
     /// Takes back a schedule or a ramp that has not taken effect: what is in force stays. `false`: it has taken effect meanwhile.
@@ -141,16 +151,30 @@ impl Instance {
             ..Timing::default()
         };
         self.words.timing.update(index.into(), |slots| slots[new.terms_slot()] = timing);
+        // This process was stopped. If the change is due, a packet may be about to take it back, and writes where this has written.
+        if !matches!(due(stored, &reading.timing, now), Due::Nothing(_)) {
+            return Ok(false);
+        }
         Ok(exchange(&self.words, index, stored, new).is_ok())
     }
 
-    /// Puts off a deadline that is about to pass.
-    fn reprieve(&self, index: u16, reading: &Reading) {
+    /// Puts off a deadline that is about to pass. Returns the deadline, if there is one.
+    fn reprieve(&self, index: u16, reading: &Reading) -> Option<u64> {
+        let deadline = reading.confirm_by()?;
         let until = now(ClockId::Boot) + REPRIEVE.as_nanos() as u64;
-        if reading.confirm_by().is_some_and(|deadline| deadline < until) {
+        if deadline < until {
             let slot = reading.stored.terms_slot();
             self.words.timing.update(index.into(), |slots| slots[slot].revert_at = until);
         }
+        Some(deadline.max(until))
+    }
+
+    /// Whether a state is the same after the fence. Until then, a packet that had found the deadline passed could take the switch back,
+    /// and its terms are those that this command is about to write. One that made a switch take effect could store the deadline of that.
+    fn is_still(&self, index: u16, reading: &Reading, deadline: Option<u64>) -> bool {
+        let timing = self.words.timing.read(index.into())[reading.stored.terms_slot()];
+        self.words.live.read(index.into()) == reading.stored
+            && deadline.is_none_or(|deadline| timing.revert_at >= deadline)
     }
 
     /// Writes the next generation's terms and timing, then the word, if it is still the same. Returns when.
@@ -168,7 +192,7 @@ impl Instance {
         let is_whole = goal.is_whole();
         let Next { word: new, terms: new_terms, drain_timeout } =
             self.next(name, row, (word, &reading.terms), &goal, on_switch)?;
-        let boot = now(ClockId::Boot);
+        let (boot, boot_at) = (now(ClockId::Boot), Instant::now());
         let nanos = |time: Option<Duration>| time.map_or(0, |time| time.as_nanos() as u64);
         let (activate_at, at_clock) = match (request.at, request.ramp) {
             (Some(at), _) => instant_of(at),
@@ -208,11 +232,13 @@ impl Instance {
             self.words.deployments.update(index.into(), |row| row.split_by = 0);
         }
         counters.begin(&self.words, index, new.generation());
-        // This process was stopped, and the deadline that it had put off may have come.
-        if reading.confirm_by().is_some() && Instant::now() > until {
+        let stored = Instant::now();
+        // This process was stopped. The deadline that it had put off may come, or much of its own time for a confirmation is over, which a
+        // packet would take back at once, although others may still decide by the terms of the word before.
+        let own = boot_at + Duration::from_nanos(window / 2);
+        if until.is_some_and(|until| stored > until) || (window != 0 && stored > own) {
             return Ok(None);
         }
-        let stored = Instant::now();
         Ok(exchange(&self.words, index, word, new).is_ok().then_some(stored))
     }
 
@@ -234,15 +260,16 @@ struct Ordered<'a> {
     request: &'a SwitchRequest,
     goal: Goal,
     on_switch: OnSwitch,
-    /// When it is too late to make it, if a deadline was put off for it.
-    until: Instant,
+    /// When it is too late to make it, because a deadline comes.
+    until: Option<Instant>,
 }
 
 /// A moment of the wall clock as an instant that packets can compare with, and of which clock. A kernel whose programs cannot read
-/// `CLOCK_TAI` gets the distance from now, which a step of the wall clock does not change any more.
+/// `CLOCK_TAI` gets the distance from now, which a step of the wall clock does not change any more. A moment that has passed is now: the time
+/// for a confirmation begins with it.
 fn instant_of(at: jiff::Timestamp) -> (u64, ClockId) {
     let clock = if loader::has_tai() { ClockId::Tai } else { ClockId::Boot };
-    let ahead = at.duration_since(jiff::Timestamp::now()).as_nanos();
+    let ahead = at.duration_since(jiff::Timestamp::now()).as_nanos().max(0);
     let instant = i128::from(now(clock)) + ahead;
     (u64::try_from(instant).unwrap_or(1).max(1), clock)
 }
