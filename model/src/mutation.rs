@@ -1,0 +1,30 @@
+//! Faults that the protocol could have, each of which the model must find.
+
+/// A deliberate fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Mutation {
+    /// A command writes terms without having waited for packets that may still read what was there.
+    NoFenceBefore,
+    /// A command returns without having waited for packets that may have read the word before.
+    NoFenceAfter,
+    /// A confirmation stores the word, whatever is there.
+    ConfirmByStore,
+    /// A packet that takes a switch back stores the word, whatever is there.
+    ExpiryByStore,
+    /// The word is published before its terms and its timing.
+    WordFirst,
+    /// A deadline that is about to pass is not put off.
+    NoReprieve,
+    /// A command does not look whether the state is the same after it has waited.
+    NoSecondLook,
+    /// A command does not look at the clock before it replaces the word.
+    NoLastLook,
+    /// A command goes on although something has come due while it read.
+    ImplicitState,
+    /// The deadline is only stored after the fence.
+    LateDeadline,
+    /// A switch that is scheduled is confirmed without waiting for packets that may have read its window.
+    HastyConfirm,
+    /// Commands do not lock.
+    NoLock,
+}
