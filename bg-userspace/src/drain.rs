@@ -1,7 +1,7 @@
 //! Ending a drain. When it waits for no more flows, or its deadline has passed, the flag DRAINING of the live word is
 //! cleared, and packets need not read the terms any more. The first packet or command that notices ends it.
 
-use std::{sync::atomic::Ordering, time::Duration};
+use std::time::Duration;
 
 use bg_common::{Backend, LiveFlags, LiveWord, MAX_DEPLOYMENTS, SwitchTerms};
 use bg_ebpf::policy::lifetime::{after_drain, is_past};
@@ -10,7 +10,7 @@ use crate::{
     Error, Instance,
     fence::Fence,
     flows::{OpenFlow, Scan},
-    live::Reading,
+    live::{Reading, exchange},
     lock::Lock,
     maps::{backends, clock},
     running::deployment_rows,
@@ -115,12 +115,16 @@ impl Instance {
             if !is_over || self.words.live.read(index.into()) != word {
                 continue;
             }
-            let (settled, ended_before) = after_drain(word, &terms);
-            self.words.terms.update(index.into(), |slots| slots[word.terms_slot()].ended_before = ended_before);
-            let live = &self.words.live.words(index.into())[0];
-            // A packet may have been first.
-            let _ = live.compare_exchange(word.0, settled.0, Ordering::SeqCst, Ordering::Relaxed);
+            self.end_drain(index, word, &terms);
         }
+    }
+
+    /// Ends a drain: the flows that are left are ended. The caller holds the switch lock.
+    pub(crate) fn end_drain(&self, index: u16, word: LiveWord, terms: &SwitchTerms) {
+        let (settled, ended_before) = after_drain(word, terms);
+        self.words.terms.update(index.into(), |slots| slots[word.terms_slot()].ended_before = ended_before);
+        // A packet may have been first.
+        let _ = exchange(&self.words, index, word, settled);
     }
 
     /// Whether a drain has lasted so long that it can end before its deadline. An instance that has seen none of the idle colour's

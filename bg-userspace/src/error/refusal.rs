@@ -65,6 +65,17 @@ pub enum Refusal {
         /// Its generation.
         generation: u32,
     },
+    /// The switch was taken back before it could be confirmed.
+    #[error(
+        "the switch of deployment \"{deployment}\" was made, but its time for a confirmation had passed before all packets went by it, so it \
+         was taken back, and {live} is live; give it more time (`--confirm-within`)"
+    )]
+    TakenBackMeanwhile {
+        /// Its name.
+        deployment: String,
+        /// Its live colour.
+        live: &'static str,
+    },
     /// No switch waits for a confirmation.
     #[error(
         "deployment \"{deployment}\" (generation {generation}) has no switch that waits for a confirmation: `bgctl switch {deployment} \

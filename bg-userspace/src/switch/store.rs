@@ -3,7 +3,10 @@
 use std::time::{Duration, Instant};
 
 use bg_common::{Cause, ClockId, DeploymentRow, FULL_SHARE, LiveFlags, LiveWord, Timing};
-use bg_ebpf::policy::timed::{Due, due};
+use bg_ebpf::policy::{
+    lifetime::is_past,
+    timed::{Due, due},
+};
 
 use super::{
     decision::{Decision, Goal, Next},
@@ -87,6 +90,9 @@ impl Instance {
             if is_there {
                 return Ok(Stored { from, to: reading, changed, on_switch, at: Instant::now(), receipt: None });
             }
+            if request.ramp.is_some() && self.lift_drain_deadline(index, &reading)? {
+                continue;
+            }
             let deadline = self.reprieve(index, &reading);
             let until = deadline.map(|_| Instant::now() + REPRIEVE / 2);
             fence.wait()?;
@@ -156,6 +162,21 @@ impl Instance {
             return Ok(false);
         }
         Ok(exchange(&self.words, index, stored, new).is_ok())
+    }
+
+    /// Ends a drain whose deadline has passed, or lifts the deadline. A ramp makes the colour that drains live by and by, and the colour
+    /// whose flows the deadline would end is always the idle one. `true`: something has changed.
+    fn lift_drain_deadline(&self, index: u16, reading: &Reading) -> Result<bool, Error> {
+        let Reading { stored, terms, .. } = *reading;
+        if !stored.flags().has(LiveFlags::DRAINING) || terms.drain_deadline == 0 {
+            return Ok(false);
+        }
+        if is_past(terms.drain_deadline, tick(clock(&self.paths)?)) {
+            self.end_drain(index, stored, &terms);
+        } else {
+            self.words.terms.update(index.into(), |slots| slots[stored.terms_slot()].drain_deadline = 0);
+        }
+        Ok(true)
     }
 
     /// Puts off a deadline that is about to pass. Returns the deadline, if there is one.
@@ -242,16 +263,21 @@ impl Instance {
         Ok(exchange(&self.words, index, word, new).is_ok().then_some(stored))
     }
 
-    /// Begins the time for a confirmation anew, after the fence.
-    pub(super) fn begin_window(&self, index: u16, stored: &Stored) {
+    /// Begins the time for a confirmation anew, after the fence. The caller holds the lock. `false`: the fence has taken longer than that
+    /// time, and the switch was taken back.
+    pub(super) fn begin_window(&self, index: u16, stored: &Stored, fence: &mut Fence) -> Result<bool, Error> {
         let (to, slot) = (stored.to, stored.to.stored.terms_slot());
-        if !stored.changed || to.is_pending() || to.confirm_by().is_none() {
-            return;
-        }
-        let revert_at = now(ClockId::Boot) + to.timing.window;
-        if self.words.live.read(index.into()) == to.stored {
+        let Some(deadline) = to.confirm_by().filter(|_| stored.changed && !to.is_pending()) else { return Ok(true) };
+        let is_there = || self.words.live.read(index.into()) == to.stored;
+        if is_there() {
+            let revert_at = now(ClockId::Boot) + to.timing.window;
             self.words.timing.update(index.into(), |slots| slots[slot].revert_at = revert_at);
         }
+        if now(ClockId::Boot) >= deadline {
+            // A packet that has found the deadline passed may be about to take the switch back.
+            fence.wait()?;
+        }
+        Ok(is_there())
     }
 }
 

@@ -31,3 +31,4 @@ mod status;
 mod testers;
 mod unrecorded;
 mod view;
+mod waiting;

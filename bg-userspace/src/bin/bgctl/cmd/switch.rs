@@ -106,8 +106,13 @@ fn render(switched: &Switched) -> String {
     let (before, live, generation) = (from.live.name(), to.live.name(), to.generation);
     let is_split = *green_share > 0.0 && *green_share < 1.0;
     let share = if is_split { format!(" ({} % of new flows to green)", percent(*green_share)) } else { String::new() };
+    let confirm = switched.confirm_deadline.map_or_else(String::new, |deadline| {
+        format!("; goes back at {deadline}, unless `bgctl confirm {deployment}` comes before")
+    });
     if !changed {
-        return format!("{deployment}: {live} is live already{share}, generation {generation}, nothing changed\n");
+        return format!(
+            "{deployment}: {live} is live already{share}, generation {generation}, nothing changed{confirm}\n"
+        );
     }
     if let Some(at) = switched.activate_at {
         let goal = if is_split {
@@ -123,9 +128,6 @@ fn render(switched: &Switched) -> String {
             on_switch.name()
         );
     }
-    let confirm = switched.confirm_deadline.map_or_else(String::new, |deadline| {
-        format!("; goes back at {deadline}, unless `bgctl confirm {deployment}` comes before")
-    });
     format!(
         "{deployment}: {before} -> {live}{share}, generation {generation}, open flows: {}{confirm}\n",
         on_switch.name()
