@@ -15,6 +15,12 @@ impl Chance {
         Self(seed.max(1))
     }
 
+    /// Seeded by this number, for a sequence that is always the same.
+    pub fn seeded(seed: u64) -> Self {
+        // Small seeds differ in few bits; the golden ratio spreads them.
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).max(1))
+    }
+
     /// A random number.
     pub fn number(&mut self) -> u64 {
         self.0 ^= self.0 >> 12;

@@ -3,6 +3,7 @@
 mod bars;
 mod bgctl;
 mod compare;
+mod cutover;
 mod datapath;
 mod edge;
 mod machine;
@@ -24,7 +25,7 @@ use crate::{
 };
 use anyhow::{Result, bail};
 use clap::Parser;
-use page::Chapter;
+use page::{CUTOVER, Chapter, PERFORMANCE};
 use record::Record;
 use report::Report;
 use std::{
@@ -36,13 +37,13 @@ use std::{
 #[derive(clap::Args)]
 #[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Args {
-    /// One part. Without it, all parts run.
+    /// One part. Without it, all parts of docs/performance.md run.
     #[command(subcommand)]
     part: Option<Part>,
     /// Run all parts in seconds rather than minutes; the figures mean little.
     #[arg(long)]
     quick: bool,
-    /// Measure nothing; generate the page again from the last measurements.
+    /// Measure nothing; generate the pages again from the last measurements.
     #[arg(long, conflicts_with = "quick")]
     page: bool,
 }
@@ -59,10 +60,12 @@ enum Part {
     Scale(scale::Args),
     /// The same network and traffic through alternatives.
     Compare(compare::Args),
+    /// Open connections that break when the balancer changes, beside nftables, HAProxy and nginx. Writes docs/cutover.md.
+    Cutover(cutover::Args),
 }
 
 impl Part {
-    /// All parts, in the order in which they run and are shown: the name, the heading of the chapter, and whether its tables
+    /// The parts of docs/performance.md, in the order in which they run and are shown: the name, the heading of the chapter, and whether its tables
     /// are drawn as bars.
     const ALL: &[(&str, &str, bool)] = &[
         ("datapath", "What a packet costs", false),
@@ -79,6 +82,7 @@ impl Part {
             Self::Switch(args) => switch::run(args),
             Self::Scale(args) => scale::run(args),
             Self::Compare(args) => compare::run(args),
+            Self::Cutover(args) => cutover::run(args),
         }
     }
 
@@ -89,6 +93,7 @@ impl Part {
             Self::Switch(args) => args.quick,
             Self::Scale(args) => args.quick,
             Self::Compare(args) => args.quick,
+            Self::Cutover(args) => args.quick,
         }
     }
 
@@ -114,7 +119,8 @@ const BGCTL: &str = "BGCTL";
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     if args.page {
-        return page::write(&chapters()?).map(drop);
+        page::write(&PERFORMANCE, &chapters()?)?;
+        return write_cutover();
     }
     if build_ebpf::is_prebuilt() {
         // As root, started by the caller's process, which makes the page.
@@ -128,12 +134,19 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     } else {
         measure_as_root(&bgctl)
     };
-    if args.part.is_none() {
-        // What has been measured is shown, whatever failed.
-        let page = chapters().and_then(|chapters| page::write(&chapters));
-        return measured.and(page.map(drop));
+    // What has been measured is shown, whatever failed.
+    match args.part {
+        None => measured.and(chapters().and_then(|chapters| page::write(&PERFORMANCE, &chapters))),
+        Some(Part::Cutover(_)) => measured.and(write_cutover()),
+        Some(_) => measured,
     }
-    measured
+}
+
+/// Writes the page of the part that has one of its own, if it was measured.
+fn write_cutover() -> Result<()> {
+    let Some(record) = Record::read("cutover")? else { return Ok(()) };
+    let chapter = Chapter { part: "cutover", title: "Results", bars: false, record: Some(record) };
+    page::write(&CUTOVER, &[chapter])
 }
 
 /// Installs what is missing and builds what is measured. Returns the path of bgctl.

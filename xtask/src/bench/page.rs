@@ -1,4 +1,4 @@
-//! Generating `docs/performance.md` and its plots from the results of the parts.
+//! Generating the pages of `docs/` and their plots from the results of the parts.
 
 use super::{
     bars,
@@ -15,11 +15,16 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// The prose around the figures. The fields `@...@` are filled in.
-const TEMPLATE: &str = include_str!("page.md");
+/// A page of the documents.
+pub(crate) struct Page {
+    /// The name of its file, and of the directory of its plots beside it.
+    name: &'static str,
+    /// The prose around the figures. The fields `@...@` are filled in.
+    template: &'static str,
+}
 
-/// The directory of the plots, beside the page.
-const PLOTS: &str = "performance";
+pub(crate) const PERFORMANCE: Page = Page { name: "performance", template: include_str!("page.md") };
+pub(crate) const CUTOVER: Page = Page { name: "cutover", template: include_str!("cutover.md") };
 
 /// A part and its results, if there are any.
 pub(crate) struct Chapter {
@@ -33,9 +38,16 @@ pub(crate) struct Chapter {
     pub(crate) record: Option<Record>,
 }
 
-/// Writes the page and its plots. The figures of a quick run go to the directory of the records, not to the
+impl Page {
+    /// Its file and the directory of its plots, below the documents.
+    fn paths(&self, docs: &Path) -> [PathBuf; 2] {
+        [docs.join(self.name).with_extension("md"), docs.join(self.name)]
+    }
+}
+
+/// Writes a page and its plots. The figures of a quick run go to the directory of the records, not to the
 /// documents.
-pub(crate) fn write(chapters: &[Chapter]) -> Result<PathBuf> {
+pub(crate) fn write(page: &Page, chapters: &[Chapter]) -> Result<()> {
     if chapters.iter().all(|chapter| chapter.record.is_none()) {
         bail!(
             "nothing has been measured yet: expected records in {}; run `cargo xtask bench`",
@@ -44,20 +56,22 @@ pub(crate) fn write(chapters: &[Chapter]) -> Result<PathBuf> {
     }
     let quick = chapters.iter().filter_map(|chapter| chapter.record.as_ref()).any(|record| record.quick);
     let dir = if quick { record::dir() } else { workspace::root().join("docs") };
-    let page = dir.join("performance.md");
-    let plots = dir.join(PLOTS);
-    fs::create_dir_all(&plots)?;
+    let [file, plots] = page.paths(&dir);
+    let (text, drawn) = render(page, chapters)?;
+    fs::create_dir_all(&dir)?;
     remove_plots(&plots)?;
-    let (text, drawn) = render(chapters)?;
+    if !drawn.is_empty() {
+        fs::create_dir_all(&plots)?;
+    }
     for (name, svg) in &drawn {
         put(&plots.join(name).with_extension("svg"), svg)?;
     }
-    put(&page, &text)?;
-    say(format_args!("wrote {}, with {}", page.display(), plots.display()));
+    put(&file, &text)?;
+    say(format_args!("wrote {}, with {} plots", file.display(), drawn.len()));
     if quick {
-        say("a quick run is not for docs/performance.md, which is left as it was");
+        say(format_args!("a quick run is not for docs/{}.md, which is left as it was", page.name));
     }
-    Ok(page)
+    Ok(())
 }
 
 fn put(path: &Path, content: &str) -> Result<()> {
@@ -66,6 +80,9 @@ fn put(path: &Path, content: &str) -> Result<()> {
 
 /// Removes the plots of earlier runs, because some may no longer be drawn.
 fn remove_plots(dir: &Path) -> Result<()> {
+    if !dir.exists() {
+        return Ok(());
+    }
     for entry in fs::read_dir(dir)? {
         let path = entry?.path();
         if path.extension().is_some_and(|extension| extension == "svg") {
@@ -79,12 +96,12 @@ fn remove_plots(dir: &Path) -> Result<()> {
 type Drawn = Vec<(String, String)>;
 
 /// The page, and the plots that it shows.
-fn render(chapters: &[Chapter]) -> Result<(String, Drawn)> {
+fn render(page: &Page, chapters: &[Chapter]) -> Result<(String, Drawn)> {
     let (mut figures, mut drawn) = (String::new(), Drawn::new());
     for chapter in chapters {
         writeln!(figures, "## {}\n", chapter.title)?;
         match &chapter.record {
-            Some(record) => report(&mut figures, &mut drawn, &record.report, chapter.bars)?,
+            Some(record) => report(&mut figures, &mut drawn, page, chapter, &record.report)?,
             None => writeln!(figures, "No figures: `cargo xtask bench {}` was not run, or failed.\n", chapter.part)?,
         }
     }
@@ -97,7 +114,7 @@ fn render(chapters: &[Chapter]) -> Result<(String, Drawn)> {
         ("@runs@", runs(chapters)?),
         ("@figures@", figures.trim_end().to_owned()),
     ];
-    Ok((filled.iter().fold(TEMPLATE.to_owned(), |text, (mark, value)| text.replace(mark, value)), drawn))
+    Ok((filled.iter().fold(page.template.to_owned(), |text, (mark, value)| text.replace(mark, value)), drawn))
 }
 
 /// Facts as a table, or several tables if the parts were not measured on the same machine.
@@ -135,25 +152,27 @@ fn runs(chapters: &[Chapter]) -> Result<String> {
     Ok(out.trim_end().to_owned())
 }
 
-fn report(out: &mut String, drawn: &mut Drawn, report: &Report, bars: bool) -> Result<()> {
+fn report(out: &mut String, drawn: &mut Drawn, page: &Page, chapter: &Chapter, report: &Report) -> Result<()> {
     writeln!(out, "{}\n", report.about)?;
     for (index, table) in report.tables.iter().enumerate() {
         self::table(out, table)?;
-        if bars && let Some(svg) = bars::svg(table)? {
-            show(out, drawn, &format!("{}-{}", report.part, index + 1), &table.title, svg)?;
+        if chapter.bars
+            && let Some(svg) = bars::svg(table)?
+        {
+            show(out, drawn, page, (&format!("{}-{}", report.part, index + 1), &table.title), svg)?;
         }
     }
     for plot in &report.plots {
-        show(out, drawn, &plot.name, &plot.title, plot::svg(plot)?)?;
+        show(out, drawn, page, (&plot.name, &plot.title), plot::svg(plot)?)?;
     }
     Ok(())
 }
 
-fn show(out: &mut String, drawn: &mut Drawn, name: &str, title: &str, svg: String) -> Result<()> {
+fn show(out: &mut String, drawn: &mut Drawn, page: &Page, (name, title): (&str, &str), svg: String) -> Result<()> {
     if drawn.iter().any(|(other, _)| other == name) {
         bail!("two plots are named {name}");
     }
-    writeln!(out, "![{title}]({PLOTS}/{name}.svg)\n")?;
+    writeln!(out, "![{title}]({}/{name}.svg)\n", page.name)?;
     drawn.push((name.to_owned(), svg));
     Ok(())
 }
@@ -211,7 +230,8 @@ mod tests {
     #[test]
     fn the_page_says_what_was_measured_and_what_was_not() {
         let (page, _) =
-            render(&[chapter("datapath", Some(measured("datapath", false))), chapter("scale", None)]).unwrap();
+            render(&PERFORMANCE, &[chapter("datapath", Some(measured("datapath", false))), chapter("scale", None)])
+                .unwrap();
         for said in [
             "| CPU | a fast one |",
             "| `datapath` | 2026-01-01 10:00 UTC | abc | 7 s | load: 0.1 |",
@@ -227,8 +247,11 @@ mod tests {
     fn another_machine_is_told_apart() {
         let mut other = measured("scale", false);
         other.machine[0].1 = "a slow one".into();
-        let (page, _) =
-            render(&[chapter("datapath", Some(measured("datapath", false))), chapter("scale", Some(other))]).unwrap();
+        let (page, _) = render(
+            &PERFORMANCE,
+            &[chapter("datapath", Some(measured("datapath", false))), chapter("scale", Some(other))],
+        )
+        .unwrap();
         assert!(
             page.contains("For datapath:\n\n| | |\n| --- | --- |\n| CPU | a fast one |\n\nFor scale:\n\n"),
             "{page}"
@@ -237,7 +260,7 @@ mod tests {
 
     #[test]
     fn a_quick_run_says_that_it_was_one() {
-        let (page, _) = render(&[chapter("datapath", Some(measured("datapath", true)))]).unwrap();
+        let (page, _) = render(&PERFORMANCE, &[chapter("datapath", Some(measured("datapath", true)))]).unwrap();
         assert!(page.contains("quick run"), "{page}");
     }
 }
