@@ -23,7 +23,7 @@ use crate::{
     process::{as_root, can_be_root, is_root, run as run_command, say},
     setup, toolchain, workspace,
 };
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::Parser;
 use page::{CUTOVER, Chapter, PERFORMANCE};
 use record::Record;
@@ -120,6 +120,13 @@ const BGCTL: &str = "BGCTL";
 pub(crate) fn run(args: &Args) -> Result<()> {
     if args.page {
         page::write(&PERFORMANCE, &chapters()?)?;
+        return write_cutover();
+    }
+    if let Some(Part::Cutover(args)) = &args.part
+        && args.page
+    {
+        let record = Record::read("cutover")?.context("`cargo xtask bench cutover` has not been run yet")?;
+        Record { report: cutover::last(args)?, ..record }.write()?;
         return write_cutover();
     }
     if build_ebpf::is_prebuilt() {

@@ -46,6 +46,8 @@ impl Arena {
         let lab = Lab::line(Offloads::Wire)?;
         lab.client.ip(&format!("route add local {SOURCE_NET} dev lo"))?;
         lab.edge.ip(&format!("route add {SOURCE_NET} via {}", address::CLIENT_V4))?;
+        // The backends' addresses are private. Else the client would reset what it gets from one without translation.
+        lab.client.ip("route add blackhole 10.0.0.0/8")?;
         let machine = &lab.backends[0].namespace;
         for backend in Colour::ALL.into_iter().flat_map(|colour| (1..BACKENDS).map(move |n| backend(colour, n))) {
             machine.ip(&format!("address add {backend}/16 dev eth0"))?;

@@ -23,8 +23,8 @@ use std::{
 pub(super) enum Contender {
     /// Keeps no state, and so must break connections. The benchmark fails if it is not seen to.
     Hash,
-    /// bgctl, whose flow table has so many per cent of the rows that are needed.
-    Ours(u32),
+    /// bgctl, with a flow table of the default size, or with so many per cent of the rows that are needed.
+    Ours(Option<u32>),
     Nftables,
     HaproxyApi,
     HaproxyReload,
@@ -35,14 +35,20 @@ pub(super) enum Contender {
 pub(super) trait Running {
     /// A command that changes to this state. The files that it needs are written. It must be started in the edge's namespace.
     fn change(&mut self, kind: Kind, to: Serving) -> Result<Command>;
+
+    /// Open flows that were evicted from a flow table, if there is one that counts them.
+    fn evicted(&self) -> Result<Option<u64>> {
+        Ok(None)
+    }
 }
 
 impl Contender {
-    pub(super) const ALL: [Self; 8] = [
+    pub(super) const ALL: [Self; 9] = [
         Self::Hash,
-        Self::Ours(140),
-        Self::Ours(100),
-        Self::Ours(25),
+        Self::Ours(None),
+        Self::Ours(Some(140)),
+        Self::Ours(Some(100)),
+        Self::Ours(Some(25)),
         Self::Nftables,
         Self::HaproxyApi,
         Self::HaproxyReload,
@@ -52,7 +58,8 @@ impl Contender {
     pub(super) fn name(self) -> String {
         match self {
             Self::Hash => "a hash without state (nftables)".into(),
-            Self::Ours(share) => format!("ours, flow table of {share} %"),
+            Self::Ours(None) => "ours, default flow table".into(),
+            Self::Ours(Some(share)) => format!("ours, flow table of {share} % of need"),
             Self::Nftables => "nftables, connection tracking".into(),
             Self::HaproxyApi => "HAProxy, runtime API".into(),
             Self::HaproxyReload => "HAProxy, reload".into(),
@@ -82,7 +89,8 @@ impl Contender {
             Self::Hash => {
                 "`notrack`; `jhash` of the client's address and port selects one of 1,024 slots, which are assigned to backends by rendezvous hashing"
             }
-            Self::Ours(_) => "native XDP, `--flows`",
+            Self::Ours(None) => "native XDP",
+            Self::Ours(Some(_)) => "native XDP, `--flows`",
             Self::Nftables => "`dnat` to a map with one of 1,024 slots, by turns; its elements are spread evenly",
             Self::HaproxyApi | Self::HaproxyReload => {
                 "TCP mode, round robin, master-worker mode, `maxconn`; no `hard-stop-after`"
@@ -93,12 +101,12 @@ impl Contender {
         }
     }
 
-    /// How many connections it gets, and for ours how many rows. The table's rows are a power of two, so it is the number of connections
+    /// How many connections it gets, and for ours how many rows, if not the default. The table's rows are a power of two, so it is the number of connections
     /// that makes the share exact.
     pub(super) fn size(self, plan: &Plan) -> (u32, Option<u32>) {
         let share = match self {
-            Self::Ours(share) => share,
-            Self::Hash | Self::Nftables => return (plan.connections, None),
+            Self::Ours(Some(share)) => share,
+            Self::Ours(None) | Self::Hash | Self::Nftables => return (plan.connections, None),
             Self::HaproxyApi | Self::HaproxyReload | Self::Nginx => return (plan.of_proxy(), None),
         };
         let wanted = f64::from(plan.connections) * f64::from(share) / 100.0;
@@ -128,7 +136,7 @@ impl Contender {
         Ok(match self {
             Self::Hash => Box::new(nftables::Nftables::start(arena, nftables::Rules::Stateless, state)?),
             Self::Nftables => Box::new(nftables::Nftables::start(arena, nftables::Rules::Stateful, state)?),
-            Self::Ours(_) => Box::new(ours::Ours::start(arena, rows.context("no size")?, state)?),
+            Self::Ours(_) => Box::new(ours::Ours::start(arena, rows, state)?),
             Self::HaproxyApi => Box::new(haproxy::Haproxy::start(arena, haproxy::By::Api, connections, state)?),
             Self::HaproxyReload => Box::new(haproxy::Haproxy::start(arena, haproxy::By::Reload, connections, state)?),
             Self::Nginx => Box::new(nginx::Nginx::start(arena, connections, state)?),
@@ -166,7 +174,7 @@ mod tests {
     fn a_flow_table_has_the_share_of_rows_that_its_name_says() {
         for (share, connections, rows) in [(25, 65_536, 16_384), (100, 65_536, 65_536), (140, 93_623, 131_072)] {
             let plan = Plan::new(70_000, 20_000, false);
-            assert_eq!(Contender::Ours(share).size(&plan), (connections, Some(rows)));
+            assert_eq!(Contender::Ours(Some(share)).size(&plan), (connections, Some(rows)));
         }
     }
 

@@ -316,7 +316,7 @@ mod tests {
             let is_seen = |seen: &Seen| seen.answers.len() as u64 + seen.broken.iter().sum::<u64>() >= 10;
             let end = Instant::now() + Duration::from_secs(30);
             while !is_seen(&tally.lock().seen) {
-                assert!(Instant::now() < end, "{:?}", tally.lock());
+                assert!(Instant::now() < end, "{:?}", tally.lock().seen.broken);
                 sleep(Duration::from_millis(10)).await;
             }
             std::mem::take(&mut tally.lock().seen)

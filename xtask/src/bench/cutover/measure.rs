@@ -34,6 +34,8 @@ pub(super) struct Measured {
     /// The most processes on the edge, and the most MiB that they had.
     pub(super) processes: u64,
     pub(super) memory: f64,
+    /// Open flows that were evicted from its flow table.
+    pub(super) evicted: Option<u64>,
 }
 
 /// The results at one rate.
@@ -95,9 +97,19 @@ pub(super) fn measure(contender: Contender, plan: &Plan) -> Result<Measured> {
             points.push(stage.point(Some(kind), *rate, schedule, schedule.period * schedule.changes)?);
         }
     }
-    let (processes, memory) = stage.used;
+    let ((processes, memory), evicted) = (stage.used, stage.running.evicted()?);
     let load = [before, load_average()?];
-    Ok(Measured { contender: contender.name(), plan: plan.clone(), date, load, connections, points, processes, memory })
+    Ok(Measured {
+        contender: contender.name(),
+        plan: plan.clone(),
+        date,
+        load,
+        connections,
+        points,
+        processes,
+        memory,
+        evicted,
+    })
 }
 
 /// A contender under load.
@@ -216,4 +228,35 @@ pub(super) fn prove(measured: &Measured, backends: u64) -> Result<()> {
         );
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn measured(kind: Option<Kind>, broken: [u64; 3]) -> Measured {
+        let seen = Seen { broken, ended: 100, ..Seen::default() };
+        let plan = Plan::new(1000, 20_000, true);
+        Measured {
+            contender: "hash".into(),
+            date: String::new(),
+            load: [0.0; 2],
+            connections: plan.connections,
+            plan,
+            points: vec![Point::of(kind, 78.0, Duration::from_secs(4), 0, &[], seen)],
+            processes: 0,
+            memory: 0.0,
+            evicted: None,
+        }
+    }
+
+    #[test]
+    fn a_benchmark_that_sees_no_connection_break_fails() {
+        assert!(prove(&measured(None, [0, 0, 1]), 16).is_ok());
+        assert!(prove(&measured(None, [0, 0, 2]), 16).is_err());
+        assert!(prove(&measured(Some(Kind::Switches), [900, 50, 50]), 16).is_ok());
+        assert!(prove(&measured(Some(Kind::Switches), [0, 799, 0]), 16).is_err());
+        assert!(prove(&measured(Some(Kind::Backends), [62, 0, 0]), 16).is_ok());
+        assert!(prove(&measured(Some(Kind::Backends), [0, 0, 0]), 16).is_err());
+    }
 }

@@ -28,7 +28,10 @@ pub(crate) struct Args {
     /// were the same.
     #[arg(long)]
     only: Option<String>,
-    /// Two minutes with few connections and one rate; the figures mean little.
+    /// Measure nothing; generate the page again from the last results.
+    #[arg(long)]
+    pub(super) page: bool,
+    /// Three minutes with few connections and one rate; the figures mean little.
     #[arg(long)]
     pub(super) quick: bool,
 }
@@ -61,8 +64,17 @@ pub(crate) fn run(args: &Args) -> Result<Report> {
         }
         keep(contender, &measured)?;
     }
-    let kept: Vec<_> = Contender::ALL.into_iter().map(|one| Ok((one, kept(one, &plan)?))).collect::<Result<_>>()?;
-    Ok(tables::report(&plan, &kept))
+    Ok(report(&plan))
+}
+
+/// The report of the last results.
+pub(super) fn last(args: &Args) -> Result<Report> {
+    Ok(report(&args.plan(crew::allow_files()?)))
+}
+
+fn report(plan: &Plan) -> Report {
+    let kept: Vec<_> = Contender::ALL.into_iter().map(|one| (one, kept(one, plan))).collect();
+    tables::report(plan, &kept)
 }
 
 /// The file with the last results of a contender.
@@ -78,10 +90,8 @@ fn keep(contender: Contender, measured: &Measured) -> Result<()> {
     fs::write(&path, serde_json::to_vec(measured)?).with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// The last results of a contender with these settings.
-fn kept(contender: Contender, plan: &Plan) -> Result<Option<Measured>> {
-    let Ok(json) = fs::read(file(contender)) else { return Ok(None) };
-    // Those of an older version may have another form.
-    let measured: Option<Measured> = serde_json::from_slice(&json).ok();
-    Ok(measured.filter(|measured| measured.plan == *plan))
+/// The last results of a contender with these settings. Those of an older version may have another form.
+fn kept(contender: Contender, plan: &Plan) -> Option<Measured> {
+    let measured: Measured = serde_json::from_slice(&fs::read(file(contender)).ok()?).ok()?;
+    (measured.plan == *plan).then_some(measured)
 }

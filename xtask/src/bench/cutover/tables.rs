@@ -258,18 +258,19 @@ fn contenders(plan: &Plan, results: &Results) -> Table {
                 f64::from(measured.connections).into(),
                 (measured.processes as f64).into(),
                 measured.memory.round().into(),
+                measured.evicted.map_or(Cell::Empty, |flows| (flows as f64).into()),
                 measured.date.clone().into(),
                 format!("{} and {}", measured.load[0], measured.load[1]).into(),
             ]),
-            None => row.extend([(); 5].map(|()| contender.missing().map_or(Cell::Empty, Cell::from))),
+            None => row.extend([(); 6].map(|()| contender.missing().map_or(Cell::Empty, Cell::from))),
         }
         row
     };
     Table {
         title: "The contenders".into(),
         about: format!(
-            "Settings that differ from defaults, and the commands. Ours has as many connections as make the flow table's rows, a power of two, \
-            the share in its name. A proxy has no more connections than the system lets one of its processes have: two files for each, and {} files here. Processes and memory are the most that the contender had on the edge: after a reload, old processes stay until their last connection ends. \
+            "Settings that differ from defaults, and the commands. A flow table has a power of two of rows, so with a size other than the default ours has as many connections as make the rows the share in its name. A proxy has no more connections than the system lets one of its processes have: two files for each, and {} files here. Processes and memory are the most that the contender had on the edge: after a reload, old processes stay until their last connection ends. \
+            Evicted flows are open ones that lost their row to another (`pushed_out`). \
             The load averages are those of one minute before and after the contender was measured: a load before it is work of others.",
             plan.files
         ),
@@ -280,11 +281,31 @@ fn contenders(plan: &Plan, results: &Results) -> Table {
             "connections",
             "processes",
             "MiB",
+            "evicted flows",
             "began, UTC",
             "load averages",
         ]
         .map(Into::into)
         .into(),
         rows: results.iter().map(row).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn published_figures_stand_below_what_was_measured_and_are_marked() {
+        let plan = Plan::new(70_000, 20_000, false);
+        let results = Contender::ALL.map(|contender| (contender, None));
+        let table = broken(&plan, &results, Kind::Backends);
+        assert_eq!(table.columns[1..], ["at rest", "1.56", "3.12", "7.80", "15.6", "31.2", "78"].map(String::from));
+        assert_eq!(table.rows.len(), results.len() + PUBLISHED.len());
+        assert!(table.rows.iter().all(|row| row.len() == table.columns.len()));
+        let published = &table.rows[results.len()..];
+        assert!(published.iter().all(|row| row[0].to_string().contains("published simulation")));
+        assert_eq!(published[0][7], "4.9".into());
+        assert_eq!(broken(&plan, &results, Kind::Switches).rows.len(), results.len());
     }
 }

@@ -15,12 +15,13 @@ pub(super) struct Ours {
 }
 
 impl Ours {
-    /// `rows` are those of the flow table. With N flows, it has 2N.
-    pub(super) fn start(arena: &Arena, rows: u32, state: Serving) -> Result<Self> {
+    /// `rows` are those of the flow table, if not the default. With N flows, it has 2N.
+    pub(super) fn start(arena: &Arena, rows: Option<u32>, state: Serving) -> Result<Self> {
         let lab = &arena.lab;
         let bgctl = lab.bgctl_at(edge::bgctl());
-        let flows = (rows / 2).to_string();
-        bgctl.run(&[&["attach", "--mode", "native", "--flows", &flows], lab.interfaces.as_slice()].concat())?;
+        let flows = rows.map(|rows| (rows / 2).to_string());
+        let size = flows.as_ref().map_or(vec![], |flows| vec!["--flows", flows]);
+        bgctl.run(&[&["attach", "--mode", "native"], size.as_slice(), lab.interfaces.as_slice()].concat())?;
         bgctl.apply(&config(state))?;
         let status = bgctl.json(&["status"])?;
         let modes = status["interfaces"].as_array().into_iter().flatten().filter(|one| one["mode"] == "native");
@@ -39,6 +40,10 @@ impl Running for Ours {
             Kind::Backends => command.args(["apply", "-c", &self.bgctl.write_config(&config(to))?]),
         };
         Ok(command)
+    }
+
+    fn evicted(&self) -> Result<Option<u64>> {
+        Ok(Some(self.bgctl.json(&["status"])?["events"]["pushed_out"].as_u64().unwrap_or(0)))
     }
 }
 
