@@ -93,8 +93,7 @@ impl Instance {
         }
         held.begin(index, request.drop);
         let until = now(ClockId::Boot).saturating_add(u64::try_from(max.as_nanos()).unwrap_or(u64::MAX));
-        self.hold_until(deployment, index, until)?;
-        fence.wait()?;
+        self.hold_until(deployment, index, until, &mut fence)?;
         drop(lock);
         let state = self.words.reading(index, 0).moment();
         self.record_hold(deployment, Action::Freeze, state, request.reason.clone(), recording)?;
@@ -210,25 +209,34 @@ impl Instance {
         if self.holds_until(index).is_some() {
             // Else the packets that arrive meanwhile would overtake the others when the freeze ends by itself.
             let name = text(&self.words.deployments.read(index.into()).name);
-            self.hold_until(&name, index, now(ClockId::Boot) + PLAY_BACK.as_nanos() as u64)?;
+            let until = now(ClockId::Boot) + PLAY_BACK.as_nanos() as u64;
+            self.hold_until(&name, index, until, &mut Fence::prepare(&self.paths)?)?;
         }
         let played = player.play(index)?;
         self.clear_hold(index);
         Ok(played)
     }
 
-    /// Sets the end of a freeze and the flag HOLD.
-    fn hold_until(&self, name: &str, index: u16, until: u64) -> Result<(), Error> {
+    /// Sets the end of a freeze and the flag HOLD. When this returns, no CPU opens a flow.
+    fn hold_until(&self, name: &str, index: u16, until: u64, fence: &mut Fence) -> Result<(), Error> {
         let _switch = Lock::switch(&self.paths)?;
         loop {
-            let word = self.words.live.read(index.into());
+            let reading = self.settled(index)?;
+            let word = reading.stored;
             if word.generation() == 0 {
                 return Err(Refusal::NotRunning { deployment: name.to_owned() }.into());
             }
+            // A packet that takes a switch back copies the end of a freeze.
+            let Some(claim) = self.claim(index, &reading, fence)? else { continue };
             // Packets read it only if the flag is set. Until a word takes effect, they go by the one before, which has the other slot.
             self.words.timing.update(index.into(), |slots| slots.iter_mut().for_each(|slot| slot.hold_until = until));
             let frozen = word.with_flags(word.flags().with(LiveFlags::HOLD));
-            if exchange(&self.words, index, word, frozen).is_ok() {
+            if claim.is_over() || exchange(&self.words, index, word, frozen).is_err() {
+                continue;
+            }
+            fence.wait()?;
+            // A packet that had found the end of an earlier freeze passed may have ended this one.
+            if self.holds_until(index) == Some(until) || now(ClockId::Boot) >= until {
                 return Ok(());
             }
         }

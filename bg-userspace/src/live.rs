@@ -49,7 +49,8 @@ impl Words {
 impl Reading {
     /// `tick` is the present one. Only the deadline of the drain that an expiry begins depends on it.
     pub(crate) fn of(stored: LiveWord, terms: &[SwitchTerms; 2], timing: Timing, tick: u32) -> Self {
-        let unknown = Timing { generation: stored.generation(), ..Timing::default() };
+        // A freeze writes the end of it into a row that no switch has written yet.
+        let unknown = Timing { generation: stored.generation(), hold_until: timing.hold_until, ..Timing::default() };
         let timing = if timing.generation == stored.generation() { timing } else { unknown };
         let generation = stored.generation();
         let terms_of = |word: LiveWord| terms[word.terms_slot()];

@@ -1,4 +1,4 @@
-//! The commands: what `bg_userspace` does under the switch lock (`switch/store.rs`, `switch/confirm.rs` and `live.rs` there), with the same
+//! The commands: what `bg_userspace` does under the switch lock (`switch/store.rs`, `switch/confirm.rs`, `freeze.rs` and `live.rs` there), with the same
 //! names. What cannot be observed in the maps is left out: preconditions, the journal, neighbours.
 
 use crate::{
@@ -26,6 +26,8 @@ pub enum Command {
     /// To the share before.
     Rollback,
     Confirm,
+    /// For so many units.
+    Freeze(u64),
 }
 
 /// A switch.
@@ -80,6 +82,10 @@ pub(crate) enum Outcome {
     TooLate {
         generation: u32,
     },
+    /// New flows are held until this instant.
+    Frozen {
+        until: u64,
+    },
 }
 
 /// A deployment's state at a moment (`live::Reading`).
@@ -122,7 +128,8 @@ fn reading(run: &Run<'_>) -> Option<Reading> {
     let terms: [SwitchTerms; 2] = bytemuck::cast::<[u64; 4], _>(words[1..5].try_into().expect("two"));
     let timing: Timing = bytemuck::cast::<[u64; 9], _>(words[5..14].try_into().expect("one"));
     let generation = stored.generation();
-    let timing = if timing.generation == generation { timing } else { Timing { generation, ..Timing::default() } };
+    let unknown = Timing { generation, hold_until: timing.hold_until, ..Timing::default() };
+    let timing = if timing.generation == generation { timing } else { unknown };
     let mut reading =
         Reading { stored, word: stored, terms: terms[stored.terms_slot()], timing, generation, is_explicit: true };
     for _ in 0..2 {
@@ -165,6 +172,7 @@ pub(crate) fn program(run: &Run<'_>, process: usize, command: Command) -> Option
     })?;
     match command {
         Command::Confirm => keep(run),
+        Command::Freeze(units) => freeze(run, units),
         Command::Switch(_) | Command::Rollback => change(run, command),
     }
 }
@@ -195,7 +203,7 @@ fn goal(command: Command, reading: &Reading) -> Option<u16> {
             let is_back = matches!(reading.cause(), Cause::Rollback | Cause::Expired);
             Some(word.previous_share()).filter(|share| *share != word.target_share() && !is_back)
         }
-        Command::Confirm => None,
+        Command::Confirm | Command::Freeze(_) => None,
     }
 }
 
@@ -250,12 +258,14 @@ fn fence(run: &Run<'_>) -> Option<()> {
 }
 
 fn cancel(run: &Run<'_>, reading: &Reading) -> Option<bool> {
-    let (stored, word, before) = (reading.stored, reading.word, reading.timing.before);
+    let (stored, word) = (reading.stored, reading.word);
+    let before = reading.timing.before;
     let generation = stored.generation() + 1;
     let is_moved = word.target_share() != before.target_share();
     let previous = if is_moved { before.target_share() } else { before.previous_share() };
-    let new = LiveWord::new(generation, before.flags(), previous, word.target_share());
-    let timing = Timing { generation, cause: Cause::Cancelled as u8, ..Timing::default() };
+    let new = LiveWord::new(generation, word.flags(), previous, word.target_share());
+    let hold_until = reading.timing.hold_until;
+    let timing = Timing { generation, cause: Cause::Cancelled as u8, hold_until, ..Timing::default() };
     let slot = new.terms_slot();
     run.does(|shared| shared.memory.timing[slot] = bytemuck::cast(timing))?;
     if !run.is(Mutation::NoLastLook) {
@@ -322,7 +332,7 @@ fn is_in_time(run: &Run<'_>, until: u64) -> Option<bool> {
 fn exchange(run: &Run<'_>, reading: &Reading, command: Command, share: u16, until: u64) -> Option<bool> {
     let switch = match command {
         Command::Switch(switch) => switch,
-        Command::Rollback | Command::Confirm => Switch::to(share),
+        Command::Rollback | Command::Confirm | Command::Freeze(_) => Switch::to(share),
     };
     let cause = if command == Command::Rollback { Cause::Rollback } else { Cause::Switch };
     let order = Order { share, is_cut: switch.is_cut, drain_deadline: 0, now: TICK };
@@ -341,6 +351,7 @@ fn exchange(run: &Run<'_>, reading: &Reading, command: Command, share: u16, unti
         ramp: if switch.is_ramp { duration(RAMP) } else { 0 },
         window,
         revert_at: if run.is(Mutation::LateDeadline) { 0 } else { deadline },
+        hold_until: if run.is(Mutation::ForgottenFreeze) { 0 } else { reading.timing.hold_until },
         generation: new.generation(),
         on_switch: switch.is_cut.into(),
         clock: ClockId::Boot as u8,
@@ -446,6 +457,45 @@ fn keep(run: &Run<'_>) -> Option<Outcome> {
     }
 }
 
+/// `freeze.rs` there. The end of the freeze is in both slots: until a word takes effect, packets go by the one before.
+fn freeze(run: &Run<'_>, units: u64) -> Option<Outcome> {
+    let until = run.clock()? + duration(units);
+    let is_blind = run.is(Mutation::BlindFreeze);
+    loop {
+        let reading = if is_blind { self::reading(run)? } else { settled(run)? };
+        let word = reading.stored;
+        let (in_time, reprieved) = if is_blind { (u64::MAX, 0) } else { reprieve(run, &reading)? };
+        if !is_blind {
+            fence(run)?;
+            if !is_still(run, &reading, in_time, reprieved)? {
+                continue;
+            }
+        }
+        run.does(|shared| {
+            shared.last_hold = shared.last_hold.max(until);
+            // It may end sooner than the one before.
+            shared.frozen_until = shared.frozen_until.min(until);
+            (0..2).for_each(|slot| shared.memory.update(slot, |timing| timing.hold_until = until));
+        })?;
+        if !is_blind && !is_in_time(run, in_time)? {
+            continue;
+        }
+        let frozen = word.with_flags(word.flags().with(LiveFlags::HOLD));
+        if run.replace(word, frozen, None, |shared| shared.urgent_since = None)? != frozen {
+            continue;
+        }
+        fence(run)?;
+        let [holds] = run.step(|shared| {
+            let word = shared.memory.live();
+            let hold_until = shared.memory.timing(word.terms_slot()).hold_until;
+            Some([u64::from(word.flags().has(LiveFlags::HOLD) && hold_until == until)])
+        })?;
+        if holds != 0 || run.is(Mutation::HastyFreeze) || run.clock()? >= until {
+            return Some(Outcome::Frozen { until });
+        }
+    }
+}
+
 /// Releases the lock, and compares what a command says with what is so.
 pub(crate) fn returned(shared: &mut Shared, command: Command, outcome: Outcome) {
     shared.lock = None;
@@ -453,6 +503,7 @@ pub(crate) fn returned(shared: &mut Shared, command: Command, outcome: Outcome) 
     let stored = shared.memory.live();
     match outcome {
         Outcome::Refused => {}
+        Outcome::Frozen { until } => shared.frozen_until = until,
         Outcome::Done { changed, generation, is_pending } => {
             let is_timed = matches!(command, Command::Switch(switch) if changed && switch != Switch::to(switch.share));
             let is_own = generation == stored.generation() && changed && !is_timed;

@@ -65,6 +65,10 @@ pub enum Fault {
     Uncancelled,
     /// The share of a growing ramp shrinks.
     Shrank,
+    /// A packet since the end of a freeze command, and before the end of the freeze, is not held.
+    NotHeld,
+    /// A packet since the end of all freezes is held.
+    HeldTooLong,
 }
 
 impl Fault {
@@ -81,6 +85,8 @@ impl Fault {
             Self::OffSchedule => "OffSchedule",
             Self::Uncancelled => "Uncancelled",
             Self::Shrank => "Shrank",
+            Self::NotHeld => "NotHeld",
+            Self::HeldTooLong => "HeldTooLong",
         }
     }
 }
@@ -124,6 +130,10 @@ pub(crate) struct Shared {
     pub(crate) fenced: u32,
     /// The generation of the word with a ramp, and the largest share that a packet has decided by since.
     pub(crate) ramped: (u32, u16),
+    /// Until when packets that begin now must be held, as an instant: what the last freeze that has returned said.
+    pub(crate) frozen_until: u64,
+    /// The latest end of any freeze, as an instant.
+    pub(crate) last_hold: u64,
     /// The first fault.
     pub(crate) fault: Option<Fault>,
 }
@@ -141,6 +151,8 @@ pub(crate) struct Packet {
     pub(crate) ramped: (u32, u16),
     /// The generation that should have been taken back; zero is none.
     pub(crate) overdue: u32,
+    /// Until when it must be held, as an instant.
+    pub(crate) frozen_until: u64,
 }
 
 impl Shared {
@@ -157,6 +169,8 @@ impl Shared {
             floor: 1,
             fenced: 1,
             ramped: (0, 0),
+            frozen_until: 0,
+            last_hold: 0,
             fault: None,
         }
     }

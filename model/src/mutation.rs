@@ -25,6 +25,12 @@ pub enum Mutation {
     LateDeadline,
     /// A switch that is scheduled is confirmed without waiting for packets that may have read its window.
     HastyConfirm,
+    /// A freeze writes its end although a packet may be about to take a switch back.
+    BlindFreeze,
+    /// A freeze does not look whether it holds after it has waited.
+    HastyFreeze,
+    /// A switch forgets the end of a freeze.
+    ForgottenFreeze,
     /// Commands do not lock.
     NoLock,
 }

@@ -15,13 +15,29 @@ pub(crate) const LONGEST: u64 = 1;
 struct Decided {
     word: LiveWord,
     terms: [u64; 2],
+    is_held: bool,
 }
 
 fn program(run: &Run<'_>) -> Option<Decided> {
     let stored = run.word()?;
     let word = if stored.flags().has(LiveFlags::TIMED) { settle(0, stored, run) } else { stored };
     let terms = bytemuck::cast(run.terms_of(0, word.terms_slot())?);
-    Some(Decided { word, terms })
+    let is_held = is_frozen(run, word)?;
+    Some(Decided { word, terms, is_held })
+}
+
+/// `policy::freeze::is_frozen`.
+fn is_frozen(run: &Run<'_>, word: LiveWord) -> Option<bool> {
+    if !word.flags().has(LiveFlags::HOLD) {
+        return Some(false);
+    }
+    let now = run.clock()?;
+    let [hold_until] = run.step(|shared| Some([shared.memory.timing(word.terms_slot()).hold_until]))?;
+    if now < hold_until {
+        return Some(true);
+    }
+    run.replace(word, word.with_flags(word.flags().without(LiveFlags::HOLD)), None, |_| {})?;
+    Some(false)
 }
 
 impl Packet {
@@ -40,6 +56,7 @@ impl Packet {
             floor,
             ramped: shared.ramped,
             overdue: if is_overdue { word.generation() } else { 0 },
+            frozen_until: shared.frozen_until,
         }
     }
 }
@@ -67,6 +84,9 @@ fn check(shared: &mut Shared, packet: &Packet, decided: &Decided) {
     let is_overdue = packet.overdue == generation && !known.is_kept && known.deadline <= instant(packet.began);
     shared.is_at_fault_if(is_overdue && known.deadline != 0, Fault::NotTakenBack);
     shared.is_at_fault_if(known.active_at > shared.clock(), Fault::OffSchedule);
+    let frozen_until = packet.frozen_until.min(shared.frozen_until);
+    shared.is_at_fault_if(!decided.is_held && shared.clock() < frozen_until, Fault::NotHeld);
+    shared.is_at_fault_if(decided.is_held && instant(packet.began) >= shared.last_hold, Fault::HeldTooLong);
     let (of, least) = packet.ramped;
     if of != 0 && (generation == of || generation + 1 == of) {
         shared.is_at_fault_if(word.target_share() < least, Fault::Shrank);

@@ -165,7 +165,9 @@ impl Model for Machine {
             LeftArmed,
             OffSchedule,
             Uncancelled,
-            Shrank
+            Shrank,
+            NotHeld,
+            HeldTooLong
         ]);
         properties.extend([
             Property::sometimes("kept", |_, state: &State| state.shared.known.iter().any(|known| known.is_kept)),

@@ -2,7 +2,7 @@
 //!
 //! `BG_TEST_FULL=1` lets more CPUs take part, and more time pass.
 
-use Command::{Confirm, Rollback};
+use Command::{Confirm, Freeze, Rollback};
 use bg_common::FULL_SHARE;
 use bg_model::{Command, Fault, Mutation, Protocol, Switch};
 
@@ -62,6 +62,18 @@ fn a_ramp_only_grows_until_it_is_over_or_cancelled() {
     check(&[switch(GREEN.ramp()), switch(PARTLY_GREEN)], 2, 3, &["moved", "cancelled", "all returned"]);
 }
 
+#[test]
+fn a_freeze_holds_until_its_end_whatever_is_switched() {
+    check(&[Freeze(2), switch(GREEN.guarded())], 2, 4, &["taken back", "all returned"]);
+    check(&[Freeze(2), switch(GREEN.at(1))], 2, 3, &["all returned"]);
+    check(&[Freeze(2), switch(GREEN), switch(BLUE)], 2, 2, &["all returned"]);
+}
+
+#[test]
+fn a_freeze_is_put_off_until_its_new_end() {
+    check(&[Freeze(1), Freeze(2)], 2, 3, &["all returned"]);
+}
+
 fn finds(mutation: Mutation, commands: &[Command], cpus: usize, horizon: u64, fault: Fault) {
     let protocol = protocol(commands, cpus, horizon);
     Protocol { mutation: Some(mutation), ..protocol }.assert_fails(fault);
@@ -84,5 +96,8 @@ fn each_fault_of_the_protocol_is_found() {
     finds(Mutation::NoSecondLook, &replaced, 2, 4, Fault::ForeignTerms);
     let cancelled = [switch(GREEN.at(1).guarded()), Rollback];
     finds(Mutation::ImplicitState, &cancelled, 1, 5, Fault::ForeignTerms);
+    finds(Mutation::BlindFreeze, &[Freeze(2), switch(GREEN.guarded())], 2, 4, Fault::NotHeld);
+    finds(Mutation::HastyFreeze, &[Freeze(1), Freeze(2)], 2, 3, Fault::NotHeld);
+    finds(Mutation::ForgottenFreeze, &[Freeze(2), switch(GREEN)], 1, 3, Fault::NotHeld);
     finds(Mutation::HastyConfirm, &[switch(GREEN.at(1).guarded()), Confirm], 1, 5, Fault::TwoOutcomes);
 }

@@ -93,13 +93,8 @@ impl Instance {
             if request.ramp.is_some() && self.lift_drain_deadline(index, &reading)? {
                 continue;
             }
-            let deadline = self.reprieve(index, &reading);
-            let until = deadline.map(|_| Instant::now() + REPRIEVE / 2);
-            fence.wait()?;
-            if !self.is_still(index, &reading, deadline) || until.is_some_and(|until| Instant::now() > until) {
-                continue;
-            }
-            let order = Ordered { request, goal, on_switch, until };
+            let Some(claim) = self.claim(index, &reading, fence)? else { continue };
+            let order = Ordered { request, goal, on_switch, claim };
             if let Some(at) = self.exchange(name, index, &row, &reading, &order, counters)? {
                 let to = self.words.reading(index, 0);
                 return Ok(Stored { from, to, changed: true, on_switch, at, receipt: None });
@@ -123,7 +118,7 @@ impl Instance {
     }
 
     /// The state of a deployment, after making explicit what has come due. The caller holds the lock.
-    pub(super) fn settled(&self, index: u16) -> Result<Reading, Error> {
+    pub(crate) fn settled(&self, index: u16) -> Result<Reading, Error> {
         loop {
             let word = self.words.live.read(index.into());
             if word.flags().has(LiveFlags::TIMED) {
@@ -179,6 +174,15 @@ impl Instance {
         Ok(true)
     }
 
+    /// Waits until no packet reads, or is about to write, the terms and the timing that are not in force, and sees to it that none begins
+    /// to for a while. `None`: the state has changed meanwhile. The caller holds the lock.
+    pub(crate) fn claim(&self, index: u16, reading: &Reading, fence: &mut Fence) -> Result<Option<Claim>, Error> {
+        let deadline = self.reprieve(index, reading);
+        let claim = Claim { until: deadline.map(|_| Instant::now() + REPRIEVE / 2) };
+        fence.wait()?;
+        Ok((self.is_still(index, reading, deadline) && !claim.is_over()).then_some(claim))
+    }
+
     /// Puts off a deadline that is about to pass. Returns the deadline, if there is one.
     fn reprieve(&self, index: u16, reading: &Reading) -> Option<u64> {
         let deadline = reading.confirm_by()?;
@@ -208,7 +212,7 @@ impl Instance {
         order: &Ordered<'_>,
         counters: &mut Counters,
     ) -> Result<Option<Instant>, Error> {
-        let Ordered { request, goal, on_switch, until } = *order;
+        let Ordered { request, goal, on_switch, claim } = *order;
         let (word, is_cut) = (reading.stored, on_switch == OnSwitch::Cut);
         let is_whole = goal.is_whole();
         let Next { word: new, terms: new_terms, drain_timeout } =
@@ -257,7 +261,7 @@ impl Instance {
         // This process was stopped. The deadline that it had put off may come, or much of its own time for a confirmation is over, which a
         // packet would take back at once, although others may still decide by the terms of the word before.
         let own = boot_at + Duration::from_nanos(window / 2);
-        if until.is_some_and(|until| stored > until) || (window != 0 && stored > own) {
+        if claim.is_over() || (window != 0 && stored > own) {
             return Ok(None);
         }
         Ok(exchange(&self.words, index, word, new).is_ok().then_some(stored))
@@ -286,8 +290,20 @@ struct Ordered<'a> {
     request: &'a SwitchRequest,
     goal: Goal,
     on_switch: OnSwitch,
-    /// When it is too late to make it, because a deadline comes.
+    claim: Claim,
+}
+
+/// The right to write the terms and the timing that are not in force, and then to replace the word.
+#[derive(Clone, Copy)]
+pub(crate) struct Claim {
+    /// Afterwards a deadline may come, and packets write them. `None` is never.
     until: Option<Instant>,
+}
+
+impl Claim {
+    pub(crate) fn is_over(&self) -> bool {
+        self.until.is_some_and(|until| Instant::now() > until)
+    }
 }
 
 /// A moment of the wall clock as an instant that packets can compare with, and of which clock. A kernel whose programs cannot read
