@@ -86,15 +86,15 @@ fn a_thousand_services_are_applied_in_seconds_and_switched_in_milliseconds() -> 
     bgctl.run(&[&room, lab.interfaces.as_slice()].concat())?;
 
     let file = bgctl.write_config(&config(&lab, None))?;
-    let apply = |what: &str, limit: Duration| -> Result<()> {
+    let apply = |what: &str, limit: Duration| -> Result<Cost> {
         let cost = Cost::of(|| bgctl.run(&["apply", "-c", &file]))?;
         println!("{what}: {cost:?}");
         assert!(cost.worked < limit, "{what}: {cost:?}, expected less than {limit:?}");
         assert!(cost.waited < SERVICES.into(), "{what}: {cost:?}, expected fewer than one for each service");
-        Ok(())
+        Ok(cost)
     };
     apply("the first apply", Duration::from_secs(5))?;
-    apply("an apply that changes nothing", Duration::from_secs(3))?;
+    let unchanged = apply("an apply that changes nothing", Duration::from_secs(3))?;
     bgctl.write_config(&config(&lab, Some(500)))?;
     apply("an apply that changes one service", Duration::from_secs(3))?;
 
@@ -107,7 +107,8 @@ fn a_thousand_services_are_applied_in_seconds_and_switched_in_milliseconds() -> 
     }
     costs.sort();
     println!("switch, as a process: fastest {:?}, median {:?}, slowest {:?}", costs[0], costs[20], costs[39]);
-    assert!(costs[20].worked < Duration::from_millis(20) && costs[20].waited < 50, "{costs:?}");
+    // An apply looks at every backend of every service, a switch at none.
+    assert!(costs[20].worked < unchanged.worked / 20 && costs[20].waited < 50, "{unchanged:?}, {costs:?}");
 
     // And it does what it says: new flows of a service follow.
     let vip = SocketAddr::new(address::VIP_V4, 10_000);
