@@ -68,17 +68,21 @@ impl Instants {
     pub(super) fn of(change: &Change, until_ns: u64, opened: &[Opened], answers: &[u64]) -> Self {
         let Change { issued_ns, returned_ns, old, new } = change;
         let since = |ns: u64| (ns as f64 - *issued_ns as f64) / 1e6;
-        let arrived = opened.iter().filter(|one| one.answered_ns >= *issued_ns && one.answered_ns < until_ns);
-        let first_new = arrived.filter(|one| new.contains(&one.backend)).map(|one| since(one.answered_ns));
-        let on_old = || opened.iter().filter(|one| one.begun_ns < until_ns && old.contains(&one.backend));
+        // What is answered later may have been sent again, and decided anew, after the next change.
+        let of = |backends: &'_ [Ipv4Addr]| {
+            let in_time = opened.iter().filter(|one| one.answered_ns < until_ns);
+            in_time.copied().filter(|one| backends.contains(&one.backend)).collect::<Vec<_>>()
+        };
+        let (on_old, on_new) = (of(old), of(new));
+        let first_new = on_new.iter().map(|one| one.answered_ns).filter(|at| at >= issued_ns).min();
         let until = until_ns.min(returned_ns + AFTERMATH_NS);
         let near = answers.iter().skip_while(|at| **at < *issued_ns).take_while(|at| **at <= until);
         let near: Vec<u64> = near.copied().collect();
         Self {
             command: since(*returned_ns),
-            first_new: first_new.min_by(f64::total_cmp),
-            last_old: on_old().map(|one| since(one.begun_ns)).max_by(f64::total_cmp),
-            late: on_old().filter(|one| one.begun_ns > *returned_ns).count() as u64,
+            first_new: first_new.map(since),
+            last_old: on_old.iter().map(|one| one.begun_ns).max().map(since),
+            late: on_old.iter().filter(|one| one.begun_ns > *returned_ns).count() as u64,
             pause: near.windows(2).map(|two| (two[1] - two[0]) as f64 / 1e6).max_by(f64::total_cmp),
         }
     }
@@ -143,6 +147,7 @@ mod tests {
             opened(105, 106, BLUE),
             opened(112, 113, BLUE),
             opened(114, 115, GREEN),
+            opened(120, 202, BLUE),
             opened(201, 202, BLUE),
         ];
         let instants = Instants::of(&change, 200 * MS, &seen, &[50, 101, 103, 110, 111, 112].map(|ms| ms * MS));

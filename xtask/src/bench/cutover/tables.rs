@@ -102,7 +102,7 @@ fn broken(plan: &Plan, results: &Results, kind: Kind) -> Table {
         Kind::Backends => "Broken connections, %, at so many changes of a backend a minute",
     };
     let head = ["contender".to_owned(), "at rest".to_owned()];
-    let columns = head.into_iter().chain(plan.rates.iter().map(|rate| number(*rate))).collect();
+    let columns = head.into_iter().chain(plan.rates.iter().map(f64::to_string)).collect();
     Table { title: title.into(), about, columns, rows }
 }
 
@@ -300,7 +300,7 @@ mod tests {
         let plan = Plan::new(70_000, 20_000, false);
         let results = Contender::ALL.map(|contender| (contender, None));
         let table = broken(&plan, &results, Kind::Backends);
-        assert_eq!(table.columns[1..], ["at rest", "1.56", "3.12", "7.80", "15.6", "31.2", "78"].map(String::from));
+        assert_eq!(table.columns[1..], ["at rest", "1.56", "3.12", "7.8", "15.6", "31.2", "78"].map(String::from));
         assert_eq!(table.rows.len(), results.len() + PUBLISHED.len());
         assert!(table.rows.iter().all(|row| row.len() == table.columns.len()));
         let published = &table.rows[results.len()..];
