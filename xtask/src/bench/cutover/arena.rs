@@ -57,10 +57,10 @@ impl Arena {
             namespace.sysctl("core/somaxconn", &server::BACKLOG.to_string())?;
             namespace.sysctl("ipv4/tcp_max_syn_backlog", &server::BACKLOG.to_string())?;
         }
-        // A balancer without state leaves connections to backends behind.
-        let threads = (3 * connections).div_ceil(plan.of_thread());
-        let idle = plan.interval + plan.patience;
-        let server = Crew::start(machine, threads, move |_| server::start(server::PORT, idle).map(drop))?;
+        // A balancer without state leaves connections to backends behind: all in an interval, for 1.2 intervals and 9 s.
+        let threads = (5 * connections).div_ceil(plan.of_thread());
+        let idle = plan.interval.mul_f64(1.2);
+        let server = Crew::start(machine, threads, move |_| server::start(server::PORT, idle))?;
         Ok(Self { _server: server, lab })
     }
 

@@ -156,7 +156,8 @@ fn populate(shape: &Shape, tally: &Shared, numbers: impl Iterator<Item = u32>) {
             sleep(shape.ramp.mul_f64(f64::from(number) / f64::from(shape.connections))).await;
             loop {
                 if !live(&shape, &tally, number, &mut chance).await {
-                    sleep(shape.interval / 10).await;
+                    // Those that fail ask no more often than others.
+                    sleep(shape.interval).await;
                 }
             }
         });
