@@ -52,8 +52,17 @@ pub(super) struct Seen {
     pub(super) broken: [u64; 3],
     /// The first failure.
     pub(super) first: Option<String>,
-    /// The instants of answers to requests on open connections, and how long they took in microseconds.
-    pub(super) answers: Vec<(u64, u32)>,
+    /// Answers to requests on open connections.
+    pub(super) answers: Vec<Answer>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Answer {
+    pub(super) at_ns: u64,
+    /// Microseconds from the request.
+    pub(super) took: u32,
+    /// Microseconds by which the request was sent late, because the load itself waited for a processor.
+    pub(super) late: u32,
 }
 
 #[derive(Debug, Default)]
@@ -190,7 +199,8 @@ async fn live(shape: &Shape, tally: &Shared, number: u32, chance: &mut Chance) -
             break None;
         }
         sleep_until(next).await;
-        if let Some(broken) = request(shape, tally, &mut stream, backend).await {
+        let late = next.elapsed().as_micros() as u32;
+        if let Some(broken) = request(shape, tally, &mut stream, backend, late).await {
             break Some(broken);
         }
     };
@@ -204,7 +214,7 @@ async fn live(shape: &Shape, tally: &Shared, number: u32, chance: &mut Chance) -
 }
 
 /// Asks once on an open connection.
-async fn request(shape: &Shape, tally: &Shared, stream: &mut TcpStream, own: Ipv4Addr) -> Option<Break> {
+async fn request(shape: &Shape, tally: &Shared, stream: &mut TcpStream, own: Ipv4Addr, late: u32) -> Option<Break> {
     let asked_ns = monotonic_ns();
     let epoch = {
         let mut tally = tally.lock();
@@ -218,7 +228,7 @@ async fn request(shape: &Shape, tally: &Shared, stream: &mut TcpStream, own: Ipv
     let mut tally = tally.lock();
     tally.asked[epoch] -= 1;
     match broken {
-        None => tally.seen.answers.push((now, ((now - asked_ns) / 1000) as u32)),
+        None => tally.seen.answers.push(Answer { at_ns: now, took: ((now - asked_ns) / 1000) as u32, late }),
         Some(_) => tally.fail(|| format!("open to {own}: {}", describe(outcome))),
     }
     broken

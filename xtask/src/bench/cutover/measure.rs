@@ -57,6 +57,8 @@ pub(super) struct Point {
     pub(super) changes: Vec<Instants>,
     /// The time of a request on an open connection.
     pub(super) request: Quantiles,
+    /// How late requests were sent.
+    pub(super) late: Quantiles,
     /// The time of a new connection, until its first answer.
     pub(super) opening: Quantiles,
     pub(super) opened_per_second: f64,
@@ -176,7 +178,7 @@ impl Stage<'_> {
 impl Point {
     fn of(kind: Option<Kind>, rate: f64, elapsed: Duration, packets: u64, changes: &[Change], seen: Seen) -> Self {
         let seconds = elapsed.as_secs_f64();
-        let mut answers: Vec<u64> = seen.answers.iter().map(|(at, _)| *at).collect();
+        let mut answers: Vec<u64> = seen.answers.iter().map(|answer| answer.at_ns).collect();
         answers.sort_unstable();
         let until = |next: usize| changes.get(next).map_or(u64::MAX, |change| change.issued_ns);
         let judged = changes.iter().enumerate();
@@ -193,7 +195,8 @@ impl Point {
             failed: seen.failed,
             first: seen.first,
             changes: changes.collect(),
-            request: Quantiles::of(seen.answers.iter().map(|(_, took)| *took).collect()),
+            request: Quantiles::of(seen.answers.iter().map(|answer| answer.took).collect()),
+            late: Quantiles::of(seen.answers.iter().map(|answer| answer.late).collect()),
             opening: Quantiles::of(seen.opened.iter().map(opening).collect()),
             opened_per_second: seen.opened.len() as f64 / whole,
             answers_per_second: answers.len() as f64 / whole,

@@ -217,6 +217,7 @@ fn latencies(results: &Results) -> Table {
             figure(|point| point.opening.p50),
             figure(|point| point.opening.p99),
             largest(|point| point.opening.max),
+            figure(|point| point.late.p99),
             summary(pauses),
             answers.round().into(),
             (1000.0 / answers).into(),
@@ -225,7 +226,8 @@ fn latencies(results: &Results) -> Table {
     };
     Table {
         title: "Latency, and the longest pause".into(),
-        about: "Milliseconds. Quantiles are of each rate, with median and quartiles of the rates; the maximum is over all. The pause is the longest time between two answers on any open connections, from a command's start until half a second after its end. \
+        about: "Milliseconds. Quantiles are of each rate, with median and quartiles of the rates; the maximum is over all. Requests are sent late when the load itself waits for a processor, \
+            and what waits so long before a request waits as long for its answer: this much of a latency is the machine's. The pause is the longest time between two answers on any open connections, from a command's start until half a second after its end. \
             It cannot be shorter than the time between two answers. Client, edge and backends share the machine's processors with the command, so a part of each pause is the command's own work."
             .into(),
         columns: [
@@ -237,6 +239,7 @@ fn latencies(results: &Results) -> Table {
             "new connection p50",
             "p99",
             "max",
+            "sent late, p99",
             "longest pause at a change",
             "answers a second",
             "between two",
