@@ -13,6 +13,8 @@ pub struct Traffic {
     pub bytes: u64,
     /// Flows that were opened.
     pub flows_opened: u64,
+    /// Copies of datagrams that were sent to backends of this colour, because the service has a mirror. They count nowhere else.
+    pub mirrored: u64,
 }
 
 /// When new flows were decided around a switch: a row of the `receipts` map, for each CPU. Nanoseconds of `CLOCK_MONOTONIC`; zero if
@@ -69,11 +71,15 @@ pub enum Event {
     /// Drop: a tester's packet, or one to a preview address, while the idle colour of its service has no backend for new flows. A TCP client
     /// gets a reset in its place.
     IdleNotReady = 16,
+    /// Drop: the copy of a datagram, because it could not be made, or the idle colour has no backend for it. The datagram itself went on.
+    MirrorLost = 17,
+    /// Drop: what a backend of the idle colour has answered to a copy, or an ICMP error about a copy.
+    MirrorAnswer = 18,
 }
 
 impl Event {
     /// All events, in the order of their rows.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 19] = [
         Self::Malformed,
         Self::ReplyCollision,
         Self::EndedFlow,
@@ -91,6 +97,8 @@ impl Event {
         Self::HoldOverflow,
         Self::HeldTooLong,
         Self::IdleNotReady,
+        Self::MirrorLost,
+        Self::MirrorAnswer,
     ];
     /// The number of rows of the `events` map.
     pub const COUNT: u32 = Self::ALL.len() as u32;
@@ -100,7 +108,13 @@ impl Event {
         (self as u32) < Self::NextHopByStack as u32
             || matches!(
                 self,
-                Self::SecondChance | Self::Frozen | Self::HoldOverflow | Self::HeldTooLong | Self::IdleNotReady
+                Self::SecondChance
+                    | Self::Frozen
+                    | Self::HoldOverflow
+                    | Self::HeldTooLong
+                    | Self::IdleNotReady
+                    | Self::MirrorLost
+                    | Self::MirrorAnswer
             )
     }
 
@@ -124,12 +138,14 @@ impl Event {
             Self::HoldOverflow => "hold_overflow",
             Self::HeldTooLong => "held_too_long",
             Self::IdleNotReady => "idle_not_ready",
+            Self::MirrorLost => "mirror_lost",
+            Self::MirrorAnswer => "mirror_answer",
         }
     }
 }
 
 crate::assert_layout!(SwitchTimes, size 16, align 8, first_new at 0, last_old at 8);
-crate::assert_layout!(Traffic, size 24, align 8, packets at 0, bytes at 8, flows_opened at 16);
+crate::assert_layout!(Traffic, size 32, align 8, packets at 0, bytes at 8, flows_opened at 16, mirrored at 24);
 
 #[cfg(test)]
 mod tests {

@@ -22,6 +22,8 @@ pub const MAX_HELD_FRAME: usize = 3560;
 pub const LAST_HELD_RECORD: usize = HELD_LOG_BYTES - size_of::<HeldHeader>() - MAX_HELD_FRAME;
 /// A `tc_index` (see `struct __sk_buff`) marks a packet that is played back.
 pub const PLAYED_BACK: u16 = 0xb9c1;
+/// The same of a copy for the mirror, plus the colour that it is for.
+pub const COPY_FOR: u16 = 0xb9c2;
 
 /// The queue of a deployment: a row of `holds`.
 #[repr(C)]

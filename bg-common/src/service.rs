@@ -29,8 +29,10 @@ pub struct Vip {
     /// a bucket. Services that share a backend's address, port and protocol have the same salt if
     /// possible, because only its source is known of a reply.
     pub salt: u16,
+    /// 1 if datagrams to this address are copied to the idle colour.
+    pub is_mirrored: u16,
     /// Always zero.
-    pub reserved: [u16; 3],
+    pub reserved: [u16; 2],
 }
 
 /// The role of a [`ServiceKey`] among the two addresses of a service.
@@ -158,7 +160,7 @@ impl TesterKey {
 }
 
 crate::assert_layout!(ServiceKey, size 20, align 4, addr at 0, port at 16, protocol at 18, family at 19);
-crate::assert_layout!(Vip, size 32, align 8, key at 0, next at 20, salt at 24, reserved at 26);
+crate::assert_layout!(Vip, size 32, align 8, key at 0, next at 20, salt at 24, is_mirrored at 26, reserved at 28);
 crate::assert_layout!(TableSpan, size 8, align 4, base at 0, len at 4);
 crate::assert_layout!(
     ServiceRow, size 24, align 4,

@@ -130,6 +130,10 @@ fn of_version<V: Flows + Rewritable, W: SlowPath<V>>(
         Direction::Egress => Found::NONE,
         _ => vip_at::<V>(headers.dst, headers.dst_port(), headers.protocol(), world),
     };
+    if frame.direction == Direction::Early && unlikely(vip.is_mirrored) {
+        note!(world, Step::MirrorByTc {});
+        return Verdict::DEFER;
+    }
     if unlikely(is_malformed) {
         return if vip.is_some { Verdict::drop(world, Event::Malformed) } else { Verdict::PASS };
     }
@@ -137,7 +141,7 @@ fn of_version<V: Flows + Rewritable, W: SlowPath<V>>(
     note!(world, Step::Begin { direction: frame.direction as u64, now: hook.now.into() });
     note!(world, if vip.is_some { Step::Vip { row: vip.number.into() } } else { Step::NoVip {} });
     // Here the flow of a client's packet is looked for.
-    let arrival = Arrival::new::<V>(&headers, vip, world);
+    let arrival = Arrival::new::<V>(&headers, vip, &hook);
     // A backend may be a client too, of this or another service, so its own flow comes first.
     if !arrival.is_known() {
         let source = backend_at::<V>(headers.src, headers.src_port(), headers.protocol(), world);

@@ -94,6 +94,12 @@ impl VipRef {
         read!(self.0, salt)
     }
 
+    /// See [`Vip::is_mirrored`].
+    #[inline(always)]
+    pub fn is_mirrored(self) -> bool {
+        read!(self.0, is_mirrored) != 0
+    }
+
     /// See [`Vip::next`].
     #[inline(always)]
     pub fn next(self) -> u32 {

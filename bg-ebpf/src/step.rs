@@ -230,6 +230,18 @@ steps! {
         /// The word in force.
         in_force
     }
+    /// XDP leaves datagrams of a service with a mirror to tc, which can send a frame twice.
+    41 MirrorByTc "mirror_by_tc" {}
+    /// A copy goes to the idle colour.
+    42 Mirror "mirror" {
+        /// The colour.
+        colour
+    }
+    /// A backend of the idle colour answers a copy, or an ICMP error is about one.
+    43 MirrorAnswer "mirror_answer" {
+        /// Row of `vips`: the virtual address of the datagram.
+        row
+    }
     /// What becomes of the packet at this hook.
     40 Verdict "verdict" {
         /// [`crate::Action`].

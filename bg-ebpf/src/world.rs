@@ -106,6 +106,16 @@ pub trait World {
     fn hold(&self, _deployment: u16) -> Option<Event> {
         None
     }
+    /// The colour that the packet is a copy for, plus one; zero if it is none. Whoever has it next cannot tell any more.
+    fn copy_for(&self) -> u32 {
+        0
+    }
+    /// Has a copy of the packet, which is not modified yet, come by this hook for this colour. Whether there will be one.
+    fn copy(&self, _colour: u8) -> bool {
+        false
+    }
+    /// Counts a copy that is sent to a backend of a service and colour.
+    fn count_copy(&self, _service: u16, _colour: u8) {}
     /// The coarse clock, see [`bg_common::TICK_SHIFT`].
     fn tick(&self) -> u32;
     /// Notes a step that decides something. The engine calls it by `note!`.

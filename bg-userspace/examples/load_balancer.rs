@@ -124,6 +124,7 @@ fn configuration(vip: SocketAddr, backends: [Vec<(SocketAddr, bool)>; 2]) -> Con
                 protocol: Protocol::Tcp,
                 mode: Mode::Nat,
                 preview: None,
+                is_mirrored: false,
                 backends: backends.map(specs),
             }],
         }],

@@ -147,6 +147,7 @@ impl TrafficCounters {
             packets: sum.packets + cpu.packets,
             bytes: sum.bytes + cpu.bytes,
             flows_opened: sum.flows_opened + cpu.flows_opened,
+            mirrored: sum.mirrored + cpu.mirrored,
         }))
     }
 

@@ -13,7 +13,7 @@ use std::{
 use aya::maps::lpm_trie::Key;
 use bg_common::{
     Colour, DeploymentRow, Family, LiveWord, MAX_DEPLOYMENTS, Mode, Protocol, Role, ServiceInfo, ServiceKey,
-    ServiceRow, TableSpan, TesterKey,
+    ServiceRow, TableSpan, TesterKey, Vip,
 };
 
 use crate::{
@@ -103,6 +103,8 @@ pub(crate) struct RunningService {
     pub(crate) preview_row: ServiceKey,
     /// See [`bg_common::Vip::salt`].
     pub(crate) salt: u16,
+    /// See [`bg_common::Vip::is_mirrored`].
+    pub(crate) is_mirrored: bool,
     /// By colour.
     pub(crate) backends: [Vec<RunningBackend>; 2],
 }
@@ -209,6 +211,8 @@ impl Running {
             self.used.services.insert(index);
             match of_service.get(&index) {
                 Some([Some((vip, row)), preview]) => {
+                    let vip_row_of = |role| tables.services.vips.read(vip_row(index, role));
+                    let Vip { salt, is_mirrored, .. } = vip_row_of(Role::Vip);
                     self.positions.insert(*vip, self.services.len());
                     self.services.push(RunningService {
                         index,
@@ -218,8 +222,9 @@ impl Running {
                         vip: *vip,
                         row: *row,
                         preview: *preview,
-                        preview_row: tables.services.vips.read(vip_row(index, Role::Preview)).key,
-                        salt: tables.services.vips.read(vip_row(index, Role::Vip)).salt,
+                        preview_row: vip_row_of(Role::Preview).key,
+                        salt,
+                        is_mirrored: is_mirrored != 0,
                         backends: Default::default(),
                     });
                 }

@@ -47,6 +47,7 @@ fn service(running: &RunningService) -> Service {
         protocol: Protocol::from_u8(running.vip.protocol).unwrap_or(Protocol::Tcp),
         mode: running.mode,
         preview: running.preview.map(|(key, _)| address_of(&key)),
+        is_mirrored: running.is_mirrored,
         backends: Colour::ALL.map(|colour| {
             let of_mode = running.backends[colour as usize].iter().filter(|backend| backend.mode == running.mode);
             let weight = |weight| if weight == UNSETTLED { 1 } else { weight };

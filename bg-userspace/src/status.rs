@@ -100,6 +100,8 @@ pub struct ServiceStatus {
     pub mode: &'static str,
     /// The address that always reaches the idle colour.
     pub preview: Option<SocketAddr>,
+    /// `idle` if the idle colour gets a copy of each datagram.
+    pub mirror: Option<&'static str>,
     /// Its two environments.
     #[serde(flatten)]
     pub colours: ByColour<ColourStatus>,
@@ -116,6 +118,8 @@ pub struct ColourStatus {
     pub bytes: u64,
     /// The number of flows that were opened to it.
     pub flows_opened: u64,
+    /// The number of copies of datagrams that were sent to it while it was idle.
+    pub mirrored: u64,
 }
 
 /// A backend.
@@ -341,6 +345,7 @@ fn service_status(service: &RunningService, counters: &TrafficCounters) -> Resul
             packets: traffic.packets,
             bytes: traffic.bytes,
             flows_opened: traffic.flows_opened,
+            mirrored: traffic.mirrored,
         };
     }
     Ok(ServiceStatus {
@@ -349,6 +354,7 @@ fn service_status(service: &RunningService, counters: &TrafficCounters) -> Resul
         protocol: Protocol::from_u8(service.vip.protocol).map_or("?", protocol_name),
         mode: mode_name(service.mode),
         preview: service.preview.map(|(key, _)| address_of(&key)),
+        mirror: service.is_mirrored.then_some("idle"),
         colours,
     })
 }

@@ -7,6 +7,7 @@ mod generations;
 #[cfg(not(feature = "explain"))]
 mod hold;
 mod maps;
+mod mirror;
 mod skb;
 mod slow;
 #[cfg(feature = "explain")]

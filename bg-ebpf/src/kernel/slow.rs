@@ -6,7 +6,7 @@ use bg_ebpf::{
     flow::memory::RawWords,
     path::{
         error,
-        slow::{Answering, Opening, Receiver, Refreshing, Search, SlowPath, Translating, run},
+        slow::{Answering, Copying, Opening, Receiver, Refreshing, Search, SlowPath, Translating, run},
     },
     wire::headers::{V4, V6},
 };
@@ -73,6 +73,9 @@ calls! {
     insert6(Opening) = |call, world| run::insert::<V6, _>(call, world) as u32;
     search4(Search) = |search, world| run::search::<V4, _>(search, world).to_u32();
     search6(Search) = |search, world| run::search::<V6, _>(search, world).to_u32();
+    backend_of_copy(Copying) = |call, world| run::backend_of_copy(call, world);
+    answers_copy4(Search) = |search, world| run::answers_copy::<V4, _>(search, world).to_u32();
+    answers_copy6(Search) = |search, world| run::answers_copy::<V6, _>(search, world).to_u32();
     error_to_backend4(Translating) = |call, world| run::error_to_backend::<V4>(call, world) as u32;
     error_to_backend6(Translating) = |call, world| run::error_to_backend::<V6>(call, world) as u32;
     error_to_client4(Translating) = |call, world| run::error_to_client::<V4>(call, world) as u32;
@@ -80,7 +83,7 @@ calls! {
 }
 
 macro_rules! slow_path {
-    ($version:ty, $insert:ident, $search:ident, $error_to_backend:ident, $error_to_client:ident) => {
+    ($version:ty, $insert:ident, $search:ident, $answers_copy:ident, $error_to_backend:ident, $error_to_client:ident) => {
         impl<const XDP: bool> SlowPath<$version> for World<XDP> {
             #[inline(always)]
             fn refresh(&self, row: RawWords, call: &mut Refreshing) -> u32 {
@@ -125,6 +128,18 @@ macro_rules! slow_path {
             }
 
             #[inline(always)]
+            fn backend_of_copy(&self, call: &mut Copying) -> u32 {
+                // SAFETY: a reference.
+                unsafe { backend_of_copy(call) }
+            }
+
+            #[inline(always)]
+            fn answers_copy(&self, search: &mut Search) -> u32 {
+                // SAFETY: a reference.
+                unsafe { $answers_copy(search) }
+            }
+
+            #[inline(always)]
             fn error_to_backend(&self, call: &mut Translating) -> u32 {
                 // SAFETY: a reference.
                 unsafe { $error_to_backend(call) }
@@ -139,8 +154,8 @@ macro_rules! slow_path {
     };
 }
 
-slow_path!(V4, insert4, search4, error_to_backend4, error_to_client4);
-slow_path!(V6, insert6, search6, error_to_backend6, error_to_client6);
+slow_path!(V4, insert4, search4, answers_copy4, error_to_backend4, error_to_client4);
+slow_path!(V6, insert6, search6, answers_copy6, error_to_backend6, error_to_client6);
 
 /// [`error::find`].
 #[unsafe(no_mangle)]

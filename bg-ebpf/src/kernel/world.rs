@@ -291,6 +291,16 @@ impl<const XDP: bool> bg_ebpf::world::World for World<XDP> {
     }
 
     #[inline(always)]
+    fn copy_for(&self) -> u32 {
+        if XDP || EXPLAINS { 0 } else { super::mirror::take_mark(self.context.cast()) }
+    }
+
+    #[inline(always)]
+    fn copy(&self, colour: u8) -> bool {
+        EXPLAINS || (!XDP && super::mirror::copy(self.context.cast(), self.ingress_ifindex(), colour.into()) == 0)
+    }
+
+    #[inline(always)]
     fn tick(&self) -> u32 {
         tick()
     }
@@ -324,6 +334,17 @@ impl<const XDP: bool> bg_ebpf::world::World for World<XDP> {
         if let Some(traffic) = maps::TRAFFIC.get_ptr_mut(2 * u32::from(service) + u32::from(colour & 1)) {
             // SAFETY: this CPU's own counter.
             unsafe { (*traffic).flows_opened += 1 };
+        }
+    }
+
+    #[inline(always)]
+    fn count_copy(&self, service: u16, colour: u8) {
+        if EXPLAINS {
+            return;
+        }
+        if let Some(traffic) = maps::TRAFFIC.get_ptr_mut(2 * u32::from(service) + u32::from(colour & 1)) {
+            // SAFETY: this CPU's own counter.
+            unsafe { (*traffic).mirrored += 1 };
         }
     }
 

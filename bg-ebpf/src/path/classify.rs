@@ -19,13 +19,15 @@ pub struct Found {
     pub number: u32,
     /// See [`bg_common::Vip::salt`].
     pub salt: u16,
+    /// See [`bg_common::Vip::is_mirrored`]; never of a backend.
+    pub is_mirrored: bool,
     /// The link to the next row of its list.
     pub next: u32,
 }
 
 impl Found {
     /// None.
-    pub const NONE: Self = Self { is_some: false, number: 0, salt: 0, next: 0 };
+    pub const NONE: Self = Self { is_some: false, number: 0, salt: 0, is_mirrored: false, next: 0 };
 }
 
 /// The row of `vips` with this address, port and protocol.
@@ -34,7 +36,13 @@ pub fn vip_at<V: IpVersion>(address: V::Address, port: Be16, protocol: Protocol,
     let head = world.vip_head(endpoint_hash(&V::widen(address), port, protocol as u8));
     first_of(head, |number| {
         let Some(row) = world.vip(number).map(VipRef) else { return Found::NONE };
-        Found { is_some: row.is_at::<V>(address, port, protocol), number, salt: row.salt(), next: row.next() }
+        Found {
+            is_some: row.is_at::<V>(address, port, protocol),
+            number,
+            salt: row.salt(),
+            is_mirrored: row.is_mirrored(),
+            next: row.next(),
+        }
     })
 }
 
@@ -45,7 +53,13 @@ pub fn backend_at<V: IpVersion>(address: V::Address, port: Be16, protocol: Proto
     let head = world.backend_head(endpoint_hash(&V::widen(address), port, protocol as u8));
     first_of(head, |number| {
         let Some(row) = world.backend(number).map(BackendRef) else { return Found::NONE };
-        Found { is_some: row.is_at::<V>(address, port, protocol), number, salt: row.salt(), next: row.next() }
+        Found {
+            is_some: row.is_at::<V>(address, port, protocol),
+            number,
+            salt: row.salt(),
+            is_mirrored: false,
+            next: row.next(),
+        }
     })
 }
 

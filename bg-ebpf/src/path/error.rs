@@ -52,6 +52,9 @@ pub fn find<W: SlowPath<V4> + SlowPath<V6>>(family: Family, world: &W) -> Receiv
 /// Third step: translates the error and sends it to its receiver.
 #[inline(always)]
 pub fn send(receiver: Receiver, family: Family, frame: Frame, world: &impl World, writer: &mut impl Writer) -> Verdict {
+    if receiver == Receiver::Nobody {
+        return Verdict::drop(world, Event::MirrorAnswer);
+    }
     let Some(translator) = Translator::new(world) else { return Verdict::PASS };
     let (error, translation) = (&translator.call.error, &translator.call.translation);
     let hook = Hook { direction: frame.direction, frame_len: frame.len, world, now: world.tick() };
@@ -75,7 +78,7 @@ fn exit(
     hook: &Hook<'_, impl World>,
 ) -> Option<Exit> {
     let exit = match (hook.direction, receiver) {
-        (_, Receiver::None) => return None,
+        (_, Receiver::None | Receiver::Nobody) => return None,
         // It is on its way already, and not to the backend.
         (Direction::Egress, Receiver::Backend | Receiver::LocalBackend) => return None,
         (Direction::Egress, _) => Exit::TO_STACK,

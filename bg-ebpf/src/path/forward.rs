@@ -2,6 +2,7 @@
 
 use super::{
     classify::Found,
+    mirror::backend_of_copy,
     slow::{self, Chosen, LiveReading, Open, Opening, Placed, Refreshing, Search, SlowPath, Stay},
 };
 use crate::{
@@ -29,7 +30,9 @@ use crate::{
     wire::headers::{Headers, tcp_flags},
     world::{EXPLAINS, Flows, World, note},
 };
-use bg_common::{Addr, Be16, Colour, Event, Flow, FlowBackend, FlowKey6, FlowState, Mode, Protocol, TableSpan};
+use bg_common::{
+    Addr, Be16, Colour, Event, Flow, FlowBackend, FlowKey6, FlowState, LiveWord, Mode, Protocol, TableSpan,
+};
 
 /// Entries of a Maglev table that are tried for a flow that its backend could not tell from another one.
 const CHOICES: u32 = 3;
@@ -39,19 +42,33 @@ const CHOICES: u32 = 3;
 #[derive(Clone, Copy)]
 pub struct Arrival {
     is_to_vip: bool,
+    /// Whether the virtual address has a mirror.
+    is_mirrored: bool,
+    /// [`World::copy_for`].
+    copy_for: u32,
     is_known: bool,
     vip: u16,
     flow: FlowRef,
 }
 
 impl Arrival {
-    /// Looks for the flow of a packet.
+    /// Looks for the flow of a packet. A copy has none.
     #[inline(always)]
-    pub fn new<V: Flows>(headers: &Headers<V>, vip: Found, world: &impl World) -> Self {
+    pub fn new<V: Flows>(headers: &Headers<V>, vip: Found, hook: &Hook<'_, impl World>) -> Self {
+        let world = hook.world;
         let none = FlowRef::new(RawWords::NONE, 0, Flow::from_words([0; 3]));
         let number = vip.number as u16;
-        let mut arrival = Self { is_to_vip: vip.is_some, is_known: false, vip: number, flow: none };
-        if vip.is_some {
+        let is_at_tc = vip.is_some && hook.direction == Direction::Ingress;
+        let copy_for = if is_at_tc { world.copy_for() } else { 0 };
+        let mut arrival = Self {
+            is_to_vip: vip.is_some,
+            is_mirrored: is_at_tc && vip.is_mirrored,
+            copy_for,
+            is_known: false,
+            vip: number,
+            flow: none,
+        };
+        if vip.is_some && copy_for == 0 {
             let flows = V::flows(world);
             let key = V::key(headers.src, headers.src_port(), number);
             if let Some(flow) = find(flows, &key, key.hash(vip.salt, flows), Match::Whole) {
@@ -68,10 +85,10 @@ impl Arrival {
         self.is_to_vip
     }
 
-    /// Whether there is a flow.
+    /// Whether it is a client's for sure: there is a flow, or it is a copy.
     #[inline(always)]
     pub const fn is_known(&self) -> bool {
-        self.is_known
+        self.is_known || self.copy_for != 0
     }
 }
 
@@ -98,11 +115,13 @@ struct Target {
     /// Whether the packet has opened a flow that the flow table would not take. A flow that has a row is counted by the hook that
     /// opens it; this one is opened by each hook, and counted by the one that sends the packet on.
     is_unpinned: bool,
+    /// The live word that the packet has read; of a copy, zero.
+    word: LiveWord,
 }
 
 impl Target {
-    const fn known(backend: BackendRef) -> Self {
-        Self { backend, is_unpinned: false }
+    const fn known(backend: BackendRef, word: LiveWord) -> Self {
+        Self { backend, is_unpinned: false, word }
     }
 }
 
@@ -115,7 +134,7 @@ pub fn forward<V: Flows + Rewritable, W: SlowPath<V>>(
     writer: &mut impl Writer,
 ) -> Verdict {
     match target(headers, arrival, hook) {
-        Ok(target) => send(headers, target, hook, writer),
+        Ok(target) => send(headers, arrival, target, hook, writer),
         Err(verdict) => verdict,
     }
 }
@@ -129,6 +148,11 @@ fn target<V: Flows, W: SlowPath<V>>(
 ) -> Result<Target, Verdict> {
     let (world, now) = (hook.world, hook.now);
     let mut reading = LiveReading::NONE;
+    if unlikely(arrival.copy_for != 0) {
+        let backend = backend_of_copy(headers, arrival.vip, arrival.copy_for, world);
+        let backend = backend.ok_or_else(|| Verdict::drop(world, Event::MirrorLost))?;
+        return Ok(Target::known(backend, LiveWord(0)));
+    }
     if arrival.is_known {
         let mut flow = arrival.flow;
         let missing_row = || Verdict::drop(world, Event::MissingRow);
@@ -139,7 +163,7 @@ fn target<V: Flows, W: SlowPath<V>>(
             if !unlikely(ended_by_switch(flow.flow(), colour, deployment, word, world, now)) {
                 note!(world, Step::Continues {});
                 flow.see(now);
-                return Ok(Target::known(backend));
+                return Ok(Target::known(backend, word));
             }
             reading = LiveReading { deployment: deployment.into(), word };
         }
@@ -164,12 +188,12 @@ fn target<V: Flows, W: SlowPath<V>>(
             match slow::refresh(world, flow.words(), call).ok_or_else(missing_row)? {
                 Stay::Yes => {
                     note!(world, Step::Continues {});
-                    return Ok(Target::known(backend));
+                    return Ok(Target::known(backend, word));
                 }
                 Stay::Frozen => {
                     wait(deployment, hook)?;
                     flow.see(now);
-                    return Ok(Target::known(backend));
+                    return Ok(Target::known(backend, word));
                 }
                 Stay::Reset => return Err(Verdict::reset(hook.direction, world)),
                 Stay::Over => {}
@@ -263,7 +287,7 @@ fn open_flow<V: Flows, W: SlowPath<V>>(
         // The end of a connection that nobody remembers is passed on, not remembered either.
         if headers.transport.flags & tcp_flags::RST != 0 {
             note!(world, Step::Unremembered {});
-            return Ok(Target::known(backend));
+            return Ok(Target::known(backend, open.word()));
         }
         if open.has_rival::<V>() {
             note!(world, Step::Rival {});
@@ -279,7 +303,7 @@ fn open_flow<V: Flows, W: SlowPath<V>>(
         if !is_unpinned {
             world.count_flow(backend.service(), backend.colour());
         }
-        return Ok(Target { backend, is_unpinned });
+        return Ok(Target { backend, is_unpinned, word: open.word() });
     }
     Err(Verdict::drop(world, Event::ReplyCollision))
 }
@@ -301,11 +325,13 @@ fn wait(deployment: u16, hook: &Hook<'_, impl World>) -> Result<(), Verdict> {
 #[inline(always)]
 fn send<V: Rewritable, W: World>(
     headers: &Headers<V>,
+    arrival: &Arrival,
     target: Target,
     hook: &Hook<'_, W>,
     writer: &mut impl Writer,
 ) -> Verdict {
     let (world, backend) = (hook.world, target.backend);
+    let is_copy = arrival.copy_for != 0;
     let is_local = backend.mode() == Mode::Local as u8;
     let is_spent = !is_local && headers.hop_limit <= 1;
     if EXPLAINS && is_local {
@@ -316,6 +342,9 @@ fn send<V: Rewritable, W: World>(
     }
     let exit = if hook.direction == Direction::Early && (is_local || is_spent) {
         Exit::DEFERRED
+    } else if unlikely(is_copy) && is_local && world.is_own() {
+        // It has lost the route that the datagram has from the loopback interface.
+        Exit::TO_SELF
     } else if is_local || is_spent {
         Exit::TO_STACK
     } else {
@@ -333,10 +362,22 @@ fn send<V: Rewritable, W: World>(
         // says is translated on its way out.
         world.count(Event::TtlExpired);
     }
+    let live = target.word.live();
+    if unlikely(arrival.is_mirrored) && !is_copy && backend.colour() == live as u8 && !is_spent {
+        let idle = live.other() as u8;
+        note!(world, Step::Mirror { colour: idle.into() });
+        if !world.copy(idle) {
+            world.count(Event::MirrorLost);
+        }
+    }
     let edit = Edit { end: End::Destination, address: backend.address::<V>(), port: backend.port(), hop: exit.hop };
     if writer.rewrite(headers, &edit).is_none() {
         return Verdict::drop(world, Event::Malformed);
     }
-    world.count_packet(backend.service(), backend.colour(), hook.frame_len as u64);
+    if unlikely(is_copy) {
+        world.count_copy(backend.service(), backend.colour());
+    } else {
+        world.count_packet(backend.service(), backend.colour(), hook.frame_len as u64);
+    }
     Verdict::out_of(exit)
 }

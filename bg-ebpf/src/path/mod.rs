@@ -3,5 +3,6 @@
 pub mod classify;
 pub mod error;
 pub mod forward;
+pub mod mirror;
 pub mod reply;
 pub mod slow;

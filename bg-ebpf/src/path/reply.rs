@@ -25,7 +25,7 @@ use crate::{
         lifetime::{ended_by_switch, is_silent},
         timed,
     },
-    rows::VipRef,
+    rows::{BackendRef, VipRef},
     step::Step,
     verdict::{Action, Exit, Verdict},
     wire::headers::{Headers, tcp_flags},
@@ -58,6 +58,7 @@ pub fn restore<V: Flows + Rewritable, W: SlowPath<V>>(
             && let Some(flow) = read(flows, row, &key, Match::Client)
             && let Some(backend) =
                 backend::of_flow_at::<V>(&flow, headers.src, headers.src_port(), headers.protocol(), world)
+            && !is_over(&flow, backend, headers, hook)
         {
             break (flow, backend);
         }
@@ -77,7 +78,10 @@ pub fn restore<V: Flows + Rewritable, W: SlowPath<V>>(
             hash: 0,
             key: FlowKey6::default(),
         };
-        let (hash, nth) = slow::search(world, search)?;
+        let Some((hash, nth)) = slow::search(world, search) else {
+            let is_to_copy = headers.protocol() == Protocol::Udp && slow::answers_copy(world);
+            return is_to_copy.then(|| Verdict::drop(world, Event::MirrorAnswer));
+        };
         row = place::<V::Key, _>(flows, hash, nth).unwrap_or(RawWords::NONE);
     };
     note_flow(&flow, world);
@@ -94,14 +98,6 @@ pub fn restore<V: Flows + Rewritable, W: SlowPath<V>>(
     }
     let deployment = backend.deployment();
     let is_udp = headers.protocol() == Protocol::Udp;
-    // After a long silence the client may talk to the backend itself, from a port that it once used for the VIP.
-    if is_udp
-        && !flow.was_seen_at(now)
-        && is_silent(flow.flow(), headers.protocol(), world.deployment(deployment)?, now)
-    {
-        note!(world, Step::Silent { last_seen: flow.flow().last_seen.into() });
-        return None;
-    }
     let colour = Colour::from_u8(backend.colour());
     let has_news = has_news(headers, flow.state());
     if unlikely(has_news) {
@@ -132,6 +128,20 @@ pub fn restore<V: Flows + Rewritable, W: SlowPath<V>>(
         }
     }
     Some(send(headers, &mut flow, vip, hook, writer))
+}
+
+/// Whether a datagram came after a long silence. The client may talk to the backend itself, from a port that it once used for the VIP.
+#[inline(always)]
+fn is_over<V: Flows>(flow: &FlowRef, backend: BackendRef, headers: &Headers<V>, hook: &Hook<'_, impl World>) -> bool {
+    if headers.protocol() != Protocol::Udp || flow.was_seen_at(hook.now) {
+        return false;
+    }
+    let settings = hook.world.deployment(backend.deployment());
+    let is_over = settings.is_none_or(|row| is_silent(flow.flow(), Protocol::Udp, row, hook.now));
+    if EXPLAINS && is_over {
+        hook.world.note(Step::Silent { last_seen: flow.flow().last_seen.into() });
+    }
+    is_over
 }
 
 /// Whether the packet may say something new of its flow.

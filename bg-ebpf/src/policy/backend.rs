@@ -49,9 +49,20 @@ pub const fn table(row: &ServiceRow, colour: Colour) -> TableSpan {
     }
 }
 
-/// The backend at this hash's entry of a Maglev table.
+/// The backend at this hash's entry of a Maglev table, as a step of the packet's way.
 #[inline(always)]
 pub fn at(table: TableSpan, hash: u32, world: &impl World) -> Option<Chosen> {
+    let chosen = entry(table, hash, world)?;
+    note!(
+        world,
+        Step::Backend { slot: chosen.name.slot().into(), entry: (hash % table.len).into(), len: table.len.into() }
+    );
+    Some(chosen)
+}
+
+/// The backend at this hash's entry of a Maglev table.
+#[inline(always)]
+pub fn entry(table: TableSpan, hash: u32, world: &impl World) -> Option<Chosen> {
     let TableSpan { base, len } = table;
     if len == 0 {
         return None;
@@ -63,6 +74,5 @@ pub fn at(table: TableSpan, hash: u32, world: &impl World) -> Option<Chosen> {
     if identity.in_use == 0 {
         return None;
     }
-    note!(world, Step::Backend { slot: slot.into(), entry: entry.into(), len: len.into() });
     Some(Chosen { name: FlowBackend::new(slot, identity.epoch), backend })
 }

@@ -91,7 +91,7 @@ impl Job {
         let mut job = Self {
             is_new: current.is_none(),
             info,
-            vip: vip(service.vip),
+            vip: Vip { is_mirrored: service.is_mirrored.into(), ..vip(service.vip) },
             preview: service.preview.map(vip),
             old_preview: current.map_or_else(ServiceKey::default, |current| current.preview_row),
             row: ServiceRow {
@@ -216,6 +216,9 @@ impl Job {
     /// Replaces the service's rows, after the tables are written. The row of a preview address that still has to end is not replaced.
     pub(super) fn publish(&self, work: &mut Work<'_>) -> Result<(), Error> {
         work.write_row(self.vip.key, self.row)?;
+        // One half-word, which changes at once. A new service has it already.
+        let mirror = self.vip.is_mirrored;
+        work.tables.services.vips.update(vip_row(self.row.service, Role::Vip), |vip| vip.is_mirrored = mirror);
         if self.changes_preview() { Ok(()) } else { self.publish_preview(work) }
     }
 

@@ -251,6 +251,18 @@ pub enum Expected {
         /// The position of that address.
         at: Position,
     },
+    /// A protocol whose packets can be copied.
+    #[error(
+        "\"mirror\" of a TCP service: the idle colour knows nothing of the connections that copied segments would belong to; \
+         expected protocol = \"udp\", or no \"mirror\""
+    )]
+    Mirrorable,
+    /// A backend of one colour.
+    #[error(
+        "\"mirror\" while backend {0} is in both colours: it would get each datagram twice, and answer twice; expected other \
+         addresses or ports in blue than in green"
+    )]
+    OfOneColour(std::net::SocketAddr),
     /// Fewer items.
     #[error("too many {what}: {got}, expected at most {max} in one file")]
     Limit {

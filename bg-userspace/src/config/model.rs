@@ -128,6 +128,8 @@ pub struct Service {
     pub mode: Mode,
     /// An address that always reaches the idle colour.
     pub preview: Option<SocketAddr>,
+    /// Whether the idle colour gets a copy of each datagram (`mirror = "idle"`). Only a UDP service can have it.
+    pub is_mirrored: bool,
     /// The backends by [`Colour`]. Each colour has at least one with a positive weight.
     pub backends: [Vec<BackendSpec>; 2],
 }

@@ -17,11 +17,12 @@ use super::{
     value::{Fields, Notes},
 };
 
-const KEYS: &[&str] = &["name", "vip", "protocol", "mode", "blue", "green", "preview"];
+const KEYS: &[&str] = &["name", "vip", "protocol", "mode", "blue", "green", "preview", "mirror"];
 const PROTOCOLS: [Protocol; 2] = [Protocol::Tcp, Protocol::Udp];
 const PROTOCOL_NAMES: &[&str] = &[protocol_name(PROTOCOLS[0]), protocol_name(PROTOCOLS[1])];
 const MODES: [Mode; 2] = [Mode::Nat, Mode::Local];
 const MODE_NAMES: &[&str] = &[mode_name(MODES[0]), mode_name(MODES[1])];
+const MIRRORS: &[&str] = &["idle"];
 const MAX_WEIGHT: u32 = 65_535;
 const ENDPOINT: &str = "ADDRESS:PORT in quotes";
 
@@ -59,12 +60,33 @@ pub(super) fn service(
     }
     let own = [(vip, "VIP"), (preview, "preview address")];
     let backends = Colour::ALL.map(|colour| backends(notes, &fields, colour, own, protocol, taken));
+    let is_mirrored = mirror(notes, &fields, protocol, &backends);
     let name = name(notes, &fields);
 
     let (vip, protocol, mode) = (vip?, protocol?, mode?);
     let (name, name_span) =
         name.unwrap_or_else(|| (format!("{vip}/{}", protocol_name(protocol)), fields.span().clone()));
-    Some((Service { name, vip, protocol, mode, preview, backends }, name_span))
+    Some((Service { name, vip, protocol, mode, preview, is_mirrored, backends }, name_span))
+}
+
+/// Whether the service has a mirror.
+fn mirror(
+    notes: &mut Notes<'_>,
+    fields: &Fields<'_, '_>,
+    protocol: Option<Protocol>,
+    [blue, green]: &[Vec<BackendSpec>; 2],
+) -> bool {
+    let Some(value) = fields.optional("mirror") else { return false };
+    if fields.word(notes, "mirror", value, MIRRORS, |_| "").is_none() {
+        return false;
+    }
+    if protocol == Some(Protocol::Tcp) {
+        notes.note(&value.span(), &fields.place, Expected::Mirrorable);
+    }
+    for both in blue.iter().filter(|blue| green.iter().any(|green| green.address == blue.address)) {
+        notes.note(&value.span(), &fields.place, Expected::OfOneColour(both.address));
+    }
+    true
 }
 
 /// The name of a service in messages, before it is parsed.

@@ -69,6 +69,38 @@ fn the_documented_file_is_understood() {
 }
 
 #[test]
+fn a_udp_service_may_have_a_mirror() {
+    let mode = "mode = \"local\"";
+    let text = GOOD.replace(mode, &format!("{mode}\nmirror = \"idle\""));
+    let config = parse(Path::new("bgctl.toml"), &text).unwrap();
+    assert_eq!(
+        config.deployments[0].services.iter().map(|service| service.is_mirrored).collect::<Vec<_>>(),
+        [false, true]
+    );
+    assert_eq!(parse(Path::new("x"), &config.to_toml()).unwrap(), config);
+
+    refused(
+        mode,
+        &format!("{mode}\nmirror = \"live\""),
+        "20:10: deployment \"shop\", service \"[2001:db8::10]:53\": unknown mirror \"live\", expected \"idle\"",
+    );
+    refused(
+        "mode = \"nat\"",
+        "mode = \"nat\"\nmirror = \"idle\"",
+        "12:10: deployment \"shop\", service \"web\": \"mirror\" of a TCP service: the idle colour knows nothing of the connections that \
+         copied segments would belong to; expected protocol = \"udp\", or no \"mirror\"",
+    );
+    let both = text.replace("blue  = [\"[2001:db8:1::1]:53\"]", "blue  = [\"[2001:db8:2::2]:53\"]");
+    assert_eq!(
+        problems(&both),
+        [
+            "bgctl.toml:20:10: deployment \"shop\", service \"[2001:db8::10]:53\": \"mirror\" while backend [2001:db8:2::2]:53 is in both \
+          colours: it would get each datagram twice, and answer twice; expected other addresses or ports in blue than in green"
+        ]
+    );
+}
+
+#[test]
 fn only_an_explicit_nothing_is_nothing() {
     assert_eq!(parse(Path::new("x"), "[deployments]\n").unwrap(), Config::default());
     assert!(problems("")[0].starts_with("bgctl.toml:1:1: no deployments, expected"));
@@ -80,7 +112,7 @@ fn unknown_keys() {
         "vip = \"203",
         "vips = 1\nvip = \"203",
         "9:1: deployment \"shop\", service \"web\": unknown key \"vips\", expected one of \
-         \"name\", \"vip\", \"protocol\", \"mode\", \"blue\", \"green\", \"preview\"",
+         \"name\", \"vip\", \"protocol\", \"mode\", \"blue\", \"green\", \"preview\", \"mirror\"",
     );
     refused(
         "weight = 2",

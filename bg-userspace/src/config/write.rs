@@ -67,10 +67,10 @@ fn write_service(text: &mut String, service: &Service) -> fmt::Result {
     for colour in Colour::ALL {
         array(text, colour.name(), service.backends(colour).iter().map(backend))?;
     }
-    match service.preview {
-        Some(preview) => field(text, "preview", &preview.to_string()),
-        None => Ok(()),
+    if let Some(preview) = service.preview {
+        field(text, "preview", &preview.to_string())?;
     }
+    if service.is_mirrored { field(text, "mirror", "idle") } else { Ok(()) }
 }
 
 fn backend(backend: &BackendSpec) -> String {

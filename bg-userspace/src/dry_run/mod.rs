@@ -61,6 +61,8 @@ pub struct DryRun {
     pub services: Vec<ServiceFates>,
     /// How full the flow tables are.
     pub flow_table: TablesUse,
+    /// The services with a mirror, by name. After the switch, the copies go to the colour that is live now.
+    pub mirrored: Vec<String>,
     /// The backends of the colour that the request asks for, by service and address.
     pub target: Vec<TargetBackend>,
 }
@@ -119,6 +121,7 @@ impl Instance {
             clients_by_fate,
             services: services(&running, index, &census),
             flow_table: census.tables,
+            mirrored: mirrored(&running, index),
             target: self.target(&running, index, to.live)?,
         })
     }
@@ -139,6 +142,13 @@ fn services(running: &Running, deployment: u16, census: &Census) -> Vec<ServiceF
         .collect();
     services.sort_by(|a, b| a.service.cmp(&b.service));
     services
+}
+
+fn mirrored(running: &Running, deployment: u16) -> Vec<String> {
+    let services = running.services_of(deployment).filter(|service| service.is_mirrored);
+    let mut names: Vec<_> = services.map(|service| service.name.clone()).collect();
+    names.sort();
+    names
 }
 
 fn duration<S: Serializer>(duration: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {

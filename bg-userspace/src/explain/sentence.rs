@@ -179,6 +179,25 @@ impl Teller<'_> {
                 NextHop { ifindex_and_dmac, mtu_and_smac, ..NextHop::NONE },
                 "",
             ),
+            Step::MirrorByTc {} => {
+                plain("the service has a mirror: XDP leaves the datagram to tc, which can send it twice")
+            }
+            Step::Mirror { colour } => {
+                let colour = Colour::from_u8(colour as u8).name();
+                let text =
+                    format!("mirror: a copy goes to {colour}, the idle colour, and what that answers is dropped");
+                Some((text, json!({"colour": colour})))
+            }
+            Step::MirrorAnswer { row } => {
+                let vip = names.vip(row);
+                Some((
+                    format!(
+                        "a backend of the other colour of service {} answers a copy of what the client has sent: nobody is to hear it",
+                        vip.service
+                    ),
+                    json!({"service": vip.service, "deployment": vip.deployment}),
+                ))
+            }
             Step::ByStack { event } => {
                 let why = match event_of(event)? {
                     Event::TooBig => "the packet exceeds the MTU of the way out",

@@ -42,6 +42,8 @@ fn settings_actions(wanted: &Service, running: Option<&RunningDeployment>, curre
     set("name", current.name.clone(), wanted.name.clone());
     set("mode", mode_name(current.mode).to_owned(), mode_name(wanted.mode).to_owned());
     set("preview", preview(current.preview.map(|(key, _)| address_of(&key))), preview(wanted.preview));
+    let mirror = |is_mirrored| if is_mirrored { "idle" } else { "none" }.to_owned();
+    set("mirror", mirror(current.is_mirrored), mirror(wanted.is_mirrored));
     // Compared with the running testers, because a killed apply may have changed only one of the two.
     let has_testers = u8::from(running.is_some_and(|running| !running.testers.is_empty()));
     let agree = |row: ServiceRow| row.has_testers == has_testers && row.tables == current.row.tables;

@@ -42,6 +42,7 @@ struct Wanted {
     deployment: usize,
     renamed: bool,
     udp: bool,
+    mirrored: bool,
     local: bool,
     preview: Option<usize>,
     /// By colour, weights of hosts; `None` is no backend.
@@ -52,16 +53,17 @@ fn wanted() -> impl Strategy<Value = Option<Wanted>> {
     let weights = || prop::array::uniform3(prop::option::of(0_u32..4));
     let service = (
         0..NAMES.len(),
-        any::<(bool, bool)>(),
+        any::<(bool, bool, bool)>(),
         prop::bool::weighted(0.2),
         prop::option::weighted(0.3, 0..8_usize),
         [weights(), weights()],
     );
     prop::option::weighted(0.6, service).prop_map(|service| {
-        service.map(|(deployment, (renamed, udp), local, preview, weights)| Wanted {
+        service.map(|(deployment, (renamed, udp, mirrored), local, preview, weights)| Wanted {
             deployment,
             renamed,
             udp,
+            mirrored,
             local,
             preview,
             weights,
@@ -148,6 +150,7 @@ fn service(index: usize, wanted: &Wanted, vip: SocketAddr, preview: Option<Socke
         protocol: if wanted.udp { Protocol::Udp } else { Protocol::Tcp },
         mode: if wanted.local { Mode::Local } else { Mode::Nat },
         preview,
+        is_mirrored: wanted.udp && wanted.mirrored,
         backends,
     }
 }

@@ -143,6 +143,7 @@ pub(crate) fn config(name: &str, blue: &[(u8, u32)], green: &[(u8, u32)]) -> Con
                 protocol: Protocol::Tcp,
                 mode: bg_userspace::Mode::Nat,
                 preview: None,
+                is_mirrored: false,
                 backends: [backends(Colour::Blue, blue), backends(Colour::Green, green)],
             }],
         }],

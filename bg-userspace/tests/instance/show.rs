@@ -69,22 +69,25 @@ fn weights() -> impl Strategy<Value = Vec<(u32, u16)>> {
 }
 
 fn service() -> impl Strategy<Value = Service> {
-    let ends = (any::<bool>(), any::<bool>(), any::<bool>(), any::<Option<u16>>(), 1..=u16::MAX);
-    (NAMES, ends, weights(), weights()).prop_map(|(name, (is_v6, is_udp, is_local, preview, port), blue, green)| {
-        let backends = |network, weights: Vec<(u32, u16)>| {
-            let spec =
-                |(number, (weight, port))| BackendSpec { address: address(is_v6, network, number, port), weight };
-            (1..).zip(weights).map(spec).collect()
-        };
-        Service {
-            name,
-            vip: address(is_v6, 1, 0, port),
-            protocol: if is_udp { Protocol::Udp } else { Protocol::Tcp },
-            mode: if is_local { Mode::Local } else { Mode::Nat },
-            preview: preview.map(|port| address(is_v6, 2, 0, port.max(1))),
-            backends: [backends(3, blue), backends(4, green)],
-        }
-    })
+    let ends = (any::<(bool, bool)>(), any::<bool>(), any::<bool>(), any::<Option<u16>>(), 1..=u16::MAX);
+    (NAMES, ends, weights(), weights()).prop_map(
+        |(name, ((is_v6, is_mirrored), is_udp, is_local, preview, port), blue, green)| {
+            let backends = |network, weights: Vec<(u32, u16)>| {
+                let spec =
+                    |(number, (weight, port))| BackendSpec { address: address(is_v6, network, number, port), weight };
+                (1..).zip(weights).map(spec).collect()
+            };
+            Service {
+                name,
+                vip: address(is_v6, 1, 0, port),
+                protocol: if is_udp { Protocol::Udp } else { Protocol::Tcp },
+                mode: if is_local { Mode::Local } else { Mode::Nat },
+                preview: preview.map(|port| address(is_v6, 2, 0, port.max(1))),
+                is_mirrored: is_udp && is_mirrored,
+                backends: [backends(3, blue), backends(4, green)],
+            }
+        },
+    )
 }
 
 fn deployment() -> impl Strategy<Value = Deployment> {

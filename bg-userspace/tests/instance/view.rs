@@ -50,6 +50,7 @@ struct Service {
     deployment: String,
     role: u8,
     has_testers: u8,
+    is_mirrored: u16,
     info: (String, u8, u8),
     vip: ServiceKey,
     preview: ServiceKey,
@@ -85,7 +86,7 @@ impl View {
             let info = maps.info.get(row.service);
             let address = |role| maps.vips.get(2 * u32::from(row.service) + role as u32).key;
             let vip = maps.vips.get(2 * u32::from(row.service) + u32::from(row.role));
-            assert_eq!((vip.key, vip.reserved), (key, [0; 3]));
+            assert_eq!((vip.key, vip.reserved), (key, [0; 2]));
             assert_eq!(maps.find_vip(&key), Some(2 * u32::from(row.service) + u32::from(row.role)), "{key:?}");
             assert_eq!((info.in_use, info.deployment, row.reserved), (1, row.deployment, 0), "{key:?}");
             vips.insert(row.service, address(Role::Vip));
@@ -93,6 +94,7 @@ impl View {
                 deployment: names[&row.deployment].clone(),
                 role: row.role,
                 has_testers: row.has_testers,
+                is_mirrored: vip.is_mirrored,
                 info: (text(&info.name), info.mode, info.has_preview),
                 vip: address(Role::Vip),
                 preview: address(Role::Preview),

@@ -255,8 +255,8 @@ impl world::World for World {
 
     #[inline(always)]
     fn count_packet(&self, _service: u16, _colour: u8, bytes: u64) {
-        let Traffic { packets, bytes: so_far, flows_opened } = self.traffic.get();
-        self.traffic.set(Traffic { packets: packets + 1, bytes: so_far + bytes, flows_opened });
+        let Traffic { packets, bytes: so_far, .. } = self.traffic.get();
+        self.traffic.set(Traffic { packets: packets + 1, bytes: so_far + bytes, ..self.traffic.get() });
     }
 }
 

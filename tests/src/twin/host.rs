@@ -2,8 +2,8 @@
 
 use super::{FlowMemory, FlowOf, Indexed, Outcome, Scenario, flows_of};
 use bg_common::{
-    Addr, Backend, ClockId, DeploymentRow, Event, Family, Flow, FlowKey4, FlowKey6, FlowState, LiveWord, MAX_NEXT_HOPS,
-    NextHop, ServiceKey, ServiceRow, SwitchTerms, TesterKey, Timing, Traffic, Vip,
+    Addr, Backend, ClockId, Colour, DeploymentRow, Event, Family, Flow, FlowKey4, FlowKey6, FlowState, LiveWord,
+    MAX_NEXT_HOPS, NextHop, ServiceKey, ServiceRow, SwitchTerms, TesterKey, Timing, Traffic, Vip,
 };
 use bg_ebpf::{
     Action, Direction, Frame, Verdict,
@@ -14,7 +14,7 @@ use bg_ebpf::{
         row::FlowRef,
         table::{find, insert, replace},
     },
-    path::slow::{Answering, Refreshing, Search, SlowPath, run},
+    path::slow::{Answering, Refreshing, Search, SlowPath, mark, run},
     policy::timed,
     process, process_icmp,
     step::Step,
@@ -68,6 +68,12 @@ pub struct Host {
     next_hops: Vec<UnsafeCell<[u64; 3]>>,
     /// What becomes of a packet that would open a flow of a frozen deployment. `None`: it goes on.
     pub holds: Cell<Option<Event>>,
+    /// The colours for which copies of the last frame were made.
+    pub copies: RefCell<Vec<u8>>,
+    /// Whether copies can be made.
+    pub can_copy: Cell<bool>,
+    /// [`World::copy_for`] of the next frame.
+    copy_for: Cell<u32>,
     /// The MAC address of the interface at which frames arrive, with its first byte lowest.
     pub mac: Cell<u64>,
     /// The next hops of destinations. Nothing else has a route.
@@ -123,6 +129,9 @@ impl Host {
             is_own: Cell::new(false),
             next_hops: (0..MAX_NEXT_HOPS).map(|_| UnsafeCell::default()).collect(),
             holds: Cell::new(Some(Event::Held)),
+            copies: RefCell::default(),
+            can_copy: Cell::new(true),
+            copy_for: Cell::default(),
             mac: Cell::new(0),
             routes: RefCell::default(),
             egress: RefCell::default(),
@@ -139,6 +148,12 @@ impl Host {
         self.process(frame, Direction::Ingress)
     }
 
+    /// Processes the copy of a frame, for a colour, as tc ingress does.
+    pub fn copied(&self, frame: &[u8], colour: Colour) -> Outcome {
+        self.copy_for.set(mark(colour));
+        self.ingress(frame)
+    }
+
     /// Processes a frame as tc egress does.
     pub fn egress(&self, frame: &[u8]) -> Outcome {
         self.process(frame, Direction::Egress)
@@ -149,6 +164,7 @@ impl Host {
         self.terms_reads.set(0);
         self.steps.set(0);
         self.notes.borrow_mut().clear();
+        self.copies.borrow_mut().clear();
         let mut bytes = frame.to_vec();
         let range = bytes.as_mut_ptr_range();
         // SAFETY: the buffer outlives both, and the engine reads nothing through the first once it has
@@ -464,6 +480,19 @@ impl World for Host {
         if self.word(deployment) == word {
             self.live[usize::from(deployment)].set(thawed);
         }
+    }
+
+    fn copy_for(&self) -> u32 {
+        self.copy_for.take()
+    }
+
+    fn copy(&self, colour: u8) -> bool {
+        self.copies.borrow_mut().push(colour);
+        self.can_copy.get()
+    }
+
+    fn count_copy(&self, service: u16, colour: u8) {
+        self.traffic.borrow_mut().entry((service, colour)).or_default().mirrored += 1;
     }
 
     fn hold(&self, _deployment: u16) -> Option<Event> {

@@ -137,6 +137,13 @@ impl Scenario {
         self.backends.iter_mut().filter(|backend| backend.service == service).for_each(|backend| backend.salt = salt);
     }
 
+    /// Gives a service a mirror.
+    pub fn mirror(&mut self, service: u16) {
+        for (_, vip) in self.vips.iter_mut().filter(|(row, _)| *row == 2 * u32::from(service)) {
+            vip.is_mirrored = 1;
+        }
+    }
+
     /// The indexes, with this many heads each, a power of two. If several backends share address, port, protocol and salt,
     /// one of them is in the index.
     pub fn indexed(&self, heads: u32) -> Indexed {

@@ -207,7 +207,7 @@ fn agree(
     translated: &mut u32,
 ) -> [u64; Event::COUNT as usize] {
     let now = subject.kernel.tick().expect("the clock");
-    let host = Host::load_with_rows(scenario(), now, rows);
+    let host = Host::load_with_rows(scenario(program), now, rows);
     host.set_clocks([1 << 60; 2]);
     for address in ROUTED {
         let hop = NextHop::pack(OUT, 1500, mac(DMAC), mac(SMAC), 0);
@@ -272,6 +272,7 @@ fn agree(
         assert_eq!(after.packets - before.packets, expected.packets, "packets of {service} {colour}");
         assert_eq!(after.bytes - before.bytes, expected.bytes, "bytes of {service} {colour}");
         assert_eq!(after.flows_opened - before.flows_opened, expected.flows_opened, "flows of {service} {colour}");
+        assert_eq!(after.mirrored - before.mirrored, expected.mirrored, "copies to {service} {colour}");
     }
     host.all_events()
 }
@@ -312,7 +313,7 @@ fn cases() -> u32 {
 fn compare(program: Program) {
     let seen = compare_cases(program, cases(), false);
     // XDP leaves these to tc, which counts them.
-    let of_tc = [Event::NextHopByStack, Event::TtlExpired, Event::EndedReset, Event::IdleNotReady];
+    let of_tc = [Event::NextHopByStack, Event::TtlExpired, Event::EndedReset, Event::IdleNotReady, Event::MirrorAnswer];
     let of_both = [Event::Malformed, Event::ReplyCollision, Event::EndedFlow, Event::SecondChance, Event::PushedOut];
     // Agreement on packets that nothing happens to would prove nothing.
     for event in of_both.into_iter().chain(of_tc.into_iter().filter(|_| program != Program::Xdp)) {

@@ -20,8 +20,9 @@ fn backends(addresses: &[&str], out_of: Option<u32>) -> Vec<BackendAt> {
 }
 
 /// Two deployments, both families and protocols, both modes, testers, a preview address each, two services
-/// that share backends, so that replies can collide, though their salts differ, and two without a backend of one colour.
-pub(crate) fn scenario() -> Scenario {
+/// that share backends, so that replies can collide, though their salts differ, two without a backend of one colour, and, for tc, two
+/// with a mirror.
+pub(crate) fn scenario(program: Program) -> Scenario {
     let mut scenario = Scenario::default();
     let (shop, other) = (scenario.deployment(), scenario.deployment());
     let (blue4, green4) = (["10.0.1.11:8443", "10.0.1.12:8443"], ["10.0.2.11:8443"]);
@@ -37,7 +38,7 @@ pub(crate) fn scenario() -> Scenario {
             backends: [backends(&blue4, Some(OUT)), backends(&green4, Some(OUT))],
         });
     }
-    scenario.service(&ServiceAt {
+    let udp4 = scenario.service(&ServiceAt {
         deployment: shop,
         vip: at("203.0.113.10:53"),
         preview: None,
@@ -56,7 +57,7 @@ pub(crate) fn scenario() -> Scenario {
             backends(&["[fd00:2::11]:8443", "[fd00:2::12]:8443"], Some(OUT)),
         ],
     });
-    scenario.service(&ServiceAt {
+    let udp6 = scenario.service(&ServiceAt {
         deployment: other,
         vip: at("[2001:db8::10]:53"),
         preview: None,
@@ -77,6 +78,11 @@ pub(crate) fn scenario() -> Scenario {
             mode: Mode::Nat,
             backends: [backends(&[blue], Some(OUT)), Vec::new()],
         });
+    }
+    // XDP would leave all of their datagrams to tc.
+    if program != Program::Xdp {
+        scenario.mirror(udp4);
+        scenario.mirror(udp6);
     }
     for (service, salt) in [(0, 1), (1, 2), (3, 77)] {
         scenario.salt(service, salt);

@@ -9,6 +9,7 @@
 //! - `second_chance`: connections without a row, while a drain lasts.
 //! - `freezes`: which packets wait while a deployment is frozen.
 //! - `idle_only`: preview address and testers.
+//! - `mirror`: copies of datagrams for the idle colour, and its answers.
 //! - `connections`: which packets belong to one flow.
 //! - `lookalikes`: flows that a backend could not tell apart, and clients that use one port for many services.
 //! - `icmp`: errors about flows.
@@ -21,6 +22,7 @@ mod freezes;
 mod icmp;
 mod idle_only;
 mod lookalikes;
+mod mirror;
 mod packets;
 mod receipts;
 mod resets;

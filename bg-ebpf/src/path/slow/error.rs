@@ -50,7 +50,7 @@ impl Translating {
 #[repr(u32)]
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Receiver {
-    /// Nobody.
+    /// Nobody that is known: it passes.
     None = 0,
     /// A client.
     Client = 1,
@@ -60,6 +60,8 @@ pub enum Receiver {
     Backend = 3,
     /// A backend that is an address of this host.
     LocalBackend = 4,
+    /// Nobody: it is about a copy, of which its client must not hear.
+    Nobody = 5,
 }
 
 impl Receiver {
@@ -71,6 +73,7 @@ impl Receiver {
             2 => Self::OwnClient,
             3 => Self::Backend,
             4 => Self::LocalBackend,
+            5 => Self::Nobody,
             _ => Self::None,
         }
     }

@@ -7,12 +7,14 @@
 
 mod answer;
 mod error;
+mod mirror;
 mod open;
 mod refresh;
 mod search;
 
 pub use answer::{Answer, Answering};
 pub use error::{Receiver, Translating};
+pub use mirror::{Copying, mark};
 pub use open::{Chosen, LiveReading, Opening, Placed};
 pub use refresh::{Refreshing, Stay};
 pub use search::{Search, Step};
@@ -23,6 +25,7 @@ use crate::{
     policy::timed,
     world::{Flows, SCRATCH_WORDS, World},
 };
+use bg_common::{LiveWord, Protocol};
 
 /// The calls. A world may make them as it likes, as long as it comes to the same.
 pub trait SlowPath<V: Flows>: World + Sized {
@@ -54,6 +57,14 @@ pub trait SlowPath<V: Flows>: World + Sized {
     fn search(&self, search: &mut Search) -> u32 {
         search::step::<V, _>(search, self).to_u32()
     }
+    /// Chooses the backend of a copy; see [`Copying`].
+    fn backend_of_copy(&self, call: &mut Copying) -> u32 {
+        mirror::choose(call, self)
+    }
+    /// Takes a step of a search for a flow whose copies go to a backend; see [`Search`].
+    fn answers_copy(&self, search: &mut Search) -> u32 {
+        mirror::step::<V, _>(search, self).to_u32()
+    }
     /// Looks for the backend that an ICMP error is for; see [`Translating`].
     fn error_to_backend(&self, call: &mut Translating) -> u32 {
         error::backend::<V>(call, self) as u32
@@ -69,6 +80,7 @@ pub mod run {
     pub use super::{
         answer::run as answer,
         error::{backend as error_to_backend, client as error_to_client},
+        mirror::{choose as backend_of_copy, step as answers_copy},
         open::{choose_backend, choose_colour, insert, replace},
         refresh::run as refresh,
         search::step as search,
@@ -133,6 +145,36 @@ fn all_steps<V: Flows>(world: &impl SlowPath<V>, search: &mut Search) -> Option<
     None
 }
 
+/// See [`SlowPath::backend_of_copy`]. `None`: there is no backend, or no scratch buffer.
+#[inline(always)]
+pub fn backend_of_copy<V: Flows>(world: &impl SlowPath<V>, call: Copying) -> Option<u32> {
+    let slot = world.backend_of_copy(in_scratch(world, call)?);
+    (slot != mirror::NO_BACKEND).then_some(slot)
+}
+
+/// Whether the source of a packet answers a copy, after [`search`] has found no flow whose reply it is.
+#[inline(always)]
+pub fn answers_copy<V: Flows>(world: &impl SlowPath<V>) -> bool {
+    let Some(scratch) = world.scratch() else { return false };
+    // SAFETY: memory of this CPU alone, in which the search is; no other reference to it is alive.
+    let search: &mut Search = unsafe { &mut *scratch.cast() };
+    gets_copies(world, search)
+}
+
+/// Whether the backend of a search gets copies of what its client sends.
+#[inline(always)]
+fn gets_copies<V: Flows>(world: &impl SlowPath<V>, search: &mut Search) -> bool {
+    search.begin(world);
+    for _ in rolled(search::STEPS) {
+        match Step::from_u32(world.answers_copy(search)) {
+            Step::Found(_) => return true,
+            Step::Next => {}
+            Step::End => break,
+        }
+    }
+    false
+}
+
 /// An ICMP error that is being translated, as the steps before have left it.
 pub struct Translator<'a, W> {
     /// What is known of it.
@@ -162,7 +204,10 @@ impl<'a, W: World> Translator<'a, W> {
         }
         // SAFETY: a backend was looked for.
         let search = unsafe { self.call.search() };
-        let Some((hash, place)) = run_search(self.world, search) else { return Receiver::None };
+        let Some((hash, place)) = run_search(self.world, search) else {
+            let is_about_copy = search.protocol == Protocol::Udp && gets_copies(self.world, search);
+            return if is_about_copy { Receiver::Nobody } else { Receiver::None };
+        };
         (self.call.hash, self.call.place) = (hash, place);
         Receiver::from_u32(self.world.error_to_client(self.call))
     }
@@ -200,6 +245,12 @@ impl<'a, W: World> Open<'a, W> {
     #[inline(always)]
     pub fn deployment(&self) -> u16 {
         self.call.reading.deployment as u16
+    }
+
+    /// The live word that the packet has read.
+    #[inline(always)]
+    pub fn word(&self) -> LiveWord {
+        self.call.reading.word
     }
 
     /// Lets the packet go on although the deployment is frozen.

@@ -5,10 +5,15 @@ use crate::{
         bucket::{WAYS, index, second},
         key::{Key as _, Match},
         memory::{Memory as _, Words as _},
+        row::FlowRef,
         table::{read, remove},
     },
     hint::{rolled, unlikely},
-    policy::{backend, colour::Client, lifetime::is_open},
+    policy::{
+        backend,
+        colour::Client,
+        lifetime::{is_open, is_silent},
+    },
     rows::{BackendRef, VipRef},
     world::{Flows, World},
 };
@@ -121,6 +126,10 @@ pub fn step<V: Flows, W: World>(search: &mut Search, world: &W) -> Step {
                 continue;
             };
             if !search.is_for_rivals {
+                // Of a UDP flow that was silent for long, nothing is a reply; another flow of the client may be open.
+                if is_over(&flow, backend, search.protocol, search.now, world) {
+                    continue;
+                }
                 return Step::Found(half * WAYS + index(search.hash, nth));
             }
             if flow.vip() == search.vip {
@@ -141,6 +150,12 @@ pub fn step<V: Flows, W: World>(search: &mut Search, world: &W) -> Step {
         }
     }
     Step::Next
+}
+
+#[inline(always)]
+fn is_over(flow: &FlowRef, backend: BackendRef, protocol: Protocol, now: u32, world: &impl World) -> bool {
+    matches!(protocol, Protocol::Udp)
+        && world.deployment(backend.deployment()).is_none_or(|row| is_silent(flow.flow(), protocol, row, now))
 }
 
 /// Whether two rows of `vips` hold the same virtual address.

@@ -222,6 +222,7 @@ impl<'a> Edge<'a> {
             packets: blue.packets + green.packets,
             bytes: blue.bytes + green.bytes,
             flows_opened: blue.flows_opened + green.flows_opened,
+            mirrored: blue.mirrored + green.mirrored,
         })
     }
 

@@ -34,6 +34,11 @@ fn render(dry_run: &DryRun, all: bool) -> String {
     }
     let tables = dry_run.flow_table;
     lines.push(format!("  flow tables: IPv4 {}, IPv6 {}", table_use(tables.ipv4), table_use(tables.ipv6)));
+    if !dry_run.mirrored.is_empty() {
+        let idle = dry_run.to.live.other();
+        let idle = styled(style_of(idle), idle.name());
+        lines.push(format!("  mirror: then {idle} gets the copies of {}", dry_run.mirrored.join(", ")));
+    }
     lines.extend(backends(dry_run, all));
     lines.join("\n") + "\n"
 }

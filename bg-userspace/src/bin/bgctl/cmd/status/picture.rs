@@ -175,6 +175,15 @@ impl Picture {
         if !previews.is_empty() {
             self.add(Rank::Terms, format!("  preview, always on {idle}: {}", some_of(&previews, all)));
         }
+        for service in deployment.services.iter().filter(|service| service.mirror.is_some()) {
+            let colours =
+                Colour::ALL.map(|colour| format!("{} {}", service.colours.of(colour).mirrored, colour.name()));
+            let copies = colours.join(", ");
+            self.add(
+                Rank::Detail,
+                format!("  mirror: {} copies datagrams to {idle}; copies so far: {copies}", service.name),
+            );
+        }
         for line in services(deployment) {
             self.add(Rank::Detail, line);
         }
@@ -205,7 +214,7 @@ fn services(deployment: &DeploymentStatus) -> Vec<String> {
     ]);
     for service in &deployment.services {
         for colour in Colour::ALL {
-            let ColourStatus { backends, packets, bytes, flows_opened } = service.colours.of(colour);
+            let ColourStatus { backends, packets, bytes, flows_opened, .. } = service.colours.of(colour);
             let (mark, style) = if colour.name() == deployment.live {
                 (" (live)", style_of(colour).bold())
             } else {
