@@ -210,10 +210,12 @@ fn load_average() -> Result<f64> {
     Ok(text.split(' ').next().context("an empty /proc/loadavg")?.parse()?)
 }
 
-/// Fails unless the contender without state broke as many connections as it must. If it did not, then the benchmark cannot see
-/// a connection that breaks.
+/// Fails unless the contender without state broke as many connections as it must, at rest and at the first rate of each kind: later ones
+/// find fewer connections open, if the machine is slow to open them again. If it did not, then the benchmark cannot see a connection
+/// that breaks.
 pub(super) fn prove(measured: &Measured, backends: u64) -> Result<()> {
-    for point in &measured.points {
+    let first = |kind| measured.points.iter().find(|point| point.kind == kind);
+    for point in [None, Some(Kind::Switches), Some(Kind::Backends)].into_iter().filter_map(first) {
         let (broken, open) = (point.all_broken(), u64::from(measured.connections));
         let expected = match point.kind {
             None => 0..=open / 1000,
