@@ -46,6 +46,14 @@ pub struct DryRun {
     pub would: Would,
     /// Why it would be refused.
     pub refusal: Option<String>,
+    /// When the switch would take effect, or the ramp begin; `None` is at once.
+    pub at: Option<jiff::Timestamp>,
+    /// The time in which the share would move.
+    #[serde(serialize_with = "duration")]
+    pub ramp: Option<Duration>,
+    /// The time for a confirmation. Without one the switch would be taken back.
+    #[serde(serialize_with = "duration")]
+    pub confirm_within: Option<Duration>,
     /// What would happen to open flows.
     pub on_switch: OnSwitch,
     /// How long flows that stay may last; `None` is without end. JSON has it in the form of the configuration.
@@ -103,6 +111,8 @@ impl Instance {
             Err(error) if error.class() == ErrorClass::Refused => (Would::Refuse, Some(error.to_string())),
             Err(error) => return Err(error),
         };
+        // What changes nothing, or is refused, arms nothing.
+        let armed = if would == Would::Switch { request.clone() } else { SwitchRequest::default() };
         let to = Moment { generation: asked.generation(), live: asked.live() };
         let tables = Tables::open(&self.paths)?;
         let running = Running::read(&self.words, &tables)?;
@@ -114,6 +124,9 @@ impl Instance {
             to,
             would,
             refusal,
+            at: armed.at,
+            ramp: armed.ramp,
+            confirm_within: armed.confirm_within,
             on_switch,
             drain_timeout: drain_timeout_of(&row),
             flows,

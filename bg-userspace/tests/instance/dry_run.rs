@@ -21,6 +21,7 @@ use serde_json::{Value, json};
 use crate::{
     flow_map::{FlowMap, array},
     lab::Lab,
+    state::{live, running},
 };
 
 const CONFIG: &str = r#"
@@ -322,4 +323,28 @@ fn a_thousand_backends_that_are_gone_are_not_waited_for_one_by_one() {
     println!("{took:?}");
     assert_eq!(not_ready, 1000, "each was tried");
     assert!(took < Duration::from_secs(60), "{took:?}: a second and a half for each is 25 minutes");
+}
+
+#[test]
+fn a_switch_that_would_wait_says_for_what_and_arms_nothing() {
+    let lab = running();
+    let at = "2099-01-01T00:00:00Z";
+    let words = ["switch", "shop", "green", "--dry-run", "--ramp", "10m", "--confirm-within", "5m"];
+    let (code, text, stderr) = lab.run(&words);
+    let line = "shop: would switch, blue -> green, by and by in 10m, generation 2; would go back 5m later, unless `bgctl confirm shop";
+    assert!(code == 0 && text.starts_with(line), "{code}: {text}{stderr}");
+    let (code, _, stderr) = lab.run(&["switch", "shop", "green", "--dry-run", "--at", at]);
+    assert_eq!(code, 2, "further ahead than anybody plans: {stderr}");
+    let soon = jiff::Timestamp::now() + Duration::from_secs(60);
+    let json = |to: &str| {
+        let (code, text, _) = lab.run(&["switch", "shop", to, "--dry-run", "--at", &soon.to_string(), "--json"]);
+        assert_eq!(code, 0);
+        serde_json::from_str::<serde_json::Value>(&text).unwrap()
+    };
+    let told = json("green");
+    assert_eq!((&told["would"], &told["at"]), (&"switch".into(), &soon.to_string().into()));
+    assert!(told["ramp"].is_null() && told["confirm_within"].is_null());
+    assert!(json("blue")["at"].is_null(), "nothing would change");
+    assert_eq!(live(&lab), ("blue", 1));
+    assert!(lab.instance().status(Some("shop")).unwrap().deployments[0].pending.is_none());
 }

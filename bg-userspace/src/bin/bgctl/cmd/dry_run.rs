@@ -1,5 +1,7 @@
 //! `bgctl switch --dry-run`: say what a switch would do.
 
+use std::time::Duration;
+
 use bg_userspace::{DryRun, Fates, Instance, TableUse, TargetBackend, Would, config::OnSwitch};
 
 use crate::{
@@ -48,7 +50,16 @@ fn headline(dry_run: &DryRun) -> String {
     let [old, new] = [from, to].map(|moment| styled(style_of(moment.live), moment.live.name()));
     let generation = to.generation;
     match would {
-        Would::Switch => format!("{deployment}: would switch, {old} -> {new}, generation {generation}"),
+        Would::Switch => {
+            let human = |time: Duration| humantime::format_duration(time);
+            let at = dry_run.at.map_or_else(String::new, |at| format!(" at {at}"));
+            let ramp = dry_run.ramp.map_or_else(String::new, |ramp| format!(", by and by in {}", human(ramp)));
+            let confirm = dry_run.confirm_within.map_or_else(String::new, |within| {
+                format!("; would go back {} later, unless `bgctl confirm {deployment}` comes before", human(within))
+            });
+            let confirm = output::advice(&confirm);
+            format!("{deployment}: would switch, {old} -> {new}{at}{ramp}, generation {generation}{confirm}")
+        }
         Would::Nothing => format!("{deployment}: {new} is live already, generation {generation}, nothing would change"),
         Would::Refuse => {
             let refused = styled(ALARM, "would be refused");
