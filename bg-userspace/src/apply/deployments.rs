@@ -42,10 +42,13 @@ pub(super) fn begin(
             continue;
         }
         let wanted = plan::deployment_row(deployment.wanted, length);
-        // What the last split divides by is not a setting, and neither is that a switch is being made.
+        // What the last split divides by is not a setting, and neither is that a switch is being made. Both share words with settings, and are
+        // written under the lock.
+        let switch = Lock::switch(work.paths)?;
         work.words.deployments.update(index.into(), |row| {
             *row = DeploymentRow { split_by: row.split_by, receipt: row.receipt, ..wanted };
         });
+        drop(switch);
         if deployment.changes_testers() {
             insert_tester(work, index, &unsettled_key(index))?;
             work.testers.insert(index, deployment.wanted.testers.clone());

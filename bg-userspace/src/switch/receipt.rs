@@ -59,8 +59,7 @@ impl Counters {
     /// Ends this, also for switches that were killed, and reads what has been noted since the store `at`. The caller holds the switch lock.
     pub(super) fn end(self, words: &Words, deployment: u16, at: Option<Instant>) -> Option<Noted> {
         let noted = at.and_then(|at| self.noted(deployment, at));
-        let armed = deployment_rows(words).filter(|(_, row)| row.receipt != 0);
-        armed.for_each(|(index, _)| words.deployments.update(index.into(), |row| row.receipt = 0));
+        end_all(words);
         noted
     }
 
@@ -82,6 +81,17 @@ impl Counters {
             dropped: dropped.collect(),
         })
     }
+}
+
+/// Whether packets of any deployment note when they open a flow.
+pub(super) fn is_any_open(words: &Words) -> bool {
+    deployment_rows(words).any(|(_, row)| row.receipt != 0)
+}
+
+/// Ends this. The caller holds the switch lock, so no switch is being made.
+pub(super) fn end_all(words: &Words) {
+    let open = deployment_rows(words).filter(|(_, row)| row.receipt != 0);
+    open.for_each(|(index, _)| words.deployments.update(index.into(), |row| row.receipt = 0));
 }
 
 /// The clock by which packets note the time.

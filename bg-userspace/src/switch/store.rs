@@ -10,7 +10,7 @@ use bg_ebpf::policy::{
 
 use super::{
     decision::{Decision, Goal, Next},
-    receipt::Counters,
+    receipt::{Counters, end_all, is_any_open},
     request::{SwitchRequest, Switched},
 };
 use crate::{
@@ -104,14 +104,16 @@ impl Instance {
         }
     }
 
-    /// Makes explicit what has come due in any deployment, unless another process is switching.
+    /// Makes explicit what has come due in any deployment, and ends the receipts of switches that were killed, unless another process is
+    /// switching.
     pub(crate) fn settle(&self) {
         let is_timed = |index: &u16| self.words.live.read((*index).into()).flags().has(LiveFlags::TIMED);
         let timed: Vec<_> = deployment_rows(&self.words).map(|(index, _)| index).filter(is_timed).collect();
-        if timed.is_empty() {
+        if timed.is_empty() && !is_any_open(&self.words) {
             return;
         }
         let (Ok(_lock), Ok(clock)) = (Lock::switch_if_free(&self.paths), clock(&self.paths)) else { return };
+        end_all(&self.words);
         for index in timed {
             make_explicit(&self.words, index, tick(clock));
         }

@@ -1,10 +1,13 @@
 //! What an apply that was killed at one given instant leaves, made by hand, and that a rerun removes it.
 
 use aya::maps::{Array, HashMap as BpfHashMap, Map, MapData};
-use bg_common::{Role, ServiceInfo, ServiceKey, ServiceRow, Vip};
-use bg_userspace::{AttachMode, Protocol, config::Config};
+use bg_common::{DeploymentRow, Role, ServiceInfo, ServiceKey, ServiceRow, Vip};
+use bg_userspace::{AttachMode, Protocol, SwitchRequest, config::Config};
 
-use crate::lab::{Lab, config};
+use crate::{
+    lab::{Lab, config},
+    state,
+};
 
 const PREVIEW: u16 = 9443;
 
@@ -127,4 +130,19 @@ fn a_preview_address_that_goes_leaves_no_row() {
     assert_eq!(maps.vip(service, Role::Vip), key(443));
     lab.instance().apply(&Config::default()).unwrap();
     assert_eq!(maps.vip(service, Role::Vip), ServiceKey::default());
+}
+
+#[test]
+fn the_receipt_of_a_killed_switch_does_not_stay_open() {
+    let lab = state::running();
+    let map = MapData::from_pin(lab.paths.map("deployments")).and_then(Map::from_map_data).unwrap();
+    let mut rows: Array<MapData, DeploymentRow> = map.try_into().unwrap();
+    let killed = DeploymentRow { receipt: DeploymentRow::receipt_of(2), ..rows.get(&1, 0).unwrap() };
+    rows.set(1, killed, 0).unwrap();
+    // Of another deployment.
+    lab.instance().status(Some("mail")).unwrap();
+    assert_eq!(rows.get(&1, 0).unwrap(), DeploymentRow { receipt: 0, ..killed });
+    rows.set(1, killed, 0).unwrap();
+    lab.instance().switch("mail", &SwitchRequest::default()).unwrap();
+    assert_eq!(rows.get(&1, 0).unwrap().receipt, 0);
 }
