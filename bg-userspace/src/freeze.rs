@@ -88,7 +88,8 @@ impl Instance {
         let recording = Recording::begin(&self.paths);
         let held = HeldLog::open(&self.paths)?;
         let lock = Lock::hold(&self.paths)?;
-        if !self.is_frozen(index) {
+        let over = self.over(index, &held);
+        if over.is_some() {
             self.release(index, &held)?;
         }
         held.begin(index, request.drop);
@@ -96,7 +97,9 @@ impl Instance {
         self.hold_until(deployment, index, until, &mut fence)?;
         drop(lock);
         let state = self.words.reading(index, 0).moment();
-        self.record_hold(deployment, Action::Freeze, state, request.reason.clone(), recording)?;
+        let change = Change { reason: request.reason.clone(), ..change(deployment, Action::Freeze, state) };
+        let over = over.map(|until| by_itself(deployment, state, until));
+        self.record_hold(deployment, Action::Freeze, over.into_iter().chain([change]), recording)?;
         let frozen_until = moment_of(until, ClockId::Boot).unwrap_or(jiff::Timestamp::MAX);
         Ok(Frozen { deployment: deployment.to_owned(), state, frozen_until, drop: request.drop, until })
     }
@@ -119,11 +122,14 @@ impl Instance {
         let held = HeldLog::open(&self.paths)?;
         let lock = Lock::hold(&self.paths)?;
         let changed = self.is_unreleased(index, &held) && is_meant(self.holds_until(index));
+        let over = self.over(index, &held);
         let played = if changed { self.release(index, &held)? } else { Played::default() };
         drop(lock);
         let state = self.words.reading(index, 0).moment();
         if changed {
-            self.record_hold(deployment, Action::Thaw, state, reason.map(str::to_owned), recording)?;
+            let thaw = || Change { reason: reason.map(str::to_owned), ..change(deployment, Action::Thaw, state) };
+            let change = over.map_or_else(thaw, |until| by_itself(deployment, state, until));
+            self.record_hold(deployment, Action::Thaw, [change], recording)?;
         }
         let Played { packets: played_back, expired } = played;
         Ok(Thawed { deployment: deployment.to_owned(), changed, state, played_back, expired })
@@ -154,25 +160,19 @@ impl Instance {
     /// Ends the freezes whose time is over, and plays back what is left of them. What another process is working on is left to it.
     pub(crate) fn release_overdue(&self) -> Result<(), Error> {
         let held = HeldLog::open(&self.paths)?;
-        let is_overdue = |index: &u16| !self.is_frozen(*index) && self.is_unreleased(*index, &held);
-        let overdue = || deployment_rows(&self.words).map(|(index, _)| index).filter(is_overdue);
+        let overdue = || {
+            let rows = deployment_rows(&self.words);
+            rows.filter_map(|(index, row)| Some((index, text(&row.name), self.over(index, &held)?)))
+        };
         if overdue().next().is_none() || !pins::is_in_this_namespace(&self.paths)? {
             return Ok(());
         }
         let recording = Recording::begin(&self.paths);
         let lock = Lock::hold_if_free(&self.paths)?;
         let mut changes = Vec::new();
-        for index in overdue().collect::<Vec<_>>() {
+        for (index, name, until) in overdue().collect::<Vec<_>>() {
             self.release(index, &held)?;
-            let state = self.words.reading(index, 0).moment();
-            changes.push(Change {
-                deployment: text(&self.words.deployments.read(index.into()).name),
-                action: Action::Thaw,
-                from: Some(state),
-                to: Some(state),
-                reason: Some(BY_ITSELF.to_owned()),
-                ..Change::default()
-            });
+            changes.push(by_itself(&name, self.words.reading(index, 0).moment(), until));
         }
         drop(lock);
         self.state.record(Some(&self.words), recording, &changes)
@@ -192,6 +192,13 @@ impl Instance {
 
     fn is_frozen(&self, index: u16) -> bool {
         self.frozen_until(index).is_some()
+    }
+
+    /// When a freeze has ended by itself, in nanoseconds of `CLOCK_BOOTTIME`, if no command has ended it since.
+    fn over(&self, index: u16, held: &HeldLog) -> Option<u64> {
+        let is_over = !self.is_frozen(index) && self.is_unreleased(index, held);
+        let slot = self.words.live.read(index.into()).terms_slot();
+        is_over.then(|| self.words.timing.read(index.into())[slot].hold_until)
     }
 
     /// Whether a freeze is still to be ended by a command.
@@ -256,16 +263,25 @@ impl Instance {
         &self,
         name: &str,
         action: Action,
-        state: Moment,
-        reason: Option<String>,
+        changes: impl IntoIterator<Item = Change>,
         recording: Option<Recording>,
     ) -> Result<(), Error> {
-        let (deployment, from) = (name.to_owned(), Some(state));
-        let change = Change { deployment, action, from, to: from, reason, ..Change::default() };
-        let recorded = self.state.record(Some(&self.words), recording, &[change]);
+        let changes: Vec<_> = changes.into_iter().collect();
+        let recorded = self.state.record(Some(&self.words), recording, &changes);
         recorded.map_err(|source| Error::DoneNotRecorded {
             done: format!("the {} of deployment \"{name}\" is done", action.name()),
             source: Box::new(source),
         })
     }
+}
+
+/// A change that leaves the state as it is.
+fn change(name: &str, action: Action, state: Moment) -> Change {
+    Change { deployment: name.to_owned(), action, from: Some(state), to: Some(state), ..Change::default() }
+}
+
+/// The end of a freeze that nobody has ended.
+fn by_itself(name: &str, state: Moment, until: u64) -> Change {
+    let (at, reason) = (moment_of(until, ClockId::Boot), Some(BY_ITSELF.to_owned()));
+    Change { at, reason, by_kernel: true, ..change(name, Action::Thaw, state) }
 }

@@ -149,13 +149,13 @@ impl Journal {
     }
 }
 
-/// Sorts the switches of each deployment by generation. Generations may start anew when a deployment is added or removed, or with a
-/// record about a change that was found in the kernel, so no switch is moved past one of these.
+/// Sorts the changes of each deployment's live word by generation. Generations may start anew when a deployment is added or removed, or with a
+/// record about a change that was found in the kernel, so nothing is moved past one of these.
 fn put_in_order(records: &mut [Record]) {
     let mut runs: HashMap<String, Vec<usize>> = HashMap::new();
     for index in 0..records.len() {
         let record = &records[index];
-        if !matches!(record.action, Action::Switch | Action::Rollback) {
+        if !record.action.is_of_word() {
             if record.action == Action::Recovered || record.from.is_none() || record.to.is_none() {
                 runs.remove(&record.deployment);
             }
@@ -163,7 +163,8 @@ fn put_in_order(records: &mut [Record]) {
         }
         let run = runs.entry(record.deployment.clone()).or_default();
         run.push(index);
-        let generation = |record: &Record| record.to.map(|to| to.generation);
+        // A confirmation, or a schedule that takes effect, follows the switch that has made the generation.
+        let generation = |record: &Record| record.to.map(|to| (to.generation, record.from.map(|from| from.generation)));
         for pair in run.windows(2).rev() {
             if generation(&records[pair[0]]) <= generation(&records[pair[1]]) {
                 break;
@@ -237,6 +238,25 @@ mod tests {
             read,
             [("shop", 7), ("shop", 6), ("mail", 4), ("shop", 8), ("shop", 9), ("mail", 5), ("shop", 2), ("shop", 3)]
         );
+    }
+
+    #[test]
+    fn what_the_data_path_has_done_is_read_between_the_changes_that_it_came_between() {
+        let dir = tempfile::tempdir().unwrap();
+        let history = History::new(dir.path());
+        let of = |action, generation| Record { action, ..record("shop", generation) };
+        let same = |action, generation| Record { from: moment(generation, Colour::Blue), ..of(action, generation) };
+        // Two processes at once: the first has switched, and is slow to record it.
+        let written = [
+            of(Action::Expired, 3),
+            of(Action::Split, 4),
+            same(Action::Confirm, 2),
+            of(Action::Switch, 2),
+            same(Action::Activated, 2),
+        ];
+        written.iter().for_each(|record| history.append(record).unwrap());
+        let read: Vec<_> = history.read(None).unwrap().records.iter().map(|record| record.action).collect();
+        assert_eq!(read, [Action::Switch, Action::Confirm, Action::Activated, Action::Expired, Action::Split]);
     }
 
     #[test]

@@ -56,6 +56,9 @@ pub struct Entry {
     /// Whether the last change was a rollback.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub rolled_back: bool,
+    /// Whether it is recorded that the generation took effect later than it was made.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub activated: bool,
     /// Keys that this version does not know.
     #[serde(flatten)]
     pub(crate) other: Map<String, Value>,
@@ -63,7 +66,7 @@ pub struct Entry {
 
 impl From<Moment> for Entry {
     fn from(moment: Moment) -> Self {
-        Self { moment, rolled_back: false, other: Map::new() }
+        Self { moment, rolled_back: false, activated: false, other: Map::new() }
     }
 }
 

@@ -1,5 +1,6 @@
 //! A record of the journal.
 
+use bg_common::Cause;
 use serde::{Deserialize, Serialize};
 
 use super::{chain::Link, moment::Moment, receipt::Receipt, who::Who};
@@ -25,6 +26,10 @@ pub enum Action {
     Freeze,
     /// New flows went on, since a command or the end of the freeze has let them.
     Thaw,
+    /// A scheduled switch has taken effect, or a ramp has ended.
+    Activated,
+    /// A switch was taken back, because nobody had confirmed it in time.
+    Expired,
     /// The programs were attached to interfaces.
     Attach,
     /// The programs were detached from interfaces.
@@ -32,6 +37,19 @@ pub enum Action {
 }
 
 impl Action {
+    /// What the data path has done if it has made a generation for this reason.
+    pub(crate) const fn of_data_path(cause: Cause) -> Option<Self> {
+        match cause {
+            Cause::Expired => Some(Self::Expired),
+            Cause::Unknown | Cause::Switch | Cause::Rollback | Cause::Split | Cause::Cancelled => None,
+        }
+    }
+
+    /// Whether it changes the live word, or the time when that changes.
+    pub(super) const fn is_of_word(self) -> bool {
+        matches!(self, Self::Switch | Self::Rollback | Self::Split | Self::Confirm | Self::Activated | Self::Expired)
+    }
+
     /// Its name in the journal.
     pub const fn name(self) -> &'static str {
         match self {
@@ -43,6 +61,8 @@ impl Action {
             Self::Confirm => "confirm",
             Self::Freeze => "freeze",
             Self::Thaw => "thaw",
+            Self::Activated => "activated",
+            Self::Expired => "expired",
             Self::Attach => "attach",
             Self::Detach => "detach",
         }
@@ -72,6 +92,9 @@ pub struct Record {
     pub reason: Option<String>,
     /// The command line of the process.
     pub command: String,
+    /// Whether a reboot takes the change back, as long as it is not confirmed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unconfirmed: bool,
     /// What a switch has done.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub receipt: Option<Receipt>,
@@ -94,6 +117,7 @@ impl Record {
             who: Who::of_this_process(),
             reason: None,
             command: words.join(" "),
+            unconfirmed: false,
             receipt: None,
             link: None,
         }

@@ -12,6 +12,11 @@ pub struct Who {
 }
 
 impl Who {
+    /// The data path, which has made a change while nobody ran.
+    pub(crate) fn kernel() -> Self {
+        Self { user: Some("kernel".to_owned()), uid: 0 }
+    }
+
     /// The user who runs this process. Under sudo, the user who called sudo.
     pub fn of_this_process() -> Self {
         let sudo = |variable| std::env::var(variable).ok();

@@ -9,10 +9,12 @@
 //! is behind, the change was not recorded: its process was killed, or a load balancer has flipped the
 //! word itself. An entry from another life says nothing about this one, whether it is ahead or behind.
 
+mod catch_up;
 mod change;
 mod directory;
 mod link;
 mod owner;
+mod past;
 mod pending;
 mod recall;
 mod running;
@@ -21,7 +23,12 @@ mod write;
 use std::time::Duration;
 
 use self::running::running;
-pub(crate) use self::{change::Change, directory::State, pending::Pending, recall::Recalled};
+pub(crate) use self::{
+    change::{Change, Past},
+    directory::State,
+    pending::Pending,
+    recall::Recalled,
+};
 use crate::{
     Error, Paths,
     history::{Action, HistoryError, PATIENCE, Record, ask},
@@ -80,10 +87,20 @@ impl State {
         }
     }
 
-    /// The problems with the state directory, for a command that only reads.
+    /// The problems with the state directory, for a command that only reads. Records what the data path has done by itself: whoever looks wants to know
+    /// it, and the next reboot forgets it.
     pub(crate) fn check(&self, words: &Words) -> Vec<String> {
+        let told = |error: Error| format!("{:#}", anyhow::Error::from(error));
         let looked = ask(&self.home, Duration::from_secs(2), None, || recall::check(self, &running(words)));
-        looked.unwrap_or_else(|error| vec![format!("{:#}", anyhow::Error::from(error))])
+        let (mut warnings, is_behind) = looked.unwrap_or_else(|error| (vec![told(error)], false));
+        if is_behind {
+            let not_recorded =
+                |error| format!("what the data path has done by itself could not be recorded: {}", told(error));
+            self.warn(self.record(Some(words), None, &[]).err().map(not_recorded));
+            let more = self.take_warnings().into_iter().filter(|warning| !warnings.contains(warning));
+            warnings.extend(more.collect::<Vec<_>>());
+        }
+        warnings
     }
 }
 

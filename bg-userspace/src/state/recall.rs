@@ -4,10 +4,10 @@ use std::{collections::BTreeMap, path::Path};
 
 use serde::{Deserialize, Serialize};
 
-use super::{directory::State, owner, running::Running};
+use super::{catch_up::is_new, directory::State, owner, running::Running};
 use crate::{
     Error,
-    history::{Entry, History, LastLive, Moment, Record},
+    history::{Action, Entry, History, LastLive, Moment, Record},
 };
 
 /// The entries of an instance's deployments in the state directory.
@@ -40,9 +40,20 @@ pub(super) fn salvage(last: &mut LastLive, state_dir: &Path) -> Result<(), Error
         return Ok(());
     }
     let journal = History::new(state_dir).read(None)?;
-    let told: BTreeMap<String, Option<Moment>> =
-        journal.records.into_iter().map(|Record { deployment, to, .. }| (deployment, to)).collect();
+    // A reboot has taken back what nobody had confirmed.
+    let lasting = |record: &Record| {
+        let live = record.from.filter(|_| record.unconfirmed).map(|from| from.live);
+        record.to.map(|to| Moment { live: live.unwrap_or(to.live), ..to })
+    };
+    let mut told: BTreeMap<&str, Option<Moment>> = BTreeMap::new();
+    for record in &journal.records {
+        let says_nothing_new = record.from == record.to && record.action != Action::Confirm;
+        if !(says_nothing_new && told.contains_key(&*record.deployment)) {
+            told.insert(&record.deployment, lasting(record));
+        }
+    }
     for (name, moment) in told {
+        let name = name.to_owned();
         let is_damaged = last.damaged.as_ref().is_none_or(|names| names.contains(&name));
         if let Some(moment) = moment.filter(|_| is_damaged) {
             let (live, generation) = (moment.live.name(), moment.generation);
@@ -54,22 +65,25 @@ pub(super) fn salvage(last: &mut LastLive, state_dir: &Path) -> Result<(), Error
     Ok(())
 }
 
-/// Warnings about the state directory for the operator.
-pub(super) fn check(state: &State, running: &[Running]) -> Result<Vec<String>, Error> {
+/// Warnings about the state directory for the operator, and whether the data path has done something by itself that is not recorded.
+pub(super) fn check(state: &State, running: &[Running]) -> Result<(Vec<String>, bool), Error> {
     let mut warnings = Vec::from_iter(owner::mismatch(state));
     let last = LastLive::load(&state.home)?;
     owner::refuse_shared(state, &last)?;
     warnings.extend(last.problems.iter().cloned());
-    if is_of_another_life(state, &last)
-        && let Some(differences) = differences(&last, running)
-    {
+    let is_other_life = is_of_another_life(state, &last);
+    if is_other_life && let Some(differences) = differences(&last, running) {
         warnings.push(format!(
             "{} is of another instance or of an earlier life of this one, and in it {differences}; the running state counts, and the next \
              switch or apply writes it there",
             state.home.join(LastLive::FILE).display()
         ));
     }
-    Ok(warnings)
+    let is_behind = |Running { name, past, now, .. }: &Running| {
+        let known = last.deployments.get(name);
+        known.is_some() && past.changes.iter().any(|change| is_new(known, change, now.generation))
+    };
+    Ok((warnings, !is_other_life && running.iter().any(is_behind)))
 }
 
 /// Whether another instance has written the file.
@@ -79,7 +93,7 @@ pub(super) fn is_of_another_life(state: &State, last: &LastLive) -> bool {
 
 /// The differences between the file and the running deployments, in words.
 pub(super) fn differences(last: &LastLive, running: &[Running]) -> Option<String> {
-    let differing = running.iter().filter_map(|Running { name, now, .. }| {
+    let differing = running.iter().filter_map(|Running { name, lasting: now, .. }| {
         let there = last.deployments.get(name).map(|entry| entry.moment).filter(|there| there != now)?;
         let say = |moment: Moment| format!("{} at generation {}", moment.live.name(), moment.generation);
         Some(format!("\"{name}\" is {} and not {}", say(there), say(*now)))

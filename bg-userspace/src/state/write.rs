@@ -1,6 +1,7 @@
 //! Writing the state directory: the journal first, then the last live colours.
 
 use super::{
+    catch_up::{CatchUp, OTHER_LIFE, recover},
     change::Change,
     directory::{State, identity_at},
     owner,
@@ -10,15 +11,12 @@ use super::{
 };
 use crate::{
     Error,
-    history::{Action, Entry, History, LastLive, Moment, Record},
+    history::{Entry, History, LastLive, Record},
     lock::{Lock, Recording},
     maps::Words,
 };
 
-const NOT_RECORDED: &str = "found in the kernel, but not recorded. If a bgctl was killed, its switch is done: running it again \
-                            without a colour would undo it";
 const INTERRUPTED: &str = "interrupted before it was recorded, so it may be incomplete";
-const OTHER_LIFE: &str = "the state directory held the state of another instance, or of an earlier life of this one; the running state counts";
 
 /// Everything that is to be recorded.
 pub(super) struct Job<'a> {
@@ -69,19 +67,36 @@ impl Job<'_> {
         let mut last = before.clone();
         recall::salvage(&mut last, state_dir)?;
         let known = last.deployments.clone();
-        for Running { name, now, rolled_back } in &running {
-            let change = self.changes.iter().find(|change| change.deployment == *name);
-            let known = known.get(name).map(|entry| entry.moment);
-            // The state before this command.
-            let then = change.map_or(Some(*now), |change| change.from);
-            let is_behind = |then: Moment| known.is_none_or(|known| known.generation < then.generation);
-            let gap = match then {
-                Some(then) if is_other_life => known.filter(|known| *known != then).map(|_| (then, OTHER_LIFE)),
-                Some(then) => (is_alone && is_behind(then)).then_some((then, NOT_RECORDED)),
-                None => None,
+        let of = |name: &str| self.changes.iter().find(|change| change.deployment == name);
+        for running in &running {
+            let known = known.get(&running.name);
+            let then = match of(&running.name) {
+                None => Some(running.now),
+                // It has created the deployment.
+                Some(Change { from: None, .. }) => None,
+                Some(Change { past: None, to, .. }) => *to,
+                Some(Change { from, .. }) => *from,
             };
-            if let Some((then, reason)) = gap {
-                self.recover(&history, name, known, then, reason)?;
+            let Some(then) = then else { continue };
+            if is_other_life {
+                let known = known.map(|known| known.moment).filter(|known| *known != then);
+                if known.is_some() {
+                    recover(&history, self.template, running, known, then, None, OTHER_LIFE)?;
+                }
+            } else {
+                let past = of(&running.name).and_then(|change| change.past.as_ref());
+                CatchUp { history: &history, template: self.template, running, known, is_alone }.run(then, past)?;
+            }
+        }
+        self.append_changes(&history)?;
+        for running in &running {
+            let Running { name, now, lasting, rolled_back, past } = running;
+            let change = of(name);
+            let known = known.get(name).map(|entry| entry.moment);
+            if let Some(to) = change.and_then(|change| change.to).filter(|_| is_alone) {
+                let activated = change.is_some_and(|change| change.is_in_force);
+                let known = Some(&Entry { activated, ..Entry::from(to) });
+                CatchUp { history: &history, template: self.template, running, known, is_alone }.run(*now, None)?;
             }
             // If an entry stays behind, another process is about to record its change.
             if is_other_life || before.instance.is_none() || change.is_some() || is_alone {
@@ -93,7 +108,11 @@ impl Job<'_> {
                         Entry::from(to)
                     }
                     Some(_) if !is_alone => continue,
-                    _ => Entry { rolled_back: *rolled_back, ..Entry::from(*now) },
+                    _ => {
+                        let is_last = |change: &Change| change.is_in_force && change.to == Some(*now);
+                        let activated = change.is_some_and(is_last) || (is_alone && past.is_activated(now.generation));
+                        Entry { rolled_back: *rolled_back, activated, ..Entry::from(*lasting) }
+                    }
                 };
                 let kept = last.deployments.insert(name.clone(), entry);
                 if let (Some(kept), Some(entry)) = (kept, last.deployments.get_mut(name)) {
@@ -101,7 +120,6 @@ impl Job<'_> {
                 }
             }
         }
-        self.append_changes(&history)?;
         for change in self.changes.iter().filter(|change| change.to.is_none()) {
             last.deployments.remove(&change.deployment);
         }
@@ -126,25 +144,6 @@ impl Job<'_> {
             Some(pinned) => Some(&pinned) == self.state.identity(),
             None => !recall::is_of_another_life(self.state, before),
         }
-    }
-
-    fn recover(
-        &self,
-        history: &History,
-        name: &str,
-        known: Option<Moment>,
-        then: Moment,
-        reason: &str,
-    ) -> Result<(), Error> {
-        // The process may have been killed after writing the journal and before writing the state file.
-        let journal = history.read(Some(name))?;
-        if journal.records.last().and_then(|record| record.to) == Some(then) {
-            return Ok(());
-        }
-        let (deployment, reason) = (name.to_owned(), Some(reason.to_owned()));
-        let change =
-            Change { deployment, action: Action::Recovered, from: known, to: Some(then), reason, ..Change::default() };
-        Ok(history.append(&change.record(self.template))?)
     }
 
     fn append_changes(&self, history: &History) -> Result<(), Error> {

@@ -15,6 +15,7 @@ use crate::{
     history::Action,
     live::exchange,
     lock::{Lock, Recording},
+    state::Past,
 };
 
 impl Instance {
@@ -35,6 +36,7 @@ impl Instance {
         let mut is_asked = false;
         loop {
             let reading = self.settled(index)?;
+            let past = Past::read(&self.words, index, name).1;
             let (deployment, generation) = (name.to_owned(), reading.generation);
             if let Some(expected) = request.if_generation.filter(|expected| *expected != generation) {
                 // A switch that was taken back has made another generation.
@@ -44,8 +46,9 @@ impl Instance {
                 return Err(Refusal::OtherGeneration { deployment, expected, got: generation }.into());
             }
             let on_switch = if reading.timing.on_switch == 0 { OnSwitch::Drain } else { OnSwitch::Cut };
+            let at = Instant::now();
             let stored =
-                |changed, to| Stored { from: reading, to, changed, on_switch, at: Instant::now(), receipt: None };
+                |changed, to| Stored { from: reading, to, changed, on_switch, at, receipt: None, past: past.clone() };
             // A confirmation that was killed may have left a deadline without the time for it.
             let is_guarded = is_asked || reading.timing.window != 0 || reading.confirm_by().is_some();
             match reading.cause() {

@@ -133,9 +133,13 @@ impl Instance {
             deployment: name.to_owned(),
             action,
             from: Some(stored.from.moment()),
-            to: Some(stored.to.moment()),
+            to: Some(stored.made()),
             reason: reason.map(str::to_owned),
+            unconfirmed: stored.is_taken_back() || stored.to.lasting() != stored.to.moment(),
             receipt: stored.receipt.clone(),
+            at: jiff::Timestamp::now().checked_sub(stored.at.elapsed()).ok(),
+            is_in_force: !stored.to.is_pending(),
+            past: Some(stored.past.clone()),
             ..Change::default()
         });
         let recorded = self.state.record(Some(&self.words), recording, change.as_slice());

@@ -17,12 +17,13 @@ use crate::{
     Error, Instance, Refusal,
     config::{DivideBy, OnSwitch},
     fence::Fence,
-    history::Receipt,
+    history::{Action, Moment, Receipt},
     live::{Reading, exchange, make_explicit, now},
     loader,
     lock::Lock,
     maps::clock,
     running::deployment_rows,
+    state::Past,
     time::{moment_of, tick},
 };
 
@@ -35,11 +36,26 @@ pub(super) struct Stored {
     /// The moment before the store, or, without a store, the moment when that was known.
     pub(super) at: Instant,
     pub(super) receipt: Option<Receipt>,
+    /// What the data path had done by itself before.
+    pub(super) past: Past,
 }
 
 impl Stored {
+    /// Whether the data path has taken the change back before anybody has looked.
+    pub(super) fn is_taken_back(&self) -> bool {
+        self.changed && Action::of_data_path(self.to.cause()).is_some()
+    }
+
+    /// The state that the change has made.
+    pub(super) fn made(&self) -> Moment {
+        match self.is_taken_back() {
+            true => Moment { generation: self.to.generation.wrapping_sub(1), live: self.to.word.previous() },
+            false => self.to.moment(),
+        }
+    }
+
     pub(super) fn switched(self, name: &str, fence: Duration) -> Switched {
-        let Self { from, to, changed, on_switch, at, receipt } = self;
+        let Self { from, to, changed, on_switch, at, receipt, past: _ } = self;
         let timing = to.timing;
         let pending = to.is_pending().then(|| ClockId::from_u8(timing.clock));
         Switched {
@@ -76,10 +92,11 @@ impl Instance {
         fence: &mut Fence,
         counters: &mut Counters,
     ) -> Result<Stored, Error> {
-        let (mut first, mut changed) = (None, false);
+        let (mut first, mut changed, mut past) = (None, false, Past::default());
         loop {
             // Read under the lock, because it may have changed before.
             let reading = self.settled(index)?;
+            past.extend(Past::read(&self.words, index, name).1);
             let from = *first.get_or_insert(reading);
             let Decision { row, goal, on_switch, is_there } =
                 self.decide(name, index, request, &goal, [&from, &reading])?;
@@ -88,7 +105,7 @@ impl Instance {
                 continue;
             }
             if is_there {
-                return Ok(Stored { from, to: reading, changed, on_switch, at: Instant::now(), receipt: None });
+                return Ok(Stored { from, to: reading, changed, on_switch, at: Instant::now(), receipt: None, past });
             }
             if request.ramp.is_some() && self.lift_drain_deadline(index, &reading)? {
                 continue;
@@ -97,7 +114,7 @@ impl Instance {
             let order = Ordered { request, goal, on_switch, claim };
             if let Some(at) = self.exchange(name, index, &row, &reading, &order, counters)? {
                 let to = self.words.reading(index, 0);
-                return Ok(Stored { from, to, changed: true, on_switch, at, receipt: None });
+                return Ok(Stored { from, to, changed: true, on_switch, at, receipt: None, past });
             }
             // A packet has ended a drain or taken back a switch meanwhile, or a program that does not use the lock has switched. Read
             // the word again.
@@ -229,7 +246,7 @@ impl Instance {
         let window = nanos(request.confirm_within);
         let timing = Timing {
             activate_at,
-            before: reading.stored,
+            before: if activate_at == 0 { LiveWord::default() } else { reading.stored },
             ramp: nanos(request.ramp),
             window,
             // The window begins after the fence. If this process is killed before, it begins now.
@@ -272,6 +289,9 @@ impl Instance {
     /// Begins the time for a confirmation anew, after the fence. The caller holds the lock. `false`: the fence has taken longer than that
     /// time, and the switch was taken back.
     pub(super) fn begin_window(&self, index: u16, stored: &Stored, fence: &mut Fence) -> Result<bool, Error> {
+        if stored.is_taken_back() {
+            return Ok(false);
+        }
         let (to, slot) = (stored.to, stored.to.stored.terms_slot());
         let Some(deadline) = to.confirm_by().filter(|_| stored.changed && !to.is_pending()) else { return Ok(true) };
         let is_there = || self.words.live.read(index.into()) == to.stored;

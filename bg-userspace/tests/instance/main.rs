@@ -3,6 +3,7 @@
 
 mod any_way;
 mod at_once;
+mod by_itself;
 mod completion;
 mod control;
 mod described;
