@@ -20,6 +20,7 @@ mod index;
 mod live;
 mod service;
 mod timing;
+mod trips;
 
 pub use addr::{Addr, Be16, Family, Protocol};
 pub use backend::{Backend, BackendInfo, Identity, Mode, NextHop, NumberedHop};
@@ -35,6 +36,7 @@ pub use index::endpoint_hash;
 pub use live::{Colour, FULL_SHARE, LiveFlags, LiveWord, SwitchTerms};
 pub use service::{DeploymentRow, Role, ServiceInfo, ServiceKey, ServiceRow, TableSpan, TesterKey, Vip};
 pub use timing::{Cause, ClockId, Timing};
+pub use trips::{Conditions, Limit, Trips};
 
 /// The version of everything in this crate. Pins of another version are refused.
 pub const ABI_VERSION: u32 = 5;
@@ -149,6 +151,7 @@ mod pod {
         LiveWord,
         SwitchTerms,
         Timing,
+        Trips,
         DeploymentRow,
         Hold,
         ServiceInfo,

@@ -38,6 +38,8 @@ pub enum Cause {
     Cancelled = 4,
     /// The deadline for a confirmation has passed.
     Expired = 5,
+    /// A condition has taken the switch back: [`Timing::conditions`].
+    Tripped = 6,
 }
 
 impl Cause {
@@ -49,6 +51,7 @@ impl Cause {
             3 => Self::Split,
             4 => Self::Cancelled,
             5 => Self::Expired,
+            6 => Self::Tripped,
             _ => Self::Unknown,
         }
     }
@@ -86,12 +89,14 @@ pub struct Timing {
     pub clock: u8,
     /// [`Cause`].
     pub cause: u8,
+    /// [`Conditions`](crate::Conditions) that take the word back while it is timed; those that have, if that is the cause.
+    pub conditions: u8,
     /// Always zero.
-    pub reserved: [u8; 5],
+    pub reserved: [u8; 4],
 }
 
 crate::assert_layout!(
     Timing, size 72, align 8,
     activate_at at 0, before at 8, ramp at 16, window at 24, revert_at at 32, hold_until at 40, made_at at 48,
-    generation at 56, drain_timeout at 60, on_switch at 64, clock at 65, cause at 66, reserved at 67
+    generation at 56, drain_timeout at 60, on_switch at 64, clock at 65, cause at 66, conditions at 67, reserved at 68
 );

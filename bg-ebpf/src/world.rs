@@ -12,8 +12,8 @@ use crate::{
     wire::headers::{V4, V6},
 };
 use bg_common::{
-    Addr, Backend, ClockId, DeploymentRow, Event, Family, FlowKey4, FlowKey6, LiveWord, NextHop, ServiceKey,
-    ServiceRow, SwitchTerms, TesterKey, Timing, Vip,
+    Addr, Backend, ClockId, Conditions, DeploymentRow, Event, Family, FlowKey4, FlowKey6, LiveWord, NextHop,
+    ServiceKey, ServiceRow, SwitchTerms, TesterKey, Timing, Vip,
 };
 
 /// A route look-up.
@@ -43,9 +43,13 @@ pub trait World {
     /// by [`crate::policy::lifetime::terms`].
     fn live(&self, deployment: u16) -> Option<LiveWord>;
     /// The word in force, by [`crate::policy::timed::settle`].
-    fn settle(&self, deployment: u16, word: LiveWord) -> LiveWord;
+    fn settle(&self, deployment: u16, word: LiveWord, judges: bool) -> LiveWord;
     /// The terms of the generation that uses `slot`.
     fn terms(&self, deployment: u16, slot: usize) -> Option<SwitchTerms>;
+    /// The conditions of the generation that uses `slot`: a [`bg_common::Trips`].
+    fn trips(&self, _deployment: u16, _slot: usize) -> Option<RawWords> {
+        None
+    }
     /// Stores [`SwitchTerms::ended_before`] of a word whose drain is over, then replaces the word, if it is still there.
     fn end_drain(&self, deployment: u16, word: LiveWord, settled: LiveWord, ended_before: [u32; 2]);
     /// Loads before it come before loads after it. Nothing, where one thread runs.
@@ -144,6 +148,15 @@ macro_rules! note {
 }
 pub(crate) use note;
 
+/// What guards a word that has taken effect.
+#[derive(Clone, Copy, Debug)]
+pub struct Guard {
+    /// [`Timing::revert_at`].
+    pub revert_at: u64,
+    /// [`bg_common::Trips::paused_until`].
+    pub paused_until: u64,
+}
+
 /// The live words with their terms and timings, for who changes them. Slots are those of [`LiveWord::terms_slot`].
 pub trait Generations {
     /// The terms of the generation that uses `slot`.
@@ -154,11 +167,13 @@ pub trait Generations {
     fn present_tick(&self) -> u32;
     /// Nanoseconds of a clock.
     fn now(&self, clock: ClockId) -> u64;
-    /// Stores when a drain of the word of `slot` ends and when it began, and then, unless `revert_at` is zero, when the word is
-    /// taken back, and last that it has taken effect. All who do this at once store nearly the same.
-    fn activate(&self, deployment: u16, slot: usize, drain: [u32; 2], revert_at: u64);
-    /// Stores terms and timing of a generation that is about to be.
-    fn prepare(&self, deployment: u16, slot: usize, terms: &SwitchTerms, timing: &Timing);
+    /// The conditions that take back a word, and hold now.
+    fn holding(&self, deployment: u16, word: LiveWord) -> Conditions;
+    /// Stores when a drain of the word of `slot` ends and when it began, and then, if the word stays timed, when it is
+    /// taken back and until when its conditions pause, and last that it has taken effect. All who do this at once store nearly the same.
+    fn activate(&self, deployment: u16, slot: usize, drain: [u32; 2], guard: Option<Guard>);
+    /// Stores terms, if they change, and timing of a generation that is about to be.
+    fn prepare(&self, deployment: u16, slot: usize, terms: Option<&SwitchTerms>, timing: &Timing);
     /// Replaces a word, if it is still there. Returns the word that is there then.
     fn exchange(&self, deployment: u16, old: LiveWord, new: LiveWord) -> LiveWord;
 }

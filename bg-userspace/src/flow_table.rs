@@ -80,6 +80,13 @@ impl FlowKey for FlowKey6 {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Row<'a>(&'a [AtomicU64], usize);
 
+impl<'a> Row<'a> {
+    /// The words from the one at `first` on.
+    pub(crate) fn new(words: &'a [AtomicU64], first: usize) -> Self {
+        Self(words, first)
+    }
+}
+
 impl Words for Row<'_> {
     fn from(self, words: usize) -> Self {
         Self(self.0, self.1 + words)

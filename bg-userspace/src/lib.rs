@@ -35,6 +35,7 @@
 
 mod apply;
 mod attach;
+mod condition;
 pub mod config;
 pub mod doctor;
 mod drain;
@@ -80,6 +81,7 @@ pub use attach::{
     PATIENCE, Target, attach, attach_in_modes, detach, detach_within,
 };
 pub use bg_common::{Colour, MAX_BACKENDS, MAX_SERVICES, Mode, Protocol};
+pub use condition::{Condition, Share};
 pub use draining::{DrainRequest, Drained, FlowsLeft};
 pub use dry_run::{DryRun, ServiceFates, TableUse, TablesUse, TargetBackend, Would};
 pub use error::{Error, ErrorClass, Refusal, Room};

@@ -2,14 +2,22 @@
 
 use std::sync::atomic::{Ordering, fence};
 
-use bg_common::{Cause, ClockId, LiveFlags, LiveWord, SwitchTerms, Timing};
+use bg_common::{Cause, ClockId, Conditions, LiveFlags, LiveWord, SwitchTerms, Timing, Trips};
 use bg_ebpf::{
-    policy::timed::{Due, activation, due, expiry, settle},
-    world::Generations,
+    policy::{
+        timed::{Due, Return, activation, due, settle, taken_back},
+        trips,
+    },
+    world::{Generations, Guard},
 };
 use rustix::time::{DynamicClockId, clock_gettime_dynamic};
 
-use crate::{history::Moment, maps::Words};
+use crate::{
+    condition::{self, Condition},
+    flow_table::Row,
+    history::Moment,
+    maps::Words,
+};
 
 /// The live state of a deployment at a moment. What has come due by then counts, although nobody may have made it explicit yet.
 #[derive(Clone, Copy, Debug)]
@@ -46,6 +54,22 @@ impl Words {
     }
 }
 
+impl Words {
+    /// The conditions that may take a deployment's last generation back, or that have, as people write them.
+    pub(crate) fn conditions(&self, deployment: u16, reading: &Reading) -> Vec<String> {
+        let conditions = reading.conditions();
+        let generation = reading.generation.wrapping_sub(u32::from(reading.is_taken_back()));
+        let trips = self.trips.read(deployment.into())[generation as usize & 1];
+        if trips.generation != generation {
+            return condition::names(conditions);
+        }
+        Condition::all_of(&trips)
+            .filter(|condition| conditions.has(condition.kind()))
+            .map(|condition| condition.to_string())
+            .collect()
+    }
+}
+
 impl Reading {
     /// `tick` is the present one. Only the deadline of the drain that an expiry begins depends on it.
     pub(crate) fn of(stored: LiveWord, terms: &[SwitchTerms; 2], timing: Timing, tick: u32) -> Self {
@@ -76,10 +100,9 @@ impl Reading {
                     (reading.timing.activate_at, reading.timing.revert_at) = (0, activation.revert_at);
                 }
                 Due::Expiry => {
-                    let Some((word, terms, timing)) = expiry(reading.word, &reading.terms, &reading.timing, tick)
-                    else {
-                        break;
-                    };
+                    let why = Return::expired(&reading.timing);
+                    let next = taken_back(reading.word, &reading.terms, &reading.timing, tick, why);
+                    let Some((word, terms, timing)) = next else { break };
                     (reading.word, reading.terms, reading.timing) = (word, terms, timing);
                     (reading.generation, reading.is_explicit) = (word.generation(), false);
                 }
@@ -115,14 +138,47 @@ impl Reading {
         (self.word.flags().has(LiveFlags::TIMED) && self.timing.revert_at != 0).then_some(self.timing.revert_at)
     }
 
+    /// Whether the switch is in force and waits for a confirmation, with or without a deadline.
+    pub(crate) fn is_guarded(&self) -> bool {
+        !self.is_pending() && (self.is_watched() || self.confirm_by().is_some())
+    }
+
+    /// Whether conditions may take the last generation back, now or once it has taken effect.
+    pub(crate) fn is_watched(&self) -> bool {
+        self.stored.flags().has(LiveFlags::TIMED) && !self.conditions().is_empty()
+    }
+
+    /// The conditions that take the last generation back, while it is timed; those that have, if that is its cause.
+    pub(crate) fn conditions(&self) -> Conditions {
+        Conditions(self.timing.conditions)
+    }
+
     /// What has made the last generation.
     pub(crate) fn cause(&self) -> Cause {
         Cause::from_u8(self.timing.cause)
     }
 
+    /// Whether the data path has made the last generation, to take a switch back.
+    pub(crate) fn is_taken_back(&self) -> bool {
+        matches!(self.cause(), Cause::Expired | Cause::Tripped)
+    }
+
     /// Whether the last generation took a switch back.
     pub(crate) fn is_rolled_back(&self) -> bool {
-        matches!(self.cause(), Cause::Rollback | Cause::Expired)
+        self.is_taken_back() || self.cause() == Cause::Rollback
+    }
+}
+
+impl Words {
+    /// Why the data path has taken a switch back.
+    pub(crate) fn why_taken_back(&self, deployment: u16, reading: &Reading) -> String {
+        match reading.cause() {
+            Cause::Tripped => format!(
+                "since new flows met the condition \"{}\"",
+                self.conditions(deployment, reading).join("\" and \"")
+            ),
+            _ => "when its time for a confirmation had passed".to_owned(),
+        }
     }
 }
 
@@ -138,7 +194,7 @@ pub(crate) fn now(clock: ClockId) -> u64 {
 
 /// Makes explicit what has come due. The caller holds the switch lock: it may write terms, and another process could be doing so.
 pub(crate) fn make_explicit(words: &Words, deployment: u16, tick: u32) -> LiveWord {
-    settle(deployment, words.live.read(deployment.into()), &Locked { words, tick })
+    settle(deployment, words.live.read(deployment.into()), true, &Locked { words, tick })
 }
 
 /// The live words, for who holds the switch lock.
@@ -164,18 +220,26 @@ impl Generations for Locked<'_> {
         now(clock)
     }
 
-    fn activate(&self, deployment: u16, slot: usize, drain: [u32; 2], revert_at: u64) {
+    fn holding(&self, deployment: u16, word: LiveWord) -> Conditions {
+        let row = Row::new(self.words.trips.words(deployment.into()), word.terms_slot() * size_of::<Trips>() / 8);
+        trips::holding(row, word.generation(), self.tick, || now(ClockId::Boot))
+    }
+
+    fn activate(&self, deployment: u16, slot: usize, drain: [u32; 2], guard: Option<Guard>) {
         self.words.terms.update(deployment.into(), |terms| {
             [terms[slot].drain_deadline, terms[slot].drain_began] = drain;
         });
-        if revert_at != 0 {
-            self.words.timing.update(deployment.into(), |timing| timing[slot].revert_at = revert_at);
+        if let Some(guard) = guard {
+            self.words.trips.update(deployment.into(), |trips| trips[slot].paused_until = guard.paused_until);
+            self.words.timing.update(deployment.into(), |timing| timing[slot].revert_at = guard.revert_at);
             self.words.timing.update(deployment.into(), |timing| timing[slot].activate_at = 0);
         }
     }
 
-    fn prepare(&self, deployment: u16, slot: usize, terms: &SwitchTerms, timing: &Timing) {
-        self.words.terms.update(deployment.into(), |slots| slots[slot] = *terms);
+    fn prepare(&self, deployment: u16, slot: usize, terms: Option<&SwitchTerms>, timing: &Timing) {
+        if let Some(terms) = terms {
+            self.words.terms.update(deployment.into(), |slots| slots[slot] = *terms);
+        }
         self.words.timing.update(deployment.into(), |slots| slots[slot] = *timing);
     }
 

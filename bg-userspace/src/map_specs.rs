@@ -3,7 +3,7 @@
 use bg_common::{
     Backend, BackendInfo, Clock, DeploymentRow, Event, HELD_LOG_BYTES, Hold, LiveWord, MAX_DEPLOYMENTS, MAX_INTERFACES,
     MAX_NEXT_HOPS, MAX_TESTERS, Meta, NumberedHop, ServiceInfo, ServiceKey, ServiceRow, SwitchTerms, SwitchTimes,
-    TesterKey, Timing, Traffic, Vip,
+    TesterKey, Timing, Traffic, Trips, Vip,
 };
 
 use crate::{
@@ -34,12 +34,13 @@ enum Kind {
 
 /// All pinned maps of an instance. `meta` is last, see [`crate::pins`]. `scratch` is not pinned, because its content only concerns the
 /// program that has written it, for one packet.
-pub(crate) const MAPS: [MapSpec; 27] = [
+pub(crate) const MAPS: [MapSpec; 28] = [
     mappable::<LiveWord>("live", |_| MAX_DEPLOYMENTS),
     mappable::<[SwitchTerms; 2]>("terms", |_| MAX_DEPLOYMENTS),
     mappable::<[Timing; 2]>("timing", |_| MAX_DEPLOYMENTS),
     mappable::<Hold>("holds", |_| MAX_DEPLOYMENTS),
     mappable::<[u64; HELD_LOG_BYTES / 8]>("held", |_| 1),
+    mappable::<[Trips; 2]>("trips", |_| MAX_DEPLOYMENTS),
     mappable::<DeploymentRow>("deployments", |_| MAX_DEPLOYMENTS),
     mappable::<[u32; 2]>("vip_index", |sizes| sizes.vip_index_rows),
     mappable::<Vip>("vips", |sizes| 2 * sizes.services),

@@ -10,7 +10,7 @@ use aya::{
 use aya_obj::programs::XdpAttachType;
 use bg_common::{
     Backend, BackendInfo, Clock, DeploymentRow, Event, HELD_LOG_BYTES, Hold, LiveWord, ServiceInfo, ServiceKey,
-    ServiceRow, SwitchTerms, TesterKey, Timing, Traffic, Vip,
+    ServiceRow, SwitchTerms, TesterKey, Timing, Traffic, Trips, Vip,
 };
 
 use crate::{
@@ -25,6 +25,7 @@ pub(crate) struct Words {
     pub(crate) live: Mapped<LiveWord>,
     pub(crate) terms: Mapped<[SwitchTerms; 2]>,
     pub(crate) timing: Mapped<[Timing; 2]>,
+    pub(crate) trips: Mapped<[Trips; 2]>,
     pub(crate) deployments: Mapped<DeploymentRow>,
 }
 
@@ -34,6 +35,7 @@ impl Words {
             live: mapped(paths, "live")?,
             terms: mapped(paths, "terms")?,
             timing: mapped(paths, "timing")?,
+            trips: mapped(paths, "trips")?,
             deployments: mapped(paths, "deployments")?,
         })
     }

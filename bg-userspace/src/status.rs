@@ -11,7 +11,7 @@ use crate::{
     config::{DivideBy, OnSwitch, Prefix, mode_name, protocol_name},
     hold::HeldLog,
     live::{Reading, now},
-    maps::{self, Tables, TrafficCounters},
+    maps::{self, Tables, TrafficCounters, Words},
     running::{Running, RunningDeployment, RunningService, UNSETTLED, address_of},
     show::{drain_timeout_of, on_switch_of},
     time::moment_of,
@@ -54,6 +54,10 @@ pub struct DeploymentStatus {
     pub divide_by: DivideBy,
     /// When the switch is taken back, unless it is confirmed.
     pub confirm_deadline: Option<jiff::Timestamp>,
+    /// The conditions that take the switch back, unless it is confirmed before.
+    pub revert_if: Vec<String>,
+    /// Why the data path has taken the last switch back; `None` if it has not.
+    pub taken_back: Option<String>,
     /// The switch or ramp that has not taken effect yet.
     pub pending: Option<PendingStatus>,
     /// When a freeze ends by itself; `None` if the deployment is not frozen.
@@ -201,7 +205,7 @@ impl Instance {
                 }
                 services.sort_by(|a, b| a.name.cmp(&b.name));
                 let drain_deadline = self.drain_deadline(deployment)?;
-                let status = deployment_status(name, deployment, drain_deadline, count, services);
+                let status = deployment_status(&self.words, name, deployment, drain_deadline, count, services);
                 deployments.push(self.with_freeze(status, deployment.index, &held));
             }
         }
@@ -269,6 +273,7 @@ impl Instance {
 }
 
 fn deployment_status(
+    words: &Words,
     name: &str,
     deployment: &RunningDeployment,
     drain_deadline: Option<jiff::Timestamp>,
@@ -296,6 +301,8 @@ fn deployment_status(
         green_share_measured: (since.blue + since.green > 0)
             .then(|| since.green as f64 / (since.blue + since.green) as f64),
         divide_by: if deployment.row.divides_clients() { DivideBy::Client } else { DivideBy::Flow },
+        revert_if: if reading.is_watched() { words.conditions(deployment.index, reading) } else { Vec::new() },
+        taken_back: reading.is_taken_back().then(|| words.why_taken_back(deployment.index, reading)),
         confirm_deadline: reading.confirm_by().and_then(|at| moment_of(at, ClockId::Boot)),
         pending,
         frozen_until: None,
@@ -311,7 +318,7 @@ fn deployment_status(
 
 fn phase(reading: &Reading, has_draining_flows: bool) -> &'static str {
     let (word, timing) = (reading.word, &reading.timing);
-    if reading.confirm_by().is_some() {
+    if reading.is_guarded() {
         "confirming"
     } else if reading.is_pending() {
         let has_begun = timing.ramp != 0 && now(ClockId::from_u8(timing.clock)) >= timing.activate_at;

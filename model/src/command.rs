@@ -9,7 +9,7 @@ use crate::{
 use bg_common::{Cause, ClockId, LiveFlags, LiveWord, SwitchTerms, Timing};
 use bg_ebpf::policy::{
     switch::{Order, next},
-    timed::{Due, activation, due, expiry, settle},
+    timed::{Due, Return, activation, due, settle, taken_back},
 };
 
 /// Units of the time for a confirmation.
@@ -151,7 +151,8 @@ fn reading(run: &Run<'_>) -> Option<Reading> {
             }
             Due::Expiry => {
                 reading.is_explicit = false;
-                let (word, terms, timing) = expiry(reading.word, &reading.terms, &reading.timing, TICK)?;
+                let why = Return::expired(&reading.timing);
+                let (word, terms, timing) = taken_back(reading.word, &reading.terms, &reading.timing, TICK, why)?;
                 (reading.word, reading.terms, reading.timing) = (word, terms, timing);
                 reading.generation = word.generation();
             }
@@ -239,7 +240,7 @@ fn settled(run: &Run<'_>) -> Option<Reading> {
     loop {
         let word = run.word()?;
         if word.flags().has(LiveFlags::TIMED) {
-            settle(0, word, run);
+            settle(0, word, true, run);
         }
         let reading = reading(run)?;
         if reading.is_explicit || run.is(Mutation::ImplicitState) {

@@ -20,7 +20,7 @@ struct Decided {
 
 fn program(run: &Run<'_>) -> Option<Decided> {
     let stored = run.word()?;
-    let word = if stored.flags().has(LiveFlags::TIMED) { settle(0, stored, run) } else { stored };
+    let word = if stored.flags().has(LiveFlags::TIMED) { settle(0, stored, true, run) } else { stored };
     let terms = bytemuck::cast(run.terms_of(0, word.terms_slot())?);
     let is_held = is_frozen(run, word)?;
     Some(Decided { word, terms, is_held })

@@ -7,8 +7,8 @@ use crate::{
     memory::{Fault, Shared, TICK},
     mutation::Mutation,
 };
-use bg_common::{ClockId, LiveWord, SwitchTerms, Timing};
-use bg_ebpf::world::Generations;
+use bg_common::{ClockId, Conditions, LiveWord, SwitchTerms, Timing};
+use bg_ebpf::world::{Generations, Guard};
 use std::cell::{Cell, RefCell};
 
 /// One call of a program.
@@ -153,16 +153,22 @@ impl Generations for Run<'_> {
         self.clock().unwrap_or(0)
     }
 
-    fn activate(&self, _deployment: u16, slot: usize, drain: [u32; 2], revert_at: u64) {
+    fn holding(&self, _deployment: u16, _word: LiveWord) -> Conditions {
+        Conditions::NONE
+    }
+
+    fn activate(&self, _deployment: u16, slot: usize, drain: [u32; 2], guard: Option<Guard>) {
         let _ = self.does(|shared| shared.memory.terms[slot][1] = bytemuck::cast(drain));
-        if revert_at != 0 {
-            let _ = self.does(|shared| shared.memory.update(slot, |timing| timing.revert_at = revert_at));
+        if let Some(guard) = guard {
+            let _ = self.does(|shared| shared.memory.update(slot, |timing| timing.revert_at = guard.revert_at));
             let _ = self.does(|shared| shared.memory.update(slot, |timing| timing.activate_at = 0));
         }
     }
 
-    fn prepare(&self, _deployment: u16, slot: usize, terms: &SwitchTerms, timing: &Timing) {
-        let _ = self.does(|shared| shared.memory.terms[slot] = bytemuck::cast(*terms));
+    fn prepare(&self, _deployment: u16, slot: usize, terms: Option<&SwitchTerms>, timing: &Timing) {
+        if let Some(terms) = terms {
+            let _ = self.does(|shared| shared.memory.terms[slot] = bytemuck::cast(*terms));
+        }
         let _ = self.does(|shared| shared.memory.timing[slot] = bytemuck::cast(*timing));
     }
 

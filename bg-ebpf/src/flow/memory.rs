@@ -12,6 +12,16 @@ pub trait Words: Copy {
     fn store_low(self, word: usize, value: u32);
     /// Replaces a word if it is `old`: of all that try at once exactly one succeeds. Orders everything.
     fn exchange(self, word: usize, old: u64, new: u64) -> bool;
+    /// Adds to a word, which wraps. Orders everything.
+    #[inline(always)]
+    fn add(self, word: usize, value: u64) {
+        loop {
+            let old = self.load(word);
+            if self.exchange(word, old, old.wrapping_add(value)) {
+                return;
+            }
+        }
+    }
 }
 
 /// Memory of a flow table for one kind of key.
@@ -100,6 +110,15 @@ impl Words for RawWords {
         }
         // SAFETY: see `new`.
         unsafe { atomic_cxchg::<u64, { SeqCst }, { SeqCst }>(self.0.wrapping_add(word), old, new).1 }
+    }
+
+    #[inline(always)]
+    fn add(self, word: usize, value: u64) {
+        use core::intrinsics::{AtomicOrdering::SeqCst, atomic_xadd};
+        if !READS_ONLY {
+            // SAFETY: see `new`.
+            unsafe { atomic_xadd::<u64, u64, { SeqCst }>(self.0.wrapping_add(word), value) };
+        }
     }
 }
 

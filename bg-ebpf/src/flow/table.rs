@@ -151,8 +151,9 @@ fn claim(version: FlowState, hash: u32) -> u64 {
 fn publish<K, M: Memory<K>>(memory: &M, head: M::Words, version: FlowState, flow: &Flow) {
     let [state, origin, times] = flow.words();
     // A row begins without a next hop, number zero. The rest of that half is the version: a CPU that still has the
-    // row of the flow before in hand shall not find its times unchanged, and cache another client's next hop here.
-    let times = times & 0xffff_ffff | u64::from(version.0) << 32;
+    // row of the flow before in hand shall not find its times unchanged, and cache another client's next hop here. Below the version is room
+    // for a mark (`policy::trips::mark`).
+    let times = times | u64::from(version.0 << 2) << 32;
     head.store(1, origin);
     head.store(2, times);
     memory.order();

@@ -9,20 +9,15 @@ use aya_ebpf::helpers::{
     bpf_jiffies64,
     generated::{bpf_ktime_get_boot_ns, bpf_ktime_get_tai_ns},
 };
-use bg_common::{ClockId, LiveWord, SwitchTerms, TICK_SHIFT, Timing};
-use bg_ebpf::{policy::timed, world::Generations};
+use bg_common::{ClockId, Conditions, LiveWord, SwitchTerms, TICK_SHIFT, Timing, Trips};
+use bg_ebpf::{
+    flow::memory::RawWords,
+    policy::{timed, trips::holding},
+    world::{Generations, Guard},
+};
 use core::intrinsics::{AtomicOrdering::SeqCst, atomic_cxchg};
 
-/// [`timed::settle`], of a deployment's index and word.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub(super) extern "C" fn settle(deployment: u32, word: u64) -> u64 {
-    timed::settle(deployment as u16, LiveWord(word), &Maps).0
-}
-
-struct Maps;
-
-/// A slot of a deployment's row in `terms` or `timing`, for reading and writing.
+/// A slot of a deployment's row in `terms`, `timing` or `trips`, for reading and writing.
 macro_rules! slot {
     ($map:ident, $type:ty, $deployment:expr, $slot:expr) => {{
         let row: Option<*mut [$type; 2]> = maps::$map.get_ptr_mut($deployment.into());
@@ -30,6 +25,30 @@ macro_rules! slot {
         row.map(|row| unsafe { row.cast::<$type>().add($slot & 1) })
     }};
 }
+
+/// [`timed::settle`], of a deployment's index and word.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(super) extern "C" fn settle(deployment: u32, word: u64, judges: u32) -> u64 {
+    timed::settle(deployment as u16, LiveWord(word), judges != 0, &Maps).0
+}
+
+/// [`trips::holding`], of a deployment's index and generation.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(super) extern "C" fn judge(deployment: u32, generation: u32) -> u32 {
+    let Some(row) = trips(deployment as u16, generation as usize & 1) else { return 0 };
+    holding(row, generation, Maps.present_tick(), || Maps.now(ClockId::Boot)).0.into()
+}
+
+/// A slot of a deployment's row in `trips`.
+#[inline(always)]
+pub(super) fn trips(deployment: u16, slot: usize) -> Option<RawWords> {
+    // SAFETY: a slot of the map is a number of words, and lives as long as the program runs.
+    slot!(TRIPS, Trips, deployment, slot).map(|row| unsafe { RawWords::new(row.cast()) })
+}
+
+struct Maps;
 
 impl Generations for Maps {
     #[inline(always)]
@@ -66,7 +85,12 @@ impl Generations for Maps {
     }
 
     #[inline(always)]
-    fn activate(&self, deployment: u16, slot: usize, drain: [u32; 2], revert_at: u64) {
+    fn holding(&self, deployment: u16, word: LiveWord) -> Conditions {
+        Conditions(judge(deployment.into(), word.generation()) as u8)
+    }
+
+    #[inline(always)]
+    fn activate(&self, deployment: u16, slot: usize, drain: [u32; 2], guard: Option<Guard>) {
         if EXPLAINS {
             return;
         }
@@ -75,12 +99,16 @@ impl Generations for Maps {
         else {
             return;
         };
+        let trips = slot!(TRIPS, Trips, deployment, slot);
         // SAFETY: slots of the maps, of which these fields are aligned words.
         unsafe {
             (&raw mut (*terms).drain_deadline).write_volatile(drain[0]);
             (&raw mut (*terms).drain_began).write_volatile(drain[1]);
-            if revert_at != 0 {
-                (&raw mut (*timing).revert_at).write_volatile(revert_at);
+            if let Some(guard) = guard {
+                if let Some(trips) = trips {
+                    (&raw mut (*trips).paused_until).write_volatile(guard.paused_until);
+                }
+                (&raw mut (*timing).revert_at).write_volatile(guard.revert_at);
                 order();
                 (&raw mut (*timing).activate_at).write_volatile(0);
             }
@@ -88,9 +116,11 @@ impl Generations for Maps {
     }
 
     #[inline(always)]
-    fn prepare(&self, deployment: u16, slot: usize, terms: &SwitchTerms, timing: &Timing) {
+    fn prepare(&self, deployment: u16, slot: usize, terms: Option<&SwitchTerms>, timing: &Timing) {
         #[cfg(feature = "explain")]
-        super::steps::keep_terms(deployment, slot, terms);
+        if let Some(terms) = terms {
+            super::steps::keep_terms(deployment, slot, terms);
+        }
         if EXPLAINS {
             return;
         }
@@ -101,7 +131,9 @@ impl Generations for Maps {
         };
         // SAFETY: slots of the maps. The exchange of the word orders these stores before it.
         unsafe {
-            to_terms.write(*terms);
+            if let Some(terms) = terms {
+                to_terms.write(*terms);
+            }
             to_timing.write(*timing);
         }
     }

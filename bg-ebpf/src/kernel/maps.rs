@@ -7,6 +7,7 @@
 //! | `timing` | deployment → two [`Timing`] | the same; programs, when an instant has passed | schedules, ramps, confirmations |
 //! | `holds` | deployment → [`Hold`] | programs and user space | queues of frozen deployments |
 //! | `held` | 0 → records, see [`HeldHeader`] | programs; user space marks what it has played back | packets in these queues |
+//! | `trips` | deployment → two [`Trips`] | user space, before the word of their parity; programs count in it | conditions that take a switch back |
 //! | `deployments` | deployment → [`DeploymentRow`] | user space | time-outs, name |
 //! | `vip_index` | hash / 2 → two heads of lists of `vips` | user space | is a packet's destination a virtual address? |
 //! | `vips` | 2 × service + role → [`Vip`] | user space | that, and the source that a reply gets back |
@@ -40,7 +41,7 @@ use aya_ebpf::{
 use bg_common::{
     Backend, BackendInfo, Clock, DeploymentRow, Event, FLOW_WAYS, FlowHash, FlowKey4, FlowKey6, HEADS_PER_ROW,
     HELD_LOG_BYTES, Hold, LiveWord, MAX_DEPLOYMENTS, MAX_INTERFACES, MAX_NEXT_HOPS, MAX_TESTERS, Meta, NumberedHop,
-    ServiceInfo, ServiceKey, ServiceRow, SwitchTerms, SwitchTimes, TableSizes, TesterKey, Timing, Traffic, Vip,
+    ServiceInfo, ServiceKey, ServiceRow, SwitchTerms, SwitchTimes, TableSizes, TesterKey, Timing, Traffic, Trips, Vip,
 };
 use bg_ebpf::{
     flow::key::Key as _,
@@ -92,6 +93,10 @@ pub(super) static HOLDS: Array<Hold, { MAX_DEPLOYMENTS as usize }, MMAPABLE> = A
 /// Packets in these queues.
 #[btf_map(name = "held")]
 pub(super) static HELD: Array<[u64; HELD_LOG_BYTES / 8], 1, MMAPABLE> = Array::new();
+
+/// Conditions that take generations back: slots as in `terms`.
+#[btf_map(name = "trips")]
+pub(super) static TRIPS: Array<[Trips; 2], { MAX_DEPLOYMENTS as usize }, MMAPABLE> = Array::new();
 
 /// Settings of each deployment.
 #[btf_map(name = "deployments")]

@@ -68,6 +68,7 @@ calls_at_a_row! {
 
 calls! {
     choose_colour(Opening) = |call, world| run::choose_colour(call, world) as u32;
+    count_for_switch(Opening) = |call, world| run::count_for_switch(call, world);
     choose_backend(Opening) = |call, world| run::choose_backend(call, world).to_u32();
     insert4(Opening) = |call, world| run::insert::<V4, _>(call, world) as u32;
     insert6(Opening) = |call, world| run::insert::<V6, _>(call, world) as u32;
@@ -107,6 +108,12 @@ macro_rules! slow_path {
             fn choose_backend(&self, call: &mut Opening) -> u32 {
                 // SAFETY: a reference.
                 unsafe { choose_backend(call) }
+            }
+
+            #[inline(always)]
+            fn count_for_switch(&self, call: &mut Opening) -> u32 {
+                // SAFETY: a reference.
+                unsafe { count_for_switch(call) }
             }
 
             #[inline(always)]

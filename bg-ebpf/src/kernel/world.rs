@@ -105,8 +105,8 @@ impl<const XDP: bool> bg_ebpf::world::World for World<XDP> {
     }
 
     #[inline(always)]
-    fn settle(&self, deployment: u16, word: LiveWord) -> LiveWord {
-        LiveWord(super::generations::settle(deployment.into(), word.0))
+    fn settle(&self, deployment: u16, word: LiveWord, judges: bool) -> LiveWord {
+        LiveWord(super::generations::settle(deployment.into(), word.0, judges.into()))
     }
 
     #[inline(always)]
@@ -118,6 +118,11 @@ impl<const XDP: bool> bg_ebpf::world::World for World<XDP> {
         let both = maps::TERMS.get(deployment.into())?;
         // Not by index: the compiler's bound check would be a panic.
         Some(if slot == 0 { both[0] } else { both[1] })
+    }
+
+    #[inline(always)]
+    fn trips(&self, deployment: u16, slot: usize) -> Option<RawWords> {
+        super::generations::trips(deployment, slot)
     }
 
     #[inline(always)]

@@ -158,7 +158,7 @@ fn target<V: Flows, W: SlowPath<V>>(
         let missing_row = || Verdict::drop(world, Event::MissingRow);
         if let Some(backend) = without_news(headers, &flow, hook) {
             let deployment = backend.deployment();
-            let word = timed::read(deployment, world).ok_or_else(missing_row)?;
+            let word = timed::read(deployment, judges(&flow), world).ok_or_else(missing_row)?;
             let colour = Colour::from_u8(backend.colour());
             if !unlikely(ended_by_switch(flow.flow(), colour, deployment, word, world, now)) {
                 note!(world, Step::Continues {});
@@ -181,7 +181,8 @@ fn target<V: Flows, W: SlowPath<V>>(
             let word = if reading.deployment == u32::from(deployment) {
                 reading.word
             } else {
-                timed::read(deployment, world).ok_or_else(missing_row)?
+                let judges = judges(&flow) || headers.transport.opens_connection();
+                timed::read(deployment, judges, world).ok_or_else(missing_row)?
             };
             let (row, colour) = (*flow.flow(), Colour::from_u8(backend.colour()));
             let call = Refreshing { flow: row, transport: headers.transport, word, deployment, colour, now };
@@ -206,6 +207,12 @@ fn target<V: Flows, W: SlowPath<V>>(
         note!(world, Step::NoFlow {});
     }
     open_flow(headers, arrival, reading, hook)
+}
+
+/// Whether a packet of the flow judges the conditions of a switch. One whose flow was answered need not: it stays where it is.
+#[inline(always)]
+fn judges(flow: &FlowRef) -> bool {
+    !flow.state().has(FlowState::ANSWERED)
 }
 
 /// The backend of a flow of which the packet says nothing new, as most packets do: they need no call.
@@ -301,6 +308,7 @@ fn open_flow<V: Flows, W: SlowPath<V>>(
         }
         let is_unpinned = stored == Stored::No;
         if !is_unpinned {
+            open.count_for_switch::<V>();
             world.count_flow(backend.service(), backend.colour());
         }
         return Ok(Target { backend, is_unpinned, word: open.word() });

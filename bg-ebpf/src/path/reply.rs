@@ -118,7 +118,9 @@ pub fn restore<V: Flows + Rewritable, W: SlowPath<V>>(
     // segment with news may have no answer. A packet that is no reply may open a flow, and reads the live word then: so it is
     // read only now.
     if is_udp || (unlikely(has_news) && headers.transport.can_be_reset()) {
-        let Some(word) = timed::read(deployment, world) else { return Some(Verdict::drop(world, Event::MissingRow)) };
+        let Some(word) = timed::read(deployment, false, world) else {
+            return Some(Verdict::drop(world, Event::MissingRow));
+        };
         if ended_by_switch(flow.flow(), colour, deployment, word, world, now) {
             return Some(if is_udp {
                 Verdict::drop(world, Event::EndedFlow)

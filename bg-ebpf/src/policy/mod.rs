@@ -7,3 +7,4 @@ pub mod freeze;
 pub mod lifetime;
 pub mod switch;
 pub mod timed;
+pub mod trips;

@@ -1,7 +1,8 @@
 //! The live word in force. A word with [`LiveFlags::TIMED`] changes by itself: a scheduled switch takes effect, a ramp moves
 //! the share, and a switch that nobody has confirmed is taken back. There is no timer and no process. Whoever reads the word
 //! derives what is in force, and whoever finds that an instant has passed makes it explicit by a compare-exchange of the word.
-//! So a confirmation and an expiry at the same moment have one outcome.
+//! So a confirmation and an expiry at the same moment have one outcome. The conditions of a switch ([`super::trips`]) take it back in
+//! the same way.
 //!
 //! User space asks the same functions.
 
@@ -9,24 +10,24 @@ use crate::{
     hint::{rolled, unlikely},
     policy::switch::{Order, drain_deadline, next, tick_after},
     step::Step,
-    world::{Generations, World, note},
+    world::{Generations, Guard, World, note},
 };
-use bg_common::{Cause, ClockId, LiveFlags, LiveWord, SwitchTerms, Timing};
+use bg_common::{Cause, ClockId, Conditions, LiveFlags, LiveWord, SwitchTerms, Timing, Trips};
 
-/// The live word in force. A packet reads it once.
+/// The live word in force. A packet reads it once. `judges`: whether the conditions of a switch are judged.
 #[inline(always)]
-pub fn read(deployment: u16, world: &impl World) -> Option<LiveWord> {
+pub fn read(deployment: u16, judges: bool, world: &impl World) -> Option<LiveWord> {
     let word = world.live(deployment)?;
     if unlikely(word.flags().has(LiveFlags::TIMED)) {
-        return Some(settled(deployment, word, world));
+        return Some(settled(deployment, word, judges, world));
     }
     Some(word)
 }
 
 /// The word in force, where a word with [`LiveFlags::TIMED`] stands.
 #[inline(always)]
-pub fn settled(deployment: u16, word: LiveWord, world: &impl World) -> LiveWord {
-    let in_force = world.settle(deployment, word);
+pub fn settled(deployment: u16, word: LiveWord, judges: bool, world: &impl World) -> LiveWord {
+    let in_force = world.settle(deployment, word, judges);
     note!(world, Step::Settled { deployment: deployment.into(), word: word.0, in_force: in_force.0 });
     in_force
 }
@@ -56,7 +57,12 @@ pub fn due(word: LiveWord, timing: &Timing, now: impl Fn(ClockId) -> u64) -> Due
         let passed = now - timing.activate_at;
         if passed < timing.ramp {
             let share = between(timing.before.target_share(), word.target_share(), passed, timing.ramp);
-            return Due::Nothing(before(word, timing).with_target_share(share));
+            let in_force = before(word, timing).with_target_share(share);
+            // The conditions are judged from now on.
+            let is_judged = timing.conditions != 0;
+            let flags = in_force.flags();
+            let flags = if is_judged { flags.with(LiveFlags::TIMED) } else { flags };
+            return Due::Nothing(in_force.with_flags(flags));
         }
         return Due::Activation(passed - timing.ramp);
     }
@@ -97,7 +103,7 @@ pub struct Activation {
 /// What there is from the moment on when a word takes effect, which was `late` nanoseconds ago. `tick` and `boot` are the present moment.
 #[inline(always)]
 pub fn activation(word: LiveWord, timing: &Timing, late: u64, tick: u32, boot: u64) -> Activation {
-    let is_guarded = timing.window != 0;
+    let is_guarded = timing.window != 0 || timing.conditions != 0;
     let flags = if is_guarded { word.flags() } else { word.flags().without(LiveFlags::TIMED) };
     let is_drain = word.flags().has(LiveFlags::DRAINING);
     let revert_at = match ClockId::from_u8(timing.clock) {
@@ -109,35 +115,67 @@ pub fn activation(word: LiveWord, timing: &Timing, late: u64, tick: u32, boot: u
         word: word.with_flags(flags),
         drain_deadline: if is_drain { drain_deadline(tick, timing.drain_timeout) } else { 0 },
         drain_began: if is_drain { tick_after(tick, 0) } else { 0 },
-        revert_at: if is_guarded { revert_at } else { 0 },
+        revert_at: if timing.window != 0 { revert_at } else { 0 },
+    }
+}
+
+/// Why a word is taken back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Return {
+    /// When.
+    pub at: u64,
+    /// The conditions that hold. None: it was not confirmed in time.
+    pub conditions: Conditions,
+}
+
+impl Return {
+    /// It was not confirmed in time.
+    #[inline(always)]
+    pub const fn expired(timing: &Timing) -> Self {
+        Self { at: timing.revert_at, conditions: Conditions::NONE }
     }
 }
 
 /// The generation that takes back `word`. `None` if there is no next generation.
 #[inline(always)]
-pub fn expiry(
+pub fn taken_back(
     word: LiveWord,
     terms: &SwitchTerms,
     timing: &Timing,
     tick: u32,
+    why: Return,
 ) -> Option<(LiveWord, SwitchTerms, Timing)> {
     let is_cut = timing.on_switch != 0;
     let deadline = if is_cut { 0 } else { drain_deadline(tick, timing.drain_timeout) };
     let order = Order { share: word.previous_share(), is_cut, drain_deadline: deadline, now: tick };
     let (new, new_terms) = next(word, terms, order)?;
-    let new_timing = Timing {
-        made_at: timing.revert_at,
-        hold_until: timing.hold_until,
-        generation: new.generation(),
-        cause: Cause::Expired as u8,
-        ..Timing::default()
-    };
-    Some((new, new_terms, new_timing))
+    Some((new, new_terms, timing_of(new, timing, why)))
 }
 
-/// Makes explicit what has come due, and returns the word in force.
+/// The generation that takes back `word` while its ramp goes on: the share before it. Nothing else changes, so the terms stay.
 #[inline(always)]
-pub fn settle(deployment: u16, mut word: LiveWord, generations: &impl Generations) -> LiveWord {
+fn called_off(word: LiveWord, in_force: LiveWord, timing: &Timing, why: Return) -> Option<(LiveWord, Timing)> {
+    let (flags, share) = (in_force.flags().without(LiveFlags::TIMED), timing.before.target_share());
+    let new = LiveWord::new(word.generation().checked_add(1)?, flags, word.target_share(), share);
+    Some((new, timing_of(new, timing, why)))
+}
+
+/// The timing of the generation that takes one back which had `timing`.
+#[inline(always)]
+fn timing_of(new: LiveWord, timing: &Timing, why: Return) -> Timing {
+    Timing {
+        made_at: why.at,
+        hold_until: timing.hold_until,
+        generation: new.generation(),
+        cause: if why.conditions.is_empty() { Cause::Expired as u8 } else { Cause::Tripped as u8 },
+        conditions: why.conditions.0,
+        ..Timing::default()
+    }
+}
+
+/// Makes explicit what has come due, and returns the word in force. `judges`: whether the conditions are judged.
+#[inline(always)]
+pub fn settle(deployment: u16, mut word: LiveWord, judges: bool, generations: &impl Generations) -> LiveWord {
     // It may take effect and be taken back, and others may do the same.
     for _ in rolled(4) {
         if !word.flags().has(LiveFlags::TIMED) {
@@ -145,25 +183,43 @@ pub fn settle(deployment: u16, mut word: LiveWord, generations: &impl Generation
         }
         let slot = word.terms_slot();
         let Some(timing) = generations.timing(deployment, slot) else { break };
-        word = match due(word, &timing, |clock| generations.now(clock)) {
-            Due::Nothing(in_force) => return in_force,
+        let why = match due(word, &timing, |clock| generations.now(clock)) {
+            Due::Nothing(in_force) => {
+                let is_judged = judges && timing.conditions != 0 && in_force.flags().has(LiveFlags::TIMED);
+                let conditions = if is_judged { generations.holding(deployment, word) } else { Conditions::NONE };
+                if conditions.is_empty() {
+                    return in_force;
+                }
+                let why = Return { at: generations.now(ClockId::Boot), conditions };
+                if in_force.generation() != word.generation() {
+                    let Some((new, new_timing)) = called_off(word, in_force, &timing, why) else { return in_force };
+                    generations.prepare(deployment, new.terms_slot(), None, &new_timing);
+                    word = generations.exchange(deployment, word, new);
+                    continue;
+                }
+                why
+            }
             Due::Activation(late) => {
                 let (tick, boot) = (generations.present_tick(), generations.now(ClockId::Boot));
                 let activation = activation(word, &timing, late, tick, boot);
+                let stays_timed = activation.word.0 == word.0;
                 let drain = [activation.drain_deadline, activation.drain_began];
-                generations.activate(deployment, slot, drain, activation.revert_at);
-                if activation.word.0 == word.0 { word } else { generations.exchange(deployment, word, activation.word) }
+                let guard = Guard { revert_at: activation.revert_at, paused_until: boot + Trips::PAUSE };
+                generations.activate(deployment, slot, drain, stays_timed.then_some(guard));
+                if !stays_timed {
+                    word = generations.exchange(deployment, word, activation.word);
+                }
+                continue;
             }
-            Due::Expiry => {
-                let Some(terms) = generations.terms_of(deployment, slot) else { break };
-                let Some((new, new_terms, new_timing)) = expiry(word, &terms, &timing, generations.present_tick())
-                else {
-                    break;
-                };
-                generations.prepare(deployment, new.terms_slot(), &new_terms, &new_timing);
-                generations.exchange(deployment, word, new)
-            }
+            Due::Expiry => Return::expired(&timing),
         };
+        let Some(terms) = generations.terms_of(deployment, slot) else { break };
+        let Some((new, new_terms, new_timing)) = taken_back(word, &terms, &timing, generations.present_tick(), why)
+        else {
+            break;
+        };
+        generations.prepare(deployment, new.terms_slot(), Some(&new_terms), &new_timing);
+        word = generations.exchange(deployment, word, new);
     }
     word
 }

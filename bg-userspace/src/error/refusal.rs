@@ -54,12 +54,14 @@ pub enum Refusal {
     },
     /// The switch was taken back before it was confirmed.
     #[error(
-        "it is too late to confirm: the switch of deployment \"{deployment}\" was taken back when its time for a confirmation had passed, \
+        "it is too late to confirm: the switch of deployment \"{deployment}\" was taken back {because}, \
          and {live} is live since generation {generation}; see `bgctl history {deployment}`"
     )]
     TooLateToConfirm {
         /// Its name.
         deployment: String,
+        /// Why it was taken back.
+        because: String,
         /// Its live colour.
         live: &'static str,
         /// Its generation.

@@ -269,7 +269,10 @@ impl Teller<'_> {
             Ordering::Greater => format!("generation {armed} of {deployment} is armed, but does not fully apply yet"),
             Ordering::Equal => format!("generation {armed} of {deployment} applies, and is not confirmed yet"),
             Ordering::Less => {
-                format!("generation {armed} of {deployment} was not confirmed in time: generation {now} takes it back")
+                format!(
+                    "generation {armed} of {deployment} was not confirmed in time, or its new flows have met a condition: generation {now} takes \
+                     it back"
+                )
             }
         };
         Some((text, json!({"deployment": deployment, "armed": armed, "generation": now})))

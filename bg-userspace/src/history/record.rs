@@ -30,6 +30,8 @@ pub enum Action {
     Activated,
     /// A switch was taken back, because nobody had confirmed it in time.
     Expired,
+    /// A switch was taken back, because its new flows met a condition.
+    Tripped,
     /// The programs were attached to interfaces.
     Attach,
     /// The programs were detached from interfaces.
@@ -41,13 +43,23 @@ impl Action {
     pub(crate) const fn of_data_path(cause: Cause) -> Option<Self> {
         match cause {
             Cause::Expired => Some(Self::Expired),
+            Cause::Tripped => Some(Self::Tripped),
             Cause::Unknown | Cause::Switch | Cause::Rollback | Cause::Split | Cause::Cancelled => None,
         }
     }
 
     /// Whether it changes the live word, or the time when that changes.
     pub(super) const fn is_of_word(self) -> bool {
-        matches!(self, Self::Switch | Self::Rollback | Self::Split | Self::Confirm | Self::Activated | Self::Expired)
+        matches!(
+            self,
+            Self::Switch
+                | Self::Rollback
+                | Self::Split
+                | Self::Confirm
+                | Self::Activated
+                | Self::Expired
+                | Self::Tripped
+        )
     }
 
     /// Its name in the journal.
@@ -63,6 +75,7 @@ impl Action {
             Self::Thaw => "thaw",
             Self::Activated => "activated",
             Self::Expired => "expired",
+            Self::Tripped => "tripped",
             Self::Attach => "attach",
             Self::Detach => "detach",
         }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use bg_common::{Cause, LiveFlags};
+use bg_common::LiveFlags;
 
 use super::{
     request::{ConfirmRequest, Switched},
@@ -13,7 +13,7 @@ use crate::{
     config::OnSwitch,
     fence::Fence,
     history::Action,
-    live::exchange,
+    live::{Reading, exchange},
     lock::{Lock, Recording},
     state::Past,
 };
@@ -28,7 +28,7 @@ impl Instance {
         let stored = self.keep(deployment, index, request, &mut fence);
         drop(lock);
         let stored = self.recorded(deployment, Action::Confirm, request.reason.as_deref(), recording, stored)?;
-        Ok(stored.switched(deployment, Duration::ZERO))
+        Ok(stored.switched(&self.words, index, deployment, Duration::ZERO))
     }
 
     fn keep(&self, name: &str, index: u16, request: &ConfirmRequest, fence: &mut Fence) -> Result<Stored, Error> {
@@ -40,8 +40,8 @@ impl Instance {
             let (deployment, generation) = (name.to_owned(), reading.generation);
             if let Some(expected) = request.if_generation.filter(|expected| *expected != generation) {
                 // A switch that was taken back has made another generation.
-                if reading.cause() == Cause::Expired && generation == expected.wrapping_add(1) {
-                    return Err(too_late(name, &reading).into());
+                if reading.is_taken_back() && generation == expected.wrapping_add(1) {
+                    return Err(self.too_late(name, index, &reading).into());
                 }
                 return Err(Refusal::OtherGeneration { deployment, expected, got: generation }.into());
             }
@@ -50,9 +50,12 @@ impl Instance {
             let stored =
                 |changed, to| Stored { from: reading, to, changed, on_switch, at, receipt: None, past: past.clone() };
             // A confirmation that was killed may have left a deadline without the time for it.
-            let is_guarded = is_asked || reading.timing.window != 0 || reading.confirm_by().is_some();
-            match reading.cause() {
-                Cause::Expired => return Err(too_late(name, &reading).into()),
+            let is_guarded = is_asked
+                || reading.timing.window != 0
+                || !reading.conditions().is_empty()
+                || reading.confirm_by().is_some();
+            match reading.is_taken_back() {
+                true => return Err(self.too_late(name, index, &reading).into()),
                 _ if !is_guarded => return Err(Refusal::NothingToConfirm { deployment, generation }.into()),
                 // Confirmed before.
                 _ if !reading.stored.flags().has(LiveFlags::TIMED) => return Ok(stored(is_asked, reading)),
@@ -60,8 +63,8 @@ impl Instance {
             }
             let slot = reading.stored.terms_slot();
             if reading.is_pending() {
-                // It has not taken effect, so there is no deadline yet, and there shall be none.
-                self.words.timing.update(index.into(), |slots| slots[slot].window = 0);
+                // It has not taken effect, so there is no deadline yet, and there shall be none, nor conditions.
+                self.words.timing.update(index.into(), |slots| (slots[slot].window, slots[slot].conditions) = (0, 0));
                 is_asked = true;
                 fence.wait()?;
                 let after = self.words.reading(index, 0);
@@ -77,12 +80,13 @@ impl Instance {
             }
         }
     }
-}
 
-fn too_late(name: &str, reading: &crate::live::Reading) -> Refusal {
-    Refusal::TooLateToConfirm {
-        deployment: name.to_owned(),
-        live: reading.word.live().name(),
-        generation: reading.generation,
+    fn too_late(&self, name: &str, index: u16, reading: &Reading) -> Refusal {
+        Refusal::TooLateToConfirm {
+            deployment: name.to_owned(),
+            because: self.words.why_taken_back(index, reading),
+            live: reading.word.live().name(),
+            generation: reading.generation,
+        }
     }
 }

@@ -16,6 +16,7 @@ mod confirm;
 mod decision;
 mod fates;
 mod hook;
+mod old_colour;
 mod receipt;
 mod request;
 mod store;
@@ -84,6 +85,9 @@ impl Instance {
     ) -> Result<Switched, Error> {
         request.check()?;
         let (index, _) = self.deployment(name)?;
+        let mut request = request.clone();
+        let not_armed = self.disarm(name, index, &mut request, &goal)?;
+        let request = &request;
         let mut fence = Fence::prepare(&self.paths)?;
         let mut counters = Counters::open(&self.paths);
         let recording = Recording::begin(&self.paths);
@@ -115,7 +119,8 @@ impl Instance {
             }
             .into());
         }
-        Ok(stored.switched(name, fence))
+        let not_armed = not_armed.iter().filter(|_| stored.changed).map(ToString::to_string).collect();
+        Ok(Switched { not_armed, ..stored.switched(&self.words, index, name, fence) })
     }
 
     /// Writes a change to the journal.

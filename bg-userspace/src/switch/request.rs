@@ -7,6 +7,7 @@ use serde::{Serialize, Serializer};
 
 use crate::{
     Error,
+    condition::Condition,
     config::{DivideBy, OnSwitch},
     history::{Moment, Receipt},
 };
@@ -29,6 +30,8 @@ pub struct SwitchRequest {
     pub confirm_within: Option<Duration>,
     /// The share moves from the old colour to the new one in this time. The switch takes effect at the end of it.
     pub ramp: Option<Duration>,
+    /// Conditions that take the switch back, one of each kind. They are judged once the switch has taken effect, until it is confirmed.
+    pub revert_if: Vec<Condition>,
     /// When it takes effect, or when the ramp begins; `None` is at once.
     pub at: Option<jiff::Timestamp>,
 }
@@ -50,6 +53,15 @@ impl SwitchRequest {
         };
         within("confirm-within", self.confirm_within, Self::LEAST_WINDOW)?;
         within("ramp", self.ramp, Duration::from_millis(1))?;
+        for (nth, condition) in self.revert_if.iter().enumerate() {
+            if let Condition::Silence(time) = condition {
+                within("revert-if silence", Some(*time), Self::LEAST_WINDOW)?;
+            }
+            if let Some(other) = self.revert_if[..nth].iter().find(|other| other.kind() == condition.kind()) {
+                let what = format!("--revert-if takes one condition of a kind, not \"{other}\" and \"{condition}\"");
+                return Err(Error::Unrepresentable { what });
+            }
+        }
         let Some(at) = self.at else { return Ok(()) };
         let ahead = at.duration_since(jiff::Timestamp::now());
         if ahead.is_negative() || ahead.unsigned_abs() > Self::LONGEST {
@@ -105,6 +117,10 @@ pub struct Switched {
     pub ramp_until: Option<jiff::Timestamp>,
     /// When the switch is taken back, unless it is confirmed; `None` if it needs no confirmation, or has not taken effect yet.
     pub confirm_deadline: Option<jiff::Timestamp>,
+    /// The conditions that take it back, unless it is confirmed before.
+    pub revert_if: Vec<String>,
+    /// Conditions that were asked for, but that the old colour meets itself: going back would not help.
+    pub not_armed: Vec<String>,
     /// The moment before the store, or before the fence if there was no store.
     #[serde(skip)]
     pub stored: Instant,

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use bg_common::{Cause, ClockId, DeploymentRow, FULL_SHARE, LiveFlags, LiveWord, Timing};
+use bg_common::{Cause, ClockId, DeploymentRow, FULL_SHARE, LiveFlags, LiveWord, Timing, Trips};
 use bg_ebpf::policy::{
     lifetime::is_past,
     timed::{Due, due},
@@ -21,7 +21,7 @@ use crate::{
     live::{Reading, exchange, make_explicit, now},
     loader,
     lock::Lock,
-    maps::clock,
+    maps::{Words, clock},
     running::deployment_rows,
     state::Past,
     time::{moment_of, tick},
@@ -54,7 +54,7 @@ impl Stored {
         }
     }
 
-    pub(super) fn switched(self, name: &str, fence: Duration) -> Switched {
+    pub(super) fn switched(self, words: &Words, index: u16, name: &str, fence: Duration) -> Switched {
         let Self { from, to, changed, on_switch, at, receipt, past: _ } = self;
         let timing = to.timing;
         let pending = to.is_pending().then(|| ClockId::from_u8(timing.clock));
@@ -70,6 +70,8 @@ impl Stored {
                 .filter(|_| timing.ramp != 0)
                 .and_then(|clock| moment_of(timing.activate_at + timing.ramp, clock)),
             confirm_deadline: to.confirm_by().and_then(|at| moment_of(at, ClockId::Boot)),
+            revert_if: if to.is_watched() { words.conditions(index, &to) } else { Vec::new() },
+            not_armed: Vec::new(),
             stored: at,
             fence,
             receipt,
@@ -80,6 +82,9 @@ impl Stored {
 /// How far ahead the deadline of a switch must be for a command to replace its word. Packets that find it passed write
 /// the terms of the next generation, and so does the command.
 const REPRIEVE: Duration = Duration::from_secs(2);
+
+/// How long after the store nobody judges the conditions of a switch, unless its fence is over before.
+const PAUSE: Duration = Duration::from_secs(1);
 
 impl Instance {
     /// Makes what `goal` says the live state, unless it is so already. The caller holds the lock.
@@ -100,17 +105,21 @@ impl Instance {
             let from = *first.get_or_insert(reading);
             let Decision { row, goal, on_switch, is_there } =
                 self.decide(name, index, request, &goal, [&from, &reading])?;
-            if reading.is_pending() {
+            if reading.is_pending() && !reading.is_watched() {
                 changed |= self.cancel(name, index, &reading)?;
                 continue;
             }
-            if is_there {
+            if is_there && !reading.is_pending() {
                 return Ok(Stored { from, to: reading, changed, on_switch, at: Instant::now(), receipt: None, past });
             }
             if request.ramp.is_some() && self.lift_drain_deadline(index, &reading)? {
                 continue;
             }
             let Some(claim) = self.claim(index, &reading, fence)? else { continue };
+            if reading.is_pending() {
+                changed |= self.cancel(name, index, &reading)?;
+                continue;
+            }
             let order = Ordered { request, goal, on_switch, claim };
             if let Some(at) = self.exchange(name, index, &row, &reading, &order, counters)? {
                 let to = self.words.reading(index, 0);
@@ -161,7 +170,8 @@ impl Instance {
         let is_moved = word.target_share() != before.target_share();
         let previous = if is_moved { before.target_share() } else { before.previous_share() };
         // That has the flag HOLD as `stored` has it.
-        let new = LiveWord::new(generation, word.flags(), previous, word.target_share());
+        let flags = word.flags().without(LiveFlags::TIMED);
+        let new = LiveWord::new(generation, flags, previous, word.target_share());
         // The terms in its slot are those of the word in force, and stay.
         let timing = Timing {
             generation,
@@ -202,12 +212,16 @@ impl Instance {
         Ok((self.is_still(index, reading, deadline) && !claim.is_over()).then_some(claim))
     }
 
-    /// Puts off a deadline that is about to pass. Returns the deadline, if there is one.
+    /// Puts off a deadline that is about to pass, and the judgement of conditions. Returns the deadline, which is zero if there are only
+    /// conditions. `None`: there is neither.
     fn reprieve(&self, index: u16, reading: &Reading) -> Option<u64> {
-        let deadline = reading.confirm_by()?;
         let until = now(ClockId::Boot) + REPRIEVE.as_nanos() as u64;
+        let slot = reading.stored.terms_slot();
+        if reading.is_watched() {
+            self.words.trips.update(index.into(), |slots| slots[slot].paused_until = until);
+        }
+        let Some(deadline) = reading.confirm_by() else { return reading.is_watched().then_some(0) };
         if deadline < until {
-            let slot = reading.stored.terms_slot();
             self.words.timing.update(index.into(), |slots| slots[slot].revert_at = until);
         }
         Some(deadline.max(until))
@@ -244,6 +258,8 @@ impl Instance {
             (None, None) => (0, ClockId::Boot),
         };
         let window = nanos(request.confirm_within);
+        let trips = self.trips(new, request, boot)?;
+        let is_watched = !trips.conditions().is_empty();
         let timing = Timing {
             activate_at,
             before: if activate_at == 0 { LiveWord::default() } else { reading.stored },
@@ -258,14 +274,18 @@ impl Instance {
             on_switch: is_cut.into(),
             clock: at_clock as u8,
             cause: goal.cause as u8,
-            reserved: [0; 5],
+            conditions: trips.conditions().0,
+            reserved: [0; 4],
         };
-        let is_timed = activate_at != 0 || window != 0;
+        let is_timed = activate_at != 0 || window != 0 || is_watched;
         let new = if is_timed { new.with_flags(new.flags().with(LiveFlags::TIMED)) } else { new };
         let slot = new.terms_slot();
         // No packet reads these slots, because they belong to the other parity.
         self.words.terms.update(index.into(), |slots| slots[slot] = new_terms);
         self.words.timing.update(index.into(), |slots| slots[slot] = timing);
+        if is_watched {
+            self.words.trips.update(index.into(), |slots| slots[slot] = trips);
+        }
         if let Some(by) = goal.divide_by {
             let split_by = match by {
                 DivideBy::Flow => 1,
@@ -279,31 +299,55 @@ impl Instance {
         let stored = Instant::now();
         // This process was stopped. The deadline that it had put off may come, or much of its own time for a confirmation is over, which a
         // packet would take back at once, although others may still decide by the terms of the word before.
-        let own = boot_at + Duration::from_nanos(window / 2);
-        if claim.is_over() || (window != 0 && stored > own) {
+        let own = [(window != 0).then_some(Duration::from_nanos(window)), is_watched.then_some(PAUSE)];
+        let is_late = own.into_iter().flatten().any(|own| stored > boot_at + own / 2);
+        if claim.is_over() || is_late {
             return Ok(None);
         }
         Ok(exchange(&self.words, index, word, new).is_ok().then_some(stored))
     }
 
-    /// Begins the time for a confirmation anew, after the fence. The caller holds the lock. `false`: the fence has taken longer than that
-    /// time, and the switch was taken back.
+    /// The conditions that take a word back.
+    fn trips(&self, word: LiveWord, request: &SwitchRequest, boot: u64) -> Result<Trips, Error> {
+        let mut trips = Trips::default();
+        if !request.revert_if.is_empty() {
+            trips.generation = word.generation();
+            // Flows of so many ticks can be told apart.
+            trips.second = self.tick_length.ticks(Duration::from_secs(1)).min(Trips::RING - 3) as u16;
+            trips.colour = word.live() as u16;
+            // They are judged after the fence. If this process is killed before, somewhat later.
+            trips.paused_until = boot + PAUSE.as_nanos() as u64;
+            trips.unjudged_tick = tick(clock(&self.paths)?).into();
+            request.revert_if.iter().for_each(|condition| condition.arm(&mut trips));
+        }
+        Ok(trips)
+    }
+
+    /// Begins the time for a confirmation anew, after the fence, and lets packets judge the conditions. The caller holds the lock. `false`: the
+    /// fence has taken longer than that time, and the switch was taken back.
     pub(super) fn begin_window(&self, index: u16, stored: &Stored, fence: &mut Fence) -> Result<bool, Error> {
         if stored.is_taken_back() {
             return Ok(false);
         }
         let (to, slot) = (stored.to, stored.to.stored.terms_slot());
-        let Some(deadline) = to.confirm_by().filter(|_| stored.changed && !to.is_pending()) else { return Ok(true) };
         let is_there = || self.words.live.read(index.into()) == to.stored;
-        if is_there() {
-            let revert_at = now(ClockId::Boot) + to.timing.window;
-            self.words.timing.update(index.into(), |slots| slots[slot].revert_at = revert_at);
+        if let Some(deadline) = to.confirm_by().filter(|_| stored.changed && !to.is_pending()) {
+            if is_there() {
+                let revert_at = now(ClockId::Boot) + to.timing.window;
+                self.words.timing.update(index.into(), |slots| slots[slot].revert_at = revert_at);
+            }
+            if now(ClockId::Boot) >= deadline {
+                // A packet that has found the deadline passed may be about to take the switch back.
+                fence.wait()?;
+            }
+            if !is_there() {
+                return Ok(false);
+            }
         }
-        if now(ClockId::Boot) >= deadline {
-            // A packet that has found the deadline passed may be about to take the switch back.
-            fence.wait()?;
+        if stored.changed && to.is_watched() {
+            self.words.trips.update(index.into(), |slots| slots[slot].paused_until = 0);
         }
-        Ok(is_there())
+        Ok(true)
     }
 }
 

@@ -151,7 +151,7 @@ impl world::World for World {
     }
 
     #[inline(always)]
-    fn settle(&self, _deployment: u16, _word: LiveWord) -> LiveWord {
+    fn settle(&self, _deployment: u16, _word: LiveWord, _judges: bool) -> LiveWord {
         unreachable!("no word is timed");
     }
 
@@ -354,7 +354,7 @@ macro_rules! passed_on {
 
 passed_on! {
     live(deployment: u16) -> Option<LiveWord>;
-    settle(deployment: u16, word: LiveWord) -> LiveWord;
+    settle(deployment: u16, word: LiveWord, judges: bool) -> LiveWord;
     terms(deployment: u16, slot: usize) -> Option<SwitchTerms>;
     end_drain(deployment: u16, word: LiveWord, settled: LiveWord, ended_before: [u32; 2]);
     deployment(deployment: u16) -> Option<&DeploymentRow>;

@@ -2,8 +2,8 @@
 
 use super::{FlowMemory, FlowOf, Indexed, Outcome, Scenario, flows_of};
 use bg_common::{
-    Addr, Backend, ClockId, Colour, DeploymentRow, Event, Family, Flow, FlowKey4, FlowKey6, FlowState, LiveWord,
-    MAX_NEXT_HOPS, NextHop, ServiceKey, ServiceRow, SwitchTerms, TesterKey, Timing, Traffic, Vip,
+    Addr, Backend, ClockId, Colour, Conditions, DeploymentRow, Event, Family, Flow, FlowKey4, FlowKey6, FlowState,
+    LiveWord, MAX_NEXT_HOPS, NextHop, ServiceKey, ServiceRow, SwitchTerms, TesterKey, Timing, Traffic, Trips, Vip,
 };
 use bg_ebpf::{
     Action, Direction, Frame, Verdict,
@@ -15,12 +15,12 @@ use bg_ebpf::{
         table::{find, insert, replace},
     },
     path::slow::{Answering, Refreshing, Search, SlowPath, mark, run},
-    policy::timed,
+    policy::{timed, trips},
     process, process_icmp,
     step::Step,
     turn_into_reset,
     wire::packet::Packet,
-    world::{Flows, Generations, RouteCall, SCRATCH_WORDS, World},
+    world::{Flows, Generations, Guard, RouteCall, SCRATCH_WORDS, World},
 };
 use std::{
     cell::{Cell, RefCell, UnsafeCell},
@@ -37,6 +37,7 @@ pub struct Host {
     live: Vec<Cell<LiveWord>>,
     terms: Vec<Cell<[SwitchTerms; 2]>>,
     timing: Vec<Cell<[Timing; 2]>>,
+    trips: Vec<UnsafeCell<[Trips; 2]>>,
     /// By [`ClockId`].
     clocks: Cell<[u64; 2]>,
     vip_heads: Vec<u32>,
@@ -106,6 +107,7 @@ impl Host {
             live: scenario.deployments.iter().map(|(_, word, _)| Cell::new(*word)).collect(),
             terms: scenario.deployments.iter().map(|(.., terms)| Cell::new(*terms)).collect(),
             timing: scenario.deployments.iter().map(|_| Cell::default()).collect(),
+            trips: scenario.deployments.iter().map(|_| UnsafeCell::default()).collect(),
             clocks: Cell::default(),
             scenario,
             tick: Cell::new(tick),
@@ -220,6 +222,24 @@ impl Host {
         let mut both = self.timings(deployment);
         both[word.terms_slot()] = timing;
         self.timing[usize::from(deployment)].set(both);
+    }
+
+    /// Both slots of conditions of a deployment.
+    pub fn trips(&self, deployment: u16) -> [Trips; 2] {
+        // SAFETY: plain data, which nobody else uses while this thread is here.
+        unsafe { *self.trips[usize::from(deployment)].get() }
+    }
+
+    /// Stores the conditions of a word, before [`set_live`](Self::set_live).
+    pub fn set_trips(&self, deployment: u16, word: LiveWord, trips: Trips) {
+        // SAFETY: as above.
+        let both = unsafe { &mut *self.trips[usize::from(deployment)].get() };
+        both[word.terms_slot()] = Trips { generation: word.generation(), ..trips };
+    }
+
+    /// Both clocks, by [`ClockId`], in nanoseconds.
+    pub fn clocks(&self) -> [u64; 2] {
+        self.clocks.get()
     }
 
     /// Sets both clocks, by [`ClockId`], in nanoseconds.
@@ -387,13 +407,19 @@ impl World for Host {
         self.live.get(usize::from(deployment)).map(Cell::get)
     }
 
-    fn settle(&self, deployment: u16, word: LiveWord) -> LiveWord {
-        timed::settle(deployment, word, self)
+    fn settle(&self, deployment: u16, word: LiveWord, judges: bool) -> LiveWord {
+        timed::settle(deployment, word, judges, self)
     }
 
     fn terms(&self, deployment: u16, slot: usize) -> Option<SwitchTerms> {
         self.terms_reads.set(self.terms_reads.get() + 1);
         self.terms.get(usize::from(deployment)).map(|terms| terms.get()[slot])
+    }
+
+    fn trips(&self, deployment: u16, slot: usize) -> Option<RawWords> {
+        let row: *mut Trips = self.trips.get(usize::from(deployment))?.get().cast();
+        // SAFETY: words that stay where they are.
+        Some(unsafe { RawWords::new(row.add(slot).cast()) })
     }
 
     fn end_drain(&self, deployment: u16, word: LiveWord, settled: LiveWord, ended_before: [u32; 2]) {
@@ -545,19 +571,27 @@ impl Generations for Host {
         self.clocks.get()[clock as usize]
     }
 
-    fn activate(&self, deployment: u16, slot: usize, drain: [u32; 2], revert_at: u64) {
+    fn holding(&self, deployment: u16, word: LiveWord) -> Conditions {
+        let row = World::trips(self, deployment, word.terms_slot());
+        row.map_or(Conditions::NONE, |row| trips::holding(row, word.generation(), self.tick.get(), || self.boot_ns()))
+    }
+
+    fn activate(&self, deployment: u16, slot: usize, drain: [u32; 2], guard: Option<Guard>) {
         let (mut terms, mut timing) = (self.terms(deployment), self.timings(deployment));
         [terms[slot].drain_deadline, terms[slot].drain_began] = drain;
-        if revert_at != 0 {
-            (timing[slot].revert_at, timing[slot].activate_at) = (revert_at, 0);
+        if let Some(guard) = guard {
+            (timing[slot].revert_at, timing[slot].activate_at) = (guard.revert_at, 0);
+            // SAFETY: as in `trips`.
+            unsafe { (*self.trips[usize::from(deployment)].get())[slot].paused_until = guard.paused_until };
         }
         self.terms[usize::from(deployment)].set(terms);
         self.timing[usize::from(deployment)].set(timing);
     }
 
-    fn prepare(&self, deployment: u16, slot: usize, terms: &SwitchTerms, timing: &Timing) {
+    fn prepare(&self, deployment: u16, slot: usize, terms: Option<&SwitchTerms>, timing: &Timing) {
         let (mut all_terms, mut all_timing) = (self.terms(deployment), self.timings(deployment));
-        (all_terms[slot], all_timing[slot]) = (*terms, *timing);
+        all_terms[slot] = terms.copied().unwrap_or(all_terms[slot]);
+        all_timing[slot] = *timing;
         self.terms[usize::from(deployment)].set(all_terms);
         self.timing[usize::from(deployment)].set(all_timing);
     }

@@ -9,7 +9,7 @@ use aya::{
 };
 use bg_common::{
     Backend, Clock, DeploymentRow, Event, FLOW_WAYS, FlowHash, FlowKey4, FlowKey6, LiveWord, Meta, NextHop, ServiceKey,
-    ServiceRow, SwitchTerms, TICK_SHIFT, TableSizes, TesterKey, Timing, Traffic, Vip,
+    ServiceRow, SwitchTerms, TICK_SHIFT, TableSizes, TesterKey, Timing, Traffic, Trips, Vip,
 };
 use bg_ebpf::{Action, flow::key::Key as _};
 use memmap2::{MmapOptions, MmapRaw};
@@ -186,6 +186,7 @@ impl Kernel {
             self.array::<DeploymentRow>("deployments")?.set(index, row, 0)?;
             self.array::<[SwitchTerms; 2]>("terms")?.set(index, terms, 0)?;
             self.array::<[Timing; 2]>("timing")?.set(index, [Timing::default(); 2], 0)?;
+            self.array::<[Trips; 2]>("trips")?.set(index, [Trips::default(); 2], 0)?;
             self.array::<LiveWord>("live")?.set(index, word, 0)?;
         }
         Ok(())
@@ -210,6 +211,18 @@ impl Kernel {
     /// Both timings of a deployment.
     pub fn timings(&mut self, deployment: u16) -> Result<[Timing; 2]> {
         Ok(self.array("timing")?.get(&deployment.into(), 0)?)
+    }
+
+    /// Stores the conditions of a word.
+    pub fn set_trips(&mut self, deployment: u16, word: LiveWord, trips: Trips) -> Result<()> {
+        let mut both = self.trips(deployment)?;
+        both[word.terms_slot()] = trips;
+        Ok(self.array::<[Trips; 2]>("trips")?.set(deployment.into(), both, 0)?)
+    }
+
+    /// Both slots of conditions of a deployment.
+    pub fn trips(&mut self, deployment: u16) -> Result<[Trips; 2]> {
+        Ok(self.array("trips")?.get(&deployment.into(), 0)?)
     }
 
     /// The first page of the live words, mapped.

@@ -5,8 +5,9 @@
 
 mod explain;
 mod packets;
+mod switches;
 
-use bg_common::{Event, LiveFlags, LiveWord, NextHop, Protocol, SwitchTerms, Timing};
+use bg_common::{Cause, Event, NextHop, Protocol, Timing, Trips};
 use bg_ebpf::Action;
 use bg_tests::{
     frames::{PacketSpec, assert_checksums, ends, tcp_flags},
@@ -18,36 +19,11 @@ use packets::{
 };
 use proptest::{prelude::*, sample::select, test_runner::TestRunner};
 use std::{cell::RefCell, net::SocketAddr};
+use switches::{Ending, Instant};
 
 /// The next hop of [`ROUTED`].
 const DMAC: [u8; 6] = [2, 0, 0, 0, 0, 0x77];
 const SMAC: [u8; 6] = [6, 0, 0, 0, 0, 1];
-
-/// What a switch does to open flows.
-#[derive(Clone, Copy, Debug)]
-enum Ending {
-    Cut,
-    Drain,
-    /// A drain whose deadline has passed at once: the next new flow ends it.
-    Drained,
-    /// A cut that a packet may have to make explicit, or to take back.
-    Timed(Instant),
-}
-
-/// Where the instants of a timed word are.
-#[derive(Clone, Copy, Debug)]
-enum Instant {
-    /// It takes effect later.
-    Ahead,
-    /// It should have taken effect.
-    Passed,
-    /// Its deadline comes later.
-    Guarded,
-    /// Its deadline has passed.
-    Expired,
-    /// The timing is of another generation.
-    Foreign,
-}
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -78,49 +54,14 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
             Ending::Timed(Instant::Passed),
             Ending::Timed(Instant::Guarded),
             Ending::Timed(Instant::Expired),
+            Ending::Timed(Instant::Watched),
+            Ending::Timed(Instant::Watched),
+            Ending::Timed(Instant::Ramp),
             Ending::Timed(Instant::Foreign),
         ]))
             .prop_map(|(deployment, ending)| Step::Switch { deployment, ending }),
     ];
     proptest::collection::vec(step, 1..40)
-}
-
-/// The word and terms of a switch, as user space makes them.
-fn switch(word: LiveWord, terms: [SwitchTerms; 2], ending: Ending, now: u32) -> (LiveWord, SwitchTerms) {
-    let generation = word.generation() + 1;
-    let mut new = SwitchTerms { drain_deadline: 0, ..terms[word.terms_slot()] };
-    let mut flags = LiveFlags::NONE;
-    match ending {
-        Ending::Timed(_) => {
-            new.ended_before[word.live() as usize] = generation;
-            flags = flags.with(LiveFlags::TIMED);
-        }
-        Ending::Cut => new.ended_before[word.live() as usize] = generation,
-        Ending::Drain => flags = flags.with(LiveFlags::DRAINING),
-        Ending::Drained => {
-            flags = flags.with(LiveFlags::DRAINING);
-            new.drain_deadline = now.wrapping_sub(1).max(1);
-        }
-    }
-    if new.ended_before != [0, 0] {
-        flags = flags.with(LiveFlags::CUT);
-    }
-    (LiveWord::new(generation, flags, word.target_share(), word.live().other().full_share()), new)
-}
-
-/// The timing of such a switch. No instant is near, since the host's clocks stand still.
-fn timing(before: LiveWord, word: LiveWord, ending: Ending) -> Timing {
-    let timing = Timing { before, on_switch: 1, generation: word.generation(), ..Timing::default() };
-    match ending {
-        Ending::Timed(Instant::Ahead) => Timing { activate_at: u64::MAX, clock: 1, window: 7, ..timing },
-        Ending::Timed(Instant::Passed) => Timing { activate_at: 1, ..timing },
-        Ending::Timed(Instant::Guarded) => Timing { window: 7, revert_at: u64::MAX, ..timing },
-        Ending::Timed(Instant::Expired) => Timing { window: 7, revert_at: 1, ..timing },
-        Ending::Timed(Instant::Foreign) => {
-            Timing { activate_at: u64::MAX, generation: word.generation() ^ 2, ..timing }
-        }
-        _ => timing,
-    }
 }
 
 /// What the backend of a packet that was sent on answers.
@@ -208,7 +149,7 @@ fn agree(
 ) -> [u64; Event::COUNT as usize] {
     let now = subject.kernel.tick().expect("the clock");
     let host = Host::load_with_rows(scenario(program), now, rows);
-    host.set_clocks([1 << 60; 2]);
+    host.set_clocks([1 << 50; 2]);
     for address in ROUTED {
         let hop = NextHop::pack(OUT, 1500, mac(DMAC), mac(SMAC), 0);
         host.routes.borrow_mut().insert(address.parse().expect("an address"), hop);
@@ -225,12 +166,7 @@ fn agree(
     for step in steps {
         match step {
             Step::Switch { deployment, ending } => {
-                let (word, terms) = switch(host.word(*deployment), host.terms(*deployment), *ending, now);
-                let timing = timing(host.word(*deployment), word, *ending);
-                host.set_timing(*deployment, word, timing);
-                subject.kernel.set_timing(*deployment, word, timing).expect("timing");
-                host.set_live(*deployment, word, terms);
-                subject.kernel.set_live(*deployment, word, terms).expect("switch");
+                switches::switch(&host, &mut subject.kernel, *deployment, *ending);
             }
             Step::Packet(spec) => {
                 let outcome = agree_on(subject, &host, program, spec);
@@ -259,7 +195,15 @@ fn agree(
     for deployment in 0..2 {
         assert_eq!(subject.kernel.word(deployment).expect("a word"), host.word(deployment));
         assert_eq!(subject.kernel.terms(deployment).expect("terms"), host.terms(deployment));
-        assert_eq!(subject.kernel.timings(deployment).expect("timings"), host.timings(deployment));
+        // When a condition was met is told by each clock.
+        let timeless = |timing: Timing| match Cause::from_u8(timing.cause) {
+            Cause::Tripped => Timing { made_at: 0, ..timing },
+            _ => timing,
+        };
+        let timings = subject.kernel.timings(deployment).expect("timings");
+        assert_eq!(timings.map(timeless), host.timings(deployment).map(timeless));
+        let counts = |trips: Trips| (trips.generation, trips.opened, trips.reset, trips.opened_since_heard);
+        assert_eq!(subject.kernel.trips(deployment).expect("trips").map(counts), host.trips(deployment).map(counts));
     }
     let events = subject.kernel.all_events().expect("events");
     for event in Event::ALL {

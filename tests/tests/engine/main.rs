@@ -13,6 +13,7 @@
 //! - `connections`: which packets belong to one flow.
 //! - `lookalikes`: flows that a backend could not tell apart, and clients that use one port for many services.
 //! - `icmp`: errors about flows.
+//! - `trips`: conditions that take a switch back.
 //! - `floods`: who stays in a full table.
 
 mod connections;
@@ -29,6 +30,7 @@ mod resets;
 mod second_chance;
 mod switches;
 mod timed;
+mod trips;
 
 use bg_common::{Event, Identity, LiveFlags, LiveWord, Mode, Protocol, SwitchTerms};
 use bg_ebpf::{Action, wire::checksum::Delta};

@@ -187,7 +187,7 @@ impl World for Maps {
         Some(LiveWord(self.words.live.load(self.machine, self.cpu)))
     }
 
-    fn settle(&self, _deployment: u16, _word: LiveWord) -> LiveWord {
+    fn settle(&self, _deployment: u16, _word: LiveWord, _judges: bool) -> LiveWord {
         unreachable!("no word is timed");
     }
 

@@ -2,10 +2,12 @@
 
 use crate::{
     flow::{memory::RawWords, row::FlowRef},
+    hint::unlikely,
     policy::{
         colour::second_chance,
         connection::{is_answer_to, is_on_trial, shown_by_backend},
         lifetime::is_open,
+        trips,
     },
     wire::headers::{Transport, tcp_flags},
     world::World,
@@ -84,6 +86,9 @@ pub fn run(row: RawWords, call: &mut Answering, world: &impl World) -> Answer {
         state = state.without(FlowState::FOREIGN | FlowState::DOUBTFUL);
     }
     flow.change(state.with(shown_by_backend(segment)), note);
+    if unlikely(trips::is_awaited(&call.flow)) {
+        trips::answered(call.deployment, &call.flow, segment.has(tcp_flags::RST), world);
+    }
     Answer::Ours
 }
 

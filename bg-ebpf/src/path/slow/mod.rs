@@ -22,7 +22,7 @@ pub use search::{Search, Step};
 use crate::{
     flow::{memory::RawWords, table::Stored},
     hint::{rolled, unlikely},
-    policy::timed,
+    policy::{timed, trips},
     world::{Flows, SCRATCH_WORDS, World},
 };
 use bg_common::{LiveWord, Protocol};
@@ -53,6 +53,10 @@ pub trait SlowPath<V: Flows>: World + Sized {
     fn replace(&self, row: RawWords, call: &mut Opening) -> u32 {
         open::replace(row, call, self) as u32
     }
+    /// Counts a new flow for the conditions of a switch; see [`Opening`].
+    fn count_for_switch(&self, call: &mut Opening) -> u32 {
+        open::count_for_switch(call, self)
+    }
     /// Takes a step of a search; see [`Search`].
     fn search(&self, search: &mut Search) -> u32 {
         search::step::<V, _>(search, self).to_u32()
@@ -81,7 +85,7 @@ pub mod run {
         answer::run as answer,
         error::{backend as error_to_backend, client as error_to_client},
         mirror::{choose as backend_of_copy, step as answers_copy},
-        open::{choose_backend, choose_colour, insert, replace},
+        open::{choose_backend, choose_colour, count_for_switch, insert, replace},
         refresh::run as refresh,
         search::step as search,
     };
@@ -115,7 +119,7 @@ pub fn answer<V: Flows>(world: &impl SlowPath<V>, row: RawWords, call: Answering
     if !unlikely(answer == Answer::NeedsWord) {
         return Some(answer);
     }
-    call.word = Some(timed::read(call.deployment, world)?);
+    call.word = Some(timed::read(call.deployment, false, world)?);
     Some(Answer::from_u32(world.answer(row, call)))
 }
 
@@ -237,7 +241,7 @@ impl<'a, W: World> Open<'a, W> {
             return chosen;
         }
         let LiveReading { word, deployment } = self.call.reading;
-        self.call.reading.word = timed::settled(deployment as u16, word, self.world);
+        self.call.reading.word = timed::settled(deployment as u16, word, true, self.world);
         Chosen::from_u32(self.world.choose_colour(self.call))
     }
 
@@ -293,5 +297,16 @@ impl<'a, W: World> Open<'a, W> {
             Some(row) => self.world.replace(row, self.call),
             None => self.world.insert(self.call),
         })
+    }
+
+    /// Counts the flow, which has a row, if it counts for the conditions of a switch.
+    #[inline(always)]
+    pub fn count_for_switch<V: Flows>(&mut self)
+    where
+        W: SlowPath<V>,
+    {
+        if unlikely(trips::is_awaited(&self.call.flow)) {
+            self.world.count_for_switch(self.call);
+        }
     }
 }

@@ -14,6 +14,7 @@ use crate::{
         connection::{is_refused, shown_by_client},
         freeze::is_frozen,
         lifetime::{after_drain, is_past, limit, terms},
+        trips,
     },
     rows::{BackendRef, VipRef},
     step::Step,
@@ -21,7 +22,8 @@ use crate::{
     world::{Flows, World, note},
 };
 use bg_common::{
-    Colour, DeploymentRow, Flow, FlowBackend, FlowState, LiveFlags, LiveWord, Protocol, ServiceRow, TableSpan,
+    CachedHop, Colour, DeploymentRow, Flow, FlowBackend, FlowState, LiveFlags, LiveWord, Protocol, ServiceRow,
+    TableSpan,
 };
 
 /// The live word that a packet has read, and of which deployment. A packet reads it once.
@@ -149,11 +151,19 @@ pub fn choose_colour<W: World>(call: &mut Opening, world: &W) -> Chosen {
         note_decision(row.deployment, settings, word, choice, world);
     }
     let limit = settings.map_or(0, |row| limit(row, segment.protocol, state));
+    // A UDP flow that goes on elsewhere may be past the point where its client expects an answer.
+    let goes_on = call.is_known && segment.protocol == Protocol::Udp;
+    let counts = unlikely(word.flags().has(LiveFlags::TIMED))
+        && opens_flow
+        && !goes_on
+        && !choice.idle_only
+        && trips::count(row.deployment, choice.generation, choice.colour as u8, world);
     call.flow = Flow {
         state: state.with_limit(limit),
         generation: choice.generation,
         last_seen: now,
         note: if segment.opens_connection() { segment.sequence } else { 0 },
+        hop: if counts { trips::mark(now) } else { CachedHop::default() },
         ..Flow::from_words([0; 3])
     };
     Chosen::Yes
@@ -260,6 +270,13 @@ pub fn insert<V: Flows, W: World>(call: &mut Opening, world: &W) -> Stored {
     let key = write_key::<V>(key, client, *number);
     let hash = key.hash(vip.salt(), flows);
     table::insert(flows, key, hash, &call.flow, *now)
+}
+
+/// Counts the flow, which has a row, for the conditions of a switch.
+#[inline(always)]
+pub fn count_for_switch<W: World>(call: &mut Opening, world: &W) -> u32 {
+    trips::opened(call.reading.deployment as u16, call.flow.generation, call.search.now, world);
+    0
 }
 
 /// Gives the flow the row of the one that has its key.

@@ -2,10 +2,12 @@
 
 use crate::{
     flow::{memory::RawWords, row::FlowRef},
+    hint::unlikely,
     policy::{
         connection::{Syn, is_refused, judge_syn, shown_by_client},
         freeze::is_frozen,
         lifetime::{ended_by_switch, is_silent, limit},
+        trips,
     },
     step::Step,
     wire::headers::{Transport, tcp_flags},
@@ -104,7 +106,11 @@ pub fn run(row: RawWords, call: &mut Refreshing, world: &impl World) -> Stay {
                         note!(world, silent);
                         return Stay::Over;
                     }
-                    Syn::Belongs => {}
+                    Syn::Belongs => {
+                        if unlikely(trips::is_awaited(flow.flow())) {
+                            trips::sent_again(call.deployment, &mut flow, now, world);
+                        }
+                    }
                     Syn::Doubtful(doubtful) => {
                         note!(world, Step::SynInside {});
                         state = state.with(FlowState::DOUBTFUL);

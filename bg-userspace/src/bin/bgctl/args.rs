@@ -8,7 +8,7 @@ use std::{
 
 use bg_common::Colour;
 use bg_userspace::{
-    MAX_BACKENDS, MAX_SERVICES, Paths, Protocol, TcpFlags,
+    Condition, MAX_BACKENDS, MAX_SERVICES, Paths, Protocol, TcpFlags,
     config::{DivideBy, OnSwitch},
 };
 use clap::{Args as ClapArgs, ColorChoice, Parser, Subcommand, ValueEnum, ValueHint};
@@ -333,6 +333,11 @@ pub(crate) struct Switch {
     /// Go back after this time, unless `bgctl confirm` comes before; nothing has to keep running for it
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     pub(crate) confirm_within: Option<Duration>,
+    /// Go back as soon as this holds for new flows of the new colour: "resets > 5% of 200" (answered with a reset), "unanswered > 5% of 200"
+    /// (without an answer after a second), or "silence 2s" (none answered for so long); until `bgctl confirm` or the next change. The number after "of" is the least
+    /// number of flows that may judge. One of each kind; nothing has to keep running for it
+    #[arg(long, value_name = "CONDITION")]
+    pub(crate) revert_if: Vec<Condition>,
     /// Move the share of new flows from the old colour to the new one in this time, by the clock; nothing has to keep running
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     pub(crate) ramp: Option<Duration>,
@@ -341,7 +346,7 @@ pub(crate) struct Switch {
     pub(crate) at: Option<jiff::Timestamp>,
     /// Hold new flows from before the switch until after it, for this time at most; if it is not complete by then, the old colour
     /// stays live
-    #[arg(long, value_name = "DURATION", value_parser = period, conflicts_with_all = ["confirm_within", "ramp", "at"])]
+    #[arg(long, value_name = "DURATION", value_parser = period, conflicts_with_all = ["confirm_within", "revert_if", "ramp", "at"])]
     pub(crate) freeze: Option<Duration>,
     /// With --freeze: a shell command that runs first, when no new flow is opened any more
     #[arg(long, value_name = "CMD", requires = "freeze")]

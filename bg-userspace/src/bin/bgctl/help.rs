@@ -154,6 +154,9 @@ pub(crate) const PAGES: &[Page] = &[
             "In scripts, name the colour or give --if-generation. A plain switch that is run twice switches back.",
             "With --confirm-within the data path goes back at the deadline by itself, unless bgctl-confirm(1) comes before. --at and --ramp work \
              without a process too. The next change of the deployment cancels what has not taken effect.",
+            "With --revert-if the data path goes back as soon as new flows of the new colour are reset, unanswered or met by silence. Flows are \
+             counted from the switch on, over all services of the deployment, and never before the least number of them. A condition that the flows of the old colour \
+             meet too is not armed.",
             "With --freeze new flows are held first; then --before runs, the old colour comes to rest (no open TCP connection, and no \
              datagram in the last second; a cut does not wait for that), the switch is made, --after runs, and new flows go on. If a command \
              fails or the time is over, the old colour stays live, or becomes live again before any new flow has met the new one, even if bgctl \
@@ -171,6 +174,10 @@ pub(crate) const PAGES: &[Page] = &[
             (
                 "bgctl switch shop green --confirm-within 5m",
                 "make green live, and go back in five minutes unless confirmed",
+            ),
+            (
+                "bgctl switch shop green --confirm-within 5m --revert-if 'silence 2s'",
+                "go back before that if nobody on green answers for two seconds",
             ),
             ("bgctl switch shop green --ramp 1h", "move new flows to green in the course of an hour"),
             (
@@ -201,7 +208,7 @@ pub(crate) const PAGES: &[Page] = &[
     Page {
         command: "confirm",
         description: &[
-            "Keeps a switch that was made with --confirm-within. If it is too late, because the data path has taken the switch back, \
+            "Keeps a switch that was made with --confirm-within or --revert-if. If it is too late, because the data path has taken the switch back, \
              the exit code is 3. Confirming a second time changes nothing.",
         ],
         examples: &[("smoke-test && bgctl confirm shop", "keep the switch if a test passes")],

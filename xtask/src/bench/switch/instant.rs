@@ -164,6 +164,8 @@ mod tests {
             ramp_until: None,
             confirm_deadline: None,
             receipt: None,
+            revert_if: Vec::new(),
+            not_armed: Vec::new(),
             deployment: DEPLOYMENT.into(),
             changed: true,
             from: moment(1, Colour::Blue),

@@ -17,6 +17,7 @@ pub(super) fn run(global: &Global, args: &Switch) -> anyhow::Result<Outcome> {
     let request = SwitchRequest {
         to: args.to.map(Into::into),
         confirm_within: args.confirm_within,
+        revert_if: args.revert_if.clone(),
         ramp: args.ramp,
         at: args.at,
         ..request(&args.change)
@@ -106,12 +107,22 @@ fn render(switched: &Switched) -> String {
     let (before, live, generation) = (from.live.name(), to.live.name(), to.generation);
     let is_split = *green_share > 0.0 && *green_share < 1.0;
     let share = if is_split { format!(" ({} % of new flows to green)", percent(*green_share)) } else { String::new() };
-    let confirm = switched.confirm_deadline.map_or_else(String::new, |deadline| {
-        format!("; goes back at {deadline}, unless `bgctl confirm {deployment}` comes before")
-    });
+    let deadline = switched.confirm_deadline.map(|deadline| format!("at {deadline}"));
+    let when: Vec<_> =
+        deadline.into_iter().chain(switched.revert_if.iter().map(|condition| format!("if {condition}"))).collect();
+    let confirm = match when.as_slice() {
+        [] => String::new(),
+        when => format!("; goes back {}, unless `bgctl confirm {deployment}` comes before", when.join(" or ")),
+    };
+    let not_armed = switched.not_armed.join("\" and \"");
+    let not_armed = match not_armed.as_str() {
+        "" => not_armed,
+        _ => format!("; the old colour meets \"{not_armed}\" itself, so that does not take it back"),
+    };
+    let guard = confirm + &not_armed;
     if !changed {
         return format!(
-            "{deployment}: {live} is live already{share}, generation {generation}, nothing changed{confirm}\n"
+            "{deployment}: {live} is live already{share}, generation {generation}, nothing changed{guard}\n"
         );
     }
     if let Some(at) = switched.activate_at {
@@ -124,12 +135,12 @@ fn render(switched: &Switched) -> String {
         };
         let ramp = switched.ramp_until.map_or_else(String::new, |until| format!(", by and by until {until}"));
         return format!(
-            "{deployment}: {live} -> {goal} at {at}{ramp}, generation {generation}, open flows: {}; the next change cancels it\n",
+            "{deployment}: {live} -> {goal} at {at}{ramp}, generation {generation}, open flows: {}; the next change cancels it{guard}\n",
             on_switch.name()
         );
     }
     format!(
-        "{deployment}: {before} -> {live}{share}, generation {generation}, open flows: {}{confirm}\n",
+        "{deployment}: {before} -> {live}{share}, generation {generation}, open flows: {}{guard}\n",
         on_switch.name()
     )
 }

@@ -134,6 +134,13 @@ impl Picture {
                 format!("  confirm: goes back to {previous} at {deadline}, in {left}, unless confirmed"),
             );
         }
+        if !deployment.revert_if.is_empty() {
+            let conditions = deployment.revert_if.join(" or ");
+            self.add(Rank::Deadline, format!("  confirm: goes back to {previous} if {conditions}, unless confirmed"));
+        }
+        if let Some(because) = &deployment.taken_back {
+            self.add(Rank::Deadline, format!("  taken back to {live} {because}"));
+        }
         if let Some(pending) = &deployment.pending {
             let share = format!("{} of new flows to green", in_percent(pending.green_share));
             let at = pending.at.map_or_else(String::new, |at| format!(" at {at}, in {}", left_until(at)));
