@@ -1,5 +1,6 @@
 //! Load with exact counts: every request ends as an answer from a colour or as a failure with a name.
 
+mod arrivals;
 mod connection;
 mod http;
 mod paced;
@@ -7,6 +8,7 @@ mod tally;
 mod udp;
 mod wrk;
 
+pub use arrivals::{Arrivals, Request};
 pub use connection::Connection;
 pub use http::{Fresh, KeepAlive};
 pub use paced::Paced;
