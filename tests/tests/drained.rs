@@ -119,3 +119,25 @@ fn what_is_left_is_counted_and_reset_with_tc() -> Result<()> {
 fn what_is_left_is_counted_and_reset_between_zones() -> Result<()> {
     what_is_left_is_counted_and_reset(Lab::zones(Offloads::Default)?, "tc", "local")
 }
+
+#[test]
+fn a_backend_is_reset_though_its_client_is_gone() -> Result<()> {
+    let lab = Lab::wire(Fabric::Switch)?;
+    lab.guard_backends()?;
+    let config = shop(&lab, "nat", "");
+    let ready = Ready::with(lab, "native", &config)?;
+    let lab = &ready.lab;
+    let clients = [address::VIP_V4, address::VIP_V6].map(|vip| connect(lab, vip));
+    let clients = clients.into_iter().collect::<Result<Vec<_>>>()?;
+    let ports = clients.iter().map(|client| Ok(client.local_addr()?.port())).collect::<Result<Vec<_>>>()?;
+    ready.bgctl.run(&["switch", DEPLOYMENT])?;
+    both_count(&ready, &ports, 2)?;
+    for line in
+        ["add table inet gone", "add chain inet gone input { type filter hook input priority 0 ; policy drop ; }"]
+    {
+        lab.client.run(&format!("nft {line}"))?;
+    }
+    let (code, drained) = drain(&ready, &["--then", "reset"])?;
+    assert_eq!((code, &drained["reset"]), (Some(0), &2.into()), "{drained:#}");
+    both_count(&ready, &ports, 0)
+}
