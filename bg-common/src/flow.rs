@@ -80,6 +80,10 @@ impl FlowState {
     /// held too.
     pub const QUEUED: u32 = Self::DOUBTFUL;
 
+    /// TCP: a command has ended the connection, and an end that speaks is answered by a reset. Of themselves, these bits meet only in a
+    /// connection that has ended. A backend or client that has been reset is noted as usual.
+    pub const ENDED: u32 = Self::CLIENT_FIN | Self::BACKEND_FIN | Self::DOUBTFUL;
+
     const LIMIT_SHIFT: u32 = 14;
     const LIMIT_MASK: u32 = 0x7f << Self::LIMIT_SHIFT;
     const VERSION_SHIFT: u32 = 21;
@@ -120,6 +124,18 @@ impl FlowState {
     #[inline(always)]
     pub const fn has_ended(self) -> bool {
         self.has_any(Self::CLIENT_RESET | Self::BACKEND_RESET) || self.has(Self::CLIENT_FIN | Self::BACKEND_FIN)
+    }
+
+    /// Whether a command has ended the connection.
+    #[inline(always)]
+    pub const fn is_ended_by_command(self) -> bool {
+        self.has(Self::ENDED)
+    }
+
+    /// Whether an end of the connection has been reset.
+    #[inline(always)]
+    pub const fn is_reset(self) -> bool {
+        self.has_any(Self::CLIENT_RESET | Self::BACKEND_RESET)
     }
 
     /// Whether both ends have taken part. A flood of first packets cannot achieve that.

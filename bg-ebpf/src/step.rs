@@ -249,4 +249,6 @@ steps! {
         /// The interface that it leaves by.
         ifindex
     }
+    /// A command has ended the flow.
+    41 EndedByCommand "ended_by_command" {}
 }

@@ -1,27 +1,28 @@
-//! What a switch has left on the idle colour: counting it, waiting for it, and ending it.
+//! What a switch has left on the idle colour, or what there is at one backend: counting it, waiting for it, and ending it.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     net::SocketAddr,
-    sync::atomic::Ordering,
     time::{Duration, Instant},
 };
 
-use bg_common::{Backend, Colour, DeploymentRow, FlowKey4, FlowKey6, FlowState, LiveFlags, LiveWord, Protocol};
+use bg_common::{
+    Backend, ClockId, Colour, FULL_SHARE, Flow, FlowKey4, FlowKey6, FlowState, LiveFlags, LiveWord, Protocol,
+};
 use bg_ebpf::policy::lifetime::{self, after_drain};
 use serde::{Serialize, Serializer};
 
 use crate::{
-    Error, Instance,
+    Error, Instance, Refusal,
+    ending::Ender,
     fence::Fence,
-    flow_table::{FlowKey, FlowTable},
+    flow_table::FlowTable,
     flows::endpoint_of,
-    live::Reading,
+    live::{Reading, exchange, now},
     lock::Lock,
-    maps::{Tables, clock, flows4, flows6},
+    maps::{self, Tables, clock, flows4, flows6},
     pins,
-    probe::Prober,
-    running::{address_of, text},
+    running::text,
     time::tick,
 };
 
@@ -34,17 +35,19 @@ pub struct DrainRequest {
     pub timeout: Option<Duration>,
     /// End the flows that are left then, at both ends.
     pub reset: bool,
+    /// The flows of this backend, whatever its colour, rather than those that the last switch has left.
+    pub backend: Option<SocketAddr>,
 }
 
-/// The flows that a switch has left on the idle colour.
+/// The flows that a switch has left on the idle colour, or those of a backend.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Drained {
     /// Name of the deployment.
     pub deployment: String,
-    /// The idle colour.
+    /// The idle colour, or that of the backend.
     #[serde(serialize_with = "colour")]
     pub colour: Colour,
-    /// The present generation. Flows of earlier ones are left.
+    /// The present generation. Flows of earlier ones are left on the idle colour.
     pub generation: u32,
     /// The number of flows.
     pub left: u64,
@@ -68,12 +71,21 @@ pub struct FlowsLeft {
     pub flows: u64,
 }
 
-/// A TCP connection whose ends are to be told.
-struct Connection {
-    client: SocketAddr,
-    vip: SocketAddr,
-    backend: SocketAddr,
-    slot: u32,
+/// Which flows are meant.
+#[derive(Clone, Copy)]
+enum Scope {
+    /// Those that the last switch has left on the idle colour.
+    Idle,
+    /// Those of a backend.
+    Backend(SocketAddr, Colour),
+}
+
+/// Why no colour is idle.
+enum Divided {
+    /// A share goes to each.
+    Split,
+    /// A ramp is moving the share. It ends.
+    Ramp,
 }
 
 impl Instance {
@@ -88,39 +100,87 @@ impl Instance {
         /// A count of a million flows takes some milliseconds.
         const PAUSE: Duration = Duration::from_millis(200);
         let (index, _) = self.deployment(deployment)?;
+        let scope = match request.backend {
+            Some(address) => self.scope_of(deployment, index, address)?,
+            None => Scope::Idle,
+        };
         let start = Instant::now();
         loop {
-            let left = Drained { waited: start.elapsed(), ..self.left(deployment, index)? };
             let rest = match request.timeout {
                 Some(timeout) => timeout.saturating_sub(start.elapsed()),
                 None if request.wait => PAUSE,
                 None => Duration::ZERO,
             };
-            if left.left == 0 {
-                return Ok(left);
+            let divided = self.divided(index, scope);
+            let left = Drained { waited: start.elapsed(), ..self.left(deployment, index, scope)? };
+            match divided {
+                // A ramp ends.
+                Some(Divided::Ramp) if !rest.is_zero() => {}
+                Some(_) => return Err(Refusal::NoIdleColour { deployment: deployment.to_owned() }.into()),
+                None if left.left == 0 => return Ok(left),
+                None if rest.is_zero() => {
+                    return if request.reset { self.end_left(index, scope, left) } else { Ok(left) };
+                }
+                None => progress(&left),
             }
-            if rest.is_zero() {
-                return if request.reset { self.end_left(index, left) } else { Ok(left) };
-            }
-            progress(&left);
             std::thread::sleep(rest.min(PAUSE));
         }
     }
 
+    /// A backend of the deployment.
+    fn scope_of(&self, deployment: &str, index: u16, address: SocketAddr) -> Result<Scope, Error> {
+        let backends = maps::backends(&self.paths)?;
+        let rows = (0..backends.rows()).map(|slot| backends.read(slot));
+        let ours = rows.filter(|row| row.identity.in_use != 0 && row.deployment == index);
+        let ours: BTreeMap<_, _> = ours.filter_map(|row| Some((endpoint_of(&row)?, row.colour))).collect();
+        if let Some(colour) = ours.get(&address) {
+            return Ok(Scope::Backend(address, Colour::from_u8(*colour)));
+        }
+        Err(Error::UnknownBackend {
+            deployment: deployment.to_owned(),
+            name: address.to_string(),
+            existing: ours.keys().map(SocketAddr::to_string).collect(),
+        })
+    }
+
+    /// Whether both colours get new flows, so that none of them is idle.
+    fn divided(&self, index: u16, scope: Scope) -> Option<Divided> {
+        let reading = self.words.reading(index, 0);
+        let timing = reading.timing;
+        if matches!(scope, Scope::Backend(..)) {
+            None
+        } else if reading.is_pending() && timing.ramp != 0 && now(ClockId::from_u8(timing.clock)) >= timing.activate_at
+        {
+            Some(Divided::Ramp)
+        } else {
+            (1..FULL_SHARE).contains(&reading.word.target_share()).then_some(Divided::Split)
+        }
+    }
+
     /// Counts the flows that are left.
-    fn left(&self, deployment: &str, index: u16) -> Result<Drained, Error> {
+    fn left(&self, deployment: &str, index: u16, scope: Scope) -> Result<Drained, Error> {
         let tables = Tables::open(&self.paths)?;
+        let endpoint = |slot: u32| endpoint_of(&tables.backends.read(slot as usize));
         let sums = self.fold_and_end_drains(&tables.backends, HashMap::new, |sum: &mut HashMap<u32, u64>, open| {
-            if open.target.deployment == index && open.is_left() {
-                *sum.entry(open.flow.backend.slot()).or_default() += 1;
+            let slot = open.flow.backend.slot();
+            let is_meant = match scope {
+                Scope::Idle => open.is_left(),
+                Scope::Backend(address, _) => endpoint(slot) == Some(address),
+            };
+            if open.target.deployment == index && is_meant {
+                *sum.entry(slot).or_default() += 1;
             }
         })?;
         let mut by_slot: HashMap<u32, u64> = HashMap::new();
         sums.into_iter().flatten().for_each(|(slot, flows)| *by_slot.entry(slot).or_default() += flows);
         let word = self.words.reading(index, tick(clock(&self.paths)?)).word;
+        let colour = match scope {
+            Scope::Idle => word.live().other(),
+            Scope::Backend(_, colour) => colour,
+        };
         Ok(Drained {
             deployment: deployment.to_owned(),
-            colour: word.live().other(),
+            colour,
             generation: word.generation(),
             left: by_slot.values().sum(),
             backends: backends(&tables, &by_slot),
@@ -130,110 +190,68 @@ impl Instance {
     }
 
     /// Ends what is left. TCP connections are ended at both ends.
-    fn end_left(&self, index: u16, left: Drained) -> Result<Drained, Error> {
-        /// Linux answers such segments of one connection twice a second.
-        const AGAIN: Duration = Duration::from_millis(600);
+    fn end_left(&self, index: u16, scope: Scope, left: Drained) -> Result<Drained, Error> {
         const ROUNDS: u32 = 4;
         // The routes are those of the caller's namespace.
         pins::check_own_namespace(&self.paths)?;
-        let Some(word) = self.end_drain_now(index)? else { return Ok(left) };
         let tables = Tables::open(&self.paths)?;
-        let mut prober = Prober::default();
-        let failed = |error| Error::io("send to", "a raw socket")(error);
-        let (mut silent, mut rounds) = (self.silent(&tables, index, word)?, 0);
-        while !silent.is_empty() && rounds < ROUNDS {
-            for connection in &silent {
-                prober.ask(connection.vip, connection.client).map_err(failed)?;
+        let row = self.words.deployments.read(index.into());
+        let is_open = |flow: &Flow, now| lifetime::is_open(flow, Protocol::Tcp, &row, now);
+        let (ender, now) = (Ender::new(&self.paths, &tables)?, tick(clock(&self.paths)?));
+        let silent = match scope {
+            Scope::Idle => {
+                let word = self.end_drain_now(index)?;
+                let is_left = |backend: &Backend, flow: &Flow| {
+                    backend.deployment == index
+                        && Colour::from_u8(backend.colour) != word.live()
+                        && flow.generation < word.generation()
+                        && is_open(flow, now)
+                };
+                ender.end(is_left, ROUNDS)?
             }
-            // What the client has said has reset the backend. One whose client does not answer is asked itself.
-            let asked = Instant::now();
-            while !silent.is_empty() && asked.elapsed() < AGAIN / 2 {
-                std::thread::sleep(Duration::from_millis(10));
-                silent = self.silent(&tables, index, word)?;
+            Scope::Backend(address, _) => {
+                let is_there = |backend: &Backend| backend.deployment == index && endpoint_of(backend) == Some(address);
+                let silent = ender.end(|backend, flow| is_there(backend) && is_open(flow, now), ROUNDS)?;
+                self.remove_flows(&tables, is_there)?;
+                silent
             }
-            for connection in &silent {
-                prober.ask(connection.client, connection.backend).map_err(failed)?;
-            }
-            let asked = Instant::now();
-            while !silent.is_empty() && asked.elapsed() < AGAIN {
-                std::thread::sleep(Duration::from_millis(10));
-                silent = self.silent(&tables, index, word)?;
-            }
-            rounds += 1;
-        }
-        let mut by_slot: HashMap<u32, u64> = HashMap::new();
-        silent.iter().for_each(|connection| *by_slot.entry(connection.slot).or_default() += 1);
-        let still = silent.len() as u64;
+        };
+        let still = silent.values().sum();
         let reset = left.left.saturating_sub(still);
-        Ok(Drained { left: still, backends: backends(&tables, &by_slot), reset, ..left })
+        Ok(Drained { left: still, backends: backends(&tables, &silent), reset, ..left })
     }
 
-    /// Ends a drain as its deadline would, and returns the live word. `None`: somebody has switched at the same moment.
-    fn end_drain_now(&self, index: u16) -> Result<Option<LiveWord>, Error> {
+    /// Removes the flows of backends that are no connections with two ends to tell: the next packet opens another flow.
+    fn remove_flows(&self, tables: &Tables, is_there: impl Fn(&Backend) -> bool + Sync) -> Result<(), Error> {
+        let is_unwanted = |flow: &Flow| {
+            let slot = flow.backend.slot() as usize;
+            let backend = if slot < tables.backends.rows() { tables.backends.read(slot) } else { Backend::default() };
+            let is_connection = flow.state.has_any(FlowState::CONFIRMED | FlowState::ANSWERED);
+            let is_tcp = backend.protocol == Protocol::Tcp as u8;
+            flow.backend.is(backend.identity) && is_there(&backend) && !(is_tcp && is_connection)
+        };
+        FlowTable::<FlowKey4>::new(flows4(&self.paths)?.all()).remove(|_, flow| is_unwanted(flow));
+        FlowTable::<FlowKey6>::new(flows6(&self.paths)?.all()).remove(|_, flow| is_unwanted(flow));
+        Ok(())
+    }
+
+    /// Ends a drain as its deadline would, and returns the live word.
+    fn end_drain_now(&self, index: u16) -> Result<LiveWord, Error> {
         let mut fence = Fence::prepare(&self.paths)?;
         let _lock = Lock::switch(&self.paths)?;
-        let now = tick(clock(&self.paths)?);
-        let Reading { word, terms, .. } = self.words.reading(index, now);
-        if self.words.live.read(index.into()) != word {
-            return Ok(None);
-        }
-        if !word.flags().has(LiveFlags::DRAINING) {
-            return Ok(Some(word));
-        }
-        let (settled, ended_before) = after_drain(word, &terms);
-        self.words.terms.update(index.into(), |slots| slots[word.terms_slot()].ended_before = ended_before);
-        let live = &self.words.live.words(index.into())[0];
-        let exchanged = live.compare_exchange(word.0, settled.0, Ordering::SeqCst, Ordering::Relaxed);
-        fence.wait()?;
-        Ok(exchanged.is_ok().then_some(settled))
-    }
-
-    /// The ended connections of the idle colour of which neither end has been reset. Notes that their clients say nothing more, so that
-    /// the data path looks at the next segment of their backends.
-    fn silent(&self, tables: &Tables, index: u16, word: LiveWord) -> Result<Vec<Connection>, Error> {
-        let row = self.words.deployments.read(index.into());
-        let now = tick(clock(&self.paths)?);
-        let idle = Idle { tables, row, index, word, now };
-        let (v4, v6) = (flows4(&self.paths)?, flows6(&self.paths)?);
-        let mut silent = idle.silent(&FlowTable::<FlowKey4>::new(v4.all()));
-        silent.extend(idle.silent(&FlowTable::<FlowKey6>::new(v6.all())));
-        Ok(silent)
-    }
-}
-
-/// What decides whether a flow was left on the idle colour.
-struct Idle<'a> {
-    tables: &'a Tables,
-    row: DeploymentRow,
-    index: u16,
-    word: LiveWord,
-    now: u32,
-}
-
-impl Idle<'_> {
-    fn silent<K: FlowKey + Sync>(&self, table: &FlowTable<'_, K>) -> Vec<Connection> {
-        let found = table.fold(Vec::new, |found, entry| {
-            let Some(entry) = entry else { return };
-            let slot = entry.flow.backend.slot();
-            if slot as usize >= self.tables.backends.rows() {
-                return;
+        loop {
+            let Reading { stored, word, terms, .. } = self.words.reading(index, tick(clock(&self.paths)?));
+            if stored != word || !word.flags().has(LiveFlags::DRAINING) {
+                return Ok(word);
             }
-            let backend = self.tables.backends.read(slot as usize);
-            let is_left = entry.flow.backend.is(backend.identity)
-                && backend.deployment == self.index
-                && Colour::from_u8(backend.colour) != self.word.live()
-                && backend.protocol == Protocol::Tcp as u8
-                && entry.flow.generation < self.word.generation();
-            let is_open = lifetime::is_open(&entry.flow, Protocol::Tcp, &self.row, self.now);
-            let (true, true, Some(address)) = (is_left, is_open, endpoint_of(&backend)) else { return };
-            let (client, vip) = (entry.key.client(), self.tables.services.vips.read(entry.key.vip().into()));
-            // Otherwise both ends would have said their last word.
-            if !entry.flow.state.has(FlowState::BACKEND_FIN) {
-                entry.note(FlowState::CLIENT_FIN);
+            let (settled, ended_before) = after_drain(word, &terms);
+            self.words.terms.update(index.into(), |slots| slots[word.terms_slot()].ended_before = ended_before);
+            // A packet may have changed the word, and ended a freeze, say.
+            if exchange(&self.words, index, word, settled).is_ok() {
+                fence.wait()?;
+                return Ok(settled);
             }
-            found.push(Connection { client, vip: address_of(&vip.key), backend: address, slot });
-        });
-        found.into_iter().flatten().collect()
+        }
     }
 }
 

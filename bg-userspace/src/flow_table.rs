@@ -119,7 +119,12 @@ pub(crate) struct Entry<'a, K> {
     row: Row<'a>,
 }
 
-impl<K: FlowKey> Entry<'_, K> {
+impl<'a, K: FlowKey> Entry<'a, K> {
+    /// The word with its state.
+    pub(crate) fn head(&self) -> &'a AtomicU64 {
+        &self.row.0[self.row.1 + K::HEAD]
+    }
+
     /// Sets bits of the flow's state, unless another flow has taken over the row.
     pub(crate) fn note(self, bits: u32) {
         FlowRef::new(self.row.from(K::HEAD), self.key.vip(), self.flow).set(bits);

@@ -41,6 +41,7 @@ pub mod doctor;
 mod drain;
 mod draining;
 mod dry_run;
+mod ending;
 mod error;
 mod explain;
 mod fates;

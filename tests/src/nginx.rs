@@ -28,8 +28,8 @@ impl Nginx {
             &config,
             format!(
                 "daemon off;\nworker_processes 1;\npid {dir}/pid;\nerror_log {dir}/error.log;\n\
-                 events {{ worker_connections 4096; }}\n\
-                 http {{\n  access_log off;\n  default_type text/plain;\n  keepalive_requests 100000000;\n  server {{\n\
+                 events {{ worker_connections 16384; }}\n\
+                 http {{\n  access_log off;\n  default_type text/plain;\n  keepalive_requests 100000000;\n  keepalive_timeout 1h;\n  server {{\n\
                  {listens}    location / {{ return 200 \"{says}\\n\"; }}\n  }}\n\
                  {temporary}}}\n",
                 dir = dir.display(),

@@ -32,12 +32,17 @@ impl Ready {
     /// This lab, with its interfaces attached in this mode and this configuration.
     pub fn with(lab: Lab, attach_mode: &str, config: &str) -> Result<Self> {
         let servers = lab.servers()?;
+        Ok(Self { _servers: servers, ..Self::with_others(lab, attach_mode, config)? })
+    }
+
+    /// The same, with servers that the caller has started.
+    pub fn with_others(lab: Lab, attach_mode: &str, config: &str) -> Result<Self> {
         let bgctl = lab.bgctl()?;
         bgctl.run(&[&["attach", "--mode", attach_mode], lab.interfaces.as_slice()].concat())?;
         bgctl.apply(config)?;
         let has_neighbour = config.contains(&format!("[deployments.{NEIGHBOUR}]"));
         let neighbour = if has_neighbour { Some(Neighbour::open(&lab)?) } else { None };
-        Ok(Self { bgctl, neighbour, _servers: servers, lab })
+        Ok(Self { bgctl, neighbour, _servers: Vec::new(), lab })
     }
 
     /// Proves that nothing that was done to the deployment under test has affected the other one.

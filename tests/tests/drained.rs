@@ -10,6 +10,7 @@ use serde_json::Value;
 use std::{
     io::{ErrorKind, Read, Write},
     net::{IpAddr, TcpStream},
+    os::fd::AsRawFd as _,
     time::{Duration, Instant},
 };
 
@@ -21,6 +22,43 @@ fn connect(lab: &Lab, vip: IpAddr) -> Result<TcpStream> {
     let mut answer = [0; 1024];
     ensure!(stream.read(&mut answer)? > 0);
     Ok(stream)
+}
+
+/// How a connection ends.
+#[derive(Clone, Copy, Debug)]
+enum End {
+    /// The client closes it, and the server follows.
+    Client,
+    /// The client resets it.
+    Reset,
+    /// The server closes it, and the client follows.
+    Server,
+}
+
+fn end(mut stream: TcpStream, how: End) -> Result<()> {
+    match how {
+        End::Client => {}
+        End::Reset => {
+            let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+            // SAFETY: the pointer is to a linger of the length given, which outlives the call.
+            let set = unsafe {
+                let linger: *const libc::linger = &raw const linger;
+                libc::setsockopt(
+                    stream.as_raw_fd(),
+                    libc::SOL_SOCKET,
+                    libc::SO_LINGER,
+                    linger.cast(),
+                    size_of::<libc::linger>() as libc::socklen_t,
+                )
+            };
+            ensure!(set == 0, std::io::Error::last_os_error());
+        }
+        End::Server => {
+            stream.write_all(b"GET / HTTP/1.1\r\nHost: shop\r\nConnection: close\r\n\r\n")?;
+            stream.read_to_end(&mut Vec::new())?;
+        }
+    }
+    Ok(())
 }
 
 /// Connections of the deployment under test that the backends have open, by their own sockets.
@@ -63,8 +101,12 @@ fn what_is_left_is_counted_and_reset(lab: Lab, attach_mode: &str, service_mode: 
     lab.guard_backends()?;
     let config = shop(&lab, service_mode, "");
     let ready = Ready::with(lab, attach_mode, &config)?;
+    let each = if std::env::var_os("BG_TEST_FULL").is_some() { 400 } else { 40 };
+    what_is_left(&ready, each)
+}
+
+fn what_is_left(ready: &Ready, each: usize) -> Result<()> {
     let lab = &ready.lab;
-    let each = if std::env::var_os("BG_FULL").is_some() { 400 } else { 40 };
     let mut clients = Vec::new();
     for vip in [address::VIP_V4, address::VIP_V6] {
         for _ in 0..each {
@@ -72,27 +114,30 @@ fn what_is_left_is_counted_and_reset(lab: Lab, attach_mode: &str, service_mode: 
         }
     }
     let ports = clients.iter().map(|client| Ok(client.local_addr()?.port())).collect::<Result<Vec<_>>>()?;
-    assert_eq!(drain(&ready, &["--wait"])?.1["left"], 0, "nothing was switched");
+    assert_eq!(drain(ready, &["--wait"])?.1["left"], 0, "nothing was switched");
     ready.bgctl.run(&["switch", DEPLOYMENT])?;
     let new = connect(lab, address::VIP_V4)?;
-    both_count(&ready, &ports, 2 * each)?;
+    both_count(ready, &ports, 2 * each)?;
     // Some end by themselves.
-    for closed in [1, each / 2, each] {
-        clients.drain(..closed);
-        both_count(&ready, &ports, clients.len())?;
+    let ends = [End::Client, End::Reset, End::Server];
+    for (share, how) in [each / 4, each / 2, each / 3].into_iter().zip(ends.into_iter().cycle()) {
+        clients.drain(..share).try_for_each(|client| end(client, how))?;
+        both_count(ready, &ports, clients.len()).with_context(|| format!("{how:?}"))?;
     }
     let start = Instant::now();
-    let (code, drained) = drain(&ready, &["--wait", "--timeout", "300ms"])?;
+    let (code, drained) = drain(ready, &["--wait", "--timeout", "300ms"])?;
     assert_eq!((code, &drained["left"]), (Some(4), &clients.len().into()));
     assert!(start.elapsed() >= Duration::from_millis(300));
 
-    let (code, drained) = drain(&ready, &["--then", "reset"])?;
+    let start = Instant::now();
+    let (code, drained) = drain(ready, &["--then", "reset"])?;
+    println!("{} silent connections were reset at both ends in {:?}", clients.len(), start.elapsed());
     assert_eq!((code, &drained["left"], &drained["reset"]), (Some(0), &0.into(), &clients.len().into()), "{drained:#}");
     for client in &mut clients {
         let error = client.read(&mut [0; 64]).expect_err("a reset");
         assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}");
     }
-    both_count(&ready, &ports, 0)?;
+    both_count(ready, &ports, 0)?;
     // What is not on the idle colour goes on.
     (&new).write_all(b"GET / HTTP/1.1\r\nHost: shop\r\n\r\n")?;
     assert!((&new).read(&mut [0; 1024])? > 0);
@@ -140,4 +185,15 @@ fn a_backend_is_reset_though_its_client_is_gone() -> Result<()> {
     let (code, drained) = drain(&ready, &["--then", "reset"])?;
     assert_eq!((code, &drained["reset"]), (Some(0), &2.into()), "{drained:#}");
     both_count(&ready, &ports, 0)
+}
+
+/// Ten thousand connections, with BG_TEST_FULL. The servers are processes of their own, since a process has not so many descriptors.
+#[test]
+fn however_many_are_left_the_count_is_that_of_the_sockets() -> Result<()> {
+    let each = if std::env::var_os("BG_TEST_FULL").is_some() { 5000 } else { 150 };
+    let lab = Lab::wire(Fabric::Switch)?;
+    lab.guard_backends()?;
+    let _servers = lab.nginxes()?;
+    let config = shop(&lab, "nat", "");
+    what_is_left(&Ready::with_others(lab, "native", &config)?, each)
 }

@@ -113,6 +113,10 @@ pub fn restore<V: Flows + Rewritable, W: SlowPath<V>>(
                 return Some(Verdict::drop(world, Event::SecondChance));
             }
         }
+        if flow.state().is_ended_by_command() && headers.transport.can_be_reset() {
+            note!(world, Step::EndedByCommand {});
+            return Some(Verdict::reset(hook.direction, world));
+        }
     }
     // What a cut has ended must not be heard of again. A TCP client must: what it answers ends the connection at both ends. A
     // segment with news may have no answer. A packet that is no reply may open a flow, and reads the live word then: so it is

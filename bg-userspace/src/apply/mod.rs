@@ -23,6 +23,7 @@
 //! 4. After a fence, backends, tables and deployments to which nothing refers are ended, and so are open flows
 //!    of sources that have become testers or have ceased to be testers.
 //!
+//! The TCP connections of backends that are removed are reset before they are ended, while the data path still knows both ends.
 //! Ended backends are free only after a second fence, because a program that has just found one alive
 //! may still use its slot and the rows of its service. A row of `vips` is free when no flow refers to it.
 //!
@@ -32,6 +33,7 @@
 mod alloc;
 mod check;
 mod deployments;
+mod endings;
 mod fill;
 mod job;
 mod links;

@@ -22,6 +22,7 @@ impl Error {
         match self {
             Self::UnknownDeployment { .. }
             | Self::UnknownService { .. }
+            | Self::UnknownBackend { .. }
             | Self::Unrepresentable { .. }
             | Self::Next { .. }
             | Self::Net(NetError::NoSuchInterface { .. })

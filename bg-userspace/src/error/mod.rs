@@ -310,6 +310,16 @@ pub enum Error {
         /// What there is.
         existing: Vec<String>,
     },
+    /// A deployment has no backend of this address.
+    #[error("deployment \"{deployment}\" has no backend {name}; {}", instead(name, existing, "it has none at all"))]
+    UnknownBackend {
+        /// Name of the deployment.
+        deployment: String,
+        /// What was asked for.
+        name: String,
+        /// What there is.
+        existing: Vec<String>,
+    },
     /// The switch is done, but it is not recorded in the state directory.
     #[error(
         "the switch is done, {live} is live at generation {generation}, but it could not be recorded. After you have fixed \

@@ -17,6 +17,14 @@ pub enum Refusal {
         /// What it is at.
         got: u32,
     },
+    /// Both colours get new flows, so no colour drains.
+    #[error(
+        "both colours of deployment \"{deployment}\" get new flows, so none of them drains. Switch to one of them, or name a backend with --backend"
+    )]
+    NoIdleColour {
+        /// Its name.
+        deployment: String,
+    },
     /// The deployment has no live word.
     #[error(
         "deployment \"{deployment}\" does not run: an apply has just removed it, or was killed before the deployment \

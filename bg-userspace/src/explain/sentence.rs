@@ -87,6 +87,7 @@ impl Teller<'_> {
                 };
                 Some((text, json!({"colour": colour, "opened_in": generation, "generation": new})))
             }
+            Step::EndedByCommand {} => plain("the flow has been ended by a command, and who speaks is reset"),
             Step::Silent { last_seen } => {
                 let silence = self.since(last_seen);
                 let text = format!("the flow has timed out: its last packet came {} ago", human(silence));

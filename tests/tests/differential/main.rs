@@ -250,7 +250,7 @@ fn rows() -> impl Iterator<Item = (u16, u8)> {
 }
 
 fn cases() -> u32 {
-    if std::env::var_os("BG_FULL").is_some() { 20_000 } else { 1_500 }
+    if std::env::var_os("BG_TEST_FULL").is_some() { 20_000 } else { 1_500 }
 }
 
 /// Compares a program with the engine on the host.
@@ -269,7 +269,7 @@ fn compare(program: Program) {
 
 /// The same, where each packet is explained before.
 fn compare_explained(program: Program) {
-    let cases = if std::env::var_os("BG_FULL").is_some() { 400 } else { 16 };
+    let cases = if std::env::var_os("BG_TEST_FULL").is_some() { 400 } else { 16 };
     let seen = compare_cases(program, cases, true);
     assert_ne!(seen.events, [0; Event::COUNT as usize], "nothing has happened");
 }

@@ -1,7 +1,7 @@
 //! What ended connections get: a reset at each end, made by the data path.
 
 use crate::*;
-use bg_common::{Flow, NextHop};
+use bg_common::{Flow, FlowState, NextHop};
 
 const WEB6: &str = "[2001:db8::10]:443";
 const BLUE6: &str = "[fd00:1::11]:8443";
@@ -91,6 +91,38 @@ fn a_backend_whose_client_says_nothing_more_is_reset_at_its_next_segment() {
         assert_eq!(answers_as(&host, &tcp(blue, client, ACK)), at(vip));
         cut(&host);
         is_reset(&host, &tcp(blue, client, ACK));
+    }
+}
+
+#[test]
+fn a_connection_that_a_command_has_ended_is_reset_by_the_next_segment_of_either_end() {
+    let flow_of_client = || flow_of(CLIENT, 0);
+    for segment in
+        [tcp(CLIENT, WEB, ACK), tcp(CLIENT, WEB, FIN | ACK), tcp(BLUE, CLIENT, ACK), tcp(BLUE, CLIENT, FIN | ACK)]
+    {
+        let host = host();
+        connect(&host, CLIENT, WEB);
+        connect(&host, "192.0.2.1:40001", WEB);
+        let flow = host.flow(flow_of_client()).expect("a row");
+        assert!(!flow.state.has_ended());
+        host.store(flow_of_client(), &Flow { state: flow.state.with(FlowState::ENDED), ..flow });
+        is_reset(&host, &segment);
+        assert_eq!(host.early(&segment.frame()), Outcome { action: Action::Defer, frame: segment.frame() });
+        let state = || host.flow(flow_of_client()).expect("a row").state;
+        assert!(state().is_ended_by_command() && !state().is_reset(), "nobody has been told yet");
+        // What has taken the place of the segment comes by the same hook, and the row says that it did.
+        if segment.from == at(BLUE) {
+            assert_eq!(answers_as(&host, &tcp(BLUE, CLIENT, RST)), at(WEB));
+        } else {
+            assert_eq!(sent_to(&host, &tcp(CLIENT, WEB, RST)), at(BLUE));
+        }
+        assert!(state().is_ended_by_command() && state().is_reset());
+        is_reset(&host, &segment);
+        // Another connection of the port is one like any other, and so is that of another client.
+        assert_eq!(connect(&host, CLIENT, WEB), at(BLUE));
+        assert!(!state().has_ended());
+        assert_eq!(sent_to(&host, &tcp(CLIENT, WEB, ACK)), at(BLUE));
+        assert_eq!(sent_to(&host, &tcp("192.0.2.1:40001", WEB, ACK)), at(BLUE));
     }
 }
 

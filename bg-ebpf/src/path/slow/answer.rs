@@ -66,6 +66,10 @@ pub fn run(row: RawWords, call: &mut Answering, world: &impl World) -> Answer {
     let (segment, protocol, now) = (&call.transport, call.transport.protocol, call.now);
     let mut flow = FlowRef::new(row, 0, call.flow);
     let (mut state, mut note) = (flow.state(), flow.flow().note);
+    if matches!(protocol, Protocol::Tcp) && state.is_ended_by_command() {
+        flow.set(shown_by_backend(segment));
+        return Answer::Ours;
+    }
     if matches!(protocol, Protocol::Tcp) {
         let Some(row) = world.deployment(call.deployment) else { return Answer::Foreign };
         let is_syn = segment.has(tcp_flags::SYN);

@@ -41,7 +41,7 @@ pub enum Stay {
     Over = 0,
     /// Yes, and what it says has been noted.
     Yes = 1,
-    /// No: a switch has ended it, and both ends are to hear that by a reset.
+    /// No: a switch or a command has ended it, and both ends are to hear that by a reset.
     Reset = 2,
     /// Yes, but the deployment is frozen, and others of the flow may be held.
     Frozen = 3,
@@ -65,6 +65,10 @@ impl Stay {
 pub fn run(row: RawWords, call: &mut Refreshing, world: &impl World) -> Stay {
     let (segment, protocol, now) = (&call.transport, call.transport.protocol, call.now);
     let mut flow = FlowRef::new(row, 0, call.flow);
+    if flow.state().is_ended_by_command() && matches!(protocol, Protocol::Tcp) {
+        note!(world, Step::EndedByCommand {});
+        return of_ended(&mut flow, segment);
+    }
     let is_refused = is_refused(flow.state()) && !segment.opens_connection();
     if EXPLAINS && is_refused {
         world.note(Step::Refused {});
@@ -129,7 +133,7 @@ pub fn run(row: RawWords, call: &mut Refreshing, world: &impl World) -> Stay {
     Stay::Yes
 }
 
-/// What comes of a packet of the client on a flow that a switch has ended.
+/// What comes of a packet of the client on a flow that a switch or a command has ended.
 #[inline(always)]
 fn of_ended(flow: &mut FlowRef, segment: &Transport) -> Stay {
     if segment.can_be_reset() {

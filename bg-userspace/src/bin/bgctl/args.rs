@@ -370,6 +370,9 @@ pub(crate) struct Drain {
     /// What happens to flows that are still left then
     #[arg(long, value_enum, value_name = "WHAT", default_value_t = Then::Keep)]
     pub(crate) then: Then,
+    /// The flows of this backend, whatever its colour. It gets no new ones if its weight is 0
+    #[arg(long, value_name = "ADDR:PORT", add = ArgValueCandidates::new(complete::backends))]
+    pub(crate) backend: Option<SocketAddr>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

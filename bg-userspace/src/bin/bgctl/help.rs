@@ -260,12 +260,19 @@ pub(crate) const PAGES: &[Page] = &[
             "With --then reset, flows that are left then end, and the drain with them. TCP connections are reset at both ends, also \
              those that say nothing. If an end does not answer, its flow is still counted as left, and is reset when \
              it is heard of again.",
+            "With --backend, it is about the flows of one backend. To take a backend out, give it the weight 0 and apply: then it gets no \
+             new flows. Drain it, and remove it from the configuration. An apply that removes a backend resets what is left there.",
+            "While both colours get new flows, none of them drains, and the command is refused. With --wait it waits until a ramp has ended.",
         ],
         examples: &[
             ("bgctl drain shop", "print how many flows are left"),
             ("bgctl drain shop --wait --timeout 10m --then reset", "wait for ten minutes, then end what is left"),
+            (
+                "bgctl drain shop --backend 10.0.1.11:8443 --wait",
+                "wait until a backend of weight 0 has no flow any more",
+            ),
         ],
-        exit: &[(0, "no flow is left"), FAILED, USAGE, (4, "flows are left")],
+        exit: &[(0, "no flow is left"), FAILED, USAGE, REFUSED, (4, "flows are left")],
     },
     Page {
         command: "flows",

@@ -1,4 +1,4 @@
-//! `bgctl drain`: what a switch has left on the idle colour.
+//! `bgctl drain`: what a switch has left on the idle colour, or what there is at a backend.
 
 use bg_userspace::{DrainRequest, Drained, Instance};
 
@@ -13,7 +13,8 @@ use crate::{
 };
 
 pub(super) fn run(global: &Global, args: &Drain) -> anyhow::Result<Outcome> {
-    let request = DrainRequest { wait: args.wait, timeout: args.timeout, reset: args.then == Then::Reset };
+    let Drain { wait, timeout, then, backend, .. } = *args;
+    let request = DrainRequest { wait, timeout, reset: then == Then::Reset, backend };
     let instance = Instance::open(&global.paths())?;
     let mut said = None;
     let drained = instance.drain(&args.deployment, &request, |drained| {
