@@ -86,6 +86,20 @@ macro_rules! half {
     }};
 }
 
+/// What would become of a packet that has to wait, without a trace. Whether there is room for it is not asked.
+#[cfg(feature = "explain")]
+#[inline(always)]
+fn would_hold(deployment: u16) -> Option<Event> {
+    let queue = maps::HOLDS.get(deployment.into())?;
+    if queue.drops != 0 {
+        Some(Event::Frozen)
+    } else if queue.claims & bg_common::HOLD_OPEN != 0 {
+        Some(Event::Held)
+    } else {
+        None
+    }
+}
+
 impl<const XDP: bool> bg_ebpf::world::World for World<XDP> {
     #[inline(always)]
     fn flows4(&self) -> &impl Memory<FlowKey4, Words = RawWords> {
@@ -289,9 +303,8 @@ impl<const XDP: bool> bg_ebpf::world::World for World<XDP> {
     fn hold(&self, deployment: u16) -> Option<Event> {
         #[cfg(not(feature = "explain"))]
         let kept = if XDP { None } else { super::hold::hold(self.context.cast(), deployment) };
-        // It explains what would happen, whoever it is.
         #[cfg(feature = "explain")]
-        let kept = if XDP || deployment == u16::MAX { None } else { Some(Event::Held) };
+        let kept = if XDP { None } else { would_hold(deployment) };
         kept
     }
 

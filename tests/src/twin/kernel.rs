@@ -8,8 +8,8 @@ use aya::{
     programs::{SchedClassifier, TestRunOptions, Xdp},
 };
 use bg_common::{
-    Backend, Clock, DeploymentRow, Event, FLOW_WAYS, FlowHash, FlowKey4, FlowKey6, LiveWord, Meta, NextHop, ServiceKey,
-    ServiceRow, SwitchTerms, TICK_SHIFT, TableSizes, TesterKey, Timing, Traffic, Trips, Vip,
+    Backend, Clock, DeploymentRow, Event, FLOW_WAYS, FlowHash, FlowKey4, FlowKey6, Hold, LiveWord, Meta, NextHop,
+    ServiceKey, ServiceRow, SwitchTerms, TICK_SHIFT, TableSizes, TesterKey, Timing, Traffic, Trips, Vip,
 };
 use bg_ebpf::{Action, flow::key::Key as _};
 use memmap2::{MmapOptions, MmapRaw};
@@ -206,6 +206,20 @@ impl Kernel {
         let mut both = self.timings(deployment)?;
         both[word.terms_slot()] = timing;
         Ok(self.array::<[Timing; 2]>("timing")?.set(deployment.into(), both, 0)?)
+    }
+
+    /// Sets the queue of a deployment.
+    pub fn set_queue(&mut self, deployment: u32, queue: Hold) -> Result<()> {
+        Ok(self.array("holds")?.set(deployment, queue, 0)?)
+    }
+
+    /// Empties the log of held packets.
+    pub fn forget_held(&mut self) -> Result<()> {
+        let Some(Map::Array(data)) = self.object.map("held") else { bail!("held is no array") };
+        let log = MmapOptions::new().len(4096).map_raw(data.fd().as_fd().as_raw_fd())?;
+        // SAFETY: the mapping is so long, and no program runs.
+        unsafe { log.as_mut_ptr().cast::<u64>().write_volatile(0) };
+        Ok(())
     }
 
     /// Both timings of a deployment.

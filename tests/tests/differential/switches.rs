@@ -1,6 +1,6 @@
-//! Switches of all kinds, as user space makes them.
+//! Switches of all kinds, and freezes, as user space makes them.
 
-use bg_common::{Conditions, Limit, LiveFlags, LiveWord, SwitchTerms, Timing, Trips};
+use bg_common::{Conditions, Event, HOLD_OPEN, Hold, Limit, LiveFlags, LiveWord, SwitchTerms, Timing, Trips};
 use bg_tests::twin::{Host, Kernel};
 
 /// What a switch does to open flows.
@@ -33,11 +33,21 @@ pub(crate) enum Instant {
     Foreign,
 }
 
+/// What becomes of packets that wait.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Queue {
+    Open,
+    /// It has just been played back to its end, and the packet goes on.
+    Closed,
+    Drops,
+}
+
 /// Makes the other colour of a deployment live.
 pub(crate) fn switch(host: &Host, kernel: &mut Kernel, deployment: u16, ending: Ending) {
     let before = host.word(deployment);
     let (word, terms) = next(before, host.terms(deployment), ending, host.tick.get());
-    let timing = timing(before, word, ending);
+    let hold_until = host.timings(deployment)[before.terms_slot()].hold_until;
+    let timing = Timing { hold_until, ..timing(before, word, ending) };
     host.set_timing(deployment, word, timing);
     kernel.set_timing(deployment, word, timing).expect("timing");
     host.set_trips(deployment, word, trips(word));
@@ -50,7 +60,7 @@ pub(crate) fn switch(host: &Host, kernel: &mut Kernel, deployment: u16, ending: 
 fn next(word: LiveWord, terms: [SwitchTerms; 2], ending: Ending, now: u32) -> (LiveWord, SwitchTerms) {
     let generation = word.generation() + 1;
     let mut new = SwitchTerms { drain_deadline: 0, ..terms[word.terms_slot()] };
-    let mut flags = LiveFlags::NONE;
+    let mut flags = LiveFlags(word.flags().0 & LiveFlags::HOLD.0);
     match ending {
         Ending::Timed(_) => {
             new.ended_before[word.live() as usize] = generation;
@@ -98,4 +108,28 @@ fn trips(word: LiveWord) -> Trips {
         unjudged_tick: u64::from(u32::MAX / 2),
         ..Trips::default()
     }
+}
+
+/// Freezes a deployment. No instant is near, as above.
+pub(crate) fn freeze(host: &Host, kernel: &mut Kernel, deployment: u16, is_over: bool, queue: Queue) {
+    let word = host.word(deployment);
+    let hold_until = if is_over { 1 } else { u64::MAX };
+    for word in [word, LiveWord::new(word.generation() ^ 1, LiveFlags::NONE, 0, 0)] {
+        let timing = Timing { hold_until, ..host.timings(deployment)[word.terms_slot()] };
+        host.set_timing(deployment, word, timing);
+        kernel.set_timing(deployment, word, timing).expect("timing");
+    }
+    // The host's world has one queue for all deployments.
+    host.holds.set(match queue {
+        Queue::Open => Some(Event::Held),
+        Queue::Closed => None,
+        Queue::Drops => Some(Event::Frozen),
+    });
+    let claims = if matches!(queue, Queue::Open) { HOLD_OPEN } else { 0 };
+    let hold = Hold { claims, drops: matches!(queue, Queue::Drops).into(), ..Hold::default() };
+    (0..2).for_each(|row| kernel.set_queue(row, hold).expect("a queue"));
+    let (frozen, terms) =
+        (word.with_flags(word.flags().with(LiveFlags::HOLD)), host.terms(deployment)[word.terms_slot()]);
+    host.set_live(deployment, frozen, terms);
+    kernel.set_live(deployment, frozen, terms).expect("freeze");
 }
