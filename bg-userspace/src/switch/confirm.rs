@@ -47,8 +47,16 @@ impl Instance {
             }
             let on_switch = if reading.timing.on_switch == 0 { OnSwitch::Drain } else { OnSwitch::Cut };
             let at = Instant::now();
-            let stored =
-                |changed, to| Stored { from: reading, to, changed, on_switch, at, receipt: None, past: past.clone() };
+            let stored = |changed, to| Stored {
+                from: reading,
+                to,
+                changed,
+                on_switch,
+                at,
+                receipt: None,
+                past: past.clone(),
+                revert_by: None,
+            };
             // A confirmation that was killed may have left a deadline without the time for it.
             let is_guarded = is_asked
                 || reading.timing.window != 0

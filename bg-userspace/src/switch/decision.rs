@@ -25,20 +25,22 @@ pub(super) struct Goal {
     pub(super) cause: Cause,
     /// What the share divides, if that is to change.
     pub(super) divide_by: Option<DivideBy>,
+    /// When the switch is taken back at the latest, however late it is made, in nanoseconds of `CLOCK_BOOTTIME`.
+    pub(super) revert_by: Option<u64>,
 }
 
 impl Goal {
     /// The goal of a switch.
     pub(super) fn of_switch(request: &SwitchRequest, reading: &Reading) -> Self {
         let to = request.to.unwrap_or(reading.word.live().other());
-        Self { share: to.full_share(), cause: Cause::Switch, divide_by: None }
+        Self { share: to.full_share(), cause: Cause::Switch, divide_by: None, revert_by: None }
     }
 
     /// The goal of a rollback.
     pub(super) fn of_rollback(name: &str, request: &SwitchRequest, reading: &Reading) -> Result<Self, Refusal> {
         let word = reading.word;
         let (deployment, live) = (name.to_owned(), word.live());
-        let goal = |share| Self { share, cause: Cause::Rollback, divide_by: None };
+        let goal = |share| Self { share, cause: Cause::Rollback, divide_by: None, revert_by: None };
         if let Some(colour) = request.to {
             return Ok(goal(colour.full_share()));
         }

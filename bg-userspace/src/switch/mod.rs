@@ -72,7 +72,7 @@ impl Instance {
             ..SwitchRequest::default()
         };
         self.change(deployment, &switch, Action::Split, |_, _| {
-            Ok(Goal { share, cause: Cause::Split, divide_by: request.by })
+            Ok(Goal { share, cause: Cause::Split, divide_by: request.by, revert_by: None })
         })
     }
 

@@ -38,6 +38,8 @@ pub(super) struct Stored {
     pub(super) receipt: Option<Receipt>,
     /// What the data path had done by itself before.
     pub(super) past: Past,
+    /// See [`Goal::revert_by`].
+    pub(super) revert_by: Option<u64>,
 }
 
 impl Stored {
@@ -55,7 +57,7 @@ impl Stored {
     }
 
     pub(super) fn switched(self, words: &Words, index: u16, name: &str, fence: Duration) -> Switched {
-        let Self { from, to, changed, on_switch, at, receipt, past: _ } = self;
+        let Self { from, to, changed, on_switch, at, receipt, past: _, revert_by: _ } = self;
         let timing = to.timing;
         let pending = to.is_pending().then(|| ClockId::from_u8(timing.clock));
         Switched {
@@ -110,7 +112,16 @@ impl Instance {
                 continue;
             }
             if is_there && !reading.is_pending() {
-                return Ok(Stored { from, to: reading, changed, on_switch, at: Instant::now(), receipt: None, past });
+                return Ok(Stored {
+                    from,
+                    to: reading,
+                    changed,
+                    on_switch,
+                    at: Instant::now(),
+                    receipt: None,
+                    past,
+                    revert_by: None,
+                });
             }
             if request.ramp.is_some() && self.lift_drain_deadline(index, &reading)? {
                 continue;
@@ -123,7 +134,16 @@ impl Instance {
             let order = Ordered { request, goal, on_switch, claim };
             if let Some(at) = self.exchange(name, index, &row, &reading, &order, counters)? {
                 let to = self.words.reading(index, 0);
-                return Ok(Stored { from, to, changed: true, on_switch, at, receipt: None, past });
+                return Ok(Stored {
+                    from,
+                    to,
+                    changed: true,
+                    on_switch,
+                    at,
+                    receipt: None,
+                    past,
+                    revert_by: goal.revert_by,
+                });
             }
             // A packet has ended a drain or taken back a switch meanwhile, or a program that does not use the lock has switched. Read
             // the word again.
@@ -266,7 +286,11 @@ impl Instance {
             ramp: nanos(request.ramp),
             window,
             // The window begins after the fence. If this process is killed before, it begins now.
-            revert_at: if window != 0 && activate_at == 0 { boot + window } else { 0 },
+            revert_at: if window != 0 && activate_at == 0 {
+                goal.revert_by.map_or(boot + window, |latest| latest.min(boot + window))
+            } else {
+                0
+            },
             hold_until: reading.timing.hold_until,
             made_at: boot,
             generation: new.generation(),
@@ -333,7 +357,8 @@ impl Instance {
         let is_there = || self.words.live.read(index.into()) == to.stored;
         if let Some(deadline) = to.confirm_by().filter(|_| stored.changed && !to.is_pending()) {
             if is_there() {
-                let revert_at = now(ClockId::Boot) + to.timing.window;
+                let anew = now(ClockId::Boot) + to.timing.window;
+                let revert_at = stored.revert_by.map_or(anew, |latest| latest.min(anew));
                 self.words.timing.update(index.into(), |slots| slots[slot].revert_at = revert_at);
             }
             if now(ClockId::Boot) >= deadline {

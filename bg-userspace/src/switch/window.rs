@@ -10,10 +10,13 @@ use bg_common::{Colour, FlowState};
 use serde::Serialize;
 
 use super::{
+    decision::Goal,
     hook::{self, HookError},
     request::{ConfirmRequest, SwitchRequest, Switched},
 };
-use crate::{Error, FreezeRequest, Instance, Refusal, config::OnSwitch, maps::backends};
+use crate::{
+    Error, FreezeRequest, Instance, Refusal, config::OnSwitch, history::Action, live::Reading, maps::backends,
+};
 
 /// How long before the end of the freeze an unconfirmed switch is taken back.
 const MARGIN: Duration = Duration::from_millis(50);
@@ -84,15 +87,18 @@ impl Instance {
 
         let freeze = FreezeRequest { max: Some(window.max), drop: false, reason: request.reason.clone() };
         let start = Instant::now();
-        let switched = self.freeze(deployment, &freeze).and_then(|_| self.run_course(&course, request));
+        let switched = self.freeze(deployment, &freeze).and_then(|frozen| {
+            self.run_course(&course, request, frozen.until.saturating_sub(MARGIN.as_nanos() as u64))
+        });
         // Whatever has happened, so also if the freeze could only not be recorded.
         let thawed = self.thaw(deployment, request.reason.as_deref());
         let (switched, thawed) = (switched?, thawed?);
         Ok(WindowSwitched { switched, frozen: start.elapsed(), played_back: thawed.played_back })
     }
 
-    /// What happens while the deployment is frozen.
-    fn run_course(&self, course: &Course<'_>, request: &SwitchRequest) -> Result<Switched, Error> {
+    /// What happens while the deployment is frozen. At `revert_by`, in nanoseconds of `CLOCK_BOOTTIME`, the switch is taken back unless it is
+    /// confirmed, however long it has waited for a lock: no new flow may meet the new colour before.
+    fn run_course(&self, course: &Course<'_>, request: &SwitchRequest, revert_by: u64) -> Result<Switched, Error> {
         let generation = course.generation;
         course.run("before", course.window.before.as_deref(), generation)?;
         if course.on_switch == OnSwitch::Drain {
@@ -106,7 +112,9 @@ impl Instance {
             confirm_within: Some(course.left().max(SwitchRequest::LEAST_WINDOW)),
             ..request.clone()
         };
-        let switched = self.switch(course.deployment, &request)?;
+        let goal =
+            |_: &str, reading: &Reading| Ok(Goal { revert_by: Some(revert_by), ..Goal::of_switch(&request, reading) });
+        let switched = self.change(course.deployment, &request, Action::Switch, goal)?;
         let generation = switched.to.generation;
         let confirm = ConfirmRequest { if_generation: Some(generation), reason: request.reason.clone() };
         let too_late = || Error::WindowOver { what: "it was too late to keep the switch".to_owned() };

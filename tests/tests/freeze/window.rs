@@ -145,3 +145,29 @@ fn when_the_command_is_killed_the_old_colour_goes_on_by_itself() -> Result<()> {
     assert_eq!((bgctl.live(DEPLOYMENT)?.as_str(), opened_on_green(&ready)?), ("blue", 0));
     Ok(())
 }
+
+#[test]
+fn a_switch_that_waits_for_another_is_taken_back_before_the_freeze_ends_all_the_same() -> Result<()> {
+    let ready = Ready::native("")?;
+    let Ready { bgctl, lab, .. } = &ready;
+    let (pid, maps) = (lab.sandbox.dir().join("pid"), lab.sandbox.pin_root().join("maps"));
+    // Another switch holds the lock while this one wants it.
+    let before = format!("flock {} sleep 1 & sleep 0.2", maps.display());
+    let after = format!("echo $$ > {}; exec sleep 100", pid.display());
+    let options = ["switch", DEPLOYMENT, "--freeze", "6s", "--before", &before, "--after", &after];
+    let mut switch = Process::spawn(&mut bgctl.command(&options))?;
+    let start = Instant::now();
+    while !pid.exists() {
+        ensure!(start.elapsed() < PATIENCE, "the command after the switch does not run");
+        thread::sleep(Duration::from_millis(5));
+    }
+    let status = bgctl.deployment(DEPLOYMENT)?;
+    let time = |key: &str| Ok::<_, anyhow::Error>(status[key].as_str().context("no time")?.to_owned());
+    // RFC 3339 in UTC with the same number of digits, or fewer: cut to milliseconds, the order of text is that of time.
+    let [revert, thaw] = ["confirm_deadline", "frozen_until"].map(|key| time(key).map(|time| time[..23].to_owned()));
+    let (revert, thaw) = (revert?, thaw?);
+    assert!(revert < thaw, "the switch would be taken back at {revert}, and new flows go on at {thaw}");
+    ensure!(switch.wait(PATIENCE)?.is_some(), "the command does not end");
+    assert_eq!((bgctl.live(DEPLOYMENT)?.as_str(), opened_on_green(&ready)?), ("blue", 0));
+    ready.neighbour_is_undisturbed()
+}
