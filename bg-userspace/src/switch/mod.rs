@@ -12,6 +12,7 @@
 //! Nothing watches over a switch that needs a confirmation, is scheduled or moves by and by: the word and its timing say it all, and
 //! packets act on them ([`bg_ebpf::policy::timed`]).
 
+mod confined;
 mod confirm;
 mod decision;
 mod fates;
@@ -109,6 +110,10 @@ impl Instance {
             let _ = self.keep_neighbours(index);
             let _ = self.end_overdue_drains();
             let _ = self.release_overdue();
+        }
+        if let Ok(stored) = &stored {
+            // What is not reset now is reset by its next segment.
+            let _ = self.end_confined(index, stored);
         }
         let stored = self.recorded(name, action, request.reason.as_deref(), recording, stored)?;
         let fence = fenced?;
