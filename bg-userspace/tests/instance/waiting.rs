@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bg_common::{LiveFlags, LiveWord, SwitchTerms, Timing};
 use bg_userspace::{
-    AttachMode, SwitchRequest,
+    AttachMode, ConfirmRequest, FreezeRequest, SwitchRequest,
     config::{Config, OnSwitch},
 };
 
@@ -96,4 +96,44 @@ fn a_switch_to_a_colour_that_waits_for_its_confirmation_says_when_it_goes_back()
     assert_eq!(answer["changed"], false);
     assert!(answer["confirm_deadline"].is_string(), "{answer}");
     assert_eq!(word(&lab, SHOP), waiting);
+}
+
+#[test]
+fn a_freeze_outlives_switches_that_are_scheduled_cancelled_taken_back_and_confirmed() {
+    let lab = draining();
+    let instance = lab.instance();
+    let other = word(&lab, 0);
+    let freeze = FreezeRequest { max: Some(Duration::from_secs(600)), ..FreezeRequest::default() };
+    let until = instance.freeze("shop", &freeze).unwrap().frozen_until;
+    let is_frozen = |what: &str| {
+        let status = instance.status(Some("shop")).unwrap();
+        let shop = &status.deployments[0];
+        assert_eq!((shop.phase, shop.frozen_until.is_some()), ("frozen", true), "{what}");
+        let left = until.duration_since(shop.frozen_until.unwrap()).unsigned_abs();
+        assert!(left < Duration::from_millis(10), "{what}: another end, {:?}", shop.frozen_until);
+    };
+    let soon = || Some(jiff::Timestamp::now() + Duration::from_secs(3600));
+    instance.switch("shop", &SwitchRequest { at: soon(), ..SwitchRequest::default() }).unwrap();
+    is_frozen("scheduled");
+    let live = instance.switch("shop", &SwitchRequest::default()).unwrap().to.live;
+    is_frozen("the schedule was cancelled");
+    let guarded = SwitchRequest { confirm_within: Some(Duration::from_millis(50)), ..SwitchRequest::default() };
+    instance.switch("shop", &guarded).unwrap();
+    std::thread::sleep(Duration::from_millis(80));
+    is_frozen("taken back");
+    assert_eq!(
+        instance.switch("shop", &SwitchRequest { to: Some(live), ..SwitchRequest::default() }).unwrap().to.live,
+        live
+    );
+    let guarded = SwitchRequest { confirm_within: Some(Duration::from_secs(60)), ..SwitchRequest::default() };
+    instance.switch("shop", &guarded).unwrap();
+    instance.confirm("shop", &ConfirmRequest::default()).unwrap();
+    is_frozen("confirmed");
+    instance
+        .switch("shop", &SwitchRequest { ramp: Some(Duration::from_secs(600)), ..SwitchRequest::default() })
+        .unwrap();
+    is_frozen("ramping");
+    assert!(instance.thaw("shop", None).unwrap().changed);
+    assert!(!word(&lab, SHOP).flags().has(LiveFlags::HOLD) && word(&lab, SHOP).flags().has(LiveFlags::TIMED));
+    assert_eq!(word(&lab, 0), other);
 }
