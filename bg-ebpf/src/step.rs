@@ -250,5 +250,5 @@ steps! {
         ifindex
     }
     /// A command has ended the flow.
-    41 EndedByCommand "ended_by_command" {}
+    44 EndedByCommand "ended_by_command" {}
 }

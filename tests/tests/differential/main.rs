@@ -228,6 +228,7 @@ fn agree(
         assert_eq!(after.packets - before.packets, expected.packets, "packets of {service} {colour}");
         assert_eq!(after.bytes - before.bytes, expected.bytes, "bytes of {service} {colour}");
         assert_eq!(after.flows_opened - before.flows_opened, expected.flows_opened, "flows of {service} {colour}");
+        assert_eq!(after.mirrored - before.mirrored, expected.mirrored, "copies to {service} {colour}");
     }
     host.all_events()
 }
@@ -268,8 +269,15 @@ fn cases() -> u32 {
 fn compare(program: Program) {
     let seen = compare_cases(program, cases(), false);
     // XDP leaves these to tc, which counts them.
-    let of_tc =
-        [Event::NextHopByStack, Event::TtlExpired, Event::EndedReset, Event::IdleNotReady, Event::Held, Event::Frozen];
+    let of_tc = [
+        Event::NextHopByStack,
+        Event::TtlExpired,
+        Event::EndedReset,
+        Event::IdleNotReady,
+        Event::Held,
+        Event::Frozen,
+        Event::MirrorAnswer,
+    ];
     let of_both = [Event::Malformed, Event::ReplyCollision, Event::EndedFlow, Event::SecondChance, Event::PushedOut];
     // Agreement on packets that nothing happens to would prove nothing.
     for event in of_both.into_iter().chain(of_tc.into_iter().filter(|_| program != Program::Xdp)) {
