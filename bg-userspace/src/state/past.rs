@@ -3,10 +3,11 @@
 //! No process runs then, so whoever comes next records it. The maps keep the timing of two generations, and no more can have happened by itself:
 //! a switch takes effect, and is taken back.
 
-use bg_common::{Cause, ClockId, LiveWord, Timing};
+use bg_common::{Cause, ClockId, Conditions, LiveWord, Timing};
 
 use super::change::{Change, Past};
 use crate::{
+    condition::names,
     history::{Action, Moment},
     live::Reading,
     maps::Words,
@@ -45,6 +46,7 @@ impl Past {
             let mut add = |action, from, (instant, clock)| {
                 let at = moment_of(instant, clock);
                 let (deployment, from, to) = (name.to_owned(), Some(from), Some(to));
+                let reason = (action == Action::Tripped).then(|| names(Conditions(timing.conditions)).join(", "));
                 past.changes.extend(at.is_some().then(|| Change {
                     deployment,
                     action,
@@ -52,6 +54,7 @@ impl Past {
                     to,
                     at,
                     unconfirmed,
+                    reason,
                     by_kernel: true,
                     ..Change::default()
                 }));
@@ -60,8 +63,8 @@ impl Past {
             let has_taken_effect = match of_last.map_or(Cause::Unknown, |last| Cause::from_u8(last.cause)) {
                 _ if is_last => !reading.is_pending(),
                 Cause::Cancelled => false,
-                // Another program has replaced the word, perhaps before.
-                Cause::Unknown => timing.activate_at == 0,
+                // Another program has replaced the word, or a condition has called off its ramp, perhaps before.
+                Cause::Unknown | Cause::Tripped => timing.activate_at == 0,
                 _ => true,
             };
             if let Some(action) = Action::of_data_path(Cause::from_u8(timing.cause)) {
@@ -170,6 +173,20 @@ mod tests {
         for word in [timed, word(5, LiveFlags::NONE, 0, GREEN)] {
             assert_eq!(told(word, alone, timing(4, Cause::Switch)), [activated]);
         }
+    }
+
+    #[test]
+    fn a_condition_takes_a_switch_back_or_calls_off_a_ramp() {
+        let [blue, green] = BLUE_AND_GREEN;
+        let ago = now(ClockId::Boot) - 5 * SECOND;
+        let (before, conditions) = (word(4, LiveFlags::NONE, GREEN, 0), Conditions::SILENCE.0);
+        let tripped = (Action::Tripped, moment(5, green), moment(6, blue));
+        let back = Timing { made_at: ago + SECOND, conditions, ..timing(6, Cause::Tripped) };
+        let taken_back = word(6, LiveFlags::NONE, GREEN, 0);
+        let switched = Timing { before, conditions, ..timing(5, Cause::Switch) };
+        assert_eq!(told(taken_back, back, switched), [tripped]);
+        let ramp = Timing { activate_at: ago, ramp: 100 * SECOND, ..switched };
+        assert_eq!(told(taken_back, back, ramp), [tripped]);
     }
 
     #[test]
