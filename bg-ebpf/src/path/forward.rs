@@ -254,6 +254,7 @@ fn open_flow<V: Flows, W: SlowPath<V>>(
             vip: arrival.vip,
             now,
             link: 0,
+            place: 0,
             hash: 0,
             key: FlowKey6::default(),
         },

@@ -75,6 +75,7 @@ pub fn restore<V: Flows + Rewritable, W: SlowPath<V>>(
             vip: 0,
             now,
             link: 0,
+            place: 0,
             hash: 0,
             key: FlowKey6::default(),
         };

@@ -94,6 +94,7 @@ pub fn backend<V: Flows>(call: &mut Translating, world: &impl World) -> Receiver
         vip: 0,
         now: world.tick(),
         link: 0,
+        place: 0,
         hash: 0,
         key: FlowKey6::default(),
     });

@@ -1,15 +1,15 @@
 //! The backend of a copy, and whose answers are answers to copies.
 
-use super::search::{Search, Step, write_key};
+use super::search::{self, Search, Step, write_key};
 use crate::{
     flow::{
-        bucket::{WAYS, index, second},
+        bucket::{WAYS, place},
         key::{Key as _, Match},
-        memory::{Memory as _, Words as _},
+        memory::Words as _,
         row::FlowRef,
         table::read,
     },
-    hint::{opaque, rolled, unlikely},
+    hint::unlikely,
     policy::{backend, lifetime::is_silent},
     rows::{BackendRef, VipRef},
     step,
@@ -58,43 +58,42 @@ fn choice(call: &Copying, world: &impl World) -> Option<u32> {
     Some(chosen.name.slot())
 }
 
-/// Looks at the next row of the source's list in `backend_index`, and at the client's flows: does one of them have copies that the
-/// source gets?
+/// Steps of a search, each of which looks at one row of the flow table.
+pub(super) const STEPS: u32 = search::STEPS * (PLACES + 1);
+/// Places in which a client's flow may be.
+const PLACES: u32 = 2 * WAYS;
+
+/// Looks at the next of the client's flows, for a row of the source's list in `backend_index`: does the source get copies of it? A step looks
+/// at one flow, because the verifier would follow each way through what comes after a flow that was found, once for each place.
 #[inline(always)]
 pub fn step<V: Flows, W: World>(search: &mut Search, world: &W) -> Step {
     if search.link == 0 {
         return Step::End;
     }
     let Some(node) = world.backend(search.link.wrapping_sub(1)).map(BackendRef) else { return Step::End };
-    search.link = node.next();
-    if !node.is_at::<V>(V::narrow(&search.address), search.port, Protocol::Udp) {
+    if search.place == PLACES || !node.is_at::<V>(V::narrow(&search.address), search.port, Protocol::Udp) {
+        (search.link, search.place) = (node.next(), 0);
         return Step::Next;
     }
-    let hidden = core::ptr::from_ref(search) as u64;
     let flows = V::flows(world);
     let key = write_key::<V>(&mut search.key, &search.client, 0);
-    search.hash = key.hash(node.salt(), flows);
-    let end = key.word(V::Key::HEAD - 1);
-    for half in rolled(2) {
-        let mask = flows.mask();
-        let bucket = if half == 0 { search.hash & mask } else { second(search.hash, mask) };
-        let Some(mut next) = flows.bucket(bucket) else { break };
-        for nth in rolled(WAYS) {
-            let row = next;
-            next = row.from(V::Key::ROW);
-            if !unlikely((row.load(V::Key::HEAD - 1) ^ end) & Match::Client.mask() == 0) {
-                continue;
-            }
-            let Some(flow) = read(flows, row, key, Match::Client) else { continue };
-            // SAFETY: the search, of which the compiler would otherwise load all fields before the loop, and keep them on the stack.
-            let search: &Search = unsafe { &*(opaque(hidden) as *const Search) };
-            if has_copies_at::<V>(&flow, node, search, world) {
-                note!(world, step::Step::MirrorAnswer { row: flow.vip().into() });
-                return Step::Found(half * WAYS + index(search.hash, nth));
-            }
-        }
+    if search.place == 0 {
+        search.hash = key.hash(node.salt(), flows);
     }
-    Step::Next
+    let nth = search.place;
+    search.place = nth.wrapping_add(1);
+    let Some(row) = place::<V::Key, _>(flows, search.hash, nth) else { return Step::Next };
+    // In this word nearly all keys differ.
+    if !unlikely((row.load(V::Key::HEAD - 1) ^ key.word(V::Key::HEAD - 1)) & Match::Client.mask() == 0) {
+        return Step::Next;
+    }
+    match read(flows, row, key, Match::Client) {
+        Some(flow) if has_copies_at::<V>(&flow, node, search, world) => {
+            note!(world, step::Step::MirrorAnswer { row: flow.vip().into() });
+            Step::Found(nth)
+        }
+        _ => Step::Next,
+    }
 }
 
 /// Whether copies of a flow's datagrams go to the endpoint of `node`, the source. A list holds one row of an endpoint, which may be another

@@ -169,7 +169,8 @@ pub fn answers_copy<V: Flows>(world: &impl SlowPath<V>) -> bool {
 #[inline(always)]
 fn gets_copies<V: Flows>(world: &impl SlowPath<V>, search: &mut Search) -> bool {
     search.begin(world);
-    for _ in rolled(search::STEPS) {
+    search.place = 0;
+    for _ in rolled(mirror::STEPS) {
         match Step::from_u32(world.answers_copy(search)) {
             Step::Found(_) => return true,
             Step::Next => {}

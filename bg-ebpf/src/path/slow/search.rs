@@ -44,6 +44,8 @@ pub struct Search {
     pub now: u32,
     /// The row of `backends` to look at, plus one.
     pub link: u32,
+    /// The place to look at next among those of the client's flows, if each step looks at one.
+    pub place: u32,
     /// Out: the hash of the flow's key.
     pub hash: u32,
     /// Room for that key, of either family. The stack has none to spare.
