@@ -97,7 +97,7 @@ impl Instance {
         // Also if the colour was live already, because the process that switched may have been killed before it had waited.
         let fenced = stored.as_ref().map_or(Ok(()), |_| fence.wait());
         let fenced = fenced.map(|()| stored.as_ref().map_or(Duration::ZERO, |stored| stored.at.elapsed()));
-        let is_there = stored.as_ref().map_or(Ok(true), |stored| self.begin_window(index, stored, &mut fence));
+        let is_there = stored.as_mut().map_or(Ok(true), |stored| self.begin_window(index, stored, &mut fence));
         let at = stored.as_ref().ok().filter(|stored| stored.changed).map(|stored| stored.at);
         let noted = counters.end(&self.words, index, at);
         // Not before, because the next switch overwrites the terms of the word that the fence has just retired.

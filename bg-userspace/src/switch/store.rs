@@ -349,7 +349,7 @@ impl Instance {
 
     /// Begins the time for a confirmation anew, after the fence, and lets packets judge the conditions. The caller holds the lock. `false`: the
     /// fence has taken longer than that time, and the switch was taken back.
-    pub(super) fn begin_window(&self, index: u16, stored: &Stored, fence: &mut Fence) -> Result<bool, Error> {
+    pub(super) fn begin_window(&self, index: u16, stored: &mut Stored, fence: &mut Fence) -> Result<bool, Error> {
         if stored.is_taken_back() {
             return Ok(false);
         }
@@ -360,6 +360,7 @@ impl Instance {
                 let anew = now(ClockId::Boot) + to.timing.window;
                 let revert_at = stored.revert_by.map_or(anew, |latest| latest.min(anew));
                 self.words.timing.update(index.into(), |slots| slots[slot].revert_at = revert_at);
+                stored.to.timing.revert_at = revert_at;
             }
             if now(ClockId::Boot) >= deadline {
                 // A packet that has found the deadline passed may be about to take the switch back.
