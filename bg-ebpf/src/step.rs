@@ -251,4 +251,9 @@ steps! {
     }
     /// A command has ended the flow.
     44 EndedByCommand "ended_by_command" {}
+    /// The deployment is frozen.
+    45 Waits "waits" {
+        /// Index of the deployment.
+        deployment
+    }
 }

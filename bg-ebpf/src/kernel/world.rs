@@ -15,6 +15,8 @@ use aya_ebpf::{
         generated::{bpf_check_mtu, bpf_fib_lookup, bpf_ktime_get_boot_ns, bpf_redirect_neigh},
     },
 };
+#[cfg(feature = "explain")]
+use bg_common::HOLD_OPEN;
 use bg_common::{
     Addr, Backend, DeploymentRow, Event, Family, FlowKey4, FlowKey6, LiveWord, NextHop, ServiceKey, ServiceRow,
     SwitchTerms, TAKES_ALL, TICK_SHIFT, TesterKey, Timing, Vip,
@@ -301,10 +303,13 @@ impl<const XDP: bool> bg_ebpf::world::World for World<XDP> {
 
     #[inline(always)]
     fn hold(&self, deployment: u16) -> Option<Event> {
+        if XDP {
+            return None;
+        }
         #[cfg(not(feature = "explain"))]
-        let kept = if XDP { None } else { super::hold::hold(self.context.cast(), deployment) };
+        let kept = super::hold::hold(self.context.cast(), deployment);
         #[cfg(feature = "explain")]
-        let kept = if XDP { None } else { would_hold(deployment) };
+        let kept = would_hold(deployment);
         kept
     }
 

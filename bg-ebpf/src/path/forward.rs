@@ -193,6 +193,7 @@ fn target<V: Flows, W: SlowPath<V>>(
                 }
                 Stay::Frozen => {
                     wait(deployment, hook)?;
+                    note!(world, Step::Continues {});
                     flow.see(now);
                     return Ok(Target::known(backend, word));
                 }
@@ -320,6 +321,7 @@ fn open_flow<V: Flows, W: SlowPath<V>>(
 /// Has a packet of a frozen deployment wait. `Ok`: it goes on.
 #[inline(always)]
 fn wait(deployment: u16, hook: &Hook<'_, impl World>) -> Result<(), Verdict> {
+    note!(hook.world, Step::Waits { deployment: deployment.into() });
     // tc holds packets. It is behind XDP on each interface.
     if hook.direction == Direction::Early {
         return Err(Verdict::DEFER);

@@ -15,7 +15,7 @@ mod sentence;
 
 use std::net::SocketAddr;
 
-use bg_common::{FlowState, Protocol, Role};
+use bg_common::{Event, FlowState, Protocol, Role};
 use bg_ebpf::{Action, step::Step};
 use serde::{Serialize, Serializer};
 
@@ -69,7 +69,7 @@ pub struct AtHook {
     pub interface: String,
     /// The steps that decide.
     pub steps: Vec<Explained>,
-    /// `pass`, `defer`, `deliver`, `redirect`, `resolve`, `to_self` or `drop`.
+    /// `pass`, `defer`, `deliver`, `redirect`, `resolve`, `to_self`, `reset`, `refuse`, `hold` or `drop`.
     pub verdict: &'static str,
 }
 
@@ -139,7 +139,8 @@ impl Instance {
             _ => (Action::Pass as u64, 0),
         };
         let now = begin.unwrap_or_default() as u32;
-        let teller = Teller { names, request, tick_length: self.tick_length, hook, now };
+        let is_held = run.steps.contains(&Step::Counted { event: Event::Held as u64 });
+        let teller = Teller { names, request, tick_length: self.tick_length, hook, now, is_held };
         let (verdict, _) = teller.verdict(action, ifindex);
         let mut steps: Vec<_> = run.steps.iter().filter_map(|step| teller.tell(*step)).collect();
         // The engine may ask the same twice, for a packet that it cannot decide at once.
@@ -175,7 +176,8 @@ impl Instance {
         let Ok(hop) = next_hop(request.to.ip()) else { return Ok(None) };
         let attached = attached_interfaces(&self.paths)?;
         let out = names.interfaces.iter().find(|interface| interface.index == hop.ifindex);
-        let is_attached = |out: &&Interface| attached.iter().any(|attached| attached.name == out.name);
+        let is_attached =
+            |out: &&Interface| attached.iter().any(|on| on.name == out.name && on.state == InterfaceState::Attached);
         Ok(out.filter(is_attached).map(|out| (Hook::TcEgress, out.clone())))
     }
 

@@ -33,6 +33,8 @@ pub(super) struct Teller<'a> {
     pub(super) hook: Hook,
     /// The tick at which the program ran.
     pub(super) now: u32,
+    /// Whether the program keeps the packet until the thaw.
+    pub(super) is_held: bool,
 }
 
 impl Teller<'_> {
@@ -225,6 +227,12 @@ impl Teller<'_> {
             Step::Settled { deployment, word, in_force } => {
                 self.settled(deployment, LiveWord(word), LiveWord(in_force))
             }
+            Step::Waits { deployment } => {
+                let deployment = names.deployment(deployment);
+                let whom = if *hook == Hook::Xdp { ": XDP leaves the packet to tc" } else { "" };
+                let text = format!("{deployment} is frozen, so what opens a flow waits{whom}");
+                Some((text, json!({"deployment": deployment})))
+            }
             Step::Verdict { action, ifindex } => {
                 let (name, text) = self.verdict(action, ifindex);
                 Some((text, json!({"verdict": name})))
@@ -268,7 +276,10 @@ impl Teller<'_> {
         let (armed, now) = (word.generation(), in_force.generation());
         let text = match armed.cmp(&now) {
             Ordering::Greater => format!("generation {armed} of {deployment} is armed, but does not fully apply yet"),
-            Ordering::Equal => format!("generation {armed} of {deployment} applies, and is not confirmed yet"),
+            Ordering::Equal if in_force.flags().has(LiveFlags::TIMED) => {
+                format!("generation {armed} of {deployment} applies, and is not confirmed yet")
+            }
+            Ordering::Equal => format!("generation {armed} of {deployment} takes effect now"),
             Ordering::Less => {
                 format!(
                     "generation {armed} of {deployment} was not confirmed in time, or its new flows have met a condition: generation {now} takes \
@@ -318,7 +329,9 @@ impl Teller<'_> {
             a if a == Action::ToSelf as u64 => {
                 ("to_self", "rewritten, and handed to the client on this host".to_owned())
             }
+            a if a == Action::Drop as u64 && self.is_held => ("hold", "held: it goes on at the thaw".to_owned()),
             a if a == Action::Drop as u64 => ("drop", "dropped".to_owned()),
+            a if a == Action::Refuse as u64 => ("refuse", "answered with a reset: no backend gets it".to_owned()),
             a if a == Action::Reset as u64 => {
                 ("reset", "answered with a reset, and sent on as a reset to the other end".to_owned())
             }

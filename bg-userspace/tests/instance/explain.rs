@@ -1,10 +1,12 @@
 //! `bgctl explain`: what it says in the main cases, and that it leaves no trace.
 
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
-use aya::maps::MapData;
+use aya::maps::{HashMap, Map, MapData};
+use bg_common::{ServiceKey, ServiceRow};
 use bg_userspace::{
-    AttachMode, AttachOptions, ExplainRequest, Explanation, FlowFilter, Protocol, SwitchRequest, attach, config,
+    AttachMode, AttachOptions, ExplainRequest, Explanation, FlowFilter, FreezeRequest, Protocol, SwitchRequest, attach,
+    config,
 };
 
 use crate::{flows::send_to, lab::Lab};
@@ -197,9 +199,18 @@ fn open(lab: &Lab) {
 
 /// All maps, byte by byte.
 fn bytes(lab: &Lab) -> BTreeMap<String, Vec<u8>> {
+    let files = std::fs::read_dir(lab.paths.map("")).unwrap();
+    bytes_of(lab, files.map(|file| file.unwrap().file_name().into_string().unwrap()))
+}
+
+/// The maps of live words and of queues.
+fn words(lab: &Lab) -> BTreeMap<String, Vec<u8>> {
+    bytes_of(lab, ["live", "terms", "timing", "holds", "deployments"].map(str::to_owned))
+}
+
+fn bytes_of(lab: &Lab, names: impl IntoIterator<Item = String>) -> BTreeMap<String, Vec<u8>> {
     let mut maps = BTreeMap::new();
-    for file in std::fs::read_dir(lab.paths.map("")).unwrap() {
-        let name = file.unwrap().file_name().into_string().unwrap();
+    for name in names {
         let map = MapData::from_pin(lab.paths.map(&name)).unwrap();
         let output = std::process::Command::new("bpftool")
             .args(["map", "dump", "id", &map.info().unwrap().id().to_string(), "-j"])
@@ -256,4 +267,104 @@ fn what_cannot_be_explained_is_a_usage_error() {
     assert_eq!(code, 2, "{stderr}");
     let (code, _, stderr) = run(&["--from", CLIENT, "--to", VIP, "--flags", "SIN"]);
     assert_eq!(code, 2, "{stderr}");
+}
+
+#[test]
+fn a_frozen_deployment_holds_what_opens_a_flow_and_nothing_else() {
+    for (mode, hooks) in [(AttachMode::Tc, &["tc ingress"][..]), (AttachMode::Native, &["xdp", "tc ingress"])] {
+        std::thread::spawn(move || {
+            let lab = edge(mode);
+            open(&lab);
+            let hour = Some(Duration::from_secs(3600));
+            let freeze =
+                |drop| lab.instance().freeze("shop", &FreezeRequest { max: hour, drop, reason: None }).unwrap();
+            let explain = |from, to, protocol| lab.instance().explain(&request(from, to, protocol)).unwrap();
+            freeze(false);
+            let before = words(&lab);
+            for protocol in [Protocol::Tcp, Protocol::Udp] {
+                let held = explain("198.51.100.9:5000", VIP, protocol);
+                assert_eq!(held.hooks.iter().map(|at| at.hook).collect::<Vec<_>>(), hooks);
+                assert!(steps(&held).contains(&"waits") && held.verdict == "hold", "{held:?}");
+                let told = &held.hooks.last().unwrap().steps;
+                assert_eq!(told[told.len() - 1].text, "held: it goes on at the thaw");
+            }
+            // An open flow, a tester, the preview and another deployment.
+            for (from, to, protocol) in [
+                (CLIENT, VIP, Protocol::Udp),
+                (TESTER, VIP, Protocol::Tcp),
+                (CLIENT, PREVIEW, Protocol::Tcp),
+                (CLIENT, "203.0.113.9:443", Protocol::Tcp),
+            ] {
+                let explained = explain(from, to, protocol);
+                assert!(!steps(&explained).contains(&"waits"), "{explained:?}");
+                assert_eq!(explained.verdict, "resolve");
+            }
+            assert!(before == words(&lab), "nothing has changed");
+            freeze(true);
+            let dropped = explain(CLIENT, VIP, Protocol::Tcp);
+            let counted = dropped.hooks.last().unwrap().steps.iter().find(|step| step.step == "counted").unwrap();
+            assert_eq!((dropped.verdict, counted.text.as_str()), ("drop", "counted as frozen"), "{dropped:?}");
+            lab.instance().thaw("shop", None).unwrap();
+            assert_eq!(explain(CLIENT, VIP, Protocol::Tcp).verdict, "resolve");
+        })
+        .join()
+        .unwrap();
+    }
+}
+
+#[test]
+fn a_tester_is_refused_while_the_idle_colour_has_no_backend() {
+    let lab = edge(AttachMode::Native);
+    let pin = MapData::from_pin(lab.paths.map("services")).unwrap();
+    let mut services: HashMap<MapData, ServiceKey, ServiceRow> = Map::from_map_data(pin).unwrap().try_into().unwrap();
+    let rows: Vec<_> = services.iter().collect::<Result<_, _>>().unwrap();
+    for (key, mut row) in rows.into_iter().filter(|(_, row)| row.deployment == 1) {
+        row.tables[1].len = 0;
+        services.insert(key, row, 0).unwrap();
+    }
+    let explain = |from, protocol| lab.instance().explain(&request(from, VIP, protocol)).unwrap();
+    let refused = explain(TESTER, Protocol::Tcp);
+    assert_eq!((refused.verdict, refused.hooks.len()), ("refuse", 2), "{refused:?}");
+    // The reset, on its way back.
+    assert_eq!((refused.packet.source, refused.packet.destination), (VIP.parse().unwrap(), TESTER.parse().unwrap()));
+    assert_eq!(explain(TESTER, Protocol::Udp).verdict, "drop");
+    assert_eq!(explain(CLIENT, Protocol::Tcp).verdict, "resolve");
+}
+
+#[test]
+fn a_word_that_changes_by_itself_is_explained_as_it_is_at_that_moment() {
+    let lab = edge(AttachMode::Tc);
+    let soon = Duration::from_millis(700);
+    let settled = |explanation: &Explanation| {
+        let steps = &explanation.hooks[0].steps;
+        steps.iter().find(|step| step.step == "settled").map(|step| step.text.clone()).unwrap_or_default()
+    };
+    let explain = || lab.instance().explain(&request(CLIENT, VIP, Protocol::Tcp)).unwrap();
+    let at = jiff::Timestamp::now() + soon;
+    lab.instance().switch("shop", &SwitchRequest { at: Some(at), ..SwitchRequest::default() }).unwrap();
+    let armed = explain();
+    if jiff::Timestamp::now() < at {
+        assert_eq!(settled(&armed), "generation 2 of shop is armed, but does not fully apply yet");
+        assert_eq!(armed.packet.destination, BACKEND.parse().unwrap());
+    }
+    std::thread::sleep(soon);
+    let before = words(&lab);
+    let due = explain();
+    assert_eq!(settled(&due), "generation 2 of shop takes effect now");
+    assert_eq!(due.packet.destination, "10.0.2.11:8443".parse().unwrap());
+    assert!(before == words(&lab), "it is left to others to make that explicit");
+
+    let request = SwitchRequest { confirm_within: Some(soon), ..SwitchRequest::default() };
+    let deadline = lab.instance().switch("shop", &request).unwrap().confirm_deadline.unwrap();
+    let guarded = explain();
+    if jiff::Timestamp::now() < deadline {
+        assert_eq!(settled(&guarded), "generation 3 of shop applies, and is not confirmed yet");
+        assert_eq!(guarded.packet.destination, BACKEND.parse().unwrap());
+    }
+    std::thread::sleep(soon + Duration::from_millis(10));
+    let back = explain();
+    let told = settled(&back);
+    let (begin, end) = ("generation 3 of shop was not confirmed in time", ": generation 4 takes it back");
+    assert!(told.starts_with(begin) && told.ends_with(end), "{told}");
+    assert_eq!(back.packet.destination, "10.0.2.11:8443".parse().unwrap());
 }
