@@ -95,7 +95,7 @@ fn would_hold(deployment: u16) -> Option<Event> {
     let queue = maps::HOLDS.get(deployment.into())?;
     if queue.drops != 0 {
         Some(Event::Frozen)
-    } else if queue.claims & bg_common::HOLD_OPEN != 0 {
+    } else if queue.claims & HOLD_OPEN != 0 {
         Some(Event::Held)
     } else {
         None
