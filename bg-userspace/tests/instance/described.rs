@@ -100,6 +100,7 @@ fn follow_service(service: &mut Service, action: &Action) {
         Action::Set { setting, to, .. } => match *setting {
             "name" => service.name.clone_from(to),
             "mode" => service.mode = if to == "local" { Mode::Local } else { Mode::Nat },
+            "mirror" => service.is_mirrored = to == "idle",
             "preview" => service.preview = (to != "none").then(|| to.parse().unwrap()),
             other => panic!("{other}"),
         },
