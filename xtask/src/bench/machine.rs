@@ -4,7 +4,12 @@ use crate::{
     process::output,
     toolchain::{self, Toolchain},
 };
-use std::{collections::BTreeSet, fs, path::Path, process::Command};
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::Path,
+    process::{Command, Stdio},
+};
 
 /// A name and its value.
 pub(crate) type Fact = (String, String);
@@ -182,6 +187,13 @@ fn stolen() -> Option<[u64; 2]> {
         text.lines().next()?.split_whitespace().skip(1).filter_map(|tick| tick.parse().ok()).collect();
     // user nice system idle iowait irq softirq steal; what follows is counted in user and nice already.
     Some([*ticks.get(7)?, ticks.iter().take(8).sum()])
+}
+
+/// Whether a program can be run.
+pub(super) fn is_installed(program: &str) -> bool {
+    let mut command = Command::new(program);
+    command.arg("-v").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command.status().is_ok()
 }
 
 #[cfg(test)]

@@ -1,6 +1,9 @@
 //! The contenders of the comparison. Each is set up on the edge as its manual says, for the same services.
 
-use super::super::throughput::{SERVICES, attach};
+use super::super::{
+    machine::is_installed,
+    throughput::{SERVICES, attach},
+};
 use anyhow::{Context, Result, bail, ensure};
 use bg_tests::{
     Bgctl, Lab, Process,
@@ -77,17 +80,12 @@ impl Contender {
 
     /// Why it cannot run on this machine.
     pub(super) fn missing(self) -> Option<&'static str> {
-        let has = |program: &str| {
-            let mut command = Command::new(program);
-            command.arg("-v").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-            command.status().is_ok()
-        };
         match self {
-            Self::Stateful | Self::Stateless if !has("nft") => Some("nft is not installed"),
-            Self::HaProxy if !has("haproxy") => Some("haproxy is not installed"),
+            Self::Stateful | Self::Stateless if !is_installed("nft") => Some("nft is not installed"),
+            Self::HaProxy if !is_installed("haproxy") => Some("haproxy is not installed"),
             Self::Nginx if !Path::new(NGINX_STREAM).exists() => Some("nginx's stream module is not installed"),
             Self::Ipvs if !kernel_has_ipvs() => Some("this kernel has no IPVS"),
-            Self::Ipvs if !has("ipvsadm") => Some("the kernel has IPVS, but ipvsadm is not installed"),
+            Self::Ipvs if !is_installed("ipvsadm") => Some("the kernel has IPVS, but ipvsadm is not installed"),
             _ => None,
         }
     }

@@ -6,6 +6,7 @@ mod nginx;
 mod ours;
 
 use super::{
+    super::machine::is_installed,
     arena::Arena,
     plan::Plan,
     serving::{Kind, Serving},
@@ -116,15 +117,10 @@ impl Contender {
 
     /// Why it cannot run on this machine.
     pub(super) fn missing(self) -> Option<&'static str> {
-        let has = |program: &str| {
-            let mut command = Command::new(program);
-            command.arg("-v").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-            command.status().is_ok()
-        };
         match self {
-            Self::Hash | Self::Nftables if !has("nft") => Some("nft is not installed"),
-            Self::HaproxyApi | Self::HaproxyReload if !has("haproxy") => Some("haproxy is not installed"),
-            Self::Nginx if !has("nginx") => Some("nginx is not installed"),
+            Self::Hash | Self::Nftables if !is_installed("nft") => Some("nft is not installed"),
+            Self::HaproxyApi | Self::HaproxyReload if !is_installed("haproxy") => Some("haproxy is not installed"),
+            Self::Nginx if !is_installed("nginx") => Some("nginx is not installed"),
             _ => None,
         }
     }
