@@ -1,19 +1,23 @@
 //! The grammar of the command line. What a command does is in [`crate::cmd`].
 
+mod change;
+mod parse;
+
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use bg_common::Colour;
-use bg_userspace::{
-    Condition, MAX_BACKENDS, MAX_SERVICES, Paths, Protocol, TcpFlags,
-    config::{DivideBy, OnSwitch},
-};
+use bg_userspace::{MAX_BACKENDS, MAX_SERVICES, Paths, Protocol, TcpFlags};
 use clap::{Args as ClapArgs, ColorChoice, Parser, Subcommand, ValueEnum, ValueHint};
 use clap_complete::ArgValueCandidates;
 
+pub(crate) use self::change::{Change, Confirm, Drain, Freeze, Rollback, Split, Switch, Thaw, Then};
+use self::{
+    change::ColourName,
+    parse::{MAX_FLOWS, count, moment},
+};
 use crate::complete;
 
 /// The configuration that is used unless another one is named.
@@ -320,308 +324,11 @@ pub(crate) struct History {
     pub(crate) verify: bool,
 }
 
-#[derive(Debug, ClapArgs)]
-pub(crate) struct Switch {
-    /// The deployment
-    #[arg(add = ArgValueCandidates::new(complete::deployments))]
-    pub(crate) deployment: String,
-    /// The colour to make live [default: the idle one]
-    #[arg(value_enum)]
-    pub(crate) to: Option<ColourName>,
-    #[command(flatten)]
-    pub(crate) change: Change,
-    /// Go back after this time, unless `bgctl confirm` comes before; nothing has to keep running for it
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
-    pub(crate) confirm_within: Option<Duration>,
-    /// Go back as soon as this holds for new flows of the new colour: "resets > 5% of 200" (answered with a reset), "unanswered > 5% of 200"
-    /// (without an answer after a second), or "silence 2s" (none answered for so long); until `bgctl confirm` or the next change. The number after "of" is the least
-    /// number of flows that may judge. One of each kind; nothing has to keep running for it
-    #[arg(long, value_name = "CONDITION")]
-    pub(crate) revert_if: Vec<Condition>,
-    /// Move the share of new flows from the old colour to the new one in this time, by the clock; nothing has to keep running
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
-    pub(crate) ramp: Option<Duration>,
-    /// Take effect, or begin the ramp, at this RFC 3339 time
-    #[arg(long, value_name = "TIME")]
-    pub(crate) at: Option<jiff::Timestamp>,
-    /// Hold new flows from before the switch until after it, for this time at most; if it is not complete by then, the old colour
-    /// stays live
-    #[arg(long, value_name = "DURATION", value_parser = period, conflicts_with_all = ["confirm_within", "revert_if", "ramp", "at"])]
-    pub(crate) freeze: Option<Duration>,
-    /// With --freeze: a shell command that runs first, when no new flow is opened any more
-    #[arg(long, value_name = "CMD", requires = "freeze")]
-    pub(crate) before: Option<String>,
-    /// With --freeze: a shell command that runs after the switch, before new flows go on
-    #[arg(long, value_name = "CMD", requires = "freeze")]
-    pub(crate) after: Option<String>,
-}
-
-#[derive(Debug, ClapArgs)]
-pub(crate) struct Drain {
-    /// The deployment
-    #[arg(add = ArgValueCandidates::new(complete::deployments))]
-    pub(crate) deployment: String,
-    /// Wait until no flow is left
-    #[arg(long)]
-    pub(crate) wait: bool,
-    /// Wait for this long at most
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
-    pub(crate) timeout: Option<Duration>,
-    /// What happens to flows that are still left then
-    #[arg(long, value_enum, value_name = "WHAT", default_value_t = Then::Keep)]
-    pub(crate) then: Then,
-    /// The flows of this backend, whatever its colour. It gets no new ones if its weight is 0
-    #[arg(long, value_name = "ADDR:PORT", add = ArgValueCandidates::new(complete::backends))]
-    pub(crate) backend: Option<SocketAddr>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Then {
-    /// They stay on their backend
-    Keep,
-    /// They end; TCP connections are reset at both ends
-    Reset,
-}
-
-#[derive(Debug, ClapArgs)]
-pub(crate) struct Confirm {
-    /// The deployment
-    #[arg(add = ArgValueCandidates::new(complete::deployments))]
-    pub(crate) deployment: String,
-    /// Refuse unless the deployment is at this generation
-    #[arg(long, value_name = "N")]
-    pub(crate) if_generation: Option<u32>,
-    /// The reason, for the history
-    #[arg(long, value_name = "TEXT")]
-    pub(crate) reason: Option<String>,
-}
-
-#[derive(Debug, ClapArgs)]
-pub(crate) struct Split {
-    /// The deployment
-    #[arg(add = ArgValueCandidates::new(complete::deployments))]
-    pub(crate) deployment: String,
-    /// How much of the new flows goes to green, in percent, with at most two decimals
-    #[arg(long, value_name = "PERCENT", value_parser = percent)]
-    pub(crate) green: u16,
-    /// What the share divides: flows, or clients, so that a client meets one colour only [default: as configured]
-    #[arg(long, value_enum, value_name = "WHAT")]
-    pub(crate) by: Option<ByName>,
-    /// Refuse unless the deployment is at this generation
-    #[arg(long, value_name = "N")]
-    pub(crate) if_generation: Option<u32>,
-    /// Change the share even if no interface is attached
-    #[arg(long)]
-    pub(crate) force: bool,
-    /// The reason, for the history
-    #[arg(long, value_name = "TEXT")]
-    pub(crate) reason: Option<String>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum ByName {
-    /// Each flow by itself
-    Flow,
-    /// All flows of a client, over all services of the deployment
-    Client,
-}
-
-impl From<ByName> for DivideBy {
-    fn from(name: ByName) -> Self {
-        match name {
-            ByName::Flow => Self::Flow,
-            ByName::Client => Self::Client,
-        }
-    }
-}
-
-#[derive(Debug, ClapArgs)]
-pub(crate) struct Rollback {
-    /// The deployment
-    #[arg(add = ArgValueCandidates::new(complete::deployments))]
-    pub(crate) deployment: String,
-    /// The colour to make live [default: the one that was live before the last change]
-    #[arg(value_enum)]
-    pub(crate) to: Option<ColourName>,
-    #[command(flatten)]
-    pub(crate) change: Change,
-}
-
-#[derive(Debug, ClapArgs)]
-pub(crate) struct Freeze {
-    /// The deployment
-    #[arg(add = ArgValueCandidates::new(complete::deployments))]
-    pub(crate) deployment: String,
-    /// After this time the freeze ends by itself
-    #[arg(long, value_name = "DURATION", value_parser = period, default_value = "10s")]
-    pub(crate) max: Duration,
-    /// Drop packets that would open a flow, rather than hold them
-    #[arg(long)]
-    pub(crate) drop: bool,
-    /// The reason, for the history
-    #[arg(long, value_name = "TEXT")]
-    pub(crate) reason: Option<String>,
-}
-
-#[derive(Debug, ClapArgs)]
-pub(crate) struct Thaw {
-    /// The deployment
-    #[arg(add = ArgValueCandidates::new(complete::deployments))]
-    pub(crate) deployment: String,
-    /// The reason, for the history
-    #[arg(long, value_name = "TEXT")]
-    pub(crate) reason: Option<String>,
-}
-
-/// The options of a change of colour.
-#[derive(Debug, ClapArgs)]
-pub(crate) struct Change {
-    /// What happens to open flows [default: as configured]
-    #[arg(long, value_enum, value_name = "WHAT")]
-    pub(crate) on_switch: Option<OnSwitchName>,
-    /// Refuse unless the deployment is at this generation
-    #[arg(long, value_name = "N")]
-    pub(crate) if_generation: Option<u32>,
-    /// Switch even if no interface is attached
-    #[arg(long)]
-    pub(crate) force: bool,
-    /// Change nothing. Print what would happen to open flows, whether the backends are there, and what would be refused
-    #[arg(long)]
-    pub(crate) dry_run: bool,
-    /// The reason, for the history
-    #[arg(long, value_name = "TEXT")]
-    pub(crate) reason: Option<String>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum ColourName {
-    Blue,
-    Green,
-}
-
-impl From<ColourName> for Colour {
-    fn from(name: ColourName) -> Self {
-        match name {
-            ColourName::Blue => Self::Blue,
-            ColourName::Green => Self::Green,
-        }
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum OnSwitchName {
-    /// They stay on their backend until they end
-    Drain,
-    /// They end or move at once
-    Cut,
-}
-
-impl From<OnSwitchName> for OnSwitch {
-    fn from(name: OnSwitchName) -> Self {
-        match name {
-            OnSwitchName::Drain => Self::Drain,
-            OnSwitchName::Cut => Self::Cut,
-        }
-    }
-}
-
-/// The most flows that may be asked for: more than that is a slip of the finger.
-const MAX_FLOWS: u32 = 1 << 26;
-
-/// Parses a number from `least` to `most`: digits, then optionally a decimal suffix.
-fn count(least: u32, most: u32) -> impl Fn(&str) -> Result<u32, String> + Clone {
-    const SUFFIXES: [(&str, u64); 6] =
-        [("k", 1_000), ("K", 1_000), ("m", 1_000_000), ("M", 1_000_000), ("g", 1_000_000_000), ("G", 1_000_000_000)];
-    move |text| {
-        let (digits, unit) =
-            SUFFIXES.iter().find_map(|(suffix, unit)| Some((text.strip_suffix(suffix)?, *unit))).unwrap_or((text, 1));
-        let count = digits.parse::<u64>().ok().and_then(|count| count.checked_mul(unit));
-        let count = count.and_then(|count| u32::try_from(count).ok()).filter(|count| (least..=most).contains(count));
-        count.ok_or_else(|| {
-            format!("expected {least} to {most}, or a number with k, M or G behind it, such as 2k or 1M")
-        })
-    }
-}
-
-/// Parses a percentage, into basis points.
-fn percent(text: &str) -> Result<u16, String> {
-    let expected = || format!("expected a percentage from 0 to 100 with at most two decimals, got \"{text}\"");
-    let digits = text.strip_suffix('%').unwrap_or(text);
-    let (whole, decimals) = digits.split_once('.').unwrap_or((digits, "00"));
-    let is_number = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
-    if !is_number(whole) || !is_number(decimals) || decimals.len() > 2 {
-        return Err(expected());
-    }
-    let points = format!("{whole}{decimals:0<2}").parse::<u16>().ok();
-    points.filter(|points| *points <= 10_000).ok_or_else(expected)
-}
-
-/// Parses a duration that is not zero.
-fn period(text: &str) -> Result<Duration, String> {
-    match humantime::parse_duration(text) {
-        Ok(period) if !period.is_zero() => Ok(period),
-        _ => Err("expected a duration such as 500ms or 10s".to_owned()),
-    }
-}
-
-/// Parses a moment: a time, or how long ago it was.
-fn moment(text: &str) -> Result<jiff::Timestamp, String> {
-    if let Ok(moment) = text.parse() {
-        return Ok(moment);
-    }
-    let ago = humantime::parse_duration(text).map_err(|_| {
-        "expected an RFC 3339 time such as 2025-03-01T12:00:00Z, or a duration such as 2h or 7days".to_owned()
-    })?;
-    Ok(jiff::Timestamp::now().checked_sub(ago).unwrap_or(jiff::Timestamp::MIN))
-}
-
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory as _;
 
     use super::*;
-
-    #[test]
-    fn numbers_are_counted_in_thousands_and_millions() {
-        let flow_count = count(1, MAX_FLOWS);
-        for (text, count) in [("1", 1), ("500k", 500_000), ("500K", 500_000), ("1M", 1_000_000), ("67108864", 1 << 26)]
-        {
-            assert_eq!(flow_count(text), Ok(count), "{text}");
-        }
-        for text in
-            ["", "0", "k", "-1", "1.5M", "1G", "67108865", "99999999999999999999", "18446744073709551615G", "1 M"]
-        {
-            assert!(flow_count(text).is_err(), "{text}");
-        }
-        let backend_count = count(2, MAX_BACKENDS);
-        assert_eq!([backend_count("1"), backend_count("2")].map(|count| count.ok()), [None, Some(2)]);
-        assert!(backend_count("262145").unwrap_err().starts_with("expected 2 to 262144, "));
-    }
-
-    #[test]
-    fn a_percentage_has_at_most_two_decimals() {
-        for (text, points) in
-            [("0", 0), ("5", 500), ("12.5", 1250), ("99.99%", 9999), ("100", 10_000), ("100.00", 10_000)]
-        {
-            assert_eq!(percent(text), Ok(points), "{text}");
-        }
-        for text in ["", "%", "-1", "1.234", "100.01", "101", ".5", "5.", "1e1", "99999", "+5"] {
-            assert!(percent(text).is_err(), "{text}");
-        }
-    }
-
-    #[test]
-    fn a_moment_is_a_time_or_a_duration_ago() {
-        let now = jiff::Timestamp::now();
-        assert_eq!(moment("2025-03-01T12:00:00Z").unwrap().to_string(), "2025-03-01T12:00:00Z");
-        assert_eq!(moment("2025-03-01T13:00:00+01:00").unwrap().to_string(), "2025-03-01T12:00:00Z");
-        let two_hours = moment("2h").unwrap();
-        assert!((now.as_second() - two_hours.as_second() - 7200).abs() < 60);
-        assert_eq!(moment("99999years").unwrap(), jiff::Timestamp::MIN);
-        for text in ["", "yesterday", "12", "-2h", "99999999999999999999years"] {
-            assert!(moment(text).is_err(), "{text}");
-        }
-    }
 
     #[test]
     fn the_grammar_is_sound() {
