@@ -18,6 +18,7 @@ use crate::{
     fence::Fence,
     flow_table::FlowTable,
     flows::endpoint_of,
+    json,
     live::{Reading, exchange, now},
     lock::Lock,
     maps::{self, Tables, clock, flows4, flows6},
@@ -45,7 +46,7 @@ pub struct Drained {
     /// Name of the deployment.
     pub deployment: String,
     /// The idle colour, or that of the backend.
-    #[serde(serialize_with = "colour")]
+    #[serde(serialize_with = "json::colour")]
     pub colour: Colour,
     /// The present generation. Flows of earlier ones are left on the idle colour.
     pub generation: u32,
@@ -266,10 +267,6 @@ fn backends(tables: &Tables, by_slot: &HashMap<u32, u64>) -> Vec<FlowsLeft> {
         .collect();
     backends.sort();
     backends
-}
-
-fn colour<S: Serializer>(colour: &Colour, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(colour.name())
 }
 
 fn seconds<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {

@@ -54,6 +54,7 @@ mod hold;
 mod index;
 mod instance;
 mod interface_list;
+mod json;
 mod live;
 mod loader;
 mod lock;

@@ -10,6 +10,7 @@ use crate::{
     attach::{AttachedInterface, attached_interfaces, lost_interfaces},
     config::{DivideBy, OnSwitch, Prefix, mode_name, protocol_name},
     hold::HeldLog,
+    json,
     live::{Reading, now},
     maps::{self, Tables, TrafficCounters, Words},
     running::{Running, RunningDeployment, RunningService, UNSETTLED, address_of},
@@ -67,7 +68,7 @@ pub struct DeploymentStatus {
     /// What a switch does to open flows by default.
     pub on_switch: OnSwitch,
     /// How long a drain may last; `None` is without end. JSON has it in the form of the configuration.
-    #[serde(serialize_with = "duration")]
+    #[serde(serialize_with = "json::duration")]
     pub drain_timeout: Option<Duration>,
     /// When the flows that the last switch left on the idle colour are ended; `None` if no deadline ends them.
     pub drain_deadline: Option<jiff::Timestamp>,
@@ -284,6 +285,8 @@ fn deployment_status(
     let timing = &reading.timing;
     let share = |share: u16| f64::from(share) / f64::from(FULL_SHARE);
     let since = count.opened_since;
+    let is_divided = !matches!(word.target_share(), 0 | FULL_SHARE);
+    let by_client = if is_divided { deployment.row.divides_clients() } else { deployment.row.sticky == 1 };
     let pending = reading.is_pending().then(|| {
         let clock = ClockId::from_u8(timing.clock);
         let ramp_until = (timing.ramp != 0).then(|| moment_of(timing.activate_at + timing.ramp, clock)).flatten();
@@ -300,7 +303,7 @@ fn deployment_status(
         green_share: share(word.target_share()),
         green_share_measured: (since.blue + since.green > 0)
             .then(|| since.green as f64 / (since.blue + since.green) as f64),
-        divide_by: if deployment.row.divides_clients() { DivideBy::Client } else { DivideBy::Flow },
+        divide_by: if by_client { DivideBy::Client } else { DivideBy::Flow },
         revert_if: if reading.is_watched() { words.conditions(deployment.index, reading) } else { Vec::new() },
         taken_back: reading.is_taken_back().then(|| words.why_taken_back(deployment.index, reading)),
         confirm_deadline: reading.confirm_by().and_then(|at| moment_of(at, ClockId::Boot)),
@@ -364,13 +367,6 @@ fn service_status(service: &RunningService, counters: &TrafficCounters) -> Resul
         mirror: service.is_mirrored.then_some("idle"),
         colours,
     })
-}
-
-fn duration<S: Serializer>(duration: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
-    match duration {
-        Some(duration) => serializer.collect_str(&humantime::format_duration(*duration)),
-        None => serializer.serialize_none(),
-    }
 }
 
 fn prefixes<S: Serializer>(prefixes: &[Prefix], serializer: S) -> Result<S::Ok, S::Error> {

@@ -1,15 +1,15 @@
-//! What a switch would do, without doing it.
+//! What a switch, a rollback or a split would do, without doing it.
 //!
-//! The preconditions and the next word are those of the switch itself, and whether a flow would end is decided by the function that the data
-//! path asks. So a dry run and a switch right after it agree, unless something has changed in between.
+//! The preconditions and the next word are those of the change itself, and whether a flow would end is decided by the function that the data
+//! path asks. So a dry run and the change right after it agree, unless something has changed in between.
 
 mod flows;
 mod target;
 
 use std::time::Duration;
 
-use bg_common::Colour;
-use serde::{Serialize, Serializer};
+use bg_common::{Colour, FULL_SHARE};
+use serde::Serialize;
 
 use self::flows::{Affected, Census};
 pub use self::{
@@ -17,24 +17,34 @@ pub use self::{
     target::TargetBackend,
 };
 use crate::{
-    Error, ErrorClass, Instance, SwitchRequest, config::OnSwitch, fates::Fates, history::Moment, maps::Tables, pins,
-    running::Running, show::drain_timeout_of, switch::Outlook,
+    Condition, Error, ErrorClass, Instance, SplitRequest, SwitchRequest,
+    config::{DivideBy, OnSwitch},
+    fates::Fates,
+    history::Moment,
+    json,
+    maps::Tables,
+    pins,
+    running::Running,
+    show::drain_timeout_of,
+    switch::{Kind, Outlook},
 };
 
-/// Whether a switch would be made.
+/// Whether a change would be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Would {
-    /// Yes.
+    /// Yes, and one colour would get all new flows.
     Switch,
-    /// No: the colour is live already, so the command would succeed and change nothing.
+    /// Yes, and both colours would get new flows.
+    Split,
+    /// No: what is asked for is in force already, so the command would succeed and change nothing.
     Nothing,
     /// No: it would be refused.
     Refuse,
 }
 
-/// What a switch would do, in the form that `bgctl switch --dry-run --json` prints.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+/// What a change would do, in the form that `bgctl switch --dry-run --json` prints.
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct DryRun {
     /// Name of the deployment.
     pub deployment: String,
@@ -42,24 +52,32 @@ pub struct DryRun {
     pub from: Moment,
     /// The state that the request asks for.
     pub to: Moment,
-    /// Whether the switch would be made.
+    /// Whether the change would be made.
     pub would: Would,
     /// Why it would be refused.
     pub refusal: Option<String>,
+    /// The part of new flows that would go to green, once the change has taken effect.
+    pub green_share: f64,
+    /// What a share would divide.
+    pub divide_by: DivideBy,
     /// When the switch would take effect, or the ramp begin; `None` is at once.
     pub at: Option<jiff::Timestamp>,
     /// The time in which the share would move.
-    #[serde(serialize_with = "duration")]
+    #[serde(serialize_with = "json::duration")]
     pub ramp: Option<Duration>,
     /// The time for a confirmation. Without one the switch would be taken back.
-    #[serde(serialize_with = "duration")]
+    #[serde(serialize_with = "json::duration")]
     pub confirm_within: Option<Duration>,
+    /// The conditions that would take the switch back, unless it is confirmed before.
+    pub revert_if: Vec<String>,
+    /// Conditions that were asked for, but that the old colour meets itself: going back would not help.
+    pub not_armed: Vec<String>,
     /// What would happen to open flows.
     pub on_switch: OnSwitch,
-    /// How long flows that stay may last; `None` is without end. JSON has it in the form of the configuration.
-    #[serde(serialize_with = "duration")]
+    /// How long a drain may last; `None` is without end, or no drain. JSON has it in the form of the configuration.
+    #[serde(serialize_with = "json::duration")]
     pub drain_timeout: Option<Duration>,
-    /// The open flows, by what would happen to them. Without a switch, all stay.
+    /// The open flows, by what would happen to them. Without a change, all stay.
     pub flows: Fates,
     /// The number of client addresses with open flows.
     pub clients: u64,
@@ -69,9 +87,9 @@ pub struct DryRun {
     pub services: Vec<ServiceFates>,
     /// How full the flow tables are.
     pub flow_table: TablesUse,
-    /// The services with a mirror, by name. After the switch, the copies go to the colour that is live now.
+    /// The services with a mirror, by name. If another colour becomes live, the copies go to the colour that is live now.
     pub mirrored: Vec<String>,
-    /// The backends of the colour that the request asks for, by service and address.
+    /// The backends of the colours that would get new flows, by service and address.
     pub target: Vec<TargetBackend>,
 }
 
@@ -93,27 +111,36 @@ impl Instance {
     ///
     /// Connects to the backends of the target, to find out whether they are there. This takes a few seconds if many of them are not.
     pub fn dry_run(&self, deployment: &str, request: &SwitchRequest) -> Result<DryRun, Error> {
-        self.rehearse(deployment, request, false)
+        self.rehearse(deployment, request, Kind::Switch)
     }
 
     /// What [`rollback`](Self::rollback) would do now. Changes nothing; see [`dry_run`](Self::dry_run).
     pub fn dry_run_rollback(&self, deployment: &str, request: &SwitchRequest) -> Result<DryRun, Error> {
-        self.rehearse(deployment, request, true)
+        self.rehearse(deployment, request, Kind::Rollback)
     }
 
-    fn rehearse(&self, name: &str, request: &SwitchRequest, is_rollback: bool) -> Result<DryRun, Error> {
+    /// What [`split`](Self::split) would do now. Changes nothing; see [`dry_run`](Self::dry_run).
+    pub fn dry_run_split(&self, deployment: &str, request: &SplitRequest) -> Result<DryRun, Error> {
+        self.rehearse(deployment, &request.as_switch(), request.kind())
+    }
+
+    fn rehearse(&self, name: &str, request: &SwitchRequest, kind: Kind) -> Result<DryRun, Error> {
         let (index, _) = self.deployment(name)?;
-        let Outlook { row, from, then: (word, terms), asked, on_switch, changes } =
-            self.outlook(name, index, request, is_rollback)?;
+        let Outlook { row, from, then: (word, terms), asked, divide_by, on_switch, changes } =
+            self.outlook(name, index, request, kind)?;
+        let is_whole = matches!(asked.target_share(), 0 | FULL_SHARE);
         let (would, refusal) = match changes {
-            Ok(true) => (Would::Switch, None),
+            Ok(true) => (if is_whole { Would::Switch } else { Would::Split }, None),
             Ok(false) => (Would::Nothing, None),
             Err(error) if error.class() == ErrorClass::Refused => (Would::Refuse, Some(error.to_string())),
             Err(error) => return Err(error),
         };
         // What changes nothing, or is refused, arms nothing.
-        let armed = if would == Would::Switch { request.clone() } else { SwitchRequest::default() };
+        let mut armed = if would == Would::Switch { request.clone() } else { SwitchRequest::default() };
+        let not_armed = self.not_armed(name, index, &mut armed, kind)?;
+        let named = |conditions: Vec<Condition>| conditions.iter().map(ToString::to_string).collect();
         let to = Moment { generation: asked.generation(), live: asked.live() };
+        let colours = if is_whole { vec![to.live] } else { Colour::ALL.to_vec() };
         let tables = Tables::open(&self.paths)?;
         let running = Running::read(&self.words, &tables)?;
         let census = Census::take(self, &tables, index, word, &terms)?;
@@ -124,24 +151,28 @@ impl Instance {
             to,
             would,
             refusal,
+            green_share: f64::from(asked.target_share()) / f64::from(FULL_SHARE),
+            divide_by,
             at: armed.at,
             ramp: armed.ramp,
             confirm_within: armed.confirm_within,
+            revert_if: named(armed.revert_if),
+            not_armed: named(not_armed),
             on_switch,
-            drain_timeout: drain_timeout_of(&row),
+            drain_timeout: drain_timeout_of(&row).filter(|_| is_whole),
             flows,
             clients: clients_by_fate.sum(),
             clients_by_fate,
             services: services(&running, index, &census),
             flow_table: census.tables,
             mirrored: mirrored(&running, index),
-            target: self.target(&running, index, to.live)?,
+            target: self.target(&running, index, &colours)?,
         })
     }
 
-    fn target(&self, running: &Running, deployment: u16, colour: Colour) -> Result<Vec<TargetBackend>, Error> {
+    fn target(&self, running: &Running, deployment: u16, colours: &[Colour]) -> Result<Vec<TargetBackend>, Error> {
         let services: Vec<_> = running.services_of(deployment).collect();
-        Ok(target::examine(&services, colour, pins::is_in_this_namespace(&self.paths)?))
+        Ok(target::examine(&services, colours, pins::is_in_this_namespace(&self.paths)?))
     }
 }
 
@@ -162,11 +193,4 @@ fn mirrored(running: &Running, deployment: u16) -> Vec<String> {
     let mut names: Vec<_> = services.map(|service| service.name.clone()).collect();
     names.sort();
     names
-}
-
-fn duration<S: Serializer>(duration: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
-    match duration {
-        Some(duration) => serializer.collect_str(&humantime::format_duration(*duration)),
-        None => serializer.serialize_none(),
-    }
 }

@@ -1,4 +1,4 @@
-//! Whether the backends of a colour are there: a route, a next hop that responds, and, for TCP, a connection.
+//! Whether backends are there: a route, a next hop that responds, and, for TCP, a connection.
 
 use std::{collections::HashMap, io, net::SocketAddr, time::Duration};
 
@@ -6,6 +6,7 @@ use bg_common::{Colour, Mode, Protocol};
 use serde::Serialize;
 
 use crate::{
+    json,
     net::{Connected, NeighbourState, NextHop, Patience, connect_to_all, is_local, neighbour, next_hop},
     running::{RunningBackend, RunningService, UNSETTLED},
 };
@@ -13,13 +14,16 @@ use crate::{
 /// Enough for an answer whose first SYN was lost, and for a thousand backends that are gone.
 const PATIENCE: Patience = Patience { each: Duration::from_millis(1500), all: Duration::from_secs(6) };
 
-/// A backend of the colour that would become live.
+/// A backend that would get new flows.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct TargetBackend {
     /// Name of its service.
     pub service: String,
     /// The backend.
     pub backend: SocketAddr,
+    /// Its colour.
+    #[serde(serialize_with = "json::colour")]
+    pub colour: Colour,
     /// Its share of new flows, relative to the other backends.
     pub weight: u32,
     /// Whether it is there, as far as this host can find out; `None` if it cannot.
@@ -50,21 +54,25 @@ impl Finding {
 /// A backend, as far as it matters here. Services may share it.
 type Endpoint = (SocketAddr, Protocol, Mode);
 
-/// The backends of a colour, by service and address. Those of another network namespace cannot be examined.
-pub(super) fn examine(services: &[&RunningService], colour: Colour, is_here: bool) -> Vec<TargetBackend> {
+/// The backends of these colours, by service and address. Those of another network namespace cannot be examined.
+pub(super) fn examine(services: &[&RunningService], colours: &[Colour], is_here: bool) -> Vec<TargetBackend> {
     let of = |service: &RunningService, backend: &RunningBackend| -> Endpoint {
         (backend.address, Protocol::from_u8(service.vip.protocol).unwrap_or(Protocol::Tcp), service.mode)
     };
-    let all =
-        || services.iter().flat_map(|service| service.backends[colour as usize].iter().map(move |it| (service, it)));
+    let each = || services.iter().flat_map(|service| colours.iter().map(move |colour| (service, *colour)));
+    let all = || {
+        each().flat_map(|(service, colour)| {
+            service.backends[colour as usize].iter().map(move |backend| (service, colour, backend))
+        })
+    };
     let findings =
-        if is_here { findings(all().map(|(service, backend)| of(service, backend))) } else { HashMap::new() };
+        if is_here { findings(all().map(|(service, _, backend)| of(service, backend))) } else { HashMap::new() };
     let elsewhere = || Finding::unknown("it is in the network namespace of the instance, and this command is not");
     let mut backends: Vec<_> = all()
-        .map(|(service, backend)| {
+        .map(|(service, colour, backend)| {
             let Finding { ready, why } = findings.get(&of(service, backend)).cloned().unwrap_or_else(elsewhere);
             let weight = if backend.weight == UNSETTLED { 0 } else { backend.weight };
-            TargetBackend { service: service.name.clone(), backend: backend.address, weight, ready, why }
+            TargetBackend { service: service.name.clone(), backend: backend.address, colour, weight, ready, why }
         })
         .collect();
     backends.sort_by(|a, b| (&a.service, a.backend).cmp(&(&b.service, b.backend)));

@@ -1,7 +1,9 @@
 //! The live state of a deployment.
 
 use bg_common::Colour;
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
+use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
+
+use crate::json;
 
 /// A deployment's live state at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -9,12 +11,8 @@ pub struct Moment {
     /// The number of changes so far.
     pub generation: u32,
     /// The colour that new flows go to.
-    #[serde(serialize_with = "write_colour", deserialize_with = "read_colour")]
+    #[serde(serialize_with = "json::colour", deserialize_with = "read_colour")]
     pub live: Colour,
-}
-
-fn write_colour<S: Serializer>(colour: &Colour, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(colour.name())
 }
 
 fn read_colour<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Colour, D::Error> {

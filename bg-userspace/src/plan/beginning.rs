@@ -3,13 +3,15 @@
 use std::{fmt, net::SocketAddr};
 
 use bg_common::Colour;
-use serde::{Serialize, Serializer};
+use serde::Serialize;
+
+use crate::json;
 
 /// The live state with which a new deployment starts, and why.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Beginning {
     /// The live colour.
-    #[serde(serialize_with = "colour_name")]
+    #[serde(serialize_with = "json::colour")]
     pub live: Colour,
     /// The generation.
     pub generation: u32,
@@ -50,10 +52,10 @@ pub struct ColourChange {
     /// Name of its present deployment.
     pub from: String,
     /// The present live colour.
-    #[serde(serialize_with = "colour_name")]
+    #[serde(serialize_with = "json::colour")]
     pub live: Colour,
     /// The live colour after the move.
-    #[serde(serialize_with = "colour_name")]
+    #[serde(serialize_with = "json::colour")]
     pub becomes: Colour,
 }
 
@@ -83,8 +85,4 @@ impl fmt::Display for ColourChange {
         let (live, becomes) = (live.name(), becomes.name());
         write!(f, "{vip}/{protocol} has {live} live in \"{from}\" and would have {becomes} live in \"{deployment}\"")
     }
-}
-
-pub(super) fn colour_name<S: Serializer>(colour: &Colour, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(colour.name())
 }

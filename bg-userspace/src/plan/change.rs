@@ -5,8 +5,8 @@ use std::{fmt, net::SocketAddr};
 use bg_common::Colour;
 use serde::{Serialize, Serializer};
 
-use super::beginning::{Beginning, colour_name};
-use crate::config::Prefix;
+use super::beginning::Beginning;
+use crate::{config::Prefix, json};
 
 /// One change.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -74,7 +74,7 @@ pub enum Action {
     /// The backend is added.
     AddBackend {
         /// Its colour.
-        #[serde(serialize_with = "colour_name")]
+        #[serde(serialize_with = "json::colour")]
         colour: Colour,
         /// Its address.
         address: SocketAddr,
@@ -84,7 +84,7 @@ pub enum Action {
     /// The backend is removed.
     RemoveBackend {
         /// Its colour.
-        #[serde(serialize_with = "colour_name")]
+        #[serde(serialize_with = "json::colour")]
         colour: Colour,
         /// Its address.
         address: SocketAddr,
@@ -97,7 +97,7 @@ pub enum Action {
     /// The backend's weight changes. Its flows stay.
     SetWeight {
         /// Its colour.
-        #[serde(serialize_with = "colour_name")]
+        #[serde(serialize_with = "json::colour")]
         colour: Colour,
         /// Its address.
         address: SocketAddr,

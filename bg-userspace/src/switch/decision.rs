@@ -5,7 +5,7 @@ use std::time::Duration;
 use bg_common::{Cause, DeploymentRow, FULL_SHARE, LiveFlags, LiveWord, SwitchTerms};
 use bg_ebpf::policy::switch::{Order, drain_deadline, next};
 
-use super::request::SwitchRequest;
+use super::request::{SplitRequest, SwitchRequest};
 use crate::{
     Error, Instance, Refusal,
     attach::is_attached,
@@ -15,6 +15,44 @@ use crate::{
     running::text,
     time::tick,
 };
+
+/// The kinds of change that can be asked for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Kind {
+    /// The colour that the request names becomes live, by default the idle one.
+    Switch,
+    /// What was before the last change, or the colour that the request names.
+    Rollback,
+    /// A share of new flows goes to green.
+    Split {
+        /// In basis points.
+        green: u16,
+        /// What the share divides; `None` is as before, or as configured.
+        by: Option<DivideBy>,
+    },
+}
+
+impl Kind {
+    /// What such a change leads to.
+    pub(super) fn goal(self, name: &str, request: &SwitchRequest, reading: &Reading) -> Result<Goal, Refusal> {
+        match self {
+            Self::Switch => Ok(Goal::of_switch(request, reading)),
+            Self::Rollback => Goal::of_rollback(name, request, reading),
+            Self::Split { green, by } => Ok(Goal { share: green, cause: Cause::Split, divide_by: by, revert_by: None }),
+        }
+    }
+}
+
+/// The goal of a change, by what is in force.
+pub(super) fn goal_of(kind: Kind, request: &SwitchRequest) -> impl Fn(&str, &Reading) -> Result<Goal, Refusal> {
+    move |name, reading| kind.goal(name, request, reading)
+}
+
+impl SplitRequest {
+    pub(crate) fn kind(&self) -> Kind {
+        Kind::Split { green: self.share(), by: self.by }
+    }
+}
 
 /// What a change is to lead to.
 #[derive(Clone, Copy, Debug)]
@@ -90,6 +128,8 @@ pub(crate) struct Outlook {
     pub(crate) then: (LiveWord, SwitchTerms),
     /// The word that the request asks for.
     pub(crate) asked: LiveWord,
+    /// What a share divides then.
+    pub(crate) divide_by: DivideBy,
     pub(crate) on_switch: OnSwitch,
     /// Whether anything would be changed, or the error.
     pub(crate) changes: Result<bool, Error>,
@@ -147,24 +187,24 @@ impl Instance {
         Ok(Next { word, terms, drain_timeout })
     }
 
-    /// What a switch would lead to now, or a rollback.
+    /// What a change would lead to now.
     pub(crate) fn outlook(
         &self,
         name: &str,
         index: u16,
         request: &SwitchRequest,
-        is_rollback: bool,
+        kind: Kind,
     ) -> Result<Outlook, Error> {
         request.check()?;
         let row = self.words.deployments.read(index.into());
         let from = self.words.reading(index, tick(clock(&self.paths)?));
-        let goal = |name: &str, reading: &Reading| match is_rollback {
-            true => Goal::of_rollback(name, request, reading),
-            false => Ok(Goal::of_switch(request, reading)),
-        };
+        let goal = goal_of(kind, request);
         // Also if it is refused.
-        let usual = if is_rollback { from.word.previous() } else { from.word.live().other() };
-        let share = goal(name, &from).map_or_else(|_| request.to.unwrap_or(usual).full_share(), |goal| goal.share);
+        let usual = if matches!(kind, Kind::Rollback) { from.word.previous() } else { from.word.live().other() };
+        let aimed = goal(name, &from);
+        let share = aimed.as_ref().map_or_else(|_| request.to.unwrap_or(usual).full_share(), |goal| goal.share);
+        let split_by = aimed.as_ref().map_or(row.split_by, |goal| split_by(&row, goal, &from));
+        let by_client = DeploymentRow { split_by, ..row }.divides_clients();
         // A change that has not taken effect is cancelled first, which is a generation too.
         let present = from.shown();
         let cancelled = u32::from(from.is_pending());
@@ -179,10 +219,11 @@ impl Instance {
             from,
             then: (from.word, from.terms),
             asked: numbered(present, u32::from(share != present.target_share())).with_target_share(share),
+            divide_by: if by_client { DivideBy::Client } else { DivideBy::Flow },
             on_switch: on_switch(&row, request),
             changes: Ok(false),
         };
-        let next = self.decide(name, index, request, goal, [&from, &from]).and_then(|decision| {
+        let next = self.decide(name, index, request, &goal, [&from, &from]).and_then(|decision| {
             let next = || self.next(name, &row, (base, &from.terms), &decision.goal, decision.on_switch);
             (!decision.is_there).then(next).transpose()
         });
@@ -207,7 +248,19 @@ fn on_switch(row: &DeploymentRow, request: &SwitchRequest) -> OnSwitch {
     request.on_switch.unwrap_or(configured)
 }
 
+/// [`DeploymentRow::split_by`] after a change.
+pub(super) fn split_by(row: &DeploymentRow, goal: &Goal, reading: &Reading) -> u8 {
+    let is_divided = !matches!(reading.word.target_share(), 0 | FULL_SHARE);
+    match goal.divide_by {
+        Some(DivideBy::Flow) => 1,
+        Some(DivideBy::Client) => 2,
+        // A share that changes divides the same as before. So does one that comes back, by a rollback or because a switch is taken back.
+        None if is_divided || goal.cause == Cause::Rollback => row.split_by,
+        None => 0,
+    }
+}
+
 fn divides_otherwise(row: &DeploymentRow, goal: &Goal) -> bool {
-    let by = goal.divide_by.map(|by| by == DivideBy::Client);
-    !goal.is_whole() && by.unwrap_or(row.sticky == 1) != row.divides_clients()
+    let is_other = |by| (by == DivideBy::Client) != row.divides_clients();
+    !goal.is_whole() && goal.divide_by.is_some_and(is_other)
 }

@@ -25,16 +25,19 @@ mod window;
 
 use std::time::Duration;
 
-use bg_common::{Cause, Colour, DeploymentRow, FULL_SHARE, Family, Identity, Mode, Role, ServiceRow};
+use bg_common::{Colour, DeploymentRow, Family, Identity, Mode, Role, ServiceRow};
 use std::sync::atomic::Ordering;
 
-pub(crate) use self::decision::Outlook;
+pub(crate) use self::decision::{Kind, Outlook};
 pub use self::request::{ConfirmRequest, SplitRequest, SwitchRequest, Switched};
 pub use self::window::{FreezeWindow, WindowSwitched};
-use self::{decision::Goal, receipt::Counters, store::Stored};
+use self::{
+    decision::{Goal, goal_of},
+    receipt::Counters,
+    store::Stored,
+};
 use crate::{
     Error, Instance, Refusal,
-    config::OnSwitch,
     fence::Fence,
     history::Action,
     live::Reading,
@@ -48,7 +51,7 @@ use crate::{
 impl Instance {
     /// Makes a colour live. When this returns, no CPU decides a new flow by the old word.
     pub fn switch(&self, deployment: &str, request: &SwitchRequest) -> Result<Switched, Error> {
-        self.change(deployment, request, Action::Switch, |_, reading| Ok(Goal::of_switch(request, reading)))
+        self.change(deployment, request, Action::Switch, goal_of(Kind::Switch, request))
     }
 
     /// Goes back to the state before the last change, or to the colour that the request names: all new flows to the colour that was live
@@ -57,24 +60,14 @@ impl Instance {
     /// If the last change was a rollback already, the request must name a colour or a generation. If two people roll back
     /// at the same time, the second rollback must not undo the first.
     pub fn rollback(&self, deployment: &str, request: &SwitchRequest) -> Result<Switched, Error> {
-        self.change(deployment, request, Action::Rollback, |name, reading| Goal::of_rollback(name, request, reading))
+        self.change(deployment, request, Action::Rollback, goal_of(Kind::Rollback, request))
     }
 
     /// Sends a share of new flows to green and the others to blue. Open flows stay where they are, unless a colour gets no new flows any
     /// more: then they drain, or are cut, as the deployment is configured.
     pub fn split(&self, deployment: &str, request: &SplitRequest) -> Result<Switched, Error> {
-        let share = request.green.min(FULL_SHARE);
-        let is_whole = share == 0 || share == FULL_SHARE;
-        let switch = SwitchRequest {
-            on_switch: (!is_whole).then_some(OnSwitch::Drain),
-            if_generation: request.if_generation,
-            force: request.force,
-            reason: request.reason.clone(),
-            ..SwitchRequest::default()
-        };
-        self.change(deployment, &switch, Action::Split, |_, _| {
-            Ok(Goal { share, cause: Cause::Split, divide_by: request.by, revert_by: None })
-        })
+        let switch = request.as_switch();
+        self.change(deployment, &switch, Action::Split, goal_of(request.kind(), &switch))
     }
 
     fn change(

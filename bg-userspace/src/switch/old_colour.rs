@@ -6,7 +6,10 @@ use std::{ops::AddAssign, time::Duration};
 use bg_common::{Colour, Flow, FlowKey4, FlowKey6, FlowState, Protocol};
 use bg_ebpf::{flow::row::idle, policy::trips::is_over};
 
-use super::{SwitchRequest, decision::Goal};
+use super::{
+    SwitchRequest,
+    decision::{Goal, Kind, goal_of},
+};
 use crate::{
     Error, Instance, Refusal,
     condition::Condition,
@@ -106,6 +109,18 @@ impl Instance {
         let (failing, armed) = request.revert_if.iter().partition(|condition| recent.fails(**condition));
         request.revert_if = armed;
         Ok(failing)
+    }
+
+    /// The same for a change that is not made.
+    pub(crate) fn not_armed(
+        &self,
+        name: &str,
+        index: u16,
+        request: &mut SwitchRequest,
+        kind: Kind,
+    ) -> Result<Vec<Condition>, Error> {
+        let asked = request.clone();
+        self.disarm(name, index, request, &goal_of(kind, &asked))
     }
 
     fn recent(&self, deployment: u16, old: Colour, silence: Duration) -> Result<Recent, Error> {

@@ -69,8 +69,7 @@ impl Counters {
         // Not after the store.
         let stored = monotonic().saturating_sub(at.elapsed());
         let since = |time: u64| Duration::from_nanos(time).checked_sub(stored);
-        let first_new = times.iter().map(|times| times.first_new).filter(|time| *time != 0).min();
-        let last_old = times.iter().map(|times| times.last_old).max();
+        let (first_new, last_old) = extremes(&times);
         let after = events(&self.paths).ok()?;
         let dropped = std::iter::zip(before, after)
             .filter(|((event, before), (_, after))| event.is_drop() && after > before)
@@ -81,6 +80,12 @@ impl Counters {
             dropped: dropped.collect(),
         })
     }
+}
+
+/// The first new flow by the new word and the last one by an older word, of what each CPU has noted.
+fn extremes(cpus: &[SwitchTimes]) -> (Option<u64>, Option<u64>) {
+    let noted = |of: fn(&SwitchTimes) -> u64| cpus.iter().map(of).filter(|time| *time != 0);
+    (noted(|times| times.first_new).min(), noted(|times| times.last_old).max())
 }
 
 /// Whether packets of any deployment note when they open a flow.
@@ -98,4 +103,16 @@ pub(super) fn end_all(words: &Words) {
 fn monotonic() -> Duration {
     let now = clock_gettime(ClockId::Monotonic);
     Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_new_flow_and_the_last_old_one_are_those_of_all_cpus() {
+        let times = |first_new, last_old| SwitchTimes { first_new, last_old };
+        assert_eq!(extremes(&[times(0, 50), times(70, 0), times(60, 65), times(0, 0)]), (Some(60), Some(65)));
+        assert_eq!(extremes(&[times(0, 0), times(0, 0)]), (None, None));
+    }
 }

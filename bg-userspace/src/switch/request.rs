@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use bg_common::Colour;
+use bg_common::{Colour, FULL_SHARE};
 use serde::{Serialize, Serializer};
 
 use crate::{
@@ -77,7 +77,7 @@ impl SwitchRequest {
 pub struct SplitRequest {
     /// The share of new flows that goes to green, in basis points.
     pub green: u16,
-    /// What the share divides; `None` is as configured.
+    /// What the share divides; `None` is as before if new flows are divided already, else as configured.
     pub by: Option<DivideBy>,
     /// As in [`SwitchRequest`].
     pub if_generation: Option<u32>,
@@ -85,6 +85,24 @@ pub struct SplitRequest {
     pub force: bool,
     /// As in [`SwitchRequest`].
     pub reason: Option<String>,
+}
+
+impl SplitRequest {
+    pub(super) fn share(&self) -> u16 {
+        self.green.min(FULL_SHARE)
+    }
+
+    /// The same as options of a switch. A share that leaves new flows to both colours ends no flow.
+    pub(crate) fn as_switch(&self) -> SwitchRequest {
+        let is_whole = self.share() == 0 || self.share() == FULL_SHARE;
+        SwitchRequest {
+            on_switch: (!is_whole).then_some(OnSwitch::Drain),
+            if_generation: self.if_generation,
+            force: self.force,
+            reason: self.reason.clone(),
+            ..SwitchRequest::default()
+        }
+    }
 }
 
 /// The options of a confirmation.

@@ -9,13 +9,13 @@ use bg_ebpf::policy::{
 };
 
 use super::{
-    decision::{Decision, Goal, Next},
+    decision::{Decision, Goal, Next, split_by},
     receipt::{Counters, end_all, is_any_open},
     request::{SwitchRequest, Switched},
 };
 use crate::{
     Error, Instance, Refusal,
-    config::{DivideBy, OnSwitch},
+    config::OnSwitch,
     fence::Fence,
     history::{Action, Moment, Receipt},
     live::{Reading, exchange, make_explicit, now},
@@ -267,7 +267,6 @@ impl Instance {
     ) -> Result<Option<Instant>, Error> {
         let Ordered { request, goal, on_switch, claim } = *order;
         let (word, is_cut) = (reading.stored, on_switch == OnSwitch::Cut);
-        let is_whole = goal.is_whole();
         let Next { word: new, terms: new_terms, drain_timeout } =
             self.next(name, row, (word, &reading.terms), &goal, on_switch)?;
         let (boot, boot_at) = (now(ClockId::Boot), Instant::now());
@@ -310,14 +309,9 @@ impl Instance {
         if is_watched {
             self.words.trips.update(index.into(), |slots| slots[slot] = trips);
         }
-        if let Some(by) = goal.divide_by {
-            let split_by = match by {
-                DivideBy::Flow => 1,
-                DivideBy::Client => 2,
-            };
+        let split_by = split_by(row, &goal, reading);
+        if split_by != row.split_by {
             self.words.deployments.update(index.into(), |row| row.split_by = split_by);
-        } else if is_whole && row.split_by != 0 {
-            self.words.deployments.update(index.into(), |row| row.split_by = 0);
         }
         counters.begin(&self.words, index, new.generation());
         let stored = Instant::now();

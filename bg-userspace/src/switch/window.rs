@@ -10,7 +10,7 @@ use bg_common::{Colour, FlowState};
 use serde::Serialize;
 
 use super::{
-    decision::Goal,
+    decision::{Goal, Kind},
     hook::{self, HookError},
     request::{ConfirmRequest, SwitchRequest, Switched},
 };
@@ -68,7 +68,7 @@ impl Instance {
     ) -> Result<WindowSwitched, Error> {
         let unchanged = |switched| WindowSwitched { switched, frozen: Duration::ZERO, played_back: 0 };
         let (index, _) = self.deployment(deployment)?;
-        let outlook = self.outlook(deployment, index, request, false)?;
+        let outlook = self.outlook(deployment, index, request, Kind::Switch)?;
         let (from, to) = (outlook.from.word.live(), outlook.asked.live());
         if !matches!(outlook.changes, Ok(true)) || from == to {
             // It is refused, or leaves new flows where they are.

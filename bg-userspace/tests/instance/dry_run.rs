@@ -11,8 +11,8 @@ use std::{
 use aya::maps::{HashMap as BpfHashMap, Map, MapData};
 use bg_common::{Backend, Be16, Clock, Flow, FlowBackend, FlowKey4, FlowState, ServiceKey, ServiceRow, TICK_SHIFT};
 use bg_userspace::{
-    AttachMode, Colour, Fates, FlowFilter, FlowStatus, SwitchRequest, Target, Would,
-    config::{OnSwitch, parse},
+    AttachMode, Colour, Fates, FlowFilter, FlowStatus, SplitRequest, SwitchRequest, Target, Would,
+    config::{DivideBy, OnSwitch, parse},
     detach,
 };
 use memmap2::MmapOptions;
@@ -185,6 +185,10 @@ fn what_would_be_refused_is_said_in_the_words_of_the_switch() {
     let refused = same(&["switch", "shop", "--if-generation", "7"], 3, "is at generation 1, not at 7");
     assert_eq!(refused["to"], json!({"generation": 2, "live": "green"}));
     same(&["rollback", "shop"], 3, "nothing to roll back to");
+    let nothing = same(&["split", "shop", "--green", "0"], 0, "");
+    assert_eq!((&nothing["green_share"], &nothing["to"]), (&json!(0.0), &nothing["from"]));
+    let refused = same(&["split", "shop", "--green", "80", "--if-generation", "7"], 3, "is at generation 1, not at 7");
+    assert_eq!((&refused["to"], &refused["green_share"]), (&json!({"generation": 2, "live": "green"}), &json!(0.8)));
     instance.switch("shop", &SwitchRequest::default()).unwrap();
     let said = instance.dry_run_rollback("shop", &SwitchRequest::default()).unwrap();
     assert_eq!((said.would, said.to.live), (Would::Switch, Colour::Blue));
@@ -200,10 +204,12 @@ fn what_would_be_refused_is_said_in_the_words_of_the_switch() {
     without.tables[Colour::Green as usize].len = 0;
     services.insert(last.0, without, 0).unwrap();
     same(&["switch", "shop"], 3, "has no backends in service");
+    same(&["split", "shop", "--green", "25"], 3, "has no backends in service");
     services.insert(last.0, last.1, 0).unwrap();
 
     detach(&lab.paths, &Target::Interfaces(vec!["v0".into()])).unwrap();
     same(&["switch", "shop"], 3, "no interface is attached");
+    same(&["split", "shop", "--green", "25"], 3, "no interface is attached");
     let forced = SwitchRequest { force: true, ..SwitchRequest::default() };
     assert_eq!(instance.dry_run("shop", &forced).unwrap().would, Would::Switch);
     let (code, _, stderr) = lab.run(&["switch", "shpo", "--dry-run"]);
@@ -347,4 +353,70 @@ fn a_switch_that_would_wait_says_for_what_and_arms_nothing() {
     assert!(json("blue")["at"].is_null(), "nothing would change");
     assert_eq!(live(&lab), ("blue", 1));
     assert!(lab.instance().status(Some("shop")).unwrap().deployments[0].pending.is_none());
+}
+
+#[test]
+fn a_dry_run_names_the_conditions_that_would_be_armed() {
+    let lab = applied(CONFIG);
+    let words = ["switch", "shop", "--dry-run", "--confirm-within", "5m", "--revert-if", "silence 2s", "--revert-if"];
+    let words = [&words[..], &["resets > 5% of 200"]].concat();
+    let told = || {
+        let (code, text, stderr) = lab.run(&words);
+        let json = lab.run(&[&words[..], &["--json"]].concat()).1;
+        assert_eq!(code, 0, "{stderr}");
+        (text, serde_json::from_str::<Value>(&json).unwrap())
+    };
+    let (text, json) = told();
+    assert!(
+        text.contains("; would go back 5m later or if silence 2s or if resets > 5% of 200, unless `bgctl"),
+        "{text}"
+    );
+    assert_eq!((&json["revert_if"], &json["not_armed"]), (&json!(["silence 2s", "resets > 5% of 200"]), &json!([])));
+
+    // Nobody on blue answers.
+    let clock: Clock = array(&lab, "clock").get(&0, 0).unwrap();
+    let now = (clock.jiffies >> TICK_SHIFT) as u32;
+    let backends = array::<Backend>(&lab, "backends");
+    let blue: std::net::IpAddr = Ipv4Addr::new(10, 9, 1, 10).into();
+    let is_resolver = |row: &Backend| row.addr.to_ip(bg_common::Family::V4) == blue && row.port == Be16::new(53);
+    let (slot, backend) =
+        (0..16).map(|slot| (slot, backends.get(&slot, 0).unwrap())).find(|(_, row)| is_resolver(row)).unwrap();
+    for port in 5000..5003 {
+        let key =
+            FlowKey4 { client: u32::from_ne_bytes([192, 0, 2, 1]), port: Be16::new(port), vip: 2 * backend.service };
+        let backend = FlowBackend::new(slot, backend.identity.epoch);
+        let flow = Flow { state: FlowState(0), backend, generation: 1, last_seen: now, ..Flow::default() };
+        FlowMap::open(&lab).insert(&key, &flow, now);
+    }
+    let (text, json) = told();
+    assert!(text.contains("; the old colour meets \"silence 2s\" itself, so that does not take it back\n"), "{text}");
+    assert_eq!((&json["revert_if"], &json["not_armed"]), (&json!(["resets > 5% of 200"]), &json!(["silence 2s"])));
+}
+
+#[test]
+fn the_dry_run_of_a_split_says_where_new_flows_would_go() {
+    let lab = applied(CONFIG);
+    let dry_run = |words: &[&str]| lab.run(&[&["split", "shop", "--dry-run"], words].concat()).1;
+    let first = |text: &str| text.lines().next().unwrap_or_default().to_owned();
+    assert_eq!(
+        first(&dry_run(&["--green", "12.5"])),
+        "shop: would send 12.5 % of new flows to green, by flow, generation 2"
+    );
+    let text = dry_run(&["--green", "60", "--by", "client"]);
+    assert_eq!(first(&text), "shop: would send 60 % of new flows to green, by client, generation 2");
+    assert!(text.contains("\n  blue: ") && text.contains("\n  green: "), "{text}");
+    assert_eq!(first(&dry_run(&["--green", "100"])), "shop: would switch, blue -> green, generation 2");
+    let split =
+        |green, by| lab.instance().split("shop", &SplitRequest { green, by, ..SplitRequest::default() }).unwrap();
+    assert!(split(1250, Some(DivideBy::Client)).changed);
+    assert_eq!(
+        first(&dry_run(&["--green", "12.5"])),
+        "shop: sends 12.5 % of new flows to green already, by client, generation 2, nothing would change"
+    );
+    assert!(
+        lab.run(&["split", "shop", "--green", "12.5", "--by", "flow", "--dry-run"])
+            .1
+            .contains("by flow, generation 3\n")
+    );
+    assert_eq!(live(&lab), ("blue", 2));
 }

@@ -219,10 +219,12 @@ pub(crate) const PAGES: &[Page] = &[
         description: &[
             "Sends a share of new flows to green and the others to blue. Open flows stay where they are. With 0 or 100 it is a switch.",
             "With --by client all flows of a client go to one colour. A larger share only moves clients to green, and a smaller one \
-             takes back first those who came last.",
+             takes back first those who came last. Without --by, a share that changes divides the same as before.",
+            "With --dry-run the exit code is 3 if the split would be refused, and 0 otherwise.",
         ],
         examples: &[
             ("bgctl split shop --green 5 --by client", "let five percent of the clients try green"),
+            ("bgctl split shop --green 25 --dry-run", "say what a larger share would do to open flows"),
             ("bgctl split shop --green 0", "all new flows to blue"),
         ],
         exit: &[DONE, FAILED, USAGE, REFUSED, BUSY],

@@ -1,9 +1,10 @@
-//! `bgctl switch --dry-run`: say what a switch would do.
+//! `bgctl switch --dry-run`, and the same of `rollback` and `split`: say what the change would do.
 
 use std::time::Duration;
 
-use bg_userspace::{DryRun, Fates, Instance, TableUse, TargetBackend, Would, config::OnSwitch};
+use bg_userspace::{Colour, DryRun, Fates, Instance, TableUse, TargetBackend, Would, config::OnSwitch};
 
+use super::words::{guard, percent};
 use crate::{
     args::Global,
     exit::Outcome,
@@ -36,7 +37,7 @@ fn render(dry_run: &DryRun, all: bool) -> String {
     }
     let tables = dry_run.flow_table;
     lines.push(format!("  flow tables: IPv4 {}, IPv6 {}", table_use(tables.ipv4), table_use(tables.ipv6)));
-    if !dry_run.mirrored.is_empty() {
+    if !dry_run.mirrored.is_empty() && dry_run.from.live != dry_run.to.live {
         let idle = dry_run.to.live.other();
         let idle = styled(style_of(idle), idle.name());
         lines.push(format!("  mirror: then {idle} gets the copies of {}", dry_run.mirrored.join(", ")));
@@ -46,25 +47,34 @@ fn render(dry_run: &DryRun, all: bool) -> String {
 }
 
 fn headline(dry_run: &DryRun) -> String {
-    let DryRun { deployment, from, to, would, .. } = dry_run;
+    let DryRun { deployment, from, to, would, green_share, .. } = dry_run;
     let [old, new] = [from, to].map(|moment| styled(style_of(moment.live), moment.live.name()));
     let generation = to.generation;
+    let is_whole = *green_share == 0.0 || *green_share == 1.0;
+    let share = format!("{} % of new flows to green", percent(*green_share));
+    let by = dry_run.divide_by.name();
     match would {
         Would::Switch => {
             let human = |time: Duration| humantime::format_duration(time);
             let at = dry_run.at.map_or_else(String::new, |at| format!(" at {at}"));
             let ramp = dry_run.ramp.map_or_else(String::new, |ramp| format!(", by and by in {}", human(ramp)));
-            let confirm = dry_run.confirm_within.map_or_else(String::new, |within| {
-                format!("; would go back {} later, unless `bgctl confirm {deployment}` comes before", human(within))
-            });
-            let confirm = output::advice(&confirm);
-            format!("{deployment}: would switch, {old} -> {new}{at}{ramp}, generation {generation}{confirm}")
+            let deadline = dry_run.confirm_within.map(|within| format!("{} later", human(within)));
+            let guard = guard("would go back", deadline, &dry_run.revert_if, &dry_run.not_armed, deployment);
+            let guard = output::advice(&guard);
+            format!("{deployment}: would switch, {old} -> {new}{at}{ramp}, generation {generation}{guard}")
         }
-        Would::Nothing => format!("{deployment}: {new} is live already, generation {generation}, nothing would change"),
+        Would::Split => format!("{deployment}: would send {share}, by {by}, generation {generation}"),
+        Would::Nothing if is_whole => {
+            format!("{deployment}: {new} is live already, generation {generation}, nothing would change")
+        }
+        Would::Nothing => {
+            format!("{deployment}: sends {share} already, by {by}, generation {generation}, nothing would change")
+        }
         Would::Refuse => {
             let refused = styled(ALARM, "would be refused");
             let why = output::printable(dry_run.refusal.as_deref().unwrap_or_default());
-            format!("{deployment}: the switch {old} -> {new} {refused}: {why}")
+            let what = if is_whole { format!("the switch {old} -> {new}") } else { format!("to send {share}") };
+            format!("{deployment}: {what} {refused}: {why}")
         }
     }
 }
@@ -113,10 +123,16 @@ fn table_use(TableUse { open, room }: TableUse) -> String {
 /// How many backends are ready, and those that are not, or all of them.
 fn backends(dry_run: &DryRun, all: bool) -> Vec<String> {
     let is_ready = |backend: &&TargetBackend| backend.ready == Some(true);
-    let (colour, target) = (dry_run.to.live, &dry_run.target);
-    let ready = target.iter().filter(is_ready).count();
-    let colour = styled(style_of(colour), colour.name());
-    let mut lines = vec![format!("  {colour}: {ready} of {} ready", output::count(target.len(), "backend"))];
+    let target = &dry_run.target;
+    let mut lines = Vec::new();
+    for colour in Colour::ALL {
+        let of_colour = || target.iter().filter(|backend| backend.colour == colour);
+        let ready = of_colour().filter(is_ready).count();
+        let name = styled(style_of(colour), colour.name());
+        if of_colour().count() > 0 {
+            lines.push(format!("  {name}: {ready} of {} ready", output::count(of_colour().count(), "backend")));
+        }
+    }
     let mut table =
         Table::new([("SERVICE", Left), ("BACKEND", Left), ("WEIGHT", Right), ("READY", Left), ("WHY", Left)]);
     for backend in target.iter().filter(|backend| all || !is_ready(backend)) {

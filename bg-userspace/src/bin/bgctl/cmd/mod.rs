@@ -16,6 +16,7 @@ mod plan;
 mod show;
 mod status;
 mod switch;
+mod words;
 
 use std::{io, path::Path};
 
@@ -25,7 +26,7 @@ use bg_userspace::{
 };
 
 use crate::{
-    args::{Args, Command, Global, Rollback, Switch},
+    args::{Args, Change, Command, Global, Rollback, Split, Switch},
     complete,
     exit::Outcome,
     output,
@@ -38,14 +39,13 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
         Command::Doctor(_) | Command::Plan(_) | Command::Status(_) | Command::Flows(_) | Command::History(_) => {
             (true, false)
         }
-        Command::Switch(Switch { change, .. }) | Command::Rollback(Rollback { change, .. }) => {
-            (change.dry_run, !change.dry_run)
-        }
+        Command::Switch(Switch { change: Change { dry_run, .. }, .. })
+        | Command::Rollback(Rollback { change: Change { dry_run, .. }, .. })
+        | Command::Split(Split { dry_run, .. }) => (*dry_run, !dry_run),
         Command::Attach(_)
         | Command::Detach(_)
         | Command::Apply(_)
         | Command::Confirm(_)
-        | Command::Split(_)
         | Command::Freeze(_)
         | Command::Thaw(_) => (false, true),
         _ => (false, false),

@@ -1,4 +1,4 @@
-//! `bgctl switch` and `bgctl rollback`: change the live colour.
+//! `bgctl switch`, `rollback`, `confirm` and `split`: change what is live.
 
 use std::time::Instant;
 
@@ -6,7 +6,10 @@ use serde::Serialize;
 
 use bg_userspace::{ConfirmRequest, FreezeWindow, Instance, SplitRequest, SwitchRequest, Switched, WindowSwitched};
 
-use super::dry_run;
+use super::{
+    dry_run,
+    words::{guard, percent},
+};
 use crate::{
     args::{Change, Confirm, Global, Rollback, Split, Switch},
     exit::Outcome,
@@ -53,6 +56,9 @@ pub(super) fn run_split(global: &Global, args: &Split) -> anyhow::Result<Outcome
         force: args.force,
         reason: args.reason.clone(),
     };
+    if args.dry_run {
+        return dry_run::run(global, |instance| instance.dry_run_split(&args.deployment, &request));
+    }
     change(global, render, |instance| instance.split(&args.deployment, &request))
 }
 
@@ -108,18 +114,7 @@ fn render(switched: &Switched) -> String {
     let is_split = *green_share > 0.0 && *green_share < 1.0;
     let share = if is_split { format!(" ({} % of new flows to green)", percent(*green_share)) } else { String::new() };
     let deadline = switched.confirm_deadline.map(|deadline| format!("at {deadline}"));
-    let when: Vec<_> =
-        deadline.into_iter().chain(switched.revert_if.iter().map(|condition| format!("if {condition}"))).collect();
-    let confirm = match when.as_slice() {
-        [] => String::new(),
-        when => format!("; goes back {}, unless `bgctl confirm {deployment}` comes before", when.join(" or ")),
-    };
-    let not_armed = switched.not_armed.join("\" and \"");
-    let not_armed = match not_armed.as_str() {
-        "" => not_armed,
-        _ => format!("; the old colour meets \"{not_armed}\" itself, so that does not take it back"),
-    };
-    let guard = confirm + &not_armed;
+    let guard = guard("goes back", deadline, &switched.revert_if, &switched.not_armed, deployment);
     if !changed {
         return format!(
             "{deployment}: {live} is live already{share}, generation {generation}, nothing changed{guard}\n"
@@ -150,9 +145,4 @@ fn render_confirmed(switched: &Switched) -> String {
     let (live, generation) = (to.live.name(), to.generation);
     let already = if *changed { "" } else { " already" };
     format!("{deployment}: confirmed{already}, {live} stays live, generation {generation}\n")
-}
-
-/// A share in percent, with as many decimals as it has.
-fn percent(share: f64) -> f64 {
-    (share * 10_000.0).round() / 100.0
 }
