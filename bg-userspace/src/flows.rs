@@ -11,8 +11,8 @@ use serde::{Serialize, Serializer};
 
 use crate::{
     Error, Instance, Paths,
-    config::protocol_name,
     flow_table::{FlowKey, FlowTable},
+    json,
     live::Reading,
     maps::{self, Tables, flows4, flows6},
     running::{Running, address_of, deployment_rows, text},
@@ -28,14 +28,14 @@ pub struct FlowStatus {
     /// Name of its service.
     pub service: String,
     /// Its transport protocol.
-    #[serde(serialize_with = "protocol")]
+    #[serde(serialize_with = "json::protocol")]
     pub protocol: Protocol,
     /// Who opened it.
     pub client: SocketAddr,
     /// The address to which the client sends.
     pub destination: SocketAddr,
     /// Colour of its backend.
-    #[serde(serialize_with = "colour")]
+    #[serde(serialize_with = "json::colour")]
     pub colour: Colour,
     /// Its backend.
     pub backend: SocketAddr,
@@ -333,6 +333,8 @@ fn is_open(flow: &Flow, target: &Target, deployment: &DeploymentState, now: u32)
 pub(crate) fn state(state: FlowState, protocol: Protocol) -> &'static str {
     if protocol == Protocol::Udp {
         "established"
+    } else if state.has_ended() {
+        "ended"
     } else if state.has_any(FlowState::CLIENT_FIN | FlowState::BACKEND_FIN) {
         "closing"
     } else if state.has(FlowState::CONFIRMED) {
@@ -350,14 +352,6 @@ fn via(state: FlowState, vip: u16) -> &'static str {
     } else {
         "user"
     }
-}
-
-fn protocol<S: Serializer>(protocol: &Protocol, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(protocol_name(*protocol))
-}
-
-fn colour<S: Serializer>(colour: &Colour, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(colour.name())
 }
 
 fn seconds<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {

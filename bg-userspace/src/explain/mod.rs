@@ -15,9 +15,9 @@ mod sentence;
 
 use std::net::SocketAddr;
 
-use bg_common::{Event, FlowState, Protocol, Role};
+use bg_common::{Event, FlowState, NextHop, Protocol, Role};
 use bg_ebpf::{Action, step::Step};
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 
 pub use flags::TcpFlags;
 pub use frame::Packet;
@@ -33,7 +33,7 @@ use self::{
 use crate::{
     AttachedMode, Error, Instance, InterfaceState,
     attach::attached_interfaces,
-    config::protocol_name,
+    json,
     net::{self, Interface, LOOPBACK, next_hop},
     pins,
 };
@@ -46,7 +46,7 @@ pub struct Explanation {
     /// The packet's destination.
     pub to: SocketAddr,
     /// Its transport protocol.
-    #[serde(serialize_with = "protocol")]
+    #[serde(serialize_with = "json::protocol")]
     pub protocol: Protocol,
     /// Flags of a TCP segment.
     pub flags: Option<TcpFlags>,
@@ -142,7 +142,9 @@ impl Instance {
         let is_held = run.steps.contains(&Step::Counted { event: Event::Held as u64 });
         let teller = Teller { names, request, tick_length: self.tick_length, hook, now, is_held };
         let (verdict, _) = teller.verdict(action, ifindex);
-        let mut steps: Vec<_> = run.steps.iter().filter_map(|step| teller.tell(*step)).collect();
+        let before = std::iter::once(None).chain(run.steps.iter().copied().map(Some));
+        let steps = std::iter::zip(before, &run.steps).map(|(before, step)| as_meant(before, *step));
+        let mut steps: Vec<_> = steps.filter_map(|step| teller.tell(step)).collect();
         // The engine may ask the same twice, for a packet that it cannot decide at once.
         steps.dedup();
         explanation.hooks.push(AtHook { hook: hook.name(), interface: interface.name.clone(), steps, verdict });
@@ -229,14 +231,24 @@ fn numbers_of(steps: &[Step], is_to_vip: bool) -> Option<Numbers> {
     })
 }
 
+/// XDP is told no MTU of a way whose next hop is not resolved, so each packet seems to be too big for it. What keeps it from redirecting the packet
+/// is the next hop.
+fn as_meant(before: Option<Step>, step: Step) -> Step {
+    match (before, step) {
+        (Some(Step::Route { ifindex_and_dmac, mtu_and_smac }), Step::ByStack { event })
+            if event == Event::TooBig as u64 =>
+        {
+            let hop = NextHop { ifindex_and_dmac, mtu_and_smac, ..NextHop::NONE };
+            if hop.is_resolved() || hop.mtu() != 0 { step } else { Step::NoRedirect { ifindex: hop.ifindex().into() } }
+        }
+        _ => step,
+    }
+}
+
 fn is_vip(address: SocketAddr, protocol: Protocol, names: &Names<'_>) -> bool {
     let published = names.tables.services.published().unwrap_or_default();
     published.iter().any(|(key, row)| {
         let role = row.role == Role::Vip as u8 || row.role == Role::Preview as u8;
         role && crate::running::address_of(key) == address && key.protocol == protocol as u8
     })
-}
-
-fn protocol<S: Serializer>(protocol: &Protocol, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(protocol_name(*protocol))
 }

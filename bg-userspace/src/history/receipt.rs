@@ -35,3 +35,22 @@ impl std::fmt::Display for Receipt {
         if dropped.is_empty() { f.write_str("nothing dropped") } else { write!(f, "dropped: {}", dropped.join(", ")) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_receipt_is_told_in_one_line() {
+        let mut receipt = Receipt { kept: 120, moved: 2, reset: 1, ..Receipt::default() };
+        assert_eq!(receipt.to_string(), "no new flow yet; open flows: 120 kept, 2 moved, 1 reset; nothing dropped");
+        (receipt.first_new_us, receipt.last_old_us) = (Some(84), Some(12));
+        receipt.dropped =
+            [("ended_flow", 7), ("malformed", 1)].map(|(reason, count)| (reason.to_owned(), count)).into();
+        assert_eq!(
+            receipt.to_string(),
+            "first new flow after 84 µs, last one on the old colour after 12 µs; open flows: 120 kept, 2 moved, 1 reset; \
+             dropped: 7 ended_flow, 1 malformed"
+        );
+    }
+}

@@ -60,8 +60,12 @@ blue = ["[fd00:1::11]:8443"]
 green = ["[fd00:2::11]:8443"]
 "#;
 
-/// An edge between clients and backends: v0 faces both.
 fn edge(mode: AttachMode) -> Lab {
+    edge_with(mode, CONFIG)
+}
+
+/// An edge between clients and backends: v0 faces both.
+pub(crate) fn edge_with(mode: AttachMode, config: &str) -> Lab {
     let lab = Lab::new();
     for address in ["192.0.2.1/24", "10.0.1.1/24", "10.0.2.1/24"] {
         lab.ip(&format!("address add {address} dev v0"));
@@ -80,7 +84,7 @@ fn edge(mode: AttachMode) -> Lab {
     let options =
         AttachOptions { mode, flows: Some(1000), services: Some(16), backends: Some(64), ..AttachOptions::default() };
     attach(&lab.paths, &["v0".to_owned()], &options).unwrap();
-    let file = lab.file("bgctl.toml", CONFIG);
+    let file = lab.file("bgctl.toml", config);
     lab.instance().apply(&config::load(&file).unwrap()).unwrap();
     lab
 }
@@ -325,6 +329,8 @@ fn a_tester_is_refused_while_the_idle_colour_has_no_backend() {
     let explain = |from, protocol| lab.instance().explain(&request(from, VIP, protocol)).unwrap();
     let refused = explain(TESTER, Protocol::Tcp);
     assert_eq!((refused.verdict, refused.hooks.len()), ("refuse", 2), "{refused:?}");
+    let last: Vec<_> = refused.hooks[1].steps.iter().rev().take(2).map(|step| step.text.as_str()).collect();
+    assert_eq!(last, ["answered with a reset: no backend gets it", "counted as idle_not_ready"]);
     // The reset, on its way back.
     assert_eq!((refused.packet.source, refused.packet.destination), (VIP.parse().unwrap(), TESTER.parse().unwrap()));
     assert_eq!(explain(TESTER, Protocol::Udp).verdict, "drop");

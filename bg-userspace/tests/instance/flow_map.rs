@@ -4,7 +4,7 @@ use aya::maps::{Array, Map, MapData};
 use bg_common::{Addr, Be16, FLOW_WAYS, Flow, FlowHash, FlowKey4, FlowState, Meta, Vip, endpoint_hash};
 use bg_ebpf::flow::{
     key::{Key as _, Match},
-    memory::{Memory, RawWords},
+    memory::{Memory, RawWords, Words as _},
     row::FlowRef,
     table::{Stored, find, insert},
 };
@@ -35,6 +35,21 @@ impl FlowMap {
     /// Puts a flow where a program would.
     pub(crate) fn insert(&self, key: &FlowKey4, flow: &Flow, now: u32) -> Stored {
         insert(self, key, self.hash(key), flow, now)
+    }
+
+    /// The same, of a virtual address whose row is empty, beside that of another one.
+    pub(crate) fn insert_beside(&self, key: &FlowKey4, vip: u16, flow: &Flow, now: u32) -> Stored {
+        insert(self, key, self.hash(&FlowKey4 { vip, ..*key }), flow, now)
+    }
+
+    /// Makes the table refuse every flow, as if programs were writing to all rows.
+    pub(crate) fn refuse(&self) {
+        // Of a hash that no flow has.
+        let busy = u64::from(FlowState::BUSY) | u64::from(u32::MAX) << 32;
+        let rows = (0..self.buckets).filter_map(|bucket| self.bucket(bucket));
+        rows.for_each(|row| {
+            (0..FLOW_WAYS as usize).for_each(|way| row.store(way * FlowKey4::ROW + FlowKey4::HEAD, busy))
+        });
     }
 
     /// The row of a flow, where a program would find it.
