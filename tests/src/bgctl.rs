@@ -59,6 +59,13 @@ impl Bgctl {
         serde_json::from_str(&text).with_context(|| format!("bgctl {arguments:?} printed no JSON: {text}"))
     }
 
+    /// The same, whether it succeeds or fails: its exit code too.
+    pub fn try_json(&self, arguments: &[&str]) -> Result<(Option<i32>, Value)> {
+        let output = self.try_run(&[&["--json"], arguments].concat())?;
+        let json = serde_json::from_slice(&output.stdout);
+        Ok((output.status.code(), json.with_context(|| String::from_utf8_lossy(&output.stderr).into_owned())?))
+    }
+
     /// Applies a configuration.
     pub fn apply(&self, config: &str) -> Result<String> {
         self.run(&["apply", "-c", &self.write_config(config)?])

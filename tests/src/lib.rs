@@ -7,6 +7,7 @@
 //! directory for temporary files, and, for a [`Machine`], a control group.
 
 mod bgctl;
+mod capture;
 mod chance;
 mod command;
 pub mod config;
@@ -25,6 +26,7 @@ mod raw;
 mod ready;
 mod sandbox;
 mod server;
+mod setting;
 pub mod sweep;
 mod tap;
 mod tcp;
@@ -34,6 +36,7 @@ pub mod twin;
 mod worker;
 
 pub use bgctl::Bgctl;
+pub use capture::{Capture, Seen};
 pub use chance::Chance;
 pub use command::{Process, output, run};
 pub use instant::{Probe, SwitchInstant};
@@ -49,6 +52,7 @@ pub use raw::RawSocket;
 pub use ready::Ready;
 pub use sandbox::Sandbox;
 pub use server::{HTTP_PORT, Server, UDP_PORT, boot_ns, monotonic_ns, serve};
+pub use setting::Setting;
 pub use tap::Tap;
 pub use tcp::{retransmissions, tcp_counter};
 pub use topology::{Backend, Fabric, Lab, Offloads, address};

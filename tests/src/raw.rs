@@ -5,13 +5,19 @@ use anyhow::{Context, Result, bail};
 use std::{
     ffi::CString,
     io,
-    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+    os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
     time::{Duration, Instant},
 };
 
 /// A packet socket on one interface.
 #[derive(Debug)]
 pub struct RawSocket(OwnedFd);
+
+impl AsRawFd for RawSocket {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
 
 impl RawSocket {
     /// Opens it on an interface of the namespace.

@@ -2,8 +2,9 @@
 
 use anyhow::{Context, Result, ensure};
 use bg_tests::{
-    Fabric, Lab, Offloads, Ready, address,
+    Fabric, Lab, Ready, Setting, address,
     config::{DEPLOYMENT, NEIGHBOUR, http_vip, shop},
+    in_each_setting,
     load::PATIENCE,
 };
 use serde_json::Value;
@@ -76,9 +77,7 @@ fn sockets(lab: &Lab, ports: &[u16]) -> Result<usize> {
 }
 
 fn drain(ready: &Ready, options: &[&str]) -> Result<(Option<i32>, Value)> {
-    let output = ready.bgctl.try_run(&[&["--json", "drain", DEPLOYMENT], options].concat())?;
-    let json = serde_json::from_slice(&output.stdout);
-    Ok((output.status.code(), json.with_context(|| String::from_utf8_lossy(&output.stderr).into_owned())?))
+    ready.bgctl.try_json(&[&["drain", DEPLOYMENT], options].concat())
 }
 
 /// Waits until the count of the drain and that of the sockets are this number.
@@ -97,10 +96,8 @@ fn both_count(ready: &Ready, ports: &[u16], expected: usize) -> Result<()> {
     }
 }
 
-fn what_is_left_is_counted_and_reset(lab: Lab, attach_mode: &str, service_mode: &str) -> Result<()> {
-    lab.guard_backends()?;
-    let config = shop(&lab, service_mode, "");
-    let ready = Ready::with(lab, attach_mode, &config)?;
+fn what_is_left_is_counted_and_reset(setting: Setting) -> Result<()> {
+    let ready = setting.ready_behind_firewalls()?;
     let each = if std::env::var_os("BG_TEST_FULL").is_some() { 400 } else { 40 };
     what_is_left(&ready, each)
 }
@@ -145,32 +142,11 @@ fn what_is_left(ready: &Ready, each: usize) -> Result<()> {
     ready.neighbour_is_undisturbed()
 }
 
-#[test]
-fn what_is_left_is_counted_and_reset_with_native_xdp() -> Result<()> {
-    what_is_left_is_counted_and_reset(Lab::wire(Fabric::Switch)?, "native", "nat")
-}
-
-#[test]
-fn what_is_left_is_counted_and_reset_with_generic_xdp_behind_a_router() -> Result<()> {
-    what_is_left_is_counted_and_reset(Lab::wire(Fabric::Router)?, "generic", "nat")
-}
-
-#[test]
-fn what_is_left_is_counted_and_reset_with_tc() -> Result<()> {
-    what_is_left_is_counted_and_reset(Lab::bridge()?, "tc", "nat")
-}
-
-#[test]
-fn what_is_left_is_counted_and_reset_between_zones() -> Result<()> {
-    what_is_left_is_counted_and_reset(Lab::zones(Offloads::Default)?, "tc", "local")
-}
+in_each_setting!(what_is_left_is_counted_and_reset);
 
 #[test]
 fn a_backend_is_reset_though_its_client_is_gone() -> Result<()> {
-    let lab = Lab::wire(Fabric::Switch)?;
-    lab.guard_backends()?;
-    let config = shop(&lab, "nat", "");
-    let ready = Ready::with(lab, "native", &config)?;
+    let ready = Setting::Native.ready_behind_firewalls()?;
     let lab = &ready.lab;
     let clients = [address::VIP_V4, address::VIP_V6].map(|vip| connect(lab, vip));
     let clients = clients.into_iter().collect::<Result<Vec<_>>>()?;

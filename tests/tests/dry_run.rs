@@ -2,8 +2,9 @@
 
 use anyhow::{Context, Result};
 use bg_tests::{
-    Fabric, HTTP_PORT, Lab, Offloads, Ready, address,
+    HTTP_PORT, Lab, Ready, Setting, address,
     config::{DEPLOYMENT, http_vip, shop, udp_vip},
+    in_each_setting,
     load::{Connection, Echo},
 };
 use serde_json::{Value, json};
@@ -46,9 +47,14 @@ fn with_one_closed_port(config: &str) -> (String, String) {
     (others.to_owned() + &shop.replacen(&format!("\"{open}\""), &weightless, 1), closed)
 }
 
-fn a_dry_run_says_what_then_happens(lab: Lab, attach_mode: &str, mode: &str) -> Result<()> {
-    let (config, closed) = with_one_closed_port(&shop(&lab, mode, "drain_timeout = \"1h\""));
-    let ready = Ready::with(lab, attach_mode, &config)?;
+fn a_dry_run_says_what_then_happens(setting: Setting) -> Result<()> {
+    let mut closed = String::new();
+    let ready = setting.ready_with(|lab, mode| {
+        let config = shop(lab, mode, "drain_timeout = \"1h\"");
+        let (config, port) = with_one_closed_port(&config);
+        closed = port;
+        Ok(config)
+    })?;
     let bgctl = &ready.bgctl;
     let clients = Clients::open(&ready.lab)?;
     let (tcp, udp) = clients.ask()?;
@@ -82,25 +88,66 @@ fn a_dry_run_says_what_then_happens(lab: Lab, attach_mode: &str, mode: &str) -> 
     let (tcp, udp) = clients.ask()?;
     let blue = Some(b.to_owned());
     assert_eq!((tcp, udp), (vec![blue.clone(), blue, None, None], vec![b, b, b, b]));
+    a_split_does_what_its_dry_run_says(&ready, &clients)?;
     ready.neighbour_is_undisturbed()
 }
 
-#[test]
-fn a_dry_run_says_what_then_happens_with_native_xdp() -> Result<()> {
-    a_dry_run_says_what_then_happens(Lab::wire(Fabric::Switch)?, "native", "nat")
+/// Green is live, and the users' flows have stayed on blue. The testers' datagrams go there too, and their connections have ended.
+fn a_split_does_what_its_dry_run_says(ready: &Ready, clients: &Clients) -> Result<()> {
+    let bgctl = &ready.bgctl;
+    let split = ["split", DEPLOYMENT, "--green", "25", "--by", "client"];
+    let before = bgctl.deployment(DEPLOYMENT)?;
+    let said = bgctl.json(&[&split[..], &["--dry-run"]].concat())?;
+    assert_eq!(bgctl.deployment(DEPLOYMENT)?, before, "nothing has changed, and no packet was counted");
+
+    let expected = json!({"would": "split", "refusal": null, "green_share": 0.25, "divide_by": "client",
+        "from": {"generation": 2, "live": "green"}, "to": {"generation": 3, "live": "blue"},
+        "on_switch": "drain", "drain_timeout": null, "flows": {"stay": 4, "move": 2, "reset": 0},
+        "clients": 4, "clients_by_fate": {"stay": 2, "move": 2, "reset": 0}});
+    for (key, value) in expected.as_object().context("an object")? {
+        assert_eq!(&said[key], value, "{key}");
+    }
+    let services = said["services"].as_array().context("no services")?;
+    let of = |name: &str, key: &str| services.iter().find(|of| of["service"] == name).map(|of| of[key].clone());
+    for version in ["4", "6"] {
+        let (web, echo) = (format!("web{version}"), format!("echo{version}"));
+        assert_eq!(of(&web, "flows"), Some(json!({"stay": 1, "move": 0, "reset": 0})));
+        assert_eq!(of(&echo, "flows"), Some(json!({"stay": 1, "move": 1, "reset": 0})));
+        assert_eq!([of(&web, "clients"), of(&echo, "clients")], [Some(json!(1)), Some(json!(2))]);
+    }
+    // Both colours get new flows.
+    let target = said["target"].as_array().context("no target")?;
+    let of_colour = |colour: &str| target.iter().filter(|backend| backend["colour"] == colour).count();
+    let not_ready: Vec<_> = target.iter().filter(|backend| backend["ready"] != true).collect();
+    assert_eq!((of_colour("blue"), of_colour("green"), not_ready.len()), (8, 8, 1), "{not_ready:?}");
+    assert_eq!(not_ready[0]["colour"], "green");
+
+    let done = bgctl.json(&split)?;
+    assert_eq!((&done["from"], &done["to"], &done["on_switch"]), (&said["from"], &said["to"], &said["on_switch"]));
+    let receipt = &done["receipt"];
+    assert_eq!(json!({"stay": receipt["kept"], "move": receipt["moved"], "reset": receipt["reset"]}), said["flows"]);
+    let (tcp, udp) = clients.ask()?;
+    let blue = Some("blue".to_owned());
+    assert_eq!((tcp, udp), (vec![blue.clone(), blue, None, None], vec!["blue", "blue", "green", "green"]));
+
+    // The same once more, with and without --by; and a whole share, which is a switch.
+    for words in [&split[..], &split[..4]] {
+        let said = bgctl.json(&[words, &["--dry-run"]].concat())?;
+        assert_eq!(
+            (&said["would"], &said["to"], &said["divide_by"]),
+            (&json!("nothing"), &done["to"], &json!("client"))
+        );
+        assert_eq!(bgctl.json(words)?["changed"], false);
+    }
+    let whole = bgctl.json(&["split", DEPLOYMENT, "--green", "100", "--dry-run"])?;
+    assert_eq!(
+        (&whole["would"], &whole["drain_timeout"], &whole["green_share"]),
+        (&json!("switch"), &json!("1h"), &json!(1.0))
+    );
+    assert_eq!(whole["target"].as_array().map(Vec::len), Some(8));
+    // The testers' datagrams, which are on green.
+    assert_eq!(whole["flows"], json!({"stay": 4, "move": 2, "reset": 0}));
+    Ok(())
 }
 
-#[test]
-fn a_dry_run_says_what_then_happens_with_generic_xdp_behind_a_router() -> Result<()> {
-    a_dry_run_says_what_then_happens(Lab::wire(Fabric::Router)?, "generic", "nat")
-}
-
-#[test]
-fn a_dry_run_says_what_then_happens_with_tc() -> Result<()> {
-    a_dry_run_says_what_then_happens(Lab::bridge()?, "tc", "nat")
-}
-
-#[test]
-fn a_dry_run_says_what_then_happens_between_zones() -> Result<()> {
-    a_dry_run_says_what_then_happens(Lab::zones(Offloads::Default)?, "tc", "local")
-}
+in_each_setting!(a_dry_run_says_what_then_happens);

@@ -4,8 +4,9 @@
 use anyhow::{Context, Result, ensure};
 use bg_common::Colour;
 use bg_tests::{
-    Fabric, Lab, Offloads, Ready, address,
+    Ready, Setting, address,
     config::{DEPLOYMENT, http_vip, shop, udp_vip},
+    in_each_setting,
     load::{Connection, Echo, PATIENCE},
 };
 use serde_json::Value;
@@ -34,9 +35,7 @@ fn connections(ready: &Ready) -> Result<Vec<(String, Connection)>> {
 }
 
 fn drain(ready: &Ready, options: &[&str]) -> Result<(Option<i32>, Value)> {
-    let output = ready.bgctl.try_run(&[&["--json", "drain", DEPLOYMENT], options].concat())?;
-    let json = serde_json::from_slice(&output.stdout);
-    Ok((output.status.code(), json.with_context(|| String::from_utf8_lossy(&output.stderr).into_owned())?))
+    ready.bgctl.try_json(&[&["drain", DEPLOYMENT], options].concat())
 }
 
 /// Connections of the deployment under test at a backend, by its own sockets.
@@ -85,13 +84,12 @@ fn without(config: &str, backends: &[String; 2], is_gone: bool) -> String {
     backends.iter().fold(config.to_owned(), replaced)
 }
 
-fn a_backend_is_taken_out(lab: Lab, attach_mode: &str, service_mode: &str) -> Result<()> {
-    lab.guard_backends()?;
-    let config = shop(&lab, service_mode, "");
+fn a_backend_is_taken_out(setting: Setting) -> Result<()> {
+    let ready = setting.ready_behind_firewalls()?;
+    let (lab, bgctl) = (&ready.lab, &ready.bgctl);
+    let config = shop(lab, setting.service_mode(), "");
     let first = lab.backends.iter().find(|backend| backend.colour == Colour::Blue).context("a blue backend")?;
     let out = first.addresses.map(|address| SocketAddr::new(address, HTTP).to_string());
-    let ready = Ready::with(lab, attach_mode, &config)?;
-    let bgctl = &ready.bgctl;
 
     let before = connections(&ready)?;
     let (mut going, staying): (Vec<_>, Vec<_>) = before.iter().partition(|(backend, _)| out.contains(backend));
@@ -143,25 +141,7 @@ fn a_backend_is_taken_out(lab: Lab, attach_mode: &str, service_mode: &str) -> Re
     ready.neighbour_is_undisturbed()
 }
 
-#[test]
-fn a_backend_is_taken_out_with_native_xdp() -> Result<()> {
-    a_backend_is_taken_out(Lab::wire(Fabric::Switch)?, "native", "nat")
-}
-
-#[test]
-fn a_backend_is_taken_out_with_generic_xdp_behind_a_router() -> Result<()> {
-    a_backend_is_taken_out(Lab::wire(Fabric::Router)?, "generic", "nat")
-}
-
-#[test]
-fn a_backend_is_taken_out_with_tc() -> Result<()> {
-    a_backend_is_taken_out(Lab::bridge()?, "tc", "nat")
-}
-
-#[test]
-fn a_backend_is_taken_out_between_zones() -> Result<()> {
-    a_backend_is_taken_out(Lab::zones(Offloads::Default)?, "tc", "local")
-}
+in_each_setting!(a_backend_is_taken_out);
 
 #[test]
 fn nothing_drains_while_both_colours_get_new_flows() -> Result<()> {
