@@ -7,6 +7,7 @@ mod cutover;
 mod datapath;
 mod edge;
 mod machine;
+mod mirror;
 mod page;
 mod plot;
 mod record;
@@ -56,6 +57,8 @@ enum Part {
     Throughput(throughput::Args),
     /// The instant of a switch under load, beside nftables, HAProxy and nginx.
     Switch(switch::Args),
+    /// The cost of a mirrored datagram, and what clients of the live colour notice of a mirror.
+    Mirror(mirror::Args),
     /// Commands, memory and packets with many services, backends and flows.
     Scale(scale::Args),
     /// The same network and traffic through alternatives.
@@ -71,6 +74,7 @@ impl Part {
         ("datapath", "What a packet costs", false),
         ("throughput", "Packets per second across a network", false),
         ("switch", "The instant of a switch", false),
+        ("mirror", "The mirror", false),
         ("scale", "With many services, backends and flows", false),
         ("compare", "Compared with alternatives", true),
     ];
@@ -80,6 +84,7 @@ impl Part {
             Self::Datapath(args) => datapath::run(args),
             Self::Throughput(args) => throughput::run(args),
             Self::Switch(args) => switch::run(args),
+            Self::Mirror(args) => mirror::run(args),
             Self::Scale(args) => scale::run(args),
             Self::Compare(args) => compare::run(args),
             Self::Cutover(args) => cutover::run(args),
@@ -91,6 +96,7 @@ impl Part {
             Self::Datapath(args) => args.quick,
             Self::Throughput(args) => args.quick,
             Self::Switch(args) => args.quick,
+            Self::Mirror(args) => args.quick,
             Self::Scale(args) => args.quick,
             Self::Compare(args) => args.quick,
             Self::Cutover(args) => args.quick,

@@ -123,8 +123,7 @@ impl LiveFrames {
     ) -> Result<Shot> {
         let (live, length) = live_frame(lab, traffic, to)?;
         self.array("live_frame")?.set(0, live, 0)?;
-        self.array("destination")?.set(0, destination(expected), 0)?;
-        self.forget()?;
+        self.expect(expected)?;
 
         let processor = self.processor.clone();
         let generator = program(&mut self.object, "generate")?;
@@ -137,11 +136,16 @@ impl LiveFrames {
             generator.test_run(options).context("cannot send live frames (Linux 5.18 or later does)")?;
             Ok(processor.worked()? - before)
         })??;
-        let delivered = self.received()?.delivered;
-        let strayed = delivered - self.rows()?.get(self.processor.number()).context("no such processor")?.delivered;
+        let (delivered, strayed) = (self.received()?.delivered, self.strayed()?);
         let sample = self.array::<[u64; LiveFrame::MAX_LEN / 8]>("sample")?.get(&0, 0)?;
         let sample = bytemuck::bytes_of(&sample)[..length].to_vec();
         Ok(Shot { sent: frames.into(), delivered, strayed, worked, sample })
+    }
+
+    /// Counts frames to this address, from now on.
+    pub(in crate::bench) fn expect(&mut self, address: SocketAddr) -> Result<()> {
+        self.array("destination")?.set(0, destination(address), 0)?;
+        self.forget()
     }
 
     /// The counts over all processors.
@@ -150,6 +154,12 @@ impl LiveFrames {
             delivered: sum.delivered + row.delivered,
             others: sum.others + row.others,
         }))
+    }
+
+    /// How many frames another processor than the sending one has counted.
+    pub(in crate::bench) fn strayed(&self) -> Result<u64> {
+        let here = self.rows()?.get(self.processor.number()).context("no such processor")?.delivered;
+        Ok(self.received()?.delivered - here)
     }
 
     fn rows(&self) -> Result<PerCpuValues<Received>> {

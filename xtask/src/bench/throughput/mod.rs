@@ -6,7 +6,7 @@ mod stage;
 mod traffic;
 
 pub(super) use live::{LiveFrames, Shot};
-pub(super) use stage::{SERVICES, STREAM_PORT, attach, counted, lab};
+pub(super) use stage::{SERVICES, STREAM_PORT, attach, attach_with, counted, lab};
 pub(super) use traffic::Traffic;
 
 use super::{

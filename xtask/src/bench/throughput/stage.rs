@@ -33,9 +33,14 @@ pub(in crate::bench) fn lab(offloads: Offloads) -> Result<Lab> {
 
 /// Attaches this bgctl to the edge's interfaces in a mode and applies [`SERVICES`], blue live.
 pub(in crate::bench) fn attach(lab: &Lab, program: &Path, mode: &str) -> Result<Bgctl> {
+    attach_with(lab, program, mode, &config(lab))
+}
+
+/// The same with another configuration.
+pub(in crate::bench) fn attach_with(lab: &Lab, program: &Path, mode: &str, config: &str) -> Result<Bgctl> {
     let bgctl = lab.bgctl_at(program.to_owned());
     bgctl.run(&[&["attach", "--mode", mode], lab.interfaces.as_slice()].concat())?;
-    bgctl.apply(&config(lab))?;
+    bgctl.apply(config)?;
     let status = bgctl.json(&["status"])?;
     let interfaces = status["interfaces"].as_array().context("no interfaces in the status")?;
     let as_asked = interfaces.iter().filter(|interface| interface["mode"] == mode).count();
