@@ -86,6 +86,8 @@ pub struct Trips {
     /// The flows of the ticks from there on that are not judged yet, by tick modulo [`Self::RING`]: all in the lower half, those without an answer in
     /// the upper one.
     pub young: [u64; RING as usize],
+    /// When the generation has taken effect, by [`ClockId::Boot`](crate::ClockId::Boot), if it was scheduled; else zero.
+    pub began_at: u64,
 }
 
 impl Trips {
@@ -114,7 +116,7 @@ impl Trips {
 
 crate::assert_layout!(Limit, size 8, align 4, share at 0, least at 4);
 crate::assert_layout!(
-    Trips, size 352, align 8,
+    Trips, size 360, align 8,
     generation at 0, second at 4, colour at 6, resets at 8, unanswered at 16, silence at 24, paused_until at 32, opened at 40, reset at 48,
-    judged at 56, missing at 64, opened_since_heard at 72, heard_at at 80, unjudged_tick at 88, young at 96
+    judged at 56, missing at 64, opened_since_heard at 72, heard_at at 80, unjudged_tick at 88, young at 96, began_at at 352
 );

@@ -151,6 +151,8 @@ pub(crate) use note;
 /// What guards a word that has taken effect.
 #[derive(Clone, Copy, Debug)]
 pub struct Guard {
+    /// [`bg_common::Trips::began_at`].
+    pub began_at: u64,
     /// [`Timing::revert_at`].
     pub revert_at: u64,
     /// [`bg_common::Trips::paused_until`].
@@ -169,8 +171,8 @@ pub trait Generations {
     fn now(&self, clock: ClockId) -> u64;
     /// The conditions that take back a word, and hold now.
     fn holding(&self, deployment: u16, word: LiveWord) -> Conditions;
-    /// Stores when a drain of the word of `slot` ends and when it began, and then, if the word stays timed, when it is
-    /// taken back and until when its conditions pause, and last that it has taken effect. All who do this at once store nearly the same.
+    /// Stores when a drain of the word of `slot` ends and when it began, and then, if the word stays timed, what guards it, and last that it has
+    /// taken effect. All who do this at once store nearly the same.
     fn activate(&self, deployment: u16, slot: usize, drain: [u32; 2], guard: Option<Guard>);
     /// Stores terms, if they change, and timing of a generation that is about to be.
     fn prepare(&self, deployment: u16, slot: usize, terms: Option<&SwitchTerms>, timing: &Timing);

@@ -122,6 +122,14 @@ impl Reading {
         Moment { live, ..self.moment() }
     }
 
+    /// The state that outlives a reboot once the last generation has taken effect, and when that is. `None` if it has, or if it will need a
+    /// confirmation.
+    pub(crate) fn scheduled(&self) -> Option<(Moment, u64, ClockId)> {
+        let Timing { activate_at, ramp, window, clock, .. } = self.timing;
+        let then = Moment { live: self.stored.live(), ..self.moment() };
+        (self.is_pending() && window == 0).then_some((then, activate_at + ramp, ClockId::from_u8(clock)))
+    }
+
     /// The word in force, with the number of the last generation.
     pub(crate) fn shown(&self) -> LiveWord {
         let word = self.word;
@@ -230,7 +238,9 @@ impl Generations for Locked<'_> {
             [terms[slot].drain_deadline, terms[slot].drain_began] = drain;
         });
         if let Some(guard) = guard {
-            self.words.trips.update(deployment.into(), |trips| trips[slot].paused_until = guard.paused_until);
+            self.words.trips.update(deployment.into(), |trips| {
+                (trips[slot].began_at, trips[slot].paused_until) = (guard.began_at, guard.paused_until);
+            });
             self.words.timing.update(deployment.into(), |timing| timing[slot].revert_at = guard.revert_at);
             self.words.timing.update(deployment.into(), |timing| timing[slot].activate_at = 0);
         }

@@ -106,6 +106,7 @@ impl Generations for Maps {
             (&raw mut (*terms).drain_began).write_volatile(drain[1]);
             if let Some(guard) = guard {
                 if let Some(trips) = trips {
+                    (&raw mut (*trips).began_at).write_volatile(guard.began_at);
                     (&raw mut (*trips).paused_until).write_volatile(guard.paused_until);
                 }
                 (&raw mut (*timing).revert_at).write_volatile(guard.revert_at);

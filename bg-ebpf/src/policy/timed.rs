@@ -72,10 +72,10 @@ pub fn due(word: LiveWord, timing: &Timing, now: impl Fn(ClockId) -> u64) -> Due
     Due::Nothing(word)
 }
 
-/// The word that is in force until `word` takes effect. A freeze since then concerns it too.
+/// The word that is in force until `word` takes effect. A freeze since then concerns it too, and what guarded it guards it no more.
 #[inline(always)]
 fn before(word: LiveWord, timing: &Timing) -> LiveWord {
-    let flags = timing.before.flags().without(LiveFlags::HOLD);
+    let flags = timing.before.flags().without(LiveFlags::HOLD.with(LiveFlags::TIMED));
     timing.before.with_flags(flags.with(LiveFlags(word.flags().0 & LiveFlags::HOLD.0)))
 }
 
@@ -96,6 +96,8 @@ pub struct Activation {
     pub drain_deadline: u32,
     /// [`SwitchTerms::drain_began`] from then on.
     pub drain_began: u32,
+    /// When that was, by [`ClockId::Boot`].
+    pub began_at: u64,
     /// [`Timing::revert_at`] from then on.
     pub revert_at: u64,
 }
@@ -106,16 +108,17 @@ pub fn activation(word: LiveWord, timing: &Timing, late: u64, tick: u32, boot: u
     let is_guarded = timing.window != 0 || timing.conditions != 0;
     let flags = if is_guarded { word.flags() } else { word.flags().without(LiveFlags::TIMED) };
     let is_drain = word.flags().has(LiveFlags::DRAINING);
-    let revert_at = match ClockId::from_u8(timing.clock) {
+    let began_at = match ClockId::from_u8(timing.clock) {
         // Not from the present moment: a process may have been stopped since it has read the clock.
-        ClockId::Boot => timing.activate_at + timing.ramp + timing.window,
-        ClockId::Tai => (boot + timing.window).saturating_sub(late).max(1),
+        ClockId::Boot => timing.activate_at + timing.ramp,
+        ClockId::Tai => boot.saturating_sub(late).max(1),
     };
     Activation {
         word: word.with_flags(flags),
         drain_deadline: if is_drain { drain_deadline(tick, timing.drain_timeout) } else { 0 },
         drain_began: if is_drain { tick_after(tick, 0) } else { 0 },
-        revert_at: if timing.window != 0 { revert_at } else { 0 },
+        began_at,
+        revert_at: if timing.window != 0 { began_at + timing.window } else { 0 },
     }
 }
 
@@ -204,7 +207,11 @@ pub fn settle(deployment: u16, mut word: LiveWord, judges: bool, generations: &i
                 let activation = activation(word, &timing, late, tick, boot);
                 let stays_timed = activation.word.0 == word.0;
                 let drain = [activation.drain_deadline, activation.drain_began];
-                let guard = Guard { revert_at: activation.revert_at, paused_until: boot + Trips::PAUSE };
+                let guard = Guard {
+                    began_at: activation.began_at,
+                    revert_at: activation.revert_at,
+                    paused_until: boot + Trips::PAUSE,
+                };
                 generations.activate(deployment, slot, drain, stays_timed.then_some(guard));
                 if !stays_timed {
                     word = generations.exchange(deployment, word, activation.word);

@@ -52,35 +52,47 @@ const fn opened_in(flow: &Flow) -> u32 {
     flow.last_seen.wrapping_sub(flow.last_seen.wrapping_sub(flow.hop.0 >> PLACE_SHIFT) & PLACES)
 }
 
-/// The conditions for which flows of a generation count: its own, or, while a ramp goes on, those of the next one.
+/// Flows that may count: those of a generation at a colour.
+#[derive(Clone, Copy)]
+pub struct Group {
+    /// Index of their deployment.
+    pub deployment: u16,
+    /// The generation in which they were opened.
+    pub generation: u32,
+    /// The colour of their backends.
+    pub colour: u8,
+}
+
+/// The conditions for which flows count: those of their own generation, or, if a ramp has opened them, of the next one. Both may be there, since
+/// the conditions of a confirmed switch stay until they are overwritten. But a ramp leads to another colour than the generation before it.
 #[inline(always)]
-fn of_flows<W: World>(deployment: u16, generation: u32, world: &W) -> RawWords {
-    let mut row = of_generation(deployment, generation, world);
+fn conditions_for<W: World>(flows: Group, world: &W) -> RawWords {
+    let mut row = of_generation(flows.generation, flows, world);
     if row.is_none() {
-        row = of_generation(deployment, generation.wrapping_add(1), world);
+        row = of_generation(flows.generation.wrapping_add(1), flows, world);
     }
     row
 }
 
+/// The conditions of a generation, if it switches to the colour of these flows.
 #[inline(always)]
-fn of_generation<W: World>(deployment: u16, generation: u32, world: &W) -> RawWords {
-    match world.trips(deployment, generation as usize & 1) {
-        Some(row) if row.load(0) as u32 == generation => row,
-        _ => RawWords::NONE,
-    }
+fn of_generation<W: World>(generation: u32, flows: Group, world: &W) -> RawWords {
+    let Some(row) = world.trips(flows.deployment, generation as usize & 1) else { return RawWords::NONE };
+    let head = row.load(0);
+    let is_theirs = head as u32 == generation && (head >> 48) as u8 == flows.colour;
+    if is_theirs { row } else { RawWords::NONE }
 }
 
-/// Whether new flows of a generation count if they go to this colour.
+/// Whether new flows count.
 #[inline(always)]
-pub fn count<W: World>(deployment: u16, generation: u32, colour: u8, world: &W) -> bool {
-    let row = of_flows(deployment, generation, world);
-    !row.is_none() && (row.load(0) >> 48) as u8 == colour
+pub fn count<W: World>(flows: Group, world: &W) -> bool {
+    !conditions_for(flows, world).is_none()
 }
 
 /// Counts a flow that was opened in this tick.
 #[inline(always)]
-pub fn opened<W: World>(deployment: u16, generation: u32, tick: u32, world: &W) {
-    let trips = of_flows(deployment, generation, world);
+pub fn opened<W: World>(flow: Group, tick: u32, world: &W) {
+    let trips = conditions_for(flow, world);
     if trips.is_none() {
         return;
     }
@@ -94,8 +106,8 @@ pub fn opened<W: World>(deployment: u16, generation: u32, tick: u32, world: &W) 
 
 /// Counts the first answer of a flow that is awaited.
 #[inline(always)]
-pub fn answered<W: World>(deployment: u16, flow: &Flow, is_reset: bool, world: &W) {
-    let trips = of_flows(deployment, flow.generation, world);
+pub fn answered<W: World>(group: Group, flow: &Flow, is_reset: bool, world: &W) {
+    let trips = conditions_for(group, world);
     if trips.is_none() {
         return;
     }
@@ -116,9 +128,9 @@ pub fn answered<W: World>(deployment: u16, flow: &Flow, is_reset: bool, world: &
 
 /// Judges a flow whose SYN is sent again: it had no answer for a second.
 #[inline(always)]
-pub fn sent_again<W: World>(deployment: u16, flow: &mut FlowRef, now: u32, world: &W) {
-    let (generation, tick) = (flow.flow().generation, opened_in(flow.flow()));
-    let trips = of_flows(deployment, generation, world);
+pub fn sent_again<W: World>(group: Group, flow: &mut FlowRef, now: u32, world: &W) {
+    let tick = opened_in(flow.flow());
+    let trips = conditions_for(group, world);
     // It is too early for a stack that sends again: a copy that the network has made. The first and the last tick count in part.
     let is_copy = trips.is_none() || now.wrapping_sub(tick).wrapping_add(1) < second(trips);
     if is_copy || flow.flow().hop.0 & JUDGED != 0 {

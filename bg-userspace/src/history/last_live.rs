@@ -47,6 +47,16 @@ pub struct Writer {
     pub pin_root: PathBuf,
 }
 
+/// A colour that becomes live by itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Scheduled {
+    /// The state from then on.
+    #[serde(flatten)]
+    pub moment: Moment,
+    /// When.
+    pub at: jiff::Timestamp,
+}
+
 /// The entry of a deployment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
@@ -59,6 +69,9 @@ pub struct Entry {
     /// Whether it is recorded that the generation took effect later than it was made.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub activated: bool,
+    /// What takes effect though no process may run, so that nobody may record it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scheduled: Option<Scheduled>,
     /// Keys that this version does not know.
     #[serde(flatten)]
     pub(crate) other: Map<String, Value>,
@@ -66,7 +79,14 @@ pub struct Entry {
 
 impl From<Moment> for Entry {
     fn from(moment: Moment) -> Self {
-        Self { moment, rolled_back: false, activated: false, other: Map::new() }
+        Self { moment, rolled_back: false, activated: false, scheduled: None, other: Map::new() }
+    }
+}
+
+impl Entry {
+    /// The state at this time, if nothing else has happened.
+    pub(crate) fn at(&self, time: jiff::Timestamp) -> Moment {
+        self.scheduled.as_ref().filter(|scheduled| scheduled.at <= time).map_or(self.moment, |then| then.moment)
     }
 }
 
@@ -244,6 +264,28 @@ mod tests {
             assert_eq!(std::fs::read_to_string(&path).unwrap(), content, "reading changes nothing");
             update(dir.path(), |last| _ = last.deployments.insert("new".into(), GREEN.into()));
             assert_eq!(std::fs::read_to_string(dir.path().join(LastLive::DAMAGED)).unwrap(), content);
+        }
+    }
+
+    #[test]
+    fn a_schedule_counts_from_its_time_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = "2025-03-01T12:05:00.012Z".parse::<jiff::Timestamp>().unwrap();
+        let scheduled = Some(Scheduled { moment: GREEN, at });
+        let blue = Moment { live: Colour::Blue, ..GREEN };
+        update(dir.path(), |last| {
+            last.deployments.insert("mail".into(), GREEN.into());
+            last.deployments.insert("shop".into(), Entry { scheduled, ..blue.into() });
+        });
+        let last = LastLive::load(dir.path()).unwrap();
+        let millisecond = std::time::Duration::from_millis(1);
+        for (name, time, moment) in [
+            ("mail", at, GREEN),
+            ("shop", at - millisecond, blue),
+            ("shop", at, GREEN),
+            ("shop", at + millisecond, GREEN),
+        ] {
+            assert_eq!(last.deployments[name].at(time), moment, "{name} at {time}");
         }
     }
 

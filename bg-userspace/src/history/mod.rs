@@ -21,7 +21,7 @@ pub use chain::{Hash, Head, Link};
 pub(crate) use directory::{is_same, prepare_state_dir};
 pub use error::HistoryError;
 pub use journal::{History, Journal};
-pub use last_live::{Entry, LastLive, Writer};
+pub use last_live::{Entry, LastLive, Scheduled, Writer};
 pub use moment::Moment;
 pub(crate) use private::{is_private, make_private, open_lock};
 pub use receipt::Receipt;

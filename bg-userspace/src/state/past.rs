@@ -3,7 +3,7 @@
 //! No process runs then, so whoever comes next records it. The maps keep the timing of two generations, and no more can have happened by itself:
 //! a switch takes effect, and is taken back.
 
-use bg_common::{Cause, ClockId, Conditions, LiveWord, Timing};
+use bg_common::{Cause, ClockId, Conditions, LiveWord, Timing, Trips};
 
 use super::change::{Change, Past};
 use crate::{
@@ -20,15 +20,16 @@ impl Past {
         loop {
             let reading = words.reading(index, 0);
             let slots = words.timing.read(index.into());
-            // A switch writes the slot that its generation uses before the word.
+            let trips = words.trips.read(index.into());
+            // A switch writes the slots that its generation uses before the word.
             let is_whole = words.timing.read(index.into()) == slots && words.live.read(index.into()) == reading.stored;
             if is_whole {
-                return (reading, Self::of(name, &reading, &slots));
+                return (reading, Self::of(name, &reading, &slots, &trips));
             }
         }
     }
 
-    fn of(name: &str, reading: &Reading, slots: &[Timing; 2]) -> Self {
+    fn of(name: &str, reading: &Reading, slots: &[Timing; 2], trips: &[Trips; 2]) -> Self {
         let (word, last) = (reading.word, reading.generation);
         let stored = |generation| slots.iter().find(|timing| timing.generation == generation);
         // What has come due may not be stored yet.
@@ -71,7 +72,7 @@ impl Past {
                 // What was live before the generation before the last one is not kept: usually the other colour.
                 let live = if is_last { word.previous() } else { live.other() };
                 add(action, Moment { generation: generation.wrapping_sub(1), live }, (timing.made_at, ClockId::Boot));
-            } else if let Some(instant) = activation(timing).filter(|_| has_taken_effect) {
+            } else if let Some(instant) = activation(timing, trips).filter(|_| has_taken_effect) {
                 add(Action::Activated, Moment { generation, live: timing.before.live() }, instant);
             }
         }
@@ -80,10 +81,14 @@ impl Past {
 }
 
 /// When a generation that was to take effect later has done so.
-fn activation(timing: &Timing) -> Option<(u64, ClockId)> {
+fn activation(timing: &Timing, trips: &[Trips; 2]) -> Option<(u64, ClockId)> {
     match (timing.activate_at, timing.revert_at) {
         _ if timing.before == LiveWord::default() => None,
-        (0, 0) => None,
+        // There are conditions alone.
+        (0, 0) => {
+            let trips = trips.iter().find(|trips| trips.generation == timing.generation && trips.began_at != 0)?;
+            Some((trips.began_at, ClockId::Boot))
+        }
         // The time for a confirmation began at that moment.
         (0, revert_at) => Some((revert_at.checked_sub(timing.window)?, ClockId::Boot)),
         (at, _) => Some((at.checked_add(timing.ramp)?, ClockId::from_u8(timing.clock))),
@@ -102,11 +107,18 @@ mod tests {
 
     /// What is told of a word with the timings of its generation and of the one before.
     fn told(word: LiveWord, of_word: Timing, of_before: Timing) -> Vec<(Action, Moment, Moment)> {
+        told_with(word, of_word, of_before, Trips::default())
+    }
+
+    /// The same with the conditions of one of them.
+    fn told_with(word: LiveWord, of_word: Timing, of_before: Timing, trips: Trips) -> Vec<(Action, Moment, Moment)> {
         let mut slots = [Timing::default(); 2];
         slots[word.terms_slot()] = of_word;
         slots[1 - word.terms_slot()] = of_before;
         let reading = Reading::of(word, &[SwitchTerms::default(); 2], of_word, 0);
-        let changes = Past::of("shop", &reading, &slots).changes;
+        let mut all_trips = [Trips::default(); 2];
+        all_trips[trips.generation as usize & 1] = trips;
+        let changes = Past::of("shop", &reading, &slots, &all_trips).changes;
         assert!(changes.iter().all(|change| change.by_kernel && change.deployment == "shop"));
         assert!(changes.is_sorted_by_key(|change| change.at));
         changes.into_iter().map(|change| (change.action, change.from.unwrap(), change.to.unwrap())).collect()
@@ -187,6 +199,27 @@ mod tests {
         assert_eq!(told(taken_back, back, switched), [tripped]);
         let ramp = Timing { activate_at: ago, ramp: 100 * SECOND, ..switched };
         assert_eq!(told(taken_back, back, ramp), [tripped]);
+    }
+
+    #[test]
+    fn a_schedule_with_conditions_alone_is_told_whatever_becomes_of_it() {
+        let [blue, green] = BLUE_AND_GREEN;
+        let ago = now(ClockId::Boot) - 5 * SECOND;
+        let (before, conditions) = (word(4, LiveFlags::NONE, GREEN, 0), Conditions::SILENCE.0);
+        let activated = (Action::Activated, moment(5, blue), moment(5, green));
+        let tripped = (Action::Tripped, moment(5, green), moment(6, blue));
+        let explicit = Timing { before, conditions, ..timing(5, Cause::Switch) };
+        let trips = Trips { generation: 5, began_at: ago, ..Trips::default() };
+        let told = |word, of_word, of_before| told_with(word, of_word, of_before, trips);
+        // It waits for its confirmation, was confirmed, and was taken back.
+        for flags in [LiveFlags::TIMED, LiveFlags::NONE] {
+            assert_eq!(told(word(5, flags, 0, GREEN), explicit, timing(4, Cause::Switch)), [activated]);
+        }
+        let back = Timing { made_at: ago + SECOND, conditions, ..timing(6, Cause::Tripped) };
+        assert_eq!(told(word(6, LiveFlags::NONE, GREEN, 0), back, explicit), [activated, tripped]);
+        // The conditions are those of another generation.
+        let other = Trips { generation: 3, ..trips };
+        assert_eq!(told_with(word(5, LiveFlags::TIMED, 0, GREEN), explicit, timing(4, Cause::Switch), other), NONE);
     }
 
     #[test]

@@ -20,9 +20,9 @@ pub(crate) struct Recalled {
 }
 
 impl Recalled {
-    /// The entry of one deployment.
+    /// The last live state of one deployment. A schedule has taken effect at its time, whether or not anybody was there to record it.
     pub(crate) fn moment(&self, name: &str) -> Option<Moment> {
-        self.deployments.get(name).map(|entry| entry.moment)
+        self.deployments.get(name).map(|entry| entry.at(jiff::Timestamp::now()))
     }
 }
 

@@ -2,9 +2,10 @@
 
 use super::change::Past;
 use crate::{
-    history::Moment,
+    history::{Moment, Scheduled},
     maps::Words,
     running::{deployment_rows, text},
+    time::moment_of,
 };
 
 /// A deployment according to the maps.
@@ -14,6 +15,8 @@ pub(super) struct Running {
     pub(super) now: Moment,
     /// The state that outlives a reboot.
     pub(super) lasting: Moment,
+    /// What becomes of that by itself.
+    pub(super) scheduled: Option<Scheduled>,
     pub(super) rolled_back: bool,
     pub(super) past: Past,
 }
@@ -24,7 +27,11 @@ pub(super) fn running(words: &Words) -> Vec<Running> {
         let name = text(&row.name);
         let (reading, past) = Past::read(words, index, &name);
         let (now, lasting) = (reading.moment(), reading.lasting());
-        Running { name, now, lasting, rolled_back: reading.is_rolled_back(), past }
+        let scheduled = reading.scheduled().and_then(|(moment, instant, clock)| {
+            let at = moment_of(instant, clock)?;
+            Some(Scheduled { moment, at })
+        });
+        Running { name, now, lasting, scheduled, rolled_back: reading.is_rolled_back(), past }
     });
     rows.filter(|running| running.now.generation != 0).collect()
 }

@@ -90,7 +90,7 @@ impl Job<'_> {
         }
         self.append_changes(&history)?;
         for running in &running {
-            let Running { name, now, lasting, rolled_back, past } = running;
+            let Running { name, now, lasting, scheduled, rolled_back, past } = running;
             let change = of(name);
             let known = known.get(name).map(|entry| entry.moment);
             if let Some(to) = change.and_then(|change| change.to).filter(|_| is_alone) {
@@ -111,7 +111,8 @@ impl Job<'_> {
                     _ => {
                         let is_last = |change: &Change| change.is_in_force && change.to == Some(*now);
                         let activated = change.is_some_and(is_last) || (is_alone && past.is_activated(now.generation));
-                        Entry { rolled_back: *rolled_back, activated, ..Entry::from(*lasting) }
+                        let scheduled = scheduled.clone();
+                        Entry { rolled_back: *rolled_back, activated, scheduled, ..Entry::from(*lasting) }
                     }
                 };
                 let kept = last.deployments.insert(name.clone(), entry);

@@ -165,6 +165,34 @@ fn a_schedule_without_a_guard_and_a_ramp_take_effect_once() {
 }
 
 #[test]
+fn a_schedule_and_a_ramp_that_conditions_alone_guard_take_effect_once() {
+    let lab = running();
+    let revert_if = || vec!["silence 1h".parse().unwrap()];
+    let first =
+        lab.instance().switch("shop", &SwitchRequest { revert_if: revert_if(), ..scheduled(GREEN, SOON) }).unwrap();
+    let at = first.activate_at.unwrap();
+    thread::sleep(2 * SOON);
+    (0..3).for_each(|_| _ = lab.run(&["status"]));
+    lab.instance().confirm("shop", &ConfirmRequest::default()).unwrap();
+    let ramp = SwitchRequest { to: Some(BLUE), ramp: Some(SOON), revert_if: revert_if(), ..SwitchRequest::default() };
+    let until = lab.instance().switch("shop", &ramp).unwrap().ramp_until.unwrap();
+    thread::sleep(2 * SOON);
+    // Nobody has looked before the next change.
+    lab.instance().switch("shop", &SwitchRequest { revert_if: revert_if(), ..scheduled(GREEN, SOON) }).unwrap();
+    let (_, text, _) = lab.run(&["status", "shop"]);
+    assert!(text.contains("goes back to blue if silence 1h"), "{text}");
+    thread::sleep(2 * SOON);
+    lab.instance().rollback("shop", &SwitchRequest::default()).unwrap();
+    let first = [(Action::Switch, 2, BLUE), (Action::Activated, 2, GREEN), (Action::Confirm, 2, GREEN)];
+    let second = [(Action::Switch, 3, GREEN), (Action::Activated, 3, BLUE)];
+    let third = [(Action::Switch, 4, BLUE), (Action::Activated, 4, GREEN), (Action::Rollback, 5, BLUE)];
+    assert_eq!(actions(&lab), [&[MADE], &first[..], &second, &third].concat());
+    assert_by_kernel(&records(&lab)[2], at);
+    assert_by_kernel(&records(&lab)[5], until);
+    assert_whole(&lab);
+}
+
+#[test]
 fn a_state_directory_that_cannot_be_written_loses_nothing() {
     for (what, breakage) in BROKEN {
         let lab = running();
@@ -254,6 +282,47 @@ fn after_a_reboot_what_nobody_has_confirmed_is_undone() {
         assert_eq!((mail.live, mail.generation), ("green", 2), "it was confirmed");
         assert_eq!(lab.run(&["confirm", "shop"]).0, 3, "nothing waits");
     }
+}
+
+#[test]
+fn after_a_reboot_a_schedule_is_in_force_if_its_time_has_come_and_nobody_had_to_confirm_it() {
+    let hour = Duration::from_secs(3600);
+    let plain = SwitchRequest::default();
+    let ramp = |time| SwitchRequest { ramp: Some(time), ..SwitchRequest::default() };
+    let revert_if = vec!["resets > 5% of 200".parse().unwrap()];
+    for (ahead, request, expected) in [
+        (SOON, plain.clone(), "green"),
+        (SOON, ramp(SOON), "green"),
+        (SOON, SwitchRequest { revert_if, ..plain.clone() }, "green"),
+        (SOON, SwitchRequest { confirm_within: Some(hour), ..plain.clone() }, "blue"),
+        (hour, plain, "blue"),
+        (SOON, ramp(hour), "blue"),
+    ] {
+        let lab = running();
+        // Whoever records something else meanwhile leaves it there.
+        let at = Some(Timestamp::now() + ahead);
+        lab.instance().switch("shop", &SwitchRequest { at, ..request.clone() }).unwrap();
+        lab.instance().switch("mail", &SwitchRequest::default()).unwrap();
+        thread::sleep(3 * SOON);
+        lose_pins(&lab);
+        assert_eq!(live(&lab), (expected, 2), "{request:?}");
+        let last = records(&lab).pop().unwrap();
+        assert_eq!(
+            (last.action, last.to),
+            (Action::Recovered, moment(2, if expected == "green" { GREEN } else { BLUE }))
+        );
+        assert_eq!(lab.instance().status(Some("mail")).unwrap().deployments[0].live, "green");
+        // A schedule does not come again.
+        let text = fs::read_to_string(lab.paths.state_dir.join(LastLive::FILE)).unwrap();
+        assert!(!text.contains("scheduled"), "{text}");
+    }
+    // What was cancelled is not there any more, and neither is what has been replaced.
+    let lab = running();
+    lab.instance().switch("shop", &scheduled(GREEN, SOON)).unwrap();
+    lab.instance().rollback("shop", &SwitchRequest::default()).unwrap();
+    thread::sleep(2 * SOON);
+    lose_pins(&lab);
+    assert_eq!(live(&lab), ("blue", 3));
 }
 
 #[test]

@@ -91,7 +91,9 @@ pub fn run(row: RawWords, call: &mut Answering, world: &impl World) -> Answer {
     }
     flow.change(state.with(shown_by_backend(segment)), note);
     if unlikely(trips::is_awaited(&call.flow)) {
-        trips::answered(call.deployment, &call.flow, segment.has(tcp_flags::RST), world);
+        let (deployment, colour) = (call.deployment, call.colour as u8);
+        let group = trips::Group { deployment, generation: call.flow.generation, colour };
+        trips::answered(group, &call.flow, segment.has(tcp_flags::RST), world);
     }
     Answer::Ours
 }

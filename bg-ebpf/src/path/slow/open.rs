@@ -153,11 +153,12 @@ pub fn choose_colour<W: World>(call: &mut Opening, world: &W) -> Chosen {
     let limit = settings.map_or(0, |row| limit(row, segment.protocol, state));
     // A UDP flow that goes on elsewhere may be past the point where its client expects an answer.
     let goes_on = call.is_known && segment.protocol == Protocol::Udp;
+    let group = trips::Group { deployment: row.deployment, generation: choice.generation, colour: choice.colour as u8 };
     let counts = unlikely(word.flags().has(LiveFlags::TIMED))
         && opens_flow
         && !goes_on
         && !choice.idle_only
-        && trips::count(row.deployment, choice.generation, choice.colour as u8, world);
+        && trips::count(group, world);
     call.flow = Flow {
         state: state.with_limit(limit),
         generation: choice.generation,
@@ -275,7 +276,10 @@ pub fn insert<V: Flows, W: World>(call: &mut Opening, world: &W) -> Stored {
 /// Counts the flow, which has a row, for the conditions of a switch.
 #[inline(always)]
 pub fn count_for_switch<W: World>(call: &mut Opening, world: &W) -> u32 {
-    trips::opened(call.reading.deployment as u16, call.flow.generation, call.search.now, world);
+    let Some(backend) = world.backend(call.flow.backend.slot()).map(BackendRef) else { return 0 };
+    let (deployment, colour) = (call.reading.deployment as u16, backend.colour());
+    let group = trips::Group { deployment, generation: call.flow.generation, colour };
+    trips::opened(group, call.search.now, world);
     0
 }
 

@@ -112,7 +112,9 @@ pub fn run(row: RawWords, call: &mut Refreshing, world: &impl World) -> Stay {
                     }
                     Syn::Belongs => {
                         if unlikely(trips::is_awaited(flow.flow())) {
-                            trips::sent_again(call.deployment, &mut flow, now, world);
+                            let (generation, colour) = (flow.flow().generation, call.colour as u8);
+                            let group = trips::Group { deployment: call.deployment, generation, colour };
+                            trips::sent_again(group, &mut flow, now, world);
                         }
                     }
                     Syn::Doubtful(doubtful) => {

@@ -220,7 +220,8 @@ impl Generations for Host {
         if let Some(guard) = guard {
             (timing[slot].revert_at, timing[slot].activate_at) = (guard.revert_at, 0);
             // SAFETY: as in `trips`.
-            unsafe { (*self.trips[usize::from(deployment)].get())[slot].paused_until = guard.paused_until };
+            let trips = unsafe { &mut (*self.trips[usize::from(deployment)].get())[slot] };
+            (trips.began_at, trips.paused_until) = (guard.began_at, guard.paused_until);
         }
         self.terms[usize::from(deployment)].set(terms);
         self.timing[usize::from(deployment)].set(timing);

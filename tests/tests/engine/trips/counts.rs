@@ -166,3 +166,82 @@ fn datagrams_of_a_flow_count_once() {
     let trips = watched.host.trips(SHOP)[0];
     assert_eq!((trips.opened, trips.judged, trips.missing), (19, 19, 19));
 }
+
+/// The same deployment is switched to and fro, each time with other conditions, while flows wait for their first answer.
+#[test]
+fn answers_count_for_the_switch_that_has_opened_their_flows() {
+    for (vip, tcp) in [(WEB, true), (DNS6, false)] {
+        let never = Trips { resets: limit(99, u32::MAX), unanswered: limit(99, u32::MAX), ..EMPTY };
+        let mut watched = watched(never);
+        let mut opened = Vec::new();
+        for generation in 2..=4 {
+            if generation > 2 {
+                let to = if generation == 3 { Colour::Blue } else { Colour::Green };
+                let shares = [to.other().full_share(), to.full_share()];
+                watched.word = LiveWord::new(generation, LiveFlags::TIMED, shares[0], shares[1]);
+                let (second, unjudged_tick) = (TICKS as u16, watched.host.tick.get().into());
+                let trips = Trips { second, colour: to as u16, unjudged_tick, ..never };
+                watched.host.set_trips(SHOP, watched.word, trips);
+                let timing = Timing { conditions: trips.conditions().0, generation, ..Timing::default() };
+                watched.host.set_timing(SHOP, watched.word, timing);
+                watched.host.set_live(SHOP, watched.word, SwitchTerms::default());
+            }
+            opened.push((0..100).map(|_| watched.open(vip)).collect::<Vec<_>>());
+            watched.pass(1);
+        }
+        opened.iter().flatten().for_each(|opened| watched.answer(opened, RST | ACK));
+        // Those of generation 2 count for nothing any more: its slot is that of generation 4.
+        let counts = watched.host.trips(SHOP).map(|trips| (trips.generation, trips.opened, trips.reset));
+        let resets = if tcp { 100 } else { 0 };
+        assert_eq!(counts, [(4, 100, resets), (3, 100, resets)]);
+        let unanswered = |trips: Trips| trips.young.iter().map(|flows| (*flows as i64) >> 32).sum::<i64>();
+        assert_eq!(watched.host.trips(SHOP).map(unanswered), [0, 0]);
+    }
+}
+
+/// Two deployments wait for their confirmation at once, and one of them fails.
+#[test]
+fn the_flows_of_a_deployment_judge_no_other_one() {
+    for failing in [0, SHOP] {
+        let mut watched = watched(RESETS);
+        let of_other = LiveWord::new(2, LiveFlags::TIMED, 0, FULL_SHARE);
+        watched.host.set_trips(0, of_other, watched.host.trips(SHOP)[0]);
+        watched.host.set_timing(0, of_other, Timing { before: watched.host.word(0), ..watched.host.timings(SHOP)[0] });
+        watched.host.set_live(0, of_other, SwitchTerms::default());
+        for _ in 0..250 {
+            for (deployment, vips) in [(0, &[OTHER][..]), (SHOP, &[WEB, DNS6])] {
+                let does = if deployment == failing { Does::Reset } else { Does::Answer };
+                vips.iter().for_each(|vip| watched.flow(vip, does));
+            }
+        }
+        for (deployment, word) in [(0, of_other), (SHOP, watched.word)] {
+            let now = watched.host.word(deployment);
+            if deployment == failing {
+                assert_eq!((now.generation(), now.live()), (3, Colour::Blue));
+            } else {
+                assert_eq!(now, word, "deployment {deployment}");
+                assert!(watched.host.trips(deployment)[0].opened >= 250);
+            }
+        }
+    }
+}
+
+/// A flood of SYNs whose sources do not exist, or of one client: each counts, and its answer, which the client never confirms.
+#[test]
+fn a_flood_that_is_answered_takes_nothing_back() {
+    let mut watched = watched(Trips { resets: RESETS.resets, silence: SECOND, ..UNANSWERED });
+    for round in 0..5_000_u32 {
+        let opened = watched.open([WEB, WEB6][round as usize % 2]);
+        watched.answer(&opened, SYN | ACK);
+        watched.pass(u32::from(round % 50 == 0));
+    }
+    watched.assert_stays();
+    // A scan of ports: they are no services.
+    for port in 1000..3000 {
+        let frame = PacketSpec::tcp(at(CLIENT), SocketAddr::new(at(WEB).ip(), port), SYN).frame();
+        assert_eq!(watched.host.ingress(&frame), Outcome { action: Action::Pass, frame });
+    }
+    watched.pass(2 * TICKS);
+    watched.assert_stays();
+    assert_eq!(watched.host.trips(SHOP)[0].opened, 5_000);
+}

@@ -188,4 +188,5 @@ const EMPTY: Trips = Trips {
     heard_at: 0,
     unjudged_tick: 0,
     young: [0; Trips::RING as usize],
+    began_at: 0,
 };

@@ -41,19 +41,22 @@ fn conditions_and_a_deadline_go_together() {
 
 #[test]
 fn a_scheduled_switch_is_judged_once_it_has_taken_effect() {
-    let scheduled = Timing { activate_at: BOOT + SECOND, ..Timing::default() };
-    let mut watched = watched_with(RESETS, scheduled);
-    watched.flows(WEB, 300, Does::Reset);
-    watched.assert_stays();
-    assert_eq!(watched.host.trips(SHOP)[0].opened, 0);
-    watched.pass(TICKS);
-    watched.flows(WEB, 200, Does::Reset);
-    assert_eq!(watched.host.timings(SHOP)[0].activate_at, 0);
-    // Other packets may still need the terms of the word before.
-    watched.assert_stays();
-    watched.pass(1);
-    watched.judge();
-    watched.assert_taken_back(Conditions::RESETS);
+    for (clock, late) in [(0, 0), (0, 5), (1, 0), (1, 5)] {
+        let scheduled = Timing { activate_at: BOOT + SECOND, clock, ..Timing::default() };
+        let mut watched = watched_with(RESETS, scheduled);
+        watched.flows(WEB, 300, Does::Reset);
+        watched.assert_stays();
+        assert_eq!(watched.host.trips(SHOP)[0].opened, 0);
+        watched.pass(TICKS + late);
+        watched.flows(WEB, 200, Does::Reset);
+        assert_eq!(watched.host.timings(SHOP)[0].activate_at, 0);
+        assert_eq!(watched.host.trips(SHOP)[0].began_at, BOOT + SECOND, "though nobody came for {late} ticks");
+        // Other packets may still need the terms of the word before.
+        watched.assert_stays();
+        watched.pass(1);
+        watched.judge();
+        watched.assert_taken_back(Conditions::RESETS);
+    }
 }
 
 /// A ramp of ten seconds that began now, at blue.
@@ -119,6 +122,51 @@ fn what_a_ramp_has_counted_goes_on_counting_when_it_has_ended() {
     watched.flow(WEB, Does::Answer);
     watched.judge();
     watched.assert_taken_back(Conditions::RESETS);
+}
+
+/// Gives the generation before a ramp conditions of its own, as a switch to blue has left them, which may not have been confirmed.
+fn after_conditions_for_blue(watched: &Watched, flags: LiveFlags) {
+    let before = watched.host.timings(SHOP)[0].before.with_flags(flags);
+    let left = Trips { second: TICKS as u16, colour: Colour::Blue as u16, resets: limit(0, 1), ..EMPTY };
+    watched.host.set_trips(SHOP, before, left);
+    let timing = watched.host.timings(SHOP)[0];
+    watched.host.set_timing(SHOP, watched.word, Timing { before, ..timing });
+}
+
+#[test]
+fn a_ramp_is_judged_by_its_own_conditions_though_the_switch_before_it_had_some() {
+    for (vip, blue) in [(WEB, BLUE), (WEB6, "[2001:db8:1::11]:8443")] {
+        for flags in [LiveFlags::NONE, LiveFlags::TIMED] {
+            let mut watched = ramp(RESETS);
+            after_conditions_for_blue(&watched, flags);
+            watched.pass(5 * TICKS);
+            let mut on_green = 0;
+            while on_green < 200 {
+                watched.assert_stays();
+                let opened = watched.open(vip);
+                on_green += u32::from(opened.backend != at(blue));
+                // Blue is as bad, and nobody watches it.
+                watched.answer(&opened, RST | ACK);
+            }
+            let trips = watched.host.trips(SHOP)[0];
+            assert_eq!((trips.opened, trips.reset), (200, 200));
+            watched.judge();
+            let word = watched.host.word(SHOP);
+            assert_eq!((word.generation(), word.flags(), word.target_share()), (3, LiveFlags::NONE, 0));
+            for _ in 0..50 {
+                assert_eq!(watched.open(vip).backend, at(blue));
+            }
+        }
+    }
+}
+
+#[test]
+fn until_a_schedule_takes_effect_nothing_counts_though_the_switch_before_it_was_guarded() {
+    let mut watched = watched_with(RESETS, Timing { activate_at: BOOT + SECOND, ..Timing::default() });
+    after_conditions_for_blue(&watched, LiveFlags::TIMED);
+    watched.flows(WEB, 300, Does::Reset);
+    watched.assert_stays();
+    assert_eq!(watched.host.trips(SHOP).map(|trips| (trips.opened, trips.reset)), [(0, 0); 2]);
 }
 
 #[test]

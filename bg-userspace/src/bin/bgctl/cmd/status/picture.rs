@@ -136,7 +136,9 @@ impl Picture {
         }
         if !deployment.revert_if.is_empty() {
             let conditions = deployment.revert_if.join(" or ");
-            self.add(Rank::Deadline, format!("  confirm: goes back to {previous} if {conditions}, unless confirmed"));
+            // Until it takes effect, it is the live colour that it would go back to.
+            let back = if deployment.pending.is_some() { live } else { previous };
+            self.add(Rank::Deadline, format!("  confirm: goes back to {back} if {conditions}, unless confirmed"));
         }
         if let Some(because) = &deployment.taken_back {
             self.add(Rank::Deadline, format!("  taken back to {live} {because}"));
