@@ -247,6 +247,17 @@ impl Instance {
         Some(deadline.max(until))
     }
 
+    /// Takes back what [`claim`](Self::claim) has put off, after a fence, for a caller that has left the generation as it is.
+    pub(crate) fn end_reprieve(&self, index: u16, before: &Reading) {
+        let slot = before.stored.terms_slot();
+        if before.is_watched() {
+            self.words.trips.update(index.into(), |slots| slots[slot].paused_until = 0);
+        }
+        if let Some(deadline) = before.confirm_by() {
+            self.words.timing.update(index.into(), |slots| slots[slot].revert_at = deadline);
+        }
+    }
+
     /// Whether a state is the same after the fence. Until then, a packet that had found the deadline passed could take the switch back,
     /// and its terms are those that this command is about to write. One that made a switch take effect could store the deadline of that.
     fn is_still(&self, index: u16, reading: &Reading, deadline: Option<u64>) -> bool {
@@ -348,7 +359,8 @@ impl Instance {
             return Ok(false);
         }
         let (to, slot) = (stored.to, stored.to.stored.terms_slot());
-        let is_there = || self.words.live.read(index.into()) == to.stored;
+        // Its flags may have changed: a packet may have ended its drain.
+        let is_there = || self.words.live.read(index.into()).generation() == to.stored.generation();
         if let Some(deadline) = to.confirm_by().filter(|_| stored.changed && !to.is_pending()) {
             if is_there() {
                 let anew = now(ClockId::Boot) + to.timing.window;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use bg_common::{LiveFlags, LiveWord, SwitchTerms, Timing};
+use bg_common::{LiveFlags, LiveWord, SwitchTerms, Timing, Trips};
 use bg_userspace::{
     AttachMode, ConfirmRequest, FreezeRequest, SwitchRequest,
     config::{Config, OnSwitch},
@@ -136,4 +136,112 @@ fn a_freeze_outlives_switches_that_are_scheduled_cancelled_taken_back_and_confir
     assert!(instance.thaw("shop", None).unwrap().changed);
     assert!(!word(&lab, SHOP).flags().has(LiveFlags::HOLD) && word(&lab, SHOP).flags().has(LiveFlags::TIMED));
     assert_eq!(word(&lab, 0), other);
+}
+
+/// Packets end a drain while the command waits for its fence, and it is still the same switch.
+#[test]
+fn a_drain_that_ends_meanwhile_does_not_look_like_a_switch_that_was_taken_back() {
+    let lab = draining();
+    let mut ended = 0;
+    for round in 0..8 {
+        let generation = word(&lab, SHOP).generation() + 1;
+        let is_done = std::sync::atomic::AtomicBool::new(false);
+        let output = std::thread::scope(|scope| {
+            let packets = scope.spawn(|| {
+                let (mut map, mut ended) = (array::<LiveWord>(&lab, "live"), 0);
+                while !is_done.load(std::sync::atomic::Ordering::Relaxed) {
+                    let word = map.get(&SHOP, 0).unwrap();
+                    if word.generation() == generation && word.flags().has(LiveFlags::DRAINING) {
+                        map.set(SHOP, word.with_flags(word.flags().without(LiveFlags::DRAINING)), 0).unwrap();
+                        ended += 1;
+                    }
+                }
+                ended
+            });
+            let output = lab.run(&["switch", "shop", "--confirm-within", "1h"]);
+            is_done.store(true, std::sync::atomic::Ordering::Relaxed);
+            ended += packets.join().unwrap();
+            output
+        });
+        assert_eq!((output.0, output.2.as_str()), (0, ""), "round {round}");
+        assert_eq!(word(&lab, SHOP).generation(), generation, "round {round}");
+    }
+    assert_ne!(ended, 0, "never in time");
+}
+
+fn trips(lab: &Lab) -> [Trips; 2] {
+    array(lab, "trips").get(&SHOP, 0).unwrap()
+}
+
+#[test]
+fn conditions_begin_with_nothing_counted_and_a_switch_that_does_nothing_arms_none() {
+    let lab = draining();
+    let others = word(&lab, 0);
+    let guard = ["--revert-if", "resets > 5% of 200"];
+    let before = (word(&lab, SHOP), trips(&lab));
+    for (arguments, expected) in [
+        (&["switch", "shop", "blue", "--if-generation", "77"][..], 3),
+        (&["switch", "shop", "green"], 0),
+        (&["switch", "shop", "blue", "--revert-if", "resets > 1% of 2"], 2),
+        (&["switch", "shop", "blue", "--revert-if", "resets > 5%"], 2),
+        (&["switch", "shop", "blue", "--freeze", "1s"], 2),
+        (&["switch", "shop", "blue", "--dry-run"], 0),
+    ] {
+        let (code, ..) = lab.run(&[arguments, &guard].concat());
+        assert_eq!(code, expected, "{arguments:?}");
+        assert_eq!((word(&lab, SHOP), trips(&lab)), before, "{arguments:?}");
+    }
+    // Counters of an earlier guard, and of the very generation that is about to be, which was never published.
+    let next = before.0.generation() + 1;
+    let full = Trips { generation: next, opened: 900, reset: 900, judged: 900, missing: 900, ..Trips::default() };
+    array::<[Trips; 2]>(&lab, "trips").set(SHOP, [full; 2], 0).unwrap();
+    assert_eq!(lab.run(&[&["switch", "shop"], &guard[..]].concat()).0, 0);
+    let armed = trips(&lab)[next as usize & 1];
+    assert_eq!((armed.generation, armed.opened, armed.reset, armed.judged, armed.missing), (next, 0, 0, 0, 0));
+    assert_eq!((armed.resets.share, armed.resets.least, armed.paused_until), (500, 200, 0));
+    let guarded = word(&lab, SHOP);
+    assert!(guarded.flags().has(LiveFlags::TIMED));
+    // Other conditions for what is live already change nothing.
+    assert_eq!(lab.run(&["switch", "shop", "blue", "--revert-if", "silence 1s"]).0, 0);
+    assert_eq!((word(&lab, SHOP), trips(&lab)[next as usize & 1]), (guarded, armed));
+    // Each of these ends them.
+    assert_eq!(lab.run(&["confirm", "shop"]).0, 0);
+    assert!(!word(&lab, SHOP).flags().has(LiveFlags::TIMED));
+    for end in [&["rollback", "shop"][..], &["switch", "shop"], &["split", "shop", "--green", "30"]] {
+        assert_eq!(lab.run(&[&["switch", "shop", "green", "--confirm-within", "1h"], &guard[..]].concat()).0, 0);
+        assert!(word(&lab, SHOP).flags().has(LiveFlags::TIMED));
+        assert_eq!(lab.run(end).0, 0, "{end:?}");
+        assert!(!word(&lab, SHOP).flags().has(LiveFlags::TIMED), "{end:?}");
+        let status = &lab.instance().status(Some("shop")).unwrap().deployments[0];
+        assert!(status.revert_if.is_empty() && status.confirm_deadline.is_none(), "{end:?}");
+        assert_eq!(lab.run(&["switch", "shop", "blue"]).0, 0);
+    }
+    assert_eq!(word(&lab, 0), others);
+}
+
+#[test]
+fn a_freeze_and_a_thaw_do_not_put_off_what_takes_a_switch_back() {
+    let lab = draining();
+    let instance = lab.instance();
+    let soon = Duration::from_millis(1500);
+    let revert_if = vec!["silence 1h".parse().unwrap()];
+    let request = SwitchRequest { confirm_within: Some(soon), revert_if, ..SwitchRequest::default() };
+    let deadline = instance.switch("shop", &request).unwrap().confirm_deadline.unwrap();
+    let word = word(&lab, SHOP);
+    let is_as_before = |what: &str| {
+        let timing = array::<[Timing; 2]>(&lab, "timing").get(&SHOP, 0).unwrap()[word.terms_slot()];
+        let status = instance.status(Some("shop")).unwrap();
+        let told = status.deployments[0].confirm_deadline;
+        let apart = told.map(|told| told.duration_since(deadline).unsigned_abs());
+        // Unless this takes so long that it has passed.
+        assert!(apart.is_none_or(|apart| apart < Duration::from_millis(10)), "{what}: {told:?}, {timing:?}");
+        assert_eq!(trips(&lab)[word.terms_slot()].paused_until, 0, "{what}");
+    };
+    is_as_before("switched");
+    instance.freeze("shop", &FreezeRequest::default()).unwrap();
+    is_as_before("frozen");
+    instance.thaw("shop", None).unwrap();
+    is_as_before("thawed");
+    std::thread::sleep(soon);
+    assert_eq!(instance.status(Some("shop")).unwrap().deployments[0].generation, word.generation() + 1);
 }
