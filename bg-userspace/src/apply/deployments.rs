@@ -3,7 +3,9 @@
 use std::collections::HashMap;
 
 use aya::maps::lpm_trie::Key;
-use bg_common::{Cause, ClockId, DeploymentRow, Hold, LiveWord, MAX_DEPLOYMENTS, SwitchTerms, TesterKey, Timing};
+use bg_common::{
+    Cause, ClockId, DeploymentRow, Hold, LiveWord, MAX_DEPLOYMENTS, SwitchTerms, TesterKey, Timing, Trips,
+};
 use bytemuck::Zeroable as _;
 
 use super::{request::ApplyRequest, work::Work};
@@ -138,6 +140,7 @@ pub(super) fn end(work: &mut Work<'_>, diff: &Diff<'_>) -> Result<(), Error> {
         work.words.live.write(row, &LiveWord::default());
         work.words.terms.write(row, &[SwitchTerms::default(); 2]);
         work.words.timing.write(row, &[Timing::default(); 2]);
+        work.words.trips.write(row, &[Trips::default(); 2]);
         work.words.deployments.write(row, &DeploymentRow::zeroed());
         holds.write(row, &Hold::default());
     }

@@ -54,7 +54,7 @@ use crate::{
     lock::Lock,
     maps::{Heads, Tables, Words},
     net, pins,
-    plan::Plan,
+    plan::{self, Plan},
     running::Running,
     sizes::Sizes,
     state::{Change, Pending, State},
@@ -100,6 +100,11 @@ fn apply(instance: &Instance, state: &State, config: &Config, request: &ApplyReq
     } else {
         if !diff.colour_changes.is_empty() && !request.force {
             return Err(Refusal::ColourChanges { changes: diff.colour_changes }.into());
+        }
+        let mut deployments = config.deployments.iter();
+        let interrupted = deployments.find_map(|to| Some((plan::interrupted(to, &running)?, &to.name)));
+        if let Some((deployment, to)) = interrupted.filter(|_| !request.force) {
+            return Err(Refusal::SwitchWaits { deployment: deployment.to_owned(), to: to.clone() }.into());
         }
         let heads = Heads::open(paths)?;
         links::check(&diff, &running, &heads, &tables)?;

@@ -5,6 +5,6 @@
 pub struct ApplyRequest {
     /// The reason, for the journal.
     pub reason: Option<String>,
-    /// Apply even if virtual addresses change their live colour because they move to another deployment.
+    /// Apply even if virtual addresses change their live colour because they move to another deployment, or leave one whose switch waits.
     pub force: bool,
 }

@@ -135,6 +135,18 @@ pub enum Refusal {
         /// All of these changes; at least one.
         changes: Vec<ColourChange>,
     },
+    /// A virtual address would leave a deployment whose switch waits for its confirmation or its time.
+    #[error(
+        "\"{to}\" would take virtual addresses over from \"{deployment}\", which has a switch that is not confirmed or has not taken effect \
+         yet, and which would concern them no more. Confirm it (`bgctl confirm {deployment}`) or roll it back (`bgctl rollback {deployment}`), \
+         then apply; or use --force"
+    )]
+    SwitchWaits {
+        /// Its name.
+        deployment: String,
+        /// The deployment that would have the virtual address.
+        to: String,
+    },
     /// A command of a switch with `--freeze` has failed.
     #[error(
         "the command --{name} of the switch of deployment \"{deployment}\" has failed ({status}): {command}. {live} stays live, and new flows go on"

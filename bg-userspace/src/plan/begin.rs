@@ -86,6 +86,15 @@ pub(crate) fn colour_changes(wanted: &Deployment, running: &Running, becomes: Co
         .collect()
 }
 
+/// A deployment whose switch waits for its confirmation or its time, and from which `wanted` takes a virtual address over.
+pub(crate) fn interrupted<'a>(wanted: &'a Deployment, running: &'a Running) -> Option<&'a str> {
+    let taken_over = taken_over(wanted, running, |index| running.word(index));
+    taken_over.into_iter().map(|taken| taken.from).find(|from| {
+        let reading = running.deployments.get(*from).map(|deployment| &deployment.reading);
+        reading.is_some_and(|reading| reading.is_guarded() || reading.is_pending())
+    })
+}
+
 fn taken_over<'a>(wanted: &Deployment, running: &'a Running, word: impl Fn(u16) -> LiveWord) -> Vec<TakenOver<'a>> {
     let mut taken_over = Vec::new();
     for (service, spec) in wanted.services.iter().enumerate() {

@@ -16,13 +16,14 @@ use std::fmt;
 
 use serde::Serialize;
 
+pub(crate) use self::{
+    begin::interrupted,
+    diff::{DeploymentDiff, Diff, ServiceDiff},
+    settings::deployment_row,
+};
 pub use self::{
     beginning::{Because, Beginning, ColourChange},
     change::{Action, Change, Slot},
-};
-pub(crate) use self::{
-    diff::{DeploymentDiff, Diff, ServiceDiff},
-    settings::deployment_row,
 };
 
 /// The changes that an apply would make, in the order of the configuration. Removals are last.

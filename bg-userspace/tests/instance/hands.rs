@@ -80,6 +80,36 @@ fn a_renamed_deployment_goes_on_with_its_live_colour() {
 }
 
 #[test]
+fn a_deployment_whose_switch_waits_is_not_renamed_without_force() {
+    let waits = |request: SwitchRequest| {
+        let lab = attached(1000);
+        let before = deployments(&[("mail", &[25]), ("shop", &[443, 80])]);
+        lab.instance().apply(&before).unwrap();
+        lab.instance().switch("shop", &SwitchRequest { to: Some(Colour::Green), ..request.clone() }).unwrap();
+        let live = state(&lab, "shop").0;
+        let renamed: &[(&str, &[u16])] = &[("mail", &[25]), ("store", &[443, 80])];
+        let divided: &[(&str, &[u16])] = &[("mail", &[25]), ("shop", &[443]), ("web", &[80])];
+        for after in [renamed, divided].map(deployments) {
+            let error = lab.instance().apply(&after).unwrap_err();
+            assert_eq!(error.class(), ErrorClass::Refused, "{error}");
+            let Error::Refused(Refusal::SwitchWaits { deployment, .. }) = &error else { panic!("{error}") };
+            assert_eq!(deployment, "shop");
+            assert!(lab.instance().plan(&before).unwrap().is_empty(), "nothing has been changed");
+        }
+        // What changes nothing of it is no matter, and neither is a service that ends.
+        lab.instance().apply(&deployments(&[("post", &[25]), ("shop", &[443])])).unwrap();
+        let forced = ApplyRequest { force: true, ..ApplyRequest::default() };
+        lab.instance().apply_as(&deployments(&[("mail", &[25]), ("store", &[443])]), &forced).unwrap();
+        assert_eq!(state(&lab, "store").0, live);
+    };
+    let hour = std::time::Duration::from_secs(3600);
+    waits(SwitchRequest { confirm_within: Some(hour), ..SwitchRequest::default() });
+    waits(SwitchRequest { revert_if: vec!["silence 1h".parse().unwrap()], ..SwitchRequest::default() });
+    waits(SwitchRequest { at: Some(jiff::Timestamp::now() + hour), ..SwitchRequest::default() });
+    waits(SwitchRequest { ramp: Some(hour), ..SwitchRequest::default() });
+}
+
+#[test]
 fn a_service_that_moves_to_a_new_deployment_takes_its_colour_along() {
     let lab = attached(1000);
     lab.instance().apply(&deployments(&[("mail", &[25]), ("shop", &[443, 80])])).unwrap();

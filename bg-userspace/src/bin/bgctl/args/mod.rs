@@ -149,7 +149,8 @@ pub(crate) struct ConfigFile {
 pub(crate) struct Apply {
     #[command(flatten)]
     pub(crate) file: ConfigFile,
-    /// Apply even if virtual addresses move to a deployment whose other colour is live
+    /// Apply even if virtual addresses move to a deployment whose other colour is live, or leave one whose switch waits for its
+    /// confirmation or its time
     #[arg(long)]
     pub(crate) force: bool,
     /// The reason, for the history
