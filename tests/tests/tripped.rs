@@ -4,7 +4,7 @@
 use anyhow::{Context, Result, bail, ensure};
 use bg_common::Colour;
 use bg_tests::{
-    Fabric, Lab, Offloads, Ready, address,
+    Fabric, Fault, Faulty, Lab, Offloads, Ready, address,
     config::{DEPLOYMENT, http_vip, shop, udp_vip},
     load::{Arrivals, Request},
 };
@@ -19,53 +19,6 @@ const VIPS: [IpAddr; 2] = [address::VIP_V4, address::VIP_V6];
 const RATE: u32 = 200;
 /// Much longer than it takes.
 const LONG: Duration = Duration::from_secs(30);
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fault {
-    /// Its port is closed.
-    Closed,
-    /// Its host is silent.
-    Silent,
-    /// It loses 5 % of what it sends.
-    Lossy,
-}
-
-/// Green with a fault, until this is dropped.
-struct Faulty<'a> {
-    lab: &'a Lab,
-}
-
-impl<'a> Faulty<'a> {
-    fn new(lab: &'a Lab, fault: Fault) -> Result<Self> {
-        let faulty = Self { lab };
-        for green in lab.backends.iter().filter(|backend| backend.colour == Colour::Green) {
-            let namespace = &green.namespace;
-            namespace.run("nft add table inet fault")?;
-            if fault == Fault::Lossy {
-                // Not every kernel has netem.
-                namespace.run("nft add chain inet fault output { type filter hook output priority 0 ; }")?;
-                namespace.run("nft add rule inet fault output numgen random mod 100 < 5 drop")?;
-                continue;
-            }
-            namespace.run("nft add chain inet fault input { type filter hook input priority 0 ; }")?;
-            for address in green.addresses {
-                let family = if address.is_ipv4() { "ip" } else { "ip6" };
-                let what = if fault == Fault::Closed { "tcp dport 8080 reject with tcp reset" } else { "drop" };
-                namespace.run(&format!("nft add rule inet fault input {family} daddr {address} {what}"))?;
-            }
-        }
-        Ok(faulty)
-    }
-}
-
-impl Drop for Faulty<'_> {
-    fn drop(&mut self) {
-        for green in self.lab.backends.iter().filter(|backend| backend.colour == Colour::Green) {
-            // Zones share one namespace.
-            let _ = green.namespace.run("nft delete table inet fault");
-        }
-    }
-}
 
 /// Waits until blue is live again. Returns when.
 fn wait_for_blue(ready: &Ready) -> Result<Instant> {
@@ -94,7 +47,7 @@ fn is_taken_back(ready: &Ready, server: SocketAddr, is_tcp: bool, conditions: &[
     while load.count() < 100 || back.elapsed() < Duration::from_millis(300) {
         thread::sleep(Duration::from_millis(10));
     }
-    let requests = load.finish()?;
+    let requests = load.finish_from(back)?;
     let failed = requests.iter().filter(|request| request.is_failed()).count();
     let took = back.duration_since(begin).as_millis();
     println!("{conditions:?}: back after {took} ms, {failed} of {} requests failed", requests.len());
@@ -119,10 +72,10 @@ fn each_fault_is_found(lab: Lab, attach: &str, mode: &str) -> Result<()> {
     let config = shop(&lab, mode, "");
     let ready = Ready::with(lab, attach, &config)?;
     for vip in VIPS {
-        let faulty = Faulty::new(&ready.lab, Fault::Closed)?;
+        let faulty = Faulty::green(&ready.lab, Fault::Closed)?;
         is_taken_back(&ready, http_vip(vip), true, &["resets > 5% of 20"])?;
         drop(faulty);
-        let _faulty = Faulty::new(&ready.lab, Fault::Silent)?;
+        let _faulty = Faulty::green(&ready.lab, Fault::Silent)?;
         is_taken_back(&ready, http_vip(vip), true, &["unanswered > 5% of 20"])?;
         is_taken_back(&ready, udp_vip(vip), false, &["unanswered > 5% of 20", "resets > 5% of 20"])?;
         is_taken_back(&ready, udp_vip(vip), false, &["silence 300ms"])?;
@@ -170,19 +123,24 @@ fn probe(ready: &Ready, end: Instant) -> Result<Option<Instant>> {
 /// Switches to a green with a fault, under load. Returns the time until blue is live again, if it is, and how many requests have failed.
 fn measured(ready: &Ready, fault: Fault, is_guarded: bool) -> Result<(Option<Duration>, usize)> {
     const PATIENCE: Duration = Duration::from_secs(10);
-    let _faulty = Faulty::new(&ready.lab, fault)?;
+    let _faulty = Faulty::green(&ready.lab, fault)?;
     let load = Arrivals::start(&ready.lab.client, http_vip(address::VIP_V4), true, RATE)?;
     thread::sleep(Duration::from_millis(500));
     let guards = ["resets > 5% of 20", "unanswered > 2% of 200", "silence 500ms"].map(|guard| ["--revert-if", guard]);
     let switch: &[&str] = &["switch", DEPLOYMENT, "green"];
+    let started = Instant::now();
     ready.bgctl.run(&if is_guarded { [switch, guards.as_flattened()].concat() } else { switch.to_vec() })?;
     let begin = Instant::now();
     let back = if is_guarded { Some(wait_for_blue(ready)?) } else { probe(ready, begin + PATIENCE)? };
     if back.is_none() {
         ready.bgctl.run(&["rollback", DEPLOYMENT])?;
     }
-    let requests = load.finish()?;
-    let failed = requests.iter().filter(|request| request.sent >= begin && request.is_failed()).count();
+    // By then each request has failed that was not answered in a second.
+    let until = Instant::now();
+    thread::sleep(Duration::from_millis(1100));
+    let requests = load.finish_from(Instant::now())?;
+    let failed =
+        requests.iter().filter(|request| (started..until).contains(&request.sent) && request.is_failed()).count();
     Ok((back.map(|back| back.duration_since(begin)), failed))
 }
 

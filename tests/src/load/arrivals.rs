@@ -18,6 +18,8 @@ use std::{
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpStream, UdpSocket},
+    sync::watch,
+    task::{AbortHandle, JoinSet},
     time::{MissedTickBehavior, interval, timeout},
 };
 
@@ -46,6 +48,8 @@ impl Request {
 #[derive(Debug)]
 pub struct Arrivals {
     ended: Arc<Mutex<Vec<Request>>>,
+    /// At the end, requests that were sent before this are not waited for.
+    awaited_from: watch::Sender<Instant>,
     worker: Worker,
 }
 
@@ -54,26 +58,38 @@ impl Arrivals {
     pub fn start(namespace: &Namespace, server: SocketAddr, is_tcp: bool, rate: u32) -> Result<Self> {
         let ended = Arc::<Mutex<Vec<Request>>>::default();
         let requests = ended.clone();
+        let (awaited_from, awaited) = watch::channel(Instant::now());
         let worker = Worker::spawn(namespace, async move |stop: Stop| {
             let mut arrivals = interval(Duration::from_secs(1) / rate);
             arrivals.set_missed_tick_behavior(MissedTickBehavior::Burst);
-            let mut under_way = tokio::task::JoinSet::new();
+            let (mut under_way, mut handles) = (JoinSet::new(), Vec::<(Instant, AbortHandle)>::new());
             while !stop.is_set() {
                 arrivals.tick().await;
-                let requests = requests.clone();
-                under_way.spawn(async move {
-                    let sent = Instant::now();
+                let (requests, sent) = (requests.clone(), Instant::now());
+                let request = under_way.spawn(async move {
                     let answer = async { if is_tcp { by_tcp(server).await } else { by_udp(server).await } };
                     let colour = timeout(PATIENCE, answer).await.ok().and_then(Result::ok);
                     let request = Request { sent, took: sent.elapsed(), colour };
                     requests.lock().unwrap_or_else(PoisonError::into_inner).push(request);
                 });
+                handles.push((sent, request));
                 while under_way.try_join_next().is_some() {}
+                if handles.len() > 10_000 {
+                    handles.retain(|(_, request)| !request.is_finished());
+                }
+            }
+            let awaited_from = *awaited.borrow();
+            for (sent, request) in handles.into_iter().filter(|(sent, _)| *sent < awaited_from) {
+                if !request.is_finished() {
+                    request.abort();
+                    let request = Request { sent, took: sent.elapsed(), colour: None };
+                    requests.lock().unwrap_or_else(PoisonError::into_inner).push(request);
+                }
             }
             while under_way.join_next().await.is_some() {}
             Ok(())
         })?;
-        Ok(Self { ended, worker })
+        Ok(Self { ended, awaited_from, worker })
     }
 
     /// The number of requests that have ended.
@@ -83,6 +99,16 @@ impl Arrivals {
 
     /// Stops when all requests have ended, and returns them.
     pub fn finish(self) -> Result<Vec<Request>> {
+        self.stop()
+    }
+
+    /// The same when all requests have ended that were sent from this instant on. Those before it that have no answer by then will have none.
+    pub fn finish_from(self, awaited_from: Instant) -> Result<Vec<Request>> {
+        self.awaited_from.send_replace(awaited_from);
+        self.stop()
+    }
+
+    fn stop(self) -> Result<Vec<Request>> {
         self.worker.stop()?;
         let mut requests = std::mem::take(&mut *self.ended.lock().unwrap_or_else(PoisonError::into_inner));
         requests.sort_by_key(|request| request.sent);
