@@ -3,8 +3,9 @@
 use anyhow::{Result, ensure};
 use bg_common::Colour;
 use bg_tests::{
-    Fabric, Lab, Offloads, Ready, address,
-    config::{DEPLOYMENT, http_vip, shop},
+    Lab, Setting, address,
+    config::{DEPLOYMENT, http_vip},
+    in_each_setting,
     load::PATIENCE,
     retransmissions,
 };
@@ -47,10 +48,8 @@ fn no_backend_knows(lab: &Lab, client: SocketAddr) -> Result<()> {
 }
 
 /// Round after round, a connection that says nothing when it is cut.
-fn both_ends_are_reset(lab: Lab, attach_mode: &str, service_mode: &str) -> Result<()> {
-    lab.guard_backends()?;
-    let config = shop(&lab, service_mode, "");
-    let ready = Ready::with(lab, attach_mode, &config)?;
+fn both_ends_are_reset(setting: Setting) -> Result<()> {
+    let ready = setting.ready_behind_firewalls()?;
     let lab = &ready.lab;
     for round in 0..4 {
         let vip = [address::VIP_V4, address::VIP_V6][round / 2];
@@ -70,22 +69,4 @@ fn both_ends_are_reset(lab: Lab, attach_mode: &str, service_mode: &str) -> Resul
     ready.neighbour_is_undisturbed()
 }
 
-#[test]
-fn both_ends_are_reset_with_native_xdp() -> Result<()> {
-    both_ends_are_reset(Lab::wire(Fabric::Switch)?, "native", "nat")
-}
-
-#[test]
-fn both_ends_are_reset_with_generic_xdp_behind_a_router() -> Result<()> {
-    both_ends_are_reset(Lab::wire(Fabric::Router)?, "generic", "nat")
-}
-
-#[test]
-fn both_ends_are_reset_with_tc_and_unfinished_checksums() -> Result<()> {
-    both_ends_are_reset(Lab::bridge()?, "tc", "nat")
-}
-
-#[test]
-fn both_ends_are_reset_between_zones() -> Result<()> {
-    both_ends_are_reset(Lab::zones(Offloads::Default)?, "tc", "local")
-}
+in_each_setting!(both_ends_are_reset);

@@ -18,7 +18,7 @@ const PREVIEW: &str = "203.0.113.10:9443";
 const BACKEND: &str = "10.0.1.11:8443";
 const RESOLVER: &str = "10.0.1.11:53";
 
-const CONFIG: &str = r#"
+pub(crate) const CONFIG: &str = r#"
 [deployments.other]
 initial = "green"
 [[deployments.other.services]]

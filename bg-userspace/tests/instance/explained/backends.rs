@@ -4,8 +4,8 @@ use super::*;
 
 #[test]
 fn what_a_backend_says() {
-    let lab = edge_with(AttachMode::Tc, CONFIG);
-    let reply = |from, to: &str, protocol, flags| explain(&lab, from, to, protocol, flags);
+    let lab = edge(AttachMode::Tc);
+    let reply = |from, to: &str, protocol, flags| explain_packet(&lab, from, to, protocol, flags);
     let begin = |port, protocol| not_a_vip(&client(port), protocol);
     let from_dns = "10.0.1.11:53/udp is a backend of service dns of deployment shop (blue)";
     let dns_flow = flow("10.0.1.11:53 (blue)", "established");
@@ -80,13 +80,13 @@ fn what_a_backend_says() {
 
 #[test]
 fn a_mirror_and_its_answers() {
-    let lab = edge_with(AttachMode::Tc, CONFIG);
+    let lab = edge(AttachMode::Tc);
     let user = client(1);
     put(&lab, &user, (COPIED, UDP), "10.0.1.11:5353", OPEN, 0);
     let vip = "203.0.113.15:53/udp is the virtual address of service copied of deployment shop";
     let open = flow("10.0.1.11:5353 (blue)", "established");
     let mirror = "mirror: a copy goes to green, the idle colour, and what that answers is dropped";
-    says(&explain(&lab, &user, COPIED, UDP, None), &[vip, &open, CONTINUES, WAY_TO_BLUE, mirror, SENT]);
+    says(&explain_packet(&lab, &user, COPIED, UDP, None), &[vip, &open, CONTINUES, WAY_TO_BLUE, mirror, SENT]);
     let lines: &[&str] = &[
         &not_a_vip(&user, "udp"),
         "10.0.2.11:5353/udp is a backend of service copied of deployment shop (green)",
@@ -94,5 +94,5 @@ fn a_mirror_and_its_answers() {
         "counted as mirror_answer",
         DROPPED,
     ];
-    says(&explain(&lab, "10.0.2.11:5353", &user, UDP, None), lines);
+    says(&explain_packet(&lab, "10.0.2.11:5353", &user, UDP, None), lines);
 }

@@ -4,14 +4,14 @@ use super::*;
 
 #[test]
 fn what_a_client_says_on_a_flow() {
-    let lab = edge_with(AttachMode::Tc, CONFIG);
-    let tcp = |port, flags| explain(&lab, &client(port), VIP, TCP, flags);
+    let lab = edge(AttachMode::Tc);
+    let tcp = |port, flags| explain_packet(&lab, &client(port), VIP, TCP, flags);
     let [established, opening, ended_flow] =
         ["established", "opening", "ended"].map(|state| flow("10.0.1.11:8443 (blue)", state));
 
     put(&lab, &client(1), (VIP, UDP), DNS_BLUE, OPEN, 0);
     let continues = [DNS, &flow("10.0.1.11:53 (blue)", "established"), CONTINUES, WAY_TO_BLUE, SENT];
-    says(&explain(&lab, &client(1), VIP, UDP, None), &continues);
+    says(&explain_packet(&lab, &client(1), VIP, UDP, None), &continues);
 
     put(&lab, &client(2), (VIP, TCP), WEB_BLUE, OPEN, 7);
     says(&tcp(2, ACK), &[WEB, &established, CONTINUES, WAY_TO_BLUE, SENT]);
@@ -32,7 +32,7 @@ fn what_a_client_says_on_a_flow() {
         last_seen: flow.last_seen.wrapping_sub(long_ago),
         ..flow
     });
-    let silent = explain(&lab, &client(5), VIP, UDP, None);
+    let silent = explain_packet(&lab, &client(5), VIP, UDP, None);
     let to_dns = "backend 10.0.1.11:53 of blue, by entry 0 of 1 of the Maglev table";
     let lines: &[&str] = &[
         DNS,
@@ -79,13 +79,13 @@ fn what_a_client_says_on_a_flow() {
     let tried = [TO_WEB_BLUE, rival, TO_WEB_BLUE, rival, TO_WEB_BLUE, rival];
     let none = no_flow(&client(9));
     let lines = [&[twin, &none, BLUE_IS_LIVE], &tried[..], &["counted as reply_collision", DROPPED]].concat();
-    says(&explain(&lab, &client(9), TWIN, TCP, None), &lines);
+    says(&explain_packet(&lab, &client(9), TWIN, TCP, None), &lines);
 }
 
 #[test]
 fn who_gets_which_colour() {
-    let lab = edge_with(AttachMode::Tc, CONFIG);
-    let to = |from: &str, to| explain(&lab, from, to, TCP, None);
+    let lab = edge(AttachMode::Tc);
+    let to = |from: &str, to| explain_packet(&lab, from, to, TCP, None);
     let (user, tester) = (client(1), tester(1));
     let new = |line: &str, user: &str, choice: &str, [backend, way]: [&str; 2]| {
         [line, &no_flow(user), choice, backend, OPENED, way, SENT].map(str::to_owned)
@@ -112,7 +112,7 @@ fn who_gets_which_colour() {
 
 #[test]
 fn a_table_that_is_full() {
-    let lab = edge_with(AttachMode::Tc, CONFIG);
+    let lab = edge(AttachMode::Tc);
     let (vip, now) = (vip_of(&lab, VIP, TCP), tick(&lab));
     let (slot, row) = backend(&lab, WEB_BLUE, vip);
     let map = FlowMap::open(&lab);
@@ -127,7 +127,7 @@ fn a_table_that_is_full() {
     let none = no_flow(&user);
     let explained = |opened: &[&str], last: &[&str]| {
         let lines = [&[WEB, &none, BLUE_IS_LIVE, TO_WEB_BLUE], opened, &[WAY_TO_BLUE], last, &[SENT]].concat();
-        says(&explain(&lab, &user, VIP, TCP, None), &lines);
+        says(&explain_packet(&lab, &user, VIP, TCP, None), &lines);
     };
     let evicts = "a new flow is opened; the table is full there, so it evicts an open one";
     explained(&[evicts, "counted as pushed_out"], &[]);

@@ -4,9 +4,9 @@ use super::*;
 
 #[test]
 fn by_which_way_a_packet_leaves() {
-    let lab = edge_with(AttachMode::Tc, CONFIG);
+    let lab = edge(AttachMode::Tc);
     let user = client(1);
-    let to = |vip| explain(&lab, &user, vip, TCP, None);
+    let to = |vip| explain_packet(&lab, &user, vip, TCP, None);
     let none = no_flow(&user);
     let begin =
         |vip: &str, name: &str| format!("{vip}/tcp is the virtual address of service {name} of deployment shop");
@@ -69,11 +69,11 @@ fn by_which_way_a_packet_leaves() {
 
 #[test]
 fn what_xdp_leaves_to_tc() {
-    let lab = edge_with(AttachMode::Native, CONFIG);
+    let lab = edge(AttachMode::Native);
     let user = client(1);
     let none = no_flow(&user);
     let to = |vip: &str, protocol| {
-        let explanation = explain(&lab, &user, vip, protocol, None);
+        let explanation = explain_packet(&lab, &user, vip, protocol, None);
         assert_eq!(explanation.hooks.iter().map(|at| at.hook).collect::<Vec<_>>(), ["xdp", "tc ingress"]);
         explanation
     };
@@ -108,7 +108,7 @@ fn what_xdp_leaves_to_tc() {
 
     put(&lab, &client(2), (VIP, TCP), WEB_BLUE, OPEN, 7);
     let inside = "a SYN inside an established connection: XDP leaves it to tc, which notes it";
-    let syn = explain(&lab, &client(2), VIP, TCP, None);
+    let syn = explain_packet(&lab, &client(2), VIP, TCP, None);
     says_at(0, &syn, &[WEB, &flow("10.0.1.11:8443 (blue)", "established"), inside, DEFERRED]);
 
     let hour = Some(Duration::from_secs(3600));

@@ -18,46 +18,14 @@ use bg_userspace::{
 };
 
 use crate::{
-    explain::edge_with,
+    explain::{self, edge_with},
     flow_map::{FlowMap, array, vip_row},
     lab::Lab,
 };
 
-/// The first deployment is not under test. `lost` has no route to its backends, and `silent` no MAC address; those of `here` are addresses
-/// of this host; `twin` shares the backends of `web`.
-const CONFIG: &str = r#"
-[[deployments.other.services]]
-vip = "203.0.113.9:443"
-protocol = "tcp"
-mode = "nat"
-blue = ["10.0.1.21:8443"]
-green = ["10.0.2.21:8443"]
-[deployments.brief]
-drain_timeout = "300ms"
-[[deployments.brief.services]]
-name = "web"
-vip = "203.0.113.20:443"
-protocol = "tcp"
-mode = "nat"
-blue = ["10.0.1.11:1443"]
-green = ["10.0.2.11:1443"]
-[deployments.shop]
-testers = ["198.51.100.128/25"]
-[[deployments.shop.services]]
-name = "web"
-vip = "203.0.113.10:443"
-protocol = "tcp"
-mode = "nat"
-preview = "203.0.113.10:9443"
-blue = ["10.0.1.11:8443"]
-green = ["10.0.2.11:8443"]
-[[deployments.shop.services]]
-name = "dns"
-vip = "203.0.113.10:443"
-protocol = "udp"
-mode = "nat"
-blue = ["10.0.1.11:53"]
-green = ["10.0.2.11:53"]
+/// Services beside those of [`explain::CONFIG`], and a deployment whose drain is soon over. `lost` has no route to its backends, and `silent` no MAC
+/// address; those of `here` are addresses of this host; `twin` shares the backends of `web`.
+const MORE: &str = r#"
 [[deployments.shop.services]]
 name = "twin"
 vip = "203.0.113.11:443"
@@ -94,7 +62,20 @@ mode = "nat"
 blue = ["10.0.1.11:5353"]
 green = ["10.0.2.11:5353"]
 mirror = "idle"
+[deployments.brief]
+drain_timeout = "300ms"
+[[deployments.brief.services]]
+name = "web"
+vip = "203.0.113.20:443"
+protocol = "tcp"
+mode = "nat"
+blue = ["10.0.1.11:1443"]
+green = ["10.0.2.11:1443"]
 "#;
+
+fn edge(mode: AttachMode) -> Lab {
+    edge_with(mode, &(explain::CONFIG.to_owned() + MORE))
+}
 
 const VIP: &str = "203.0.113.10:443";
 const TWIN: &str = "203.0.113.11:443";
@@ -197,7 +178,7 @@ fn put_with(lab: &Lab, client: &str, (vip, protocol): (&str, Protocol), at: &str
     FlowMap::open(lab).insert(&key(client, vip), &flow, now);
 }
 
-fn explain(lab: &Lab, from: &str, to: &str, protocol: Protocol, flags: Option<TcpFlags>) -> Explanation {
+fn explain_packet(lab: &Lab, from: &str, to: &str, protocol: Protocol, flags: Option<TcpFlags>) -> Explanation {
     let [from, to] = [from, to].map(|address| address.parse().unwrap());
     lab.instance().explain(&ExplainRequest { from, to, protocol, flags, interface: None }).unwrap()
 }

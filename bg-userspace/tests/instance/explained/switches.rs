@@ -4,8 +4,8 @@ use super::*;
 
 #[test]
 fn what_a_switch_has_done_to_a_flow() {
-    let lab = edge_with(AttachMode::Tc, CONFIG);
-    let tcp = |from: &str, flags| explain(&lab, from, VIP, TCP, flags);
+    let lab = edge(AttachMode::Tc);
+    let tcp = |from: &str, flags| explain_packet(&lab, from, VIP, TCP, flags);
     let blue = flow("10.0.1.11:8443 (blue)", "established");
     let drained = SwitchRequest { on_switch: Some(OnSwitch::Drain), ..SwitchRequest::default() };
     lab.instance().switch("shop", &drained).unwrap();
@@ -22,7 +22,7 @@ fn what_a_switch_has_done_to_a_flow() {
     let refusal = "second chance: the backend refuses a connection that the table did not know, and the client does not get this reset";
     let from_green = "10.0.2.11:8443/tcp is a backend of service web of deployment shop (green)";
     let other = "second chance: blue gets the connection while the drain lasts";
-    let reset = explain(&lab, WEB_GREEN, &client(2), TCP, RST);
+    let reset = explain_packet(&lab, WEB_GREEN, &client(2), TCP, RST);
     let no_vip = not_a_vip(&client(2), "tcp");
     says(&reset, &[&no_vip, from_green, &green, other, refusal, "counted as second_chance", DROPPED]);
     let refused = FlowState::CONFIRMED | FlowState::RETRIED | FlowState::BACKEND_RESET;
@@ -50,7 +50,7 @@ fn what_a_switch_has_done_to_a_flow() {
     lab.instance().switch("brief", &drained).unwrap();
     let begin = Instant::now();
     let over = "the deadline of the drain of brief has passed: a packet would end the drain now";
-    while !explain(&lab, &client(6), BRIEF, TCP, None).hooks[0].steps.iter().any(|step| step.text == over) {
+    while !explain_packet(&lab, &client(6), BRIEF, TCP, None).hooks[0].steps.iter().any(|step| step.text == over) {
         assert!(begin.elapsed() < Duration::from_secs(30));
     }
 }
