@@ -149,5 +149,6 @@ fn machines_behind_a_router_are_cut_as_neighbours_are() -> Result<()> {
     let lab = Lab::wire(Fabric::Router)?;
     let config = shop(&lab, "nat", "");
     let ready = Ready::with(lab, "generic", &config)?;
+    open_flows_move_at_once(&ready, address::VIP_V4)?;
     open_flows_move_at_once(&ready, address::VIP_V6)
 }

@@ -243,6 +243,31 @@ fn a_ramp_ends_where_it_leads_and_its_guard_begins_there() -> Result<()> {
     ready.neighbour_is_undisturbed()
 }
 
+/// The part of green among `[blue, green]`.
+fn share_of_green([blue, green]: [u32; 2]) -> f64 {
+    f64::from(green) / f64::from(blue + green).max(1.0)
+}
+
+#[test]
+fn a_split_by_flow_divides_the_flows_of_one_client() -> Result<()> {
+    in_all_modes("", |ready| {
+        let bgctl = &ready.bgctl;
+        for family in 0..2 {
+            let mut flows = flows(family, 2000..40_000);
+            bgctl.run(&["split", DEPLOYMENT, "--green", "30"])?;
+            let mut answers = [0; 2];
+            for _ in 0..400 {
+                answers[new_flow(ready, &mut flows)?.0 as usize] += 1;
+            }
+            ensure!((share_of_green(answers) - 0.3).abs() < 0.12, "{answers:?}");
+            let measured = bgctl.deployment(DEPLOYMENT)?["green_share_measured"].as_f64().context("a share")?;
+            ensure!((measured - share_of_green(answers)).abs() < 0.001, "{measured}, {answers:?}");
+            bgctl.run(&["switch", DEPLOYMENT, "blue"])?;
+        }
+        Ok(())
+    })
+}
+
 #[test]
 fn a_split_by_client_shows_each_client_one_colour_and_a_larger_one_takes_nobody_back() -> Result<()> {
     in_all_modes("sticky = \"client\"\nsticky_prefix = { ipv4 = 32, ipv6 = 128 }", |ready| {
