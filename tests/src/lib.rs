@@ -53,7 +53,7 @@ pub use processor::Processor;
 pub use raw::RawSocket;
 pub use ready::Ready;
 pub use sandbox::Sandbox;
-pub use server::{HTTP_PORT, Server, UDP_PORT, boot_ns, monotonic_ns, serve};
+pub use server::{HTTP_PORT, Server, UDP_PORT, boot_ns, hold_bursts, monotonic_ns, serve};
 pub use setting::Setting;
 pub use tap::Tap;
 pub use tcp::{retransmissions, tcp_counter};

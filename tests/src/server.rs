@@ -109,7 +109,7 @@ impl Sockets {
 
 /// Gives a socket a buffer for packets that arrive while its reader waits for a processor. Otherwise a loss in the lab would
 /// look like a loss by a switch.
-pub(crate) fn hold_bursts(socket: &impl AsRawFd) -> std::io::Result<()> {
+pub fn hold_bursts(socket: &impl AsRawFd) -> std::io::Result<()> {
     let bytes: libc::c_int = 16 << 20;
     // SAFETY: the pointer is to an integer of the length given, which outlives the call.
     let result = unsafe {

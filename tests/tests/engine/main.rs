@@ -9,7 +9,8 @@
 //! - `second_chance`: connections without a row, while a drain lasts.
 //! - `freezes`: which packets wait while a deployment is frozen.
 //! - `idle_only`: preview address and testers.
-//! - `mirror`: copies of datagrams for the idle colour, and its answers.
+//! - `mirror`: copies of datagrams for the idle colour.
+//! - `mirror_answers`: what the idle colour answers to copies.
 //! - `connections`: which packets belong to one flow.
 //! - `lookalikes`: flows that a backend could not tell apart, and clients that use one port for many services.
 //! - `icmp`: errors about flows.
@@ -24,6 +25,7 @@ mod icmp;
 mod idle_only;
 mod lookalikes;
 mod mirror;
+mod mirror_answers;
 mod packets;
 mod receipts;
 mod resets;

@@ -1,15 +1,14 @@
-//! Services with a mirror: which datagrams are copied, where the copies go, and whose answers are dropped.
+//! Services with a mirror: which datagrams are copied, and where the copies go.
 
 use crate::*;
-use bg_common::Colour;
-use bg_tests::frames::ErrorSpec;
+use bg_common::{Colour, FULL_SHARE, Timing};
 
-const DNS_PREVIEW: &str = "203.0.113.10:5353";
+pub(crate) const DNS_PREVIEW: &str = "203.0.113.10:5353";
 /// The service of [`DNS`].
-const SERVICE: u16 = 1;
+pub(crate) const SERVICE: u16 = 1;
 
 /// A shop whose UDP service has a mirror and a preview address.
-fn mirrored() -> Scenario {
+pub(crate) fn mirrored() -> Scenario {
     let mut scenario = Scenario::default();
     scenario.deployment();
     scenario.service(&service(WEB, Some(WEB_PREVIEW), Protocol::Tcp, BLUE, GREEN));
@@ -19,17 +18,17 @@ fn mirrored() -> Scenario {
     scenario
 }
 
-fn mirroring() -> Host {
+pub(crate) fn mirroring() -> Host {
     Host::load(mirrored(), NOW)
 }
 
-fn copies(host: &Host) -> Vec<Colour> {
+pub(crate) fn copies(host: &Host) -> Vec<Colour> {
     host.copies.borrow().iter().map(|colour| Colour::from_u8(*colour)).collect()
 }
 
 /// Where the copy of a packet is sent to.
 #[track_caller]
-fn copy_sent_to(host: &Host, packet: &PacketSpec, colour: Colour) -> SocketAddr {
+pub(crate) fn copy_sent_to(host: &Host, packet: &PacketSpec, colour: Colour) -> SocketAddr {
     let Outcome { action, frame } = host.copied(&packet.frame(), colour);
     assert_eq!(action, Action::Redirect, "{packet:?}");
     assert_checksums(&frame);
@@ -39,7 +38,7 @@ fn copy_sent_to(host: &Host, packet: &PacketSpec, colour: Colour) -> SocketAddr 
 
 /// Asserts that a packet of a backend is dropped as an answer to a copy, at each hook.
 #[track_caller]
-fn is_dropped(host: &Host, packet: &PacketSpec) {
+pub(crate) fn is_dropped(host: &Host, packet: &PacketSpec) {
     let (frame, before) = (packet.frame(), host.events(Event::MirrorAnswer));
     for outcome in [host.early(&frame), host.ingress(&frame), host.egress(&frame)] {
         assert_eq!(outcome, Outcome { action: Action::Drop, frame: frame.clone() }, "{packet:?}");
@@ -49,7 +48,7 @@ fn is_dropped(host: &Host, packet: &PacketSpec) {
 
 /// Asserts that a packet passes unmodified, at each hook.
 #[track_caller]
-fn passes(host: &Host, packet: &PacketSpec) {
+pub(crate) fn passes(host: &Host, packet: &PacketSpec) {
     let frame = packet.frame();
     for outcome in [host.early(&frame), host.ingress(&frame), host.egress(&frame)] {
         assert_eq!(outcome, Outcome { action: Action::Pass, frame: frame.clone() }, "{packet:?}");
@@ -134,6 +133,103 @@ fn with_a_share_the_smaller_colour_gets_the_rest_as_copies() {
 }
 
 #[test]
+fn during_a_ramp_the_copies_go_to_the_colour_with_the_smaller_share() {
+    const RAMP: u64 = 100;
+    let host = mirroring();
+    let (word, now) = (host.word(0), 1 << 40);
+    let new = LiveWord::new(word.generation() + 1, LiveFlags::TIMED.with(LiveFlags::DRAINING), 0, FULL_SHARE);
+    let timing =
+        Timing { activate_at: now, ramp: RAMP << 30, generation: new.generation(), before: word, ..Timing::default() };
+    host.set_timing(0, new, timing);
+    host.set_live(0, new, SwitchTerms::default());
+    for percent in [0, 20, 45, 60, 95] {
+        host.set_clocks([now + (percent << 30), 0]);
+        host.forget_flows();
+        let (live, live_at) = if percent <= 50 { (Colour::Blue, BLUE_DNS) } else { (Colour::Green, GREEN_DNS) };
+        for port in 1024..1124 {
+            let is_to_live = sent_to(&host, &udp(&format!("192.0.2.1:{port}"), DNS)) == at(live_at);
+            assert_eq!(copies(&host), if is_to_live { vec![live.other()] } else { vec![] }, "{percent} %");
+        }
+    }
+}
+
+#[test]
+fn the_live_word_of_its_own_deployment_says_which_colour_is_the_mirror() {
+    const OTHER: &str = "203.0.113.11:53";
+    let mut scenario = mirrored();
+    let other = scenario.deployment();
+    // The same backends, and the colours the other way round.
+    let service = ServiceAt { deployment: other, ..service(OTHER, None, Protocol::Udp, GREEN_DNS, BLUE_DNS) };
+    let service = scenario.service(&service);
+    scenario.mirror(service);
+    let host = Host::load(scenario, NOW);
+    let cut = |deployment: u16| {
+        let word = host.word(deployment);
+        let share = word.live().other().full_share();
+        let mut terms = SwitchTerms::default();
+        terms.ended_before[word.live() as usize] = word.generation() + 1;
+        host.set_live(deployment, LiveWord::new(word.generation() + 1, LiveFlags::CUT, 0, share), terms);
+    };
+    let [mut first, mut second] = [Colour::Blue; 2];
+    for (turn, switched) in [0, other, other, 0].into_iter().enumerate() {
+        cut(switched);
+        let live = if switched == other { &mut second } else { &mut first };
+        *live = live.other();
+        // Clients of their own: the services share their backends.
+        for (vip, live, host_number, deployed_at) in
+            [(DNS, first, 1, [BLUE_DNS, GREEN_DNS]), (OTHER, second, 2, [GREEN_DNS, BLUE_DNS])]
+        {
+            let client = format!("192.0.2.{host_number}:40000");
+            let datagram = udp(&client, vip);
+            assert_eq!(sent_to(&host, &datagram), at(deployed_at[live as usize]), "turn {turn}");
+            assert_eq!(copies(&host), [live.other()], "turn {turn}");
+            let idle = deployed_at[live.other() as usize];
+            assert_eq!(copy_sent_to(&host, &datagram, live.other()), at(idle), "turn {turn}");
+            is_dropped(&host, &udp(idle, &client));
+            assert_eq!(answers_as(&host, &udp(deployed_at[live as usize], &client)), at(vip));
+        }
+    }
+}
+
+#[test]
+fn a_copy_is_the_datagram_but_for_its_address() {
+    let host = mirroring();
+    for spec in [
+        udp(CLIENT, DNS),
+        PacketSpec { without_udp_checksum: true, ..udp(CLIENT, DNS) },
+        PacketSpec { options: 3, ..udp(CLIENT, DNS) },
+        PacketSpec { tags: 1, ..udp(CLIENT, DNS) },
+        PacketSpec { tags: 2, payload: vec![7; 1400], ..udp(CLIENT, DNS) },
+        PacketSpec { payload: Vec::new(), ..udp(CLIENT, DNS) },
+        // Larger than fits on the way to the backend.
+        PacketSpec { payload: vec![7; 1600], ..udp(CLIENT, DNS) },
+    ] {
+        let datagram = host.ingress(&spec.frame());
+        assert_eq!(copies(&host), [Colour::Green]);
+        let copy = host.copied(&spec.frame(), Colour::Green);
+        assert_eq!(copy.action, datagram.action);
+        let expected = PacketSpec { to: at(GREEN_DNS), ttl: copy.frame[spec_ttl(&spec)], ..spec.clone() }.frame();
+        // Both MAC addresses are those of the next hop.
+        assert_eq!(copy.frame[12..], expected[12..], "{spec:?}");
+    }
+}
+
+/// Where the TTL stands.
+fn spec_ttl(spec: &PacketSpec) -> usize {
+    14 + 4 * usize::from(spec.tags) + 8
+}
+
+#[test]
+fn a_flow_for_which_the_table_has_no_row_is_copied() {
+    let host = mirroring();
+    host.refuse_flows();
+    for _ in 0..2 {
+        assert_eq!(sent_to(&host, &udp(CLIENT, DNS)), at(BLUE_DNS));
+        assert_eq!(copies(&host), [Colour::Green]);
+    }
+}
+
+#[test]
 fn a_copy_goes_to_the_colour_that_was_idle_when_the_datagram_was_decided() {
     let host = mirroring();
     sent_to(&host, &udp(CLIENT, DNS));
@@ -167,91 +263,6 @@ fn copies_of_a_flow_go_to_one_backend_and_those_of_all_flows_to_all() {
         is_dropped(&host, &udp(&first.to_string(), &client));
     }
     assert_eq!(all.len(), 5);
-}
-
-#[test]
-fn answers_of_the_mirror_are_dropped_and_those_of_the_live_colour_reach_the_client() {
-    let host = mirroring();
-    sent_to(&host, &udp(CLIENT, DNS));
-    is_dropped(&host, &udp(GREEN_DNS, CLIENT));
-    assert_eq!(answers_as(&host, &udp(BLUE_DNS, CLIENT)), at(DNS));
-    is_dropped(&host, &udp(GREEN_DNS, CLIENT));
-    // Late ones, after a switch in which the flow stays, and after one in which it moves.
-    drain(&host);
-    is_dropped(&host, &udp(GREEN_DNS, CLIENT));
-    let host = mirroring();
-    sent_to(&host, &udp(CLIENT, DNS));
-    cut(&host);
-    is_dropped(&host, &udp(GREEN_DNS, CLIENT));
-    sent_to(&host, &udp(CLIENT, DNS));
-    assert_eq!(copies(&host), [Colour::Blue]);
-    is_dropped(&host, &udp(BLUE_DNS, CLIENT));
-    assert_eq!(answers_as(&host, &udp(GREEN_DNS, CLIENT)), at(DNS));
-}
-
-#[test]
-fn what_the_idle_colour_answers_to_testers_and_by_the_preview_address_is_no_answer_to_a_copy() {
-    let host = mirroring();
-    sent_to(&host, &udp(TESTER, DNS));
-    assert_eq!(answers_as(&host, &udp(GREEN_DNS, TESTER)), at(DNS));
-    // From one port to both addresses: the flow by the preview address is at the backend.
-    sent_to(&host, &udp(CLIENT, DNS));
-    sent_to(&host, &udp(CLIENT, DNS_PREVIEW));
-    assert_eq!(answers_as(&host, &udp(GREEN_DNS, CLIENT)), at(DNS_PREVIEW));
-    assert_eq!(answers_as(&host, &udp(BLUE_DNS, CLIENT)), at(DNS));
-    assert_eq!(host.events(Event::MirrorAnswer), 0);
-}
-
-#[test]
-fn what_a_backend_sends_to_others_than_mirrored_clients_passes() {
-    let host = mirroring();
-    // To nobody that is known, to a client of another service, to another port of a mirrored client.
-    passes(&host, &udp(GREEN_DNS, CLIENT));
-    connect(&host, CLIENT, WEB);
-    passes(&host, &udp(GREEN_DNS, CLIENT));
-    sent_to(&host, &udp(CLIENT, DNS));
-    passes(&host, &udp(GREEN_DNS, "192.0.2.1:40001"));
-    passes(&host, &udp("10.0.2.11:5354", CLIENT));
-    // A tester has no copies.
-    sent_to(&host, &udp(TESTER, DNS));
-    passes(&host, &udp(BLUE_DNS, TESTER));
-}
-
-#[test]
-fn after_the_flow_has_timed_out_what_the_idle_colour_sends_passes() {
-    let mut scenario = mirrored();
-    scenario.deployments[0].0.udp_idle = 10;
-    let mut host = Host::load(scenario, NOW);
-    sent_to(&host, &udp(CLIENT, DNS));
-    is_dropped(&host, &udp(GREEN_DNS, CLIENT));
-    host.later(NOW + 12);
-    let frame = udp(GREEN_DNS, CLIENT).frame();
-    assert_eq!(host.ingress(&frame), Outcome { action: Action::Pass, frame });
-}
-
-#[test]
-fn a_flow_to_the_preview_address_that_has_timed_out_does_not_let_an_answer_through() {
-    let mut scenario = mirrored();
-    scenario.deployments[0].0.udp_idle = 10;
-    let mut host = Host::load(scenario, NOW);
-    sent_to(&host, &udp(CLIENT, DNS_PREVIEW));
-    host.later(NOW + 12);
-    sent_to(&host, &udp(CLIENT, DNS));
-    is_dropped(&host, &udp(GREEN_DNS, CLIENT));
-}
-
-#[test]
-fn services_that_share_their_backends_hear_nothing_of_each_others_mirrors() {
-    const SECOND: &str = "203.0.113.11:53";
-    let mut scenario = mirrored();
-    // Of the two rows of a backend, the index has the first one.
-    let second = scenario.service(&service(SECOND, None, Protocol::Udp, BLUE_DNS, GREEN_DNS));
-    scenario.mirror(second);
-    let host = Host::load(scenario, NOW);
-    sent_to(&host, &udp(CLIENT, SECOND));
-    assert_eq!(copies(&host), [Colour::Green]);
-    is_dropped(&host, &udp(GREEN_DNS, CLIENT));
-    assert_eq!(answers_as(&host, &udp(BLUE_DNS, CLIENT)), at(SECOND));
 }
 
 #[test]
@@ -292,34 +303,4 @@ fn a_datagram_whose_hop_limit_is_spent_has_no_copy() {
     let spent = PacketSpec { ttl: 1, ..udp(CLIENT, DNS) };
     assert_eq!(host.ingress(&spent.frame()).action, Action::Deliver);
     assert_eq!((copies(&host), host.events(Event::TtlExpired)), (vec![], 1));
-}
-
-#[test]
-fn nobody_hears_of_errors_about_copies() {
-    const DNS6: &str = "[2001:db8::10]:53";
-    const CLIENT6: &str = "[2001:db8:1::1]:40000";
-    const BLUE6: &str = "[fd00:1::11]:5353";
-    const GREEN6: &str = "[fd00:2::11]:5353";
-    let mut scenario = mirrored();
-    let six = scenario.service(&service(DNS6, None, Protocol::Udp, BLUE6, GREEN6));
-    scenario.mirror(six);
-    let host = Host::load(scenario, NOW);
-    for (client, vip, green, blue) in [(CLIENT, DNS, GREEN_DNS, BLUE_DNS), (CLIENT6, DNS6, GREEN6, BLUE6)] {
-        // Of a router, and of the host itself, whose port is closed.
-        let error = |about: &str| ErrorSpec::too_big(at(green).ip(), at(client).ip(), &udp(client, about).frame());
-        let frame = error(green).frame();
-        for outcome in [host.early(&frame), host.ingress(&frame), host.egress(&frame)] {
-            assert_eq!(outcome.action, Action::Pass, "the client talks to the backend itself");
-        }
-        sent_to(&host, &udp(client, vip));
-        let before = host.events(Event::MirrorAnswer);
-        for outcome in [host.early(&frame), host.ingress(&frame), host.egress(&frame)] {
-            assert_eq!(outcome, Outcome { action: Action::Drop, frame: frame.clone() });
-        }
-        assert_eq!(host.events(Event::MirrorAnswer), before + 3);
-        // One about the datagram itself.
-        assert_eq!(host.egress(&error(blue).frame()).action, Action::Deliver);
-        is_dropped(&host, &udp(green, client));
-        assert_eq!(copy_sent_to(&host, &udp(client, vip), Colour::Green), at(green));
-    }
 }

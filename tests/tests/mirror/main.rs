@@ -3,6 +3,8 @@
 //!
 //! The servers are the oracle: they note what they receive, and answer. On the client's wire, a packet socket sees all that arrives.
 
+mod ends;
+
 use anyhow::{Context as _, Result, ensure};
 use bg_common::Colour;
 use bg_tests::{
@@ -10,14 +12,9 @@ use bg_tests::{
     config::{DEPLOYMENT, shop},
     frames::packet_in,
 };
+use ends::{Datagram, Flow, Recorder};
 use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, SocketAddr, UdpSocket},
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
-    },
-    thread::{self, JoinHandle},
+    net::{IpAddr, SocketAddr},
     time::{Duration, Instant},
 };
 
@@ -34,6 +31,7 @@ const ENDS: [[IpAddr; 3]; 2] = [
 const FLOWS: usize = 6;
 const DATAGRAMS: usize = 40;
 const PATIENCE: Duration = Duration::from_secs(20);
+const MIRROR: &str = "mirror = \"idle\"";
 
 /// The service under test, which is the last one, after others without a mirror.
 fn config(lab: &Lab, mode: &str, mirror: &str) -> String {
@@ -54,129 +52,24 @@ fn config(lab: &Lab, mode: &str, mirror: &str) -> String {
     config
 }
 
-/// A datagram: who has sent it, and its content.
-type Datagram = (SocketAddr, Vec<u8>);
-
-/// The servers of one colour. Each notes what it receives, and answers it with its colour in front.
-struct Recorder {
-    /// By the server's address.
-    received: Arc<Mutex<BTreeMap<SocketAddr, Vec<Datagram>>>>,
-    is_over: Arc<AtomicBool>,
-    threads: Vec<JoinHandle<()>>,
-}
-
-impl Recorder {
-    fn start(lab: &Lab, colour: Colour) -> Result<Self> {
-        let mut this = Self { received: Arc::default(), is_over: Arc::default(), threads: Vec::new() };
-        for backend in lab.backends.iter().filter(|backend| backend.colour == colour) {
-            for address in backend.addresses {
-                let socket = open(&backend.namespace, SocketAddr::new(address, SERVER_PORT))?;
-                let (received, is_over) = (this.received.clone(), this.is_over.clone());
-                let at = socket.local_addr()?;
-                this.threads.push(thread::spawn(move || {
-                    let mut buffer = [0; 2048];
-                    while !is_over.load(Ordering::Relaxed) {
-                        let Ok((length, client)) = socket.recv_from(&mut buffer) else { continue };
-                        let content = buffer[..length].to_vec();
-                        let answer = [&[colour as u8], &content[..]].concat();
-                        received.lock().expect("no panic").entry(at).or_default().push((client, content));
-                        // Of a client that is gone, nothing is to be heard.
-                        let _ = socket.send_to(&answer, client);
-                    }
-                }));
-            }
-        }
-        Ok(this)
-    }
-
-    /// All that was received, sorted.
-    fn all(&self) -> Vec<Datagram> {
-        let received = self.received.lock().expect("no panic");
-        let mut all: Vec<_> = received.values().flatten().cloned().collect();
-        all.sort();
-        all
-    }
-
-    /// Waits until so many datagrams have come.
-    fn wait_for(&self, datagrams: usize) -> Result<()> {
-        let end = Instant::now() + PATIENCE;
-        while self.all().len() < datagrams {
-            ensure!(Instant::now() < end, "{} of {datagrams} have come", self.all().len());
-            thread::sleep(Duration::from_millis(5));
-        }
-        Ok(())
-    }
-
-    /// The servers that have received datagrams of each client.
-    fn servers_of_clients(&self) -> BTreeMap<SocketAddr, BTreeSet<SocketAddr>> {
-        let mut servers = BTreeMap::<_, BTreeSet<_>>::new();
-        for (server, datagrams) in self.received.lock().expect("no panic").iter() {
-            for (client, _) in datagrams {
-                servers.entry(*client).or_default().insert(*server);
-            }
-        }
-        servers
-    }
-
-    fn forget(&self) {
-        self.received.lock().expect("no panic").clear();
-    }
-}
-
-impl Drop for Recorder {
-    fn drop(&mut self) {
-        self.is_over.store(true, Ordering::Relaxed);
-        self.threads.drain(..).for_each(|thread| drop(thread.join()));
-    }
-}
-
-fn open(namespace: &Namespace, at: SocketAddr) -> Result<UdpSocket> {
-    let socket = namespace.enter(|| UdpSocket::bind(at))?.with_context(|| format!("cannot bind {at}"))?;
-    socket.set_read_timeout(Some(Duration::from_millis(20)))?;
-    Ok(socket)
-}
-
-/// A socket of the client that is not connected, so that it hears everybody.
-struct Flow {
-    socket: UdpSocket,
-    to: SocketAddr,
-}
-
-impl Flow {
-    fn open(lab: &Lab, from: IpAddr, to: SocketAddr) -> Result<Self> {
-        Ok(Self { socket: open(&lab.client, SocketAddr::new(from, 0))?, to })
-    }
-
-    /// Sends a datagram, and waits for its answer. It must be that of this colour, from the address that was asked.
-    fn ask(&self, content: &[u8], expected: Colour) -> Result<Datagram> {
-        self.socket.send_to(content, self.to)?;
-        let (end, mut buffer) = (Instant::now() + PATIENCE, [0; 2048]);
-        loop {
-            match self.socket.recv_from(&mut buffer) {
-                Ok((length, from)) => {
-                    assert_eq!(from, self.to, "an answer from elsewhere");
-                    assert_eq!((buffer[0], &buffer[1..length]), (expected as u8, content), "another colour's answer");
-                    return Ok((self.socket.local_addr()?, content.to_vec()));
-                }
-                Err(_) => ensure!(Instant::now() < end, "no answer from {}", self.to),
-            }
-        }
-    }
-
-    /// Asserts that nothing else arrives.
-    fn is_silent(&self) {
-        assert!(self.socket.recv_from(&mut [0; 2048]).is_err(), "an answer too many");
-    }
-}
-
 fn flows(lab: &Lab, family: usize) -> Result<Vec<Flow>> {
     let [client, _, vip] = ENDS[family];
-    (0..FLOWS).map(|_| Flow::open(lab, client, SocketAddr::new(vip, PORT))).collect()
+    flows_from(&lab.client, client, vip)
 }
 
-/// Content of all lengths, an empty one and one of a full frame too.
-fn content(nth: usize) -> Vec<u8> {
-    let length = if nth == 0 { 0 } else { (nth * 37) % 1450 };
+fn flows_from(client: &Namespace, from: IpAddr, vip: IpAddr) -> Result<Vec<Flow>> {
+    (0..FLOWS).map(|_| Flow::open(client, from, SocketAddr::new(vip, PORT))).collect()
+}
+
+/// Content of all lengths: nothing, one less than fits into a frame of this family (the answer is a byte longer), and lengths between.
+fn content(nth: usize, is_v4: bool) -> Vec<u8> {
+    const HEADERS: [usize; 2] = [48, 28];
+    let most = 1500 - HEADERS[usize::from(is_v4)] - 1;
+    let length = match nth {
+        0 => 0,
+        1 => most,
+        _ => (nth * 37) % most,
+    };
     (0..length).map(|at| (at * 7 + nth) as u8).collect()
 }
 
@@ -185,7 +78,7 @@ fn talk(flows: &[Flow], datagrams: usize, expected: Colour) -> Result<Vec<Datagr
     let mut sent = Vec::new();
     for nth in 0..datagrams {
         for flow in flows {
-            sent.push(flow.ask(&content(nth), expected)?);
+            sent.push(flow.ask(&content(nth, flow.is_v4()), expected)?);
         }
     }
     flows.iter().for_each(Flow::is_silent);
@@ -204,6 +97,15 @@ fn counter(ready: &Ready, family: usize, colour: Colour, what: &str) -> Result<u
 
 fn dropped(ready: &Ready, reason: &str) -> Result<u64> {
     ready.bgctl.json(&["status"])?["drops"][reason].as_u64().context("a counter")
+}
+
+/// Waits until so many answers to copies, and errors about copies, were dropped.
+fn wait_for_dropped(ready: &Ready, answers: u64) -> Result<()> {
+    let end = Instant::now() + PATIENCE;
+    while dropped(ready, "mirror_answer")? < answers {
+        ensure!(Instant::now() < end, "{} of {answers} answers were counted", dropped(ready, "mirror_answer")?);
+    }
+    Ok(())
 }
 
 /// Asserts that all packets that have arrived at the client are from one of the edge's or the VIPs' addresses: no answer of a backend as it is, and no ICMP
@@ -233,9 +135,19 @@ enum Mirror {
     Closed,
 }
 
-fn mirrors(lab: Lab, attach_mode: &str, mode: &str, accidents: &[Mirror]) -> Result<()> {
-    let mirrored = config(&lab, mode, "mirror = \"idle\"");
-    let ready = Ready::with(lab, attach_mode, &mirrored)?;
+/// The lab, each of its interfaces attached in a mode of its own, and the service under test with a mirror.
+fn ready(mut lab: Lab, attach_modes: &[&str], mode: &str) -> Result<Ready> {
+    let mirrored = config(&lab, mode, MIRROR);
+    let others = lab.interfaces.split_off(1);
+    let ready = Ready::with(lab, attach_modes[0], &mirrored)?;
+    for (interface, attach_mode) in others.into_iter().zip(attach_modes.iter().cycle().skip(1)) {
+        ready.bgctl.run(&["attach", "--mode", attach_mode, interface])?;
+    }
+    Ok(ready)
+}
+
+fn mirrors(lab: Lab, attach_modes: &[&str], mode: &str, accidents: &[Mirror]) -> Result<()> {
+    let ready = ready(lab, attach_modes, mode)?;
     let lab = &ready.lab;
     let [blue, green] = Colour::ALL.map(|colour| Recorder::start(lab, colour));
     let (blue, green) = (blue?, green?);
@@ -253,10 +165,7 @@ fn mirrors(lab: Lab, attach_mode: &str, mode: &str, accidents: &[Mirror]) -> Res
             assert_eq!(servers.len(), 1, "datagrams of a flow, and their copies, stay at one server: {servers:?}");
         }
         answers += sent.len() as u64;
-        let end = Instant::now() + PATIENCE;
-        while dropped(&ready, "mirror_answer")? < answers {
-            ensure!(Instant::now() < end, "{} of {answers} answers were counted", dropped(&ready, "mirror_answer")?);
-        }
+        wait_for_dropped(&ready, answers)?;
         let of = |colour, what| counter(&ready, family, colour, what);
         assert_eq!(
             (of(Colour::Blue, "packets")?, of(Colour::Green, "mirrored")?),
@@ -271,8 +180,8 @@ fn mirrors(lab: Lab, attach_mode: &str, mode: &str, accidents: &[Mirror]) -> Res
     // Testers, and who asks the preview address, are answered by the idle colour, which gets their datagrams once.
     for [client, tester, vip] in ENDS {
         let tests = [
-            Flow::open(lab, tester, SocketAddr::new(vip, PORT))?,
-            Flow::open(lab, client, SocketAddr::new(vip, PREVIEW_PORT))?,
+            Flow::open(&lab.client, tester, SocketAddr::new(vip, PORT))?,
+            Flow::open(&lab.client, client, SocketAddr::new(vip, PREVIEW_PORT))?,
         ];
         let sent = talk(&tests, 5, Colour::Green)?;
         assert_eq!(green.all(), sent);
@@ -293,14 +202,17 @@ fn mirrors(lab: Lab, attach_mode: &str, mode: &str, accidents: &[Mirror]) -> Res
         blue.forget();
         green.forget();
     }
-    // And a cut, in which they move.
-    ready.bgctl.run(&["rollback", DEPLOYMENT, "--on-switch", "cut"])?;
-    for flows in &all_flows {
-        let sent = talk(flows, 5, Colour::Blue)?;
-        green.wait_for(sent.len())?;
-        assert_eq!((blue.all(), green.all()), (sent.clone(), sent));
-        blue.forget();
-        green.forget();
+    // And cuts, in which they move: to blue, where they are, to green, which has had copies of them, and back.
+    for (colour, command) in [(Colour::Blue, "rollback"), (Colour::Green, "switch"), (Colour::Blue, "switch")] {
+        ready.bgctl.run(&[command, DEPLOYMENT, colour.name(), "--on-switch", "cut"])?;
+        let (live, idle) = if colour == Colour::Blue { (&blue, &green) } else { (&green, &blue) };
+        for flows in &all_flows {
+            let sent = talk(flows, 5, colour)?;
+            idle.wait_for(sent.len())?;
+            assert_eq!((live.all(), idle.all()), (sent.clone(), sent));
+            blue.forget();
+            green.forget();
+        }
     }
     assert_eq!(dropped(&ready, "mirror_lost")?, 0);
     nobody_else_was_heard(&wire, lab)?;
@@ -316,10 +228,14 @@ fn mirrors(lab: Lab, attach_mode: &str, mode: &str, accidents: &[Mirror]) -> Res
         }
         for (family, flows) in all_flows.iter().enumerate() {
             let before = counter(&ready, family, Colour::Blue, "packets")?;
+            let errors = dropped(&ready, "mirror_answer")?;
             let sent = talk(flows, DATAGRAMS, Colour::Blue)?;
             assert_eq!(blue.all(), sent, "{accident:?}");
             assert_eq!(counter(&ready, family, Colour::Blue, "packets")? - before, sent.len() as u64);
             blue.forget();
+            if *accident == Mirror::Closed {
+                wait_for_dropped(&ready, errors + 1)?;
+            }
         }
         nobody_else_was_heard(&wire, lab)?;
     }
@@ -336,30 +252,100 @@ fn mirrors(lab: Lab, attach_mode: &str, mode: &str, accidents: &[Mirror]) -> Res
     let deployment = ready.bgctl.deployment(DEPLOYMENT)?;
     let service = deployment["services"].as_array().into_iter().flatten().find(|it| it["name"] == "log0");
     assert_eq!(service.context("the service")?["green"]["mirrored"], copies);
+    // And with it, for flows that were open meanwhile.
+    ready.bgctl.apply(&config(lab, mode, MIRROR))?;
+    talk(&all_flows[0], 3, Colour::Blue)?;
+    assert!(counter(&ready, 0, Colour::Green, "mirrored")? > copies);
     Ok(())
+}
+
+/// A packet of many datagrams, as the stack of a virtual machine sends it, has one copy.
+#[test]
+fn datagrams_that_leave_as_one_packet_are_copied() -> Result<()> {
+    let ready = ready(Lab::bridge()?, &["tc"], "nat")?;
+    let [blue, green] = Colour::ALL.map(|colour| Recorder::start(&ready.lab, colour));
+    let (blue, green) = (blue?, green?);
+    for family in [0, 1] {
+        let flow = &flows(&ready.lab, family)?[0];
+        let packets = || counter(&ready, family, Colour::Green, "mirrored");
+        let before = packets()?;
+        let content: Vec<u8> = (0..4200_u16).map(|at| at.to_le_bytes()[0] ^ at.to_be_bytes()[0]).collect();
+        let mut sent = flow.ask_as_one(&content, 500, Colour::Blue)?;
+        sent.sort();
+        green.wait_for(sent.len())?;
+        assert_eq!((blue.all(), green.all()), (sent.clone(), sent.clone()));
+        assert!(packets()? - before < sent.len() as u64, "they were no packet of many datagrams");
+        flow.is_silent();
+        blue.forget();
+        green.forget();
+    }
+    Ok(())
+}
+
+/// The edge itself as a client, whose packets leave by the loopback interface, with the VIP among its own addresses.
+fn mirrors_the_edge(lab: Lab, mode: &str) -> Result<()> {
+    let ready = ready(lab, &["tc"], mode)?;
+    let lab = &ready.lab;
+    for vip in [address::VIP_V4, address::VIP_V6] {
+        lab.edge.ip(&format!("address add {vip}/{} dev lo", if vip.is_ipv4() { 32 } else { 128 }))?;
+    }
+    ready.bgctl.run(&["attach", "--mode", "tc", "lo"])?;
+    let [blue, green] = Colour::ALL.map(|colour| Recorder::start(lab, colour));
+    let (blue, green) = (blue?, green?);
+    let mut answers = 0;
+    for (own, vip) in [(address::FRONT_V4, address::VIP_V4), (address::FRONT_V6, address::VIP_V6)] {
+        let sent = talk(&flows_from(&lab.edge, own, vip)?, 5, Colour::Blue)?;
+        green.wait_for(sent.len())?;
+        assert_eq!((blue.all(), green.all()), (sent.clone(), sent.clone()));
+        answers += sent.len() as u64;
+        wait_for_dropped(&ready, answers)?;
+        blue.forget();
+        green.forget();
+    }
+    ready.neighbour_is_undisturbed()
+}
+
+#[test]
+fn the_edge_s_own_datagrams_are_mirrored_to_machines() -> Result<()> {
+    mirrors_the_edge(Lab::bridge()?, "nat")
+}
+
+#[test]
+fn the_edge_s_own_datagrams_are_mirrored_between_zones() -> Result<()> {
+    mirrors_the_edge(Lab::zones(Offloads::Default)?, "local")
 }
 
 #[test]
 fn the_idle_colour_mirrors_the_live_one_with_native_xdp() -> Result<()> {
-    mirrors(Lab::wire(Fabric::Switch)?, "native", "nat", &[Mirror::Closed, Mirror::Gone])
+    mirrors(Lab::wire(Fabric::Switch)?, &["native"], "nat", &[Mirror::Closed, Mirror::Gone])
 }
 
 #[test]
 fn the_idle_colour_mirrors_the_live_one_with_generic_xdp_behind_a_router() -> Result<()> {
-    mirrors(Lab::wire(Fabric::Router)?, "generic", "nat", &[Mirror::Closed, Mirror::Gone])
+    mirrors(Lab::wire(Fabric::Router)?, &["generic"], "nat", &[Mirror::Closed, Mirror::Gone])
+}
+
+#[test]
+fn the_idle_colour_mirrors_the_live_one_with_native_xdp_towards_clients_and_tc_towards_backends() -> Result<()> {
+    mirrors(Lab::wire(Fabric::Switch)?, &["native", "tc"], "nat", &[Mirror::Closed])
+}
+
+#[test]
+fn the_idle_colour_mirrors_the_live_one_with_tc_towards_clients_and_native_xdp_towards_backends() -> Result<()> {
+    mirrors(Lab::wire(Fabric::Switch)?, &["tc", "native"], "nat", &[Mirror::Closed])
 }
 
 #[test]
 fn the_idle_colour_mirrors_the_live_one_with_tc() -> Result<()> {
-    mirrors(Lab::bridge()?, "tc", "nat", &[Mirror::Closed, Mirror::Gone])
+    mirrors(Lab::bridge()?, &["tc"], "nat", &[Mirror::Closed, Mirror::Gone])
 }
 
 #[test]
 fn the_idle_colour_mirrors_the_live_one_between_zones_with_tc() -> Result<()> {
-    mirrors(Lab::zones(Offloads::Default)?, "tc", "local", &[Mirror::Closed])
+    mirrors(Lab::zones(Offloads::Default)?, &["tc"], "local", &[Mirror::Closed])
 }
 
 #[test]
 fn the_idle_colour_mirrors_the_live_one_between_zones_with_native_xdp() -> Result<()> {
-    mirrors(Lab::zones(Offloads::Wire)?, "native", "local", &[Mirror::Closed])
+    mirrors(Lab::zones(Offloads::Wire)?, &["native"], "local", &[Mirror::Closed])
 }
