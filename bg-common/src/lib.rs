@@ -39,7 +39,7 @@ pub use timing::{Cause, ClockId, Timing};
 pub use trips::{Conditions, Limit, Trips};
 
 /// The version of everything in this crate. Pins of another version are refused.
-pub const ABI_VERSION: u32 = 5;
+pub const ABI_VERSION: u32 = 6;
 
 /// The most deployments in an instance: the entries of the `live` map.
 pub const MAX_DEPLOYMENTS: u32 = 1024;
@@ -57,6 +57,8 @@ pub const MAX_INTERFACES: u32 = 65_536;
 pub const TAKES_ALL: u64 = 1 << 48;
 /// The number of rows of `next_hops`.
 pub const MAX_NEXT_HOPS: u32 = 65_536;
+/// The number of rows of `refusals`, each with two names of 32 bits. A power of two.
+pub const REFUSAL_ROWS: u32 = 131_072;
 /// Heads of `vip_index` for each service, and of `backend_index` for each backend.
 pub const HEADS_PER_ROW: u32 = 1;
 /// The most rows with the same hash in `vip_index` or `backend_index`.

@@ -2,7 +2,7 @@
 
 use bg_common::{
     Backend, BackendInfo, Clock, DeploymentRow, Event, HELD_LOG_BYTES, Hold, LiveWord, MAX_DEPLOYMENTS, MAX_INTERFACES,
-    MAX_NEXT_HOPS, MAX_TESTERS, Meta, NumberedHop, ServiceInfo, ServiceKey, ServiceRow, SwitchTerms, SwitchTimes,
+    MAX_NEXT_HOPS, MAX_TESTERS, Meta, NumberedHop, REFUSAL_ROWS, ServiceInfo, ServiceKey, ServiceRow, SwitchTerms, SwitchTimes,
     TesterKey, Timing, Traffic, Trips, Vip,
 };
 
@@ -34,13 +34,14 @@ enum Kind {
 
 /// All pinned maps of an instance. `meta` is last, see [`crate::pins`]. `scratch` is not pinned, because its content only concerns the
 /// program that has written it, for one packet.
-pub(crate) const MAPS: [MapSpec; 28] = [
+pub(crate) const MAPS: [MapSpec; 29] = [
     mappable::<LiveWord>("live", |_| MAX_DEPLOYMENTS),
     mappable::<[SwitchTerms; 2]>("terms", |_| MAX_DEPLOYMENTS),
     mappable::<[Timing; 2]>("timing", |_| MAX_DEPLOYMENTS),
     mappable::<Hold>("holds", |_| MAX_DEPLOYMENTS),
     mappable::<[u64; HELD_LOG_BYTES / 8]>("held", |_| 1),
     mappable::<[Trips; 2]>("trips", |_| MAX_DEPLOYMENTS),
+    mappable::<u64>("refusals", |_| REFUSAL_ROWS),
     mappable::<DeploymentRow>("deployments", |_| MAX_DEPLOYMENTS),
     mappable::<[u32; 2]>("vip_index", |sizes| sizes.vip_index_rows),
     mappable::<Vip>("vips", |sizes| 2 * sizes.services),

@@ -8,6 +8,7 @@
 //! | `holds` | deployment → [`Hold`] | programs and user space | queues of frozen deployments |
 //! | `held` | 0 → records, see [`HeldHeader`] | programs; user space marks what it has played back | packets in these queues |
 //! | `trips` | deployment → two [`Trips`] | user space, before the word of their parity; programs count in it | conditions that take a switch back |
+//! | `refusals` | hash → two names of refused connections | programs, while a drain lasts | second chance; see [`bg_ebpf::policy::refusals`] |
 //! | `deployments` | deployment → [`DeploymentRow`] | user space | time-outs, name |
 //! | `vip_index` | hash / 2 → two heads of lists of `vips` | user space | is a packet's destination a virtual address? |
 //! | `vips` | 2 × service + role → [`Vip`] | user space | that, and the source that a reply gets back |
@@ -40,7 +41,7 @@ use aya_ebpf::{
 };
 use bg_common::{
     Backend, BackendInfo, Clock, DeploymentRow, Event, FLOW_WAYS, FlowHash, FlowKey4, FlowKey6, HEADS_PER_ROW,
-    HELD_LOG_BYTES, Hold, LiveWord, MAX_DEPLOYMENTS, MAX_INTERFACES, MAX_NEXT_HOPS, MAX_TESTERS, Meta, NumberedHop,
+    HELD_LOG_BYTES, Hold, LiveWord, MAX_DEPLOYMENTS, MAX_INTERFACES, MAX_NEXT_HOPS, MAX_TESTERS, Meta, NumberedHop, REFUSAL_ROWS,
     ServiceInfo, ServiceKey, ServiceRow, SwitchTerms, SwitchTimes, TableSizes, TesterKey, Timing, Traffic, Trips, Vip,
 };
 use bg_ebpf::{
@@ -97,6 +98,10 @@ pub(super) static HELD: Array<[u64; HELD_LOG_BYTES / 8], 1, MMAPABLE> = Array::n
 /// Conditions that take generations back: slots as in `terms`.
 #[btf_map(name = "trips")]
 pub(super) static TRIPS: Array<[Trips; 2], { MAX_DEPLOYMENTS as usize }, MMAPABLE> = Array::new();
+
+/// Connections without a row that a colour has refused.
+#[btf_map(name = "refusals")]
+pub(super) static REFUSALS: Array<u64, { REFUSAL_ROWS as usize }, MMAPABLE> = Array::new();
 
 /// Settings of each deployment.
 #[btf_map(name = "deployments")]

@@ -8,6 +8,7 @@ use bg_ebpf::{
         error,
         slow::{Answering, Copying, Opening, Receiver, Refreshing, Search, SlowPath, Translating, run},
     },
+    policy::refusals::Refusal,
     wire::headers::{V4, V6},
 };
 
@@ -67,6 +68,7 @@ calls_at_a_row! {
 }
 
 calls! {
+    remember(Refusal) = |refusal, world| { refusal.remember(world); 0 };
     choose_colour(Opening) = |call, world| run::choose_colour(call, world) as u32;
     count_for_switch(Opening) = |call, world| run::count_for_switch(call, world);
     choose_backend(Opening) = |call, world| run::choose_backend(call, world).to_u32();
@@ -96,6 +98,12 @@ macro_rules! slow_path {
             fn answer(&self, row: RawWords, call: &mut Answering) -> u32 {
                 // SAFETY: a row and a reference.
                 unsafe { answer(row.as_ptr().cast(), call) }
+            }
+
+            #[inline(always)]
+            fn remember(&self, refusal: &mut Refusal) -> u32 {
+                // SAFETY: a reference.
+                unsafe { remember(refusal) }
             }
 
             #[inline(always)]

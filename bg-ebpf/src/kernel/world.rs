@@ -152,6 +152,24 @@ impl<const XDP: bool> bg_ebpf::world::World for World<XDP> {
     }
 
     #[inline(always)]
+    fn refusals(&self, row: u32) -> u64 {
+        let names: Option<*const u64> = maps::REFUSALS.get_ptr(row);
+        // SAFETY: an aligned word of the map.
+        names.map_or(0, |names| unsafe { names.read_volatile() })
+    }
+
+    #[inline(always)]
+    fn set_refusals(&self, row: u32, names: u64) {
+        if EXPLAINS {
+            return;
+        }
+        if let Some(row) = maps::REFUSALS.get_ptr_mut(row) {
+            // SAFETY: as above.
+            unsafe { row.write_volatile(names) };
+        }
+    }
+
+    #[inline(always)]
     fn end_drain(&self, deployment: u16, word: LiveWord, settled: LiveWord, ended_before: [u32; 2]) {
         if EXPLAINS {
             return;

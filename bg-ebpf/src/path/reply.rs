@@ -67,7 +67,7 @@ pub fn restore<V: Flows + Rewritable, W: SlowPath<V>>(
         }
         is_searched = opaque(1);
         let search = Search {
-            client: Client { address: V::widen(headers.dst), port: headers.dst_port(), family: V::FAMILY },
+            client: client_of(headers),
             address: V::widen(headers.src),
             port: headers.src_port(),
             protocol: headers.protocol(),
@@ -103,7 +103,7 @@ pub fn restore<V: Flows + Rewritable, W: SlowPath<V>>(
     let has_news = has_news(headers, flow.state());
     if unlikely(has_news) {
         let call = Answering { flow: *flow.flow(), transport: headers.transport, word: None, deployment, colour, now };
-        match slow::answer(world, flow.words(), call)? {
+        match slow::answer(world, flow.words(), call, || client_of(headers), flow.vip())? {
             Answer::Ours | Answer::NeedsWord => {}
             Answer::Foreign => {
                 note!(world, Step::Foreign {});
@@ -135,6 +135,12 @@ pub fn restore<V: Flows + Rewritable, W: SlowPath<V>>(
         }
     }
     Some(send(headers, &mut flow, vip, hook, writer))
+}
+
+/// The client's end, of a packet to it.
+#[inline(always)]
+fn client_of<V: Flows>(headers: &Headers<V>) -> Client {
+    Client { address: V::widen(headers.dst), port: headers.dst_port(), family: V::FAMILY }
 }
 
 /// Whether a datagram came after a long silence. The client may talk to the backend itself, from a port that it once used for the VIP.

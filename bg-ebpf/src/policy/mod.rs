@@ -5,6 +5,7 @@ pub mod colour;
 pub mod connection;
 pub mod freeze;
 pub mod lifetime;
+pub mod refusals;
 pub mod switch;
 pub mod timed;
 pub mod trips;

@@ -8,7 +8,7 @@ use aya::{
     programs::{SchedClassifier, TestRunOptions, Xdp},
 };
 use bg_common::{
-    Backend, Clock, DeploymentRow, Event, FLOW_WAYS, FlowHash, FlowKey4, FlowKey6, Hold, LiveWord, Meta, NextHop,
+    Backend, Clock, DeploymentRow, Event, FLOW_WAYS, FlowHash, FlowKey4, FlowKey6, Hold, LiveWord, Meta, NextHop, REFUSAL_ROWS,
     ServiceKey, ServiceRow, SwitchTerms, TICK_SHIFT, TableSizes, TesterKey, Timing, Traffic, Trips, Vip,
 };
 use bg_ebpf::{Action, flow::key::Key as _};
@@ -130,6 +130,7 @@ impl Kernel {
             0,
         )?;
         self.set_deployments(scenario)?;
+        self.forget_refusals()?;
         for (key, row) in &scenario.services {
             self.hash::<ServiceKey, ServiceRow>("services")?.insert(key, row, 0)?;
         }
@@ -299,6 +300,15 @@ impl Kernel {
             // SAFETY: the mapping is so long, and no program runs.
             unsafe { memory.as_mut_ptr().write_bytes(0, memory.len()) };
         }
+        Ok(())
+    }
+
+    /// Forgets which connections have been refused.
+    fn forget_refusals(&mut self) -> Result<()> {
+        let Some(Map::Array(data)) = self.object.map("refusals") else { bail!("refusals is no array") };
+        let rows = MmapOptions::new().len(8 * REFUSAL_ROWS as usize).map_raw(data.fd().as_fd().as_raw_fd())?;
+        // SAFETY: the mapping is so long, and no program runs.
+        unsafe { rows.as_mut_ptr().write_bytes(0, rows.len()) };
         Ok(())
     }
 

@@ -204,6 +204,77 @@ fn a_refusal_by_a_backend_that_is_gone_says_nothing_of_the_colours() {
 }
 
 #[test]
+fn a_refusal_is_remembered_when_the_row_is_lost() {
+    let host = host();
+    connect(&host, CLIENT, WEB);
+    drain(&host);
+    host.forget_flows();
+    assert_eq!(sent_to(&host, &segment()), at(GREEN));
+    is_dropped(&host, &refusal(GREEN));
+    for _ in 0..3 {
+        host.forget_flows();
+        assert_eq!(sent_to(&host, &segment()), at(BLUE));
+        assert_eq!(answers_as(&host, &tcp(BLUE, CLIENT, ACK)), at(WEB));
+    }
+    assert_eq!(host.events(Event::SecondChance), 1);
+    assert_eq!(host.flow(flow_of(CLIENT, 0)).expect("a flow").generation, 1, "of the generation before the switch");
+    // Nobody else's: neither those of another port, nor a new connection of this one.
+    host.forget_flows();
+    assert_eq!(sent_to(&host, &tcp("192.0.2.1:40001", WEB, ACK)), at(GREEN));
+    assert_eq!(sent_to(&host, &tcp(CLIENT, WEB, SYN)), at(GREEN));
+}
+
+#[test]
+fn what_both_colours_refuse_is_refused_also_without_a_row() {
+    let host = host();
+    drain(&host);
+    for (to, refuses) in [(GREEN, refusal(GREEN)), (BLUE, refusal(BLUE))] {
+        assert_eq!(sent_to(&host, &segment()), at(to));
+        is_dropped(&host, &refuses);
+        host.forget_flows();
+    }
+    assert_eq!(sent_to(&host, &segment()), at(GREEN));
+    assert_eq!(answers_as(&host, &refusal(GREEN)), at(WEB));
+}
+
+#[test]
+fn a_port_that_is_used_again_is_found_where_its_new_connection_is() {
+    let host = host();
+    drain(&host);
+    sent_to(&host, &segment());
+    is_dropped(&host, &refusal(GREEN));
+    host.forget_flows();
+    connect(&host, CLIENT, WEB);
+    host.forget_flows();
+    // What is remembered of the connection before is wrong of this one, and blue says so.
+    assert_eq!(sent_to(&host, &segment()), at(BLUE));
+    is_dropped(&host, &refusal(BLUE));
+    for _ in 0..3 {
+        assert_eq!(sent_to(&host, &segment()), at(GREEN));
+        assert_eq!(answers_as(&host, &tcp(GREEN, CLIENT, ACK)), at(WEB));
+        host.forget_flows();
+    }
+}
+
+#[test]
+fn a_refusal_is_forgotten_with_its_drain() {
+    let mut host = host();
+    drain(&host);
+    sent_to(&host, &segment());
+    is_dropped(&host, &refusal(GREEN));
+    host.forget_flows();
+    // Back and forth: green is live again, in generation 4.
+    drain(&host);
+    drain_until(&host, NOW + 10);
+    assert_eq!(sent_to(&host, &segment()), at(GREEN));
+    is_dropped(&host, &refusal(GREEN));
+    host.forget_flows();
+    host.later(NOW + 10);
+    assert_eq!(sent_to(&host, &segment()), at(GREEN), "the drain is over");
+    assert_eq!(answers_as(&host, &refusal(GREEN)), at(WEB));
+}
+
+#[test]
 fn testers_and_previews_stay_on_the_idle_colour() {
     let mut scenario = shop();
     scenario.tester(0, "198.51.100.0".parse().expect("an address"), 24);

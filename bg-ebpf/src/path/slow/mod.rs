@@ -22,7 +22,7 @@ pub use search::{Search, Step};
 use crate::{
     flow::{memory::RawWords, table::Stored},
     hint::{rolled, unlikely},
-    policy::{timed, trips},
+    policy::{colour::Client, refusals::Refusal, timed, trips},
     world::{Flows, SCRATCH_WORDS, World},
 };
 use bg_common::{LiveWord, Protocol};
@@ -36,6 +36,11 @@ pub trait SlowPath<V: Flows>: World + Sized {
     /// Notes what a packet of the backend says of its flow; see [`Answering`].
     fn answer(&self, row: RawWords, call: &mut Answering) -> u32 {
         answer::run(row, call, self) as u32
+    }
+    /// Remembers that a colour has refused a connection.
+    fn remember(&self, refusal: &mut Refusal) -> u32 {
+        refusal.remember(self);
+        0
     }
     /// Chooses the colour of a new flow; see [`Opening`].
     fn choose_colour(&self, call: &mut Opening) -> u32 {
@@ -111,16 +116,28 @@ pub fn refresh<V: Flows>(world: &impl SlowPath<V>, row: RawWords, call: Refreshi
     Some(Stay::from_u32(world.refresh(row, in_scratch(world, call)?)))
 }
 
-/// See [`SlowPath::answer`]. `None`: there is no scratch buffer.
+/// See [`SlowPath::answer`]. The packet is for `client`, by this row of `vips`. `None`: there is no scratch buffer.
 #[inline(always)]
-pub fn answer<V: Flows>(world: &impl SlowPath<V>, row: RawWords, call: Answering) -> Option<Answer> {
+pub fn answer<V: Flows>(
+    world: &impl SlowPath<V>,
+    row: RawWords,
+    call: Answering,
+    client: impl FnOnce() -> Client,
+    vip: u16,
+) -> Option<Answer> {
     let call = in_scratch(world, call)?;
     let answer = Answer::from_u32(world.answer(row, call));
     if !unlikely(answer == Answer::NeedsWord) {
         return Some(answer);
     }
-    call.word = Some(timed::read(call.deployment, false, world)?);
-    Some(Answer::from_u32(world.answer(row, call)))
+    let word = timed::read(call.deployment, false, world)?;
+    call.word = Some(word);
+    let colour = call.colour as u32;
+    let answer = Answer::from_u32(world.answer(row, call));
+    if answer == Answer::Refusal {
+        world.remember(in_scratch(world, Refusal { client: client(), vip: vip.into(), word, colour })?);
+    }
+    Some(answer)
 }
 
 /// Hash and place of the flow that a search finds. `None`: there is none.

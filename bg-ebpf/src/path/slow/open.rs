@@ -14,7 +14,7 @@ use crate::{
         connection::{is_refused, shown_by_client},
         freeze::is_frozen,
         lifetime::{after_drain, is_past, limit, terms},
-        trips,
+        refusals, trips,
     },
     rows::{BackendRef, VipRef},
     step::Step,
@@ -119,13 +119,24 @@ pub fn choose_colour<W: World>(call: &mut Opening, world: &W) -> Chosen {
     };
     call.reading = LiveReading { word, deployment: row.deployment.into() };
     end_drain_if_past(row.deployment, word, world, now);
-    let is_retry = is_refused(call.old_state) && !segment.opens_connection();
+    let opens_flow = segment.opens_connection() || segment.protocol == Protocol::Udp;
+    let mut is_retry = is_refused(call.old_state) && !segment.opens_connection();
     let choice = if is_retry { other_colour(call, row, word, world) } else { None };
     let choice = match choice {
         Some(choice) => choice,
-        None => colour::choose(&call.search.client, call.tuple_hash, row, word, world),
+        None => {
+            let client = &call.search.client;
+            let choice = colour::choose(client, call.tuple_hash, row, word, world);
+            if unlikely(word.flags().has(LiveFlags::DRAINING)) && !opens_flow && !choice.idle_only && !is_retry {
+                let (vip, deployment) = (call.search.vip, row.deployment);
+                let (choice, is_last) = refusals::instead(choice, client, vip, deployment, word, world, now);
+                is_retry = is_last;
+                choice
+            } else {
+                choice
+            }
+        }
     };
-    let opens_flow = segment.opens_connection() || segment.protocol == Protocol::Udp;
     if opens_flow && !choice.idle_only && !call.is_released && is_frozen(row.deployment, word, world) {
         return Chosen::Frozen;
     }

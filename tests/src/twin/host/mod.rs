@@ -64,6 +64,7 @@ pub struct Host {
     route_call: UnsafeCell<RouteCall>,
     /// The action of another CPU between a packet's look-up and the read of the row that was found. It happens once.
     meanwhile: Cell<Option<Meanwhile>>,
+    refusals: RefCell<HashMap<u32, u64>>,
     /// Whether this host itself sends the frames.
     pub is_own: Cell<bool>,
     next_hops: Vec<UnsafeCell<[u64; 3]>>,
@@ -128,6 +129,7 @@ impl Host {
             scratch: UnsafeCell::new([0; SCRATCH_WORDS]),
             route_call: UnsafeCell::new(no_route),
             meanwhile: Cell::new(None),
+            refusals: RefCell::default(),
             is_own: Cell::new(false),
             next_hops: (0..MAX_NEXT_HOPS).map(|_| UnsafeCell::default()).collect(),
             holds: Cell::new(Some(Event::Held)),

@@ -54,6 +54,15 @@ impl World for Host {
         self.terms.get(usize::from(deployment)).map(|terms| terms.get()[slot])
     }
 
+    fn refusals(&self, row: u32) -> u64 {
+        assert!(row < REFUSAL_ROWS, "no row {row}");
+        self.refusals.borrow().get(&row).copied().unwrap_or(0)
+    }
+
+    fn set_refusals(&self, row: u32, names: u64) {
+        self.refusals.borrow_mut().insert(row, names);
+    }
+
     fn trips(&self, deployment: u16, slot: usize) -> Option<RawWords> {
         let row: *mut Trips = self.trips.get(usize::from(deployment))?.get().cast();
         // SAFETY: words that stay where they are.
