@@ -55,9 +55,11 @@ pub trait World {
     /// Loads before it come before loads after it. Nothing, where one thread runs.
     fn order(&self) {}
     /// A row of what refused connections are remembered by, below [`bg_common::REFUSAL_ROWS`]; see [`crate::policy::refusals`].
-    fn refusals(&self, row: u32) -> u64;
+    fn refusals(&self, _row: u32) -> u64 {
+        0
+    }
     /// Stores such a row. Whoever stores one at the same moment may be forgotten.
-    fn set_refusals(&self, row: u32, names: u64);
+    fn set_refusals(&self, _row: u32, _names: u64) {}
     /// Settings of a deployment.
     fn deployment(&self, deployment: u16) -> Option<&DeploymentRow>;
     /// Head of `vip_index` for a hash.

@@ -2,8 +2,8 @@
 
 use bg_common::{
     Backend, BackendInfo, Clock, DeploymentRow, Event, HELD_LOG_BYTES, Hold, LiveWord, MAX_DEPLOYMENTS, MAX_INTERFACES,
-    MAX_NEXT_HOPS, MAX_TESTERS, Meta, NumberedHop, REFUSAL_ROWS, ServiceInfo, ServiceKey, ServiceRow, SwitchTerms, SwitchTimes,
-    TesterKey, Timing, Traffic, Trips, Vip,
+    MAX_NEXT_HOPS, MAX_TESTERS, Meta, NumberedHop, REFUSAL_ROWS, ServiceInfo, ServiceKey, ServiceRow, SwitchTerms,
+    SwitchTimes, TesterKey, Timing, Traffic, Trips, Vip,
 };
 
 use crate::{

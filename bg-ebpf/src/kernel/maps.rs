@@ -41,8 +41,9 @@ use aya_ebpf::{
 };
 use bg_common::{
     Backend, BackendInfo, Clock, DeploymentRow, Event, FLOW_WAYS, FlowHash, FlowKey4, FlowKey6, HEADS_PER_ROW,
-    HELD_LOG_BYTES, Hold, LiveWord, MAX_DEPLOYMENTS, MAX_INTERFACES, MAX_NEXT_HOPS, MAX_TESTERS, Meta, NumberedHop, REFUSAL_ROWS,
-    ServiceInfo, ServiceKey, ServiceRow, SwitchTerms, SwitchTimes, TableSizes, TesterKey, Timing, Traffic, Trips, Vip,
+    HELD_LOG_BYTES, Hold, LiveWord, MAX_DEPLOYMENTS, MAX_INTERFACES, MAX_NEXT_HOPS, MAX_TESTERS, Meta, NumberedHop,
+    REFUSAL_ROWS, ServiceInfo, ServiceKey, ServiceRow, SwitchTerms, SwitchTimes, TableSizes, TesterKey, Timing,
+    Traffic, Trips, Vip,
 };
 use bg_ebpf::{
     flow::key::Key as _,

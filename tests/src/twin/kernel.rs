@@ -8,8 +8,8 @@ use aya::{
     programs::{SchedClassifier, TestRunOptions, Xdp},
 };
 use bg_common::{
-    Backend, Clock, DeploymentRow, Event, FLOW_WAYS, FlowHash, FlowKey4, FlowKey6, Hold, LiveWord, Meta, NextHop, REFUSAL_ROWS,
-    ServiceKey, ServiceRow, SwitchTerms, TICK_SHIFT, TableSizes, TesterKey, Timing, Traffic, Trips, Vip,
+    Backend, Clock, DeploymentRow, Event, FLOW_WAYS, FlowHash, FlowKey4, FlowKey6, Hold, LiveWord, Meta, NextHop,
+    REFUSAL_ROWS, ServiceKey, ServiceRow, SwitchTerms, TICK_SHIFT, TableSizes, TesterKey, Timing, Traffic, Trips, Vip,
 };
 use bg_ebpf::{Action, flow::key::Key as _};
 use memmap2::{MmapOptions, MmapRaw};
