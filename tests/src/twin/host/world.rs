@@ -2,8 +2,8 @@
 
 use super::Host;
 use bg_common::{
-    Backend, ClockId, Conditions, DeploymentRow, Event, FlowKey4, FlowKey6, LiveWord, ServiceKey, ServiceRow,
-    SwitchTerms, TesterKey, Timing, Trips, Vip,
+    Backend, ClockId, Conditions, DeploymentRow, Event, FlowKey4, FlowKey6, LiveWord, REFUSAL_ROWS, ServiceKey,
+    ServiceRow, SwitchTerms, TesterKey, Timing, Trips, Vip,
 };
 use bg_ebpf::{
     flow::memory::{Memory, RawWords},
