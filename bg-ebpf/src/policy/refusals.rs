@@ -24,31 +24,29 @@ pub struct Refusal {
 }
 
 impl Refusal {
-    /// What it is remembered by. It is never zero.
-    #[inline(always)]
-    fn name(&self, world: &impl World) -> u32 {
-        let key = FlowKey6 { client: self.client.address, reserved: 0, port: self.client.port, vip: 0 };
-        // A later drain asks again.
-        let drain = self.word.generation().wrapping_mul(2) | self.colour & 1;
-        (key.hash(self.vip as u16, world.flows6()) ^ drain.wrapping_mul(0x85eb_ca6b)) | 1
-    }
-
     /// Remembers it.
     #[inline(always)]
     pub fn remember(&self, world: &impl World) {
-        let name = self.name(world);
+        let name = name(hash_of(&self.client, self.vip as u16, world), self.word, self.colour);
         let row = row_of(name);
         let names = world.refusals(row);
         if !holds(names, name) {
             world.set_refusals(row, names << 32 | u64::from(name));
         }
     }
+}
 
-    #[inline(always)]
-    fn is_remembered(&self, world: &impl World) -> bool {
-        let name = self.name(world);
-        holds(world.refusals(row_of(name)), name)
-    }
+/// The hash of a client's end and a virtual address.
+#[inline(always)]
+fn hash_of(client: &Client, vip: u16, world: &impl World) -> u32 {
+    FlowKey6 { client: client.address, reserved: 0, port: client.port, vip: 0 }.hash(vip, world.flows6())
+}
+
+/// What a refusal is remembered by. It is never zero, and another one in the next drain.
+#[inline(always)]
+const fn name(hash: u32, word: LiveWord, colour: u32) -> u32 {
+    let drain = word.generation().wrapping_mul(2) | colour & 1;
+    (hash ^ drain.wrapping_mul(0x85eb_ca6b)) | 1
 }
 
 /// The row of a name. The upper bits of the product depend on all bits of the name.
@@ -76,11 +74,15 @@ pub fn instead(
     world: &impl World,
     now: u32,
 ) -> (ColourChoice, bool) {
-    let by = |colour: Colour| Refusal { client: *client, vip: vip.into(), word, colour: colour as u32 };
-    if !by(live.colour).is_remembered(world) {
+    let hash = hash_of(client, vip, world);
+    let is_remembered = |colour: Colour| {
+        let name = name(hash, word, colour as u32);
+        holds(world.refusals(row_of(name)), name)
+    };
+    if !is_remembered(live.colour) {
         return (live, false);
     }
-    if by(live.colour.other()).is_remembered(world) {
+    if is_remembered(live.colour.other()) {
         return (live, true);
     }
     (second_chance(live.colour, deployment, word, world, now).unwrap_or(live), false)
