@@ -41,6 +41,7 @@ use bg_common::Event;
 use egress::{
     reset::{self, Sequence, Turned},
     rewrite::{Rewritable, Writer},
+    unreachable::{self, Room},
 };
 use hint::unlikely;
 use path::{
@@ -108,6 +109,27 @@ pub fn turn_into_reset(packet: &Packet<'_>, number: Sequence, writer: &mut impl 
     match ether_type {
         ethernet::IPV4 => reset::turn::<V4>(packet, l3, number, writer),
         ethernet::IPV6 => reset::turn::<V6>(packet, l3, number, writer),
+        _ => None,
+    }
+}
+
+/// How to make room in a frame of which [`process`] says [`Action::Unreachable`]. `None`: it is not answered.
+#[inline(always)]
+pub fn room_for_error(packet: &Packet<'_>) -> Option<Room> {
+    let (ether_type, l3) = ethernet::payload(packet)?;
+    match ether_type {
+        ethernet::IPV4 => Room::new::<V4>(packet, l3),
+        ethernet::IPV6 => Room::new::<V6>(packet, l3),
+        _ => None,
+    }
+}
+
+/// Turns such a frame, in which there is room, into an ICMP error for its sender. `None`: it could not be written, and must not be sent.
+#[inline(always)]
+pub fn turn_into_error(packet: &Packet<'_>, writer: &mut impl Writer) -> Option<()> {
+    match ethernet::payload(packet)?.0 {
+        ethernet::IPV4 => unreachable::write::<V4>(packet, writer),
+        ethernet::IPV6 => unreachable::write::<V6>(packet, writer),
         _ => None,
     }
 }

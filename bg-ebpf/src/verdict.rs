@@ -6,8 +6,15 @@
 //! let silently = bg_ebpf::Verdict { action: bg_ebpf::Action::Drop, ifindex: 0 };
 //! ```
 
-use crate::{hook::Direction, wire::headers::Transport, world::World};
-use bg_common::{Event, NextHop};
+use crate::{
+    hook::{Direction, Hook},
+    wire::{
+        ethernet,
+        headers::{Headers, IpVersion},
+    },
+    world::World,
+};
+use bg_common::{Event, NextHop, Protocol};
 
 /// What to do with a frame. A frame that is passed, deferred, not decided or to be answered is unmodified, the others are rewritten.
 #[repr(u32)]
@@ -37,6 +44,9 @@ pub enum Action {
     /// A TCP segment to which no backend is to answer: [`crate::turn_into_reset`] makes a reset of it, which goes back where the segment
     /// came from.
     Refuse = 9,
+    /// A datagram to which no backend is to answer: [`crate::room_for_error`] and [`crate::turn_into_error`] make an ICMP error of it, which goes
+    /// back where the datagram came from.
+    Unreachable = 10,
 }
 
 /// How a packet leaves.
@@ -90,17 +100,22 @@ impl Verdict {
         Self { action: Action::Reset, ifindex: 0 }
     }
 
-    /// [`Action::Refuse`], with its reason counted; XDP leaves it to tc, too. What is no segment that a reset can answer is dropped.
+    /// [`Action::Refuse`] or [`Action::Unreachable`], with its reason counted; XDP leaves it to tc, too. What must not be answered is dropped: what is
+    /// itself the end of a connection, or comes from no single host, and datagrams beyond the rate of ICMP errors.
     #[inline(always)]
-    pub fn refuse(transport: &Transport, direction: Direction, world: &impl World, reason: Event) -> Self {
-        if !transport.can_be_refused() {
+    pub fn refuse<V: IpVersion>(headers: &Headers<V>, hook: &Hook<'_, impl World>, reason: Event) -> Self {
+        let (is_udp, world) = (headers.protocol() == Protocol::Udp, hook.world);
+        if !V::is_of_one_host(headers.src) || !(is_udp || headers.transport.can_be_refused()) {
             return Self::drop(world, reason);
         }
-        if direction == Direction::Early {
+        if hook.direction == Direction::Early {
             return Self::DEFER;
         }
+        if is_udp && (ethernet::is_tagged(headers.l3) || !world.may_send_error()) {
+            return Self::drop(world, reason);
+        }
         world.count(reason);
-        Self { action: Action::Refuse, ifindex: 0 }
+        Self { action: if is_udp { Action::Unreachable } else { Action::Refuse }, ifindex: 0 }
     }
 
     /// What an exit says.
@@ -131,7 +146,7 @@ impl Verdict {
         Self { action, ifindex: verdict as u32 }
     }
 
-    /// For a global function to return. It decides: [`Action::Icmp`], [`Action::Reset`] and [`Action::Refuse`] are no answers.
+    /// For a global function to return. It decides: [`Action::Icmp`] and what asks for an answer to the packet are no results.
     #[inline(always)]
     pub const fn to_u64(self) -> u64 {
         (self.action as u64) << 32 | self.ifindex as u64

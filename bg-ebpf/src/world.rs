@@ -126,6 +126,10 @@ pub trait World {
     }
     /// Counts a copy that is sent to a backend of a service and colour.
     fn count_copy(&self, _service: u16, _colour: u8) {}
+    /// Whether an ICMP error may be sent now, by [`crate::policy::error_rate`]. It counts as sent.
+    fn may_send_error(&self) -> bool {
+        true
+    }
     /// The coarse clock, see [`bg_common::TICK_SHIFT`].
     fn tick(&self) -> u32;
     /// Notes a step that decides something. The engine calls it by `note!`.

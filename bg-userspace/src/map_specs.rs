@@ -32,8 +32,8 @@ enum Kind {
     Trie,
 }
 
-/// All pinned maps of an instance. `meta` is last, see [`crate::pins`]. `scratch` is not pinned, because its content only concerns the
-/// program that has written it, for one packet.
+/// All pinned maps of an instance. `meta` is last, see [`crate::pins`]. `scratch` and `route_call` are not pinned, because their content only concerns the
+/// program that has written it, for one packet, and `error_rate` is not, because nobody misses it.
 pub(crate) const MAPS: [MapSpec; 29] = [
     mappable::<LiveWord>("live", |_| MAX_DEPLOYMENTS),
     mappable::<[SwitchTerms; 2]>("terms", |_| MAX_DEPLOYMENTS),

@@ -176,6 +176,12 @@ pub fn ends(frame: &[u8]) -> (SocketAddr, SocketAddr) {
     (SocketAddr::new(from, from_port), SocketAddr::new(to, to_port))
 }
 
+/// Whether a frame bears an ICMP message, which has no ports.
+pub fn is_icmp(frame: &[u8]) -> bool {
+    let packet = SlicedPacket::from_ethernet(frame).expect("a whole packet");
+    matches!(packet.transport, Some(TransportSlice::Icmpv4(_) | TransportSlice::Icmpv6(_)))
+}
+
 /// Panics unless the checksums of a frame are right; a UDP checksum that is left out is.
 pub fn assert_checksums(frame: &[u8]) {
     let packet = SlicedPacket::from_ethernet(frame).expect("a whole packet");
@@ -187,6 +193,7 @@ pub fn assert_checksums(frame: &[u8]) {
             let (from, to) = (header.source(), header.destination());
             match &transport {
                 TransportSlice::Tcp(tcp) => (tcp.calc_checksum_ipv4(from, to).expect("length"), tcp.checksum()),
+                TransportSlice::Icmpv4(icmp) => (icmp.icmp_type().calc_checksum(icmp.payload()), icmp.checksum()),
                 TransportSlice::Udp(udp) if udp.checksum() == 0 => (0, 0),
                 TransportSlice::Udp(udp) => {
                     let expected = udp.to_header().calc_checksum_ipv4_raw(from, to, udp.payload());
@@ -199,6 +206,10 @@ pub fn assert_checksums(frame: &[u8]) {
             let (from, to) = (ip.header().source(), ip.header().destination());
             match &transport {
                 TransportSlice::Tcp(tcp) => (tcp.calc_checksum_ipv6(from, to).expect("length"), tcp.checksum()),
+                TransportSlice::Icmpv6(icmp) => {
+                    let expected = icmp.icmp_type().calc_checksum(from, to, icmp.payload());
+                    (expected.expect("length"), icmp.checksum())
+                }
                 TransportSlice::Udp(udp) if udp.checksum() == 0 => (0, 0),
                 TransportSlice::Udp(udp) => {
                     let expected = udp.to_header().calc_checksum_ipv6_raw(from, to, udp.payload());

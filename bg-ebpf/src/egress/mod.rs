@@ -4,3 +4,4 @@ pub mod next_hop;
 pub mod reset;
 pub mod rewrite;
 pub mod translate;
+pub mod unreachable;

@@ -16,7 +16,7 @@ use crate::wire::{
     packet::{Packet, bytes::load32},
     transport::checksum_offset,
 };
-use bg_common::{Addr, Family, Protocol};
+use bg_common::{Family, Protocol};
 use core::mem::offset_of;
 use network_types::{
     ip::{Ipv4Hdr, Ipv6Hdr},
@@ -92,18 +92,14 @@ pub fn turn<V: IpVersion>(
     writer.put32(l4 + 8, acknowledged)?;
     writer.put32(l4 + 12, offset_and_flags)?;
     writer.put16(l4 + offset_of!(TcpHdr, urg_ptr), 0)?;
-    let pseudo_header = sum_of(&src).and(sum_of(&dst)).word(u16::from(tcp).to_be()).word((TcpHdr::LEN as u16).to_be());
+    let ends = Sum::ZERO.address(&src).address(&dst);
+    let pseudo_header = ends.word(u16::from(tcp).to_be()).word((TcpHdr::LEN as u16).to_be());
     let numbers = Sum::ZERO.double_word(sequence).double_word(acknowledged);
     let header = numbers.double_word(ports).double_word(offset_and_flags);
-    writer.put_checksum(l4 + checksum_offset(Protocol::Tcp), pseudo_header, header)?;
+    let (unfinished, finished) = (pseudo_header.fold(), !pseudo_header.and(header).fold());
+    writer.put_checksum(l4 + checksum_offset(Protocol::Tcp), unfinished, finished)?;
     writer.put_macs(macs)?;
     Some(Turned { len: l4 + TcpHdr::LEN, sequence: own })
-}
-
-/// The sum of an address. Words that it does not have are zero.
-#[inline(always)]
-const fn sum_of(&Addr([a, b, c, d]): &Addr) -> Sum {
-    Sum::ZERO.double_word(a).double_word(b).double_word(c).double_word(d)
 }
 
 const _: () = assert!(offset_of!(TcpHdr, check) == 16 && offset_of!(TcpHdr, urg_ptr) == 18);

@@ -5,7 +5,7 @@
 //! of tc is in `kernel/tc.rs`: there checksums may be unfinished, and the kernel's helpers know.
 
 use crate::wire::{
-    checksum::{Delta, Sum},
+    checksum::Delta,
     ethernet,
     headers::{Headers, IpVersion, V4, V6},
     packet::{
@@ -91,9 +91,8 @@ pub trait Writer {
     fn put16(&mut self, at: usize, word: u16) -> Option<()>;
     /// The same with four bytes.
     fn put32(&mut self, at: usize, word: u32) -> Option<()>;
-    /// Stores the checksum of a TCP segment all of whose other bytes are new: the sum of its pseudo-header and that of its header.
-    /// `None`: as above.
-    fn put_checksum(&mut self, at: usize, pseudo_header: Sum, header: Sum) -> Option<()>;
+    /// Stores a checksum: the finished one, or `unfinished` if the kernel or a network card has yet to sum bytes of the frame. `None`: as above.
+    fn put_checksum(&mut self, at: usize, unfinished: u16, finished: u16) -> Option<()>;
     /// Replaces both MAC addresses, which no checksum covers.
     fn put_macs(&mut self, macs: [u32; 3]) -> Option<()>;
 }
@@ -196,8 +195,8 @@ impl Writer for Packet<'_> {
     }
 
     #[inline(always)]
-    fn put_checksum(&mut self, at: usize, pseudo_header: Sum, header: Sum) -> Option<()> {
-        self.put16(at, !pseudo_header.and(header).fold())
+    fn put_checksum(&mut self, at: usize, _unfinished: u16, finished: u16) -> Option<()> {
+        self.put16(at, finished)
     }
 
     #[inline(always)]

@@ -12,11 +12,11 @@ use aya_ebpf::{
     EbpfContext as _,
     bindings::{
         __sk_buff, BPF_F_INGRESS, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM, TC_ACT_OK, TC_ACT_SHOT,
-        TC_ACT_UNSPEC,
+        TC_ACT_UNSPEC, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
     },
     helpers::{
         bpf_redirect,
-        generated::{bpf_clone_redirect, bpf_csum_update, bpf_skb_change_tail},
+        generated::{bpf_clone_redirect, bpf_csum_update, bpf_skb_adjust_room, bpf_skb_change_tail},
     },
     macros::classifier,
     programs::TcContext,
@@ -27,9 +27,10 @@ use bg_ebpf::{
     egress::{
         reset::Sequence,
         rewrite::{Edit, Rewritable, Writer},
+        unreachable::Room,
     },
     path::{error, slow::Receiver},
-    process, turn_into_reset,
+    process, room_for_error, turn_into_error, turn_into_reset,
     wire::{checksum::Sum, ethernet, headers::Headers, packet::Packet, transport::checksum_offset},
 };
 use core::mem::offset_of;
@@ -40,6 +41,9 @@ const LONGEST_HEADERS: u32 = 14 + 2 * 4 + 60 + 60;
 
 /// The same up to a transport checksum that an ICMP error quotes: an IPv4 header with all options and ICMP in between.
 const LONGEST_OF_ERROR: u32 = 14 + 2 * 4 + 60 + 8 + 60 + 18;
+
+/// The same with an error of the data path's own, all of whose bytes are summed.
+const LONGEST_OWN_ERROR: u32 = 14 + 1280;
 
 /// The switch.
 #[classifier]
@@ -79,7 +83,7 @@ fn run(context: TcContext, direction: Direction) -> i32 {
         Action::ToSelf => redirect_to_self(),
         Action::Drop => TC_ACT_SHOT,
         Action::Reset => reset(&context, direction, &world),
-        Action::Refuse => refuse(&context, &world),
+        action @ (Action::Refuse | Action::Unreachable) => refuse(&context, action, &world),
     }
 }
 
@@ -111,15 +115,17 @@ fn reset(context: &TcContext, direction: Direction, world: &World<false>) -> i32
     }
 }
 
-/// Answers a segment of a client with a reset, which goes back where the segment came from.
+/// Answers a packet of a client with a reset or an error, which goes back where the packet came from.
 #[inline(always)]
-fn refuse(context: &TcContext, world: &World<false>) -> i32 {
+fn refuse(context: &TcContext, action: Action, world: &World<false>) -> i32 {
+    let skb = context.skb.skb;
     // SAFETY: the program's own context, and two numbers.
     unsafe {
-        if tc_turn_into_reset(context.skb.skb, ACKNOWLEDGED) == ACKNOWLEDGED {
-            return TC_ACT_SHOT;
-        }
-        bpf_redirect(world.ingress_ifindex(), 0) as i32
+        let is_turned = match action {
+            Action::Refuse => tc_turn_into_reset(skb, ACKNOWLEDGED) != ACKNOWLEDGED,
+            _ => tc_turn_into_error(skb) != 0,
+        };
+        if is_turned { bpf_redirect(world.ingress_ifindex(), 0) as i32 } else { TC_ACT_SHOT }
     }
 }
 
@@ -144,6 +150,29 @@ unsafe extern "C" fn tc_turn_into_reset(skb: *mut __sk_buff, sequence: u64) -> u
         0 => turned.sequence.into(),
         _ => ACKNOWLEDGED,
     }
+}
+
+/// [`room_for_error`] and [`turn_into_error`]. Zero: the frame must not be sent.
+///
+/// # Safety
+///
+/// The context must be the program's own.
+#[unsafe(no_mangle)]
+#[inline(never)]
+unsafe extern "C" fn tc_turn_into_error(skb: *mut __sk_buff) -> u32 {
+    let context = TcContext::new(skb);
+    let Some(Room { kept, inserted }) = room_for_error(&packet(&context, LONGEST_HEADERS)) else { return 0 };
+    // A GSO packet is none any more once its tail is cut off.
+    // SAFETY: the program's own context.
+    let has_room = unsafe {
+        bpf_skb_change_tail(skb, kept as u32, 0) == 0
+            && bpf_skb_adjust_room(skb, inserted as i32, BPF_ADJ_ROOM_MAC, 0) == 0
+    };
+    if !has_room {
+        return 0;
+    }
+    let packet = packet(&context, LONGEST_OWN_ERROR);
+    turn_into_error(&packet, &mut SkbWriter(&context)).is_some().into()
 }
 
 /// The frame's bytes, so many at least as the engine looks at.
@@ -298,16 +327,15 @@ impl Writer for SkbWriter<'_> {
         Skb(self.0).store(at, &word, RECOMPUTE).ok()
     }
 
-    /// `CHECKSUM_PARTIAL` wants the sum of the pseudo-header in the field. The helper leaves it alone then, and else makes the checksum
-    /// of it: what it is told to replace zero by is the difference.
+    /// The helper leaves the field alone if the state is `CHECKSUM_PARTIAL`, and else makes the finished checksum of it: what it is
+    /// told to replace zero by is the difference.
     #[inline(always)]
-    fn put_checksum(&mut self, at: usize, pseudo_header: Sum, header: Sum) -> Option<()> {
-        let (partial, finished) = (pseudo_header.fold(), !pseudo_header.and(header).fold());
-        self.put16(at, partial)?;
-        let difference = pseudo_header.and(pseudo_header).and(header).fold();
+    fn put_checksum(&mut self, at: usize, unfinished: u16, finished: u16) -> Option<()> {
+        self.put16(at, unfinished)?;
+        let difference = Sum::ZERO.word(unfinished).word(!finished).fold();
         self.0.l4_csum_replace(at, 0, difference.into(), 2).ok()?;
-        // `skb->csum` has seen the sum of the pseudo-header stored. If it is no sum of all bytes, this does nothing.
-        let change = Sum::ZERO.word(finished).word(!partial).fold();
+        // `skb->csum` has seen the unfinished one stored. If it is no sum of all bytes, this does nothing.
+        let change = Sum::ZERO.word(finished).word(!unfinished).fold();
         // SAFETY: the program's own context.
         unsafe { bpf_csum_update(self.0.skb.skb, change.into()) };
         Some(())

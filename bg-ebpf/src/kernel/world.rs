@@ -24,6 +24,7 @@ use bg_common::{
 use bg_ebpf::{
     flow::memory::{Memory, RawWords},
     hint::unlikely,
+    policy::error_rate,
     step::Step,
     world::{RouteCall, SCRATCH_WORDS},
 };
@@ -342,6 +343,11 @@ impl<const XDP: bool> bg_ebpf::world::World for World<XDP> {
     }
 
     #[inline(always)]
+    fn may_send_error(&self) -> bool {
+        EXPLAINS || (!XDP && may_send_error() != 0)
+    }
+
+    #[inline(always)]
     fn tick(&self) -> u32 {
         tick()
     }
@@ -485,6 +491,18 @@ fn note_decision(deployment: u32, is_by_new_word: u32) {
                 (*times).first_new = now;
             }
         }
+    }
+}
+
+/// See [`bg_ebpf::world::World::may_send_error`]. Not zero: it may. A call, for it is seldom made.
+#[inline(never)]
+fn may_send_error() -> u32 {
+    let Some(word) = maps::ERROR_RATE.get_ptr_mut(0) else { return 0 };
+    // SAFETY: an aligned word of the map, and a helper that reads the kernel's clock. Of several CPUs at the same moment, one sends.
+    unsafe {
+        let full_at = word.read_volatile();
+        let Some(next) = error_rate::next(full_at, bpf_ktime_get_boot_ns()) else { return 0 };
+        atomic_cxchg::<u64, { SeqCst }, { SeqCst }>(word, full_at, next).1.into()
     }
 }
 

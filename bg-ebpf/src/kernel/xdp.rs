@@ -42,7 +42,7 @@ pub(super) fn ingress(context: XdpContext) -> u32 {
         }
         // Unmodified, for `tc_ingress`. The others are not for this hook.
         Action::Defer | Action::Deliver | Action::Resolve | Action::ToSelf | Action::Icmp => XDP_PASS,
-        Action::Reset | Action::Refuse => XDP_PASS,
+        Action::Reset | Action::Refuse | Action::Unreachable => XDP_PASS,
         Action::Redirect if verdict.ifindex() == world.ingress_ifindex() => XDP_TX,
         // The engine has prepared it.
         Action::Redirect => XDP_REDIRECT,

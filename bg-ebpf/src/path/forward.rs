@@ -286,9 +286,7 @@ fn open_flow<V: Flows, W: SlowPath<V>>(
         let slot = match open.choose_backend::<V>() {
             Placed::At(slot) => slot,
             Placed::MissingRow => return Err(Verdict::drop(world, Event::MissingRow)),
-            Placed::NotReady => {
-                return Err(Verdict::refuse(&headers.transport, hook.direction, world, Event::IdleNotReady));
-            }
+            Placed::NotReady => return Err(Verdict::refuse(headers, hook, Event::IdleNotReady)),
         };
         let Some(backend) = world.backend(slot).map(BackendRef) else {
             return Err(Verdict::drop(world, Event::MissingRow));

@@ -164,9 +164,10 @@ fn has_news<V: Flows>(headers: &Headers<V>, state: FlowState) -> bool {
         Protocol::Udp => !state.has(FlowState::ANSWERED),
         Protocol::Tcp => {
             // Of a client that says nothing more, the backend alone can be heard, so that a switch ends the connection with its
-            // next segment.
+            // next segment. And a tester is to hear nothing from the colour that is live.
             const STATE: u32 = FlowState::CONFIRMED
                 | FlowState::ANSWERED
+                | FlowState::IDLE_ONLY
                 | FlowState::CLIENT_FIN
                 | FlowState::FOREIGN
                 | FlowState::DOUBTFUL;

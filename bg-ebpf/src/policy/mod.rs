@@ -3,6 +3,7 @@
 pub mod backend;
 pub mod colour;
 pub mod connection;
+pub mod error_rate;
 pub mod freeze;
 pub mod lifetime;
 pub mod refusals;

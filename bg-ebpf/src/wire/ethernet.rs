@@ -74,12 +74,16 @@ pub fn destination(packet: &Packet<'_>) -> Option<u64> {
     Some(u64::from(load32(&macs.dmac)) | u64::from(load16(&macs.dmac_end)) << 32)
 }
 
-/// Both MAC addresses in the order of a frame that goes back: three words as they stand on the wire.
+/// Both MAC addresses in the order of a frame that goes back: three words as they stand on the wire. `None`: the frame was sent to a group, and is
+/// not answered (RFC 1122, section 3.2.2).
 #[inline(always)]
 pub fn swapped_macs(packet: &Packet<'_>) -> Option<[u32; 3]> {
     let macs = packet.header::<Macs>(0)?;
     let (dmac, dmac_end) = (load32(&macs.dmac), load16(&macs.dmac_end));
     let (smac, smac_end) = (load16(&macs.smac), load32(&macs.smac_end));
+    if dmac & 1 != 0 {
+        return None;
+    }
     let (smac, dmac) = (u64::from(smac) | u64::from(smac_end) << 16, u64::from(dmac) | u64::from(dmac_end) << 32);
     Some([smac as u32, (smac >> 32) as u32 | (dmac as u32) << 16, (dmac >> 16) as u32])
 }

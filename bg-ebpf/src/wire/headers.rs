@@ -158,6 +158,8 @@ pub trait IpVersion: Copy {
     fn header<'a>(packet: &'a Packet<'_>, l3: usize) -> Option<impl IpHeader<Self> + 'a>;
     /// Hash that chooses among backends: the same for the same five-tuple, always and everywhere.
     fn tuple_hash(src: Self::Address, dst: Self::Address, ports: u32, protocol: Protocol) -> u32;
+    /// Whether the address can be that of one host: neither unspecified, nor of a group, nor reserved (RFC 1122, section 3.2.1.3; RFC 4291).
+    fn is_of_one_host(address: Self::Address) -> bool;
     /// The address as maps keep it.
     fn widen(address: Self::Address) -> Addr;
     /// The address as packets bear it.

@@ -11,7 +11,7 @@ use super::{
 use bg_common::{Addr, Be16, Family, Protocol};
 
 /// Bytes of an ICMP error before the quoted packet.
-const HEADER_LEN: usize = 8;
+pub const HEADER_LEN: usize = 8;
 
 /// Offset of the checksum in an ICMP header.
 pub const CHECKSUM: usize = 2;

@@ -31,6 +31,12 @@ impl IpVersion for V4 {
     }
 
     #[inline(always)]
+    fn is_of_one_host(address: u32) -> bool {
+        let [first, ..] = address.to_ne_bytes();
+        first != 0 && first < 224
+    }
+
+    #[inline(always)]
     fn widen(address: u32) -> Addr {
         Addr([address, 0, 0, 0])
     }
@@ -64,6 +70,12 @@ impl IpVersion for V6 {
         let hash = mix(hash ^ dst[0].rotate_left(32));
         let hash = mix(hash ^ dst[1].rotate_left(32));
         fold(mix(hash ^ (u64::from(ports) << 8 | protocol as u64)))
+    }
+
+    #[inline(always)]
+    fn is_of_one_host([low, high]: [u64; 2]) -> bool {
+        let [first, ..] = low.to_ne_bytes();
+        low | high != 0 && first != 0xff
     }
 
     #[inline(always)]

@@ -332,6 +332,9 @@ impl Teller<'_> {
             a if a == Action::Drop as u64 && self.is_held => ("hold", "held: it goes on at the thaw".to_owned()),
             a if a == Action::Drop as u64 => ("drop", "dropped".to_owned()),
             a if a == Action::Refuse as u64 => ("refuse", "answered with a reset: no backend gets it".to_owned()),
+            a if a == Action::Unreachable as u64 => {
+                ("refuse", "answered with an ICMP error, port unreachable: no backend gets it".to_owned())
+            }
             a if a == Action::Reset as u64 => {
                 ("reset", "answered with a reset, and sent on as a reset to the other end".to_owned())
             }

@@ -75,7 +75,7 @@ impl Explainer {
 
 /// Whether an instance pins the map: the others are of one load alone.
 fn is_shared(name: &str) -> bool {
-    !name.starts_with('.') && !["scratch", "route_call"].contains(&name)
+    !name.starts_with('.') && !["scratch", "route_call", "error_rate"].contains(&name)
 }
 
 /// A directory of pins, which are needed only while the object is loaded.

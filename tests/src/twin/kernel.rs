@@ -278,8 +278,8 @@ impl Kernel {
     pub fn bytes(&self, all: bool) -> Result<Vec<(String, Vec<u8>)>> {
         let mut held = Vec::new();
         for (name, map) in self.object.maps() {
-            // The memory for one packet is of each load alone.
-            if !["scratch", "route_call"].contains(&name)
+            // These are of each load alone.
+            if !["scratch", "route_call", "error_rate"].contains(&name)
                 && let Some(bytes) = bytes_of(map, all)?
             {
                 held.push((name.to_owned(), bytes));

@@ -10,7 +10,7 @@ mod switches;
 use bg_common::{Cause, Event, NextHop, Protocol, Timing, Trips};
 use bg_ebpf::Action;
 use bg_tests::{
-    frames::{PacketSpec, assert_checksums, ends, tcp_flags},
+    frames::{PacketSpec, assert_checksums, ends, is_icmp, tcp_flags},
     run,
     twin::{Explainer, Host, Kernel, Outcome, Program, Sizes},
 };
@@ -109,7 +109,7 @@ fn agree_on_frame(subject: &mut Subject, host: &Host, program: Program, bytes: &
     // Unmodified and handed on looks the same from outside, and so does leaving by either way.
     expected.action = match expected.action {
         Action::Deliver | Action::Defer if expected.frame == bytes => Action::Pass,
-        Action::Resolve | Action::Reset | Action::Refuse => Action::Redirect,
+        Action::Resolve | Action::Reset | Action::Refuse | Action::Unreachable => Action::Redirect,
         action => action,
     };
     let explained = subject.explainer.as_mut().map(|explainer| explain::explain(explainer, kernel, program, bytes));
@@ -185,6 +185,7 @@ fn agree(
                 let is_sent = |outcome: &Outcome| matches!(outcome.action, Action::Redirect | Action::Deliver);
                 if let Some(outcome) = outcome.filter(is_sent)
                     && matches!(spec.damage, Damage::None)
+                    && !is_icmp(&outcome.frame)
                 {
                     sent = Some((outcome.frame, spec.packet.clone()));
                 }

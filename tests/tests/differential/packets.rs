@@ -20,7 +20,7 @@ fn backends(addresses: &[&str], out_of: Option<u32>) -> Vec<BackendAt> {
 }
 
 /// Two deployments, both families and protocols, both modes, testers, a preview address each, two services
-/// that share backends, so that replies can collide, though their salts differ, two without a backend of one colour, and, for tc, two
+/// that share backends, so that replies can collide, though their salts differ, four without a backend of one colour, and, for tc, two
 /// with a mirror.
 pub(crate) fn scenario(program: Program) -> Scenario {
     let mut scenario = Scenario::default();
@@ -66,15 +66,17 @@ pub(crate) fn scenario(program: Program) -> Scenario {
         backends: [backends(&["[fd00:1::11]:53"], None), backends(&["[fd00:2::11]:53"], None)],
     });
     // Their green is not ready.
-    for (vip, preview, blue) in [
-        ("203.0.113.10:80", "203.0.113.10:9080", "10.0.1.11:8080"),
-        ("[2001:db8::10]:80", "[2001:db8::10]:9080", "[fd00:1::11]:8080"),
+    for (vip, preview, blue, protocol) in [
+        ("203.0.113.10:80", "203.0.113.10:9080", "10.0.1.11:8080", Protocol::Tcp),
+        ("[2001:db8::10]:80", "[2001:db8::10]:9080", "[fd00:1::11]:8080", Protocol::Tcp),
+        ("203.0.113.10:80", "203.0.113.10:9080", "10.0.1.11:8080", Protocol::Udp),
+        ("[2001:db8::10]:80", "[2001:db8::10]:9080", "[fd00:1::11]:8080", Protocol::Udp),
     ] {
         scenario.service(&ServiceAt {
             deployment: shop,
             vip: at(vip),
             preview: Some(at(preview)),
-            protocol: Protocol::Tcp,
+            protocol,
             mode: Mode::Nat,
             backends: [backends(&[blue], Some(OUT)), Vec::new()],
         });
@@ -171,7 +173,11 @@ pub(crate) fn spec() -> impl Strategy<Value = Spec> {
         select(FLAGS.to_vec()),
         (select(vec![1u32, 2]), select(vec![2u32, 3, 0x7000_0000])),
         select(vec![0u8, 1, 2, 64, 255]),
-        proptest::collection::vec(any::<u8>(), 0..48),
+        prop_oneof![
+            7 => proptest::collection::vec(any::<u8>(), 0..48),
+            // ICMP errors do not quote all of it.
+            1 => proptest::collection::vec(any::<u8>(), 0..1400),
+        ],
         prop_oneof![4 => Just(0u8), 1 => Just(1), 1 => Just(2), 1 => Just(3)],
         prop_oneof![6 => Just(0u8), 1 => 1u8..=10],
         any::<bool>(),

@@ -16,9 +16,9 @@ use bg_ebpf::{
         table::{find, insert, replace},
     },
     path::slow::mark,
-    process, process_icmp,
+    process, process_icmp, room_for_error,
     step::Step,
-    turn_into_reset,
+    turn_into_error, turn_into_reset,
     wire::packet::Packet,
     world::{RouteCall, SCRATCH_WORDS, World},
 };
@@ -74,6 +74,8 @@ pub struct Host {
     pub copies: RefCell<Vec<u8>>,
     /// Whether copies can be made.
     pub can_copy: Cell<bool>,
+    /// Whether ICMP errors may be sent.
+    pub may_send_errors: Cell<bool>,
     /// [`World::copy_for`] of the next frame.
     copy_for: Cell<u32>,
     /// The MAC address of the interface at which frames arrive, with its first byte lowest.
@@ -135,6 +137,7 @@ impl Host {
             holds: Cell::new(Some(Event::Held)),
             copies: RefCell::default(),
             can_copy: Cell::new(true),
+            may_send_errors: Cell::new(true),
             copy_for: Cell::default(),
             mac: Cell::new(0),
             routes: RefCell::default(),
@@ -190,6 +193,15 @@ impl Host {
         } else if action == Action::Refuse {
             let back = turn_into_reset(&packet, Sequence::Acknowledged, &mut writer).expect("it was read before");
             bytes.truncate(back.len);
+        } else if action == Action::Unreachable {
+            let room = room_for_error(&packet).expect("it was read before");
+            bytes.truncate(room.kept);
+            bytes.splice(14..14, vec![0; room.inserted]);
+            let range = bytes.as_mut_ptr_range();
+            // SAFETY: as above.
+            let (packet, mut writer) =
+                unsafe { (Packet::new(range.start, range.end), Packet::new(range.start, range.end)) };
+            turn_into_error(&packet, &mut writer).expect("as before");
         }
         assert!(
             self.live_reads.borrow().values().all(|&reads| reads == 1),

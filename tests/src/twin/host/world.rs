@@ -172,6 +172,10 @@ impl World for Host {
         self.holds.get()
     }
 
+    fn may_send_error(&self) -> bool {
+        self.may_send_errors.get()
+    }
+
     fn tick(&self) -> u32 {
         self.tick.get()
     }
