@@ -106,6 +106,7 @@ impl Instance {
             None => Scope::Idle,
         };
         let start = Instant::now();
+        let _ = self.end_confined();
         loop {
             let rest = match request.timeout {
                 Some(timeout) => timeout.saturating_sub(start.elapsed()),

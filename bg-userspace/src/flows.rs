@@ -106,6 +106,7 @@ impl Instance {
     /// The open flows, ordered by deployment, service and client.
     pub fn flows(&self, filter: &FlowFilter) -> Result<Vec<FlowStatus>, Error> {
         let _ = self.release_overdue();
+        let _ = self.end_confined();
         let tables = Tables::open(&self.paths)?;
         let running = Running::read(&self.words, &tables)?;
         let wanted = Wanted::new(filter, &running)?;

@@ -96,6 +96,7 @@ impl Instance {
         let until = now(ClockId::Boot).saturating_add(u64::try_from(max.as_nanos()).unwrap_or(u64::MAX));
         self.hold_until(deployment, index, until, &mut fence)?;
         drop(lock);
+        let _ = self.end_confined();
         let state = self.words.reading(index, 0).moment();
         let change = Change { reason: request.reason.clone(), ..change(deployment, Action::Freeze, state) };
         let over = over.map(|until| by_itself(deployment, state, until));
@@ -125,6 +126,7 @@ impl Instance {
         let over = self.over(index, &held);
         let played = if changed { self.release(index, &held)? } else { Played::default() };
         drop(lock);
+        let _ = self.end_confined();
         let state = self.words.reading(index, 0).moment();
         if changed {
             let thaw = || Change { reason: reason.map(str::to_owned), ..change(deployment, Action::Thaw, state) };

@@ -192,6 +192,7 @@ impl Instance {
         let held = HeldLog::open(&self.paths)?;
         let counters = TrafficCounters::open(&self.paths)?;
         self.settle();
+        let _ = self.end_confined();
         let flows = self.count_by_deployment(&tables)?;
         // Read afterwards, because counting may have ended a drain.
         let running = Running::read(&self.words, &tables)?;

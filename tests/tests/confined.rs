@@ -1,16 +1,18 @@
-//! A switch that makes a tester's colour live ends the tester's connections at both ends at once, although nobody says a word, and leaves those
-//! of users alone.
+//! A switch that makes a tester's colour live ends the tester's connections at both ends, and leaves those of users alone: a command does so at once,
+//! although nobody says a word. If the data path switches by itself, the next segment does, and the next command ends those that say nothing.
 
 use anyhow::{Result, ensure};
+use bg_common::Colour;
 use bg_tests::{
     Fabric, Lab, Offloads, Ready, address,
-    config::{DEPLOYMENT, PREVIEW_PORT, http_vip, shop},
-    load::{Connection, PATIENCE},
+    config::{DEPLOYMENT, PREVIEW_PORT, http_vip, shop, udp_vip},
+    load::{Connection, Echo, PATIENCE},
 };
 use std::{
     io::{ErrorKind, Read as _},
     net::{IpAddr, SocketAddr},
-    time::{Duration, Instant},
+    thread,
+    time::{Duration, Instant, SystemTime},
 };
 
 /// User, tester and VIP of each family.
@@ -32,8 +34,39 @@ fn no_backend_knows(lab: &Lab, client: SocketAddr) -> Result<()> {
             return Ok(());
         }
         ensure!(Instant::now() < end, "a backend still has {known}");
-        std::thread::sleep(Duration::from_millis(10));
+        thread::sleep(Duration::from_millis(10));
     }
+}
+
+fn open(ready: &Ready, from: IpAddr, to: SocketAddr, colour: &str) -> Result<Connection> {
+    let connection = Connection::open_from(&ready.lab.client, SocketAddr::new(from, 0), to)?;
+    assert_eq!(connection.colour()?, colour);
+    Ok(connection)
+}
+
+/// Connections of testers and to preview addresses, which are on this colour.
+fn confined(ready: &Ready, idle: &str) -> Result<Vec<Connection>> {
+    let mut all = Vec::new();
+    for [user, tester, vip] in ENDS {
+        all.push(open(ready, tester, http_vip(vip), idle)?);
+        all.push(open(ready, user, SocketAddr::new(vip, PREVIEW_PORT), idle)?);
+    }
+    Ok(all)
+}
+
+fn users(ready: &Ready, live: &str) -> Result<Vec<Connection>> {
+    ENDS.iter().map(|[user, _, vip]| open(ready, *user, http_vip(*vip), live)).collect()
+}
+
+/// Asserts that connections which say nothing are reset at both ends.
+fn are_reset(ready: &Ready, connections: &[Connection]) -> Result<()> {
+    for connection in connections {
+        let client = connection.stream().local_addr()?;
+        let error = connection.stream().read(&mut [0; 64]).expect_err("a reset");
+        assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}");
+        no_backend_knows(&ready.lab, client)?;
+    }
+    Ok(())
 }
 
 fn testers_are_told(lab: Lab, attach_mode: &str, service_mode: &str) -> Result<()> {
@@ -42,27 +75,9 @@ fn testers_are_told(lab: Lab, attach_mode: &str, service_mode: &str) -> Result<(
     let ready = Ready::with(lab, attach_mode, &config)?;
     for (round, way) in [["switch", DEPLOYMENT], ["rollback", DEPLOYMENT]].iter().enumerate() {
         let [live, idle] = if round == 0 { ["blue", "green"] } else { ["green", "blue"] };
-        let (mut confined, mut users) = (Vec::new(), Vec::new());
-        for [user, tester, vip] in ENDS {
-            let open = |from, port| {
-                Connection::open_from(&ready.lab.client, SocketAddr::new(from, 0), SocketAddr::new(vip, port))
-            };
-            confined.extend([open(tester, http_vip(vip).port())?, open(user, PREVIEW_PORT)?]);
-            users.push(open(user, http_vip(vip).port())?);
-        }
-        for connection in &confined {
-            assert_eq!(connection.colour()?, idle);
-        }
-        for connection in &users {
-            assert_eq!(connection.colour()?, live);
-        }
+        let (confined, users) = (confined(&ready, idle)?, users(&ready, live)?);
         ready.bgctl.run(way)?;
-        for connection in &confined {
-            let client = connection.stream().local_addr()?;
-            let error = connection.stream().read(&mut [0; 64]).expect_err("a reset");
-            assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}");
-            no_backend_knows(&ready.lab, client)?;
-        }
+        are_reset(&ready, &confined)?;
         for connection in &users {
             assert_eq!(connection.colour()?, live, "it drains");
         }
@@ -88,4 +103,158 @@ fn testers_are_told_with_tc() -> Result<()> {
 #[test]
 fn testers_are_told_between_zones() -> Result<()> {
     testers_are_told(Lab::zones(Offloads::Default)?, "tc", "local")
+}
+
+/// How the colours change places although nobody gives a command then.
+#[derive(Clone, Copy, Debug)]
+enum ByItself {
+    Schedule,
+    Ramp,
+    Expiry,
+    Condition,
+}
+
+/// Until a schedule or ramp is over.
+const SOON: Duration = Duration::from_millis(600);
+/// Until an expiry: connections are opened before.
+const LATER: Duration = Duration::from_secs(4);
+
+impl ByItself {
+    /// Whether the colours change places with the command, and again by themselves.
+    const fn is_back(self) -> bool {
+        matches!(self, Self::Expiry | Self::Condition)
+    }
+
+    /// Gives the command to make green live.
+    fn arm(self, ready: &Ready) -> Result<()> {
+        let at = humantime::format_rfc3339_millis(SystemTime::now() + SOON).to_string();
+        let (soon, later) = (format!("{}ms", SOON.as_millis()), format!("{}ms", LATER.as_millis()));
+        let option = match self {
+            Self::Schedule => ["--at", &at],
+            Self::Ramp => ["--ramp", &soon],
+            Self::Expiry => ["--confirm-within", &later],
+            Self::Condition => ["--revert-if", "resets > 5% of 20"],
+        };
+        ready.bgctl.run(&[&["switch", DEPLOYMENT, "green"][..], &option].concat()).map(drop)
+    }
+
+    /// Waits until it has happened.
+    fn wait(self, ready: &Ready) -> Result<()> {
+        match self {
+            Self::Schedule | Self::Ramp => thread::sleep(SOON * 3 / 2),
+            Self::Expiry => thread::sleep(LATER),
+            Self::Condition => {
+                close_green(ready, true)?;
+                let (live, end) = (ready.live()?, Instant::now() + PATIENCE);
+                while live.word().live() == Colour::Green {
+                    ensure!(Instant::now() < end, "nobody has taken it back");
+                    let _ = Connection::open(&ready.lab.client, http_vip(address::VIP_V4));
+                }
+                close_green(ready, false)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A command that comes later.
+    const fn command(self) -> &'static [&'static str] {
+        match self {
+            Self::Schedule => &["status"],
+            Self::Ramp => &["flows"],
+            Self::Expiry => &["drain", DEPLOYMENT],
+            // It is too late.
+            Self::Condition => &["confirm", DEPLOYMENT],
+        }
+    }
+}
+
+/// Has the backends of green refuse connections, or not any more.
+fn close_green(ready: &Ready, is_closed: bool) -> Result<()> {
+    for green in ready.lab.backends.iter().filter(|backend| backend.colour == Colour::Green) {
+        let namespace = &green.namespace;
+        // Zones share one namespace.
+        let _ = namespace.run("nft delete table inet fault");
+        if is_closed {
+            namespace.run("nft add table inet fault")?;
+            namespace.run("nft add chain inet fault input { type filter hook input priority 0 ; }")?;
+            for other in ready.lab.backends.iter().filter(|backend| backend.colour == Colour::Green) {
+                for address in other.addresses {
+                    let family = if address.is_ipv4() { "ip" } else { "ip6" };
+                    let what = "tcp dport 8080 reject with tcp reset";
+                    namespace.run(&format!("nft add rule inet fault input {family} daddr {address} {what}"))?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn testers_are_told_of_what_happens_by_itself(lab: Lab, attach_mode: &str, service_mode: &str) -> Result<()> {
+    lab.guard_backends()?;
+    let config = shop(&lab, service_mode, "");
+    let ready = Ready::with(lab, attach_mode, &config)?;
+    let bgctl = &ready.bgctl;
+    for how in [ByItself::Schedule, ByItself::Ramp, ByItself::Expiry, ByItself::Condition] {
+        let [idle, then] = if how.is_back() { [Colour::Blue, Colour::Green] } else { [Colour::Green, Colour::Blue] };
+        let users = users(&ready, "blue")?;
+        if how.is_back() {
+            how.arm(&ready)?;
+        }
+        let (speaking, silent) = (confined(&ready, idle.name())?, confined(&ready, idle.name())?);
+        let echo = |[_, tester, vip]: [IpAddr; 3]| {
+            ready.lab.client.enter(|| Echo::open_from(SocketAddr::new(tester, 0), udp_vip(vip)))?
+        };
+        let echoes = ENDS.into_iter().map(echo).collect::<Result<Vec<_>>>()?;
+        for echo in &echoes {
+            assert_eq!(echo.ask("before")?.colour, idle);
+        }
+        if !how.is_back() {
+            how.arm(&ready)?;
+        }
+        how.wait(&ready)?;
+
+        // No command has run since.
+        for connection in &speaking {
+            let client = connection.stream().local_addr()?;
+            let error = connection.ask().expect_err("it was on the colour that is live now");
+            assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{how:?}: {error}");
+            no_backend_knows(&ready.lab, client)?;
+        }
+        for echo in &echoes {
+            assert_eq!(echo.ask("after")?.colour, then, "{how:?}");
+        }
+        for connection in &silent {
+            connection.stream().set_nonblocking(true)?;
+            let error = connection.stream().read(&mut [0; 64]).expect_err("nobody says anything");
+            assert_eq!(error.kind(), ErrorKind::WouldBlock, "{how:?}: nobody can know: {error}");
+            connection.stream().set_nonblocking(false)?;
+        }
+        bgctl.try_run(how.command())?;
+        are_reset(&ready, &silent)?;
+        for connection in &users {
+            assert_eq!(connection.colour()?, "blue", "{how:?}: it drains");
+        }
+        bgctl.run(&["switch", DEPLOYMENT, "blue"])?;
+    }
+    ready.neighbour_is_undisturbed()
+}
+
+#[test]
+fn testers_are_told_of_what_happens_by_itself_with_native_xdp() -> Result<()> {
+    testers_are_told_of_what_happens_by_itself(Lab::wire(Fabric::Switch)?, "native", "nat")
+}
+
+#[test]
+fn testers_are_told_of_what_happens_by_itself_with_generic_xdp_behind_a_router() -> Result<()> {
+    testers_are_told_of_what_happens_by_itself(Lab::wire(Fabric::Router)?, "generic", "nat")
+}
+
+#[test]
+fn testers_are_told_of_what_happens_by_itself_with_tc() -> Result<()> {
+    testers_are_told_of_what_happens_by_itself(Lab::bridge()?, "tc", "nat")
+}
+
+#[test]
+fn testers_are_told_of_what_happens_by_itself_between_zones() -> Result<()> {
+    testers_are_told_of_what_happens_by_itself(Lab::zones(Offloads::Default)?, "tc", "local")
 }

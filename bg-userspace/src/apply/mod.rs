@@ -77,6 +77,7 @@ impl Instance {
             // What cannot be ended now is ended by the next call.
             let _ = self.end_drains_without_flows();
             let _ = self.release_overdue();
+            let _ = self.end_confined();
         }
         self.state.warn(state.take_warnings());
         applied

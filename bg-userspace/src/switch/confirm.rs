@@ -27,6 +27,7 @@ impl Instance {
         let lock = Lock::switch(&self.paths)?;
         let stored = self.keep(deployment, index, request, &mut fence);
         drop(lock);
+        let _ = self.end_confined();
         let stored = self.recorded(deployment, Action::Confirm, request.reason.as_deref(), recording, stored)?;
         Ok(stored.switched(&self.words, index, deployment, Duration::ZERO))
     }

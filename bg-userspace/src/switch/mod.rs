@@ -106,7 +106,7 @@ impl Instance {
         }
         if let Ok(stored) = &stored {
             // What is not reset now is reset by its next segment.
-            let _ = self.end_confined(index, stored);
+            let _ = self.end_confined_by(index, stored);
         }
         let stored = self.recorded(name, action, request.reason.as_deref(), recording, stored)?;
         let fence = fenced?;
