@@ -16,13 +16,13 @@ pub const HOLD_OPEN: u64 = 1 << 63;
 pub const HELD_LOG_BYTES: usize = 4 << 20;
 /// Where the first record is. The words before it hold the number of bytes in use, from here on.
 pub const HELD_LOG_START: usize = 64;
+/// Bytes of the shortest frame that is held: an Ethernet header.
+pub const MIN_HELD_FRAME: usize = 14;
 /// Bytes of the longest frame that is held. Before Linux 6.18, a test run takes no frame that does not fit into a page.
 pub const MAX_HELD_FRAME: usize = 3560;
 /// The last place at which a record may begin, so that the longest one fits.
 pub const LAST_HELD_RECORD: usize = HELD_LOG_BYTES - size_of::<HeldHeader>() - MAX_HELD_FRAME;
-/// A `tc_index` (see `struct __sk_buff`) marks a packet that is played back.
-pub const PLAYED_BACK: u16 = 0xb9c1;
-/// The same of a copy for the mirror, plus the colour that it is for.
+/// A `tc_index` (see `struct __sk_buff`) marks a copy for the mirror, plus the colour that it is for. [`Hold::mark`] is never one of these two.
 pub const COPY_FOR: u16 = 0xb9c2;
 
 /// The queue of a deployment: a row of `holds`.
@@ -36,7 +36,10 @@ pub struct Hold {
     /// Where in the log the queue begins.
     pub start: u64,
     /// Nonzero if packets are dropped rather than held.
-    pub drops: u64,
+    pub drops: u32,
+    /// The `tc_index` of the packets that are played back, chosen at random each time; zero if none are. A packet keeps its index on its way into
+    /// another network namespace, where another instance must not take it for one of its own.
+    pub mark: u32,
 }
 
 /// The beginning of a record in the log, followed by the frame. Records are aligned to eight bytes.
@@ -86,6 +89,11 @@ impl HeldState {
         self.0 >> 48 == Self::WAITS
     }
 
+    /// Whether these values can be those of a record. Other ones are damaged.
+    pub const fn is_sound(self) -> bool {
+        matches!(self.0 >> 48, Self::WAITS | Self::DONE) && MIN_HELD_FRAME <= self.len() && self.len() <= MAX_HELD_FRAME
+    }
+
     /// Index of the deployment.
     pub const fn deployment(self) -> u16 {
         (self.0 >> 32) as u16
@@ -104,7 +112,7 @@ pub const fn held_record_bytes(frame: usize) -> usize {
     size_of::<HeldHeader>() + ((frame + 7) & !7)
 }
 
-crate::assert_layout!(Hold, size 32, align 8, claims at 0, lost at 8, start at 16, drops at 24);
+crate::assert_layout!(Hold, size 32, align 8, claims at 0, lost at 8, start at 16, drops at 24, mark at 28);
 crate::assert_layout!(
     HeldHeader, size 24, align 8, state at 0, time at 8, ifindex at 16, vlan_tci at 20, vlan_protocol at 22
 );
@@ -124,6 +132,10 @@ mod tests {
         let done = state.done();
         assert_eq!((done.deployment(), done.len()), (state.deployment(), state.len()));
         assert!(done.is_complete() && !done.is_waiting());
+        assert!(state.is_sound() && done.is_sound());
+        for damaged in [0, 1, 3 << 48 | 60, HeldState::waiting(0, 13).0, HeldState::waiting(0, 3561).0] {
+            assert!(!HeldState(damaged).is_sound(), "{damaged:x}");
+        }
     }
 
     #[test]

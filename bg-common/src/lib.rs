@@ -30,7 +30,7 @@ pub use counters::{Event, SwitchTimes, Traffic};
 pub use flow::{CachedHop, Flow, FlowBackend, FlowHash, FlowKey4, FlowKey6, FlowState, TableSizes};
 pub use hold::{
     COPY_FOR, HELD_LOG_BYTES, HELD_LOG_START, HOLD_OPEN, HeldHeader, HeldState, Hold, LAST_HELD_RECORD, MAX_HELD_FRAME,
-    PLAYED_BACK, held_record_bytes,
+    MIN_HELD_FRAME, held_record_bytes,
 };
 pub use index::endpoint_hash;
 pub use live::{Colour, FULL_SHARE, LiveFlags, LiveWord, SwitchTerms};

@@ -116,6 +116,11 @@ pub trait World {
     fn hold(&self, _deployment: u16) -> Option<Event> {
         None
     }
+    /// Whether the packet was held in the queue of this deployment, and is being played back. It has lost the route that it had from the loopback
+    /// interface.
+    fn is_played_back(&self, _deployment: u16) -> bool {
+        false
+    }
     /// The colour that the packet is a copy for, plus one; zero if it is none. Whoever has it next cannot tell any more.
     fn copy_for(&self) -> u32 {
         0

@@ -7,9 +7,9 @@
 //! A thaw plays the queue back before it clears the flag. Packets that arrive meanwhile are held behind the others, so no
 //! packet overtakes another one of its flow. If a thaw is killed, the next command completes it.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use bg_common::{ClockId, LiveFlags};
+use bg_common::{ClockId, LiveFlags, Timing};
 use serde::Serialize;
 
 use crate::{
@@ -22,14 +22,14 @@ use crate::{
     pins,
     running::{deployment_rows, text},
     state::Change,
-    sys::apart,
+    sys::{Urgent, apart},
     time::moment_of,
 };
 
 /// How long a freeze lasts unless somebody says otherwise.
 pub const DEFAULT_FREEZE: Duration = Duration::from_secs(10);
 
-/// For so long new packets wait behind those that are being played back. If the process is killed meanwhile, they go on then.
+/// For so long new packets wait behind those that are being played back, at most. If the process is killed meanwhile, they go on then.
 const PLAY_BACK: Duration = Duration::from_secs(5);
 
 const BY_ITSELF: &str = "the freeze ended by itself";
@@ -76,6 +76,9 @@ pub struct Thawed {
     pub played_back: u64,
     /// How many packets were too old for that, or their interface was gone.
     pub expired: u64,
+    /// When new flows went on.
+    #[serde(skip)]
+    pub(crate) at: Instant,
 }
 
 impl Instance {
@@ -125,6 +128,7 @@ impl Instance {
         let changed = self.is_unreleased(index, &held) && is_meant(self.holds_until(index));
         let over = self.over(index, &held);
         let played = if changed { self.release(index, &held)? } else { Played::default() };
+        let at = Instant::now();
         drop(lock);
         let _ = self.end_confined();
         let state = self.words.reading(index, 0).moment();
@@ -133,8 +137,8 @@ impl Instance {
             let change = over.map_or_else(thaw, |until| by_itself(deployment, state, until));
             self.record_hold(deployment, Action::Thaw, [change], recording)?;
         }
-        let Played { packets: played_back, expired } = played;
-        Ok(Thawed { deployment: deployment.to_owned(), changed, state, played_back, expired })
+        let Played { packets: played_back, expired, .. } = played;
+        Ok(Thawed { deployment: deployment.to_owned(), changed, state, played_back, expired, at })
     }
 
     /// Has another process, which outlives this one, play the held packets back when the freeze ends by itself. Without it, or
@@ -144,6 +148,7 @@ impl Instance {
         // A little early: once the freeze has ended by itself, new packets no longer wait behind those that are held.
         let end = frozen.until.saturating_sub(Duration::from_millis(5).as_nanos() as u64);
         let wait = || {
+            let _urgent = Urgent::begin();
             let Ok((index, _)) = self.deployment(&frozen.deployment) else { return Vec::new() };
             while self.holds_until(index) == Some(frozen.until) && self.is_current() {
                 let left = Duration::from_nanos(end.saturating_sub(now(ClockId::Boot)));
@@ -214,15 +219,23 @@ impl Instance {
             self.clear_hold(index);
             return Ok(Played::default());
         }
+        let _urgent = Urgent::begin();
         let player = Player::new(&self.paths, held)?;
-        if self.holds_until(index).is_some() {
+        let name = text(&self.words.deployments.read(index.into()).name);
+        let until = now(ClockId::Boot) + PLAY_BACK.as_nanos() as u64;
+        match self.holds_until(index) {
             // Else the packets that arrive meanwhile would overtake the others when the freeze ends by itself.
-            let name = text(&self.words.deployments.read(index.into()).name);
-            let until = now(ClockId::Boot) + PLAY_BACK.as_nanos() as u64;
-            self.hold_until(&name, index, until, &mut Fence::prepare(&self.paths)?)?;
+            Some(end) if end < until => self.hold_until(&name, index, until, &mut Fence::prepare(&self.paths)?)?,
+            Some(_) => self.hold_no_longer_than(index, until),
+            None => {}
         }
         let played = player.play(index)?;
         self.clear_hold(index);
+        self.state.warn(played.is_damaged.then(|| {
+            format!(
+                "the log of held packets was damaged. Packets for deployment \"{name}\" that are lost in it have to be sent again by their senders"
+            )
+        }));
         Ok(played)
     }
 
@@ -249,6 +262,14 @@ impl Instance {
             if self.holds_until(index) == Some(until) || now(ClockId::Boot) >= until {
                 return Ok(());
             }
+        }
+    }
+
+    /// Brings the end of a freeze forward. Nothing depends on when packets notice. While another process switches, it stays where it is.
+    fn hold_no_longer_than(&self, index: u16, until: u64) {
+        if let Ok(_switch) = Lock::switch_if_free(&self.paths) {
+            let earlier = |slot: &mut Timing| slot.hold_until = slot.hold_until.min(until);
+            self.words.timing.update(index.into(), |slots| slots.iter_mut().for_each(earlier));
         }
     }
 

@@ -2,7 +2,7 @@
 
 use crate::netns::Namespace;
 use anyhow::{Context, Result};
-use std::{fs, net::TcpStream, os::fd::AsRawFd};
+use std::{fs, net::TcpStream, os::fd::AsRawFd, time::Duration};
 
 /// A counter of TCP in a namespace since it was created, for example `EstabResets`: connections that went from
 /// established directly to closed.
@@ -17,6 +17,15 @@ pub fn tcp_counter(namespace: &Namespace, name: &str) -> Result<u64> {
 /// The number of segments that the kernel has sent more than once on a connection, including the SYN. It shows that nothing was
 /// lost and waited for, which no clock shows on a busy machine.
 pub fn retransmissions(stream: &TcpStream) -> Result<u32> {
+    Ok(info(stream)?.tcpi_total_retrans)
+}
+
+/// The time from a client's SYN to the answer, as its kernel has measured it, of a connection on which nothing was sent since.
+pub fn handshake_time(stream: &TcpStream) -> Result<Duration> {
+    Ok(Duration::from_micros(info(stream)?.tcpi_rtt.into()))
+}
+
+fn info(stream: &TcpStream) -> Result<libc::tcp_info> {
     // SAFETY: a plain struct of integers, for which zeros are values.
     let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
     let mut length = size_of::<libc::tcp_info>() as libc::socklen_t;
@@ -27,5 +36,5 @@ pub fn retransmissions(stream: &TcpStream) -> Result<u32> {
     if result != 0 {
         return Err(std::io::Error::last_os_error()).context("TCP_INFO");
     }
-    Ok(info.tcpi_total_retrans)
+    Ok(info)
 }

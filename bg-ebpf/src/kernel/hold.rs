@@ -9,14 +9,11 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use bg_common::{
-    Event, HELD_LOG_START, HOLD_OPEN, HeldHeader, HeldState, Hold, LAST_HELD_RECORD, MAX_HELD_FRAME, PLAYED_BACK,
+    Event, HELD_LOG_START, HOLD_OPEN, HeldHeader, HeldState, Hold, LAST_HELD_RECORD, MAX_HELD_FRAME, MIN_HELD_FRAME,
     held_record_bytes,
 };
 use bg_ebpf::hint::opaque;
 use core::intrinsics::{AtomicOrdering::SeqCst, atomic_xadd, atomic_xchg};
-
-/// Bytes of an Ethernet header.
-const SHORTEST_FRAME: u64 = 14;
 
 /// What [`take`] returns for a packet that goes on.
 const GOES_ON: u32 = u32::MAX;
@@ -37,11 +34,10 @@ pub(super) fn hold(skb: *mut __sk_buff, deployment: u16) -> Option<Event> {
 /// The same as a number. A call, for it is seldom made.
 #[inline(never)]
 fn take(skb: *mut __sk_buff, deployment: u16) -> u32 {
-    // SAFETY: the program's own context.
-    if unsafe { (*skb).tc_index } == PLAYED_BACK.into() {
+    let Some(queue) = maps::HOLDS.get_ptr_mut(deployment.into()) else { return GOES_ON };
+    if has_mark(skb, queue) {
         return GOES_ON;
     }
-    let Some(queue) = maps::HOLDS.get_ptr_mut(deployment.into()) else { return GOES_ON };
     // SAFETY: an aligned word of the map.
     if unsafe { (&raw const (*queue).drops).read_volatile() } != 0 {
         return Event::Frozen as u32;
@@ -52,6 +48,20 @@ fn take(skb: *mut __sk_buff, deployment: u16) -> u32 {
     }
     let held = record(skb, deployment, queue);
     if held { Event::Held as u32 } else { Event::HoldOverflow as u32 }
+}
+
+/// See [`bg_ebpf::world::World::is_played_back`]. A call, since few packets need it.
+#[inline(never)]
+pub(super) fn is_played_back(skb: *mut __sk_buff, deployment: u16) -> bool {
+    maps::HOLDS.get_ptr_mut(deployment.into()).is_some_and(|queue| has_mark(skb, queue))
+}
+
+/// Whether the packet has the mark of those that are played back from a queue.
+#[inline(always)]
+fn has_mark(skb: *mut __sk_buff, queue: *mut Hold) -> bool {
+    // SAFETY: the program's own context, and an aligned word of the map.
+    let (index, mark) = unsafe { ((*skb).tc_index, (&raw const (*queue).mark).read_volatile()) };
+    index != 0 && index == mark
 }
 
 /// Writes the packet to the log. A packet that gets no record is counted in its queue, where it has asked for a place.
@@ -68,7 +78,7 @@ fn record(skb: *mut __sk_buff, deployment: u16, queue: *mut Hold) -> bool {
     // Hidden from the compiler, which knows the bounds and would not compare again: the verifier has to see them in this register.
     // One bound after the other: of a single comparison with a difference, Linux 6.1 learns nothing.
     let len = opaque(len);
-    let is_loaded = len >= SHORTEST_FRAME && {
+    let is_loaded = len >= MIN_HELD_FRAME as u64 && {
         let len = opaque(len);
         // SAFETY: the record has room for a frame that fits, and the context is the program's own.
         len <= MAX_HELD_FRAME as u64
@@ -91,7 +101,7 @@ fn record(skb: *mut __sk_buff, deployment: u16, queue: *mut Hold) -> bool {
 
 #[inline(always)]
 fn fits(len: u64) -> bool {
-    (SHORTEST_FRAME..=MAX_HELD_FRAME as u64).contains(&len)
+    (MIN_HELD_FRAME as u64..=MAX_HELD_FRAME as u64).contains(&len)
 }
 
 /// Room in the log for the record of a frame.
@@ -116,13 +126,14 @@ fn place(len: u64) -> Option<*mut HeldHeader> {
 /// | --- | --- |
 /// | 0 | the interface; 0: the frame is not played back any more, only counted |
 /// | 1 | a VLAN tag: its protocol, in network byte order, above the tag |
+/// | 2 | [`Hold::mark`] |
 ///
 /// Returns zero, or what the kernel says.
 #[classifier]
 pub(super) fn play_back(context: TcContext) -> i32 {
     let skb = context.skb.skb;
     // SAFETY: the program's own context.
-    let (ifindex, vlan) = unsafe { ((*skb).cb[0], (*skb).cb[1]) };
+    let (ifindex, vlan, mark) = unsafe { ((*skb).cb[0], (*skb).cb[1], (*skb).cb[2]) };
     if ifindex == 0 {
         count(Event::HeldTooLong as u32);
         return TC_ACT_OK;
@@ -135,7 +146,7 @@ pub(super) fn play_back(context: TcContext) -> i32 {
                 return error as i32;
             }
         }
-        (*skb).tc_index = PLAYED_BACK.into();
+        (*skb).tc_index = mark;
         bpf_clone_redirect(skb, ifindex, BPF_F_INGRESS.into()) as i32
     }
 }

@@ -332,6 +332,12 @@ impl<const XDP: bool> bg_ebpf::world::World for World<XDP> {
         kept
     }
 
+    #[cfg(not(feature = "explain"))]
+    #[inline(always)]
+    fn is_played_back(&self, deployment: u16) -> bool {
+        !XDP && super::hold::is_played_back(self.context.cast(), deployment)
+    }
+
     #[inline(always)]
     fn copy_for(&self) -> u32 {
         if XDP || EXPLAINS { 0 } else { super::mirror::take_mark(self.context.cast()) }

@@ -351,8 +351,8 @@ fn send<V: Rewritable, W: World>(
     }
     let exit = if hook.direction == Direction::Early && (is_local || is_spent) {
         Exit::DEFERRED
-    } else if unlikely(is_copy) && is_local && world.is_own() {
-        // It has lost the route that the datagram has from the loopback interface.
+    } else if is_local && unlikely(world.is_own()) && (is_copy || world.is_played_back(backend.deployment())) {
+        // It has lost the route that it had from the loopback interface.
         Exit::TO_SELF
     } else if is_local || is_spent {
         Exit::TO_STACK

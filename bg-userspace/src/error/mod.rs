@@ -362,12 +362,6 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
-    /// A record in the log of held packets is not completed.
-    #[error(
-        "the log of held packets is damaged: a packet in it is never completed. New flows go on when the freeze ends by itself; \
-         `bgctl detach --all`, then attach and apply, makes a new log"
-    )]
-    HeldLogDamaged,
     /// A precondition does not hold; nothing has been changed.
     #[error(transparent)]
     Refused(#[from] Refusal),

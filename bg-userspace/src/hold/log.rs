@@ -5,11 +5,11 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bg_common::{
-    HELD_LOG_BYTES, HELD_LOG_START, HOLD_OPEN, HeldHeader, HeldState, Hold, LAST_HELD_RECORD, MAX_HELD_FRAME,
+    ClockId, HELD_LOG_BYTES, HELD_LOG_START, HOLD_OPEN, HeldHeader, HeldState, Hold, LAST_HELD_RECORD, MAX_DEPLOYMENTS,
     held_record_bytes,
 };
 
-use crate::{Error, Paths, maps, sys::Mapped};
+use crate::{Error, Paths, live::now, maps, sys::Mapped};
 
 /// A packet in the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,26 +54,40 @@ impl HeldLog {
         if claims & HOLD_OPEN == 0 { 0 } else { claims & !HOLD_OPEN }
     }
 
+    /// Bytes that are left for packets. If no queue is open, the next freeze empties the log.
+    pub(crate) fn room(&self) -> u64 {
+        let used = if self.is_any_open() { self.used() } else { 0 };
+        (HELD_LOG_BYTES - HELD_LOG_START - used) as u64
+    }
+
+    fn is_any_open(&self) -> bool {
+        (0..self.holds.rows()).any(|row| self.is_open(row as u16))
+    }
+
     /// Opens the queue of a deployment. If no other one is open, the log is emptied.
     pub(crate) fn begin(&self, deployment: u16, drops: bool) {
+        let drops = drops.into();
         if self.is_open(deployment) {
-            self.holds.words(deployment.into())[3].store(drops.into(), Ordering::SeqCst);
+            self.holds.update(deployment.into(), |hold| hold.drops = drops);
             return;
         }
-        if (0..self.holds.rows()).all(|row| !self.is_open(row as u16)) {
+        if !self.is_any_open() {
             self.clear();
         }
         // The first word, which opens the queue, is written last.
-        self.holds.write(
-            deployment.into(),
-            &Hold { claims: HOLD_OPEN, lost: 0, start: self.used() as u64, drops: drops.into() },
-        );
+        self.holds
+            .write(deployment.into(), &Hold { claims: HOLD_OPEN, lost: 0, start: self.used() as u64, drops, mark: 0 });
+    }
+
+    /// Says how packets of the queue are marked that are played back from now on.
+    pub(crate) fn set_mark(&self, deployment: u16, mark: u16) {
+        self.holds.update(deployment.into(), |hold| hold.mark = mark.into());
     }
 
     /// The queue of a deployment, from its beginning.
     pub(crate) fn queue(&self, deployment: u16) -> Queue<'_> {
         let start = self.holds.words(deployment.into())[2].load(Ordering::SeqCst);
-        Queue { log: self, deployment, at: start as usize, done: 0 }
+        Queue { log: self, deployment, at: start as usize & !7, done: 0, damage: None }
     }
 
     fn claims(&self, deployment: u16) -> &AtomicU64 {
@@ -89,11 +103,11 @@ impl HeldLog {
         (self.log.all()[0].load(Ordering::SeqCst) as usize).min(HELD_LOG_BYTES - HELD_LOG_START)
     }
 
+    /// Empties the whole log. What its first word says of it may be damaged.
     fn clear(&self) {
-        let words = self.log.all();
-        let records = HELD_LOG_START / 8..(HELD_LOG_START + self.used()) / 8;
-        words[records].iter().for_each(|word| word.store(0, Ordering::Relaxed));
-        words[0].store(0, Ordering::SeqCst);
+        let [used, rest @ ..] = self.log.all() else { return };
+        rest.iter().for_each(|word| word.store(0, Ordering::Relaxed));
+        used.store(0, Ordering::SeqCst);
     }
 
     /// The words from this byte on.
@@ -120,6 +134,8 @@ impl HeldLog {
 }
 
 /// The queue of a deployment that is being played back.
+///
+/// A record's length says where the next one begins. If one is damaged, the records behind it are found by [`search`](Self::search).
 pub(crate) struct Queue<'a> {
     log: &'a HeldLog,
     deployment: u16,
@@ -127,6 +143,14 @@ pub(crate) struct Queue<'a> {
     at: usize,
     /// Packets of the queue before that byte.
     done: u64,
+    damage: Option<Damage>,
+}
+
+/// A log that was found to be damaged.
+#[derive(Clone, Copy, Debug)]
+struct Damage {
+    /// Whether the present search has found a packet.
+    has_found: bool,
 }
 
 impl Queue<'_> {
@@ -136,11 +160,18 @@ impl Queue<'_> {
         if claims & HOLD_OPEN == 0 {
             return Next::Closed;
         }
+        if self.damage.is_some() {
+            return self.find();
+        }
         let lost = self.log.lost(self.deployment);
         while self.at < self.log.used() && HELD_LOG_START + self.at <= LAST_HELD_RECORD {
             let (at, state) = (self.at, self.log.state(self.at));
-            if !state.is_complete() || state.len() > MAX_HELD_FRAME {
+            if !state.is_complete() {
                 return Next::Soon;
+            }
+            if !state.is_sound() || u32::from(state.deployment()) >= MAX_DEPLOYMENTS {
+                self.search();
+                return self.find();
             }
             self.at += held_record_bytes(state.len());
             if state.deployment() == self.deployment {
@@ -150,7 +181,7 @@ impl Queue<'_> {
                 }
             }
         }
-        if claims != HOLD_OPEN + lost + self.done {
+        if claims != HOLD_OPEN.wrapping_add(lost).wrapping_add(self.done) {
             return Next::Soon;
         }
         // Fails if another packet has asked for a place meanwhile.
@@ -158,123 +189,40 @@ impl Queue<'_> {
         let closed = claim.compare_exchange(claims, 0, Ordering::SeqCst, Ordering::SeqCst);
         if closed.is_ok() { Next::Closed } else { Next::Soon }
     }
+
+    /// Has the packets that wait be looked for in the whole log, whatever lies between them. For a log in which the next one does not come.
+    pub(crate) fn search(&mut self) {
+        (self.at, self.damage) = (0, Some(Damage { has_found: false }));
+    }
+
+    /// Whether packets may be lost: the log was damaged.
+    pub(crate) fn is_damaged(&self) -> bool {
+        self.damage.is_some()
+    }
+
+    /// The next packet that the search finds. When it has found none any more, the queue is closed, whatever its numbers say.
+    fn find(&mut self) -> Next {
+        while HELD_LOG_START + self.at <= LAST_HELD_RECORD {
+            let at = self.at;
+            self.at += 8;
+            let state = self.log.state(at);
+            if state.is_sound() && state.is_waiting() && state.deployment() == self.deployment {
+                let held = self.log.read(at, state);
+                if held.header.ifindex != 0 && held.header.time <= now(ClockId::Boot) {
+                    self.damage = Some(Damage { has_found: true });
+                    return Next::Packet(held);
+                }
+            }
+        }
+        if self.damage.is_some_and(|damage| damage.has_found) {
+            // Others may have come meanwhile.
+            self.search();
+            return Next::Soon;
+        }
+        self.log.claims(self.deployment).store(0, Ordering::SeqCst);
+        Next::Closed
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn log() -> HeldLog {
-        HeldLog { holds: Mapped::anonymous(4), log: Mapped::anonymous(1) }
-    }
-
-    /// What a program does.
-    fn hold(log: &HeldLog, deployment: u16, frame: &[u8]) -> bool {
-        if log.claims(deployment).fetch_add(1, Ordering::SeqCst) & HOLD_OPEN == 0 {
-            return false;
-        }
-        let at = log.log.all()[0].fetch_add(held_record_bytes(frame.len()) as u64, Ordering::SeqCst) as usize;
-        if HELD_LOG_START + at > LAST_HELD_RECORD {
-            log.holds.words(deployment.into())[1].fetch_add(1, Ordering::SeqCst);
-            return true;
-        }
-        let record = log.record(at);
-        for (word, bytes) in record[3..].iter().zip(frame.chunks(8)) {
-            let mut whole = [0; 8];
-            whole[..bytes.len()].copy_from_slice(bytes);
-            word.store(u64::from_ne_bytes(whole), Ordering::Relaxed);
-        }
-        record[0].store(HeldState::waiting(deployment, frame.len() as u32).0, Ordering::SeqCst);
-        true
-    }
-
-    /// Plays a queue back to its end.
-    fn play(log: &HeldLog, deployment: u16) -> Vec<Vec<u8>> {
-        let (mut queue, mut played) = (log.queue(deployment), Vec::new());
-        loop {
-            match queue.next() {
-                Next::Packet(held) => {
-                    log.done(&held);
-                    played.push(held.frame);
-                }
-                Next::Closed => return played,
-                Next::Soon => panic!("a packet that never comes"),
-            }
-        }
-    }
-
-    #[test]
-    fn packets_come_back_in_order_to_their_own_deployment() {
-        let log = log();
-        assert!(!hold(&log, 1, b"before the freeze"));
-        log.begin(1, false);
-        log.begin(2, false);
-        for (deployment, frame) in [(1, "first of 1"), (2, "first of 2"), (1, "the second of 1"), (2, "2")] {
-            assert!(hold(&log, deployment, frame.as_bytes()));
-        }
-        assert_eq!((log.len(0), log.len(1), log.len(2)), (0, 2, 2));
-        assert_eq!(play(&log, 1), [b"first of 1".to_vec(), b"the second of 1".to_vec()]);
-        assert!(!log.is_open(1) && log.is_open(2));
-        assert!(!hold(&log, 1, b"after the thaw") && hold(&log, 2, b"2 again"));
-        assert_eq!(play(&log, 2).len(), 3);
-    }
-
-    #[test]
-    fn a_queue_is_closed_only_when_nobody_waits_in_it() {
-        let log = log();
-        log.begin(1, false);
-        let mut queue = log.queue(1);
-        hold(&log, 1, b"first");
-        assert!(matches!(queue.next(), Next::Packet(_)));
-        // It has asked for a place, and is not there yet.
-        log.claims(1).fetch_add(1, Ordering::SeqCst);
-        assert_eq!(queue.next(), Next::Soon);
-        let at = log.log.all()[0].fetch_add(held_record_bytes(5) as u64, Ordering::SeqCst) as usize;
-        assert_eq!(queue.next(), Next::Soon, "its record is being written");
-        log.record(at)[0].store(HeldState::waiting(1, 5).0, Ordering::SeqCst);
-        assert!(matches!(queue.next(), Next::Packet(_)));
-        assert_eq!(queue.next(), Next::Closed);
-    }
-
-    #[test]
-    fn what_was_played_back_is_not_played_back_again() {
-        let log = log();
-        log.begin(1, false);
-        for frame in ["1", "2", "3"] {
-            hold(&log, 1, frame.as_bytes());
-        }
-        let mut queue = log.queue(1);
-        let Next::Packet(first) = queue.next() else { panic!("no packet") };
-        log.done(&first);
-        assert_eq!(play(&log, 1), [b"2".to_vec(), b"3".to_vec()]);
-    }
-
-    #[test]
-    fn a_full_log_loses_packets_and_is_empty_at_the_next_freeze() {
-        let log = log();
-        for freeze in 0..2 {
-            log.begin(1, false);
-            let frame = [0; 1500];
-            let room = (LAST_HELD_RECORD - HELD_LOG_START) / held_record_bytes(1500) + 1;
-            for _ in 0..room + 10 {
-                assert!(hold(&log, 1, &frame));
-            }
-            assert_eq!((log.len(1), log.lost(1)), (room as u64 + 10, 10), "{freeze}");
-            assert_eq!(play(&log, 1).len(), room, "{freeze}");
-        }
-        log.begin(1, false);
-        assert!(log.log.all().iter().all(|word| word.load(Ordering::Relaxed) == 0));
-    }
-
-    #[test]
-    fn a_queue_begins_behind_what_an_earlier_deployment_of_its_number_has_left() {
-        let log = log();
-        log.begin(1, false);
-        log.begin(2, false);
-        hold(&log, 1, b"of a deployment that was removed");
-        log.holds.write(1, &Hold::default());
-        log.begin(1, false);
-        hold(&log, 1, b"new");
-        assert_eq!(play(&log, 1), [b"new".to_vec()]);
-    }
-}
+mod tests;

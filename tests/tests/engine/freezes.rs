@@ -136,6 +136,27 @@ fn a_packet_that_is_played_back_goes_on_and_later_datagrams_of_its_flow_wait_beh
 }
 
 #[test]
+fn a_packet_of_this_host_itself_that_is_played_back_gets_a_route_again() {
+    let mut scenario = Scenario::default();
+    scenario.deployment();
+    scenario.service(&ServiceAt { mode: Mode::Local, ..service(WEB, None, Protocol::Tcp, BLUE, GREEN) });
+    let host = Host::load(scenario, NOW);
+    freeze(&host);
+    host.holds.set(None);
+    let ports = (40_000..).map(|port| SocketAddr::new(at(CLIENT).ip(), port));
+    let cases = [(true, true, Action::ToSelf), (true, false, Action::Deliver), (false, true, Action::Deliver)];
+    for (client, (is_own, is_played_back, action)) in ports.zip(cases) {
+        host.is_own.set(is_own);
+        host.is_played_back.set(is_played_back);
+        let Outcome { action: taken, frame } = host.ingress(&PacketSpec::tcp(client, at(WEB), SYN).frame());
+        assert_eq!((taken, ends(&frame).1), (action, at(BLUE)), "{is_own} {is_played_back}");
+        // Its next packets have a route.
+        host.is_played_back.set(false);
+        assert_eq!(host.ingress(&PacketSpec::tcp(client, at(WEB), ACK).frame()).action, Action::Deliver);
+    }
+}
+
+#[test]
 fn what_cannot_be_held_is_dropped_for_a_reason() {
     for reason in [Event::Frozen, Event::HoldOverflow] {
         let host = host();

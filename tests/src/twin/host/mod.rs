@@ -70,6 +70,8 @@ pub struct Host {
     next_hops: Vec<UnsafeCell<[u64; 3]>>,
     /// What becomes of a packet that would open a flow of a frozen deployment. `None`: it goes on.
     pub holds: Cell<Option<Event>>,
+    /// Whether the frames are held ones that are played back.
+    pub is_played_back: Cell<bool>,
     /// The colours for which copies of the last frame were made.
     pub copies: RefCell<Vec<u8>>,
     /// Whether copies can be made.
@@ -135,6 +137,7 @@ impl Host {
             is_own: Cell::new(false),
             next_hops: (0..MAX_NEXT_HOPS).map(|_| UnsafeCell::default()).collect(),
             holds: Cell::new(Some(Event::Held)),
+            is_played_back: Cell::new(false),
             copies: RefCell::default(),
             can_copy: Cell::new(true),
             may_send_errors: Cell::new(true),

@@ -155,6 +155,10 @@ impl World for Host {
         }
     }
 
+    fn is_played_back(&self, _deployment: u16) -> bool {
+        self.is_played_back.get()
+    }
+
     fn copy_for(&self) -> u32 {
         self.copy_for.take()
     }
