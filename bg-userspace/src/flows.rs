@@ -1,6 +1,11 @@
 //! The open flows, for people to read.
 
-use std::{collections::HashSet, net::SocketAddr, time::Duration};
+use std::{
+    collections::HashSet,
+    net::SocketAddr,
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
 
 use bg_common::{
     Addr, Backend, Be16, Colour, DeploymentRow, Family, Flow, FlowKey4, FlowKey6, FlowState, Identity, LiveWord,
@@ -172,6 +177,8 @@ pub(crate) struct OpenFlow<'a> {
     vip: u16,
     /// Ticks since the last packet.
     idle: u32,
+    /// The word of its row with its state.
+    head: &'a AtomicU64,
 }
 
 impl OpenFlow<'_> {
@@ -184,9 +191,24 @@ impl OpenFlow<'_> {
         self.vip / 2
     }
 
-    /// Whether something may be on its way: the connection is open, or the flow's last datagram came no more than `quiet` ticks ago.
-    pub(crate) fn is_in_flight(&self, quiet: u32) -> bool {
-        self.target.protocol == Protocol::Tcp || self.idle <= quiet
+    /// Whether it keeps a colour of a deployment from coming to rest, since something of a user may be on its way: the connection is open, or the flow's last
+    /// datagram came no more than `quiet` ticks ago.
+    pub(crate) fn keeps_from_rest(&self, deployment: u16, colour: Colour, quiet: u32) -> bool {
+        let is_there = self.target.deployment == deployment && self.target.colour == colour;
+        let is_in_flight = self.target.protocol == Protocol::Tcp || self.idle <= quiet;
+        is_there && is_in_flight && !self.flow.state.has(FlowState::IDLE_ONLY)
+    }
+
+    /// Ends a TCP connection whose client has not completed the handshake: packets of either end are answered with a reset, and a SYN opens another
+    /// flow. `false`: the handshake is complete, or another flow has taken over the row.
+    pub(crate) fn end_handshake(&self) -> bool {
+        let is_opening = |head: u64| {
+            let state = FlowState(head as u32);
+            let is_same = (state.0 ^ self.flow.state.0) & FlowState::IDENTITY == 0;
+            is_same && !state.has(FlowState::CONFIRMED) && self.target.protocol == Protocol::Tcp
+        };
+        let ended = |head: u64| is_opening(head).then_some(head | u64::from(FlowState::ENDED));
+        self.head.fetch_update(Ordering::SeqCst, Ordering::SeqCst, ended).is_ok()
     }
 
     /// Whether it is on the idle colour and was opened before the last switch, so that a drain waits for it.
@@ -318,6 +340,7 @@ impl Scan {
                     family: K::FAMILY,
                     vip: entry.key.vip(),
                     idle: idle(entry.flow.last_seen, self.now),
+                    head: entry.head(),
                 };
                 each(sum, Some(&open));
             }
@@ -403,8 +426,9 @@ mod tests {
         let is_left = |generation, colour, state| {
             let (flow, target) = (flow(generation, state, 0), target(colour, 3, 1));
             let (deployment, address, family) = (&draining, Addr::default(), Family::V4);
-            let port = Be16::new(1);
-            OpenFlow { flow: &flow, target: &target, deployment, address, port, family, vip: 0, idle: 0 }.is_left()
+            let (port, head) = (Be16::new(1), &AtomicU64::new(0));
+            OpenFlow { flow: &flow, target: &target, deployment, address, port, family, vip: 0, idle: 0, head }
+                .is_left()
         };
         assert!(is_left(1, Colour::Blue, 0) && is_left(1, Colour::Blue, FlowState::IDLE_ONLY));
         assert!(!is_left(2, Colour::Blue, FlowState::IDLE_ONLY), "a tester's, opened since");

@@ -85,7 +85,7 @@ pub use attach::{
 pub use bg_common::{Colour, MAX_BACKENDS, MAX_SERVICES, Mode, Protocol};
 pub use condition::{Condition, Share};
 pub use draining::{DrainRequest, Drained, FlowsLeft};
-pub use dry_run::{DryRun, ServiceFates, TableUse, TablesUse, TargetBackend, Would};
+pub use dry_run::{DryRun, InFlight, ServiceFates, TableUse, TablesUse, TargetBackend, WindowOutlook, Would};
 pub use error::{Error, ErrorClass, Refusal, Room};
 pub use explain::{AtHook, ExplainRequest, Explained, Explanation, Packet, TcpFlags};
 pub use fates::Fates;

@@ -5,6 +5,7 @@
 
 mod flows;
 mod target;
+mod window;
 
 use std::time::Duration;
 
@@ -15,9 +16,10 @@ use self::flows::{Affected, Census};
 pub use self::{
     flows::{TableUse, TablesUse},
     target::TargetBackend,
+    window::{InFlight, WindowOutlook},
 };
 use crate::{
-    Condition, Error, ErrorClass, Instance, SplitRequest, SwitchRequest,
+    Condition, Error, ErrorClass, FreezeWindow, Instance, SplitRequest, SwitchRequest,
     config::{DivideBy, OnSwitch},
     fates::Fates,
     history::Moment,
@@ -87,6 +89,8 @@ pub struct DryRun {
     pub services: Vec<ServiceFates>,
     /// How full the flow tables are.
     pub flow_table: TablesUse,
+    /// What the switch would wait for in a frozen window; `None` if nothing would be frozen.
+    pub freeze: Option<WindowOutlook>,
     /// The services with a mirror, by name. If another colour becomes live, the copies go to the colour that is live now.
     pub mirrored: Vec<String>,
     /// The backends of the colours that would get new flows, by service and address.
@@ -122,6 +126,23 @@ impl Instance {
     /// What [`split`](Self::split) would do now. Changes nothing; see [`dry_run`](Self::dry_run).
     pub fn dry_run_split(&self, deployment: &str, request: &SplitRequest) -> Result<DryRun, Error> {
         self.rehearse(deployment, &request.as_switch(), request.kind())
+    }
+
+    /// What [`switch_in_window`](Self::switch_in_window) would do now. Changes nothing; see [`dry_run`](Self::dry_run).
+    pub fn dry_run_in_window(
+        &self,
+        deployment: &str,
+        request: &SwitchRequest,
+        window: &FreezeWindow,
+    ) -> Result<DryRun, Error> {
+        request.check_for_window()?;
+        let mut dry_run = self.dry_run(deployment, request)?;
+        let (from, to) = (dry_run.from.live, dry_run.to.live);
+        if dry_run.would == Would::Switch && from != to {
+            let (index, _) = self.deployment(deployment)?;
+            dry_run.freeze = Some(self.window_outlook(index, from, dry_run.on_switch, window.max)?);
+        }
+        Ok(dry_run)
     }
 
     fn rehearse(&self, name: &str, request: &SwitchRequest, kind: Kind) -> Result<DryRun, Error> {
@@ -165,6 +186,7 @@ impl Instance {
             clients_by_fate,
             services: services(&running, index, &census),
             flow_table: census.tables,
+            freeze: None,
             mirrored: mirrored(&running, index),
             target: self.target(&running, index, &colours)?,
         })

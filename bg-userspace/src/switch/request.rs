@@ -70,6 +70,22 @@ impl SwitchRequest {
         }
         Ok(())
     }
+
+    /// Refuses what makes no sense for a switch in a frozen window, which takes effect while no flow is open, and is confirmed by the window.
+    pub(crate) fn check_for_window(&self) -> Result<(), Error> {
+        let options = [
+            ("at", self.at.is_some()),
+            ("ramp", self.ramp.is_some()),
+            ("confirm-within", self.confirm_within.is_some()),
+            ("revert-if", !self.revert_if.is_empty()),
+        ];
+        match options.iter().find(|(_, is_given)| *is_given) {
+            Some((option, _)) => {
+                Err(Error::Unrepresentable { what: format!("--freeze and --{option} exclude each other") })
+            }
+            None => Ok(()),
+        }
+    }
 }
 
 /// The options of a split.

@@ -6,7 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-use bg_common::{Colour, FlowState};
+use bg_common::Colour;
 use serde::Serialize;
 
 use super::{
@@ -15,7 +15,8 @@ use super::{
     request::{ConfirmRequest, SwitchRequest, Switched},
 };
 use crate::{
-    Error, FreezeRequest, Instance, Refusal, config::OnSwitch, history::Action, live::Reading, maps::backends,
+    Error, FreezeRequest, Instance, Refusal, config::OnSwitch, flows::OpenFlow, history::Action, live::Reading,
+    maps::backends,
 };
 
 /// How long before the end of the freeze an unconfirmed switch is taken back.
@@ -23,6 +24,9 @@ const MARGIN: Duration = Duration::from_millis(50);
 
 /// A datagram is in flight for so long: UDP does not tell when an exchange is over.
 const DATAGRAM_IN_FLIGHT: Duration = Duration::from_secs(1);
+
+/// A handshake is in flight for so long. Then the client has to send its SYN again, or it never had the intention to go on.
+const HANDSHAKE_IN_FLIGHT: Duration = Duration::from_secs(1);
 
 /// The options of the window.
 #[derive(Clone, Debug)]
@@ -58,14 +62,16 @@ impl Instance {
     /// Freezes a deployment, runs a command, waits until the live colour has come to rest, switches, runs another command, and thaws. If
     /// anything fails, or the window ends before, the old colour is live and the deployment is not frozen.
     ///
-    /// The live colour has come to rest when it has no open TCP connection and no UDP flow with a packet in the last second. A
-    /// switch that cuts does not wait for that: it ends the flows.
+    /// The live colour has come to rest when it has no open TCP connection and no UDP flow with a packet in the last second. Connections whose client has
+    /// not completed the handshake a second after the freeze are ended: otherwise a port scan would keep it from that. A
+    /// switch that cuts does not wait for all this: it ends the flows.
     pub fn switch_in_window(
         &self,
         deployment: &str,
         request: &SwitchRequest,
         window: &FreezeWindow,
     ) -> Result<WindowSwitched, Error> {
+        request.check_for_window()?;
         let unchanged = |switched| WindowSwitched { switched, frozen: Duration::ZERO, played_back: 0 };
         let (index, _) = self.deployment(deployment)?;
         let outlook = self.outlook(deployment, index, request, Kind::Switch)?;
@@ -81,19 +87,19 @@ impl Instance {
             to,
             generation: outlook.from.generation,
             on_switch: outlook.on_switch,
-            end: Instant::now() + window.max.saturating_sub(MARGIN),
+            begin: Instant::now(),
             window,
         };
 
         let freeze = FreezeRequest { max: Some(window.max), drop: false, reason: request.reason.clone() };
-        let start = Instant::now();
         let switched = self.freeze(deployment, &freeze).and_then(|frozen| {
             self.run_course(&course, request, frozen.until.saturating_sub(MARGIN.as_nanos() as u64))
         });
         // Whatever has happened, so also if the freeze could only not be recorded.
         let thawed = self.thaw(deployment, request.reason.as_deref());
         let (switched, thawed) = (switched?, thawed?);
-        Ok(WindowSwitched { switched, frozen: start.elapsed(), played_back: thawed.played_back })
+        let frozen = thawed.at.saturating_duration_since(course.begin);
+        Ok(WindowSwitched { switched, frozen, played_back: thawed.played_back })
     }
 
     /// What happens while the deployment is frozen. At `revert_by`, in nanoseconds of `CLOCK_BOOTTIME`, the switch is taken back unless it is
@@ -141,16 +147,21 @@ impl Instance {
         }
     }
 
+    /// After so many ticks without a packet, nothing of a UDP flow is in flight.
+    pub(crate) fn quiet_ticks(&self) -> u32 {
+        self.tick_length.ticks(DATAGRAM_IN_FLIGHT)
+    }
+
     /// Waits until nothing is in flight on the colour that is live.
     fn wait_for_rest(&self, course: &Course<'_>) -> Result<(), Error> {
         const LOOK: Duration = Duration::from_millis(5);
         let backends = backends(&self.paths)?;
-        let quiet = self.tick_length.ticks(DATAGRAM_IN_FLIGHT);
+        let quiet = self.quiet_ticks();
         loop {
-            let count = |count: &mut u64, open: &crate::flows::OpenFlow<'_>| {
-                let is_ours = open.target.deployment == course.index && open.target.colour == course.from;
-                let is_users = !open.flow.state.has(FlowState::IDLE_ONLY);
-                *count += u64::from(is_ours && is_users && open.is_in_flight(quiet));
+            let ends_handshakes = course.begin.elapsed() >= HANDSHAKE_IN_FLIGHT;
+            let count = |count: &mut u64, open: &OpenFlow<'_>| {
+                let is_in_flight = open.keeps_from_rest(course.index, course.from, quiet);
+                *count += u64::from(is_in_flight && !(ends_handshakes && open.end_handshake()));
             };
             let left: u64 = self.fold_open_flows(&backends, || 0, count)?.into_iter().sum();
             if left == 0 {
@@ -174,14 +185,19 @@ struct Course<'a> {
     to: Colour,
     generation: u32,
     on_switch: OnSwitch,
-    /// When the switch has to be complete.
-    end: Instant,
+    /// When the freeze began.
+    begin: Instant,
     window: &'a FreezeWindow,
 }
 
 impl Course<'_> {
+    /// When the switch has to be complete.
+    fn end(&self) -> Instant {
+        self.begin + self.window.max.saturating_sub(MARGIN)
+    }
+
     fn left(&self) -> Duration {
-        self.end.saturating_duration_since(Instant::now())
+        self.end().saturating_duration_since(Instant::now())
     }
 
     /// Runs one of the commands, if it is given.
@@ -194,7 +210,7 @@ impl Course<'_> {
             ("BGCTL_GENERATION", generation.to_string()),
         ];
         let (deployment, command) = (self.deployment.to_owned(), line.to_owned());
-        hook::run(line, &variables, self.end).map_err(|error| match error {
+        hook::run(line, &variables, self.end()).map_err(|error| match error {
             HookError::NotRun(source) => Error::HookNotRun { name, command, source },
             HookError::Failed(status) => {
                 Refusal::HookFailed { deployment, name, command, status: status.to_string(), live: self.from.name() }

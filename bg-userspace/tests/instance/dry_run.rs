@@ -11,7 +11,7 @@ use std::{
 use aya::maps::{HashMap as BpfHashMap, Map, MapData};
 use bg_common::{Backend, Be16, Clock, Flow, FlowBackend, FlowKey4, FlowState, ServiceKey, ServiceRow, TICK_SHIFT};
 use bg_userspace::{
-    AttachMode, Colour, Fates, FlowFilter, FlowStatus, SplitRequest, SwitchRequest, Target, Would,
+    AttachMode, Colour, Fates, FlowFilter, FlowStatus, FreezeWindow, SplitRequest, SwitchRequest, Target, Would,
     config::{DivideBy, OnSwitch, parse},
     detach,
 };
@@ -419,4 +419,38 @@ fn the_dry_run_of_a_split_says_where_new_flows_would_go() {
             .contains("by flow, generation 3\n")
     );
     assert_eq!(live(&lab), ("blue", 2));
+}
+
+#[test]
+fn a_dry_run_of_a_frozen_window_counts_what_the_switch_would_wait_for_and_freezes_nothing() {
+    let lab = applied(CONFIG);
+    open_flows(&lab, 1..=1);
+    let words = ["switch", "shop", "--freeze", "20s", "--before", "exit 1", "--dry-run"];
+    let json = |more: &[&str]| {
+        let (code, text, stderr) = lab.run(&[&words, more, &["--json"]].concat());
+        assert_eq!(code, 0, "{stderr}");
+        serde_json::from_str::<Value>(&text).unwrap()
+    };
+    let before = everything(&lab);
+    // Of the states above, three are those of connections that go on, and two those of handshakes. How many UDP flows have had a packet in the last second
+    // depends on how long this takes.
+    for (more, waits) in [(&[][..], true), (&["--on-switch", "cut"], false)] {
+        let freeze = json(more)["freeze"].clone();
+        let in_flight = &freeze["in_flight"];
+        assert_eq!((&freeze["max"], &freeze["waits"]), (&json!("20s"), &json!(waits)), "{freeze}");
+        assert_eq!((&in_flight["connections"], &in_flight["handshakes"]), (&json!(3), &json!(2)), "{freeze}");
+        assert!(in_flight["udp"].as_u64() <= Some(5) && freeze["room"].as_u64() > Some(4_000_000), "{freeze}");
+    }
+    let (_, text, _) = lab.run(&words);
+    assert!(text.contains("\n  freeze: new flows wait for at most 20s, in 4."), "{text}");
+    assert!(text.contains("\n  in flight on blue: 3 connections, 2 handshakes, "), "{text}");
+    assert!(text.contains(" UDP flows; the switch waits until these are over\n"), "{text}");
+    assert_eq!(everything(&lab), before);
+
+    let (_, text, _) = lab.run(&["switch", "shop", "blue", "--freeze", "20s", "--dry-run", "--json"]);
+    assert_eq!(serde_json::from_str::<Value>(&text).unwrap()["freeze"], Value::Null, "blue is live: {text}");
+    let window = FreezeWindow { max: Duration::from_secs(20), before: None, after: None };
+    let timed = SwitchRequest { ramp: Some(Duration::from_secs(9)), ..SwitchRequest::default() };
+    let refused = lab.instance().switch_in_window("shop", &timed, &window).unwrap_err().to_string();
+    assert!(refused.contains("--freeze and --ramp"), "{refused}");
 }

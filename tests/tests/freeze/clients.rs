@@ -1,7 +1,7 @@
 //! Clients that connect while a deployment is frozen.
 
 use anyhow::{Context, Result};
-use bg_tests::{Namespace, retransmissions};
+use bg_tests::{Namespace, handshake_time, retransmissions};
 use std::{
     net::{SocketAddr, TcpStream},
     time::{Duration, Instant},
@@ -14,12 +14,20 @@ const PATIENCE: Duration = Duration::from_secs(20);
 #[derive(Debug)]
 pub(crate) struct Connected {
     pub(crate) stream: TcpStream,
-    pub(crate) latency: Duration,
+    /// When it began to connect.
+    pub(crate) began: Instant,
+    /// When it knew that it was connected.
+    pub(crate) ended: Instant,
 }
 
 impl Connected {
     pub(crate) fn port(&self) -> Result<u16> {
         Ok(self.stream.local_addr()?.port())
+    }
+
+    /// When its kernel had the answer to its SYN. The client itself has to wait for a processor until it knows.
+    pub(crate) fn answered(&self) -> Result<Instant> {
+        Ok(self.began + handshake_time(&self.stream)?)
     }
 }
 
@@ -42,9 +50,9 @@ fn connect_here(server: SocketAddr, count: usize) -> Result<Vec<Connected>> {
 
 async fn connect_one(server: SocketAddr) -> Result<Connected> {
     let socket = if server.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-    let start = Instant::now();
+    let began = Instant::now();
     let stream = timeout(PATIENCE, socket.connect(server)).await.context("no connection")??;
-    Ok(Connected { latency: start.elapsed(), stream: stream.into_std()? })
+    Ok(Connected { began, ended: Instant::now(), stream: stream.into_std()? })
 }
 
 /// How often the kernel has sent a SYN of these clients again, or another segment.

@@ -4,11 +4,13 @@ use crate::{connect, event, phase};
 use anyhow::{Context, Result, ensure};
 use bg_common::Colour;
 use bg_tests::{
-    Process, Ready, address,
+    Process, RawSocket, Ready, address,
     config::{DEPLOYMENT, http_vip, udp_vip},
+    frames::{PacketSpec, tcp_flags},
     load::Echo,
 };
 use std::{
+    net::{IpAddr, SocketAddr},
     process::Output,
     thread,
     time::{Duration, Instant},
@@ -103,6 +105,57 @@ fn what_does_not_come_to_rest_in_time_leaves_the_old_colour() -> Result<()> {
     blue_goes_on(&ready, &switch(&["--freeze", "5s", "--after", "sleep 100"])?, 4)?;
     assert_eq!(opened_on_green(&ready)?, 0);
     Ok(())
+}
+
+/// SYNs from hosts that never answer, as of a port scan. Sends them once more if called again.
+fn scan(ready: &Ready, vip: IpAddr) -> Result<()> {
+    let lab = &ready.lab;
+    let wire = RawSocket::open(&lab.client, "eth0")?;
+    let (from, to) = (lab.client.mac("eth0")?, lab.edge.mac("front")?);
+    for port in 30_000..30_000 + SCANNED as u16 {
+        let nobody: IpAddr = if vip.is_ipv4() { "192.0.2.77".parse()? } else { "2001:db8:c::77".parse()? };
+        let mut frame = PacketSpec::tcp(SocketAddr::new(nobody, port), http_vip(vip), tcp_flags::SYN).frame();
+        frame[..6].copy_from_slice(&to);
+        frame[6..12].copy_from_slice(&from);
+        wire.send(&frame)?;
+    }
+    Ok(())
+}
+
+const SCANNED: usize = 20;
+
+/// How many handshakes with a VIP are not complete, by colour.
+fn half_open(ready: &Ready, vip: IpAddr) -> Result<[usize; 2]> {
+    let flows = ready.bgctl.json(&["flows", DEPLOYMENT])?;
+    let flows = flows["flows"].as_array().context("no flows")?;
+    let of_vip = flows.iter().filter(|flow| flow["destination"] == http_vip(vip).to_string());
+    let opening: Vec<_> = of_vip.filter(|flow| flow["state"] == "opening").collect();
+    Ok(Colour::ALL.map(|colour| opening.iter().filter(|flow| flow["colour"] == colour.name()).count()))
+}
+
+#[test]
+fn handshakes_that_are_never_completed_do_not_keep_the_old_colour_from_coming_to_rest() -> Result<()> {
+    let ready = Ready::native("")?;
+    for vip in [address::VIP_V4, address::VIP_V6] {
+        ready.bgctl.run(&["switch", DEPLOYMENT, "blue"])?;
+        scan(&ready, vip)?;
+        let start = Instant::now();
+        while half_open(&ready, vip)?[0] < SCANNED {
+            ensure!(start.elapsed() < PATIENCE, "{:?} handshakes", half_open(&ready, vip)?);
+        }
+        let said = ready.bgctl.json(&["switch", DEPLOYMENT, "--freeze", "20s", "--dry-run"])?;
+        assert_eq!(said["freeze"]["in_flight"]["handshakes"], SCANNED, "{said}");
+        let switched = ready.bgctl.json(&["switch", DEPLOYMENT, "--freeze", "20s"])?;
+        assert_eq!(switched["to"]["live"], "green", "{switched}");
+        assert_eq!(half_open(&ready, vip)?, [0, 0], "they have ended");
+        // Of a client that was only slow.
+        scan(&ready, vip)?;
+        while half_open(&ready, vip)?[1] < SCANNED {
+            ensure!(start.elapsed() < 2 * PATIENCE, "{:?} handshakes", half_open(&ready, vip)?);
+        }
+        assert_eq!(half_open(&ready, vip)?, [0, SCANNED]);
+    }
+    ready.neighbour_is_undisturbed()
 }
 
 #[test]

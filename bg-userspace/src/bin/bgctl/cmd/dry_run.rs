@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use bg_userspace::{Colour, DryRun, Fates, Instance, TableUse, TargetBackend, Would, config::OnSwitch};
+use bg_userspace::{Colour, DryRun, Fates, Instance, TableUse, TargetBackend, WindowOutlook, Would, config::OnSwitch};
 
 use super::words::{guard, percent};
 use crate::{
@@ -37,6 +37,7 @@ fn render(dry_run: &DryRun, all: bool) -> String {
     }
     let tables = dry_run.flow_table;
     lines.push(format!("  flow tables: IPv4 {}, IPv6 {}", table_use(tables.ipv4), table_use(tables.ipv6)));
+    lines.extend(dry_run.freeze.as_ref().map(|freeze| window(freeze, dry_run.from.live)).into_iter().flatten());
     if !dry_run.mirrored.is_empty() && dry_run.from.live != dry_run.to.live {
         let idle = dry_run.to.live.other();
         let idle = styled(style_of(idle), idle.name());
@@ -89,6 +90,21 @@ fn flows(dry_run: &DryRun) -> String {
     let moves = if moved == 1 { "moves" } else { "move" };
     let is = if reset == 1 { "is" } else { "are" };
     format!("{stay} stay{until}, {moved} {moves}, {reset} {is} reset")
+}
+
+/// What waits, and for what.
+fn window(freeze: &WindowOutlook, live: Colour) -> [String; 2] {
+    let WindowOutlook { max, waits, in_flight, room } = freeze;
+    let (max, room) = (humantime::format_duration(*max), output::bytes(*room));
+    let count = |number: u64, what| output::count(usize::try_from(number).unwrap_or(usize::MAX), what);
+    let connections = count(in_flight.connections, "connection");
+    let (handshakes, udp) = (count(in_flight.handshakes, "handshake"), count(in_flight.udp, "UDP flow"));
+    let live = styled(style_of(live), live.name());
+    let end = if *waits { "the switch waits until these are over" } else { "the switch cuts these" };
+    [
+        format!("  freeze: new flows wait for at most {max}, in {room} of memory"),
+        format!("  in flight on {live}: {connections}, {handshakes}, {udp}; {end}"),
+    ]
 }
 
 fn services(dry_run: &DryRun) -> Vec<String> {

@@ -25,13 +25,17 @@ pub(super) fn run(global: &Global, args: &Switch) -> anyhow::Result<Outcome> {
         at: args.at,
         ..request(&args.change)
     };
+    let window = |max| FreezeWindow { max, before: args.before.clone(), after: args.after.clone() };
+    let window = args.freeze.map(window);
     if args.change.dry_run {
-        return dry_run::run(global, |instance| instance.dry_run(&args.deployment, &request));
+        return dry_run::run(global, |instance| match &window {
+            Some(window) => instance.dry_run_in_window(&args.deployment, &request, window),
+            None => instance.dry_run(&args.deployment, &request),
+        });
     }
-    let Some(max) = args.freeze else {
+    let Some(window) = window else {
         return change(global, render, |instance| instance.switch(&args.deployment, &request));
     };
-    let window = FreezeWindow { max, before: args.before.clone(), after: args.after.clone() };
     change(global, render_window, |instance| instance.switch_in_window(&args.deployment, &request, &window))
 }
 
