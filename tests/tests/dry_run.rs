@@ -1,14 +1,18 @@
 //! A dry run over open flows of real stacks, and what the switch then does to them.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use bg_tests::{
-    HTTP_PORT, Lab, Ready, Setting, address,
+    Bgctl, HTTP_PORT, Lab, Ready, Setting, address,
     config::{DEPLOYMENT, http_vip, shop, udp_vip},
     in_each_setting,
     load::{Connection, Echo},
 };
 use serde_json::{Value, json};
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    net::{IpAddr, SocketAddr},
+    thread,
+    time::Duration,
+};
 
 const VIPS: [IpAddr; 2] = [address::VIP_V4, address::VIP_V6];
 
@@ -63,7 +67,7 @@ fn a_dry_run_says_what_then_happens(setting: Setting) -> Result<()> {
     assert_eq!(tcp, [b, b, g, g].map(|colour| Some(colour.to_owned())));
 
     let dry_run = |words: &[&str]| bgctl.json(&[&["switch", DEPLOYMENT, "--dry-run"], words].concat());
-    let before = bgctl.deployment(DEPLOYMENT)?;
+    let before = at_rest(bgctl)?;
     let drain = dry_run(&[])?;
     let cut = dry_run(&["--on-switch", "cut"])?;
     assert_eq!(bgctl.deployment(DEPLOYMENT)?, before, "nothing has changed, and no packet was counted");
@@ -92,11 +96,25 @@ fn a_dry_run_says_what_then_happens(setting: Setting) -> Result<()> {
     ready.neighbour_is_undisturbed()
 }
 
+/// The status once no packet is counted any more. A client may acknowledge an answer 200 ms later.
+fn at_rest(bgctl: &Bgctl) -> Result<Value> {
+    let mut before = bgctl.deployment(DEPLOYMENT)?;
+    for _ in 0..100 {
+        thread::sleep(Duration::from_millis(300));
+        let now = bgctl.deployment(DEPLOYMENT)?;
+        if now == before {
+            return Ok(now);
+        }
+        before = now;
+    }
+    bail!("packets go on: {before}")
+}
+
 /// Green is live, and the users' flows have stayed on blue. The testers' datagrams go there too, and their connections have ended.
 fn a_split_does_what_its_dry_run_says(ready: &Ready, clients: &Clients) -> Result<()> {
     let bgctl = &ready.bgctl;
     let split = ["split", DEPLOYMENT, "--green", "25", "--by", "client"];
-    let before = bgctl.deployment(DEPLOYMENT)?;
+    let before = at_rest(bgctl)?;
     let said = bgctl.json(&[&split[..], &["--dry-run"]].concat())?;
     assert_eq!(bgctl.deployment(DEPLOYMENT)?, before, "nothing has changed, and no packet was counted");
 
