@@ -22,7 +22,7 @@ use crate::{
     pins,
     running::{deployment_rows, text},
     state::Change,
-    sys::{Urgent, apart},
+    sys::apart,
     time::moment_of,
 };
 
@@ -148,7 +148,6 @@ impl Instance {
         // A little early: once the freeze has ended by itself, new packets no longer wait behind those that are held.
         let end = frozen.until.saturating_sub(Duration::from_millis(5).as_nanos() as u64);
         let wait = || {
-            let _urgent = Urgent::begin();
             let Ok((index, _)) = self.deployment(&frozen.deployment) else { return Vec::new() };
             while self.holds_until(index) == Some(frozen.until) && self.is_current() {
                 let left = Duration::from_nanos(end.saturating_sub(now(ClockId::Boot)));
@@ -219,7 +218,6 @@ impl Instance {
             self.clear_hold(index);
             return Ok(Played::default());
         }
-        let _urgent = Urgent::begin();
         let player = Player::new(&self.paths, held)?;
         let name = text(&self.words.deployments.read(index.into()).name);
         let until = now(ClockId::Boot) + PLAY_BACK.as_nanos() as u64;

@@ -86,6 +86,7 @@ impl Sockets {
     fn bind(addresses: &[IpAddr]) -> Result<Self> {
         let bind = |address: IpAddr| {
             let tcp = std::net::TcpListener::bind((address, HTTP_PORT))?;
+            hold_connections(&tcp)?;
             let udp = std::net::UdpSocket::bind((address, UDP_PORT))?;
             hold_bursts(&udp)?;
             tcp.set_nonblocking(true)?;
@@ -122,6 +123,17 @@ pub fn hold_bursts(socket: &impl AsRawFd) -> std::io::Result<()> {
         )
     };
     if result == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+}
+
+/// Has a listening socket hold more connections that are not accepted yet than the 128 of the standard library. A thaw lets all go on at once that have come
+/// during a freeze, and a SYN for which there is no room is lost.
+fn hold_connections(listener: &std::net::TcpListener) -> std::io::Result<()> {
+    const BACKLOG: libc::c_int = 4096;
+    // SAFETY: takes no pointers.
+    match unsafe { libc::listen(listener.as_raw_fd(), BACKLOG) } {
+        0 => Ok(()),
+        _ => Err(std::io::Error::last_os_error()),
+    }
 }
 
 async fn serve_http(listener: TcpListener, says: Arc<str>, requests: Arc<AtomicU64>) {
