@@ -71,13 +71,10 @@ impl Counters {
         let since = |time: u64| Duration::from_nanos(time).checked_sub(stored);
         let (first_new, last_old) = extremes(&times);
         let after = events(&self.paths).ok()?;
-        let dropped = std::iter::zip(before, after)
-            .filter(|((event, before), (_, after))| event.is_drop() && after > before)
-            .map(|((event, before), (_, after))| (event.name().to_owned(), after - before));
         Some(Noted {
             first_new: first_new.and_then(since),
             last_old: last_old.and_then(since),
-            dropped: dropped.collect(),
+            dropped: dropped(before, &after),
         })
     }
 }
@@ -86,6 +83,12 @@ impl Counters {
 fn extremes(cpus: &[SwitchTimes]) -> (Option<u64>, Option<u64>) {
     let noted = |of: fn(&SwitchTimes) -> u64| cpus.iter().map(of).filter(|time| *time != 0);
     (noted(|times| times.first_new).min(), noted(|times| times.last_old).max())
+}
+
+/// The packets that were dropped between two readings of the counters, by reason.
+fn dropped(before: &[(Event, u64)], after: &[(Event, u64)]) -> BTreeMap<String, u64> {
+    let more = std::iter::zip(before, after).filter(|((event, before), (_, after))| event.is_drop() && after > before);
+    more.map(|((event, before), (_, after))| (event.name().to_owned(), after - before)).collect()
 }
 
 /// Whether packets of any deployment note when they open a flow.
@@ -114,5 +117,14 @@ mod tests {
         let times = |first_new, last_old| SwitchTimes { first_new, last_old };
         assert_eq!(extremes(&[times(0, 50), times(70, 0), times(60, 65), times(0, 0)]), (Some(60), Some(65)));
         assert_eq!(extremes(&[times(0, 0), times(0, 0)]), (None, None));
+    }
+
+    #[test]
+    fn only_drops_are_named_and_only_those_that_have_happened_since() {
+        let counts = |malformed, ended, pushed| {
+            [(Event::Malformed, malformed), (Event::EndedFlow, ended), (Event::PushedOut, pushed)]
+        };
+        let since = dropped(&counts(1, 5, 0), &counts(4, 5, 7));
+        assert_eq!(since, [("malformed".to_owned(), 3)].into());
     }
 }
