@@ -333,7 +333,10 @@ fn a_tester_is_refused_while_the_idle_colour_has_no_backend() {
     assert_eq!(last, ["answered with a reset: no backend gets it", "counted as idle_not_ready"]);
     // The reset, on its way back.
     assert_eq!((refused.packet.source, refused.packet.destination), (VIP.parse().unwrap(), TESTER.parse().unwrap()));
-    assert_eq!(explain(TESTER, Protocol::Udp).verdict, "drop");
+    let unreachable = explain(TESTER, Protocol::Udp);
+    let last = unreachable.hooks.last().and_then(|hook| hook.steps.last()).map(|step| step.text.as_str());
+    let said = "answered with an ICMP error, port unreachable: no backend gets it";
+    assert_eq!((unreachable.verdict, last), ("refuse", Some(said)), "{unreachable:?}");
     assert_eq!(explain(CLIENT, Protocol::Tcp).verdict, "resolve");
 }
 
