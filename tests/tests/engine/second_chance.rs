@@ -19,14 +19,20 @@ fn is_dropped(host: &Host, packet: &PacketSpec) {
     assert_eq!(host.events(Event::SecondChance), before + 1);
 }
 
+/// Sends a segment of the connection, which its backend then refuses.
+#[track_caller]
+fn is_refused_by(host: &Host, backend: &str) {
+    assert_eq!(sent_to(host, &segment()), at(backend));
+    is_dropped(host, &refusal(backend));
+}
+
 #[test]
 fn a_connection_opened_before_the_switch_gets_back_to_its_colour() {
     let host = host();
     connect(&host, CLIENT, WEB);
     drain(&host);
     host.forget_flows();
-    assert_eq!(sent_to(&host, &segment()), at(GREEN));
-    is_dropped(&host, &refusal(GREEN));
+    is_refused_by(&host, GREEN);
     assert_eq!(sent_to(&host, &segment()), at(BLUE));
     assert_eq!(answers_as(&host, &tcp(BLUE, CLIENT, ACK)), at(WEB));
     assert_eq!(sent_to(&host, &segment()), at(BLUE), "and stays there");
@@ -209,8 +215,7 @@ fn a_refusal_is_remembered_when_the_row_is_lost() {
     connect(&host, CLIENT, WEB);
     drain(&host);
     host.forget_flows();
-    assert_eq!(sent_to(&host, &segment()), at(GREEN));
-    is_dropped(&host, &refusal(GREEN));
+    is_refused_by(&host, GREEN);
     for _ in 0..3 {
         host.forget_flows();
         assert_eq!(sent_to(&host, &segment()), at(BLUE));
@@ -247,13 +252,35 @@ fn a_port_that_is_used_again_is_found_where_its_new_connection_is() {
     connect(&host, CLIENT, WEB);
     host.forget_flows();
     // What is remembered of the connection before is wrong of this one, and blue says so.
-    assert_eq!(sent_to(&host, &segment()), at(BLUE));
-    is_dropped(&host, &refusal(BLUE));
+    is_refused_by(&host, BLUE);
     for _ in 0..3 {
         assert_eq!(sent_to(&host, &segment()), at(GREEN));
         assert_eq!(answers_as(&host, &tcp(GREEN, CLIENT, ACK)), at(WEB));
         host.forget_flows();
     }
+}
+
+#[test]
+fn a_refusal_says_nothing_of_another_service_or_deployment() {
+    const OTHERS: [(u16, &str, &str, &str); 2] = [
+        (0, "203.0.113.11:443", "10.0.3.11:8443", "10.0.4.11:8443"),
+        (1, "203.0.113.12:443", "10.0.5.11:8443", "10.0.6.11:8443"),
+    ];
+    let mut scenario = shop();
+    scenario.deployment();
+    for (deployment, vip, blue, green) in OTHERS {
+        scenario.service(&ServiceAt { deployment, ..service(vip, None, Protocol::Tcp, blue, green) });
+    }
+    let host = Host::load(scenario, NOW);
+    drain(&host);
+    // The other deployment has made the same changes.
+    host.set_live(1, host.word(0), SwitchTerms::default());
+    is_refused_by(&host, GREEN);
+    host.forget_flows();
+    for (_, vip, _, green) in OTHERS {
+        assert_eq!(sent_to(&host, &tcp(CLIENT, vip, ACK)), at(green));
+    }
+    assert_eq!(sent_to(&host, &segment()), at(BLUE));
 }
 
 #[test]
@@ -266,8 +293,7 @@ fn a_refusal_is_forgotten_with_its_drain() {
     // Back and forth: green is live again, in generation 4.
     drain(&host);
     drain_until(&host, NOW + 10);
-    assert_eq!(sent_to(&host, &segment()), at(GREEN));
-    is_dropped(&host, &refusal(GREEN));
+    is_refused_by(&host, GREEN);
     host.forget_flows();
     host.later(NOW + 10);
     assert_eq!(sent_to(&host, &segment()), at(GREEN), "the drain is over");
