@@ -48,3 +48,18 @@ pub(crate) fn is_in_this_namespace(paths: &Paths) -> Result<bool, Error> {
 fn readable_meta(paths: &Paths) -> Option<Meta> {
     read_meta(&paths.map("meta")).ok().filter(|meta| meta.abi_version == ABI_VERSION)
 }
+
+#[cfg(test)]
+mod tests {
+    use bg_common::ABI_VERSION;
+
+    #[test]
+    fn the_document_names_the_present_version() {
+        let document = include_str!("../../../docs/pinned-abi.md");
+        for said in
+            [format!("the ABI version, at present **{ABI_VERSION}**"), format!("\"abi_version\": {ABI_VERSION},")]
+        {
+            assert!(document.contains(&said), "docs/pinned-abi.md does not say {said}");
+        }
+    }
+}
