@@ -9,13 +9,13 @@ use bg_tests::{
     Fabric, Lab, Offloads, RawSocket, Ready, address,
     config::{DEPLOYMENT, PREVIEW_PORT, http_vip, shop, udp_vip},
     frames::{PacketSpec, assert_checksums, ends, packet_in, tcp_flags},
-    load::{Connection, Echo, PATIENCE},
+    load::{Connection, Echo, PATIENCE, bind_new},
 };
 use etherparse::{SlicedPacket, TransportSlice};
 use serde_json::Value;
 use std::{
     io::{Error, ErrorKind},
-    net::{IpAddr, SocketAddr, TcpStream, UdpSocket},
+    net::{IpAddr, SocketAddr, TcpStream},
     os::fd::AsRawFd,
     time::{Duration, Instant},
 };
@@ -177,7 +177,7 @@ fn errors_are_right(ready: &Ready) -> Result<()> {
         let (headers, most) = if vip.is_ipv4() { (28, 548) } else { (48, 1232) };
         for length in [0_usize, 1, 18, 499, 1183, 1184, 1400] {
             let payload: Vec<u8> = (0..length).map(|at| (at * 11) as u8).collect();
-            let socket = client.enter(|| UdpSocket::bind((tester, 0)))??;
+            let socket = client.enter(|| bind_new(tester))??;
             socket.connect(udp_vip(vip))?;
             socket.set_read_timeout(Some(PATIENCE))?;
             socket.send(&payload)?;
@@ -216,7 +216,7 @@ fn a_train_of_datagrams_that_is_yet_to_be_cut_is_refused() -> Result<()> {
     let ready = ready(Lab::bridge()?, "tc", "nat")?;
     take_tables(&ready, Colour::Green)?;
     for [_, tester, vip] in ENDS {
-        let socket = ready.lab.client.enter(|| UdpSocket::bind((tester, 0)))??;
+        let socket = ready.lab.client.enter(|| bind_new(tester))??;
         socket.connect(udp_vip(vip))?;
         socket.set_read_timeout(Some(PATIENCE))?;
         let segment: libc::c_int = 500;
@@ -303,7 +303,7 @@ fn a_flood_is_answered_at_a_limited_rate_and_counted_whole() -> Result<()> {
     let client = &ready.lab.client;
     for [_, tester, vip] in ENDS {
         let wire = RawSocket::open(client, "eth0")?;
-        let socket = client.enter(|| UdpSocket::bind((tester, 0)))??;
+        let socket = client.enter(|| bind_new(tester))??;
         let (before, begin) = (refused(&ready)?, Instant::now());
         for _ in 0..FLOOD {
             socket.send_to(b"anybody there?", udp_vip(vip))?;

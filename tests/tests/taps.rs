@@ -5,9 +5,10 @@ use bg_tests::{
     Fabric, Lab, RawSocket, Tap, address,
     config::udp_vip,
     frames::{self, PacketSpec},
+    load::bind_new,
 };
 use std::{
-    net::{IpAddr, SocketAddr, UdpSocket},
+    net::{IpAddr, SocketAddr},
     time::{Duration, Instant},
 };
 
@@ -87,7 +88,7 @@ fn xdp_redirects_to_a_tap(mode: &str) -> Result<()> {
     let clients = [(address::VIP_V4, address::CLIENT_V4), (address::VIP_V6, address::CLIENT_V6)];
     for ((vip, client), (subnet, _)) in std::iter::zip(clients, SUBNETS) {
         let (vip, backend) = (udp_vip(vip), format!("{subnet}2").parse::<IpAddr>()?);
-        let socket = edge.lab.client.enter(|| UdpSocket::bind((client, 0)))??;
+        let socket = edge.lab.client.enter(|| bind_new(client))??;
         // It takes nothing from anybody else.
         socket.connect(vip)?;
         socket.set_read_timeout(Some(PATIENCE))?;

@@ -1,6 +1,6 @@
 //! Requests that arrive at a fixed rate, each by a flow of its own, whatever becomes of those before.
 
-use super::PATIENCE;
+use super::{PATIENCE, bind_new};
 use crate::{
     netns::Namespace,
     worker::{Stop, Worker},
@@ -9,10 +9,7 @@ use anyhow::{Context, Result};
 use bg_common::Colour;
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicU16, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 use tokio::{
@@ -22,9 +19,6 @@ use tokio::{
     task::{AbortHandle, JoinSet},
     time::{MissedTickBehavior, interval, timeout},
 };
-
-/// Ports of UDP requests, in turn.
-static PORTS: AtomicU16 = AtomicU16::new(0);
 
 /// A request that has ended.
 #[derive(Clone, Copy, Debug)]
@@ -127,13 +121,10 @@ async fn by_tcp(server: SocketAddr) -> Result<Colour> {
 
 async fn by_udp(server: SocketAddr) -> Result<Colour> {
     let any: IpAddr = if server.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-    let socket = loop {
-        // Each from a port of its own: an earlier flow of the same port may be bound to stay where it is.
-        let port = 10_000 + PORTS.fetch_add(1, Ordering::Relaxed) % 50_000;
-        if let Ok(socket) = UdpSocket::bind((any, port)).await {
-            break socket;
-        }
-    };
+    // An earlier flow of the same port may be bound to stay where it is.
+    let socket = bind_new(any)?;
+    socket.set_nonblocking(true)?;
+    let socket = UdpSocket::from_std(socket)?;
     socket.connect(server).await?;
     socket.send(b"1").await?;
     let mut answer = [0; 256];

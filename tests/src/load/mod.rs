@@ -3,6 +3,7 @@
 mod arrivals;
 mod connection;
 mod http;
+mod new_port;
 mod paced;
 mod tally;
 mod udp;
@@ -11,6 +12,7 @@ mod wrk;
 pub use arrivals::{Arrivals, Request};
 pub use connection::Connection;
 pub use http::{Fresh, KeepAlive};
+pub use new_port::bind_new;
 pub use paced::Paced;
 pub use tally::{Counts, Tally};
 pub use udp::{Answer, Echo};

@@ -1,6 +1,6 @@
 //! A client of the UDP echo server. It has its own socket, and so one flow.
 
-use super::PATIENCE;
+use super::{PATIENCE, bind_new};
 use crate::netns::Namespace;
 use anyhow::{Context, Result, bail};
 use bg_common::Colour;
@@ -36,15 +36,16 @@ impl Echo {
         namespace.enter(|| Self::open_here(server))?
     }
 
-    /// Opens a socket in the calling thread's namespace, from any address and port.
+    /// Opens a socket in the calling thread's namespace, from any address, and from a port that no socket of this process had before.
     pub fn open_here(server: SocketAddr) -> Result<Self> {
         let any: IpAddr = if server.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
         Self::open_from(SocketAddr::new(any, 0), server)
     }
 
-    /// Opens a socket in the calling thread's namespace, from this address.
+    /// Opens a socket in the calling thread's namespace, from this address. Port 0: one that no socket of this process had before.
     pub fn open_from(from: SocketAddr, server: SocketAddr) -> Result<Self> {
-        let socket = UdpSocket::bind(from).with_context(|| format!("cannot bind {from}"))?;
+        let socket = if from.port() == 0 { bind_new(from.ip()) } else { UdpSocket::bind(from) };
+        let socket = socket.with_context(|| format!("cannot bind {from}"))?;
         socket.connect(server).with_context(|| format!("cannot connect to {server}"))?;
         socket.set_read_timeout(Some(PATIENCE))?;
         Ok(Self { socket })

@@ -15,13 +15,13 @@ use bg_common::Colour;
 use bg_tests::{
     Bgctl, Fabric, Lab, Offloads, Ready, address,
     config::{DEPLOYMENT, NEIGHBOUR, PREVIEW_PORT, http_vip, shop, udp_vip},
-    load::{Answer, Echo},
+    load::{Answer, Echo, bind_new},
 };
 use clients::{Connected, connect, sent_again};
 use std::{
     collections::BTreeMap,
     fs,
-    net::{IpAddr, SocketAddr, UdpSocket},
+    net::{IpAddr, SocketAddr},
     sync::atomic::{AtomicBool, Ordering},
     thread,
     time::{Duration, Instant},
@@ -295,7 +295,7 @@ fn no_packet_overtakes_another_of_its_flow_and_a_full_log_loses_the_latest() -> 
     const HELD: usize = 4000;
     let ready = Ready::native("")?;
     let Ready { bgctl, lab, .. } = &ready;
-    let socket = lab.client.enter(|| UdpSocket::bind((address::CLIENT_V4, 0)))??;
+    let socket = lab.client.enter(|| bind_new(address::CLIENT_V4))??;
     socket.connect(udp_vip(address::VIP_V4))?;
     socket.set_read_timeout(Some(Duration::from_millis(300)))?;
     let send = |nth: usize| socket.send(format!("{nth:08} {}", "x".repeat(1300)).as_bytes());
