@@ -122,7 +122,7 @@ fn what_is_left(ready: &Ready, each: usize) -> Result<()> {
         both_count(ready, &ports, clients.len()).with_context(|| format!("{how:?}"))?;
     }
     let start = Instant::now();
-    let (code, drained) = drain(ready, &["--wait", "--timeout", "300ms"])?;
+    let (code, drained) = drain(ready, &["--wait", "--timeout", "300ms", "--then", "keep"])?;
     assert_eq!((code, &drained["left"]), (Some(4), &clients.len().into()));
     assert!(start.elapsed() >= Duration::from_millis(300));
 

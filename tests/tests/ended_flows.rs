@@ -8,8 +8,9 @@
 use anyhow::{Context, Result, bail, ensure};
 use bg_common::Colour;
 use bg_tests::{
-    Lab, Ready, Worker, address,
+    Lab, Ready, Setting, Worker, address,
     config::{DEPLOYMENT, http_vip, udp_vip},
+    in_each_setting,
     load::Echo,
     monotonic_ns, retransmissions,
 };
@@ -172,35 +173,48 @@ fn a_tcp_client_in_the_middle_of_a_transfer_is_reset_and_then_reaches_the_new_co
     Ok(())
 }
 
-#[test]
-fn a_drain_ends_what_is_left_when_its_time_is_over() -> Result<()> {
-    const TIMEOUT: Duration = Duration::from_secs(2);
-    let ready = Ready::native("drain_timeout = \"2s\"")?;
-    let stream = Echo::open(&ready.lab.client, udp_vip(address::VIP_V6))?;
-    let mut client = Client::connect(&ready.lab, http_vip(address::VIP_V4))?;
-    assert_eq!((stream.ask("before")?.colour, client.ask()?), (Colour::Blue, Colour::Blue));
+fn a_drain_ends_what_is_left_when_its_time_is_over(setting: Setting) -> Result<()> {
+    const TIMEOUT: Duration = Duration::from_secs(1);
+    const VIPS: [IpAddr; 2] = [address::VIP_V4, address::VIP_V6];
+    let ready = setting.ready("drain_timeout = \"1s\"")?;
+    let streams =
+        VIPS.into_iter().map(|vip| Echo::open(&ready.lab.client, udp_vip(vip))).collect::<Result<Vec<_>>>()?;
+    let clients = VIPS.into_iter().map(|vip| Client::connect(&ready.lab, http_vip(vip)));
+    let mut clients = clients.collect::<Result<Vec<_>>>()?;
+    let mut all_are_on_blue = || -> Result<bool> {
+        let udp = streams.iter().map(|stream| Ok(stream.ask("which?")?.colour)).collect::<Result<Vec<_>>>()?;
+        let tcp = clients.iter_mut().map(Client::ask).collect::<Result<Vec<_>>>()?;
+        Ok([udp, tcp].concat() == [Colour::Blue; 4])
+    };
+    assert!(all_are_on_blue()?);
     let start = Instant::now();
     ready.bgctl.run(&["switch", DEPLOYMENT])?;
     let returned = Instant::now();
-    assert_eq!(ready.bgctl.deployment(DEPLOYMENT)?["phase"], "draining");
+    assert!(start.elapsed() > TIMEOUT || ready.bgctl.deployment(DEPLOYMENT)?["phase"] == "draining");
     // The data path's clock ticks several times a second; it may be late by one tick, and early by none.
     let tick = Duration::from_millis(700);
-    while start.elapsed() < TIMEOUT - Duration::from_millis(500) {
-        let (udp, tcp) = (stream.ask("within"), client.ask());
+    while start.elapsed() < TIMEOUT - Duration::from_millis(300) {
+        let is_on_blue = all_are_on_blue();
         if start.elapsed() < TIMEOUT {
-            assert_eq!((udp?.colour, tcp?), (Colour::Blue, Colour::Blue), "{:?} after the switch", start.elapsed());
+            assert!(is_on_blue?, "{:?} after the switch", start.elapsed());
         }
         thread::sleep(Duration::from_millis(20));
     }
     while returned.elapsed() < TIMEOUT + tick {
         thread::sleep(Duration::from_millis(20));
     }
-    assert_eq!(stream.ask("afterwards")?.colour, Colour::Green);
-    assert_reset(&client.ask().expect_err("the drain is over"));
-    assert_eq!(Client::connect(&ready.lab, http_vip(address::VIP_V4))?.ask()?, Colour::Green);
+    for stream in &streams {
+        assert_eq!(stream.ask("afterwards")?.colour, Colour::Green);
+    }
+    for (client, vip) in clients.iter_mut().zip(VIPS) {
+        assert_reset(&client.ask().expect_err("the drain is over"));
+        assert_eq!(Client::connect(&ready.lab, http_vip(vip))?.ask()?, Colour::Green);
+    }
     assert_eq!(ready.bgctl.deployment(DEPLOYMENT)?["phase"], "steady");
-    Ok(())
+    ready.neighbour_is_undisturbed()
 }
+
+in_each_setting!(a_drain_ends_what_is_left_when_its_time_is_over);
 
 /// Port of the downloads, at the VIP and at the backends.
 const DOWNLOAD_PORT: u16 = 9000;
