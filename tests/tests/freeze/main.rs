@@ -161,6 +161,85 @@ fn a_freeze_delays(lab: Lab, mode: &str, service_mode: &str) -> Result<()> {
     let drops = ready.bgctl.json(&["status"])?["drops"].clone();
     let drops = drops.as_object().context("drops is an object")?;
     assert!(drops.values().all(|count| count == 0), "{drops:?}");
+    with_drop_new_flows_are_dropped_and_counted(&ready)?;
+    a_freeze_ends_by_itself_and_the_process_it_has_left_plays_back(&ready)?;
+    window::the_commands_run_while_new_flows_wait_and_those_then_meet_the_new_colour(&ready)?;
+    held_packets_follow_a_switch_of_the_frozen_deployment(&ready)?;
+    ready.neighbour_is_undisturbed()
+}
+
+/// A flow of each family that nobody knows yet.
+fn new_flows(lab: &Lab) -> Result<[Echo; 2]> {
+    let open = |vip| {
+        let flow = Echo::open(&lab.client, udp_vip(vip))?;
+        flow.set_patience(PATIENCE)?;
+        anyhow::Ok(flow)
+    };
+    Ok([open(address::VIP_V4)?, open(address::VIP_V6)?])
+}
+
+fn with_drop_new_flows_are_dropped_and_counted(ready: &Ready) -> Result<()> {
+    let Ready { bgctl, lab, .. } = ready;
+    let (held, dropped) = (|| event(bgctl, "events", "held"), || event(bgctl, "drops", "frozen"));
+    let (held_before, dropped_before) = (held()?, dropped()?);
+    let frozen = bgctl.json(&["freeze", DEPLOYMENT, "--drop", "--max", "1m"])?;
+    assert_eq!(frozen["drop"], true);
+    let lost = new_flows(lab)?;
+    lost.iter().try_for_each(|flow| flow.send("lost"))?;
+    let start = Instant::now();
+    while dropped()? < dropped_before + 2 {
+        ensure!(start.elapsed() < PATIENCE, "{} were dropped", dropped()? - dropped_before);
+    }
+    assert_eq!(bgctl.json(&["thaw", DEPLOYMENT])?["played_back"], 0);
+    for flow in &lost {
+        flow.set_patience(Duration::from_millis(50))?;
+        assert!(flow.receive("lost").is_err());
+        flow.set_patience(PATIENCE)?;
+        assert_eq!(flow.ask("new")?.colour, Colour::Blue);
+    }
+    assert_eq!((held()?, dropped()?), (held_before, dropped_before + 2));
+    Ok(())
+}
+
+fn a_freeze_ends_by_itself_and_the_process_it_has_left_plays_back(ready: &Ready) -> Result<()> {
+    let Ready { bgctl, lab, .. } = ready;
+    let waiting = new_flows(lab)?;
+    bgctl.run(&["freeze", DEPLOYMENT, "--max", "300ms"])?;
+    waiting.iter().try_for_each(|flow| flow.send("held"))?;
+    // Nobody calls bgctl.
+    for flow in &waiting {
+        assert_eq!(flow.receive("held")?.colour, Colour::Blue);
+    }
+    let start = Instant::now();
+    loop {
+        let records = bgctl.json(&["history", DEPLOYMENT, "-n", "1"])?;
+        let last = &records["records"][0];
+        if (&last["action"], &last["reason"]) == (&"thaw".into(), &"the freeze ended by itself".into()) {
+            return Ok(());
+        }
+        ensure!(start.elapsed() < PATIENCE, "{records}");
+    }
+}
+
+fn held_packets_follow_a_switch_of_the_frozen_deployment(ready: &Ready) -> Result<()> {
+    let Ready { bgctl, lab, .. } = ready;
+    let (open, held) = (new_flows(lab)?, new_flows(lab)?);
+    let [old, new] = if bgctl.live(DEPLOYMENT)? == "blue" { Colour::ALL } else { [Colour::Green, Colour::Blue] };
+    for flow in &open {
+        assert_eq!(flow.ask("open")?.colour, old);
+    }
+    bgctl.run(&["freeze", DEPLOYMENT, "--max", "1m"])?;
+    held.iter().try_for_each(|flow| flow.send("held"))?;
+    wait_for_held(bgctl, 2)?;
+    bgctl.run(&["switch", DEPLOYMENT, new.name()])?;
+    assert_eq!(phase(bgctl, DEPLOYMENT)?, "frozen", "a switch does not thaw");
+    for flow in &open {
+        assert_eq!(flow.ask("still open")?.colour, old);
+    }
+    assert_eq!(bgctl.json(&["thaw", DEPLOYMENT])?["played_back"], 2);
+    for flow in &held {
+        assert_eq!(flow.receive("held")?.colour, new);
+    }
     Ok(())
 }
 
@@ -204,22 +283,6 @@ fn processes(words: &[&str]) -> Result<Vec<i32>> {
 }
 
 #[test]
-fn a_freeze_ends_by_itself_and_the_process_it_has_left_plays_back() -> Result<()> {
-    let ready = Ready::native("")?;
-    let Ready { bgctl, lab, .. } = &ready;
-    let waiting = Echo::open(&lab.client, udp_vip(address::VIP_V4))?;
-    waiting.set_patience(PATIENCE)?;
-    bgctl.run(&["freeze", DEPLOYMENT, "--max", "300ms"])?;
-    waiting.send("held")?;
-    // Nobody calls bgctl.
-    assert_eq!(waiting.receive("held")?.colour, Colour::Blue);
-    let records = bgctl.json(&["history", DEPLOYMENT])?;
-    let last = records["records"].as_array().and_then(|records| records.last()).context("no record")?;
-    assert_eq!((&last["action"], &last["reason"]), (&"thaw".into(), &"the freeze ended by itself".into()), "{records}");
-    Ok(())
-}
-
-#[test]
 fn a_freeze_ends_by_itself_when_nobody_lives_and_the_next_command_plays_back() -> Result<()> {
     let ready = Ready::native("")?;
     let Ready { bgctl, lab, .. } = &ready;
@@ -253,41 +316,6 @@ fn a_freeze_ends_by_itself_when_nobody_lives_and_the_next_command_plays_back() -
         assert!(last.to_string().contains("the freeze ended by itself"), "{last}");
     }
     ready.neighbour_is_undisturbed()
-}
-
-#[test]
-fn with_drop_new_flows_are_dropped_and_counted() -> Result<()> {
-    let ready = Ready::native("")?;
-    let Ready { bgctl, lab, .. } = &ready;
-    let frozen = bgctl.json(&["freeze", DEPLOYMENT, "--drop", "--max", "1m"])?;
-    assert_eq!(frozen["drop"], true);
-    let lost = Echo::open(&lab.client, udp_vip(address::VIP_V6))?;
-    lost.set_patience(Duration::from_millis(200))?;
-    assert!(lost.ask("lost").is_err());
-    assert_eq!(event(bgctl, "drops", "frozen")?, 1);
-    assert_eq!(bgctl.json(&["thaw", DEPLOYMENT])?["played_back"], 0);
-    assert!(lost.receive("lost").is_err());
-    assert_eq!(Echo::open(&lab.client, udp_vip(address::VIP_V6))?.ask("new")?.colour, Colour::Blue);
-    assert_eq!(event(bgctl, "events", "held")?, 0);
-    Ok(())
-}
-
-#[test]
-fn held_packets_follow_a_switch_of_the_frozen_deployment() -> Result<()> {
-    let ready = Ready::native("")?;
-    let Ready { bgctl, lab, .. } = &ready;
-    let open = Echo::open(&lab.client, udp_vip(address::VIP_V4))?;
-    open.ask("open")?;
-    bgctl.run(&["freeze", DEPLOYMENT, "--max", "1m"])?;
-    let held = Echo::open(&lab.client, udp_vip(address::VIP_V4))?;
-    held.send("held")?;
-    wait_for_held(bgctl, 1)?;
-    bgctl.run(&["switch", DEPLOYMENT])?;
-    assert_eq!(phase(bgctl, DEPLOYMENT)?, "frozen", "a switch does not thaw");
-    assert_eq!(open.ask("still open")?.colour, Colour::Blue);
-    bgctl.run(&["thaw", DEPLOYMENT])?;
-    assert_eq!(held.receive("held")?.colour, Colour::Green);
-    Ok(())
 }
 
 #[test]
