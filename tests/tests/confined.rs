@@ -4,8 +4,9 @@
 use anyhow::{Result, ensure};
 use bg_common::Colour;
 use bg_tests::{
-    Fabric, Lab, Offloads, Ready, address,
-    config::{DEPLOYMENT, PREVIEW_PORT, http_vip, shop, udp_vip},
+    Lab, Ready, Setting, address,
+    config::{DEPLOYMENT, PREVIEW_PORT, http_vip, udp_vip},
+    in_each_setting,
     load::{Connection, Echo, PATIENCE},
 };
 use std::{
@@ -69,41 +70,50 @@ fn are_reset(ready: &Ready, connections: &[Connection]) -> Result<()> {
     Ok(())
 }
 
-fn testers_are_told(lab: Lab, attach_mode: &str, service_mode: &str) -> Result<()> {
-    lab.guard_backends()?;
-    let config = shop(&lab, service_mode, "");
-    let ready = Ready::with(lab, attach_mode, &config)?;
+/// The client's ends of connections hear nothing any more, as if their hosts were gone, until this is dropped.
+struct Deaf<'a>(&'a Lab);
+
+impl<'a> Deaf<'a> {
+    fn new(lab: &'a Lab, connections: &[Connection]) -> Result<Self> {
+        let deaf = Self(lab);
+        lab.client.run("nft add table inet deaf")?;
+        lab.client.run("nft add chain inet deaf input { type filter hook input priority 0 ; }")?;
+        for connection in connections {
+            let port = connection.stream().local_addr()?.port();
+            lab.client.run(&format!("nft add rule inet deaf input tcp dport {port} drop"))?;
+        }
+        Ok(deaf)
+    }
+}
+
+impl Drop for Deaf<'_> {
+    fn drop(&mut self) {
+        // If it fails, the table goes with the lab.
+        let _ = self.0.client.run("nft delete table inet deaf");
+    }
+}
+
+fn testers_are_told(setting: Setting) -> Result<()> {
+    let ready = setting.ready_behind_firewalls()?;
     for (round, way) in [["switch", DEPLOYMENT], ["rollback", DEPLOYMENT]].iter().enumerate() {
         let [live, idle] = if round == 0 { ["blue", "green"] } else { ["green", "blue"] };
-        let (confined, users) = (confined(&ready, idle)?, users(&ready, live)?);
+        let (confined, users, gone) = (confined(&ready, idle)?, users(&ready, live)?, confined(&ready, idle)?);
+        let deaf = Deaf::new(&ready.lab, &gone)?;
         ready.bgctl.run(way)?;
         are_reset(&ready, &confined)?;
+        for connection in &gone {
+            no_backend_knows(&ready.lab, connection.stream().local_addr()?)?;
+        }
+        drop((deaf, gone));
         for connection in &users {
             assert_eq!(connection.colour()?, live, "it drains");
         }
+        self::users(&ready, idle)?;
     }
     ready.neighbour_is_undisturbed()
 }
 
-#[test]
-fn testers_are_told_with_native_xdp() -> Result<()> {
-    testers_are_told(Lab::wire(Fabric::Switch)?, "native", "nat")
-}
-
-#[test]
-fn testers_are_told_with_generic_xdp_behind_a_router() -> Result<()> {
-    testers_are_told(Lab::wire(Fabric::Router)?, "generic", "nat")
-}
-
-#[test]
-fn testers_are_told_with_tc() -> Result<()> {
-    testers_are_told(Lab::bridge()?, "tc", "nat")
-}
-
-#[test]
-fn testers_are_told_between_zones() -> Result<()> {
-    testers_are_told(Lab::zones(Offloads::Default)?, "tc", "local")
-}
+in_each_setting!(testers_are_told);
 
 /// How the colours change places although nobody gives a command then.
 #[derive(Clone, Copy, Debug)]
@@ -189,10 +199,8 @@ fn close_green(ready: &Ready, is_closed: bool) -> Result<()> {
     Ok(())
 }
 
-fn testers_are_told_of_what_happens_by_itself(lab: Lab, attach_mode: &str, service_mode: &str) -> Result<()> {
-    lab.guard_backends()?;
-    let config = shop(&lab, service_mode, "");
-    let ready = Ready::with(lab, attach_mode, &config)?;
+fn testers_are_told_of_what_happens_by_itself(setting: Setting) -> Result<()> {
+    let ready = setting.ready_behind_firewalls()?;
     let bgctl = &ready.bgctl;
     for how in [ByItself::Schedule, ByItself::Ramp, ByItself::Expiry, ByItself::Condition] {
         let [idle, then] = if how.is_back() { [Colour::Blue, Colour::Green] } else { [Colour::Green, Colour::Blue] };
@@ -239,22 +247,4 @@ fn testers_are_told_of_what_happens_by_itself(lab: Lab, attach_mode: &str, servi
     ready.neighbour_is_undisturbed()
 }
 
-#[test]
-fn testers_are_told_of_what_happens_by_itself_with_native_xdp() -> Result<()> {
-    testers_are_told_of_what_happens_by_itself(Lab::wire(Fabric::Switch)?, "native", "nat")
-}
-
-#[test]
-fn testers_are_told_of_what_happens_by_itself_with_generic_xdp_behind_a_router() -> Result<()> {
-    testers_are_told_of_what_happens_by_itself(Lab::wire(Fabric::Router)?, "generic", "nat")
-}
-
-#[test]
-fn testers_are_told_of_what_happens_by_itself_with_tc() -> Result<()> {
-    testers_are_told_of_what_happens_by_itself(Lab::bridge()?, "tc", "nat")
-}
-
-#[test]
-fn testers_are_told_of_what_happens_by_itself_between_zones() -> Result<()> {
-    testers_are_told_of_what_happens_by_itself(Lab::zones(Offloads::Default)?, "tc", "local")
-}
+in_each_setting!(testers_are_told_of_what_happens_by_itself);
