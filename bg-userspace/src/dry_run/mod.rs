@@ -180,7 +180,7 @@ impl Instance {
             revert_if: named(armed.revert_if),
             not_armed: named(not_armed),
             on_switch,
-            drain_timeout: drain_timeout_of(&row).filter(|_| is_whole),
+            drain_timeout: drain_timeout_of(&row).filter(|_| is_whole && on_switch == OnSwitch::Drain),
             flows,
             clients: clients_by_fate.sum(),
             clients_by_fate,
