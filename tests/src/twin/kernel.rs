@@ -48,6 +48,9 @@ impl From<u32> for Sizes {
     }
 }
 
+/// Ticks for which XDP uses a next hop that was made fresh. Later, it leaves a packet to tc, which asks for the neighbour.
+pub const FRESH: u32 = 2;
+
 /// A loaded object, which is not attached.
 pub struct Kernel {
     object: Ebpf,
@@ -168,8 +171,8 @@ impl Kernel {
         Ok(())
     }
 
-    /// Makes the scenario's next hops fresh again.
-    pub fn refresh_next_hops(&mut self, scenario: &Scenario) -> Result<()> {
+    /// Makes the scenario's next hops fresh again. Returns the tick; XDP uses them until [`FRESH`] ticks later.
+    pub fn refresh_next_hops(&mut self, scenario: &Scenario) -> Result<u32> {
         let tick = self.tick()?;
         let mut rows = self.array::<Backend>("backends")?;
         for (slot, backend) in scenario.backends.iter().enumerate() {
@@ -177,7 +180,7 @@ impl Kernel {
             let next_hop = NextHop { learned: tick, asked: tick.wrapping_sub(2), ..backend.next_hop };
             rows.set(slot as u32, Backend { next_hop, ..row }, 0)?;
         }
-        Ok(())
+        Ok(tick)
     }
 
     /// Writes settings, words and terms to the maps.
@@ -345,6 +348,7 @@ impl Kernel {
             sum.packets += row.packets;
             sum.bytes += row.bytes;
             sum.flows_opened += row.flows_opened;
+            sum.mirrored += row.mirrored;
         }
         Ok(sum)
     }

@@ -13,7 +13,7 @@ mod table;
 
 pub use explainer::Explainer;
 pub use host::Host;
-pub use kernel::{Kernel, Program, Sizes};
+pub use kernel::{FRESH, Kernel, Program, Sizes};
 pub use scenario::{BackendAt, Indexed, Scenario, ServiceAt, TICKS_LONG};
 pub use table::FlowMemory;
 

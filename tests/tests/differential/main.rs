@@ -12,7 +12,7 @@ use bg_ebpf::Action;
 use bg_tests::{
     frames::{PacketSpec, assert_checksums, ends, is_icmp, tcp_flags},
     run,
-    twin::{Explainer, Host, Kernel, Outcome, Program, Sizes},
+    twin::{Explainer, FRESH, Host, Kernel, Outcome, Program, Sizes},
 };
 use packets::{
     BACKENDS, CLIENTS, Complaint, Damage, FLAGS, OUT, ROUTED, Spec, VIPS, at, complaint, frame, scenario, spec,
@@ -82,8 +82,11 @@ fn answer(sent: &[u8], protocol: Protocol, flags: u8) -> Spec {
     Spec { packet, damage: Damage::None }
 }
 
-/// Runs a packet through the host and one loaded program. What came of it, if it was not dropped.
-fn agree_on(subject: &mut Subject, host: &Host, program: Program, spec: &Spec) -> Option<Outcome> {
+/// What came of a packet, if it was not dropped. A case in which next hops have aged is rejected: the host's clock stands still.
+type Agreed = Result<Option<Outcome>, TestCaseError>;
+
+/// Runs a packet through the host and one loaded program.
+fn agree_on(subject: &mut Subject, host: &Host, program: Program, spec: &Spec) -> Agreed {
     let bytes = frame(spec.packet.frame(), &spec.damage, program);
     // Only replies are restored on the way out; what opens their flows comes in.
     let program = match program {
@@ -91,16 +94,17 @@ fn agree_on(subject: &mut Subject, host: &Host, program: Program, spec: &Spec) -
         program => program,
     };
     let found = agree_on_frame(subject, host, program, &bytes)?;
-    let rewritten = matches!(found.action, Action::Redirect | Action::Deliver);
-    if rewritten && matches!(spec.damage, Damage::None) {
+    if let Some(found) = &found
+        && matches!(found.action, Action::Redirect | Action::Deliver)
+        && matches!(spec.damage, Damage::None)
+    {
         assert_checksums(&found.frame);
     }
-    Some(found)
+    Ok(found)
 }
 
-fn agree_on_frame(subject: &mut Subject, host: &Host, program: Program, bytes: &[u8]) -> Option<Outcome> {
+fn agree_on_frame(subject: &mut Subject, host: &Host, program: Program, bytes: &[u8]) -> Agreed {
     let kernel = &mut subject.kernel;
-    kernel.refresh_next_hops(&host.scenario).expect("refresh");
     let mut expected = match program {
         Program::Xdp => host.early(bytes),
         Program::TcEgress => host.egress(bytes),
@@ -112,18 +116,31 @@ fn agree_on_frame(subject: &mut Subject, host: &Host, program: Program, bytes: &
         Action::Resolve | Action::Reset | Action::Refuse | Action::Unreachable => Action::Redirect,
         action => action,
     };
-    let explained = subject.explainer.as_mut().map(|explainer| explain::explain(explainer, kernel, program, bytes));
-    let found = kernel.run(program, bytes).expect("run");
+    let explained = match &mut subject.explainer {
+        Some(explainer) => {
+            Some(while_fresh(kernel, host, |kernel| explain::explain(explainer, kernel, program, bytes))?)
+        }
+        None => None,
+    };
+    let found = while_fresh(kernel, host, |kernel| kernel.run(program, bytes).expect("run"))?;
     if let Some((outcome, steps)) = explained {
         explain::agrees(&outcome, &found, &steps, host);
     }
     if expected.action == Action::Drop {
         // A dropped frame's bytes are nobody's business.
         assert_eq!(found.action, Action::Drop, "{bytes:02x?}");
-        return None;
+        return Ok(None);
     }
     assert_eq!(found, expected, "{bytes:02x?}");
-    Some(found)
+    Ok(Some(found))
+}
+
+/// Makes next hops fresh, and rejects the case if they have aged before the run was over.
+fn while_fresh<T>(kernel: &mut Kernel, host: &Host, run: impl FnOnce(&mut Kernel) -> T) -> Result<T, TestCaseError> {
+    let begin = kernel.refresh_next_hops(&host.scenario).expect("refresh");
+    let result = run(kernel);
+    let took = kernel.tick().expect("the clock").wrapping_sub(begin);
+    if took < FRESH { Ok(result) } else { Err(TestCaseError::reject("a busy machine let next hops age")) }
 }
 
 /// The loaded programs, and those that explain, on the same maps.
@@ -133,18 +150,17 @@ struct Subject {
 }
 
 /// Fills a small table with open connections: flows that come later evict them.
-fn fill(subject: &mut Subject, host: &Host) {
-    let explainer = subject.explainer.take();
+fn fill(subject: &mut Subject, host: &Host) -> Result<(), TestCaseError> {
     for port in 2000..2024 {
         let client = SocketAddr::new(at(CLIENTS[0]).ip(), port);
         let segment = |flags| Spec { packet: PacketSpec::tcp(client, at(VIPS[0]), flags), damage: Damage::None };
         for flags in [0x02, 0x10] {
             // By tc: XDP leaves most answers to it.
-            let sent = agree_on(subject, host, Program::TcIngress, &segment(flags)).expect("sent on").frame;
-            agree_on(subject, host, Program::TcEgress, &answer(&sent, Protocol::Tcp, flags | 0x10));
+            let sent = agree_on(subject, host, Program::TcIngress, &segment(flags))?.expect("sent on").frame;
+            agree_on(subject, host, Program::TcEgress, &answer(&sent, Protocol::Tcp, flags | 0x10))?;
         }
     }
-    subject.explainer = explainer;
+    Ok(())
 }
 
 /// Runs the same steps through the host and one loaded program.
@@ -154,7 +170,7 @@ fn agree(
     rows: u32,
     steps: &[Step],
     translated: &mut u32,
-) -> [u64; Event::COUNT as usize] {
+) -> Result<[u64; Event::COUNT as usize], TestCaseError> {
     let now = subject.kernel.tick().expect("the clock");
     let host = Host::load_with_rows(scenario(program), now, rows);
     host.set_clocks([1 << 50; 2]);
@@ -169,7 +185,11 @@ fn agree(
     let traffic_before: Vec<_> =
         self::rows().map(|(service, colour)| subject.kernel.traffic(service, colour).expect("traffic")).collect();
     if rows < 100 {
-        fill(subject, &host);
+        // That takes long to explain.
+        let explainer = subject.explainer.take();
+        let filled = fill(subject, &host);
+        subject.explainer = explainer;
+        filled?;
     }
     let mut sent: Option<(Vec<u8>, PacketSpec)> = None;
     for step in steps {
@@ -181,7 +201,7 @@ fn agree(
                 switches::freeze(&host, &mut subject.kernel, *deployment, *is_over, *queue);
             }
             Step::Packet(spec) => {
-                let outcome = agree_on(subject, &host, program, spec);
+                let outcome = agree_on(subject, &host, program, spec)?;
                 let is_sent = |outcome: &Outcome| matches!(outcome.action, Action::Redirect | Action::Deliver);
                 if let Some(outcome) = outcome.filter(is_sent)
                     && matches!(spec.damage, Damage::None)
@@ -192,13 +212,13 @@ fn agree(
             }
             Step::Answer(flags) => {
                 if let Some((sent, packet)) = &sent {
-                    agree_on(subject, &host, program, &answer(sent, packet.protocol, *flags));
+                    agree_on(subject, &host, program, &answer(sent, packet.protocol, *flags))?;
                 }
             }
             Step::Error(complaint) => {
                 if let Some((sent, packet)) = &sent {
                     let bytes = frame(complaint.about(packet, sent).frame(), &complaint.damage, program);
-                    let found = agree_on_frame(subject, &host, program, &bytes);
+                    let found = agree_on_frame(subject, &host, program, &bytes)?;
                     *translated += u32::from(found.is_some_and(|found| found.frame != bytes));
                 }
             }
@@ -231,7 +251,7 @@ fn agree(
         assert_eq!(after.flows_opened - before.flows_opened, expected.flows_opened, "flows of {service} {colour}");
         assert_eq!(after.mirrored - before.mirrored, expected.mirrored, "copies to {service} {colour}");
     }
-    host.all_events()
+    Ok(host.all_events())
 }
 
 /// Has the kernel's routes say the same as the host engine's world.
@@ -341,7 +361,7 @@ fn compare_cases(program: Program, cases: u32, explains: bool) -> Seen {
         TestRunner::new(config.clone())
             .run(&steps(), |steps| {
                 // A panic is what proptest shrinks from.
-                let events = agree(&mut subject.borrow_mut(), program, rows, &steps, &mut translated.borrow_mut());
+                let events = agree(&mut subject.borrow_mut(), program, rows, &steps, &mut translated.borrow_mut())?;
                 seen.borrow_mut().iter_mut().zip(events).for_each(|(sum, count)| *sum += count);
                 Ok(())
             })
