@@ -56,7 +56,7 @@ pub use sandbox::Sandbox;
 pub use server::{HTTP_PORT, Server, UDP_PORT, boot_ns, hold_bursts, monotonic_ns, serve};
 pub use setting::Setting;
 pub use tap::Tap;
-pub use tcp::{handshake_time, retransmissions, tcp_counter};
+pub use tcp::{handshake_time, no_backend_knows, retransmissions, tcp_counter};
 pub use topology::{Backend, Fabric, Lab, Offloads, address};
 pub use trace::{Hop, trace};
 pub use worker::{Stop, Worker};

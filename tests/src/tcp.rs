@@ -1,8 +1,14 @@
-//! What the kernel counts of TCP.
+//! What the kernel knows of TCP: its counters, and its connections.
 
-use crate::netns::Namespace;
-use anyhow::{Context, Result};
-use std::{fs, net::TcpStream, os::fd::AsRawFd, time::Duration};
+use crate::{netns::Namespace, topology::Lab};
+use anyhow::{Context, Result, ensure};
+use std::{
+    fs,
+    net::{SocketAddr, TcpStream},
+    os::fd::AsRawFd,
+    thread,
+    time::{Duration, Instant},
+};
 
 /// A counter of TCP in a namespace since it was created, for example `EstabResets`: connections that went from
 /// established directly to closed.
@@ -23,6 +29,23 @@ pub fn retransmissions(stream: &TcpStream) -> Result<u32> {
 /// The time from a client's SYN to the answer, as its kernel has measured it, of a connection on which nothing was sent since.
 pub fn handshake_time(stream: &TcpStream) -> Result<Duration> {
     Ok(Duration::from_micros(info(stream)?.tcpi_rtt.into()))
+}
+
+/// Waits until no backend has a connection of a client. One in TIME-WAIT has ended.
+pub fn no_backend_knows(lab: &Lab, client: SocketAddr) -> Result<()> {
+    let end = Instant::now() + Duration::from_secs(20);
+    loop {
+        let mut known = Vec::new();
+        for backend in &lab.backends {
+            let sockets = backend.namespace.run(&format!("ss -H -t -n -a dst {client}"))?;
+            known.extend(sockets.lines().filter(|line| !line.starts_with("TIME-WAIT")).map(str::to_owned));
+        }
+        if known.is_empty() {
+            return Ok(());
+        }
+        ensure!(Instant::now() < end, "a backend still has {known:?}");
+        thread::sleep(Duration::from_millis(10));
+    }
 }
 
 fn info(stream: &TcpStream) -> Result<libc::tcp_info> {

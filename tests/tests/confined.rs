@@ -8,6 +8,7 @@ use bg_tests::{
     config::{DEPLOYMENT, PREVIEW_PORT, http_vip, udp_vip},
     in_each_setting,
     load::{Connection, Echo, PATIENCE},
+    no_backend_knows,
 };
 use std::{
     io::{ErrorKind, Read as _},
@@ -21,23 +22,6 @@ const ENDS: [[IpAddr; 3]; 2] = [
     [address::CLIENT_V4, address::TESTER_V4, address::VIP_V4],
     [address::CLIENT_V6, address::TESTER_V6, address::VIP_V6],
 ];
-
-/// Waits until no backend has a socket of this client.
-fn no_backend_knows(lab: &Lab, client: SocketAddr) -> Result<()> {
-    let end = Instant::now() + PATIENCE;
-    loop {
-        let mut known = String::new();
-        for backend in &lab.backends {
-            let sockets = backend.namespace.run(&format!("ss -H -t -n -a dport = :{}", client.port()))?;
-            known.extend(sockets.lines().filter(|line| !line.starts_with("TIME-WAIT") && line.contains(":8080")));
-        }
-        if known.is_empty() {
-            return Ok(());
-        }
-        ensure!(Instant::now() < end, "a backend still has {known}");
-        thread::sleep(Duration::from_millis(10));
-    }
-}
 
 fn open(ready: &Ready, from: IpAddr, to: SocketAddr, colour: &str) -> Result<Connection> {
     let connection = Connection::open_from(&ready.lab.client, SocketAddr::new(from, 0), to)?;

@@ -6,9 +6,10 @@ use anyhow::{Context, Result, ensure};
 use aya::maps::{HashMap, Map, MapData};
 use bg_common::{Colour, Protocol, ServiceKey, ServiceRow};
 use bg_tests::{
-    Fabric, Lab, Offloads, RawSocket, Ready, address,
+    Fabric, Lab, RawSocket, Ready, Setting, address,
     config::{DEPLOYMENT, PREVIEW_PORT, http_vip, shop, udp_vip},
     frames::{PacketSpec, assert_checksums, ends, packet_in, tcp_flags},
+    in_each_setting,
     load::{Connection, Echo, PATIENCE, bind_new},
 };
 use etherparse::{SlicedPacket, TransportSlice};
@@ -42,14 +43,20 @@ fn take_tables(ready: &Ready, colour: Colour) -> Result<Vec<(ServiceKey, Service
     Ok(rows)
 }
 
-/// The lab with servers and the shop, whose UDP services have a preview address too.
-fn ready(lab: Lab, attach_mode: &str, mode: &str) -> Result<Ready> {
-    let mut config = shop(&lab, mode, "");
+/// The shop, whose UDP services have a preview address too.
+fn config(lab: &Lab, mode: &str) -> String {
+    let mut config = shop(lab, mode, "");
     for (name, vip) in [("echo4", address::VIP_V4), ("echo6", address::VIP_V6)] {
         let preview = SocketAddr::new(vip, UDP_PREVIEW_PORT);
         config =
             config.replace(&format!("name = \"{name}\"\n"), &format!("name = \"{name}\"\npreview = \"{preview}\"\n"));
     }
+    config
+}
+
+/// A lab of machines with servers, and this configuration.
+fn ready(lab: Lab, attach_mode: &str) -> Result<Ready> {
+    let config = config(&lab, "nat");
     Ready::with(lab, attach_mode, &config)
 }
 
@@ -91,8 +98,8 @@ fn packets_of_blue(deployment: &Value) -> Vec<Option<u64>> {
     services.map(|service| service["blue"]["packets"].as_u64()).collect()
 }
 
-fn testers_are_refused_until_green_is_ready(lab: Lab, attach_mode: &str, mode: &str) -> Result<()> {
-    let ready = ready(lab, attach_mode, mode)?;
+fn testers_are_refused_until_green_is_ready(setting: Setting) -> Result<()> {
+    let ready = setting.ready_with(|lab, mode| Ok(config(lab, mode)))?;
     let (client, bgctl) = (&ready.lab.client, &ready.bgctl);
     let rows = take_tables(&ready, Colour::Green)?;
     let before = bgctl.deployment(DEPLOYMENT)?;
@@ -138,25 +145,7 @@ fn testers_are_refused_until_green_is_ready(lab: Lab, attach_mode: &str, mode: &
     ready.neighbour_is_undisturbed()
 }
 
-#[test]
-fn testers_are_refused_until_green_is_ready_with_native_xdp() -> Result<()> {
-    testers_are_refused_until_green_is_ready(Lab::wire(Fabric::Switch)?, "native", "nat")
-}
-
-#[test]
-fn testers_are_refused_until_green_is_ready_with_generic_xdp_behind_a_router() -> Result<()> {
-    testers_are_refused_until_green_is_ready(Lab::wire(Fabric::Router)?, "generic", "nat")
-}
-
-#[test]
-fn testers_are_refused_until_green_is_ready_with_tc() -> Result<()> {
-    testers_are_refused_until_green_is_ready(Lab::bridge()?, "tc", "nat")
-}
-
-#[test]
-fn testers_are_refused_until_green_is_ready_between_zones() -> Result<()> {
-    testers_are_refused_until_green_is_ready(Lab::zones(Offloads::Default)?, "tc", "local")
-}
+in_each_setting!(testers_are_refused_until_green_is_ready);
 
 /// An ICMP error in a frame: whether it is "port unreachable", and the packet that it quotes.
 fn error_in(frame: &[u8]) -> Option<(bool, Vec<u8>)> {
@@ -200,7 +189,7 @@ fn errors_are_right(ready: &Ready) -> Result<()> {
 
 #[test]
 fn errors_are_right_on_the_wire() -> Result<()> {
-    errors_are_right(&ready(Lab::wire(Fabric::Switch)?, "native", "nat")?)
+    errors_are_right(&ready(Lab::wire(Fabric::Switch)?, "native")?)
 }
 
 #[test]
@@ -208,12 +197,12 @@ fn errors_about_datagrams_with_unfinished_checksums_are_right() -> Result<()> {
     let lab = Lab::bridge()?;
     // The client leaves checksums to its network card, and the edge's interface towards it finishes what it sends.
     lab.edge.run("ethtool -K front tx off")?;
-    errors_are_right(&ready(lab, "tc", "nat")?)
+    errors_are_right(&ready(lab, "tc")?)
 }
 
 #[test]
 fn a_train_of_datagrams_that_is_yet_to_be_cut_is_refused() -> Result<()> {
-    let ready = ready(Lab::bridge()?, "tc", "nat")?;
+    let ready = ready(Lab::bridge()?, "tc")?;
     take_tables(&ready, Colour::Green)?;
     for [_, tester, vip] in ENDS {
         let socket = ready.lab.client.enter(|| bind_new(tester))??;
@@ -240,7 +229,7 @@ fn a_train_of_datagrams_that_is_yet_to_be_cut_is_refused() -> Result<()> {
 
 /// Clients behind a VLAN are refused by frames with the tag that theirs have.
 fn tagged_clients_are_refused(attach_mode: &str) -> Result<()> {
-    let ready = ready(Lab::wire(Fabric::Switch)?, attach_mode, "nat")?;
+    let ready = ready(Lab::wire(Fabric::Switch)?, attach_mode)?;
     let client = &ready.lab.client;
     take_tables(&ready, Colour::Green)?;
     let wire = RawSocket::open(client, "eth0")?;
@@ -277,7 +266,7 @@ fn tagged_clients_are_refused_with_tc() -> Result<()> {
 
 #[test]
 fn the_edge_itself_is_refused_as_a_client() -> Result<()> {
-    let ready = ready(Lab::wire(Fabric::Switch)?, "native", "nat")?;
+    let ready = ready(Lab::wire(Fabric::Switch)?, "native")?;
     let edge = &ready.lab.edge;
     for [.., vip] in ENDS {
         edge.ip(&format!("address add {vip}/{} dev lo", if vip.is_ipv4() { 32 } else { 128 }))?;
@@ -298,7 +287,7 @@ fn the_edge_itself_is_refused_as_a_client() -> Result<()> {
 #[test]
 fn a_flood_is_answered_at_a_limited_rate_and_counted_whole() -> Result<()> {
     const FLOOD: u64 = 600;
-    let ready = ready(Lab::wire(Fabric::Switch)?, "native", "nat")?;
+    let ready = ready(Lab::wire(Fabric::Switch)?, "native")?;
     take_tables(&ready, Colour::Green)?;
     let client = &ready.lab.client;
     for [_, tester, vip] in ENDS {

@@ -1,18 +1,17 @@
 //! A cut ends connections by itself: no stack has to know them, and no firewall lets anything about them through.
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use bg_common::Colour;
 use bg_tests::{
     Lab, Setting, address,
     config::{DEPLOYMENT, http_vip},
     in_each_setting,
     load::PATIENCE,
-    retransmissions,
+    no_backend_knows, retransmissions,
 };
 use std::{
     io::{ErrorKind, Read, Write},
-    net::{IpAddr, SocketAddr, TcpStream},
-    time::{Duration, Instant},
+    net::{IpAddr, TcpStream},
 };
 
 fn connect(lab: &Lab, vip: IpAddr) -> Result<TcpStream> {
@@ -28,23 +27,6 @@ fn ask(stream: &mut TcpStream) -> std::io::Result<String> {
     let length = stream.read(&mut answer)?;
     let text = String::from_utf8_lossy(&answer[..length]).into_owned();
     Ok(text.split("\r\n\r\n").nth(1).unwrap_or_default().split(' ').next().unwrap_or_default().to_owned())
-}
-
-/// Waits until no backend has a connection with a client's port.
-fn no_backend_knows(lab: &Lab, client: SocketAddr) -> Result<()> {
-    let end = Instant::now() + Duration::from_secs(20);
-    loop {
-        let known = lab.backends.iter().map(|backend| {
-            let sockets = backend.namespace.run(&format!("ss -H -t -n -a dport = :{}", client.port()))?;
-            Ok(sockets.lines().filter(|line| !line.starts_with("TIME-WAIT")).map(str::to_owned).collect::<Vec<_>>())
-        });
-        let known = known.collect::<Result<Vec<_>>>()?.concat();
-        if known.is_empty() {
-            return Ok(());
-        }
-        ensure!(Instant::now() < end, "the backend still has {known:?}");
-        std::thread::sleep(Duration::from_millis(10));
-    }
 }
 
 /// Round after round, a connection that says nothing when it is cut.

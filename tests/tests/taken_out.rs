@@ -43,17 +43,9 @@ fn sockets(ready: &Ready, backend: &str, connections: &[&(String, Connection)]) 
     let backend: SocketAddr = backend.parse()?;
     let of = ready.lab.backends.iter().find(|of| of.addresses.contains(&backend.ip())).context("a backend")?;
     let ports = connections.iter().map(|(_, of)| Ok(of.stream().local_addr()?.port())).collect::<Result<Vec<_>>>()?;
-    let listed =
-        of.namespace.run(&format!("ss -H -t -n state established state close-wait src {}", bracketed(backend)))?;
+    let listed = of.namespace.run(&format!("ss -H -t -n state established state close-wait src {backend}"))?;
     let port = |line: &str| line.split_whitespace().last()?.rsplit(':').next()?.parse::<u16>().ok();
     Ok(listed.lines().filter_map(port).filter(|port| ports.contains(port)).count())
-}
-
-fn bracketed(address: SocketAddr) -> String {
-    match address {
-        SocketAddr::V4(_) => address.to_string(),
-        SocketAddr::V6(of) => format!("[{}]:{}", of.ip(), of.port()),
-    }
 }
 
 fn wait_for_sockets(ready: &Ready, backend: &str, of: &[&(String, Connection)], expected: usize) -> Result<()> {

@@ -4,8 +4,9 @@
 use anyhow::{Context, Result, bail, ensure};
 use bg_common::Colour;
 use bg_tests::{
-    Fabric, Fault, Faulty, Lab, Offloads, Ready, address,
-    config::{DEPLOYMENT, http_vip, shop, udp_vip},
+    Fault, Faulty, Ready, Setting, address,
+    config::{DEPLOYMENT, http_vip, udp_vip},
+    in_each_setting,
     load::{Arrivals, Request},
 };
 use std::{
@@ -68,9 +69,8 @@ fn is_taken_back(ready: &Ready, server: SocketAddr, is_tcp: bool, conditions: &[
     Ok(())
 }
 
-fn each_fault_is_found(lab: Lab, attach: &str, mode: &str) -> Result<()> {
-    let config = shop(&lab, mode, "");
-    let ready = Ready::with(lab, attach, &config)?;
+fn each_fault_is_found(setting: Setting) -> Result<()> {
+    let ready = setting.ready("")?;
     for vip in VIPS {
         let faulty = Faulty::green(&ready.lab, Fault::Closed)?;
         is_taken_back(&ready, http_vip(vip), true, &["resets > 5% of 20"])?;
@@ -83,25 +83,7 @@ fn each_fault_is_found(lab: Lab, attach: &str, mode: &str) -> Result<()> {
     ready.neighbour_is_undisturbed()
 }
 
-#[test]
-fn faults_are_found_in_native_mode() -> Result<()> {
-    each_fault_is_found(Lab::wire(Fabric::Switch)?, "native", "nat")
-}
-
-#[test]
-fn faults_are_found_in_generic_mode() -> Result<()> {
-    each_fault_is_found(Lab::wire(Fabric::Switch)?, "generic", "nat")
-}
-
-#[test]
-fn faults_are_found_by_tc() -> Result<()> {
-    each_fault_is_found(Lab::bridge()?, "tc", "nat")
-}
-
-#[test]
-fn faults_of_local_backends_are_found() -> Result<()> {
-    each_fault_is_found(Lab::zones(Offloads::Default)?, "tc", "local")
-}
+in_each_setting!(each_fault_is_found);
 
 /// A probe of an operator: every second a connection to each backend of green. The first that does not come in a second rolls back.
 fn probe(ready: &Ready, end: Instant) -> Result<Option<Instant>> {
