@@ -31,6 +31,7 @@ mod show;
 mod splits;
 mod state;
 mod status;
+mod targets;
 mod testers;
 mod unrecorded;
 mod view;
