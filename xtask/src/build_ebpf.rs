@@ -53,6 +53,15 @@ pub(crate) struct Built {
     record: Record,
 }
 
+impl Built {
+    /// The variable that has bgctl and tests use the object for packets. None if the committed object has the same bytes, because cargo would
+    /// build bgctl again for another path.
+    pub(crate) fn variable(&self) -> Result<Option<(&'static str, &Path)>> {
+        let read = |path: &Path| fs::read(path).with_context(|| format!("cannot read {}", path.display()));
+        Ok((read(&self.path)? != read(&committed())?).then_some(("BGCTL_BPF_OBJECT", &self.path)))
+    }
+}
+
 /// Compiles the objects that bgctl embeds.
 pub(crate) fn build() -> Result<Built> {
     let features = &["--features", EXPLAIN];

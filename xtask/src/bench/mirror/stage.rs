@@ -1,6 +1,9 @@
 //! The network, and what makes copies in it.
 
-use super::super::throughput::{LiveFrames, attach_with, lab};
+use super::super::{
+    bgctl,
+    throughput::{LiveFrames, attach_with, lab},
+};
 use anyhow::Result;
 use aya::programs::links::FdLink;
 use bg_tests::{
@@ -24,12 +27,14 @@ pub(super) enum Way {
 }
 
 impl Way {
-    pub(super) const ALL: [Self; 4] = [Self::Ours("native"), Self::Ours("generic"), Self::Ours("tc"), Self::Nftables];
+    pub(super) const ALL: [Self; 4] = {
+        let [native, generic, tc] = bgctl::MODES;
+        [Self::Ours(native), Self::Ours(generic), Self::Ours(tc), Self::Nftables]
+    };
 
     pub(super) fn name(self) -> String {
         match self {
-            Self::Ours("tc") => "ours, tc".into(),
-            Self::Ours(mode) => format!("ours, {mode} XDP"),
+            Self::Ours(mode) => bgctl::name(mode),
             Self::Nftables => "nftables, `dup`".into(),
         }
     }
@@ -135,7 +140,7 @@ pub(super) struct Stage {
 
 impl Stage {
     /// Creates it, and sets up the services.
-    pub(super) fn create(way: Way, bgctl: &Path) -> Result<Self> {
+    pub(super) fn create(way: Way, program: &Path) -> Result<Self> {
         let mut lab = lab(Offloads::Wire)?;
         let mirror = Mirror::There.machine().connect(&mut lab, true)?;
         let gone = Mirror::Gone.machine().connect(&mut lab, false)?;
@@ -145,7 +150,7 @@ impl Stage {
         }
         down.ip("link set eth0 down")?;
         match way {
-            Way::Ours(mode) => drop(attach_with(&lab, bgctl, mode, &config())?),
+            Way::Ours(mode) => drop(attach_with(&lab, program, mode, &config())?),
             Way::Nftables => {
                 let path = lab.sandbox.dir().join("mirror.nft");
                 fs::write(&path, rules())?;

@@ -52,14 +52,16 @@ enum Way {
 }
 
 impl Way {
-    const ALL: [Self; 5] = [Self::Drop, Self::Redirect, Self::Ours("native"), Self::Ours("generic"), Self::Ours("tc")];
+    const ALL: [Self; 5] = {
+        let [native, generic, tc] = bgctl::MODES;
+        [Self::Drop, Self::Redirect, Self::Ours(native), Self::Ours(generic), Self::Ours(tc)]
+    };
 
     fn name(self) -> String {
         match self {
             Self::Drop => "bare drop at the edge".into(),
             Self::Redirect => "bare redirect".into(),
-            Self::Ours("tc") => "ours, tc".into(),
-            Self::Ours(mode) => format!("ours, {mode} XDP"),
+            Self::Ours(mode) => bgctl::name(mode),
         }
     }
 }
