@@ -8,7 +8,7 @@
 //! | `holds` | deployment → [`Hold`] | programs and user space | queues of frozen deployments |
 //! | `held` | 0 → records, see [`HeldHeader`] | programs; user space marks what it has played back | packets in these queues |
 //! | `trips` | deployment → two [`Trips`] | user space, before the word of their parity; programs count in it | conditions that take a switch back |
-//! | `refusals` | hash → two names of refused connections | programs, while a drain lasts | second chance; see [`bg_ebpf::policy::refusals`] |
+//! | `refusals` | hash → two names of refused connections | programs, while a drain or a share lasts | second chance; see [`bg_ebpf::policy::refusals`] |
 //! | `deployments` | deployment → [`DeploymentRow`] | user space | time-outs, name |
 //! | `vip_index` | hash / 2 → two heads of lists of `vips` | user space | is a packet's destination a virtual address? |
 //! | `vips` | 2 × service + role → [`Vip`] | user space | that, and the source that a reply gets back |

@@ -92,8 +92,15 @@ fn client_hash(client: Addr, deployment: u16, world: &impl World) -> u32 {
     FlowKey6 { client, reserved: 0, port: Be16(0), vip: 0 }.hash(deployment, world.flows6())
 }
 
-/// The other colour of a connection that was picked up in mid-stream and that its colour has refused, if a drain leaves
-/// that colour connections. It counts as opened before the switch if that colour is not live.
+/// Whether a connection without a row may be one of the colour that it does not get: a drain has left that colour connections, or a share
+/// divides new flows, which may have been another one when the connection was opened. A ramp moves it all the time, and is no drain.
+#[inline(always)]
+pub fn may_be_of_other(word: LiveWord) -> bool {
+    word.flags().has(LiveFlags::DRAINING) || !matches!(word.target_share(), 0 | FULL_SHARE)
+}
+
+/// The other colour of a connection that was picked up in mid-stream and that its colour has refused, if it may be one of
+/// that colour. It counts as opened before the switch if that colour gets no new flows any more.
 #[inline(always)]
 pub fn second_chance(
     refused_by: Colour,
@@ -102,12 +109,12 @@ pub fn second_chance(
     world: &impl World,
     now: u32,
 ) -> Option<ColourChoice> {
-    if !word.flags().has(LiveFlags::DRAINING) {
+    if !may_be_of_other(word) {
         return None;
     }
     let colour = refused_by.other();
-    let generation =
-        if colour as u8 == word.live() as u8 { word.generation() } else { word.generation().wrapping_sub(1) };
+    let gets_no_new_flows = word.target_share() == refused_by.full_share();
+    let generation = word.generation().wrapping_sub(gets_no_new_flows.into());
     let flow = Flow { generation, ..EMPTY };
     if ended_by_switch(&flow, colour, deployment, word, world, now) {
         return None;

@@ -1,4 +1,4 @@
-//! Which connections without a row a colour has refused while a drain lasts.
+//! Which connections without a row a colour has refused while they may be of the other one.
 //!
 //! A backend refuses a segment of a connection that it does not know, and the connection's next segment goes to the other colour. The row of the
 //! connection says so. But a table that is too small has lost the row again when that segment comes, the connection would go to the colour

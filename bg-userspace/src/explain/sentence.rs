@@ -115,7 +115,7 @@ impl Teller<'_> {
             Step::SecondChance { colour } => {
                 let colour = Colour::from_u8(colour as u8).name();
                 Some((
-                    format!("second chance: {colour} gets the connection while the drain lasts"),
+                    format!("second chance: {colour} gets the connection, which may be its own"),
                     json!({"colour": colour}),
                 ))
             }

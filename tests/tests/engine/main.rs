@@ -6,7 +6,7 @@
 //! - `exits`: how packets leave.
 //! - `switches`: what a switch does to open flows.
 //! - `resets`: what ended connections get.
-//! - `second_chance`: connections without a row, while a drain lasts.
+//! - `second_chance`: connections without a row, while a drain or a share lasts.
 //! - `freezes`: which packets wait while a deployment is frozen.
 //! - `idle_only`: preview address and testers.
 //! - `mirror`: copies of datagrams for the idle colour.

@@ -1,7 +1,8 @@
-//! Connections without a row. While a drain lasts such a segment goes to the live colour, and if that refuses it, the next one
+//! Connections without a row. While a drain or a share lasts such a segment goes to the colour of new flows, and if that refuses it, the next one
 //! goes to the other colour: the client does not hear of the first refusal.
 
 use crate::*;
+use bg_common::{FULL_SHARE, Timing};
 
 fn segment() -> PacketSpec {
     PacketSpec { sequence: 4711, ..tcp(CLIENT, WEB, ACK) }
@@ -207,6 +208,44 @@ fn a_refusal_by_a_backend_that_is_gone_says_nothing_of_the_colours() {
         green.addr = at("10.0.2.12:8443").ip().into();
     });
     assert_eq!(sent_to(&host, &segment()), at("10.0.2.12:8443"), "the live colour's");
+}
+
+/// A ramp goes by the word before it, which is not that of a drain, and the drain of a split ends when no row needs it any more.
+#[test]
+fn while_a_share_divides_new_flows_a_connection_gets_back_to_its_colour_without_a_drain() {
+    const BOOT: u64 = 1 << 40;
+    let ramp_that_is_nearly_over = |host: &Host| {
+        host.set_clocks([BOOT, BOOT]);
+        let flags = LiveFlags::TIMED.with(LiveFlags::DRAINING);
+        let (before, armed) = (host.word(0), LiveWord::new(2, flags, 0, FULL_SHARE));
+        let (ramp, generation) = (BOOT + (BOOT >> 12), armed.generation());
+        host.set_timing(0, armed, Timing { activate_at: 1, ramp, before, generation, ..Timing::default() });
+        host.set_live(0, armed, SwitchTerms::default());
+    };
+    let share = |host: &Host| {
+        host.set_live(0, LiveWord::new(2, LiveFlags::NONE, 0, FULL_SHARE - 1), SwitchTerms::default());
+    };
+    let states: [&dyn Fn(&Host); 2] = [&ramp_that_is_nearly_over, &share];
+    for (nth, prepare) in states.into_iter().enumerate() {
+        let host = host();
+        connect(&host, CLIENT, WEB);
+        prepare(&host);
+        host.forget_flows();
+        is_refused_by(&host, GREEN);
+        for _ in 0..3 {
+            assert_eq!(sent_to(&host, &segment()), at(BLUE), "{nth}");
+            assert_eq!(answers_as(&host, &tcp(BLUE, CLIENT, ACK)), at(WEB), "{nth}");
+            host.forget_flows();
+        }
+        assert_eq!(host.events(Event::SecondChance), 1, "{nth}");
+        // Of a connection that neither knows, the client hears.
+        let other = |flags| tcp("192.0.2.1:40001", WEB, flags);
+        for (backend, is_told) in [(GREEN, false), (BLUE, true)] {
+            assert_eq!(sent_to(&host, &other(ACK)), at(backend), "{nth}");
+            let action = host.egress(&tcp(backend, "192.0.2.1:40001", RST).frame()).action;
+            assert_eq!(action != Action::Drop, is_told, "{nth}");
+        }
+    }
 }
 
 #[test]

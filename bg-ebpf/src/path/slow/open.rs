@@ -127,7 +127,7 @@ pub fn choose_colour<W: World>(call: &mut Opening, world: &W) -> Chosen {
         None => {
             let client = &call.search.client;
             let choice = colour::choose(client, call.tuple_hash, row, word, world);
-            if unlikely(word.flags().has(LiveFlags::DRAINING)) && !opens_flow && !choice.idle_only && !is_retry {
+            if unlikely(colour::may_be_of_other(word)) && !opens_flow && !choice.idle_only && !is_retry {
                 let (vip, deployment) = (call.search.vip, row.deployment);
                 let (choice, is_last) = refusals::instead(choice, client, vip, deployment, word, world, now);
                 is_retry = is_last;

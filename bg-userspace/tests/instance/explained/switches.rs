@@ -21,7 +21,7 @@ fn what_a_switch_has_done_to_a_flow() {
     put(&lab, &client(2), (VIP, TCP), WEB_GREEN, FlowState::CONFIRMED, 0);
     let refusal = "second chance: the backend refuses a connection that the table did not know, and the client does not get this reset";
     let from_green = "10.0.2.11:8443/tcp is a backend of service web of deployment shop (green)";
-    let other = "second chance: blue gets the connection while the drain lasts";
+    let other = "second chance: blue gets the connection, which may be its own";
     let reset = explain_packet(&lab, WEB_GREEN, &client(2), TCP, RST);
     let no_vip = not_a_vip(&client(2), "tcp");
     says(&reset, &[&no_vip, from_green, &green, other, refusal, "counted as second_chance", DROPPED]);
