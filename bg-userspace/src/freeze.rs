@@ -114,7 +114,7 @@ impl Instance {
     }
 
     /// The same if `is_meant` says so of the end of the freeze, in nanoseconds of `CLOCK_BOOTTIME`.
-    fn thaw_if(
+    pub(crate) fn thaw_if(
         &self,
         deployment: &str,
         reason: Option<&str>,
@@ -185,7 +185,7 @@ impl Instance {
     }
 
     /// When a freeze ends by itself, in nanoseconds of `CLOCK_BOOTTIME`; `None` if the deployment is not frozen.
-    fn holds_until(&self, index: u16) -> Option<u64> {
+    pub(crate) fn holds_until(&self, index: u16) -> Option<u64> {
         let word = self.words.live.read(index.into());
         let is_held = word.flags().has(LiveFlags::HOLD);
         is_held.then(|| self.words.timing.read(index.into())[word.terms_slot()].hold_until)

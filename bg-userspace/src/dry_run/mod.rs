@@ -137,9 +137,8 @@ impl Instance {
     ) -> Result<DryRun, Error> {
         request.check_for_window()?;
         let mut dry_run = self.dry_run(deployment, request)?;
-        let (from, to) = (dry_run.from.live, dry_run.to.live);
-        if dry_run.would == Would::Switch && from != to {
-            let (index, _) = self.deployment(deployment)?;
+        let (index, _) = self.deployment(deployment)?;
+        if let Some(from) = self.outlook(deployment, index, request, Kind::Switch)?.left_colour() {
             dry_run.freeze = Some(self.window_outlook(index, from, dry_run.on_switch, window.max)?);
         }
         Ok(dry_run)

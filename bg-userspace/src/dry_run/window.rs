@@ -15,7 +15,7 @@ pub struct WindowOutlook {
     pub max: Duration,
     /// Whether the switch would wait for what is in flight. A cut ends it.
     pub waits: bool,
-    /// What is in flight on the live colour now.
+    /// What is in flight now on the colour that would get no new flows any more.
     pub in_flight: InFlight,
     /// Bytes of memory that are left for packets of new flows. Others are dropped.
     pub room: u64,
@@ -37,19 +37,19 @@ impl Instance {
     pub(super) fn window_outlook(
         &self,
         index: u16,
-        live: Colour,
+        from: Colour,
         on_switch: OnSwitch,
         max: Duration,
     ) -> Result<WindowOutlook, Error> {
         let waits = on_switch == OnSwitch::Drain;
         let room = HeldLog::open(&self.paths)?.room();
-        Ok(WindowOutlook { max, waits, in_flight: self.in_flight(index, live)?, room })
+        Ok(WindowOutlook { max, waits, in_flight: self.in_flight(index, from)?, room })
     }
 
-    fn in_flight(&self, index: u16, live: Colour) -> Result<InFlight, Error> {
+    fn in_flight(&self, index: u16, from: Colour) -> Result<InFlight, Error> {
         let quiet = self.quiet_ticks();
         let sums = self.fold_open_flows(&backends(&self.paths)?, InFlight::default, |sum, open| {
-            if !open.keeps_from_rest(index, live, quiet) {
+            if !open.keeps_from_rest(index, from, quiet) {
                 return;
             }
             match (open.target.protocol, open.flow.state.has(FlowState::CONFIRMED)) {

@@ -163,6 +163,17 @@ pub enum Refusal {
         /// The live colour.
         live: &'static str,
     },
+    /// While a switch in a frozen window was being made, another command has ended the freeze, or has set its end.
+    #[error(
+        "another command has ended the freeze of deployment \"{deployment}\", or set its end, so nothing was switched, and {live} stays live: bgctl \
+         history {deployment}"
+    )]
+    FreezeTakenOver {
+        /// Its name.
+        deployment: String,
+        /// The live colour.
+        live: &'static str,
+    },
     /// There is no next generation.
     #[error(
         "deployment \"{deployment}\" has used up all generations: remove it from the configuration and apply, then add it again and apply"

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use bg_common::{Cause, DeploymentRow, FULL_SHARE, LiveFlags, LiveWord, SwitchTerms};
+use bg_common::{Cause, Colour, DeploymentRow, FULL_SHARE, LiveFlags, LiveWord, SwitchTerms};
 use bg_ebpf::policy::switch::{Order, drain_deadline, next};
 
 use super::request::{SplitRequest, SwitchRequest};
@@ -133,6 +133,17 @@ pub(crate) struct Outlook {
     pub(crate) on_switch: OnSwitch,
     /// Whether anything would be changed, or the error.
     pub(crate) changes: Result<bool, Error>,
+}
+
+impl Outlook {
+    /// The colour that would get no new flows any more, if the other one would get all of them. `None` also if nothing would be changed.
+    pub(crate) fn left_colour(&self) -> Option<Colour> {
+        let to = self.asked.live();
+        let is_left = matches!(self.changes, Ok(true))
+            && self.asked.target_share() == to.full_share()
+            && self.from.word.target_share() != to.full_share();
+        is_left.then_some(to.other())
+    }
 }
 
 impl Instance {

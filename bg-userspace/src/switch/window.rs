@@ -6,7 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-use bg_common::Colour;
+use bg_common::{Cause, ClockId, Colour};
 use serde::Serialize;
 
 use super::{
@@ -15,7 +15,11 @@ use super::{
     request::{ConfirmRequest, SwitchRequest, Switched},
 };
 use crate::{
-    Error, FreezeRequest, Instance, Refusal, config::OnSwitch, flows::OpenFlow, history::Action, live::Reading,
+    Error, FreezeRequest, Instance, Refusal,
+    config::OnSwitch,
+    flows::OpenFlow,
+    history::Action,
+    live::{Reading, now},
     maps::backends,
 };
 
@@ -59,10 +63,11 @@ impl AsRef<Switched> for WindowSwitched {
 }
 
 impl Instance {
-    /// Freezes a deployment, runs a command, waits until the live colour has come to rest, switches, runs another command, and thaws. If
-    /// anything fails, or the window ends before, the old colour is live and the deployment is not frozen.
+    /// Freezes a deployment, runs a command, waits until the old colour has come to rest, switches, runs another command, and thaws. If
+    /// anything fails, or the window ends before, new flows go where they went before, and the deployment is not frozen. If another command has ended the freeze or
+    /// set its end, the switch is not made, and the freeze is left to that command.
     ///
-    /// The live colour has come to rest when it has no open TCP connection and no UDP flow with a packet in the last second. Connections whose client has
+    /// The old colour is the one that gets no new flows any more. It has come to rest when it has no open TCP connection and no UDP flow with a packet in the last second. Connections whose client has
     /// not completed the handshake a second after the freeze are ended: otherwise a port scan would keep it from that. A
     /// switch that cuts does not wait for all this: it ends the flows.
     pub fn switch_in_window(
@@ -75,37 +80,41 @@ impl Instance {
         let unchanged = |switched| WindowSwitched { switched, frozen: Duration::ZERO, played_back: 0 };
         let (index, _) = self.deployment(deployment)?;
         let outlook = self.outlook(deployment, index, request, Kind::Switch)?;
-        let (from, to) = (outlook.from.word.live(), outlook.asked.live());
-        if !matches!(outlook.changes, Ok(true)) || from == to {
+        let to = outlook.asked.live();
+        let Some(from) = outlook.left_colour() else {
             // It is refused, or leaves new flows where they are.
             return self.switch(deployment, &SwitchRequest { to: Some(to), ..request.clone() }).map(unchanged);
-        }
+        };
+        let begin = Instant::now();
+        let freeze = FreezeRequest { max: Some(window.max), drop: false, reason: request.reason.clone() };
+        let frozen = self.freeze(deployment, &freeze);
+        let until = frozen.as_ref().map_or(0, |frozen| frozen.until);
         let course = Course {
             index,
             deployment,
             from,
             to,
+            live: outlook.from.word.live(),
+            share: outlook.from.word.target_share(),
             generation: outlook.from.generation,
             on_switch: outlook.on_switch,
-            begin: Instant::now(),
+            begin,
+            until,
             window,
         };
-
-        let freeze = FreezeRequest { max: Some(window.max), drop: false, reason: request.reason.clone() };
-        let switched = self.freeze(deployment, &freeze).and_then(|frozen| {
-            self.run_course(&course, request, frozen.until.saturating_sub(MARGIN.as_nanos() as u64))
-        });
+        let switched = frozen.and_then(|_| self.run_course(&course, request));
         // Whatever has happened, so also if the freeze could only not be recorded.
-        let thawed = self.thaw(deployment, request.reason.as_deref());
+        let is_ours = |end: Option<u64>| until == 0 || end.is_none_or(|end| end == until);
+        let thawed = self.thaw_if(deployment, request.reason.as_deref(), is_ours);
         let (switched, thawed) = (switched?, thawed?);
         let frozen = thawed.at.saturating_duration_since(course.begin);
         Ok(WindowSwitched { switched, frozen, played_back: thawed.played_back })
     }
 
-    /// What happens while the deployment is frozen. At `revert_by`, in nanoseconds of `CLOCK_BOOTTIME`, the switch is taken back unless it is
+    /// What happens while the deployment is frozen. A moment before the end, the switch is taken back unless it is
     /// confirmed, however long it has waited for a lock: no new flow may meet the new colour before.
-    fn run_course(&self, course: &Course<'_>, request: &SwitchRequest, revert_by: u64) -> Result<Switched, Error> {
-        let generation = course.generation;
+    fn run_course(&self, course: &Course<'_>, request: &SwitchRequest) -> Result<Switched, Error> {
+        let (generation, revert_by) = (course.generation, course.until.saturating_sub(MARGIN.as_nanos() as u64));
         course.run("before", course.window.before.as_deref(), generation)?;
         if course.on_switch == OnSwitch::Drain {
             self.wait_for_rest(course)?;
@@ -118,8 +127,10 @@ impl Instance {
             confirm_within: Some(course.left().max(SwitchRequest::LEAST_WINDOW)),
             ..request.clone()
         };
-        let goal =
-            |_: &str, reading: &Reading| Ok(Goal { revert_by: Some(revert_by), ..Goal::of_switch(&request, reading) });
+        let goal = |_: &str, reading: &Reading| {
+            self.check_frozen(course)?;
+            Ok(Goal { revert_by: Some(revert_by), ..Goal::of_switch(&request, reading) })
+        };
         let switched = self.change(course.deployment, &request, Action::Switch, goal)?;
         let generation = switched.to.generation;
         let confirm = ConfirmRequest { if_generation: Some(generation), reason: request.reason.clone() };
@@ -135,16 +146,26 @@ impl Instance {
             Err(error) => {
                 // The flows of the old colour are still there, unless the switch has cut them.
                 let back = SwitchRequest {
-                    to: Some(course.from),
                     on_switch: Some(OnSwitch::Drain),
                     force: true,
                     reason: Some(format!("{error}")),
                     ..SwitchRequest::default()
                 };
-                self.rollback(course.deployment, &back)?;
+                let share = course.share;
+                let before =
+                    |_: &str, _: &Reading| Ok(Goal { share, cause: Cause::Rollback, divide_by: None, revert_by: None });
+                self.change(course.deployment, &back, Action::Rollback, before)?;
                 Err(error)
             }
         }
+    }
+
+    /// Refuses to go on if another command has ended the freeze, or has set its end.
+    fn check_frozen(&self, course: &Course<'_>) -> Result<(), Refusal> {
+        if self.holds_until(course.index) == Some(course.until) || now(ClockId::Boot) >= course.until {
+            return Ok(());
+        }
+        Err(Refusal::FreezeTakenOver { deployment: course.deployment.to_owned(), live: course.live.name() })
     }
 
     /// After so many ticks without a packet, nothing of a UDP flow is in flight.
@@ -152,12 +173,13 @@ impl Instance {
         self.tick_length.ticks(DATAGRAM_IN_FLIGHT)
     }
 
-    /// Waits until nothing is in flight on the colour that is live.
+    /// Waits until nothing is in flight on the old colour.
     fn wait_for_rest(&self, course: &Course<'_>) -> Result<(), Error> {
         const LOOK: Duration = Duration::from_millis(5);
         let backends = backends(&self.paths)?;
         let quiet = self.quiet_ticks();
         loop {
+            self.check_frozen(course)?;
             let ends_handshakes = course.begin.elapsed() >= HANDSHAKE_IN_FLIGHT;
             let count = |count: &mut u64, open: &OpenFlow<'_>| {
                 let is_in_flight = open.keeps_from_rest(course.index, course.from, quiet);
@@ -183,10 +205,15 @@ struct Course<'a> {
     deployment: &'a str,
     from: Colour,
     to: Colour,
+    /// What was live before the switch, and the share of green then.
+    live: Colour,
+    share: u16,
     generation: u32,
     on_switch: OnSwitch,
     /// When the freeze began.
     begin: Instant,
+    /// When the freeze ends, in nanoseconds of `CLOCK_BOOTTIME`.
+    until: u64,
     window: &'a FreezeWindow,
 }
 
@@ -213,7 +240,7 @@ impl Course<'_> {
         hook::run(line, &variables, self.end()).map_err(|error| match error {
             HookError::NotRun(source) => Error::HookNotRun { name, command, source },
             HookError::Failed(status) => {
-                Refusal::HookFailed { deployment, name, command, status: status.to_string(), live: self.from.name() }
+                Refusal::HookFailed { deployment, name, command, status: status.to_string(), live: self.live.name() }
                     .into()
             }
             HookError::TimedOut => {

@@ -36,3 +36,4 @@ mod testers;
 mod unrecorded;
 mod view;
 mod waiting;
+mod window;

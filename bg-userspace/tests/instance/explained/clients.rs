@@ -110,6 +110,33 @@ fn who_gets_which_colour() {
     is(&explained, &new(WEB, &user, &format!("{share} {name}"), way));
 }
 
+/// No configuration leads to a colour without backends, so the test takes its tables away by itself.
+#[test]
+fn who_is_refused_while_the_idle_colour_is_not_ready() {
+    let lab = edge(AttachMode::Tc);
+    let pin = MapData::from_pin(lab.paths.map("services")).unwrap();
+    let mut services: HashMap<MapData, ServiceKey, ServiceRow> = Map::from_map_data(pin).unwrap().try_into().unwrap();
+    let rows: Vec<_> = services.iter().collect::<Result<_, _>>().unwrap();
+    for (key, mut row) in rows {
+        row.tables[Colour::Green as usize].len = 0;
+        services.insert(key, row, 0).unwrap();
+    }
+    let tester = tester(1);
+    let of_idle =
+        "198.51.100.200 is a tester: the flow goes to the idle colour of shop, green (blue is live, generation 1)";
+    let copied = "203.0.113.15:53/udp is the virtual address of service copied of deployment shop";
+    let counted = "counted as idle_not_ready";
+    for (line, vip, protocol, answer) in [
+        (WEB, VIP, TCP, "answered with a reset: no backend gets it"),
+        (DNS, VIP, UDP, "answered with an ICMP error, port unreachable: no backend gets it"),
+        (copied, COPIED, UDP, "answered with an ICMP error, port unreachable: no backend gets it"),
+    ] {
+        let refused = explain_packet(&lab, &tester, vip, protocol, None);
+        says(&refused, &[line, &no_flow(&tester), of_idle, counted, answer]);
+        assert_eq!(refused.verdict, "refuse");
+    }
+}
+
 #[test]
 fn a_table_that_is_full() {
     let lab = edge(AttachMode::Tc);

@@ -11,7 +11,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bg_common::{Backend, Be16, Clock, Family, Flow, FlowBackend, FlowKey4, FlowState, NextHop, TICK_SHIFT};
+use aya::maps::{HashMap, Map, MapData};
+use bg_common::{
+    Backend, Be16, Clock, Colour, Family, Flow, FlowBackend, FlowKey4, FlowState, NextHop, ServiceKey, ServiceRow,
+    TICK_SHIFT,
+};
 use bg_userspace::{
     AttachMode, ExplainRequest, Explained, Explanation, FreezeRequest, Protocol, SplitRequest, SwitchRequest, TcpFlags,
     config::OnSwitch,

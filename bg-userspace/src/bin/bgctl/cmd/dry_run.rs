@@ -37,7 +37,7 @@ fn render(dry_run: &DryRun, all: bool) -> String {
     }
     let tables = dry_run.flow_table;
     lines.push(format!("  flow tables: IPv4 {}, IPv6 {}", table_use(tables.ipv4), table_use(tables.ipv6)));
-    lines.extend(dry_run.freeze.as_ref().map(|freeze| window(freeze, dry_run.from.live)).into_iter().flatten());
+    lines.extend(dry_run.freeze.as_ref().map(|freeze| window(freeze, dry_run.to.live.other())).into_iter().flatten());
     if !dry_run.mirrored.is_empty() && dry_run.from.live != dry_run.to.live {
         let idle = dry_run.to.live.other();
         let idle = styled(style_of(idle), idle.name());
@@ -93,17 +93,17 @@ fn flows(dry_run: &DryRun) -> String {
 }
 
 /// What waits, and for what.
-fn window(freeze: &WindowOutlook, live: Colour) -> [String; 2] {
+fn window(freeze: &WindowOutlook, from: Colour) -> [String; 2] {
     let WindowOutlook { max, waits, in_flight, room } = freeze;
     let (max, room) = (humantime::format_duration(*max), output::bytes(*room));
     let count = |number: u64, what| output::count(usize::try_from(number).unwrap_or(usize::MAX), what);
     let connections = count(in_flight.connections, "connection");
     let (handshakes, udp) = (count(in_flight.handshakes, "handshake"), count(in_flight.udp, "UDP flow"));
-    let live = styled(style_of(live), live.name());
+    let from = styled(style_of(from), from.name());
     let end = if *waits { "the switch waits until these are over" } else { "the switch cuts these" };
     [
         format!("  freeze: new flows wait for at most {max}, in {room} of memory"),
-        format!("  in flight on {live}: {connections}, {handshakes}, {udp}; {end}"),
+        format!("  in flight on {from}: {connections}, {handshakes}, {udp}; {end}"),
     ]
 }
 
