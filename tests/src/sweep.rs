@@ -87,6 +87,9 @@ pub(crate) fn remove_namespace(name: &str) {
     for signal in [libc::SIGTERM, libc::SIGKILL] {
         let mut patience = 20;
         let mut pids = inside();
+        if pids.is_empty() {
+            break;
+        }
         for pid in &pids {
             // SAFETY: `kill` takes no pointers. The process lives in a namespace that a lab made.
             unsafe { libc::kill(pid.cast_signed(), signal) };

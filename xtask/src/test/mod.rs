@@ -1,12 +1,15 @@
 //! `test`: all checks and tests that a change must pass, from formatting to labs.
 
+mod programs;
+
 use crate::{
     budget, build_ebpf, package,
-    process::{can_be_root, is_root, output, run as run_command, say},
+    process::{can_be_root, is_root, run as run_command, say},
     setup, toolchain, workspace,
 };
 use anyhow::{Context, Result, bail};
-use std::{ffi::OsString, process::Command, time::Instant};
+use programs::Run;
+use std::{path::Path, process::Command, time::Instant};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -26,40 +29,45 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     setup::run()?;
     let object = build_ebpf::build()?;
     build_ebpf::check(&object)?;
+    let object = object.variable()?;
+    let cargo_with_object = || {
+        let mut command = cargo();
+        command.envs(object);
+        command
+    };
 
     step("formatting");
     run_command(cargo().args(["fmt", "--all", "--check"]))?;
     step("clippy");
-    run_command(cargo().args(["clippy", "--workspace", "--all-targets", "--quiet", "--", "--deny", "warnings"]))?;
+    run_command(cargo_with_object().args([
+        "clippy",
+        "--workspace",
+        "--all-targets",
+        "--quiet",
+        "--",
+        "--deny",
+        "warnings",
+    ]))?;
     licences()?;
     step("budgets of the hot paths");
     budget::run(&budget::Args::default())?;
 
-    step("bgctl, with the object that was just built");
-    run_command(cargo().env("BGCTL_BPF_OBJECT", &object.path).args([
-        "build",
-        "--release",
-        "--package",
-        "bg-userspace",
-    ]))?;
+    step("bgctl");
+    run_command(cargo_with_object().args(["build", "--release", "--package", "bg-userspace"]))?;
 
     step("the Debian package");
     package::build()?;
 
     step("tests");
-    let mut tests = cargo();
-    tests.env("BGCTL_BPF_OBJECT", &object.path);
-    tests.env("BGCTL", workspace::target_dir().join("release/bgctl"));
-    if args.full {
-        tests.env("BG_TEST_FULL", "1");
-    }
-    if !is_root() {
-        // Only the finished test programs run as root, so that no file of the target directory becomes root's.
-        tests.env(runner_variable()?, "sudo --preserve-env --");
-    }
-    tests.args(["test", "--workspace", "--no-fail-fast"]);
-    tests.args(&args.filter);
-    run_command(&mut tests).context("tests failed, see above")?;
+    let bgctl = workspace::target_dir().join("release/bgctl");
+    let full = args.full.then_some(("BG_TEST_FULL", Path::new("1")));
+    let environment: Vec<_> = object.into_iter().chain([("BGCTL", &*bgctl)]).chain(full).collect();
+    // Only the finished test programs run as root, so that no file of the target directory becomes root's.
+    let runner: &[_] = if is_root() { &[] } else { &["sudo", "--preserve-env", "--"] };
+    let run = Run { runner, environment: &environment, filter: args.filter.as_deref() };
+    let passed = run.build_and_run(cargo_with_object().args(["test", "--workspace"]));
+    let documented = run_command(cargo_with_object().args(["test", "--workspace", "--doc"]).args(&args.filter));
+    passed.and(documented.context("tests in documentation failed"))?;
     say(format_args!("everything passed, in {} s", start.elapsed().as_secs()));
     Ok(())
 }
@@ -81,11 +89,4 @@ fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(workspace::root());
     command
-}
-
-/// The variable that tells cargo how to run the programs that it has built for this machine.
-fn runner_variable() -> Result<OsString> {
-    let verbose = output(Command::new("rustc").arg("-vV"))?;
-    let host = verbose.lines().find_map(|line| line.strip_prefix("host: ")).context("rustc -vV names no host")?;
-    Ok(format!("CARGO_TARGET_{}_RUNNER", host.to_uppercase().replace('-', "_")).into())
 }
