@@ -255,7 +255,7 @@ impl Instance {
                 continue;
             }
             fence.wait()?;
-            self.end_reprieve(index, &reading);
+            self.end_reprieve(index, &reading, &claim);
             // A packet that had found the end of an earlier freeze passed may have ended this one.
             if self.holds_until(index) == Some(until) || now(ClockId::Boot) >= until {
                 return Ok(());

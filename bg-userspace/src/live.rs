@@ -19,6 +19,9 @@ use crate::{
     maps::Words,
 };
 
+/// In the place of [`Timing::revert_at`]: the switch was confirmed before it has taken effect.
+pub(crate) const NEVER: u64 = u64::MAX;
+
 /// The live state of a deployment at a moment. What has come due by then counts, although nobody may have made it explicit yet.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Reading {
@@ -67,6 +70,11 @@ impl Words {
             .filter(|condition| conditions.has(condition.kind()))
             .map(|condition| condition.to_string())
             .collect()
+    }
+
+    /// Whether the last generation has conditions, or had some until a confirmation, which leaves their row as it is.
+    pub(crate) fn had_conditions(&self, deployment: u16, reading: &Reading) -> bool {
+        self.trips.read(deployment.into())[reading.stored.terms_slot()].generation == reading.stored.generation()
     }
 }
 
@@ -143,7 +151,8 @@ impl Reading {
 
     /// When the switch is taken back unless it is confirmed, in nanoseconds of [`ClockId::Boot`].
     pub(crate) fn confirm_by(&self) -> Option<u64> {
-        (self.word.flags().has(LiveFlags::TIMED) && self.timing.revert_at != 0).then_some(self.timing.revert_at)
+        let deadline = self.timing.revert_at;
+        (self.word.flags().has(LiveFlags::TIMED) && !matches!(deadline, 0 | NEVER)).then_some(deadline)
     }
 
     /// Whether the switch is in force and waits for a confirmation, with or without a deadline.

@@ -9,7 +9,7 @@ use super::change::{Change, Past};
 use crate::{
     condition::names,
     history::{Action, Moment},
-    live::Reading,
+    live::{NEVER, Reading},
     maps::Words,
     time::moment_of,
 };
@@ -84,8 +84,8 @@ impl Past {
 fn activation(timing: &Timing, trips: &[Trips; 2]) -> Option<(u64, ClockId)> {
     match (timing.activate_at, timing.revert_at) {
         _ if timing.before == LiveWord::default() => None,
-        // There are conditions alone.
-        (0, 0) => {
+        // There are, or were, conditions alone.
+        (0, 0 | NEVER) => {
             let trips = trips.iter().find(|trips| trips.generation == timing.generation && trips.began_at != 0)?;
             Some((trips.began_at, ClockId::Boot))
         }

@@ -13,7 +13,7 @@ use crate::{
     config::OnSwitch,
     fence::Fence,
     history::Action,
-    live::{Reading, exchange},
+    live::{NEVER, Reading, exchange},
     lock::{Lock, Recording},
     state::Past,
 };
@@ -34,7 +34,7 @@ impl Instance {
 
     fn keep(&self, name: &str, index: u16, request: &ConfirmRequest, fence: &mut Fence) -> Result<Stored, Error> {
         // Whether this has seen to it that a switch which has not taken effect yet needs no confirmation.
-        let mut is_asked = false;
+        let mut changed = false;
         loop {
             let reading = self.settled(index)?;
             let past = Past::read(&self.words, index, name).1;
@@ -58,27 +58,31 @@ impl Instance {
                 past: past.clone(),
                 revert_by: None,
             };
-            // A confirmation that was killed may have left a deadline without the time for it.
-            let is_guarded = is_asked
-                || reading.timing.window != 0
-                || !reading.conditions().is_empty()
-                || reading.confirm_by().is_some();
+            let needs_it = reading.timing.window != 0 || !reading.conditions().is_empty();
+            let is_timed = reading.stored.flags().has(LiveFlags::TIMED);
+            // A confirmation that was killed has left `NEVER`, or a packet has put a deadline there since: it had read the time for a confirmation
+            // before, and made the switch take effect.
+            let is_asked = reading.timing.revert_at != 0 || self.words.had_conditions(index, &reading);
             match reading.is_taken_back() {
                 true => return Err(self.too_late(name, index, &reading).into()),
-                _ if !is_guarded => return Err(Refusal::NothingToConfirm { deployment, generation }.into()),
+                _ if !needs_it && !is_asked => {
+                    return Err(Refusal::NothingToConfirm { deployment, generation }.into());
+                }
                 // Confirmed before.
-                _ if !reading.stored.flags().has(LiveFlags::TIMED) => return Ok(stored(is_asked, reading)),
+                _ if !is_timed => return Ok(stored(changed, reading)),
                 _ => {}
             }
             let slot = reading.stored.terms_slot();
             if reading.is_pending() {
-                // It has not taken effect, so there is no deadline yet, and there shall be none, nor conditions.
+                // It has not taken effect, so there is no deadline yet, and there shall be none, nor conditions. If this is killed, the next
+                // confirmation must find that this was to be kept, so that is written first.
+                self.words.timing.update(index.into(), |slots| slots[slot].revert_at = NEVER);
                 self.words.timing.update(index.into(), |slots| (slots[slot].window, slots[slot].conditions) = (0, 0));
-                is_asked = true;
+                changed |= needs_it;
                 fence.wait()?;
                 let after = self.words.reading(index, 0);
                 if after.stored == reading.stored && after.is_pending() {
-                    return Ok(stored(true, after));
+                    return Ok(stored(changed, after));
                 }
                 // It has taken effect meanwhile, perhaps with a deadline.
                 continue;

@@ -12,6 +12,7 @@
 //! Nothing watches over a switch that needs a confirmation, is scheduled or moves by and by: the word and its timing say it all, and
 //! packets act on them ([`bg_ebpf::policy::timed`]).
 
+mod claim;
 mod confined;
 mod confirm;
 mod decision;

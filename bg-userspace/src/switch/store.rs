@@ -9,6 +9,7 @@ use bg_ebpf::policy::{
 };
 
 use super::{
+    claim::Claim,
     decision::{Decision, Goal, Next, split_by},
     receipt::{Counters, end_all, is_any_open},
     request::{SwitchRequest, Switched},
@@ -81,10 +82,6 @@ impl Stored {
     }
 }
 
-/// How far ahead the deadline of a switch must be for a command to replace its word. Packets that find it passed write
-/// the terms of the next generation, and so does the command.
-const REPRIEVE: Duration = Duration::from_secs(2);
-
 /// How long after the store nobody judges the conditions of a switch, unless its fence is over before.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -107,7 +104,8 @@ impl Instance {
             let from = *first.get_or_insert(reading);
             let Decision { row, goal, on_switch, is_there } =
                 self.decide(name, index, request, &goal, [&from, &reading])?;
-            if reading.is_pending() && !reading.is_watched() {
+            // If a confirmation that was killed has ended conditions, packets may still be judging them.
+            if reading.is_pending() && !self.words.had_conditions(index, &reading) {
                 changed |= self.cancel(name, index, &reading)?;
                 continue;
             }
@@ -125,6 +123,9 @@ impl Instance {
             }
             if request.ramp.is_some() && self.lift_drain_deadline(index, &reading)? {
                 continue;
+            }
+            if !request.revert_if.is_empty() {
+                self.end_counts(index, &reading);
             }
             let Some(claim) = self.claim(index, &reading, fence)? else { continue };
             if reading.is_pending() {
@@ -200,9 +201,13 @@ impl Instance {
             hold_until: reading.timing.hold_until,
             ..Timing::default()
         };
+        // If the change is due, a packet may be about to take it back, and writes where this writes. This process may be stopped at any moment.
+        let is_due = || !matches!(due(stored, &reading.timing, now), Due::Nothing(_));
+        if is_due() {
+            return Ok(false);
+        }
         self.words.timing.update(index.into(), |slots| slots[new.terms_slot()] = timing);
-        // This process was stopped. If the change is due, a packet may be about to take it back, and writes where this has written.
-        if !matches!(due(stored, &reading.timing, now), Due::Nothing(_)) {
+        if is_due() {
             return Ok(false);
         }
         Ok(exchange(&self.words, index, stored, new).is_ok())
@@ -221,49 +226,6 @@ impl Instance {
             self.words.terms.update(index.into(), |slots| slots[stored.terms_slot()].drain_deadline = 0);
         }
         Ok(true)
-    }
-
-    /// Waits until no packet reads, or is about to write, the terms and the timing that are not in force, and sees to it that none begins
-    /// to for a while. `None`: the state has changed meanwhile. The caller holds the lock.
-    pub(crate) fn claim(&self, index: u16, reading: &Reading, fence: &mut Fence) -> Result<Option<Claim>, Error> {
-        let deadline = self.reprieve(index, reading);
-        let claim = Claim { until: deadline.map(|_| Instant::now() + REPRIEVE / 2) };
-        fence.wait()?;
-        Ok((self.is_still(index, reading, deadline) && !claim.is_over()).then_some(claim))
-    }
-
-    /// Puts off a deadline that is about to pass, and the judgement of conditions. Returns the deadline, which is zero if there are only
-    /// conditions. `None`: there is neither.
-    fn reprieve(&self, index: u16, reading: &Reading) -> Option<u64> {
-        let until = now(ClockId::Boot) + REPRIEVE.as_nanos() as u64;
-        let slot = reading.stored.terms_slot();
-        if reading.is_watched() {
-            self.words.trips.update(index.into(), |slots| slots[slot].paused_until = until);
-        }
-        let Some(deadline) = reading.confirm_by() else { return reading.is_watched().then_some(0) };
-        if deadline < until {
-            self.words.timing.update(index.into(), |slots| slots[slot].revert_at = until);
-        }
-        Some(deadline.max(until))
-    }
-
-    /// Takes back what [`claim`](Self::claim) has put off, after a fence, for a caller that has left the generation as it is.
-    pub(crate) fn end_reprieve(&self, index: u16, before: &Reading) {
-        let slot = before.stored.terms_slot();
-        if before.is_watched() {
-            self.words.trips.update(index.into(), |slots| slots[slot].paused_until = 0);
-        }
-        if let Some(deadline) = before.confirm_by() {
-            self.words.timing.update(index.into(), |slots| slots[slot].revert_at = deadline);
-        }
-    }
-
-    /// Whether a state is the same after the fence. Until then, a packet that had found the deadline passed could take the switch back,
-    /// and its terms are those that this command is about to write. One that made a switch take effect could store the deadline of that.
-    fn is_still(&self, index: u16, reading: &Reading, deadline: Option<u64>) -> bool {
-        let timing = self.words.timing.read(index.into())[reading.stored.terms_slot()];
-        self.words.live.read(index.into()) == reading.stored
-            && deadline.is_none_or(|deadline| timing.revert_at >= deadline)
     }
 
     /// Writes the next generation's terms and timing, then the word, if it is still the same. Returns when.
@@ -288,7 +250,7 @@ impl Instance {
             (None, None) => (0, ClockId::Boot),
         };
         let window = nanos(request.confirm_within);
-        let trips = self.trips(new, request, boot)?;
+        let trips = self.trips(new, request, (activate_at == 0).then_some(boot))?;
         let is_watched = !trips.conditions().is_empty();
         let timing = Timing {
             activate_at,
@@ -317,9 +279,7 @@ impl Instance {
         // No packet reads these slots, because they belong to the other parity.
         self.words.terms.update(index.into(), |slots| slots[slot] = new_terms);
         self.words.timing.update(index.into(), |slots| slots[slot] = timing);
-        if is_watched {
-            self.words.trips.update(index.into(), |slots| slots[slot] = trips);
-        }
+        self.words.trips.update(index.into(), |slots| slots[slot] = trips);
         let split_by = split_by(row, &goal, reading);
         if split_by != row.split_by {
             self.words.deployments.update(index.into(), |row| row.split_by = split_by);
@@ -336,16 +296,16 @@ impl Instance {
         Ok(exchange(&self.words, index, word, new).is_ok().then_some(stored))
     }
 
-    /// The conditions that take a word back.
-    fn trips(&self, word: LiveWord, request: &SwitchRequest, boot: u64) -> Result<Trips, Error> {
+    /// The conditions that take a word back. `at`: the moment, if it takes effect at once.
+    fn trips(&self, word: LiveWord, request: &SwitchRequest, at: Option<u64>) -> Result<Trips, Error> {
         let mut trips = Trips::default();
         if !request.revert_if.is_empty() {
             trips.generation = word.generation();
             // Flows of so many ticks can be told apart.
             trips.second = self.tick_length.ticks(Duration::from_secs(1)).min(Trips::RING - 3) as u16;
             trips.colour = word.live() as u16;
-            // They are judged after the fence. If this process is killed before, somewhat later.
-            trips.paused_until = boot + PAUSE.as_nanos() as u64;
+            // They are judged after the fence. If this process is killed before, somewhat later. What takes effect by itself has its own pause.
+            trips.paused_until = at.map_or(0, |boot| boot + PAUSE.as_nanos() as u64);
             trips.unjudged_tick = tick(clock(&self.paths)?).into();
             request.revert_if.iter().for_each(|condition| condition.arm(&mut trips));
         }
@@ -376,7 +336,7 @@ impl Instance {
                 return Ok(false);
             }
         }
-        if stored.changed && to.is_watched() {
+        if stored.changed && to.is_watched() && !to.is_pending() {
             self.words.trips.update(index.into(), |slots| slots[slot].paused_until = 0);
         }
         Ok(true)
@@ -389,19 +349,6 @@ struct Ordered<'a> {
     goal: Goal,
     on_switch: OnSwitch,
     claim: Claim,
-}
-
-/// The right to write the terms and the timing that are not in force, and then to replace the word.
-#[derive(Clone, Copy)]
-pub(crate) struct Claim {
-    /// Afterwards a deadline may come, and packets write them. `None` is never.
-    until: Option<Instant>,
-}
-
-impl Claim {
-    pub(crate) fn is_over(&self) -> bool {
-        self.until.is_some_and(|until| Instant::now() > until)
-    }
 }
 
 /// A moment of the wall clock as an instant that packets can compare with, and of which clock. A kernel whose programs cannot read

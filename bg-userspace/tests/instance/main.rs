@@ -16,6 +16,7 @@ mod explained;
 mod flow_map;
 mod flows;
 mod foreign;
+mod guards;
 mod hands;
 mod index;
 mod killed;

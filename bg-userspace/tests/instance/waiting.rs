@@ -14,10 +14,10 @@ use crate::{
 };
 
 /// The one under test is not the first.
-const SHOP: u32 = 1;
+pub(crate) const SHOP: u32 = 1;
 
 /// Two deployments, and a drain of each that ends after a minute.
-fn draining() -> Lab {
+pub(crate) fn draining() -> Lab {
     let [mut mail, mut shop] = ["mail", "shop"].map(|name| config(name, &[(1, 1)], &[(1, 1)]).deployments.remove(0));
     mail.services[0].vip = ([203, 0, 113, 20], 25).into();
     [&mut mail, &mut shop].into_iter().for_each(|deployment| {
@@ -33,7 +33,7 @@ fn draining() -> Lab {
     lab
 }
 
-fn word(lab: &Lab, deployment: u32) -> LiveWord {
+pub(crate) fn word(lab: &Lab, deployment: u32) -> LiveWord {
     array(lab, "live").get(&deployment, 0).unwrap()
 }
 
@@ -169,7 +169,7 @@ fn a_drain_that_ends_meanwhile_does_not_look_like_a_switch_that_was_taken_back()
     assert_ne!(ended, 0, "never in time");
 }
 
-fn trips(lab: &Lab) -> [Trips; 2] {
+pub(crate) fn trips(lab: &Lab) -> [Trips; 2] {
     array(lab, "trips").get(&SHOP, 0).unwrap()
 }
 

@@ -183,3 +183,24 @@ fn a_failing_old_colour_does_not_end_a_ramp() {
         assert_eq!(watched.host.word(SHOP), watched.word);
     }
 }
+
+#[test]
+fn answers_to_a_switch_that_a_ramp_replaces_do_not_count_for_the_ramp() {
+    for is_over in [false, true] {
+        let mut watched = watched(Trips { resets: limit(5, 1000), ..EMPTY });
+        let late: Vec<_> = (0..100).map(|_| watched.open(WEB)).collect();
+        let ramp = LiveWord::new(3, watched.word.flags(), FULL_SHARE, 0);
+        let conditions = Conditions::RESETS.0;
+        let timing = Timing { activate_at: BOOT, ramp: 10 * SECOND, conditions, generation: 3, ..Timing::default() };
+        let trips = Trips { second: TICKS as u16, colour: Colour::Blue as u16, unjudged_tick: NOW.into(), ..RESETS };
+        watched.host.set_trips(SHOP, ramp, trips);
+        watched.host.set_timing(SHOP, ramp, Timing { before: watched.word, ..timing });
+        watched.host.set_live(SHOP, ramp, SwitchTerms::default());
+        if is_over {
+            watched.host.set_trips(SHOP, LiveWord::new(0, LiveFlags::NONE, 0, 0), Trips::default());
+        }
+        late.iter().for_each(|opened| watched.answer(opened, RST | ACK));
+        let [before, after] = watched.host.trips(SHOP);
+        assert_eq!((before.reset, after.reset), (if is_over { 0 } else { 100 }, 0));
+    }
+}
