@@ -1,6 +1,10 @@
 //! What all share: the maps' words, time, and the lock. Beside it, what a checker must know of the past.
 
-use bg_common::{LiveFlags, LiveWord, Timing};
+use crate::{
+    fault::Fault,
+    watch::{Awaited, Row, Watch},
+};
+use bg_common::{Colour, FULL_SHARE, LiveFlags, LiveWord, Timing};
 
 /// A unit of the model's time, in nanoseconds. A ramp is computed in units of this.
 const UNIT: u64 = 1 << 10;
@@ -18,12 +22,13 @@ pub(crate) const fn duration(units: u64) -> u64 {
     units * UNIT
 }
 
-/// The rows of one deployment in `live`, `terms` and `timing`, as words.
+/// The rows of one deployment in `live`, `terms` and `timing`, as words, and in `trips`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Memory {
     pub(crate) word: u64,
     pub(crate) terms: [[u64; 2]; 2],
     pub(crate) timing: [[u64; 9]; 2],
+    pub(crate) trips: [Row; 2],
 }
 
 impl Memory {
@@ -42,70 +47,29 @@ impl Memory {
     }
 }
 
-/// Something that must not happen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Fault {
-    /// A packet decides by terms or timing of another generation than that of its word.
-    ForeignTerms,
-    /// The generation shrinks, or the share of a generation changes.
-    WentBack,
-    /// A confirmed switch is taken back, or one that was taken back is confirmed.
-    TwoOutcomes,
-    /// A packet since the deadline decides by a switch that nobody has confirmed.
-    NotTakenBack,
-    /// A packet since the end of a command decides by an earlier word.
-    OldWord,
-    /// A word that no packet may take back is taken back, or one that awaits nothing.
-    NotGuarded,
-    /// A switch that was refused or has changed nothing leaves a word that changes by itself.
-    LeftArmed,
-    /// A scheduled switch takes effect too early or too late.
-    OffSchedule,
-    /// A scheduled switch takes effect that was cancelled.
-    Uncancelled,
-    /// The share of a growing ramp shrinks.
-    Shrank,
-    /// A packet since the end of a freeze command, and before the end of the freeze, is not held.
-    NotHeld,
-    /// A packet since the end of all freezes is held.
-    HeldTooLong,
-}
-
-impl Fault {
-    /// Its name.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::ForeignTerms => "ForeignTerms",
-            Self::WentBack => "WentBack",
-            Self::TwoOutcomes => "TwoOutcomes",
-            Self::NotTakenBack => "NotTakenBack",
-            Self::OldWord => "OldWord",
-            Self::NotGuarded => "NotGuarded",
-            Self::LeftArmed => "LeftArmed",
-            Self::OffSchedule => "OffSchedule",
-            Self::Uncancelled => "Uncancelled",
-            Self::Shrank => "Shrank",
-            Self::NotHeld => "NotHeld",
-            Self::HeldTooLong => "HeldTooLong",
-        }
-    }
-}
-
 /// What is known of a generation.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Known {
     /// Its terms.
     pub(crate) terms: [u64; 2],
-    /// Whether it needs a confirmation.
+    /// Its share.
+    pub(crate) share: u16,
+    /// What has made it; zero is unknown.
+    pub(crate) cause: u8,
+    /// Whether it has a time for a confirmation.
     pub(crate) is_guarded: bool,
     /// When it takes effect, as an instant; zero is at once.
     pub(crate) active_at: u64,
     /// When it is taken back, as an instant; zero is never.
     pub(crate) deadline: u64,
+    /// A command has seen to it that it needs no confirmation, before it has taken effect.
+    pub(crate) is_asked: bool,
     /// Somebody was told that it is kept.
     pub(crate) is_kept: bool,
     /// It was taken back.
-    pub(crate) is_expired: bool,
+    pub(crate) is_taken_back: bool,
+    /// By its conditions.
+    pub(crate) is_tripped: bool,
     /// It was cancelled.
     pub(crate) is_cancelled: bool,
 }
@@ -124,6 +88,8 @@ pub(crate) struct Shared {
     pub(crate) packets: Vec<Option<Packet>>,
     /// By generation; nothing in the place of generation 0.
     pub(crate) known: Vec<Known>,
+    /// What is known of their conditions, likewise. None, unless a command has conditions.
+    pub(crate) watches: Vec<Watch>,
     /// The least generation that a packet may decide by that begins now.
     pub(crate) floor: u32,
     /// The least generation that any packet may decide by from now on.
@@ -139,10 +105,12 @@ pub(crate) struct Shared {
 }
 
 /// A packet, between two of its steps.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct Packet {
     /// Answers to the steps so far.
     pub(crate) past: Vec<u64>,
+    /// It resets a flow that counts for the conditions of this generation. `None`: it opens one.
+    pub(crate) resets: Option<u32>,
     /// Whether the process that holds the lock waits for it.
     pub(crate) is_awaited: bool,
     /// The moment when it began, and what was so then.
@@ -151,23 +119,32 @@ pub(crate) struct Packet {
     pub(crate) ramped: (u32, u16),
     /// The generation that should have been taken back; zero is none.
     pub(crate) overdue: u32,
+    /// The generation whose conditions held; zero is none.
+    pub(crate) must_trip: u32,
     /// Until when it must be held, as an instant.
     pub(crate) frozen_until: u64,
 }
 
 impl Shared {
-    /// The first generation, with all new flows on blue.
-    pub(crate) fn new(cpus: usize) -> Self {
-        let word = LiveWord::new(1, LiveFlags::NONE, 0, 0);
+    /// All new flows are on blue again, since conditions took the first generation back: flows of that have no answer yet. The
+    /// second one had conditions, too, and was confirmed.
+    pub(crate) fn new(cpus: usize, has_conditions: bool) -> Self {
+        let word = LiveWord::new(2, LiveFlags::NONE, 0, 0);
+        let trips = [Row { opened: true, reset: true, ..Row::new(2, Colour::Blue) }, Row::new(1, Colour::Green)];
+        let awaited = Some(Awaited { generation: 1, is_counted: true });
+        let watch = Watch { colour: Some(Colour::Green), reset: true, awaited, ..Watch::default() };
+        let watches = if has_conditions { vec![Watch::default(), watch, Watch::default()] } else { Vec::new() };
+        let first = Known { share: FULL_SHARE, ..Known::default() };
         Self {
-            memory: Memory { word: word.0, terms: [[0; 2]; 2], timing: [[0; 9]; 2] },
+            memory: Memory { word: word.0, terms: [[0; 2]; 2], timing: [[0; 9]; 2], trips },
             now: 0,
             lock: None,
             urgent_since: None,
             packets: vec![None; cpus],
-            known: vec![Known::default(); 2],
-            floor: 1,
-            fenced: 1,
+            known: vec![Known::default(), first, Known::default()],
+            watches,
+            floor: 2,
+            fenced: 2,
             ramped: (0, 0),
             frozen_until: 0,
             last_hold: 0,
@@ -193,6 +170,21 @@ impl Shared {
         &mut self.known[index]
     }
 
+    pub(crate) fn watch(&mut self, generation: u32) -> &mut Watch {
+        let index = generation as usize;
+        if self.watches.len() <= index {
+            self.watches.resize(index + 1, Watch::default());
+        }
+        &mut self.watches[index]
+    }
+
+    /// Whether a packet that began at this moment must take a generation back, since its conditions hold.
+    pub(crate) fn must_trip(&self, generation: u32, began: u64) -> bool {
+        let index = generation as usize;
+        let is_over = |known: &Known| known.is_kept || known.is_asked;
+        self.watches.get(index).is_some_and(|watch| watch.must_trip(instant(began))) && !is_over(&self.known[index])
+    }
+
     /// Stores a word, whoever does it.
     pub(crate) fn store(&mut self, new: LiveWord) {
         let old = self.memory.live();
@@ -200,5 +192,13 @@ impl Shared {
         let is_same = new.generation() == old.generation();
         self.is_at_fault_if(is_same && new.target_share() != old.target_share(), Fault::WentBack);
         self.memory.word = new.0;
+    }
+
+    /// Looks whether the timing of the word is its own.
+    pub(crate) fn check_timing(&mut self) {
+        let word = self.memory.live();
+        let (timing, cause) = (self.memory.timing(word.terms_slot()), self.known(word.generation()).cause);
+        let is_own = timing.generation == word.generation() && timing.cause == cause;
+        self.is_at_fault_if(cause != 0 && !is_own, Fault::ForeignTerms);
     }
 }

@@ -25,12 +25,36 @@ pub enum Mutation {
     LateDeadline,
     /// A switch that is scheduled is confirmed without waiting for packets that may have read its window.
     HastyConfirm,
+    /// A confirmation leaves no trace of the time for it, if the switch has not taken effect.
+    ForgottenConfirm,
+    /// A confirmation does not look for conditions that another one has ended.
+    BlindConfirm,
+    /// A switch is cancelled without a look at the clock before its timing is written.
+    NoFirstLook,
+    /// A switch is cancelled although packets may still judge it, since the confirmation that has ended its conditions was killed.
+    HastyCancel,
     /// A freeze writes its end although a packet may be about to take a switch back.
     BlindFreeze,
     /// A freeze does not look whether it holds after it has waited.
     HastyFreeze,
     /// A switch forgets the end of a freeze.
     ForgottenFreeze,
+    /// The conditions of a switch are judged although packets may still need the terms before it.
+    NoPause,
+    /// A command ends the pause of a switch that has not taken effect, which a packet may have begun meanwhile.
+    LostPause,
+    /// A command never ends the pause.
+    LastingPause,
+    /// Counters are not cleared when they are used again.
+    KeptCounters,
+    /// Counters are used again although packets may still count for the switch before.
+    CountsGoOn,
+    /// Flows that a ramp has moved count for the generation before, if that had conditions.
+    ColourlessCount,
+    /// A ramp that is cancelled leaves its word timed.
+    ArmedCancel,
+    /// A condition is armed that the old colour meets too.
+    NoDisarm,
     /// Commands do not lock.
     NoLock,
 }

@@ -1,13 +1,17 @@
 //! The model: its state, its actions and what must always hold.
 
 use crate::{
-    command::{self, Command, Outcome, REPRIEVE},
-    memory::{Fault, Shared, duration},
+    claim::REPRIEVE,
+    command::{Command, Outcome},
+    fault::Fault,
+    forget::forget,
+    memory::{Known, Shared, duration},
     mutation::Mutation,
-    packet,
-    run::{Came, Run},
+    packet, process,
+    run::{Came, Run, Setting},
+    trips,
 };
-use bg_common::FULL_SHARE;
+use bg_common::{Colour, FULL_SHARE};
 use stateright::{Checker, HasDiscoveries, Model, Path, Property};
 
 /// Commands that some operators give at any time, in any order, while packets come by.
@@ -18,8 +22,12 @@ pub struct Protocol {
     pub cpus: usize,
     /// The last moment.
     pub horizon: u64,
-    /// Processes that may be killed.
+    /// So often a process may be killed.
     pub kills: usize,
+    /// Whether only confirmations are killed, and given again then.
+    pub repeats: bool,
+    /// The colours of which flows may be reset.
+    pub fails: Vec<Colour>,
     pub mutation: Option<Mutation>,
 }
 
@@ -36,6 +44,8 @@ pub(crate) enum Process {
 pub(crate) struct State {
     pub(crate) shared: Shared,
     pub(crate) processes: Vec<Process>,
+    /// How many were killed.
+    pub(crate) killed: usize,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +54,8 @@ pub(crate) enum Action {
     Wait,
     /// A packet comes by, or goes on.
     Packet(usize),
+    /// One comes by that resets a flow which counts for the conditions of this generation.
+    Reset(usize, u32),
     /// A process makes its next step.
     Process(usize),
     /// A process is killed.
@@ -53,15 +65,13 @@ pub(crate) enum Action {
 impl Protocol {
     /// Visits all states. Panics at a fault, with the way to it, and if something that must be possible is not.
     pub fn assert_holds(self, must_be_possible: &[&'static str]) {
-        let checker = Machine(self).checker().threads(2).finish_when(HasDiscoveries::AnyFailures).spawn_bfs().join();
-        for (name, path) in checker.discoveries() {
-            assert!(
-                POSSIBLE.contains(&name),
-                "{name}:
-{}",
-                told(path)
-            );
+        let (commands, fails) = (self.commands.clone(), self.fails.clone());
+        let checker =
+            self.machine(None).checker().threads(2).finish_when(HasDiscoveries::AnyFailures).spawn_bfs().join();
+        if let Some(path) = checker.discovery(NO_FAULT) {
+            panic!("{}", told(path));
         }
+        println!("{} states: {:?}, conditions at {:?}", checker.unique_state_count(), commands, fails);
         for name in must_be_possible {
             assert!(checker.discovery(name).is_some(), "{name} never happens");
         }
@@ -70,9 +80,16 @@ impl Protocol {
     /// Panics unless a fault can happen.
     pub fn assert_fails(self, by: Fault) {
         let mutation = self.mutation;
-        let expected = HasDiscoveries::AnyOf([by.name()].into());
-        let checker = Machine(self).checker().threads(2).finish_when(expected).spawn_bfs().join();
-        assert!(checker.discovery(by.name()).is_some(), "{mutation:?} leads to no {by:?}");
+        let machine = self.machine(Some(by));
+        let checker = machine.checker().threads(2).finish_when(HasDiscoveries::AnyFailures).spawn_bfs().join();
+        assert!(checker.discovery(NO_FAULT).is_some(), "{mutation:?} leads to no {by:?}");
+    }
+
+    fn machine(self, expected: Option<Fault>) -> Machine {
+        let watches = self.commands.iter().any(|command| command.has_conditions());
+        let fails = Colour::ALL.map(|colour| self.fails.contains(&colour));
+        let setting = Setting { mutation: self.mutation, fails, watches };
+        Machine { protocol: self, setting, expected }
     }
 
     fn may_wait(&self, shared: &Shared) -> bool {
@@ -84,33 +101,55 @@ impl Protocol {
 }
 
 /// The protocol as stateright sees it.
-struct Machine(Protocol);
+struct Machine {
+    protocol: Protocol,
+    setting: Setting,
+    /// The only fault that counts, if there is one.
+    expected: Option<Fault>,
+}
+
+impl Machine {
+    fn is(&self, mutation: Mutation) -> bool {
+        self.setting.mutation == Some(mutation)
+    }
+}
+
+/// The first generation that a command makes.
+const FIRST: usize = 3;
+const NO_FAULT: &str = "no fault";
 
 impl Model for Machine {
     type State = State;
     type Action = Action;
 
     fn init_states(&self) -> Vec<State> {
-        let processes = self.0.commands.iter().map(|_| Process::Running(Vec::new())).collect();
-        vec![State { shared: Shared::new(self.0.cpus), processes }]
+        let processes = self.protocol.commands.iter().map(|_| Process::Running(Vec::new())).collect();
+        let shared = Shared::new(self.protocol.cpus, self.setting.watches);
+        vec![State { shared, processes, killed: 0 }]
     }
 
     fn actions(&self, state: &State, actions: &mut Vec<Action>) {
         if state.shared.fault.is_some() {
             return;
         }
-        if self.0.may_wait(&state.shared) {
+        if self.protocol.may_wait(&state.shared) {
             actions.push(Action::Wait);
         }
         let packets = &state.shared.packets;
-        // All CPUs are alike.
         let is_first = |cpu: usize| cpu == 0 || packets[cpu - 1] != packets[cpu];
         actions.extend((0..packets.len()).filter(|cpu| is_first(*cpu)).map(Action::Packet));
-        let killed = state.processes.iter().filter(|process| **process == Process::Killed).count();
+        if self.setting.watches && packets.first().is_some_and(Option::is_none) {
+            let resets = trips::may_answer(&state.shared, self.setting.fails);
+            actions.extend(resets.map(|of| Action::Reset(0, of)));
+        }
+        let has_to_wait = |past: &[u64]| past.is_empty() && state.shared.lock.is_some() && !self.is(Mutation::NoLock);
         for (index, process) in state.processes.iter().enumerate() {
             let Process::Running(past) = process else { continue };
-            actions.push(Action::Process(index));
-            if !past.is_empty() && killed < self.0.kills {
+            if !has_to_wait(past) {
+                actions.push(Action::Process(index));
+            }
+            let may_be_killed = !self.protocol.repeats || self.protocol.commands[index] == Command::Confirm;
+            if may_be_killed && !past.is_empty() && state.killed < self.protocol.kills {
                 actions.push(Action::Kill(index));
             }
         }
@@ -118,65 +157,56 @@ impl Model for Machine {
 
     fn next_state(&self, last: &State, action: Action) -> Option<State> {
         let mut state = last.clone();
-        let State { shared, processes } = &mut state;
+        let State { shared, processes, killed } = &mut state;
         match action {
             Action::Wait => shared.now += 1,
             Action::Packet(cpu) => {
-                packet::step(shared, cpu, self.0.mutation);
-                shared.packets.sort();
+                packet::step(shared, cpu, None, self.setting);
+            }
+            Action::Reset(cpu, of) => {
+                packet::step(shared, cpu, Some(of), self.setting);
             }
             Action::Kill(process) => {
-                processes[process] = Process::Killed;
+                processes[process] = if self.protocol.repeats { Process::Running(Vec::new()) } else { Process::Killed };
+                *killed += 1;
                 (shared.lock, shared.urgent_since) = (None, None);
                 shared.packets.iter_mut().flatten().for_each(|packet| packet.is_awaited = false);
-                shared.packets.sort();
             }
             Action::Process(index) => {
                 let Process::Running(past) = &processes[index] else { return None };
-                let command = self.0.commands[index];
-                let came = Run::make(shared, past, self.0.mutation, |run| command::program(run, index, command));
+                let command = self.protocol.commands[index];
+                let came = Run::make(shared, past, self.setting, |run| process::program(run, index, command));
                 processes[index] = match came {
                     Came::Blocked => return None,
                     Came::On(past) => Process::Running(past),
                     Came::Ended(outcome) => {
-                        command::returned(shared, command, outcome);
+                        process::returned(shared, command, outcome);
                         Process::Returned(outcome)
                     }
                 };
-                shared.packets.sort();
             }
         }
+        shared.check_timing();
+        packet::excuse(shared);
+        forget(shared);
+        // All CPUs are alike.
+        shared.packets.sort();
         Some(state)
     }
 
     fn properties(&self) -> Vec<Property<Self>> {
-        macro_rules! never {
-            ($($fault:ident),*) => {
-                [$(Property::always(Fault::$fault.name(), |_, state: &State| state.shared.fault != Some(Fault::$fault))),*]
-            };
+        fn is_any(state: &State, is: impl Fn(&Known) -> bool) -> bool {
+            state.shared.known.iter().skip(FIRST).any(is)
         }
-        let mut properties = Vec::from(never![
-            ForeignTerms,
-            WentBack,
-            TwoOutcomes,
-            NotTakenBack,
-            OldWord,
-            NotGuarded,
-            LeftArmed,
-            OffSchedule,
-            Uncancelled,
-            Shrank,
-            NotHeld,
-            HeldTooLong
-        ]);
-        properties.extend([
-            Property::sometimes("kept", |_, state: &State| state.shared.known.iter().any(|known| known.is_kept)),
-            Property::sometimes("taken back", |_, state: &State| {
-                state.shared.known.iter().any(|known| known.is_expired)
+        vec![
+            Property::always(NO_FAULT, |machine: &Self, state: &State| {
+                let fault = state.shared.fault;
+                fault.is_none() || machine.expected.is_some_and(|expected| fault != Some(expected))
             }),
-            Property::sometimes("cancelled", |_, state: &State| {
-                state.shared.known.iter().any(|known| known.is_cancelled)
-            }),
+            Property::sometimes("kept", |_, state| is_any(state, |known| known.is_kept)),
+            Property::sometimes("taken back", |_, state| is_any(state, |known| known.is_taken_back)),
+            Property::sometimes("tripped", |_, state| is_any(state, |known| known.is_tripped)),
+            Property::sometimes("cancelled", |_, state| is_any(state, |known| known.is_cancelled)),
             Property::sometimes("too late", |_, state: &State| {
                 state.processes.iter().any(|process| matches!(process, Process::Returned(Outcome::TooLate { .. })))
             }),
@@ -184,15 +214,14 @@ impl Model for Machine {
                 state.processes.iter().all(|process| matches!(process, Process::Returned(_)))
             }),
             Property::sometimes("moved", |_, state: &State| !matches!(state.shared.ramped.1, 0 | FULL_SHARE)),
-        ]);
-        properties
+        ]
     }
 }
 
 /// A way to a state: what was there before each action.
 fn told(path: Path<State, Action>) -> String {
     let line = |(state, action): (State, Option<Action>)| {
-        let State { shared, processes } = state;
+        let State { shared, processes, .. } = state;
         let (word, [even, odd]) = (shared.memory.live(), [0, 1].map(|slot| shared.memory.timing(slot)));
         let instants = [even, odd].map(|timing| [timing.activate_at, timing.revert_at].map(|at| at / duration(1)));
         let (generation, flags, share) = (word.generation(), word.flags().0, word.target_share());
@@ -206,10 +235,11 @@ fn told(path: Path<State, Action>) -> String {
             })
             .collect();
         let now = shared.now + 1;
-        format!("{now}: {generation} {flags:04b} {share} {instants:?} {packets:?} {processes:?} {action:?}\n")
+        let trips = shared.memory.trips;
+        let fault = shared.fault.map(|fault| format!(" {fault:?}!")).unwrap_or_default();
+        format!(
+            "{now}: {generation} {flags:04b} {share} {instants:?} {trips:?} {packets:?} {processes:?} {action:?}{fault}\n"
+        )
     };
     path.into_vec().into_iter().map(line).collect()
 }
-
-/// What is looked for only because the model would show little without it.
-const POSSIBLE: [&str; 6] = ["kept", "taken back", "cancelled", "too late", "all returned", "moved"];

@@ -2,23 +2,71 @@
 //! function is called again from its beginning: it gets the answers that it got before, makes one new step, and goes on until the next.
 //! There it is left. So the code of the data path itself can be a part of the model, and can be interrupted wherever it touches memory
 //! or a clock.
+//!
+//! Many ways lead to the same result, so of a part of a program that has ended only the result is kept ([`Run::once`]).
 
-use crate::{
-    memory::{Fault, Shared, TICK},
-    mutation::Mutation,
-};
-use bg_common::{ClockId, Conditions, LiveWord, SwitchTerms, Timing};
-use bg_ebpf::world::{Generations, Guard};
+use crate::{memory::Shared, mutation::Mutation};
+use bg_common::{Cause, LiveWord};
 use std::cell::{Cell, RefCell};
+
+/// What does not change.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Setting {
+    pub(crate) mutation: Option<Mutation>,
+    /// The colours of which flows may be reset.
+    pub(crate) fails: [bool; 2],
+    /// Whether any switch has conditions. Otherwise no packet counts.
+    pub(crate) watches: bool,
+}
 
 /// One call of a program.
 pub(crate) struct Run<'a> {
     shared: RefCell<&'a mut Shared>,
     past: &'a [u64],
     at: Cell<usize>,
+    /// How many of them are kept, before those that are new.
+    kept: Cell<usize>,
     new: RefCell<Vec<u64>>,
     at_end: Cell<End>,
-    pub(crate) mutation: Option<Mutation>,
+    /// What has made the generation that this has prepared last.
+    pub(crate) prepared: Cell<Cause>,
+    pub(crate) setting: Setting,
+}
+
+/// What a part of a program results in.
+pub(crate) trait Result {
+    const WORDS: usize;
+    /// Stands before it. No answer is the same. Parts that begin at the same answer have results of different lengths.
+    const ENDED: u64 = u64::MAX / 2 - Self::WORDS as u64;
+
+    fn words(&self) -> Vec<u64>;
+
+    /// The inverse of [`words`](Self::words).
+    fn from_words(words: &[u64]) -> Self;
+}
+
+impl Result for LiveWord {
+    const WORDS: usize = 1;
+
+    fn words(&self) -> Vec<u64> {
+        vec![self.0]
+    }
+
+    fn from_words(words: &[u64]) -> Self {
+        Self(words[0])
+    }
+}
+
+impl<T: Result> Result for Option<T> {
+    const WORDS: usize = 1 + T::WORDS;
+
+    fn words(&self) -> Vec<u64> {
+        self.as_ref().map_or_else(|| vec![0; Self::WORDS], |some| [vec![1], some.words()].concat())
+    }
+
+    fn from_words(words: &[u64]) -> Self {
+        (words[0] != 0).then(|| T::from_words(&words[1..]))
+    }
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -46,23 +94,25 @@ impl<'a> Run<'a> {
     pub(crate) fn make<T>(
         shared: &'a mut Shared,
         past: &'a [u64],
-        mutation: Option<Mutation>,
+        setting: Setting,
         program: impl FnOnce(&Run<'a>) -> Option<T>,
     ) -> Came<T> {
         let run = Run {
             shared: RefCell::new(shared),
             past,
             at: Cell::new(0),
+            kept: Cell::new(past.len()),
             new: RefCell::default(),
             at_end: Cell::new(End::None),
-            mutation,
+            prepared: Cell::new(Cause::Unknown),
+            setting,
         };
         let result = program(&run);
         match (run.at_end.get(), result) {
             (End::Blocked, _) => Came::Blocked,
             (End::None, Some(result)) => Came::Ended(result),
             (End::None, None) => unreachable!("the program has given up"),
-            (End::Left, _) => Came::On([past, &run.new.into_inner()].concat()),
+            (End::Left, _) => Came::On([&past[..run.kept.get()], &run.new.into_inner()].concat()),
         }
     }
 
@@ -86,6 +136,24 @@ impl<'a> Run<'a> {
             None => self.at_end.set(End::Blocked),
         }
         answer
+    }
+
+    /// A part of a program, of which its result takes the place of its answers as soon as it has ended.
+    pub(crate) fn once<T: Result>(&self, part: impl FnOnce() -> Option<T>) -> Option<T> {
+        let begin = self.at.get();
+        if let Some(words) = self.past[begin..].strip_prefix(&[T::ENDED]) {
+            self.at.set(begin + 1 + T::WORDS);
+            return Some(T::from_words(&words[..T::WORDS]));
+        }
+        let result = part()?;
+        let mut new = self.new.borrow_mut();
+        if self.at_end.get() == End::None && !new.is_empty() {
+            new.clear();
+            new.push(T::ENDED);
+            new.extend(result.words());
+            self.kept.set(begin);
+        }
+        Some(result)
     }
 
     /// A step that yields nothing.
@@ -116,7 +184,7 @@ impl<'a> Run<'a> {
         store_for: Option<Mutation>,
         note: impl FnOnce(&mut Shared),
     ) -> Option<LiveWord> {
-        let is_store = store_for.is_some() && self.mutation == store_for;
+        let is_store = store_for.is_some() && self.setting.mutation == store_for;
         self.step(|shared| {
             if shared.memory.word != old.0 && !is_store {
                 return Some([shared.memory.word]);
@@ -129,65 +197,6 @@ impl<'a> Run<'a> {
     }
 
     pub(crate) fn is(&self, mutation: Mutation) -> bool {
-        self.mutation == Some(mutation)
-    }
-}
-
-/// As the data path does it (`kernel/generations.rs`), and user space under the lock. Where the program must return, nothing happens.
-impl Generations for Run<'_> {
-    fn terms_of(&self, _deployment: u16, slot: usize) -> Option<SwitchTerms> {
-        self.step(|shared| Some(shared.memory.terms[slot])).map(bytemuck::cast)
-    }
-
-    fn timing(&self, _deployment: u16, slot: usize) -> Option<Timing> {
-        let [activate_at] = self.step(|shared| Some([shared.memory.timing(slot).activate_at]))?;
-        let rest: Timing = self.step(|shared| Some(shared.memory.timing[slot])).map(bytemuck::cast)?;
-        Some(Timing { activate_at, ..rest })
-    }
-
-    fn present_tick(&self) -> u32 {
-        TICK
-    }
-
-    fn now(&self, _clock: ClockId) -> u64 {
-        self.clock().unwrap_or(0)
-    }
-
-    fn holding(&self, _deployment: u16, _word: LiveWord) -> Conditions {
-        Conditions::NONE
-    }
-
-    fn activate(&self, _deployment: u16, slot: usize, drain: [u32; 2], guard: Option<Guard>) {
-        let _ = self.does(|shared| shared.memory.terms[slot][1] = bytemuck::cast(drain));
-        if let Some(guard) = guard {
-            let _ = self.does(|shared| shared.memory.update(slot, |timing| timing.revert_at = guard.revert_at));
-            let _ = self.does(|shared| shared.memory.update(slot, |timing| timing.activate_at = 0));
-        }
-    }
-
-    fn prepare(&self, _deployment: u16, slot: usize, terms: Option<&SwitchTerms>, timing: &Timing) {
-        if let Some(terms) = terms {
-            let _ = self.does(|shared| shared.memory.terms[slot] = bytemuck::cast(*terms));
-        }
-        let _ = self.does(|shared| shared.memory.timing[slot] = bytemuck::cast(*timing));
-    }
-
-    fn exchange(&self, _deployment: u16, old: LiveWord, new: LiveWord) -> LiveWord {
-        let is_expiry = old.generation() != new.generation();
-        let note = |shared: &mut Shared| {
-            if !is_expiry {
-                // It takes effect, and needs no confirmation: a command has asked for that while it was scheduled.
-                shared.known(old.generation()).deadline = 0;
-                return;
-            }
-            let terms = shared.memory.terms[new.terms_slot()];
-            shared.known(new.generation()).terms = terms;
-            let known = shared.known(old.generation());
-            known.is_expired = true;
-            let (is_kept, is_guarded) = (known.is_kept, known.is_guarded);
-            shared.is_at_fault_if(is_kept, Fault::TwoOutcomes);
-            shared.is_at_fault_if(!is_guarded, Fault::NotGuarded);
-        };
-        self.replace(old, new, Some(Mutation::ExpiryByStore), note).unwrap_or(old)
+        self.setting.mutation == Some(mutation)
     }
 }
