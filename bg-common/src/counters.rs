@@ -71,7 +71,8 @@ pub enum Event {
     /// Drop: a tester's packet, or one to a preview address, while the idle colour of its service has no backend for new flows. A TCP client
     /// gets a reset in its place.
     IdleNotReady = 16,
-    /// Drop: the copy of a datagram, because it could not be made, or the idle colour has no backend for it. The datagram itself went on.
+    /// Drop: the copy of a datagram, because it could not be made, or the idle colour has no backend for it, or one that could not tell it from a
+    /// flow of the client. The datagram itself went on.
     MirrorLost = 17,
     /// Drop: what a backend of the idle colour has answered to a copy, or an ICMP error about a copy.
     MirrorAnswer = 18,

@@ -3,11 +3,17 @@
 /// The condition, which seldom holds: the code that depends on it is laid out of the way of other packets.
 #[inline(always)]
 pub fn unlikely(condition: bool) -> bool {
-    #[cfg(target_arch = "bpf")]
     if condition {
-        core::hint::cold_path();
+        cold();
     }
     condition
+}
+
+/// What few packets come to: it is laid out of the way of the others.
+#[inline(always)]
+pub fn cold() {
+    #[cfg(target_arch = "bpf")]
+    core::hint::cold_path();
 }
 
 /// The value, of which the compiler knows nothing any more: like `core::hint::black_box`, but it stays in its register.

@@ -76,6 +76,8 @@ pub trait World {
     fn maglev(&self, entry: u32) -> Option<u32>;
     /// A row of the numbered next hops, as three words.
     fn numbered_hop(&self, number: u32) -> Option<RawWords>;
+    /// The number of a next hop towards clients: [`next_hop::number_of`](crate::egress::next_hop::number_of).
+    fn hop_number(&self, ifindex_and_dmac: u64, mtu_and_smac: u64) -> u32;
     /// Whether a tester prefix of the deployment covers the address.
     fn is_tester(&self, key: &TesterKey) -> bool;
     /// Whether a frame to this MAC address, met on the way in, is one that the host's stack would take.

@@ -212,3 +212,61 @@ fn every_instruction_is_in_linux_5_15() -> Result<()> {
     }
     Ok(())
 }
+
+/// Where an instruction leads, and whether each way may lead back to an instruction on the way to it.
+fn ways(nth: usize, instruction: &bpf_insn) -> Vec<(usize, bool)> {
+    const JUMP: u8 = 0x05;
+    const CALL: u8 = 0x85;
+    const EXIT: u8 = 0x95;
+    let target = (nth as i64 + 1 + i64::from(instruction.off)) as usize;
+    match (instruction.code, instruction.code & 0x07) {
+        (EXIT, _) => Vec::new(),
+        (JUMP, _) => vec![(target, true)],
+        (CALL, _) => vec![(nth + 1, false)],
+        (_, 5 | 6) => vec![(nth + 1, true), (target, true)],
+        // The second half of a 64-bit constant is an instruction that leads on.
+        _ => vec![(nth + 1, false)],
+    }
+}
+
+/// Instructions from which a loop goes on without a jump.
+fn loops_without_jump(instructions: &[bpf_insn]) -> Vec<usize> {
+    #[derive(Clone, Copy, PartialEq)]
+    enum State {
+        New,
+        OnTheWay,
+        Done,
+    }
+    let mut states = vec![State::New; instructions.len()];
+    let mut found = Vec::new();
+    for start in functions(instructions).into_keys() {
+        let mut way = vec![(start, ways(start, &instructions[start]))];
+        states[start] = State::OnTheWay;
+        while let Some((nth, rest)) = way.last_mut() {
+            let nth = *nth;
+            let Some((next, may_go_back)) = rest.pop() else {
+                states[nth] = State::Done;
+                way.pop();
+                continue;
+            };
+            match states[next] {
+                State::New => {
+                    states[next] = State::OnTheWay;
+                    way.push((next, ways(next, &instructions[next])));
+                }
+                State::OnTheWay if !may_go_back => found.push(nth),
+                State::OnTheWay | State::Done => {}
+            }
+        }
+    }
+    found
+}
+
+/// Linux 6.1 and earlier refuse a loop whose last instruction is no jump: `back-edge from insn 1245 to 1246`.
+#[test]
+fn the_way_back_in_a_loop_is_a_jump() -> Result<()> {
+    for Program { name, instructions } in programs()? {
+        assert_eq!(loops_without_jump(&instructions), [], "{name}");
+    }
+    Ok(())
+}

@@ -81,7 +81,7 @@ pub fn to_client<V: IpVersion>(
         number = if !found.is_some() {
             BY_STACK
         } else if found.is_resolved() {
-            number_of(found.ifindex_and_dmac, found.mtu_and_smac, hook.world)
+            hook.world.hop_number(found.ifindex_and_dmac, found.mtu_and_smac)
         } else {
             0
         };
@@ -217,9 +217,9 @@ fn keep(cache: HopCache, ifindex_and_dmac: u64, mtu_and_smac: u64, now: u32) {
 }
 
 /// The number of a hop, found or given to it. Zero says that there is none to give. The row of [`BY_STACK`] is never
-/// taken, so it holds no hop. A call, since it is seldom needed.
-#[inline(never)]
-fn number_of(ifindex_and_dmac: u64, mtu_and_smac: u64, world: &impl World) -> u32 {
+/// taken, so it holds no hop. A world makes it a call, since it is seldom needed.
+#[inline(always)]
+pub fn number_of(ifindex_and_dmac: u64, mtu_and_smac: u64, world: &impl World) -> u32 {
     let mixed = (ifindex_and_dmac ^ mtu_and_smac.rotate_left(32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let hash = (mixed >> 48) as u32;
     for nth in 0..4 {

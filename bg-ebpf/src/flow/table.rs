@@ -23,6 +23,7 @@
 //! - *Nobody waits.* A writer that is stopped half-way leaves a row BUSY, which costs its bucket a row, and
 //!   nobody else anything. A BPF program runs to its end, so it does not stay.
 
+pub use super::victim::{Place, Survey};
 use super::{
     bucket::{WAYS, index, row, second, unrolled_row},
     key::{Key, Match, VIP_SHIFT},
@@ -183,30 +184,48 @@ fn is_there<K: Key, M: Memory<K>>(memory: &M, bucket: M::Words, own: u32, hash: 
     false
 }
 
-/// Where a new flow goes: whether to the second bucket, and the rank of the place there.
+/// What the bucket at an index has for a new flow of a generation.
 #[inline(always)]
-fn choose<K: Key, W: Words>(first: W, second: W, hash: u32, now: u32, generation: u32) -> (bool, Rank) {
-    if let Some(turn) = two_empty::<K, _>(first, hash) {
-        return (false, Rank::empty(turn));
+pub fn survey_at<K: Key, M: Memory<K>>(memory: &M, bucket: u32, hash: u32, now: u32, generation: u32) -> Survey {
+    match memory.bucket(bucket) {
+        Some(bucket) => survey::<K, _>(bucket, hash, now, generation),
+        None => Survey::NOTHING,
     }
-    let mut chosen = (false, survey::<K, _>(first, hash, now, generation));
-    if chosen.1.free < 2 {
-        let other = survey::<K, _>(second, hash, now, generation);
-        if chosen.1.yields_to(other) {
-            chosen = (true, other);
+}
+
+/// Where a new flow goes. `survey` is [`survey_at`] for a bucket.
+#[inline(always)]
+pub fn choose<K: Key, M: Memory<K>>(memory: &M, hash: u32, survey: impl Fn(u32) -> Survey) -> Place {
+    let mask = memory.mask();
+    let Some(first) = memory.bucket(hash & mask) else { return Place::NONE };
+    if let Some(turn) = two_empty::<K, _>(first, hash) {
+        return Place::new(false, Rank::empty(turn));
+    }
+    let first = survey(hash & mask);
+    if first.free < 2 {
+        let other = survey(second(hash, mask));
+        if first.yields_to(other) {
+            return Place::new(true, other.best);
         }
     }
-    (chosen.0, chosen.1.best)
+    Place::new(false, first.best)
 }
 
 /// Stores a flow under a key that was not found.
 #[inline(always)]
 pub fn insert<K: Key, M: Memory<K>>(memory: &M, key: &K, hash: u32, flow: &Flow, now: u32) -> Stored {
+    let place = choose(memory, hash, |bucket| survey_at(memory, bucket, hash, now, flow.generation));
+    insert_at(memory, key, hash, flow, now, place)
+}
+
+/// Stores a flow under a key that was not found, in the place that [`choose`] has chosen.
+#[inline(always)]
+pub fn insert_at<K: Key, M: Memory<K>>(memory: &M, key: &K, hash: u32, flow: &Flow, now: u32, place: Place) -> Stored {
     let mask = memory.mask();
     let (Some(first), Some(second)) = (memory.bucket(hash & mask), memory.bucket(second(hash, mask))) else {
         return Stored::No;
     };
-    let (is_second, best) = choose::<K, _>(first, second, hash, now, flow.generation);
+    let (is_second, best) = (place.is_second(), place.rank());
     if !best.is_to_be_had() {
         return Stored::No;
     }

@@ -18,7 +18,8 @@ use bg_common::FlowState;
 pub(super) struct Rank(u64);
 
 impl Rank {
-    const CLASS_SHIFT: u32 = 56;
+    /// Above the silence, and below what [`Survey::to_u64`] needs.
+    const CLASS_SHIFT: u32 = 52;
     const TURN_BITS: u32 = WAYS.ilog2();
     const OPEN: u64 = 1;
     const SAME_GENERATION: u64 = 2;
@@ -97,9 +98,38 @@ pub(super) fn rank(head: u64, origin: u64, times: u64, turn: u32, now: u32, gene
     (Rank(rank | Rank::of_turn(turn)), is_empty | opaque(is_live & is_over))
 }
 
+/// A place in the two buckets of a hash.
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+pub struct Place(u64);
+
+impl Place {
+    /// None.
+    pub const NONE: Self = Self(0);
+
+    const SECOND_SHIFT: u32 = 63;
+
+    #[inline(always)]
+    pub(super) const fn new(is_second: bool, rank: Rank) -> Self {
+        Self(rank.0 | (is_second as u64) << Self::SECOND_SHIFT)
+    }
+
+    /// Whether it is in the second bucket.
+    #[inline(always)]
+    pub(super) const fn is_second(self) -> bool {
+        self.0 >> Self::SECOND_SHIFT != 0
+    }
+
+    /// Its rank.
+    #[inline(always)]
+    pub(super) const fn rank(self) -> Rank {
+        Rank(self.0 & !(1 << Self::SECOND_SHIFT))
+    }
+}
+
 /// What a bucket has for a new flow.
 #[derive(Clone, Copy)]
-pub(super) struct Survey {
+pub struct Survey {
     /// Its best place.
     pub(super) best: Rank,
     /// Places that are free.
@@ -107,6 +137,28 @@ pub(super) struct Survey {
 }
 
 impl Survey {
+    /// Of a bucket that is not there.
+    pub(super) const NOTHING: Self = Self { best: Rank(0), free: 0 };
+
+    const FREE_SHIFT: u32 = 60;
+
+    /// For a global function to return.
+    #[inline(always)]
+    pub const fn to_u64(self) -> u64 {
+        const {
+            assert!(
+                Rank::EMPTY << 1 <= 1 << (Self::FREE_SHIFT - Rank::CLASS_SHIFT) && WAYS < 1 << (64 - Self::FREE_SHIFT)
+            )
+        };
+        self.best.0 | self.free << Self::FREE_SHIFT
+    }
+
+    /// From what a global function has returned.
+    #[inline(always)]
+    pub const fn from_u64(survey: u64) -> Self {
+        Self { best: Rank(survey & ((1 << Self::FREE_SHIFT) - 1)), free: survey >> Self::FREE_SHIFT }
+    }
+
     /// Whether the other bucket is the better choice: it has more free places, or neither has one and its best place is better.
     pub(super) fn yields_to(self, other: Self) -> bool {
         other.free > self.free || (self.free == 0 && other.best.suits_better_than(self.best))

@@ -15,7 +15,7 @@ use bg_common::{
 use bg_ebpf::hint::opaque;
 use core::intrinsics::{AtomicOrdering::SeqCst, atomic_xadd, atomic_xchg};
 
-/// What [`take`] returns for a packet that goes on.
+/// What [`hold_packet`] returns for a packet that goes on.
 const GOES_ON: u32 = u32::MAX;
 
 /// See [`bg_ebpf::world::World::hold`].
@@ -23,7 +23,8 @@ const GOES_ON: u32 = u32::MAX;
 pub(super) fn hold(skb: *mut __sk_buff, deployment: u16) -> Option<Event> {
     const HELD: u32 = Event::Held as u32;
     const FROZEN: u32 = Event::Frozen as u32;
-    match take(skb, deployment) {
+    // SAFETY: the program's own context.
+    match unsafe { hold_packet(skb, deployment.into()) } {
         GOES_ON => None,
         HELD => Some(Event::Held),
         FROZEN => Some(Event::Frozen),
@@ -31,10 +32,15 @@ pub(super) fn hold(skb: *mut __sk_buff, deployment: u16) -> Option<Event> {
     }
 }
 
-/// The same as a number. A call, for it is seldom made.
+/// The same as a number. A global function, since few packets need it.
+///
+/// # Safety
+///
+/// The context must be the program's own.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn take(skb: *mut __sk_buff, deployment: u16) -> u32 {
-    let Some(queue) = maps::HOLDS.get_ptr_mut(deployment.into()) else { return GOES_ON };
+unsafe extern "C" fn hold_packet(skb: *mut __sk_buff, deployment: u32) -> u32 {
+    let Some(queue) = maps::HOLDS.get_ptr_mut(deployment) else { return GOES_ON };
     if has_mark(skb, queue) {
         return GOES_ON;
     }
@@ -46,7 +52,7 @@ fn take(skb: *mut __sk_buff, deployment: u16) -> u32 {
     if unsafe { atomic_xadd::<u64, u64, { SeqCst }>(&raw mut (*queue).claims, 1) } & HOLD_OPEN == 0 {
         return GOES_ON;
     }
-    let held = record(skb, deployment, queue);
+    let held = record(skb, deployment as u16, queue);
     if held { Event::Held as u32 } else { Event::HoldOverflow as u32 }
 }
 

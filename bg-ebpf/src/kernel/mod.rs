@@ -8,6 +8,7 @@ mod generations;
 mod hold;
 mod maps;
 mod mirror;
+mod routes;
 mod skb;
 mod slow;
 #[cfg(feature = "explain")]

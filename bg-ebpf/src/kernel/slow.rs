@@ -1,9 +1,12 @@
 //! The calls of the slow path, as global functions: the verifier looks at each once, whoever calls it.
 
-use super::world::World;
+use super::{
+    flows::{Flows4, Flows6},
+    world::World,
+};
 use bg_common::{Family, Flow};
 use bg_ebpf::{
-    flow::memory::RawWords,
+    flow::{memory::RawWords, table::survey_at},
     path::{
         error,
         slow::{Answering, Copying, Opening, Receiver, Refreshing, Search, SlowPath, Translating, run},
@@ -71,22 +74,44 @@ calls! {
     remember(Refusal) = |refusal, world| { refusal.remember(world); 0 };
     choose_colour(Opening) = |call, world| run::choose_colour(call, world) as u32;
     count_for_switch(Opening) = |call, world| run::count_for_switch(call, world);
-    choose_backend(Opening) = |call, world| run::choose_backend(call, world).to_u32();
+    choose_backend4(Opening) = |call, world| run::choose_backend::<V4>(call, world).to_u32();
+    choose_backend6(Opening) = |call, world| run::choose_backend::<V6>(call, world).to_u32();
+    choose_row4(Opening) = |call, world| run::choose_row::<V4>(call, world);
+    choose_row6(Opening) = |call, world| run::choose_row::<V6>(call, world);
     insert4(Opening) = |call, world| run::insert::<V4, _>(call, world) as u32;
     insert6(Opening) = |call, world| run::insert::<V6, _>(call, world) as u32;
-    search4(Search) = |search, world| run::search::<V4, _>(search, world).to_u32();
-    search6(Search) = |search, world| run::search::<V6, _>(search, world).to_u32();
-    backend_of_copy(Copying) = |call, world| run::backend_of_copy(call, world);
-    answers_copy4(Search) = |search, world| run::answers_copy::<V4, _>(search, world).to_u32();
-    answers_copy6(Search) = |search, world| run::answers_copy::<V6, _>(search, world).to_u32();
+    search4(Search) = |search, world| run::search::<V4>(search, world);
+    search6(Search) = |search, world| run::search::<V6>(search, world);
+    search_step4(Search) = |search, world| run::search_step::<V4, _>(search, world).to_u32();
+    search_step6(Search) = |search, world| run::search_step::<V6, _>(search, world).to_u32();
+    backend_of_copy4(Copying) = |call, world| run::backend_of_copy::<V4>(call, world);
+    backend_of_copy6(Copying) = |call, world| run::backend_of_copy::<V6>(call, world);
+    answers_copy4(Search) = |search, world| run::answers_copy::<V4>(search, world);
+    answers_copy6(Search) = |search, world| run::answers_copy::<V6>(search, world);
+    answers_copy_step4(Search) = |search, world| run::answers_copy_step::<V4, _>(search, world).to_u32();
+    answers_copy_step6(Search) = |search, world| run::answers_copy_step::<V6, _>(search, world).to_u32();
     error_to_backend4(Translating) = |call, world| run::error_to_backend::<V4>(call, world) as u32;
     error_to_backend6(Translating) = |call, world| run::error_to_backend::<V6>(call, world) as u32;
     error_to_client4(Translating) = |call, world| run::error_to_client::<V4>(call, world) as u32;
     error_to_client6(Translating) = |call, world| run::error_to_client::<V6>(call, world) as u32;
 }
 
+/// [`survey_at`] of IPv4 flows.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn survey4(bucket: u32, hash: u32, now: u32, generation: u32) -> u64 {
+    survey_at(&Flows4, bucket, hash, now, generation).to_u64()
+}
+
+/// The same of IPv6 flows.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn survey6(bucket: u32, hash: u32, now: u32, generation: u32) -> u64 {
+    survey_at(&Flows6, bucket, hash, now, generation).to_u64()
+}
+
 macro_rules! slow_path {
-    ($version:ty, $insert:ident, $search:ident, $answers_copy:ident, $error_to_backend:ident, $error_to_client:ident) => {
+    ($version:ty, $survey:ident { $($method:ident = $function:ident($call:ty),)+ }) => {
         impl<const XDP: bool> SlowPath<$version> for World<XDP> {
             #[inline(always)]
             fn refresh(&self, row: RawWords, call: &mut Refreshing) -> u32 {
@@ -101,76 +126,57 @@ macro_rules! slow_path {
             }
 
             #[inline(always)]
-            fn remember(&self, refusal: &mut Refusal) -> u32 {
-                // SAFETY: a reference.
-                unsafe { remember(refusal) }
-            }
-
-            #[inline(always)]
-            fn choose_colour(&self, call: &mut Opening) -> u32 {
-                // SAFETY: a reference.
-                unsafe { choose_colour(call) }
-            }
-
-            #[inline(always)]
-            fn choose_backend(&self, call: &mut Opening) -> u32 {
-                // SAFETY: a reference.
-                unsafe { choose_backend(call) }
-            }
-
-            #[inline(always)]
-            fn count_for_switch(&self, call: &mut Opening) -> u32 {
-                // SAFETY: a reference.
-                unsafe { count_for_switch(call) }
-            }
-
-            #[inline(always)]
-            fn insert(&self, call: &mut Opening) -> u32 {
-                // SAFETY: a reference.
-                unsafe { $insert(call) }
-            }
-
-            #[inline(always)]
             fn replace(&self, row: RawWords, call: &mut Opening) -> u32 {
                 // SAFETY: a row and a reference.
                 unsafe { replace(row.as_ptr().cast(), call) }
             }
 
             #[inline(always)]
-            fn search(&self, search: &mut Search) -> u32 {
-                // SAFETY: a reference.
-                unsafe { $search(search) }
+            fn survey(&self, bucket: u32, hash: u32, now: u32, generation: u32) -> u64 {
+                $survey(bucket, hash, now, generation)
             }
 
-            #[inline(always)]
-            fn backend_of_copy(&self, call: &mut Copying) -> u32 {
-                // SAFETY: a reference.
-                unsafe { backend_of_copy(call) }
-            }
-
-            #[inline(always)]
-            fn answers_copy(&self, search: &mut Search) -> u32 {
-                // SAFETY: a reference.
-                unsafe { $answers_copy(search) }
-            }
-
-            #[inline(always)]
-            fn error_to_backend(&self, call: &mut Translating) -> u32 {
-                // SAFETY: a reference.
-                unsafe { $error_to_backend(call) }
-            }
-
-            #[inline(always)]
-            fn error_to_client(&self, call: &mut Translating) -> u32 {
-                // SAFETY: a reference.
-                unsafe { $error_to_client(call) }
-            }
+            $(
+                #[inline(always)]
+                fn $method(&self, call: &mut $call) -> u32 {
+                    // SAFETY: a reference.
+                    unsafe { $function(call) }
+                }
+            )+
         }
     };
 }
 
-slow_path!(V4, insert4, search4, answers_copy4, error_to_backend4, error_to_client4);
-slow_path!(V6, insert6, search6, answers_copy6, error_to_backend6, error_to_client6);
+slow_path!(V4, survey4 {
+    remember = remember(Refusal),
+    choose_colour = choose_colour(Opening),
+    choose_backend = choose_backend4(Opening),
+    count_for_switch = count_for_switch(Opening),
+    choose_row = choose_row4(Opening),
+    insert = insert4(Opening),
+    search = search4(Search),
+    search_step = search_step4(Search),
+    backend_of_copy = backend_of_copy4(Copying),
+    answers_copy = answers_copy4(Search),
+    answers_copy_step = answers_copy_step4(Search),
+    error_to_backend = error_to_backend4(Translating),
+    error_to_client = error_to_client4(Translating),
+});
+slow_path!(V6, survey6 {
+    remember = remember(Refusal),
+    choose_colour = choose_colour(Opening),
+    choose_backend = choose_backend6(Opening),
+    count_for_switch = count_for_switch(Opening),
+    choose_row = choose_row6(Opening),
+    insert = insert6(Opening),
+    search = search6(Search),
+    search_step = search_step6(Search),
+    backend_of_copy = backend_of_copy6(Copying),
+    answers_copy = answers_copy6(Search),
+    answers_copy_step = answers_copy_step6(Search),
+    error_to_backend = error_to_backend6(Translating),
+    error_to_client = error_to_client6(Translating),
+});
 
 /// [`error::find`].
 #[unsafe(no_mangle)]

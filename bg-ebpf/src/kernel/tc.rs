@@ -4,9 +4,10 @@
 //! edited by plain arithmetic. The kernel's helpers know what the checksum field means at the moment.
 
 use super::{
+    routes::{redirect_to_neighbour, redirect_to_self},
     skb::Skb,
     slow::find_receiver,
-    world::{EXPLAINS, World, redirect_to_neighbour, redirect_to_self},
+    world::{EXPLAINS, World},
 };
 use aya_ebpf::{
     EbpfContext as _,

@@ -14,9 +14,9 @@ use crate::{
         key::{Key as _, Match},
         memory::RawWords,
         row::FlowRef,
-        table::{Stored, find},
+        table::{Place, Stored, find},
     },
-    hint::{rolled, unlikely},
+    hint::unlikely,
     hook::{Direction, Hook},
     policy::{
         backend,
@@ -33,9 +33,6 @@ use crate::{
 use bg_common::{
     Addr, Be16, Colour, Event, Flow, FlowBackend, FlowKey6, FlowState, LiveWord, Mode, Protocol, TableSpan,
 };
-
-/// Entries of a Maglev table that are tried for a flow that its backend could not tell from another one.
-const CHOICES: u32 = 3;
 
 /// A packet on its way in: the virtual address that it was sent to, and its flow, if there are such. All fields have a value in
 /// any case, as those of [`Found`].
@@ -149,7 +146,7 @@ fn target<V: Flows, W: SlowPath<V>>(
     let (world, now) = (hook.world, hook.now);
     let mut reading = LiveReading::NONE;
     if unlikely(arrival.copy_for != 0) {
-        let backend = backend_of_copy(headers, arrival.vip, arrival.copy_for, world);
+        let backend = backend_of_copy(headers, arrival.vip, arrival.copy_for, hook);
         let backend = backend.ok_or_else(|| Verdict::drop(world, Event::MirrorLost))?;
         return Ok(Target::known(backend, LiveWord(0)));
     }
@@ -269,6 +266,7 @@ fn open_flow<V: Flows, W: SlowPath<V>>(
         is_own: world.is_own(),
         backends: TableSpan::default(),
         flow: Flow::default(),
+        place: Place::NONE,
     };
     let Some(mut open) = Open::new(world, call) else { return Err(Verdict::drop(world, Event::MissingRow)) };
     let mut chosen = open.choose_colour::<V>();
@@ -282,38 +280,30 @@ fn open_flow<V: Flows, W: SlowPath<V>>(
         Chosen::NoService => return Err(Verdict::PASS),
         Chosen::MissingRow | Chosen::Timed | Chosen::Frozen => return Err(Verdict::drop(world, Event::MissingRow)),
     }
-    for _ in rolled(CHOICES) {
-        let slot = match open.choose_backend::<V>() {
-            Placed::At(slot) => slot,
-            Placed::MissingRow => return Err(Verdict::drop(world, Event::MissingRow)),
-            Placed::NotReady => return Err(Verdict::refuse(headers, hook, Event::IdleNotReady)),
-        };
-        let Some(backend) = world.backend(slot).map(BackendRef) else {
-            return Err(Verdict::drop(world, Event::MissingRow));
-        };
-        // The end of a connection that nobody remembers is passed on, not remembered either.
-        if headers.transport.flags & tcp_flags::RST != 0 {
-            note!(world, Step::Unremembered {});
-            return Ok(Target::known(backend, open.word()));
-        }
-        if open.has_rival::<V>() {
-            note!(world, Step::Rival {});
-            open.step();
-            continue;
-        }
-        let stored = open.store::<V>(if arrival.is_known { Some(arrival.flow.words()) } else { None });
-        note!(world, Step::Opened { stored: stored as u64 });
-        if stored == Stored::Evicted {
-            world.count(Event::PushedOut);
-        }
-        let is_unpinned = stored == Stored::No;
-        if !is_unpinned {
-            open.count_for_switch::<V>();
-            world.count_flow(backend.service(), backend.colour());
-        }
-        return Ok(Target { backend, is_unpinned, word: open.word() });
+    let slot = match open.choose_backend::<V>() {
+        Placed::At(slot) => slot,
+        Placed::MissingRow => return Err(Verdict::drop(world, Event::MissingRow)),
+        Placed::NotReady => return Err(Verdict::refuse(headers, hook, Event::IdleNotReady)),
+        Placed::Collision => return Err(Verdict::drop(world, Event::ReplyCollision)),
+    };
+    let Some(backend) = world.backend(slot).map(BackendRef) else {
+        return Err(Verdict::drop(world, Event::MissingRow));
+    };
+    if headers.transport.flags & tcp_flags::RST != 0 {
+        note!(world, Step::Unremembered {});
+        return Ok(Target::known(backend, open.word()));
     }
-    Err(Verdict::drop(world, Event::ReplyCollision))
+    let stored = open.store::<V>(if arrival.is_known { Some(arrival.flow.words()) } else { None });
+    note!(world, Step::Opened { stored: stored as u64 });
+    if stored == Stored::Evicted {
+        world.count(Event::PushedOut);
+    }
+    let is_unpinned = stored == Stored::No;
+    if !is_unpinned {
+        open.count_for_switch::<V>();
+        world.count_flow(backend.service(), backend.colour());
+    }
+    Ok(Target { backend, is_unpinned, word: open.word() })
 }
 
 /// Has a packet of a frozen deployment wait. `Ok`: it goes on.

@@ -11,18 +11,24 @@
 //!
 //! The idle colour gets each datagram once. A datagram whose own flow is there (a tester's, by the preview address, of a drain or a share) has no copy.
 
-use super::slow::{self, Copying, SlowPath};
-use crate::{rows::BackendRef, wire::headers::Headers, world::Flows};
+use super::slow::{self, Copying, Search, SlowPath};
+use crate::{hook::Hook, policy::colour::Client, rows::BackendRef, wire::headers::Headers, world::Flows};
+use bg_common::{Addr, Be16};
 
-/// The backend that a copy with this mark goes to. `None`: there is none.
+/// The backend that a copy with this mark goes to. `None`: there is none, or the client has a flow there.
 #[inline(always)]
 pub fn backend_of_copy<V: Flows>(
     headers: &Headers<V>,
     vip: u16,
     mark: u32,
-    world: &impl SlowPath<V>,
+    hook: &Hook<'_, impl SlowPath<V>>,
 ) -> Option<BackendRef> {
-    let tuple_hash = V::tuple_hash(headers.src, headers.dst, headers.ports, headers.protocol());
-    let slot = slow::backend_of_copy(world, Copying { vip: vip.into(), mark, tuple_hash })?;
-    world.backend(slot).map(BackendRef)
+    let client = Client { address: V::widen(headers.src), port: headers.src_port(), family: V::FAMILY };
+    let call = Copying {
+        search: Search { vip, ..Search::of_reply(client, Addr::default(), Be16(0), headers.protocol(), hook.now) },
+        mark,
+        tuple_hash: V::tuple_hash(headers.src, headers.dst, headers.ports, headers.protocol()),
+    };
+    let slot = slow::backend_of_copy(hook.world, call)?;
+    hook.world.backend(slot).map(BackendRef)
 }

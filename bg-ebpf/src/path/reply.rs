@@ -17,7 +17,7 @@ use crate::{
         row::FlowRef,
         table::{find_row, read},
     },
-    hint::{opaque, unlikely},
+    hint::{cold, opaque, unlikely},
     hook::{Direction, Hook},
     policy::{
         backend,
@@ -31,7 +31,7 @@ use crate::{
     wire::headers::{Headers, tcp_flags},
     world::{EXPLAINS, Flows, World, note},
 };
-use bg_common::{Colour, Event, FlowKey6, FlowState, Protocol};
+use bg_common::{Colour, Event, FlowState, Protocol};
 
 /// Restores the source of a packet from `source`, a backend. `None`: it is no reply of a flow.
 #[inline(always)]
@@ -66,19 +66,10 @@ pub fn restore<V: Flows + Rewritable, W: SlowPath<V>>(
             return None;
         }
         is_searched = opaque(1);
-        let search = Search {
-            client: client_of(headers),
-            address: V::widen(headers.src),
-            port: headers.src_port(),
-            protocol: headers.protocol(),
-            is_for_rivals: false,
-            vip: 0,
-            now,
-            link: 0,
-            place: 0,
-            hash: 0,
-            key: FlowKey6::default(),
-        };
+        // Out of the way, so that a jump leads back: see `the_way_back_in_a_loop_is_a_jump` in tests/tests/old_kernels.rs.
+        cold();
+        let address = V::widen(headers.src);
+        let search = Search::of_reply(client_of(headers), address, headers.src_port(), headers.protocol(), now);
         let Some((hash, nth)) = slow::search(world, search) else {
             let is_to_copy = headers.protocol() == Protocol::Udp && slow::answers_copy(world);
             return is_to_copy.then(|| Verdict::drop(world, Event::MirrorAnswer));

@@ -6,6 +6,7 @@ use bg_common::{
     ServiceRow, SwitchTerms, TesterKey, Traffic, Vip,
 };
 use bg_ebpf::{
+    egress::next_hop::number_of,
     flow::{
         bucket::{WAYS, row},
         key::Key,
@@ -110,7 +111,7 @@ macro_rules! slow_path {
 
             #[inline(never)]
             fn choose_backend(&self, call: &mut Opening) -> u32 {
-                run::choose_backend(call, self).to_u32()
+                run::choose_backend::<V>(call, self).to_u32()
             }
 
             #[inline(never)]
@@ -125,7 +126,12 @@ macro_rules! slow_path {
 
             #[inline(never)]
             fn search(&self, search: &mut Search) -> u32 {
-                run::search::<V, _>(search, self).to_u32()
+                run::search::<V>(search, self)
+            }
+
+            #[inline(never)]
+            fn search_step(&self, search: &mut Search) -> u32 {
+                run::search_step::<V, _>(search, self).to_u32()
             }
         }
     };
@@ -205,6 +211,11 @@ impl world::World for World {
         let first = self.next_hops.get(3 * number as usize)?;
         // SAFETY: three words begin here, which are accessed in no other way, on one thread.
         Some(unsafe { RawWords::new(first.get()) })
+    }
+
+    #[inline(never)]
+    fn hop_number(&self, ifindex_and_dmac: u64, mtu_and_smac: u64) -> u32 {
+        number_of(ifindex_and_dmac, mtu_and_smac, self)
     }
 
     #[inline(always)]
@@ -355,6 +366,7 @@ macro_rules! passed_on {
 passed_on! {
     live(deployment: u16) -> Option<LiveWord>;
     settle(deployment: u16, word: LiveWord, judges: bool) -> LiveWord;
+    hop_number(ifindex_and_dmac: u64, mtu_and_smac: u64) -> u32;
     terms(deployment: u16, slot: usize) -> Option<SwitchTerms>;
     end_drain(deployment: u16, word: LiveWord, settled: LiveWord, ended_before: [u32; 2]);
     deployment(deployment: u16) -> Option<&DeploymentRow>;

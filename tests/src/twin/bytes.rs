@@ -53,23 +53,40 @@ fn batch(data: &MapData, copies: usize) -> Result<Vec<u8>> {
     let mut keys = vec![0_u8; count as usize * info.key_size() as usize];
     let mut values = vec![0_u8; count as usize * copies * value];
     let mut next = [0_u8; 64];
-    // SAFETY: plain old data, for which zeros are valid.
-    let mut attr: bpf_attr = unsafe { std::mem::zeroed() };
+    let mut attr = empty_attr();
     attr.batch.out_batch = next.as_mut_ptr() as u64;
     attr.batch.keys = keys.as_mut_ptr() as u64;
     attr.batch.values = values.as_mut_ptr() as u64;
     attr.batch.count = count;
     attr.batch.map_fd = data.fd().as_fd().as_raw_fd() as u32;
-    let command = bpf_cmd::BPF_MAP_LOOKUP_BATCH as u32;
     // SAFETY: all buffers are as long as the map's sizes demand, and outlive the call.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut attr, size_of::<bpf_attr>()) };
-    let error = io::Error::last_os_error();
-    // The end of the map is no error.
-    if result < 0 && error.raw_os_error() != Some(libc::ENOENT) {
-        return Err(error.into());
+    match unsafe { bpf(bpf_cmd::BPF_MAP_LOOKUP_BATCH, &mut attr) } {
+        Ok(_) => {}
+        // The end of the map is no error.
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
+            // SAFETY: the member that this command uses.
+            let found = unsafe { attr.batch.count };
+            anyhow::ensure!(found <= count);
+        }
+        Err(error) => return Err(error.into()),
     }
-    // SAFETY: the member that this command uses.
-    anyhow::ensure!(result >= 0 || unsafe { attr.batch.count } <= count);
     keys.extend(values);
     Ok(keys)
+}
+
+/// No argument of bpf(2) is set.
+pub(super) fn empty_attr() -> bpf_attr {
+    // SAFETY: plain old data, for which zeros are valid.
+    unsafe { std::mem::zeroed() }
+}
+
+/// bpf(2).
+///
+/// # Safety
+///
+/// Each pointer in `attr` that the command uses must be valid for what it does with it.
+pub(super) unsafe fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<i32> {
+    // SAFETY: `attr` is of the size told; the caller vouches for the pointers in it.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command as u32, &raw mut *attr, size_of::<bpf_attr>()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as i32) }
 }

@@ -1,6 +1,6 @@
 //! The loaded programs. System calls fill the maps, and `BPF_PROG_TEST_RUN` runs frames.
 
-use super::{Flows, Indexed, Outcome, Scenario, bytes::bytes_of, flows_of};
+use super::{Flows, Indexed, Outcome, Scenario, bytes::bytes_of, copies::Copies, flows_of};
 use anyhow::{Context, Result, bail, ensure};
 use aya::{
     Ebpf, EbpfLoader, Pod, TestRun as _,
@@ -8,8 +8,9 @@ use aya::{
     programs::{SchedClassifier, TestRunOptions, Xdp},
 };
 use bg_common::{
-    Backend, Clock, DeploymentRow, Event, FLOW_WAYS, FlowHash, FlowKey4, FlowKey6, Hold, LiveWord, Meta, NextHop,
-    REFUSAL_ROWS, ServiceKey, ServiceRow, SwitchTerms, TICK_SHIFT, TableSizes, TesterKey, Timing, Traffic, Trips, Vip,
+    Backend, Clock, Colour, DeploymentRow, Event, FLOW_WAYS, FlowHash, FlowKey4, FlowKey6, Hold, LiveWord, Meta,
+    NextHop, REFUSAL_ROWS, ServiceKey, ServiceRow, SwitchTerms, TICK_SHIFT, TableSizes, TesterKey, Timing, Traffic,
+    Trips, Vip,
 };
 use bg_ebpf::{Action, flow::key::Key as _};
 use memmap2::{MmapOptions, MmapRaw};
@@ -54,6 +55,7 @@ pub const FRESH: u32 = 2;
 /// A loaded object, which is not attached.
 pub struct Kernel {
     object: Ebpf,
+    copies: Option<Copies>,
     sizes: Sizes,
 }
 
@@ -100,7 +102,7 @@ impl Kernel {
             let program: &mut SchedClassifier = object.program_mut(name).context(name)?.try_into()?;
             program.load()?;
         }
-        Ok(Self { object, sizes })
+        Ok(Self { object, copies: None, sizes })
     }
 
     /// The object itself.
@@ -272,6 +274,17 @@ impl Kernel {
         run(&mut self.object, program, frame)
     }
 
+    /// Runs `tc_ingress` on the copy of a frame for a colour.
+    pub fn run_copy(&mut self, frame: &[u8], colour: Colour) -> Result<Outcome> {
+        let copies = match &mut self.copies {
+            Some(copies) => copies,
+            none => none.insert(Copies::new(tc(&mut self.object, "tc_ingress")?.fd()?.as_fd())?),
+        };
+        let mut out = vec![0; frame.len() + 256];
+        let code = copies.run(colour, frame, &mut out)?;
+        outcome(Program::TcIngress, code, out, frame)
+    }
+
     /// The sizes of its tables.
     pub(super) const fn sizes(&self) -> Sizes {
         self.sizes
@@ -364,8 +377,13 @@ pub(super) fn run(object: &mut Ebpf, program: Program, frame: &[u8]) -> Result<O
         Program::TcEgress => tc(object, "tc_egress")?.test_run(options)?,
     };
     out.truncate(result.data_size_out as usize);
+    outcome(program, result.return_value, out, frame)
+}
+
+/// What a program's return value says of a frame, which is `out` now.
+fn outcome(program: Program, code: u32, out: Vec<u8>, frame: &[u8]) -> Result<Outcome> {
     // enum xdp_action (linux/bpf.h), TC_ACT_* (linux/pkt_cls.h).
-    let action = match (program, result.return_value as i32) {
+    let action = match (program, code as i32) {
         (Program::Xdp, 1) => Action::Drop,
         (Program::Xdp, 2) => {
             if out == frame {

@@ -5,6 +5,7 @@
 //! loaded object that is not attached, and whose programs `BPF_PROG_TEST_RUN` runs.
 
 mod bytes;
+mod copies;
 mod explainer;
 mod host;
 mod kernel;

@@ -7,7 +7,7 @@ mod explain;
 mod packets;
 mod switches;
 
-use bg_common::{Cause, Event, NextHop, Protocol, Timing, Trips};
+use bg_common::{Cause, Colour, Event, NextHop, Protocol, Timing, Trips};
 use bg_ebpf::Action;
 use bg_tests::{
     frames::{PacketSpec, assert_checksums, ends, is_icmp, tcp_flags},
@@ -15,7 +15,8 @@ use bg_tests::{
     twin::{Explainer, FRESH, Host, Kernel, Outcome, Program, Sizes},
 };
 use packets::{
-    BACKENDS, CLIENTS, Complaint, Damage, FLAGS, OUT, ROUTED, Spec, VIPS, at, complaint, frame, scenario, spec,
+    BACKENDS, CLIENTS, Complaint, Damage, FLAGS, OUT, ROUTED, Spec, VIPS, at, complaint, frame, mirrored, scenario,
+    spec,
 };
 use proptest::{prelude::*, sample::select, test_runner::TestRunner};
 use std::{cell::RefCell, net::SocketAddr};
@@ -32,6 +33,8 @@ enum Step {
     Answer(u8),
     /// A router, or the receiver, complains of the packet that was sent on last.
     Error(Complaint),
+    /// The copy of the packet that was sent on last comes by tc ingress.
+    Copy(Colour),
     /// Makes the other colour of a deployment live.
     Switch {
         deployment: u16,
@@ -48,6 +51,8 @@ enum Step {
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
         12 => spec().prop_map(Step::Packet),
+        4 => mirrored().prop_map(Step::Packet),
+        4 => select(Colour::ALL.to_vec()).prop_map(Step::Copy),
         5 => select(FLAGS.to_vec()).prop_map(Step::Answer),
         // By which a backend refuses a connection that it does not know.
         1 => Just(Step::Answer(tcp_flags::RST)),
@@ -93,7 +98,7 @@ fn agree_on(subject: &mut Subject, host: &Host, program: Program, spec: &Spec) -
         Program::TcEgress if !BACKENDS.iter().any(|backend| at(backend) == spec.packet.from) => Program::TcIngress,
         program => program,
     };
-    let found = agree_on_frame(subject, host, program, &bytes)?;
+    let found = agree_on_frame(subject, host, Way::By(program), &bytes)?;
     if let Some(found) = &found
         && matches!(found.action, Action::Redirect | Action::Deliver)
         && matches!(spec.damage, Damage::None)
@@ -103,12 +108,22 @@ fn agree_on(subject: &mut Subject, host: &Host, program: Program, spec: &Spec) -
     Ok(found)
 }
 
-fn agree_on_frame(subject: &mut Subject, host: &Host, program: Program, bytes: &[u8]) -> Agreed {
+/// How a frame comes.
+#[derive(Clone, Copy)]
+enum Way {
+    /// By a program.
+    By(Program),
+    /// By tc ingress, as a copy for a colour.
+    AsCopyFor(Colour),
+}
+
+fn agree_on_frame(subject: &mut Subject, host: &Host, way: Way, bytes: &[u8]) -> Agreed {
     let kernel = &mut subject.kernel;
-    let mut expected = match program {
-        Program::Xdp => host.early(bytes),
-        Program::TcEgress => host.egress(bytes),
-        Program::TcIngress => host.ingress(bytes),
+    let mut expected = match way {
+        Way::By(Program::Xdp) => host.early(bytes),
+        Way::By(Program::TcEgress) => host.egress(bytes),
+        Way::By(Program::TcIngress) => host.ingress(bytes),
+        Way::AsCopyFor(colour) => host.copied(bytes, colour),
     };
     // Unmodified and handed on looks the same from outside, and so does leaving by either way.
     expected.action = match expected.action {
@@ -116,13 +131,17 @@ fn agree_on_frame(subject: &mut Subject, host: &Host, program: Program, bytes: &
         Action::Resolve | Action::Reset | Action::Refuse | Action::Unreachable => Action::Redirect,
         action => action,
     };
-    let explained = match &mut subject.explainer {
-        Some(explainer) => {
+    let explained = match (&mut subject.explainer, way) {
+        (Some(explainer), Way::By(program)) => {
             Some(while_fresh(kernel, host, |kernel| explain::explain(explainer, kernel, program, bytes))?)
         }
-        None => None,
+        // Nobody asks to explain a copy.
+        _ => None,
     };
-    let found = while_fresh(kernel, host, |kernel| kernel.run(program, bytes).expect("run"))?;
+    let found = while_fresh(kernel, host, |kernel| match way {
+        Way::By(program) => kernel.run(program, bytes).expect("run"),
+        Way::AsCopyFor(colour) => kernel.run_copy(bytes, colour).expect("run"),
+    })?;
     if let Some((outcome, steps)) = explained {
         explain::agrees(&outcome, &found, &steps, host);
     }
@@ -215,10 +234,19 @@ fn agree(
                     agree_on(subject, &host, program, &answer(sent, packet.protocol, *flags))?;
                 }
             }
+            // Where XDP is tested, no service has a mirror.
+            Step::Copy(colour) => {
+                if let Some((_, packet)) = sent.as_ref().filter(|_| program != Program::Xdp)
+                    && let Some(copy) = agree_on_frame(subject, &host, Way::AsCopyFor(*colour), &packet.frame())?
+                    && copy.frame != packet.frame()
+                {
+                    assert_checksums(&copy.frame);
+                }
+            }
             Step::Error(complaint) => {
                 if let Some((sent, packet)) = &sent {
                     let bytes = frame(complaint.about(packet, sent).frame(), &complaint.damage, program);
-                    let found = agree_on_frame(subject, &host, program, &bytes)?;
+                    let found = agree_on_frame(subject, &host, Way::By(program), &bytes)?;
                     *translated += u32::from(found.is_some_and(|found| found.frame != bytes));
                 }
             }
@@ -279,7 +307,7 @@ fn text(mac: [u8; 6]) -> String {
 }
 
 fn rows() -> impl Iterator<Item = (u16, u8)> {
-    (0..5).flat_map(|service| [(service, 0), (service, 1)])
+    (0..11).flat_map(|service| [(service, 0), (service, 1)])
 }
 
 fn cases() -> u32 {
@@ -299,6 +327,7 @@ fn compare(program: Program) {
         Event::Held,
         Event::Frozen,
         Event::MirrorAnswer,
+        Event::MirrorLost,
     ];
     let of_both = [Event::Malformed, Event::ReplyCollision, Event::EndedFlow, Event::SecondChance, Event::PushedOut];
     let expected: Vec<Event> =

@@ -21,7 +21,8 @@ fn backends(addresses: &[&str], out_of: Option<u32>) -> Vec<BackendAt> {
 
 /// Two deployments, both families and protocols, both modes, testers, a preview address each, two services
 /// that share backends, so that replies can collide, though their salts differ, four without a backend of one colour, and, for tc, two
-/// with a mirror.
+/// with a mirror, at whose idle backends their clients may have flows: by a preview address, and by services of the other deployment that
+/// have the same backends the other way round.
 pub(crate) fn scenario(program: Program) -> Scenario {
     let mut scenario = Scenario::default();
     let (shop, other) = (scenario.deployment(), scenario.deployment());
@@ -41,7 +42,7 @@ pub(crate) fn scenario(program: Program) -> Scenario {
     let udp4 = scenario.service(&ServiceAt {
         deployment: shop,
         vip: at("203.0.113.10:53"),
-        preview: None,
+        preview: Some(at("203.0.113.10:9053")),
         protocol: Protocol::Udp,
         mode: Mode::Nat,
         backends: [backends(&["10.0.1.11:53"], Some(OUT)), backends(&["10.0.2.11:5353"], None)],
@@ -60,7 +61,7 @@ pub(crate) fn scenario(program: Program) -> Scenario {
     let udp6 = scenario.service(&ServiceAt {
         deployment: other,
         vip: at("[2001:db8::10]:53"),
-        preview: None,
+        preview: Some(at("[2001:db8::10]:9053")),
         protocol: Protocol::Udp,
         mode: Mode::Local,
         backends: [backends(&["[fd00:1::11]:53"], None), backends(&["[fd00:2::11]:53"], None)],
@@ -81,12 +82,25 @@ pub(crate) fn scenario(program: Program) -> Scenario {
             backends: [backends(&[blue], Some(OUT)), Vec::new()],
         });
     }
+    for (deployment, vip, blue, green, mode) in [
+        (other, "203.0.113.11:53", "10.0.2.11:5353", "10.0.1.11:53", Mode::Nat),
+        (shop, "[2001:db8::11]:53", "[fd00:2::11]:53", "[fd00:1::11]:53", Mode::Local),
+    ] {
+        scenario.service(&ServiceAt {
+            deployment,
+            vip: at(vip),
+            preview: None,
+            protocol: Protocol::Udp,
+            mode,
+            backends: [backends(&[blue], None), backends(&[green], None)],
+        });
+    }
     // XDP would leave all of their datagrams to tc.
     if program != Program::Xdp {
         scenario.mirror(udp4);
         scenario.mirror(udp6);
     }
-    for (service, salt) in [(0, 1), (1, 2), (3, 77)] {
+    for (service, salt) in [(0, 1), (1, 2), (3, 77), (9, 5)] {
         scenario.salt(service, salt);
     }
     scenario.tester(shop, "198.51.100.0".parse().expect("an address"), 24);
@@ -112,12 +126,14 @@ pub(crate) const BACKENDS: [&str; 10] = [
 /// decides, which the kernel's world has alone.
 pub(crate) const ROUTED: [&str; 2] = ["10.0.1.11", "fd00:1::11"];
 /// Virtual addresses, and two that are none.
-pub(crate) const VIPS: [&str; 14] = [
+pub(crate) const VIPS: [&str; 18] = [
     "203.0.113.10:443",
     "203.0.113.10:9443",
     "203.0.113.11:443",
     "203.0.113.11:9443",
     "203.0.113.10:53",
+    "203.0.113.10:9053",
+    "203.0.113.11:53",
     "203.0.113.99:443",
     "203.0.113.10:80",
     "203.0.113.10:9080",
@@ -126,6 +142,8 @@ pub(crate) const VIPS: [&str; 14] = [
     "[2001:db8::10]:443",
     "[2001:db8::10]:9443",
     "[2001:db8::10]:53",
+    "[2001:db8::10]:9053",
+    "[2001:db8::11]:53",
     "[2001:db8::99]:443",
 ];
 
@@ -139,6 +157,23 @@ fn ends() -> impl Strategy<Value = (SocketAddr, SocketAddr)> {
     let is_client = |from: &str| !ROUTED.iter().any(|address| at(from).ip().to_string() == *address);
     let clients: Vec<&str> = all.iter().copied().filter(|from| is_client(from)).collect();
     prop_oneof![5 => pairs(&CLIENTS, &VIPS), 4 => pairs(&BACKENDS, &CLIENTS), 1 => pairs(&clients, &all)]
+}
+
+/// Virtual addresses that lead to the backends of a mirrored service, which are the first of each family.
+const MIRRORED: [&str; 6] = [
+    "203.0.113.10:53",
+    "203.0.113.10:9053",
+    "203.0.113.11:53",
+    "[2001:db8::10]:53",
+    "[2001:db8::10]:9053",
+    "[2001:db8::11]:53",
+];
+
+/// A datagram of a client to one of them.
+pub(crate) fn mirrored() -> impl Strategy<Value = Spec> {
+    let pairs = MIRRORED.iter().flat_map(|to| CLIENTS.iter().map(|from| (at(from), at(to))));
+    let pairs = pairs.filter(|(from, to)| from.is_ipv4() == to.is_ipv4()).collect::<Vec<_>>();
+    select(pairs).prop_map(|(from, to)| Spec { packet: PacketSpec::udp(from, to), damage: Damage::None })
 }
 
 /// A packet, and what happened to it on the way.

@@ -11,6 +11,7 @@
 //! - `idle_only`: preview address and testers.
 //! - `mirror`: copies of datagrams for the idle colour.
 //! - `mirror_answers`: what the idle colour answers to copies.
+//! - `mirror_ways`: both in any order of events.
 //! - `connections`: which packets belong to one flow.
 //! - `lookalikes`: flows that a backend could not tell apart, and clients that use one port for many services.
 //! - `icmp`: errors about flows.
@@ -26,6 +27,7 @@ mod idle_only;
 mod lookalikes;
 mod mirror;
 mod mirror_answers;
+mod mirror_ways;
 mod packets;
 mod receipts;
 mod resets;

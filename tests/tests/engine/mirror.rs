@@ -230,6 +230,32 @@ fn a_flow_for_which_the_table_has_no_row_is_copied() {
 }
 
 #[test]
+fn there_is_no_copy_to_a_backend_at_which_the_client_has_a_flow() {
+    const OTHER: &str = "203.0.113.11:53";
+    let mut scenario = mirrored();
+    scenario.deployments[0].0.udp_idle = 10;
+    // Without a mirror, and live where the other service is idle.
+    scenario.service(&service(OTHER, None, Protocol::Udp, GREEN_DNS, BLUE_DNS));
+    let mut host = Host::load(scenario, NOW);
+    for (nth, address) in [DNS_PREVIEW, OTHER].into_iter().enumerate() {
+        let client = format!("192.0.2.1:4000{nth}");
+        assert_eq!(sent_to(&host, &udp(&client, address)), at(GREEN_DNS));
+        assert_eq!(sent_to(&host, &udp(&client, DNS)), at(BLUE_DNS));
+        assert_eq!(copies(&host), [Colour::Green]);
+        assert_eq!(host.copied(&udp(&client, DNS).frame(), Colour::Green).action, Action::Drop);
+        assert_eq!(host.events(Event::MirrorLost), 1 + nth as u64);
+        // So what the backend says is about the other flow.
+        assert_eq!(answers_as(&host, &udp(GREEN_DNS, &client)), at(address));
+        let other_port = udp("192.0.2.1:50000", DNS);
+        sent_to(&host, &other_port);
+        assert_eq!(copy_sent_to(&host, &other_port, Colour::Green), at(GREEN_DNS));
+    }
+    host.later(NOW + 12);
+    sent_to(&host, &udp(CLIENT, DNS));
+    assert_eq!(copy_sent_to(&host, &udp(CLIENT, DNS), Colour::Green), at(GREEN_DNS), "that flow has timed out");
+}
+
+#[test]
 fn a_copy_goes_to_the_colour_that_was_idle_when_the_datagram_was_decided() {
     let host = mirroring();
     sent_to(&host, &udp(CLIENT, DNS));

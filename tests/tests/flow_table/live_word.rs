@@ -238,6 +238,10 @@ impl World for Maps {
         None
     }
 
+    fn hop_number(&self, _ifindex_and_dmac: u64, _mtu_and_smac: u64) -> u32 {
+        0
+    }
+
     fn is_tester(&self, _key: &TesterKey) -> bool {
         false
     }

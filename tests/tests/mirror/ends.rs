@@ -110,6 +110,11 @@ impl Flow {
         Ok(Self { socket: open(client, SocketAddr::new(from, 0))?, to })
     }
 
+    /// The same port, to another address.
+    pub(crate) fn also_to(&self, to: SocketAddr) -> Result<Self> {
+        Ok(Self { socket: self.socket.try_clone()?, to })
+    }
+
     /// Sends a datagram, and waits for its answer. It must be that of this colour, from the address that was asked.
     pub(crate) fn ask(&self, content: &[u8], expected: Colour) -> Result<Datagram> {
         self.socket.send_to(content, self.to)?;

@@ -217,6 +217,29 @@ fn mirrors(lab: Lab, attach_modes: &[&str], mode: &str, accidents: &[Mirror]) ->
     assert_eq!(dropped(&ready, "mirror_lost")?, 0);
     nobody_else_was_heard(&wire, lab)?;
 
+    // From one port to the preview address too. A backend that answers there gets no copies: its answers to them would come from there.
+    for (family, [.., vip]) in ENDS.into_iter().enumerate() {
+        let flows = flows(lab, family)?;
+        let to_preview = |flow: &Flow| flow.also_to(SocketAddr::new(vip, PREVIEW_PORT));
+        let previews = flows.iter().map(to_preview).collect::<Result<Vec<_>>>()?;
+        talk(&previews, 2, Colour::Green)?;
+        let copied = || {
+            Ok::<_, anyhow::Error>(
+                counter(&ready, family, Colour::Green, "mirrored")? + dropped(&ready, "mirror_lost")?,
+            )
+        };
+        let before = copied()?;
+        let sent = talk(&flows, 5, Colour::Blue)?;
+        assert_eq!(blue.all(), sent);
+        let end = Instant::now() + PATIENCE;
+        while copied()? < before + sent.len() as u64 {
+            ensure!(Instant::now() < end, "{} of {} copies were sent or lost", copied()? - before, sent.len());
+        }
+        flows.iter().for_each(Flow::is_silent);
+        blue.forget();
+        green.forget();
+    }
+
     ready.neighbour_is_undisturbed()?;
 
     drop(green);

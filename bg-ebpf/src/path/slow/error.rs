@@ -14,7 +14,7 @@ use crate::{
     wire::icmp::IcmpError,
     world::{Flows, World},
 };
-use bg_common::{FlowKey6, FlowState, Mode, Protocol};
+use bg_common::{FlowState, Mode, Protocol};
 use core::mem::MaybeUninit;
 
 /// An ICMP error that is being translated. Any bytes are a value of this type.
@@ -85,19 +85,8 @@ impl Receiver {
 pub fn backend<V: Flows>(call: &mut Translating, world: &impl World) -> Receiver {
     let error = &call.error;
     let protocol = Protocol::from_u8(error.protocol).unwrap_or(Protocol::Udp);
-    call.search.write(Search {
-        client: Client { address: error.src, port: error.src_port, family: V::FAMILY },
-        address: error.dst,
-        port: error.dst_port,
-        protocol,
-        is_for_rivals: false,
-        vip: 0,
-        now: world.tick(),
-        link: 0,
-        place: 0,
-        hash: 0,
-        key: FlowKey6::default(),
-    });
+    let client = Client { address: error.src, port: error.src_port, family: V::FAMILY };
+    call.search.write(Search::of_reply(client, error.dst, error.dst_port, protocol, world.tick()));
     find_backend::<V>(call, protocol, world).unwrap_or(Receiver::None)
 }
 

@@ -9,7 +9,7 @@ use crate::{
         row::FlowRef,
         table::read,
     },
-    hint::unlikely,
+    hint::{rolled, unlikely},
     policy::{backend, lifetime::is_silent},
     rows::{BackendRef, VipRef},
     step,
@@ -22,8 +22,8 @@ use bg_common::{Colour, FlowState, Protocol};
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Copying {
-    /// Row of `vips`.
-    pub vip: u32,
+    /// The client's end and the row of `vips` that the datagram was sent to. Looks for a flow of the client at the backend.
+    pub search: Search,
     /// See [`mark`].
     pub mark: u32,
     /// Hash of the five-tuple.
@@ -39,15 +39,17 @@ pub const fn mark(colour: Colour) -> u32 {
 /// What [`choose`] returns if there is no backend.
 pub(super) const NO_BACKEND: u32 = u32::MAX;
 
-/// Chooses the backend: its slot.
+/// Chooses the backend: its slot. There is none, too, if the client has a flow there, by another virtual address or since a switch: the backend could
+/// not tell the copy from a datagram of that flow, and its answer would reach the client.
 #[inline(always)]
-pub fn choose<W: World>(call: &mut Copying, world: &W) -> u32 {
-    choice(call, world).unwrap_or(NO_BACKEND)
+pub(super) fn choose(call: &mut Copying, world: &impl World, step: impl Fn(&mut Search) -> u32) -> u32 {
+    let slot = choice(call, world).unwrap_or(NO_BACKEND);
+    if slot != NO_BACKEND && search::run(&mut call.search, world, step) == search::NOWHERE { slot } else { NO_BACKEND }
 }
 
 #[inline(always)]
-fn choice(call: &Copying, world: &impl World) -> Option<u32> {
-    let vip = VipRef(world.vip(call.vip)?);
+fn choice(call: &mut Copying, world: &impl World) -> Option<u32> {
+    let vip = VipRef(world.vip(call.search.vip.into())?);
     let row = world.service(&vip.key())?;
     // The mirror may have been taken away while the copy was under way.
     if !vip.is_mirrored() {
@@ -55,13 +57,28 @@ fn choice(call: &Copying, world: &impl World) -> Option<u32> {
     }
     let colour = if call.mark == mark(Colour::Blue) { Colour::Blue } else { Colour::Green };
     let chosen = backend::at(backend::table(row, colour), call.tuple_hash, world)?;
+    (call.search.address, call.search.port) = (chosen.backend.whole_address(), chosen.backend.port());
     Some(chosen.name.slot())
 }
 
 /// Steps of a search, each of which looks at one row of the flow table.
-pub(super) const STEPS: u32 = search::STEPS * (PLACES + 1);
+const STEPS: u32 = search::STEPS * (PLACES + 1);
 /// Places in which a client's flow may be.
 const PLACES: u32 = 2 * WAYS;
+
+/// Whether the backend of the search gets copies of what its client sends: not zero, it does.
+#[inline(always)]
+pub(super) fn run(search: &mut Search, world: &impl World, step: impl Fn(&mut Search) -> u32) -> u32 {
+    search.begin(world);
+    for _ in rolled(STEPS) {
+        match Step::from_u32(step(search)) {
+            Step::Found(_) => return 1,
+            Step::Next => {}
+            Step::End => break,
+        }
+    }
+    0
+}
 
 /// Looks at the next of the client's flows, for a row of the source's list in `backend_index`: does the source get copies of it? A step looks
 /// at one flow, because the verifier would follow each way through what comes after a flow that was found, once for each place.

@@ -1,8 +1,9 @@
 //! The slow path: what few packets need. It opens flows and changes their state.
 //!
-//! Each operation is a call of its own, one after the other and not one inside another: the stack of a BPF program is
+//! Each operation is a call of its own, one after the other and mostly not one inside another: the stack of a BPF program is
 //! 512 bytes for a whole chain of calls. In the kernel each is a global function, which the verifier looks at once and not
-//! at every call. A call's struct lies in the CPU's scratch buffer, and says what goes in and what comes out. The result is
+//! at every call. So a loop is a call as well, around the call that is its step: what follows a loop would be looked at for each turn that may be
+//! its last. A call's struct lies in the CPU's scratch buffer, and says what goes in and what comes out. The result is
 //! a `u32`, which is converted here and nowhere else.
 
 mod answer;
@@ -20,8 +21,11 @@ pub use refresh::{Refreshing, Stay};
 pub use search::{Search, Step};
 
 use crate::{
-    flow::{memory::RawWords, table::Stored},
-    hint::{rolled, unlikely},
+    flow::{
+        memory::RawWords,
+        table::{Stored, survey_at},
+    },
+    hint::unlikely,
     policy::{colour::Client, refusals::Refusal, timed, trips},
     world::{Flows, SCRATCH_WORDS, World},
 };
@@ -48,11 +52,19 @@ pub trait SlowPath<V: Flows>: World + Sized {
     }
     /// Chooses the backend of a new flow; see [`Opening`].
     fn choose_backend(&self, call: &mut Opening) -> u32 {
-        open::choose_backend(call, self).to_u32()
+        choose_backend(call, self).to_u32()
     }
-    /// Gives a new flow a row; see [`Opening`].
+    /// Chooses a row for a new flow; see [`Opening`].
+    fn choose_row(&self, call: &mut Opening) -> u32 {
+        choose_row(call, self)
+    }
+    /// Gives a new flow that row; see [`Opening`].
     fn insert(&self, call: &mut Opening) -> u32 {
         open::insert::<V, _>(call, self) as u32
+    }
+    /// Looks at all places of a bucket; see [`survey_at`].
+    fn survey(&self, bucket: u32, hash: u32, now: u32, generation: u32) -> u64 {
+        survey_at::<V::Key, _>(V::flows(self), bucket, hash, now, generation).to_u64()
     }
     /// Gives a new flow the row of the one that has its key; see [`Opening`].
     fn replace(&self, row: RawWords, call: &mut Opening) -> u32 {
@@ -62,16 +74,24 @@ pub trait SlowPath<V: Flows>: World + Sized {
     fn count_for_switch(&self, call: &mut Opening) -> u32 {
         open::count_for_switch(call, self)
     }
-    /// Takes a step of a search; see [`Search`].
+    /// Looks for a flow; see [`Search`].
     fn search(&self, search: &mut Search) -> u32 {
+        all_steps(search, self)
+    }
+    /// Takes a step of that.
+    fn search_step(&self, search: &mut Search) -> u32 {
         search::step::<V, _>(search, self).to_u32()
     }
     /// Chooses the backend of a copy; see [`Copying`].
     fn backend_of_copy(&self, call: &mut Copying) -> u32 {
-        mirror::choose(call, self)
+        choose_for_copy(call, self)
     }
-    /// Takes a step of a search for a flow whose copies go to a backend; see [`Search`].
+    /// Looks for a flow whose copies go to a backend; see [`Search`].
     fn answers_copy(&self, search: &mut Search) -> u32 {
+        all_steps_for_copy(search, self)
+    }
+    /// Takes a step of that.
+    fn answers_copy_step(&self, search: &mut Search) -> u32 {
         mirror::step::<V, _>(search, self).to_u32()
     }
     /// Looks for the backend that an ICMP error is for; see [`Translating`].
@@ -87,13 +107,45 @@ pub trait SlowPath<V: Flows>: World + Sized {
 /// The functions behind the calls, for a world that makes them in its own way.
 pub mod run {
     pub use super::{
+        all_steps as search, all_steps_for_copy as answers_copy,
         answer::run as answer,
+        choose_backend, choose_for_copy as backend_of_copy, choose_row,
         error::{backend as error_to_backend, client as error_to_client},
-        mirror::{choose as backend_of_copy, step as answers_copy},
-        open::{choose_backend, choose_colour, count_for_switch, insert, replace},
+        mirror::step as answers_copy_step,
+        open::{choose_colour, count_for_switch, insert, replace},
         refresh::run as refresh,
-        search::step as search,
+        search::step as search_step,
     };
+}
+
+/// Takes the steps of a search.
+#[inline(always)]
+pub fn all_steps<V: Flows>(search: &mut Search, world: &impl SlowPath<V>) -> u32 {
+    search::run(search, world, |search| world.search_step(search))
+}
+
+/// Takes the steps of a search for a flow whose copies go to a backend.
+#[inline(always)]
+pub fn all_steps_for_copy<V: Flows>(search: &mut Search, world: &impl SlowPath<V>) -> u32 {
+    mirror::run(search, world, |search| world.answers_copy_step(search))
+}
+
+/// Chooses the backend of a copy.
+#[inline(always)]
+pub fn choose_for_copy<V: Flows>(call: &mut Copying, world: &impl SlowPath<V>) -> u32 {
+    mirror::choose(call, world, |search| world.search_step(search))
+}
+
+/// Chooses the backend of a new flow.
+#[inline(always)]
+pub fn choose_backend<V: Flows>(call: &mut Opening, world: &impl SlowPath<V>) -> Placed {
+    open::choose_backend(call, world, |search| world.search_step(search))
+}
+
+/// Chooses a row for a new flow.
+#[inline(always)]
+pub fn choose_row<V: Flows>(call: &mut Opening, world: &impl SlowPath<V>) -> u32 {
+    open::choose_row::<V>(call, world, |bucket, hash, now, generation| world.survey(bucket, hash, now, generation))
 }
 
 /// A call's struct in the scratch buffer.
@@ -148,22 +200,8 @@ pub fn search<V: Flows>(world: &impl SlowPath<V>, search: Search) -> Option<(u32
 
 #[inline(always)]
 fn run_search<V: Flows>(world: &impl SlowPath<V>, search: &mut Search) -> Option<(u32, u32)> {
-    search.begin(world);
-    let place = all_steps(world, search)?;
-    Some((search.hash, place))
-}
-
-/// Takes the steps of a search, until it has found a place.
-#[inline(always)]
-fn all_steps<V: Flows>(world: &impl SlowPath<V>, search: &mut Search) -> Option<u32> {
-    for _ in rolled(search::STEPS) {
-        match Step::from_u32(world.search(search)) {
-            Step::Found(place) => return Some(place),
-            Step::Next => {}
-            Step::End => break,
-        }
-    }
-    None
+    let place = world.search(search);
+    (place != search::NOWHERE).then_some((search.hash, place))
 }
 
 /// See [`SlowPath::backend_of_copy`]. `None`: there is no backend, or no scratch buffer.
@@ -179,22 +217,7 @@ pub fn answers_copy<V: Flows>(world: &impl SlowPath<V>) -> bool {
     let Some(scratch) = world.scratch() else { return false };
     // SAFETY: memory of this CPU alone, in which the search is; no other reference to it is alive.
     let search: &mut Search = unsafe { &mut *scratch.cast() };
-    gets_copies(world, search)
-}
-
-/// Whether the backend of a search gets copies of what its client sends.
-#[inline(always)]
-fn gets_copies<V: Flows>(world: &impl SlowPath<V>, search: &mut Search) -> bool {
-    search.begin(world);
-    search.place = 0;
-    for _ in rolled(mirror::STEPS) {
-        match Step::from_u32(world.answers_copy(search)) {
-            Step::Found(_) => return true,
-            Step::Next => {}
-            Step::End => break,
-        }
-    }
-    false
+    world.answers_copy(search) != 0
 }
 
 /// An ICMP error that is being translated, as the steps before have left it.
@@ -227,7 +250,7 @@ impl<'a, W: World> Translator<'a, W> {
         // SAFETY: a backend was looked for.
         let search = unsafe { self.call.search() };
         let Some((hash, place)) = run_search(self.world, search) else {
-            let is_about_copy = search.protocol == Protocol::Udp && gets_copies(self.world, search);
+            let is_about_copy = search.protocol == Protocol::Udp && self.world.answers_copy(search) != 0;
             return if is_about_copy { Receiver::Nobody } else { Receiver::None };
         };
         (self.call.hash, self.call.place) = (hash, place);
@@ -290,21 +313,6 @@ impl<'a, W: World> Open<'a, W> {
         Placed::from_u32(self.world.choose_backend(self.call))
     }
 
-    /// Whether the backend could not tell the flow from another open one of the client, by another virtual address.
-    #[inline(always)]
-    pub fn has_rival<V: Flows>(&mut self) -> bool
-    where
-        W: SlowPath<V>,
-    {
-        all_steps(self.world, &mut self.call.search).is_some()
-    }
-
-    /// Goes on to another entry of the Maglev table. The step (the golden ratio's) is no multiple of any table's length.
-    #[inline(always)]
-    pub fn step(&mut self) {
-        self.call.tuple_hash = self.call.tuple_hash.wrapping_add(0x9e37_79b9);
-    }
-
     /// Gives the flow a row: that of the flow that has its key, if there is one.
     #[inline(always)]
     pub fn store<V: Flows>(&mut self, old: Option<RawWords>) -> Stored
@@ -313,7 +321,10 @@ impl<'a, W: World> Open<'a, W> {
     {
         Stored::from_u32(match old {
             Some(row) => self.world.replace(row, self.call),
-            None => self.world.insert(self.call),
+            None => {
+                self.world.choose_row(self.call);
+                self.world.insert(self.call)
+            }
         })
     }
 

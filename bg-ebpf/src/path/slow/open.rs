@@ -1,14 +1,14 @@
 //! Opening a flow: its colour, its backend, its row.
 
-use super::search::{Search, write_key};
+use super::search::{self, Search, write_key};
 use crate::{
     flow::{
         key::Key as _,
         memory::RawWords,
         row::FlowRef,
-        table::{self, Stored},
+        table::{self, Place, Stored, Survey},
     },
-    hint::unlikely,
+    hint::{rolled, unlikely},
     policy::{
         backend, colour,
         connection::{is_refused, shown_by_client},
@@ -18,7 +18,7 @@ use crate::{
     },
     rows::{BackendRef, VipRef},
     step::Step,
-    wire::headers::Transport,
+    wire::headers::{Transport, tcp_flags},
     world::{Flows, World, note},
 };
 use bg_common::{
@@ -68,6 +68,8 @@ pub struct Opening {
     pub backends: TableSpan,
     /// Out of both choices: the flow.
     pub flow: Flow,
+    /// Out of the row's choice: where it is.
+    pub place: Place,
 }
 
 /// Whether a colour was chosen.
@@ -230,11 +232,14 @@ pub enum Placed {
     MissingRow,
     /// The flow may only be on the idle colour, which has no backend for it.
     NotReady,
+    /// None of the backends that were tried could tell the flow from another open one of the client.
+    Collision,
 }
 
 impl Placed {
     const MISSING_ROW: u32 = u32::MAX;
     const NOT_READY: u32 = u32::MAX - 1;
+    const COLLISION: u32 = u32::MAX - 2;
 
     /// From what the call has returned.
     #[inline(always)]
@@ -242,6 +247,7 @@ impl Placed {
         match placed {
             Self::MISSING_ROW => Self::MissingRow,
             Self::NOT_READY => Self::NotReady,
+            Self::COLLISION => Self::Collision,
             slot => Self::At(slot),
         }
     }
@@ -253,13 +259,35 @@ impl Placed {
             Self::At(slot) => slot,
             Self::MissingRow => Self::MISSING_ROW,
             Self::NotReady => Self::NOT_READY,
+            Self::Collision => Self::COLLISION,
         }
     }
 }
 
-/// Chooses the backend at the hash.
+/// Entries of a Maglev table that are tried for a flow that its backend could not tell from another one.
+const CHOICES: u32 = 3;
+
+/// Chooses the backend at the hash, or another one if that could not tell the flow from another open one of the client, by another virtual address.
 #[inline(always)]
-pub fn choose_backend<W: World>(call: &mut Opening, world: &W) -> Placed {
+pub(super) fn choose_backend(call: &mut Opening, world: &impl World, step: impl Fn(&mut Search) -> u32) -> Placed {
+    for _ in rolled(CHOICES) {
+        let placed = at_hash(call, world);
+        // The end of a connection that nobody remembers is passed on, not remembered either.
+        if !matches!(placed, Placed::At(_))
+            || call.transport.flags & tcp_flags::RST != 0
+            || search::run(&mut call.search, world, &step) == search::NOWHERE
+        {
+            return placed;
+        }
+        note!(world, Step::Rival {});
+        // The step (the golden ratio's) is no multiple of any table's length.
+        call.tuple_hash = call.tuple_hash.wrapping_add(0x9e37_79b9);
+    }
+    Placed::Collision
+}
+
+#[inline(always)]
+fn at_hash(call: &mut Opening, world: &impl World) -> Placed {
     let Some(chosen) = backend::at(call.backends, call.tuple_hash, world) else {
         // Never on the live colour instead (invariant 6).
         return if call.flow.state.has(FlowState::IDLE_ONLY) { Placed::NotReady } else { Placed::MissingRow };
@@ -268,20 +296,32 @@ pub fn choose_backend<W: World>(call: &mut Opening, world: &W) -> Placed {
     let search = &mut call.search;
     search.address = chosen.backend.whole_address();
     search.port = chosen.backend.port();
-    search.protocol = call.transport.protocol;
-    search.begin(world);
     Placed::At(chosen.name.slot())
 }
 
-/// Gives the flow a row.
+/// Chooses the row that the flow gets if none has its key.
 #[inline(always)]
-pub fn insert<V: Flows, W: World>(call: &mut Opening, world: &W) -> Stored {
-    let Some(vip) = world.vip(call.search.vip.into()).map(VipRef) else { return Stored::No };
+pub(super) fn choose_row<V: Flows>(
+    call: &mut Opening,
+    world: &impl World,
+    survey: impl Fn(u32, u32, u32, u32) -> u64,
+) -> u32 {
+    let Some(vip) = world.vip(call.search.vip.into()).map(VipRef) else { return 0 };
     let flows = V::flows(world);
     let Search { key, client, vip: number, now, .. } = &mut call.search;
-    let key = write_key::<V>(key, client, *number);
-    let hash = key.hash(vip.salt(), flows);
-    table::insert(flows, key, hash, &call.flow, *now)
+    let (hash, now, generation) =
+        (write_key::<V>(key, client, *number).hash(vip.salt(), flows), *now, call.flow.generation);
+    let survey = |bucket| Survey::from_u64(survey(bucket, hash, now, generation));
+    (call.search.hash, call.place) = (hash, table::choose(flows, hash, survey));
+    0
+}
+
+/// Gives the flow that row.
+#[inline(always)]
+pub fn insert<V: Flows, W: World>(call: &mut Opening, world: &W) -> Stored {
+    let Search { key, client, vip, now, hash, .. } = &mut call.search;
+    let key = write_key::<V>(key, client, *vip);
+    table::insert_at(V::flows(world), key, *hash, &call.flow, *now, call.place)
 }
 
 /// Counts the flow, which has a row, for the conditions of a switch.

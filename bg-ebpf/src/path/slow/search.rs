@@ -22,6 +22,23 @@ use bg_common::{Addr, Be16, FlowKey6, MAX_CHAIN, Protocol, endpoint_hash};
 /// Steps of a search: one for each row of `backends` that may be in a list.
 pub(super) const STEPS: u32 = MAX_CHAIN;
 
+/// What [`run`] returns if it finds nothing.
+pub(super) const NOWHERE: u32 = u32::MAX;
+
+/// Looks for the flow: its place for [`Search::hash`]. `step` makes [`step`], as a call.
+#[inline(always)]
+pub(super) fn run(search: &mut Search, world: &impl World, step: impl Fn(&mut Search) -> u32) -> u32 {
+    search.begin(world);
+    for _ in rolled(STEPS) {
+        match Step::from_u32(step(search)) {
+            Step::Found(place) => return place,
+            Step::Next => {}
+            Step::End => break,
+        }
+    }
+    NOWHERE
+}
+
 /// A search. Each step looks at one row of the list in `backend_index`: services that share a backend have one salt, as a rule,
 /// so that the first step is the last.
 #[repr(C)]
@@ -89,9 +106,28 @@ impl Step {
 }
 
 impl Search {
+    /// The search for the flow whose reply a packet from this backend would be.
+    #[inline(always)]
+    pub fn of_reply(client: Client, address: Addr, port: Be16, protocol: Protocol, now: u32) -> Self {
+        Self {
+            client,
+            address,
+            port,
+            protocol,
+            is_for_rivals: false,
+            vip: 0,
+            now,
+            link: 0,
+            place: 0,
+            hash: 0,
+            key: FlowKey6::default(),
+        }
+    }
+
     /// Begins at the head of the backend's list.
     #[inline(always)]
-    pub fn begin(&mut self, world: &impl World) {
+    pub(super) fn begin(&mut self, world: &impl World) {
+        self.place = 0;
         self.link = world.backend_head(endpoint_hash(&self.address, self.port, self.protocol as u8));
     }
 }

@@ -161,7 +161,10 @@ impl Host {
     /// Processes the copy of a frame, for a colour, as tc ingress does.
     pub fn copied(&self, frame: &[u8], colour: Colour) -> Outcome {
         self.copy_for.set(mark(colour));
-        self.ingress(frame)
+        let outcome = self.ingress(frame);
+        // Of a frame that is none for a virtual address, nobody has asked.
+        self.copy_for.set(0);
+        outcome
     }
 
     /// Processes a frame as tc egress does.

@@ -6,6 +6,7 @@ use bg_common::{
     ServiceRow, SwitchTerms, TesterKey, Timing, Trips, Vip,
 };
 use bg_ebpf::{
+    egress::next_hop::number_of,
     flow::memory::{Memory, RawWords},
     path::slow::{Answering, Refreshing, Search, SlowPath, run},
     policy::{timed, trips},
@@ -25,9 +26,9 @@ impl<V: Flows> SlowPath<V> for Host {
         run::answer(row, call, self) as u32
     }
 
-    fn search(&self, search: &mut Search) -> u32 {
+    fn search_step(&self, search: &mut Search) -> u32 {
         self.steps.set(self.steps.get() + 1);
-        run::search::<V, _>(search, self).to_u32()
+        run::search_step::<V, _>(search, self).to_u32()
     }
 }
 
@@ -109,6 +110,10 @@ impl World for Host {
     fn numbered_hop(&self, number: u32) -> Option<RawWords> {
         // SAFETY: three words, which stay where they are.
         self.next_hops.get(number as usize).map(|row| unsafe { RawWords::new(row.get().cast()) })
+    }
+
+    fn hop_number(&self, ifindex_and_dmac: u64, mtu_and_smac: u64) -> u32 {
+        number_of(ifindex_and_dmac, mtu_and_smac, self)
     }
 
     fn is_tester(&self, key: &TesterKey) -> bool {
