@@ -104,6 +104,17 @@ fn services_that_share_their_backends_hear_nothing_of_each_others_mirrors() {
 }
 
 #[test]
+fn an_idle_backend_of_a_service_that_shares_the_live_one_alone_gets_no_copies() {
+    const OTHER: &str = "10.0.2.12:5353";
+    let mut scenario = mirrored();
+    scenario.service(&service("203.0.113.11:53", None, Protocol::Udp, BLUE_DNS, OTHER));
+    let host = Host::load(scenario, NOW);
+    sent_to(&host, &udp(CLIENT, DNS));
+    passes(&host, &udp(OTHER, CLIENT));
+    is_dropped(&host, &udp(GREEN_DNS, CLIENT));
+}
+
+#[test]
 fn nobody_hears_of_errors_about_copies() {
     const DNS6: &str = "[2001:db8::10]:53";
     const CLIENT6: &str = "[2001:db8:1::1]:40000";
