@@ -27,6 +27,7 @@ pub(super) fn begin(
     diff: &mut Diff<'_>,
     length: TickLength,
     recalled: &Recalled,
+    changes: &mut [Change],
 ) -> Result<Vec<u16>, Error> {
     let mut indexes = Vec::new();
     for deployment in &diff.deployments {
@@ -64,7 +65,7 @@ pub(super) fn begin(
     let begun: Vec<_> =
         diff.deployments.iter_mut().zip(&indexes).filter(|(deployment, _)| deployment.begins()).collect();
     if !begun.is_empty() {
-        set_first_words(work, begun, recalled)?;
+        set_first_words(work, begun, recalled, changes)?;
     }
     Ok(indexes)
 }
@@ -74,11 +75,12 @@ fn insert_tester(work: &mut Work<'_>, index: u16, key: &Key<TesterKey>) -> Resul
 }
 
 /// Sets the live words of new deployments. Their beginnings are decided again under the lock, because a switch may have changed a live
-/// word from which they are taken over, and the actions then say what has been done.
+/// word from which they are taken over, and the actions and records then say what has been done.
 fn set_first_words(
     work: &Work<'_>,
     begun: Vec<(&mut DeploymentDiff<'_>, &u16)>,
     recalled: &Recalled,
+    changes: &mut [Change],
 ) -> Result<(), Error> {
     let _switch = Lock::switch(work.paths)?;
     for (deployment, index) in begun {
@@ -105,6 +107,7 @@ fn set_first_words(
         };
         work.words.timing.write(row, &[timing; 2]);
         work.words.live.write(row, &beginning.word());
+        changes_of(name, changes).for_each(|change| change.to = Some(beginning.moment()));
         if let Some(Action::AddDeployment(planned)) = deployment.actions.first_mut() {
             *planned = beginning;
         }
@@ -112,8 +115,12 @@ fn set_first_words(
     Ok(())
 }
 
-/// Removes the testers and deployments that are no longer configured.
-pub(super) fn end(work: &mut Work<'_>, diff: &Diff<'_>) -> Result<(), Error> {
+fn changes_of<'a>(name: &'a str, changes: &'a mut [Change]) -> impl Iterator<Item = &'a mut Change> {
+    changes.iter_mut().filter(move |change| change.deployment == name)
+}
+
+/// Removes the testers and deployments that are no longer configured. Their records get the last state, which a switch may have changed.
+pub(super) fn end(work: &mut Work<'_>, diff: &Diff<'_>, changes: &mut [Change]) -> Result<(), Error> {
     let kept = diff.deployments.iter().filter_map(|deployment| Some((deployment.current?.index, &deployment.actions)));
     for (index, actions) in kept {
         for action in actions {
@@ -137,6 +144,8 @@ pub(super) fn end(work: &mut Work<'_>, diff: &Diff<'_>) -> Result<(), Error> {
     let _switch = Lock::switch(work.paths)?;
     for running in removed() {
         let row = usize::from(running.index);
+        let last = known(work.words.reading(running.index, 0).moment());
+        changes_of(&text(&running.row.name), changes).for_each(|change| change.from = last);
         work.words.live.write(row, &LiveWord::default());
         work.words.terms.write(row, &[SwitchTerms::default(); 2]);
         work.words.timing.write(row, &[Timing::default(); 2]);
@@ -151,28 +160,41 @@ fn remove_tester(work: &mut Work<'_>, key: &Key<TesterKey>) -> Result<(), Error>
     unless_missing(work.tables.testers.remove(key)).map_err(Error::map("write", "testers"))
 }
 
-/// The records for the deployments that are about to change, without the state after it.
+/// A state, unless a killed apply has not come so far as to set it.
+fn known(moment: Moment) -> Option<Moment> {
+    Some(moment).filter(|moment| moment.generation != 0)
+}
+
+/// The records for the deployments that are about to change. Only those of new ones have a state after it.
 pub(super) fn planned(diff: &Diff<'_>, running: &Running, request: &ApplyRequest) -> Vec<Change> {
     let change = |name: &str| Change {
         deployment: name.to_owned(),
         action: history::Action::Apply,
-        from: running.deployments.get(name).map(|running| running.moment()),
+        from: running.deployments.get(name).and_then(|running| known(running.moment())),
+        to: diff
+            .deployments
+            .iter()
+            .find(|deployment| deployment.wanted.name == name)
+            .and_then(DeploymentDiff::beginning),
         reason: request.reason.clone(),
         ..Change::default()
     };
     diff.changed_deployments().into_iter().map(change).collect()
 }
 
-/// The same records after the change.
+/// The same records after the change. It leaves the live state of a deployment as it is, unless it adds or removes it. If that has
+/// another state now, another command has changed it meanwhile, and records that.
 pub(super) fn made(words: &Words, recalled: &Recalled, planned: Vec<Change>) -> Vec<Change> {
     let now: HashMap<String, Moment> =
         deployment_rows(words).map(|(index, row)| (text(&row.name), words.reading(index, 0).moment())).collect();
     let complete = |change: Change| {
-        let to = now.get(&change.deployment).copied();
+        let now = now.get(&change.deployment).copied();
+        let stays = change.from.is_some() && now.is_some();
+        let (from, to) = if stays { (now, now) } else { (change.from, change.to) };
         // It existed before a reboot, and continues with its colour.
-        let restored = change.from.is_none() && to.is_some() && recalled.moment(&change.deployment) == to;
+        let restored = from.is_none() && to.is_some() && recalled.moment(&change.deployment) == to;
         let action = if restored { history::Action::Recovered } else { change.action };
-        (change.from.is_some() || to.is_some()).then_some(Change { action, to, ..change })
+        (from.is_some() || to.is_some()).then_some(Change { action, from, to, ..change })
     };
     planned.into_iter().filter_map(complete).collect()
 }

@@ -95,7 +95,7 @@ fn apply(instance: &Instance, state: &State, config: &Config, request: &ApplyReq
     let tables = Tables::open(paths)?;
     let running = Running::read(words, &tables)?;
     let mut diff = instance.diff(config, &tables, &running, &recalled)?;
-    let changes = deployments::planned(&diff, &running, request);
+    let mut changes = deployments::planned(&diff, &running, request);
     let pending = if diff.is_empty() {
         Pending::begin(paths, &lock, &[])
     } else {
@@ -114,11 +114,11 @@ fn apply(instance: &Instance, state: &State, config: &Config, request: &ApplyReq
         let pending = Pending::begin(paths, &lock, &changes);
         work.retire_left_over()?;
         let taken_over = work.remove_services(&diff)?;
-        let indexes = deployments::begin(&mut work, &mut diff, *tick_length, &recalled)?;
+        let indexes = deployments::begin(&mut work, &mut diff, *tick_length, &recalled, &mut changes)?;
         work.publish_services(&diff, &indexes)?;
         work.withdraw_services(&taken_over)?;
         work.release()?;
-        deployments::end(&mut work, &diff)?;
+        deployments::end(&mut work, &diff, &mut changes)?;
         pending
     };
     let plan = diff.into_plan();

@@ -60,6 +60,11 @@ impl Beginning {
         }
     }
 
+    /// The state for the journal.
+    pub(crate) const fn moment(&self) -> Moment {
+        Moment { generation: self.generation, live: self.live }
+    }
+
     /// The live word.
     pub(crate) fn word(&self) -> LiveWord {
         LiveWord::new(self.generation, LiveFlags::NONE, self.previous.full_share(), self.live.full_share())

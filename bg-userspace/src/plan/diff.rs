@@ -174,6 +174,14 @@ impl<'a> DeploymentDiff<'a> {
         self.current.is_none_or(|current| current.word.generation() == 0)
     }
 
+    /// The state with which it is to start, if it is new.
+    pub(crate) fn beginning(&self) -> Option<Moment> {
+        self.actions.iter().find_map(|action| match action {
+            Action::AddDeployment(beginning) => Some(beginning.moment()),
+            _ => None,
+        })
+    }
+
     /// Whether open flows have to be checked, because testers change or a killed apply has changed some.
     pub(crate) fn changes_testers(&self) -> bool {
         let is_tester = |action: &Action| matches!(action, Action::AddTester { .. } | Action::RemoveTester { .. });

@@ -92,12 +92,16 @@ impl Job<'_> {
         for running in &running {
             let Running { name, now, lasting, scheduled, rolled_back, past } = running;
             let change = of(name);
-            let known = known.get(name).map(|entry| entry.moment);
+            let known = known.get(name);
             if let Some(to) = change.and_then(|change| change.to).filter(|_| is_alone) {
                 let activated = change.is_some_and(|change| change.is_in_force);
-                let known = Some(&Entry { activated, ..Entry::from(to) });
+                let own = Entry { activated, ..Entry::from(to) };
+                // Another process may have made a later change, and recorded it before.
+                let later = known.filter(|known| !is_other_life && known.moment.generation > to.generation);
+                let known = Some(later.unwrap_or(&own));
                 CatchUp { history: &history, template: self.template, running, known, is_alone }.run(*now, None)?;
             }
+            let known = known.map(|entry| entry.moment);
             // If an entry stays behind, another process is about to record its change.
             if is_other_life || before.instance.is_none() || change.is_some() || is_alone {
                 let stale = change.and_then(|change| change.to).filter(|to| to.generation < now.generation);
@@ -157,7 +161,8 @@ impl Job<'_> {
         let mut record = left.record.clone();
         if !left.is_done {
             let now = running.iter().find(|running| running.name == record.deployment).map(|running| running.now);
-            record.to = now;
+            // It has changed no live state but that of a deployment that it has added or removed, whatever others have done since.
+            record.to = record.from.or(record.to).or(now).filter(|_| now.is_some());
             let reason = record.reason.take().map(|reason| format!("{reason} ({INTERRUPTED})"));
             record.reason = reason.or_else(|| Some(INTERRUPTED.to_owned()));
         }

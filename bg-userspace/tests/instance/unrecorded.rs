@@ -1,12 +1,16 @@
 //! Every change is in the history once, also if nobody could record it when it was made.
 
+use std::fs::File;
+
+use bg_common::{FULL_SHARE, LiveFlags, LiveWord};
 use bg_userspace::{
     AttachMode, Instance, SwitchRequest,
-    config::Config,
-    history::{Action, History, Record},
+    config::{Config, OnSwitch},
+    history::{Action, History, Moment, Record},
 };
 
 use crate::{
+    flow_map::array,
     lab::Lab,
     state::{BROKEN, running, two},
 };
@@ -103,6 +107,79 @@ fn a_killed_apply_is_recorded_if_it_has_changed_anything() {
     }
     println!("{changed} of {ROUNDS} had changed something");
     assert!(changed > 0);
+    assert_whole(&lab);
+}
+
+/// Holds the lock of the live words, for which an apply waits that has written down what it is about to do.
+fn lock_live_words(lab: &Lab) -> File {
+    let maps = File::open(lab.paths.pin_root.join("maps")).unwrap();
+    rustix::fs::flock(&maps, rustix::fs::FlockOperation::NonBlockingLockExclusive).unwrap();
+    maps
+}
+
+/// Whether an apply has written down what it is about to do.
+fn has_begun(lab: &Lab) -> bool {
+    let links = std::fs::read_dir(lab.paths.pin_root.join("changes"));
+    links.is_ok_and(|mut links| links.any(|link| !link.unwrap().file_name().to_string_lossy().contains(':')))
+}
+
+/// Makes green live in a deployment at generation 1, as a program does that does not lock.
+fn flip(lab: &Lab, deployment: u32) {
+    let green = LiveWord::new(2, LiveFlags::NONE, 0, FULL_SHARE);
+    array::<LiveWord>(lab, "live").set(deployment, green, 0).unwrap();
+}
+
+/// The last records of a deployment: action, and generations before and after.
+fn told(lab: &Lab, deployment: &str, count: usize) -> Vec<(Action, Option<u32>, Option<u32>)> {
+    let records = History::new(&lab.paths.state_dir).read(Some(deployment)).unwrap().records;
+    let generation = |moment: Option<Moment>| moment.map(|moment| moment.generation);
+    let told = records.iter().map(|record| (record.action, generation(record.from), generation(record.to)));
+    told.skip(records.len() - count).collect()
+}
+
+#[test]
+fn an_apply_claims_no_change_that_was_made_beside_it() {
+    let lab = running();
+    let mut next = two();
+    next.deployments.remove(0);
+    next.deployments[0].on_switch = OnSwitch::Cut;
+    let lock = lock_live_words(&lab);
+    std::thread::scope(|scope| {
+        let applies = scope.spawn(|| lab.instance().apply(&next));
+        while !has_begun(&lab) && !applies.is_finished() {}
+        [0, 1].into_iter().for_each(|deployment| flip(&lab, deployment));
+        drop(lock);
+        applies.join().unwrap().unwrap();
+    });
+    assert_eq!(told(&lab, "shop", 2), [(Action::Recovered, Some(1), Some(2)), (Action::Apply, Some(2), Some(2))]);
+    assert_eq!(told(&lab, "mail", 1), [(Action::Apply, Some(2), None)]);
+
+    // A deployment that it adds.
+    let next = two();
+    std::thread::scope(|scope| {
+        let applies = scope.spawn(|| lab.instance().apply(&next));
+        let live = array::<LiveWord>(&lab, "live");
+        while live.get(&0, 0).unwrap().generation() == 0 && !applies.is_finished() {}
+        flip(&lab, 0);
+        applies.join().unwrap().unwrap();
+    });
+    lab.instance().switch("shop", &SwitchRequest::default()).unwrap();
+    assert_eq!(told(&lab, "mail", 2), [(Action::Apply, None, Some(1)), (Action::Recovered, Some(1), Some(2))]);
+    assert_whole(&lab);
+}
+
+#[test]
+fn a_killed_apply_claims_no_change_that_was_made_after_it() {
+    let lab = running();
+    let mut next = two();
+    next.deployments[1].on_switch = OnSwitch::Cut;
+    let file = write(&lab, "next.toml", &next);
+    let lock = lock_live_words(&lab);
+    lab.kill_when(|| has_begun(&lab), &["apply", "-c", &file]);
+    flip(&lab, 1);
+    drop(lock);
+    lab.instance().switch("mail", &SwitchRequest::default()).unwrap();
+    assert_eq!(told(&lab, "shop", 2), [(Action::Apply, Some(1), Some(1)), (Action::Recovered, Some(1), Some(2))]);
     assert_whole(&lab);
 }
 
