@@ -101,7 +101,7 @@ fn open_connections_stay(lab: &Lab, mode: &str) -> Result<()> {
         let seen = transaction.ask("SELECT count(*) || ' on ' || current_setting('cluster_name') FROM steps")?;
         assert_eq!(seen, format!("{step} on blue"), "the transaction that was open before");
         assert_eq!(websocket.ask("still there")?, format!("blue {step} still there"));
-        stream.still_runs()?;
+        stream.goes_on()?;
 
         let fresh = Session::open(lab, VIP_V4)?.ask("SELECT current_setting('cluster_name')")?;
         assert_eq!(fresh, live.name(), "a session opened after switch {step}");
@@ -116,7 +116,7 @@ fn open_connections_stay(lab: &Lab, mode: &str) -> Result<()> {
     }
     assert_eq!(transaction.ask("SELECT sum(step) FROM steps")?, (SWITCHES * (SWITCHES + 1) / 2).to_string());
     transaction.run("COMMIT")?;
-    stream.finish()
+    stream.goes_on()
 }
 
 #[test]
