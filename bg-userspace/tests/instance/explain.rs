@@ -143,6 +143,16 @@ afterwards: from 198.51.100.7:40000 to 10.0.1.11:8443, TTL 63
 }
 
 #[test]
+fn flags_of_a_datagram_are_said_to_have_no_effect() {
+    let lab = edge(AttachMode::Tc);
+    let words = ["--from", CLIENT, "--to", VIP, "--protocol", "udp"];
+    let plain = said(&lab, &words);
+    let (code, text, stderr) = lab.run(&[&["explain"], &words[..], &["--flags", "SYN"]].concat());
+    assert_eq!((code, text), (0, plain));
+    assert!(stderr.contains("--flags has no effect"), "{stderr}");
+}
+
+#[test]
 fn json_has_the_steps_with_their_values() {
     let lab = edge(AttachMode::Tc);
     let text = said(&lab, &["--from", CLIENT, "--to", VIP, "--protocol", "tcp", "--json"]);

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use bg_userspace::{ExplainRequest, Explanation, Instance, config::protocol_name};
+use bg_userspace::{ExplainRequest, Explanation, Instance, Protocol, config::protocol_name};
 
 use crate::{
     args::{Explain, Global},
@@ -11,6 +11,9 @@ use crate::{
 };
 
 pub(super) fn run(global: &Global, args: &Explain) -> anyhow::Result<Outcome> {
+    if args.flags.is_some() && Protocol::from(args.protocol) == Protocol::Udp {
+        output::message("a datagram has no flags: --flags has no effect with --protocol udp");
+    }
     let request = ExplainRequest {
         from: args.from,
         to: args.to,
