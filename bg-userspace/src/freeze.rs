@@ -84,6 +84,16 @@ pub struct Thawed {
 impl Instance {
     /// Freezes a deployment, or gives a frozen one another end. When this returns, no CPU opens a flow of it.
     pub fn freeze(&self, deployment: &str, request: &FreezeRequest) -> Result<Frozen, Error> {
+        let (frozen, recorded) = self.freeze_now(deployment, request)?;
+        recorded.map(|()| frozen)
+    }
+
+    /// The same, and whether it could be recorded.
+    pub(crate) fn freeze_now(
+        &self,
+        deployment: &str,
+        request: &FreezeRequest,
+    ) -> Result<(Frozen, Result<(), Error>), Error> {
         let (index, _) = self.deployment(deployment)?;
         pins::check_own_namespace(&self.paths)?;
         let max = request.max.unwrap_or(DEFAULT_FREEZE);
@@ -103,9 +113,10 @@ impl Instance {
         let state = self.words.reading(index, 0).moment();
         let change = Change { reason: request.reason.clone(), ..change(deployment, Action::Freeze, state) };
         let over = over.map(|until| by_itself(deployment, state, until));
-        self.record_hold(deployment, Action::Freeze, over.into_iter().chain([change]), recording)?;
+        let recorded = self.record_hold(deployment, Action::Freeze, over.into_iter().chain([change]), recording);
         let frozen_until = moment_of(until, ClockId::Boot).unwrap_or(jiff::Timestamp::MAX);
-        Ok(Frozen { deployment: deployment.to_owned(), state, frozen_until, drop: request.drop, until })
+        let frozen = Frozen { deployment: deployment.to_owned(), state, frozen_until, drop: request.drop, until };
+        Ok((frozen, recorded))
     }
 
     /// Ends a freeze: held packets go on, in order. Does nothing if the deployment is not frozen.

@@ -351,6 +351,18 @@ pub enum Error {
         /// What it waited for.
         what: String,
     },
+    /// A switch with `--freeze` was not made, or was taken back, because the state directory cannot be written.
+    #[error(
+        "a switch with --freeze needs a state directory that can be written: {live} stays live, and new flows go on. Make room in it, or mend \
+         what is wrong; or switch without --freeze, which is done also if it cannot be recorded"
+    )]
+    WindowNotRecorded {
+        /// The live colour.
+        live: &'static str,
+        /// Why it could not be recorded.
+        #[source]
+        source: Box<Error>,
+    },
     /// A command of a switch with `--freeze` could not be run.
     #[error("cannot run the command --{name} ({command}); the old colour is live, and new flows go on")]
     HookNotRun {

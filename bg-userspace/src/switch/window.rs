@@ -3,6 +3,9 @@
 //! The freeze and the switch have one deadline: [`Timing::hold_until`](bg_common::Timing::hold_until) and, a moment earlier, the deadline for the confirmation of the
 //! switch. So if this process is killed, or a command takes too long, the data path itself goes back to the old colour and lets new
 //! flows go on, and no new flow has met the new colour.
+//!
+//! Other than a plain switch, this one needs the state directory: each of its steps is recorded before the next one, and new flows should not wait
+//! for a disk. If it cannot be written, the old colour stays live.
 
 use std::time::{Duration, Instant};
 
@@ -64,8 +67,8 @@ impl AsRef<Switched> for WindowSwitched {
 
 impl Instance {
     /// Freezes a deployment, runs a command, waits until the old colour has come to rest, switches, runs another command, and thaws. If
-    /// anything fails, or the window ends before, new flows go where they went before, and the deployment is not frozen. If another command has ended the freeze or
-    /// set its end, the switch is not made, and the freeze is left to that command.
+    /// anything fails, or the window ends before, new flows go where they went before, and the deployment is not frozen. So it is if the state directory
+    /// cannot be written. If another command has ended the freeze or set its end, the switch is not made, and the freeze is left to that command.
     ///
     /// The old colour is the one that gets no new flows any more. It has come to rest when it has no open TCP connection and no UDP flow with a packet in the last second. Connections whose client has
     /// not completed the handshake a second after the freeze are ended: otherwise a port scan would keep it from that. A
@@ -85,28 +88,35 @@ impl Instance {
             // It is refused, or leaves new flows where they are.
             return self.switch(deployment, &SwitchRequest { to: Some(to), ..request.clone() }).map(unchanged);
         };
+        let live = outlook.from.word.live();
+        let unrecorded = |source| Error::WindowNotRecorded { live: live.name(), source: Box::new(source) };
+        // Before new flows wait: a directory that does not respond takes seconds.
+        self.state.record(Some(&self.words), None, &[]).map_err(unrecorded)?;
         let begin = Instant::now();
         let freeze = FreezeRequest { max: Some(window.max), drop: false, reason: request.reason.clone() };
-        let frozen = self.freeze(deployment, &freeze);
-        let until = frozen.as_ref().map_or(0, |frozen| frozen.until);
+        let (frozen, recorded) = self.freeze_now(deployment, &freeze)?;
         let course = Course {
             index,
             deployment,
             from,
             to,
-            live: outlook.from.word.live(),
+            live,
             share: outlook.from.word.target_share(),
             generation: outlook.from.generation,
             on_switch: outlook.on_switch,
             begin,
-            until,
+            until: frozen.until,
             window,
         };
-        let switched = frozen.and_then(|_| self.run_course(&course, request));
-        // Whatever has happened, so also if the freeze could only not be recorded.
-        let is_ours = |end: Option<u64>| until == 0 || end.is_none_or(|end| end == until);
+        let switched = recorded.map_err(unrecorded).and_then(|()| self.run_course(&course, request));
+        // Whatever has happened.
+        let is_ours = |end: Option<u64>| end.is_none_or(|end| end == frozen.until);
         let thawed = self.thaw_if(deployment, request.reason.as_deref(), is_ours);
-        let (switched, thawed) = (switched?, thawed?);
+        let switched = switched.map_err(|error| match error {
+            Error::NotRecorded { source, .. } => unrecorded(*source),
+            error => error,
+        })?;
+        let thawed = thawed?;
         let frozen = thawed.at.saturating_duration_since(course.begin);
         Ok(WindowSwitched { switched, frozen, played_back: thawed.played_back })
     }
@@ -131,7 +141,11 @@ impl Instance {
             self.check_frozen(course)?;
             Ok(Goal { revert_by: Some(revert_by), ..Goal::of_switch(&request, reading) })
         };
-        let switched = self.change(course.deployment, &request, Action::Switch, goal)?;
+        let switched = match self.change(course.deployment, &request, Action::Switch, goal) {
+            // It is done.
+            Err(error @ Error::NotRecorded { .. }) => return self.go_back(course, error),
+            switched => switched?,
+        };
         let generation = switched.to.generation;
         let confirm = ConfirmRequest { if_generation: Some(generation), reason: request.reason.clone() };
         let too_late = || Error::WindowOver { what: "it was too late to keep the switch".to_owned() };
@@ -143,20 +157,26 @@ impl Instance {
         });
         match kept {
             Ok(_) => Ok(Switched { confirm_deadline: None, ..switched }),
-            Err(error) => {
-                // The flows of the old colour are still there, unless the switch has cut them.
-                let back = SwitchRequest {
-                    on_switch: Some(OnSwitch::Drain),
-                    force: true,
-                    reason: Some(format!("{error}")),
-                    ..SwitchRequest::default()
-                };
-                let share = course.share;
-                let before =
-                    |_: &str, _: &Reading| Ok(Goal { share, cause: Cause::Rollback, divide_by: None, revert_by: None });
-                self.change(course.deployment, &back, Action::Rollback, before)?;
-                Err(error)
-            }
+            Err(error) => self.go_back(course, error),
+        }
+    }
+
+    /// Sends new flows where they went before the switch, since this error keeps it from being kept. Returns the error.
+    fn go_back<T>(&self, course: &Course<'_>, error: Error) -> Result<T, Error> {
+        // The flows of the old colour are still there, unless the switch has cut them.
+        let back = SwitchRequest {
+            on_switch: Some(OnSwitch::Drain),
+            force: true,
+            reason: Some(format!("{error}")),
+            ..SwitchRequest::default()
+        };
+        let share = course.share;
+        let before =
+            |_: &str, _: &Reading| Ok(Goal { share, cause: Cause::Rollback, divide_by: None, revert_by: None });
+        match self.change(course.deployment, &back, Action::Rollback, before) {
+            // The next command records it.
+            Ok(_) | Err(Error::NotRecorded { .. }) => Err(error),
+            Err(failed) => Err(failed),
         }
     }
 

@@ -1,12 +1,16 @@
-//! Switches in a frozen window: out of a split, and while another operator ends the freeze.
+//! Switches in a frozen window: out of a split, while another operator ends the freeze, and without a state directory.
 
 use std::time::Duration;
 
 use bg_userspace::{
     Colour, DeploymentStatus, Error, FreezeWindow, Refusal, SplitRequest, SwitchRequest, config::DivideBy,
+    history::History,
 };
 
-use crate::{lab::Lab, state::running};
+use crate::{
+    lab::Lab,
+    state::{BROKEN, running},
+};
 
 fn shop(lab: &Lab) -> DeploymentStatus {
     lab.instance().status(Some("shop")).unwrap().deployments.remove(0)
@@ -64,4 +68,49 @@ fn nothing_is_switched_if_another_operator_has_ended_the_freeze_or_set_its_end()
     }
     lab.instance().thaw("shop", None).unwrap();
     assert_eq!(shop(&lab).phase, "steady");
+}
+
+#[test]
+fn without_a_state_directory_the_old_colour_stays_live_and_the_error_says_what_to_do() {
+    for (what, breakage) in BROKEN {
+        let lab = running();
+        let told = lab.file("told", "");
+        let tell = format!("echo run >> {}", told.display());
+        let switch = || lab.instance().switch_in_window("shop", &SwitchRequest::default(), &window(&tell, &tell));
+        let mend = breakage(&lab.paths.state_dir);
+        let error = switch().unwrap_err();
+        assert!(matches!(error, Error::WindowNotRecorded { live: "blue", .. }), "{what}: {error}");
+        assert!(error.to_string().contains("or switch without --freeze"), "{error}");
+        let shop = shop(&lab);
+        assert_eq!((shop.live, shop.phase, shop.confirm_deadline), ("blue", "steady", None), "{what}");
+        // A disk that is full may have room for the first records.
+        if what != "it is full" {
+            assert_eq!((shop.generation, std::fs::read_to_string(&told).unwrap().as_str()), (1, ""), "{what}");
+        }
+        mend();
+        let switched = switch().unwrap().switched;
+        assert_eq!((switched.changed, switched.to.live), (true, Colour::Green), "{what}");
+    }
+}
+
+#[test]
+fn a_switch_that_cannot_be_recorded_any_more_goes_back_before_new_flows_go_on() {
+    let lab = running();
+    let (state, aside) = (&lab.paths.state_dir, lab.paths.state_dir.with_file_name("aside"));
+    let breaks = format!("mv {} {} && touch {}", state.display(), aside.display(), state.display());
+    let marker = aside.with_file_name("marker");
+    let ends = format!("touch {}", marker.display());
+    for (window, is_ended, generation) in [(window(&breaks, &ends), false, 3), (window(&ends, &breaks), true, 5)] {
+        let error = lab.instance().switch_in_window("shop", &SwitchRequest::default(), &window).unwrap_err();
+        assert!(matches!(error, Error::WindowNotRecorded { live: "blue", .. }), "{error}");
+        let shop = shop(&lab);
+        assert_eq!((shop.live, shop.generation, shop.phase), ("blue", generation, "steady"));
+        assert_eq!((shop.confirm_deadline, marker.exists()), (None, is_ended));
+        std::fs::remove_file(state).unwrap();
+        std::fs::rename(&aside, state).unwrap();
+    }
+    lab.instance().switch("mail", &SwitchRequest::default()).unwrap();
+    let records = History::new(state).read(Some("shop")).unwrap().records;
+    assert_eq!(records.last().and_then(|record| record.to).map(|to| to.generation), Some(5));
+    assert_eq!(lab.run(&["history", "--verify"]).0, 0);
 }
