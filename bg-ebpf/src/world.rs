@@ -191,8 +191,8 @@ pub trait Generations {
     /// Stores when a drain of the word of `slot` ends and when it began, and then, if the word stays timed, what guards it, and last that it has
     /// taken effect. All who do this at once store nearly the same.
     fn activate(&self, deployment: u16, slot: usize, drain: [u32; 2], guard: Option<Guard>);
-    /// Stores terms, if they change, and timing of a generation that is about to be.
-    fn prepare(&self, deployment: u16, slot: usize, terms: Option<&SwitchTerms>, timing: &Timing);
+    /// Stores terms and timing of a generation that is about to be.
+    fn prepare(&self, deployment: u16, slot: usize, terms: &SwitchTerms, timing: &Timing);
     /// Replaces a word, if it is still there. Returns the word that is there then.
     fn exchange(&self, deployment: u16, old: LiveWord, new: LiveWord) -> LiveWord;
 }

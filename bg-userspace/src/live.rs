@@ -255,10 +255,8 @@ impl Generations for Locked<'_> {
         }
     }
 
-    fn prepare(&self, deployment: u16, slot: usize, terms: Option<&SwitchTerms>, timing: &Timing) {
-        if let Some(terms) = terms {
-            self.words.terms.update(deployment.into(), |slots| slots[slot] = *terms);
-        }
+    fn prepare(&self, deployment: u16, slot: usize, terms: &SwitchTerms, timing: &Timing) {
+        self.words.terms.update(deployment.into(), |slots| slots[slot] = *terms);
         self.words.timing.update(deployment.into(), |slots| slots[slot] = *timing);
     }
 

@@ -53,10 +53,15 @@ impl Generations for Run<'_> {
         }
     }
 
-    fn prepare(&self, _deployment: u16, slot: usize, terms: Option<&SwitchTerms>, timing: &Timing) {
-        if let Some(terms) = terms {
-            let _ = self.does(|shared| shared.memory.terms[slot] = bytemuck::cast(*terms));
-        }
+    fn prepare(&self, _deployment: u16, slot: usize, terms: &SwitchTerms, timing: &Timing) {
+        let _ = self.does(|shared| {
+            let terms = bytemuck::cast(*terms);
+            shared.memory.terms[slot] = terms;
+            // A ramp is taken back while the word before it is in force, whose terms these replace.
+            if shared.known(timing.generation - 1).is_ramp {
+                shared.known(timing.generation - 2).terms_of_return = terms;
+            }
+        });
         // Nobody depends on when that was.
         let timing = Timing { made_at: 0, ..*timing };
         let _ = self.does(|shared| shared.memory.timing[slot] = bytemuck::cast(timing));

@@ -52,6 +52,10 @@ impl Memory {
 pub(crate) struct Known {
     /// Its terms.
     pub(crate) terms: [u64; 2],
+    /// Those that take back a ramp from it, once somebody has written them.
+    pub(crate) terms_of_return: [u64; 2],
+    /// Whether it comes by a ramp.
+    pub(crate) is_ramp: bool,
     /// Its share.
     pub(crate) share: u16,
     /// What has made it; zero is unknown.

@@ -111,7 +111,8 @@ fn check(shared: &mut Shared, packet: &Packet, decided: &Decided) {
     let word = decided.word;
     let generation = word.generation();
     let known = shared.known(generation).clone();
-    shared.is_at_fault_if(known.terms != decided.terms, Fault::ForeignTerms);
+    let is_of_return = known.terms_of_return != [0; 2] && known.terms_of_return == decided.terms;
+    shared.is_at_fault_if(known.terms != decided.terms && !is_of_return, Fault::ForeignTerms);
     // A packet may have made a guarded switch take effect before it was cancelled, and decide by it afterwards. If there is no guard,
     // the exchange of the word decides which was first.
     let is_watched = shared.watches.get(generation as usize).is_some_and(|watch| watch.colour.is_some());

@@ -244,6 +244,7 @@ fn published(shared: &mut Shared, old: LiveWord, new: LiveWord, terms: &SwitchTe
     shared.ramped = if is_growing { (new.generation(), old.target_share()) } else { (0, 0) };
 }
 
+    known.is_ramp = timing.ramp != 0;
 fn begin_window(run: &Run<'_>, stored: &Stored) -> Option<()> {
     let to = stored.to;
     if !stored.changed || to.is_taken_back() {

@@ -117,11 +117,9 @@ impl Generations for Maps {
     }
 
     #[inline(always)]
-    fn prepare(&self, deployment: u16, slot: usize, terms: Option<&SwitchTerms>, timing: &Timing) {
+    fn prepare(&self, deployment: u16, slot: usize, terms: &SwitchTerms, timing: &Timing) {
         #[cfg(feature = "explain")]
-        if let Some(terms) = terms {
-            super::steps::keep_terms(deployment, slot, terms);
-        }
+        super::steps::keep_terms(deployment, slot, terms);
         if EXPLAINS {
             return;
         }
@@ -132,9 +130,7 @@ impl Generations for Maps {
         };
         // SAFETY: slots of the maps. The exchange of the word orders these stores before it.
         unsafe {
-            if let Some(terms) = terms {
-                to_terms.write(*terms);
-            }
+            to_terms.write(*terms);
             to_timing.write(*timing);
         }
     }

@@ -12,7 +12,7 @@ use crate::{
     step::Step,
     world::{Generations, Guard, World, note},
 };
-use bg_common::{Cause, ClockId, Conditions, LiveFlags, LiveWord, SwitchTerms, Timing, Trips};
+use bg_common::{Cause, ClockId, Conditions, FULL_SHARE, LiveFlags, LiveWord, SwitchTerms, Timing, Trips};
 
 /// The live word in force. A packet reads it once. `judges`: whether the conditions of a switch are judged.
 #[inline(always)]
@@ -139,7 +139,7 @@ impl Return {
     }
 }
 
-/// The generation that takes back `word`. `None` if there is no next generation.
+/// The generation that takes back `word`. `None` if there is no next generation. A share that leaves new flows to both colours ends none of either.
 #[inline(always)]
 pub fn taken_back(
     word: LiveWord,
@@ -148,19 +148,12 @@ pub fn taken_back(
     tick: u32,
     why: Return,
 ) -> Option<(LiveWord, SwitchTerms, Timing)> {
-    let is_cut = timing.on_switch != 0;
-    let deadline = if is_cut { 0 } else { drain_deadline(tick, timing.drain_timeout) };
-    let order = Order { share: word.previous_share(), is_cut, drain_deadline: deadline, now: tick };
+    let (share, is_cut) = (word.previous_share(), timing.on_switch != 0);
+    let has_deadline = !is_cut && matches!(share, 0 | FULL_SHARE);
+    let deadline = if has_deadline { drain_deadline(tick, timing.drain_timeout) } else { 0 };
+    let order = Order { share, is_cut, drain_deadline: deadline, now: tick };
     let (new, new_terms) = next(word, terms, order)?;
     Some((new, new_terms, timing_of(new, timing, why)))
-}
-
-/// The generation that takes back `word` while its ramp goes on: the share before it. Nothing else changes, so the terms stay.
-#[inline(always)]
-fn called_off(word: LiveWord, in_force: LiveWord, timing: &Timing, why: Return) -> Option<(LiveWord, Timing)> {
-    let (flags, share) = (in_force.flags().without(LiveFlags::TIMED), timing.before.target_share());
-    let new = LiveWord::new(word.generation().checked_add(1)?, flags, word.target_share(), share);
-    Some((new, timing_of(new, timing, why)))
 }
 
 /// The timing of the generation that takes one back which had `timing`.
@@ -186,21 +179,18 @@ pub fn settle(deployment: u16, mut word: LiveWord, judges: bool, generations: &i
         }
         let slot = word.terms_slot();
         let Some(timing) = generations.timing(deployment, slot) else { break };
-        let why = match due(word, &timing, |clock| generations.now(clock)) {
+        // What is taken back, and where its terms are.
+        let (taken, taken_slot, why) = match due(word, &timing, |clock| generations.now(clock)) {
             Due::Nothing(in_force) => {
                 let is_judged = judges && timing.conditions != 0 && in_force.flags().has(LiveFlags::TIMED);
                 let conditions = if is_judged { generations.holding(deployment, word) } else { Conditions::NONE };
                 if conditions.is_empty() {
                     return in_force;
                 }
+                // While a ramp goes on, the word before it decides about open flows. The next generation's terms take the place of that
+                // word's, so packets that still go by it may meet them. They end no flow that will not be ended in a moment.
                 let why = Return { at: generations.now(ClockId::Boot), conditions };
-                if in_force.generation() != word.generation() {
-                    let Some((new, new_timing)) = called_off(word, in_force, &timing, why) else { return in_force };
-                    generations.prepare(deployment, new.terms_slot(), None, &new_timing);
-                    word = generations.exchange(deployment, word, new);
-                    continue;
-                }
-                why
+                (word.with_flags(in_force.flags()), in_force.terms_slot(), why)
             }
             Due::Activation(late) => {
                 let (tick, boot) = (generations.present_tick(), generations.now(ClockId::Boot));
@@ -218,14 +208,14 @@ pub fn settle(deployment: u16, mut word: LiveWord, judges: bool, generations: &i
                 }
                 continue;
             }
-            Due::Expiry => Return::expired(&timing),
+            Due::Expiry => (word, slot, Return::expired(&timing)),
         };
-        let Some(terms) = generations.terms_of(deployment, slot) else { break };
-        let Some((new, new_terms, new_timing)) = taken_back(word, &terms, &timing, generations.present_tick(), why)
+        let Some(terms) = generations.terms_of(deployment, taken_slot) else { break };
+        let Some((new, new_terms, new_timing)) = taken_back(taken, &terms, &timing, generations.present_tick(), why)
         else {
             break;
         };
-        generations.prepare(deployment, new.terms_slot(), Some(&new_terms), &new_timing);
+        generations.prepare(deployment, new.terms_slot(), &new_terms, &new_timing);
         word = generations.exchange(deployment, word, new);
     }
     word

@@ -71,6 +71,21 @@ fn without_a_confirmation_new_flows_go_back_at_the_deadline() {
 }
 
 #[test]
+fn a_share_that_comes_back_ends_no_flow_by_a_deadline() {
+    for (share, deadline) in [(0, NOW + 50), (3000, 0)] {
+        let host = at_the_beginning();
+        host.set_live(0, LiveWord::new(2, LiveFlags::NONE, 0, share), SwitchTerms::default());
+        let guarded = Timing { window: SECOND, revert_at: BOOT + SECOND, drain_timeout: 50, ..Timing::default() };
+        to_green(&host, false, guarded);
+        later(&host, SECOND);
+        new_flow(&host, 1);
+        let word = host.word(0);
+        assert_eq!((word.generation(), word.target_share(), word.flags()), (4, share, LiveFlags::DRAINING));
+        assert_eq!(host.terms(0)[word.terms_slot()].drain_deadline, deadline);
+    }
+}
+
+#[test]
 fn an_open_flow_is_enough_to_go_back() {
     let host = at_the_beginning();
     let guarded = Timing { window: SECOND, revert_at: BOOT + SECOND, ..Timing::default() };

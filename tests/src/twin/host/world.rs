@@ -249,9 +249,9 @@ impl Generations for Host {
         self.timing[usize::from(deployment)].set(timing);
     }
 
-    fn prepare(&self, deployment: u16, slot: usize, terms: Option<&SwitchTerms>, timing: &Timing) {
+    fn prepare(&self, deployment: u16, slot: usize, terms: &SwitchTerms, timing: &Timing) {
         let (mut all_terms, mut all_timing) = (self.terms(deployment), self.timings(deployment));
-        all_terms[slot] = terms.copied().unwrap_or(all_terms[slot]);
+        all_terms[slot] = *terms;
         all_timing[slot] = *timing;
         self.terms[usize::from(deployment)].set(all_terms);
         self.timing[usize::from(deployment)].set(all_timing);

@@ -66,8 +66,12 @@ fn ramp(trips: Trips) -> Watched {
 
 #[test]
 fn a_ramp_is_judged_by_its_flows_on_the_new_colour_and_called_off() {
-    for (vip, blue) in [(WEB, BLUE), (DNS6, "[2001:db8:1::11]:5353")] {
-        let mut watched = ramp(UNANSWERED);
+    const BLUE_DNS6: &str = "[2001:db8:1::11]:5353";
+    for (vip, blue, is_cut) in
+        [(WEB, BLUE, false), (DNS6, BLUE_DNS6, false), (WEB, BLUE, true), (DNS6, BLUE_DNS6, true)]
+    {
+        let ramp = Timing { activate_at: BOOT, ramp: 10 * SECOND, ..Timing::default() };
+        let mut watched = watched_with(UNANSWERED, Timing { drain_timeout: 50, on_switch: is_cut.into(), ..ramp });
         watched.pass(5 * TICKS);
         let (mut on_green, mut kept) = (0, None);
         while on_green < 200 {
@@ -80,26 +84,64 @@ fn a_ramp_is_judged_by_its_flows_on_the_new_colour_and_called_off() {
             }
         }
         assert_eq!(watched.host.trips(SHOP)[0].opened, 200);
+        let kept = kept.expect("one of 200");
+        watched.answer(&kept, SYN | ACK);
+        let segment = PacketSpec { flags: ACK, ..kept.first.clone() };
+        assert_eq!(sent_to(&watched.host, &segment), kept.backend);
         watched.pass(TICKS);
         watched.assert_stays();
         watched.pass(1);
-        let terms = watched.host.terms(SHOP);
-        watched.judge();
+        assert_eq!(watched.open(vip).backend, at(blue));
         let word = watched.host.word(SHOP);
-        assert_eq!((word.generation(), word.flags(), word.target_share()), (3, LiveFlags::NONE, 0));
-        assert_eq!(word.previous(), Colour::Green);
-        assert_eq!(watched.host.terms(SHOP), terms, "those in force");
+        assert_eq!((word.generation(), word.target_share(), word.previous()), (3, 0, Colour::Green));
+        // As it is with any switch that is taken back.
+        let now = watched.host.tick.get();
+        let drain = SwitchTerms { drain_deadline: now + 50, drain_began: now, ..SwitchTerms::default() };
+        let cut = SwitchTerms { ended_before: [0, 3], ..SwitchTerms::default() };
+        let expected = if is_cut { (LiveFlags::CUT, cut) } else { (LiveFlags::DRAINING, drain) };
+        assert_eq!((word.flags(), watched.host.terms(SHOP)[1]), expected);
         let timing = watched.host.timings(SHOP)[1];
         assert_eq!((timing.generation, timing.cause), (3, Cause::Tripped as u8));
         assert_eq!(timing.conditions, Conditions::UNANSWERED.0);
         for _ in 0..50 {
             assert_eq!(watched.open(vip).backend, at(blue));
         }
-        // Its open flows stay.
-        let kept = kept.expect("one of 200");
-        watched.answer(&kept, SYN | ACK);
-        assert_eq!(sent_to(&watched.host, &PacketSpec { flags: ACK, ..kept.first }), kept.backend);
+        if !is_cut {
+            watched.answer(&kept, ACK);
+            assert_eq!(sent_to(&watched.host, &segment), kept.backend);
+            watched.pass(50);
+        }
+        if kept.is_tcp {
+            is_reset(&watched.host, &segment);
+        } else {
+            assert_eq!(sent_to(&watched.host, &segment), at(blue));
+        }
     }
+}
+
+#[test]
+fn a_connection_of_a_ramp_that_was_called_off_gets_back_to_its_colour_though_its_row_is_lost() {
+    let mut watched = ramp(RESETS);
+    watched.pass(5 * TICKS);
+    let (mut on_green, mut kept) = (0, None);
+    while on_green < 200 {
+        let opened = watched.open(WEB);
+        if opened.backend == at(GREEN) {
+            on_green += 1;
+            watched.answer(&opened, if kept.is_some() { RST | ACK } else { SYN | ACK });
+            kept.get_or_insert(opened);
+        }
+    }
+    watched.judge();
+    assert!(watched.is_back());
+    watched.host.forget_flows();
+    let kept = kept.expect("one of 200");
+    let segment = PacketSpec { flags: ACK, ..kept.first.clone() };
+    assert_eq!(sent_to(&watched.host, &segment), at(BLUE));
+    let refusal = PacketSpec::tcp(at(BLUE), kept.client, RST);
+    assert_eq!(watched.host.egress(&refusal.frame()).action, Action::Drop);
+    assert_eq!(watched.host.events(Event::SecondChance), 1);
+    assert_eq!(sent_to(&watched.host, &segment), at(GREEN));
 }
 
 #[test]
@@ -152,7 +194,7 @@ fn a_ramp_is_judged_by_its_own_conditions_though_the_switch_before_it_had_some()
             assert_eq!((trips.opened, trips.reset), (200, 200));
             watched.judge();
             let word = watched.host.word(SHOP);
-            assert_eq!((word.generation(), word.flags(), word.target_share()), (3, LiveFlags::NONE, 0));
+            assert_eq!((word.generation(), word.flags(), word.target_share()), (3, LiveFlags::DRAINING, 0));
             for _ in 0..50 {
                 assert_eq!(watched.open(vip).backend, at(blue));
             }
