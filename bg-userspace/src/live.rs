@@ -170,6 +170,20 @@ impl Reading {
         Conditions(self.timing.conditions)
     }
 
+    /// Whether a ramp has begun, and not ended.
+    pub(crate) fn is_ramping(&self) -> bool {
+        let Timing { activate_at, ramp, clock, .. } = self.timing;
+        self.is_pending() && ramp != 0 && now(ClockId::from_u8(clock)) >= activate_at
+    }
+
+    /// The share before a ramp that was cancelled on its way, if a switch to `share` goes on with it.
+    pub(crate) fn before_ramp(&self, share: u16) -> Option<u16> {
+        let (before, reached) = (self.stored.previous_share(), self.stored.target_share());
+        let is_cancelled = self.cause() == Cause::Cancelled && self.timing.before != LiveWord::default();
+        let goes_on = (before < reached && reached < share) || (before > reached && reached > share);
+        (is_cancelled && goes_on).then_some(before)
+    }
+
     /// What has made the last generation.
     pub(crate) fn cause(&self) -> Cause {
         Cause::from_u8(self.timing.cause)

@@ -11,7 +11,7 @@ use crate::{
     config::{DivideBy, OnSwitch, Prefix, mode_name, protocol_name},
     hold::HeldLog,
     json,
-    live::{Reading, now},
+    live::Reading,
     maps::{self, Tables, TrafficCounters, Words},
     running::{Running, RunningDeployment, RunningService, UNSETTLED, address_of},
     show::{drain_timeout_of, on_switch_of},
@@ -321,12 +321,11 @@ fn deployment_status(
 }
 
 fn phase(reading: &Reading, has_draining_flows: bool) -> &'static str {
-    let (word, timing) = (reading.word, &reading.timing);
+    let word = reading.word;
     if reading.is_guarded() {
         "confirming"
     } else if reading.is_pending() {
-        let has_begun = timing.ramp != 0 && now(ClockId::from_u8(timing.clock)) >= timing.activate_at;
-        if has_begun { "ramping" } else { "scheduled" }
+        if reading.is_ramping() { "ramping" } else { "scheduled" }
     } else if word.target_share() != word.live().full_share() {
         "split"
     } else if word.flags().has(LiveFlags::DRAINING) && has_draining_flows {

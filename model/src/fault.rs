@@ -37,4 +37,6 @@ pub enum Fault {
     NotTripped,
     /// A condition takes a switch back to a colour that fails the same test.
     FromBadToBad,
+    /// A condition takes a switch back to a share that a ramp before it has reached on its way.
+    HalfWayBack,
 }

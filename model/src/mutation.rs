@@ -53,6 +53,8 @@ pub enum Mutation {
     ColourlessCount,
     /// A ramp that is cancelled leaves its word timed.
     ArmedCancel,
+    /// A switch that goes on with a ramp does not know where that began.
+    ForgottenRamp,
     /// A condition is armed that the old colour meets too.
     NoDisarm,
     /// Commands do not lock.

@@ -40,6 +40,13 @@ impl Reading {
         matches!(self.cause(), Cause::Expired | Cause::Tripped)
     }
 
+    pub(crate) fn before_ramp(&self, share: u16) -> Option<u16> {
+        let (before, reached) = (self.stored.previous_share(), self.stored.target_share());
+        let is_cancelled = self.cause() == Cause::Cancelled && self.timing.before != LiveWord::default();
+        let goes_on = (before < reached && reached < share) || (before > reached && reached > share);
+        (is_cancelled && goes_on).then_some(before)
+    }
+
     pub(crate) fn cause(&self) -> Cause {
         Cause::from_u8(self.timing.cause)
     }

@@ -10,7 +10,7 @@ use crate::{
     trips,
     watch::{Row, Watch},
 };
-use bg_common::{Cause, ClockId, Colour, Conditions, LiveFlags, LiveWord, SwitchTerms, Timing};
+use bg_common::{Cause, ClockId, Colour, Conditions, FULL_SHARE, LiveFlags, LiveWord, SwitchTerms, Timing};
 use bg_ebpf::policy::{
     switch::{Order, next},
     timed::{Due, due},
@@ -54,7 +54,12 @@ fn goal(command: Command, reading: &Reading) -> Option<u16> {
     let (word, pending) = (reading.word, reading.is_pending());
     match command {
         Command::Switch(switch) => Some(switch.share),
-        Command::Rollback if pending => Some(reading.timing.before.target_share()),
+        Command::Rollback if pending => {
+            let (stored, before) = (reading.stored, reading.timing.before);
+            // It has begun.
+            let is_ramping = word.target_share() != before.target_share();
+            Some(if is_ramping { stored.previous_share() } else { before.target_share() })
+        }
         Command::Rollback => {
             let is_back = reading.is_taken_back() || reading.cause() == Cause::Rollback;
             Some(word.previous_share()).filter(|share| *share != word.target_share() && !is_back)
@@ -97,13 +102,15 @@ fn cancel(run: &Run<'_>, reading: &Reading) -> Option<bool> {
     let (stored, word) = (reading.stored, reading.word);
     let before = reading.timing.before;
     let generation = stored.generation() + 1;
-    let is_moved = word.target_share() != before.target_share();
-    let previous = if is_moved { before.target_share() } else { before.previous_share() };
+    let share = stored.previous_share();
+    let is_on_the_way = word.target_share() != share;
+    let previous = if is_on_the_way { share } else { before.previous_share() };
     let is_armed = run.is(Mutation::ArmedCancel);
     let flags = if is_armed { word.flags() } else { word.flags().without(LiveFlags::TIMED) };
     let new = LiveWord::new(generation, flags, previous, word.target_share());
     let hold_until = reading.timing.hold_until;
-    let timing = Timing { generation, cause: Cause::Cancelled as u8, hold_until, ..Timing::default() };
+    let before = if is_on_the_way { before } else { LiveWord::default() };
+    let timing = Timing { before, generation, cause: Cause::Cancelled as u8, hold_until, ..Timing::default() };
     let slot = new.terms_slot();
     let is_due = || {
         let [is_due] = run.step(|shared| {
@@ -153,6 +160,9 @@ fn exchange(run: &Run<'_>, reading: &Reading, command: Command, share: u16, unti
     let cause = if command == Command::Rollback { Cause::Rollback } else { Cause::Switch };
     let order = Order { share, is_cut: switch.is_cut, drain_deadline: 0, now: TICK };
     let (new, terms) = next(reading.stored, &reading.terms, order)?;
+    let is_whole = matches!(share, 0 | FULL_SHARE) && !run.is(Mutation::ForgottenRamp);
+    let back_to = reading.before_ramp(share).filter(|_| is_whole);
+    let new = back_to.map_or(new, |share| LiveWord::new(new.generation(), new.flags(), share, new.target_share()));
     let boot = run.clock()?;
     let activate_at = match (switch.at, switch.is_ramp) {
         (Some(moment), _) => instant(moment).max(boot),
@@ -234,6 +244,7 @@ fn published(shared: &mut Shared, old: LiveWord, new: LiveWord, terms: &SwitchTe
     known.share = new.target_share();
     known.cause = timing.cause;
     known.is_guarded = is_guarded;
+    known.is_ramp = timing.ramp != 0;
     known.active_at = active_at;
     known.deadline = match (is_guarded, active_at) {
         (false, _) => 0,
@@ -244,7 +255,6 @@ fn published(shared: &mut Shared, old: LiveWord, new: LiveWord, terms: &SwitchTe
     shared.ramped = if is_growing { (new.generation(), old.target_share()) } else { (0, 0) };
 }
 
-    known.is_ramp = timing.ramp != 0;
 fn begin_window(run: &Run<'_>, stored: &Stored) -> Option<()> {
     let to = stored.to;
     if !stored.changed || to.is_taken_back() {

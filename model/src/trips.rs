@@ -7,7 +7,7 @@ use crate::{
     run::Run,
     watch::{Awaited, Row, Watch},
 };
-use bg_common::{Colour, Conditions, LiveWord, Trips};
+use bg_common::{Cause, Colour, Conditions, FULL_SHARE, LiveWord, Trips};
 use bg_ebpf::{flow::memory::Words, policy::trips::holding};
 use std::{cell::Cell, mem::offset_of};
 
@@ -165,6 +165,10 @@ pub(crate) fn tripped(shared: &mut Shared, old: LiveWord, new: LiveWord, fails: 
     shared.is_at_fault_if(watch.colour.is_none(), Fault::NotGuarded);
     shared.is_at_fault_if(!watch.opened || !watch.reset, Fault::FalseTrip);
     shared.is_at_fault_if(now < watch.begins, Fault::EarlyTrip);
+    let before = shared.known(old.generation() - 1);
+    let is_half_way = before.cause == Cause::Cancelled as u8 && !matches!(before.share, 0 | FULL_SHARE);
+    let is_back_there = is_half_way && before.share == new.target_share();
+    shared.is_at_fault_if(is_back_there, Fault::HalfWayBack);
     let back_to = if new.target_share() == 0 { Colour::Blue } else { Colour::Green };
     shared.is_at_fault_if(fails[back_to as usize], Fault::FromBadToBad);
 }

@@ -110,6 +110,12 @@ fn a_ramp_is_judged_while_it_goes_on() {
 }
 
 #[test]
+fn a_ramp_that_goes_on_with_another_is_taken_back_to_where_that_began() {
+    let ramp = switch(WATCHED.ramp());
+    check_if(&[Green], &[ramp, ramp], 1, 2, &["moved", "cancelled", "tripped", "all returned"]);
+}
+
+#[test]
 fn a_ramp_is_judged_by_its_own_flows_whatever_was_judged_before() {
     let back = switch(BLUE.ramp().watched());
     check_if(&[Blue], &[switch(WATCHED), back], 1, 2, &["tripped", "all returned"]);
@@ -200,6 +206,8 @@ fn each_fault_of_the_conditions_is_found() {
     finds_repeated(Mutation::BlindConfirm, &[switch(WATCHED.at(1)), Confirm], 2, Fault::Forgotten);
     finds(Mutation::HastyCancel, &[switch(WATCHED.ramp()), Confirm, Rollback], 1, 1, Fault::ForeignTerms);
     finds(Mutation::ArmedCancel, &[switch(WATCHED.ramp()), Rollback], 1, 2, Fault::LeftArmed);
+    let ramp = switch(WATCHED.ramp());
+    finds(Mutation::ForgottenRamp, &[ramp, ramp], 1, 2, Fault::HalfWayBack);
     let back = switch(BLUE.ramp().watched());
     finds_if(&[Blue], Mutation::ColourlessCount, &[switch(WATCHED), back], 1, 2, Fault::NotTripped);
     finds_if(&[Blue, Green], Mutation::NoDisarm, &watched, 1, 1, Fault::FromBadToBad);

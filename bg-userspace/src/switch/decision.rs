@@ -83,7 +83,8 @@ impl Goal {
             return Ok(goal(colour.full_share()));
         }
         if reading.is_pending() {
-            return Ok(goal(reading.timing.before.target_share()));
+            let (stored, before) = (reading.stored, reading.timing.before);
+            return Ok(goal(if reading.is_ramping() { stored.previous_share() } else { before.target_share() }));
         }
         let back = if word.previous() == live { word.previous_share() } else { word.previous().full_share() };
         if back == word.target_share() {

@@ -188,13 +188,17 @@ impl Instance {
             return Err(Refusal::GenerationsExhausted { deployment: name.to_owned() }.into());
         };
         let before = reading.timing.before;
-        let is_moved = word.target_share() != before.target_share();
-        let previous = if is_moved { before.target_share() } else { before.previous_share() };
+        // The share before the ramp, or before the first of several that go on with each other.
+        let share = stored.previous_share();
+        let is_on_the_way = word.target_share() != share;
+        let previous = if is_on_the_way { share } else { before.previous_share() };
         // That has the flag HOLD as `stored` has it.
         let flags = word.flags().without(LiveFlags::TIMED);
         let new = LiveWord::new(generation, flags, previous, word.target_share());
         // The terms in its slot are those of the word in force, and stay.
         let timing = Timing {
+            // A switch that goes on with the ramp has to know of it.
+            before: if is_on_the_way { before } else { LiveWord::default() },
             generation,
             cause: Cause::Cancelled as u8,
             made_at: now(ClockId::Boot),
@@ -242,6 +246,9 @@ impl Instance {
         let (word, is_cut) = (reading.stored, on_switch == OnSwitch::Cut);
         let Next { word: new, terms: new_terms, drain_timeout } =
             self.next(name, row, (word, &reading.terms), &goal, on_switch)?;
+        // What goes on with a ramp goes back to where that began.
+        let back_to = reading.before_ramp(goal.share).filter(|_| goal.is_whole());
+        let new = back_to.map_or(new, |share| LiveWord::new(new.generation(), new.flags(), share, new.target_share()));
         let (boot, boot_at) = (now(ClockId::Boot), Instant::now());
         let nanos = |time: Option<Duration>| time.map_or(0, |time| time.as_nanos() as u64);
         let (activate_at, at_clock) = match (request.at, request.ramp) {

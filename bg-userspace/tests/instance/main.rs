@@ -28,6 +28,7 @@ mod namespaces;
 mod neighbours;
 mod one_or_none;
 mod pin_root;
+mod ramps;
 mod show;
 mod splits;
 mod state;
