@@ -147,6 +147,10 @@ impl Instance {
             let thaw = || Change { reason: reason.map(str::to_owned), ..change(deployment, Action::Thaw, state) };
             let change = over.map_or_else(thaw, |until| by_itself(deployment, state, until));
             self.record_hold(deployment, Action::Thaw, [change], recording)?;
+        } else {
+            // This may be the repetition of one that was killed before it was recorded.
+            let missed = self.state.record(Some(&self.words), recording, &[]).err();
+            self.state.warn(missed.map(|error| format!("{:#}", anyhow::Error::from(error))));
         }
         let Played { packets: played_back, expired, .. } = played;
         Ok(Thawed { deployment: deployment.to_owned(), changed, state, played_back, expired, at })

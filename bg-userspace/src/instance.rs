@@ -59,8 +59,8 @@ impl Instance {
     }
 
     /// The present problems with the state directory, one sentence each: it belongs to another instance, the instance keeps its
-    /// state elsewhere, part of it cannot be parsed, it cannot be read or does not respond. Records what the data path has done by
-    /// itself, and changes nothing else.
+    /// state elsewhere, part of it cannot be parsed, it cannot be read or does not respond. Records what nobody has recorded, the data path's own
+    /// changes and those of processes that were killed, and changes nothing else.
     pub fn check_state(&self) -> Vec<String> {
         self.state.check(&self.words)
     }

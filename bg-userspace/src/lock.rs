@@ -8,7 +8,7 @@
 //! | the pin root | attach, detach and apply, which change pins or tables, as long as they run |
 //! | its `maps` | a switch, which changes a live word, from writing the terms to the end of the fence. It is separate, so that a stuck apply never blocks an emergency rollback |
 //! | its `links` | a freeze, or what plays held packets back, which opens and closes queues. It is separate, so that no switch waits for many packets |
-//! | its `programs` | shared: a switch until it is recorded, so that nobody takes it for a killed switch |
+//! | its `programs` | shared: a switch, or an apply, until it is recorded, so that nobody takes it for a killed one |
 //!
 //! The state directory has its own lock, the file `history.lock`. It is locked when the change is done.
 //!
@@ -30,7 +30,7 @@ use rustix::{fs::FlockOperation, io::Errno};
 
 use crate::{
     Error, Paths,
-    history::{HistoryError, is_private, make_private, open_lock, prepare_state_dir},
+    history::{HistoryError, LOCK, is_private, make_private, open_lock, prepare_state_dir},
 };
 
 /// A held lock. Dropping it releases the lock.
@@ -102,7 +102,7 @@ impl Lock {
     /// The lock of the journal and of the last live colours.
     pub(crate) fn history(state_dir: &Path) -> Result<Self, Error> {
         prepare_state_dir(state_dir)?;
-        let path = state_dir.join("history.lock");
+        let path = state_dir.join(LOCK);
         let open = || open_lock(&path).map_err(|source| HistoryError::Io { doing: "open", path: path.clone(), source });
         let locked = lock(&path, || open().map(Some).map_err(Error::from), Duration::from_secs(2))?;
         Ok(Self { file: locked })
@@ -113,7 +113,7 @@ impl Lock {
     }
 }
 
-/// The lock that a switch holds from before its exchange until it is recorded. It is shared.
+/// The lock that whoever changes a live word holds from before the change until it is recorded. It is shared.
 #[derive(Debug)]
 pub(crate) struct Recording(File);
 

@@ -51,7 +51,7 @@ use self::work::Work;
 use crate::{
     Error, Instance, Paths, Refusal,
     config::Config,
-    lock::Lock,
+    lock::{Lock, Recording},
     maps::{Heads, Tables, Words},
     net, pins,
     plan::{self, Plan},
@@ -95,6 +95,7 @@ fn apply(instance: &Instance, state: &State, config: &Config, request: &ApplyReq
     let tables = Tables::open(paths)?;
     let running = Running::read(words, &tables)?;
     let mut diff = instance.diff(config, &tables, &running, &recalled)?;
+    let recording = Recording::begin(paths);
     let mut changes = deployments::planned(&diff, &running, request);
     let pending = if diff.is_empty() {
         Pending::begin(paths, &lock, &[])
@@ -123,14 +124,20 @@ fn apply(instance: &Instance, state: &State, config: &Config, request: &ApplyReq
     };
     let plan = diff.into_plan();
     keep_neighbours(paths, config);
-    remember(state, words, &deployments::made(words, &recalled, changes), &pending)?;
+    remember(state, words, recording, &deployments::made(words, &recalled, changes), &pending)?;
     Ok(plan)
 }
 
 /// Updates the state directory, after everything else is done.
-fn remember(state: &State, words: &Words, changes: &[Change], pending: &Pending) -> Result<(), Error> {
+fn remember(
+    state: &State,
+    words: &Words,
+    recording: Option<Recording>,
+    changes: &[Change],
+    pending: &Pending,
+) -> Result<(), Error> {
     state.move_in();
-    state.record_pending(Some(words), None, changes, pending).map_err(|source| {
+    state.record_pending(Some(words), recording, changes, pending).map_err(|source| {
         let done = if changes.is_empty() { "there was nothing to apply" } else { "the apply is done" };
         Error::DoneNotRecorded { done: done.to_owned(), source: Box::new(source) }
     })

@@ -11,6 +11,8 @@ use super::{
 pub(super) const JOURNAL: &str = "history.jsonl";
 /// The name of the file with the journal's head.
 pub(super) const HEAD: &str = "history.head";
+/// The name of the file that whoever writes the others locks.
+pub(crate) const LOCK: &str = "history.lock";
 /// The name of the file with the last live colours.
 pub(super) const LAST_LIVE: &str = "live.json";
 

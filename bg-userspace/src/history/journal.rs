@@ -10,8 +10,10 @@ use std::{
     io::{self, Write as _},
     os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
+
+use rustix::fs::FlockOperation;
 
 use super::{
     ask::ask,
@@ -112,7 +114,25 @@ impl History {
 
     /// Checks the chain. Waits at most `patience` for a file system that may not respond.
     pub fn verify_within(&self, patience: Duration) -> Result<Verified, Error> {
-        ask(&self.directory, patience, None, || Ok(verify(&self.content()?, &self.notes.read())))
+        ask(&self.directory, patience, None, || {
+            let lock = self.lock_to_read(patience / 2);
+            let (content, notes) = (self.content()?, self.notes.read());
+            drop(lock);
+            Ok(verify(&content, &notes))
+        })
+    }
+
+    /// Whoever appends a record holds this lock until it is noted. Without it, nobody has written here, the caller may not, or the wait was too long.
+    fn lock_to_read(&self, patience: Duration) -> Option<File> {
+        let lock = File::open(self.directory.join(directory::LOCK)).ok()?;
+        let start = Instant::now();
+        while rustix::fs::flock(&lock, FlockOperation::NonBlockingLockShared).is_err() {
+            if start.elapsed() >= patience {
+                return None;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Some(lock)
     }
 
     /// Reads the records, of one deployment or of all. A journal that does not exist is empty.
@@ -150,12 +170,12 @@ impl Journal {
 }
 
 /// Sorts the changes of each deployment's live word by generation. Generations may start anew when a deployment is added or removed, or with a
-/// record about a change that was found in the kernel, so nothing is moved past one of these.
+/// record about a state that was restored, so nothing is moved past one of these.
 fn put_in_order(records: &mut [Record]) {
     let mut runs: HashMap<String, Vec<usize>> = HashMap::new();
     for index in 0..records.len() {
         let record = &records[index];
-        if !record.action.is_of_word() {
+        if !record.is_of_word() {
             if record.action == Action::Recovered || record.from.is_none() || record.to.is_none() {
                 runs.remove(&record.deployment);
             }

@@ -30,6 +30,8 @@ pub struct LastLive {
     pub instance: Option<Writer>,
     /// The entries, by the deployment's name.
     pub deployments: BTreeMap<String, Entry>,
+    /// What may have no record, by the deployment's name.
+    pub unrecorded: BTreeMap<String, Unrecorded>,
     /// The parts that could not be parsed, in words. They are not in `deployments`.
     pub problems: Vec<String>,
     /// Names of the deployments whose entries could not be parsed; `None` if the whole file could not be parsed.
@@ -75,6 +77,38 @@ pub struct Entry {
     /// Keys that this version does not know.
     #[serde(flatten)]
     pub(crate) other: Map<String, Value>,
+}
+
+/// What was not recorded yet when a later generation of the deployment was. Whoever had made it was about to record it, or had been killed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unrecorded {
+    /// Until this state, everything is recorded.
+    pub after: Option<Moment>,
+    /// Later states that were found, in the order of their generations.
+    pub found: Vec<Found>,
+}
+
+/// A state of a deployment that was found in the kernel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Found {
+    /// The state.
+    #[serde(flatten)]
+    pub moment: Moment,
+    /// When it was made, if that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at: Option<jiff::Timestamp>,
+}
+
+impl Unrecorded {
+    /// Adds a state, unless it is recorded or known already.
+    pub(crate) fn add(&mut self, found: Found) {
+        let generation = |found: &Found| found.moment.generation;
+        let place = self.found.partition_point(|there| generation(there) < generation(&found));
+        let is_there = self.found.get(place).is_some_and(|there| generation(there) == generation(&found));
+        if !is_there && self.after.is_none_or(|after| after.generation < generation(&found)) {
+            self.found.insert(place, found);
+        }
+    }
 }
 
 impl From<Moment> for Entry {
@@ -129,6 +163,12 @@ impl LastLive {
             match serde_json::from_value(writer) {
                 Ok(writer) => last.instance = Some(writer),
                 Err(error) => last.problems.push(format!("{path}: \"instance\" cannot be understood ({error})")),
+            }
+        }
+        if let Some(unrecorded) = other.remove("unrecorded") {
+            match serde_json::from_value(unrecorded) {
+                Ok(unrecorded) => last.unrecorded = unrecorded,
+                Err(error) => last.problems.push(format!("{path}: \"unrecorded\" cannot be understood ({error})")),
             }
         }
         let entries = match other.remove("deployments") {
@@ -186,6 +226,9 @@ impl LastLive {
             content.insert("instance".to_owned(), serde_json::to_value(writer)?);
         }
         content.insert("deployments".to_owned(), serde_json::to_value(&self.deployments)?);
+        if !self.unrecorded.is_empty() {
+            content.insert("unrecorded".to_owned(), serde_json::to_value(&self.unrecorded)?);
+        }
         content.extend(self.other.clone());
         let mut bytes = serde_json::to_vec_pretty(&content)?;
         bytes.push(b'\n');

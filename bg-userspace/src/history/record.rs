@@ -48,20 +48,6 @@ impl Action {
         }
     }
 
-    /// Whether it changes the live word, or the time when that changes.
-    pub(super) const fn is_of_word(self) -> bool {
-        matches!(
-            self,
-            Self::Switch
-                | Self::Rollback
-                | Self::Split
-                | Self::Confirm
-                | Self::Activated
-                | Self::Expired
-                | Self::Tripped
-        )
-    }
-
     /// Its name in the journal.
     pub const fn name(self) -> &'static str {
         match self {
@@ -81,6 +67,9 @@ impl Action {
         }
     }
 }
+
+/// The reason in the first record of a life of the instance whose state directory held another state.
+pub(crate) const OTHER_LIFE: &str = "the state directory held the state of another instance, or of an earlier life of this one; the running state counts";
 
 /// One line of the journal.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -117,6 +106,38 @@ pub struct Record {
 }
 
 impl Record {
+    /// Whether generations before it are of another life of the instance, or of an earlier deployment of this name.
+    pub(crate) fn begins_life(&self) -> bool {
+        self.from.is_none() || (self.action == Action::Recovered && self.reason.as_deref() == Some(OTHER_LIFE))
+    }
+
+    /// Whether it is about a change of the live word, or of the time when that changes.
+    pub(super) fn is_of_word(&self) -> bool {
+        match self.action {
+            Action::Switch
+            | Action::Rollback
+            | Action::Split
+            | Action::Confirm
+            | Action::Activated
+            | Action::Expired
+            | Action::Tripped => true,
+            // Such a record may come after that of a later change.
+            Action::Recovered => !self.begins_life() && self.to.is_some_and(|to| self.covers(to.generation)),
+            Action::Apply | Action::Freeze | Action::Thaw | Action::Attach | Action::Detach => false,
+        }
+    }
+
+    /// The state before, in the same life.
+    pub(crate) fn before(&self) -> Option<Moment> {
+        self.from.filter(|_| !self.begins_life())
+    }
+
+    /// Whether it tells how a generation was made, in the same life.
+    pub(crate) fn covers(&self, generation: u32) -> bool {
+        let Some(to) = self.to else { return false };
+        self.before().map_or(to.generation, |before| before.generation + 1) <= generation && generation <= to.generation
+    }
+
     /// A record of a change that this process makes now, without the change.
     pub(crate) fn of_this_process() -> Self {
         let words: Vec<_> = std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();

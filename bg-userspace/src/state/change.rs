@@ -34,6 +34,11 @@ pub(crate) struct Change {
 }
 
 impl Change {
+    /// Whether it has created its deployment.
+    pub(super) fn begins(&self) -> bool {
+        self.from.is_none()
+    }
+
     /// The record of the change, made by the process and at the time of `template`.
     pub(super) fn record(&self, template: &Record) -> Record {
         let Self { deployment, interfaces, action, from, to, reason, unconfirmed, receipt, at, by_kernel, .. } =

@@ -8,6 +8,10 @@
 //! `live.json` has the identity from `meta`. In one life of an instance, generations only grow. So if an entry
 //! is behind, the change was not recorded: its process was killed, or a load balancer has flipped the
 //! word itself. An entry from another life says nothing about this one, whether it is ahead or behind.
+//!
+//! A change that is not recorded may also be one that its process is about to record. Nobody can tell which it is, unless no process is between a change
+//! and its record (the lock `programs`). So while there is one, whoever records a later change of the deployment notes in `live.json` what
+//! it has found unrecorded, and the next command that is alone looks in the journal which of that still is.
 
 mod catch_up;
 mod change;
@@ -87,15 +91,14 @@ impl State {
         }
     }
 
-    /// The problems with the state directory, for a command that only reads. Records what the data path has done by itself: whoever looks wants to know
-    /// it, and the next reboot forgets it.
+    /// The problems with the state directory, for a command that only reads. Records what nobody has recorded: whoever looks wants to know it, and the
+    /// next reboot forgets it.
     pub(crate) fn check(&self, words: &Words) -> Vec<String> {
         let told = |error: Error| format!("{:#}", anyhow::Error::from(error));
         let looked = ask(&self.home, Duration::from_secs(2), None, || recall::check(self, &running(words)));
         let (mut warnings, is_behind) = looked.unwrap_or_else(|error| (vec![told(error)], false));
-        if is_behind {
-            let not_recorded =
-                |error| format!("what the data path has done by itself could not be recorded: {}", told(error));
+        if is_behind || !Pending::of_others(&self.paths).left_over.is_empty() {
+            let not_recorded = |error| format!("what nobody has recorded yet could not be recorded: {}", told(error));
             self.warn(self.record(Some(words), None, &[]).err().map(not_recorded));
             let more = self.take_warnings().into_iter().filter(|warning| !warnings.contains(warning));
             warnings.extend(more.collect::<Vec<_>>());

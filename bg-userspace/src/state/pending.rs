@@ -2,7 +2,7 @@
 //!
 //! A change of interfaces or of a configuration leaves no generation from which it could be seen later that nobody has recorded it. So it
 //! is written down where no disk is needed, before anything is changed, and once more when it is done. Whoever records it removes
-//! the link. If the process is killed, or the state directory cannot be written, the next command that changes something records it, with
+//! the link. If the process is killed, or the state directory cannot be written, the next command records it, with
 //! the time and the user of the command that made it.
 //!
 //! Whoever changes interfaces or a configuration holds the instance's lock. So under that lock, every link is of a process that has ended or is

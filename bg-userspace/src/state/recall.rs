@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::Path};
 
 use serde::{Deserialize, Serialize};
 
-use super::{catch_up::is_new, directory::State, owner, running::Running};
+use super::{catch_up::is_new, change::Change, directory::State, owner, running::Running};
 use crate::{
     Error,
     history::{Action, Entry, History, LastLive, Moment, Record},
@@ -65,7 +65,7 @@ pub(super) fn salvage(last: &mut LastLive, state_dir: &Path) -> Result<(), Error
     Ok(())
 }
 
-/// Warnings about the state directory for the operator, and whether the data path has done something by itself that is not recorded.
+/// Warnings about the state directory for the operator, and whether something may not be recorded.
 pub(super) fn check(state: &State, running: &[Running]) -> Result<(Vec<String>, bool), Error> {
     let mut warnings = Vec::from_iter(owner::mismatch(state));
     let last = LastLive::load(&state.home)?;
@@ -80,10 +80,13 @@ pub(super) fn check(state: &State, running: &[Running]) -> Result<(Vec<String>, 
         ));
     }
     let is_behind = |Running { name, past, now, .. }: &Running| {
-        let known = last.deployments.get(name);
-        known.is_some() && past.changes.iter().any(|change| is_new(known, change, now.generation))
+        last.deployments.get(name).is_some_and(|known| {
+            let is_new = |change: &Change| is_new(Some(known), change, now.generation);
+            known.moment.generation < now.generation || past.changes.iter().any(is_new)
+        })
     };
-    Ok((warnings, !is_other_life && running.iter().any(is_behind)))
+    let is_behind = !last.unrecorded.is_empty() || running.iter().any(is_behind);
+    Ok((warnings, !is_other_life && is_behind))
 }
 
 /// Whether another instance has written the file.

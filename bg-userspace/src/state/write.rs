@@ -1,7 +1,9 @@
 //! Writing the state directory: the journal first, then the last live colours.
 
+use std::collections::BTreeMap;
+
 use super::{
-    catch_up::{CatchUp, OTHER_LIFE, recover},
+    catch_up::{CatchUp, of_this_life},
     change::Change,
     directory::{State, identity_at},
     owner,
@@ -46,7 +48,7 @@ impl Job<'_> {
                 return Err(error);
             }
             warnings.push(error.to_string());
-            self.append_changes(&history)?;
+            self.append_changes(&history, &before)?;
             return Ok(warnings);
         }
         warnings.extend(before.problems.iter().cloned());
@@ -68,27 +70,49 @@ impl Job<'_> {
         recall::salvage(&mut last, state_dir)?;
         let known = last.deployments.clone();
         let of = |name: &str| self.changes.iter().find(|change| change.deployment == name);
-        for running in &running {
-            let known = known.get(&running.name);
-            let then = match of(&running.name) {
-                None => Some(running.now),
-                // It has created the deployment.
-                Some(Change { from: None, .. }) => None,
-                Some(Change { past: None, to, .. }) => *to,
+        let catch_up = |name, running, unrecorded| CatchUp {
+            history: &history,
+            template: self.template,
+            name,
+            running,
+            known: known.get(name),
+            is_alone,
+            own: of(name),
+            unrecorded,
+        };
+        // What was found of deployments that are gone, or of an earlier life. Their processes are gone, too.
+        let is_over = |name: &String| {
+            let (change, is_running) = (of(name), running.iter().any(|running| running.name == *name));
+            is_other_life || change.is_some_and(Change::begins) || (is_alone && !is_running && change.is_none())
+        };
+        let (over, noted): (BTreeMap<_, _>, _) =
+            std::mem::take(&mut last.unrecorded).into_iter().partition(|(name, _)| is_over(name));
+        last.unrecorded = noted;
+        for (name, unrecorded) in &over {
+            CatchUp { own: None, ..catch_up(name, None, Some(unrecorded.clone())) }.close(u32::MAX)?;
+        }
+        let is_there = |change: &&Change| running.iter().any(|running| running.name == change.deployment);
+        let removed = self.changes.iter().filter(|change| change.to.is_none() && !is_there(change));
+        let removed = removed.map(|change| (change.deployment.as_str(), None));
+        let all = running.iter().map(|running| (running.name.as_str(), Some(running)));
+        for (name, running) in all.chain(removed) {
+            let change = of(name);
+            let then = match change {
+                None => running.map(|running| running.now),
+                Some(Change { past: None, to: Some(to), .. }) => Some(*to),
                 Some(Change { from, .. }) => *from,
             };
-            let Some(then) = then else { continue };
+            // This process has created the deployment.
+            let Some(then) = then.filter(|_| !change.is_some_and(Change::begins)) else { continue };
             if is_other_life {
-                let known = known.map(|known| known.moment).filter(|known| *known != then);
-                if known.is_some() {
-                    recover(&history, self.template, running, known, then, None, OTHER_LIFE)?;
-                }
-            } else {
-                let past = of(&running.name).and_then(|change| change.past.as_ref());
-                CatchUp { history: &history, template: self.template, running, known, is_alone }.run(then, past)?;
+                catch_up(name, running, None).begin_life(then)?;
+            } else if self.writes(&before, change, is_alone) {
+                let mut catch_up = catch_up(name, running, last.unrecorded.remove(name));
+                catch_up.run(then, change.and_then(|change| change.past.as_ref()))?;
+                last.unrecorded.extend(catch_up.unrecorded.map(|unrecorded| (name.to_owned(), unrecorded)));
             }
         }
-        self.append_changes(&history)?;
+        self.append_changes(&history, &before)?;
         for running in &running {
             let Running { name, now, lasting, scheduled, rolled_back, past } = running;
             let change = of(name);
@@ -96,14 +120,11 @@ impl Job<'_> {
             if let Some(to) = change.and_then(|change| change.to).filter(|_| is_alone) {
                 let activated = change.is_some_and(|change| change.is_in_force);
                 let own = Entry { activated, ..Entry::from(to) };
-                // Another process may have made a later change, and recorded it before.
-                let later = known.filter(|known| !is_other_life && known.moment.generation > to.generation);
-                let known = Some(later.unwrap_or(&own));
-                CatchUp { history: &history, template: self.template, running, known, is_alone }.run(*now, None)?;
+                CatchUp { known: Some(&own), own: None, ..catch_up(name, Some(running), None) }.run(*now, None)?;
             }
             let known = known.map(|entry| entry.moment);
             // If an entry stays behind, another process is about to record its change.
-            if is_other_life || before.instance.is_none() || change.is_some() || is_alone {
+            if self.writes(&before, change, is_alone) {
                 let stale = change.and_then(|change| change.to).filter(|to| to.generation < now.generation);
                 let known = known.filter(|known| !is_other_life && known.generation <= now.generation);
                 let entry = match stale {
@@ -151,9 +172,28 @@ impl Job<'_> {
         }
     }
 
-    fn append_changes(&self, history: &History) -> Result<(), Error> {
-        let append = |change: &Change| self.pending.record(change, || history.append(&change.record(self.template)));
-        Ok(self.changes.iter().try_for_each(append)?)
+    /// Whether the state of a deployment is written. If not, another process is about to record its change.
+    fn writes(&self, before: &LastLive, change: Option<&Change>, is_alone: bool) -> bool {
+        is_alone || change.is_some() || before.instance.is_none() || recall::is_of_another_life(self.state, before)
+    }
+
+    fn append_changes(&self, history: &History, before: &LastLive) -> Result<(), Error> {
+        let append = |change: &Change| match self.is_recorded(history, before, change)? {
+            true => Ok(()),
+            false => Ok(history.append(&change.record(self.template))?),
+        };
+        self.changes.iter().try_for_each(|change| self.pending.record(change, || append(change)))
+    }
+
+    /// Whether somebody else has recorded a change of the live word, because this process could not get the lock by which others know of it.
+    fn is_recorded(&self, history: &History, before: &LastLive, change: &Change) -> Result<bool, Error> {
+        let (Some(from), Some(to)) = (change.from, change.to) else { return Ok(false) };
+        let known = before.deployments.get(&change.deployment).map(|known| known.moment.generation);
+        let is_late = from.generation < to.generation && known.is_some_and(|known| known >= to.generation);
+        if !is_late || recall::is_of_another_life(self.state, before) {
+            return Ok(false);
+        }
+        Ok(of_this_life(history, &change.deployment)?.iter().any(|record| record.covers(to.generation)))
     }
 
     /// Records a change that another process has not recorded.

@@ -27,6 +27,7 @@ mod lost;
 mod namespaces;
 mod neighbours;
 mod one_or_none;
+mod overtaken;
 mod pin_root;
 mod ramps;
 mod show;

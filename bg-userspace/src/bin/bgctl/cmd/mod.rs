@@ -36,9 +36,14 @@ use crate::{
 pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
     let global = &args.global;
     let (looks, changes) = match &args.command {
-        Command::Doctor(_) | Command::Plan(_) | Command::Status(_) | Command::Flows(_) | Command::History(_) => {
-            (true, false)
-        }
+        Command::Doctor(_)
+        | Command::Plan(_)
+        | Command::Show
+        | Command::Status(_)
+        | Command::Drain(_)
+        | Command::Flows(_)
+        | Command::Explain(_)
+        | Command::History(_) => (true, false),
         Command::Switch(Switch { change: Change { dry_run, .. }, .. })
         | Command::Rollback(Rollback { change: Change { dry_run, .. }, .. })
         | Command::Split(Split { dry_run, .. }) => (*dry_run, !dry_run),
