@@ -125,7 +125,10 @@ impl CatchUp<'_> {
 
     /// The records of the deployment in this life, oldest first.
     fn records(&self) -> Result<Vec<Record>, Error> {
-        of_this_life(self.history, self.name)
+        let records = of_this_life(self.history, self.name)?;
+        // Another deployment had this name before.
+        let is_over = self.running.is_some() && records.iter().any(|record| record.to.is_none());
+        Ok(if is_over { Vec::new() } else { records })
     }
 
     /// A state as its record has it, which knows its colour for certain.

@@ -164,6 +164,24 @@ fn whoever_comes_next_records_what_a_killed_command_did_while_another_was_record
 }
 
 #[test]
+fn who_only_looks_records_what_another_has_noted_and_what_nobody_has() {
+    let lab = running();
+    let killed = Stopped::new(&lab, &["switch", "shop"]);
+    // It makes no generation.
+    let other = Stopped::new(&lab, &["freeze", "mail", "--max", "10ms"]);
+    killed.kill();
+    assert_eq!(lab.run(&["switch", "shop"]).0, 0);
+    other.kill();
+    assert_eq!(told(&lab, "shop")[1..], [(Action::Switch, 2, 3)]);
+    lab.instance().check_state();
+    assert_eq!(told(&lab, "shop")[1..], [(Action::Recovered, 1, 2), (Action::Switch, 2, 3)]);
+
+    Stopped::new(&lab, &["switch", "shop"]).kill();
+    lab.instance().check_state();
+    assert_eq!(told(&lab, "shop")[3..], [(Action::Recovered, 3, 4)], "of one that was killed while it was alone");
+}
+
+#[test]
 fn a_command_that_goes_on_after_later_ones_records_its_own_change() {
     for is_alone in [true, false] {
         let lab = running();
