@@ -16,7 +16,7 @@ use std::{
 
 use bg_userspace::{
     AttachOptions, Colour, Error, Instance, Mode, Paths, Protocol, SwitchRequest, attach,
-    config::{BackendSpec, Config, Deployment, DivideBy, OnSwitch, Service, StickyPrefix},
+    config::{BackendSpec, Config, Deployment, DivideBy, Failover, OnSwitch, Service, StickyPrefix},
 };
 
 const DEPLOYMENT: &str = "example";
@@ -118,6 +118,9 @@ fn configuration(vip: SocketAddr, backends: [Vec<(SocketAddr, bool)>; 2]) -> Con
             sticky: DivideBy::Flow,
             sticky_prefix: StickyPrefix::default(),
             testers: Vec::new(),
+            health: None,
+            failover: Failover::default(),
+            gates: Vec::new(),
             services: vec![Service {
                 name: "web".to_owned(),
                 vip,
@@ -126,8 +129,10 @@ fn configuration(vip: SocketAddr, backends: [Vec<(SocketAddr, bool)>; 2]) -> Con
                 preview: None,
                 is_mirrored: false,
                 backends: backends.map(specs),
+                health: None,
             }],
         }],
+        ..Config::default()
     }
 }
 

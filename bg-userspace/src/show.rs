@@ -1,6 +1,6 @@
 //! The running configuration, read back from the maps.
 //!
-//! The maps keep everything from a file except `initial`. The live colour takes its place, so that another host starts with
+//! The maps keep everything from a file except what concerns the controller alone, and `initial`. The live colour takes its place, so that another host starts with
 //! the same colour. Applying the result changes nothing.
 
 use std::time::Duration;
@@ -9,7 +9,7 @@ use bg_common::{Colour, DeploymentRow, Protocol};
 
 use crate::{
     Error, Instance,
-    config::{BackendSpec, Config, Deployment, DivideBy, OnSwitch, Service, StickyPrefix},
+    config::{BackendSpec, Config, Deployment, DivideBy, Failover, OnSwitch, Service, StickyPrefix},
     maps::Tables,
     running::{Running, RunningDeployment, RunningService, UNSETTLED, address_of},
 };
@@ -34,9 +34,12 @@ impl Instance {
                 ipv6: deployment.row.client_prefix[1],
             },
             testers: deployment.testers.clone(),
+            health: None,
+            failover: Failover::default(),
+            gates: Vec::new(),
             services: running.services_of(deployment.index).map(service).collect(),
         };
-        Ok(Config { deployments: deployments.into_iter().map(deployment).collect() })
+        Ok(Config { deployments: deployments.into_iter().map(deployment).collect(), ..Config::default() })
     }
 }
 
@@ -57,6 +60,7 @@ fn service(running: &RunningService) -> Service {
             backends.sort_by_key(|backend| backend.address);
             backends
         }),
+        health: None,
     }
 }
 

@@ -114,7 +114,9 @@ fn heading(text: &str, title: &str, page: &str) -> usize {
 fn the_page_of_the_configuration_names_every_key() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("bad.toml");
-    let unknown = "x = 1\n[deployments.d]\nx = 1\n[[deployments.d.services]]\nx = 1\nblue = [{ x = 1 }]\n";
+    let unknown = "x = 1\n[deployments.d]\nx = 1\n[[deployments.d.services]]\nx = 1\nblue = [{ x = 1 }]\n\
+                   [deployments.d.health]\nx = 1\n[deployments.d.failover]\nx = 1\n[[deployments.d.gates]]\nx = 1\n\
+                   [serve]\nx = 1\ntls = { x = 1 }\n[[notify]]\nx = 1\n";
     fs::write(&file, unknown).unwrap();
     let output = bgctl(&["check", "-c", file.to_str().unwrap()]);
     let problems = String::from_utf8(output.stderr).unwrap();
@@ -126,12 +128,12 @@ fn the_page_of_the_configuration_names_every_key() {
             let key = key.trim_matches('"');
             let names_it = |line: &str| {
                 let words = line.strip_prefix(".Ic ").or(line.strip_prefix(".It Ic "));
-                words.is_some_and(|words| words.split([' ', '.']).any(|word| word.trim_matches('[') == key))
+                words.is_some_and(|words| words.split([' ', '.']).any(|word| word.trim_matches(['[', ']']) == key))
             };
             assert!(page.lines().any(names_it), "{key}");
         }
     }
-    assert!(keys >= 16, "{problems}");
+    assert!(keys >= 60, "{problems}");
 }
 
 #[test]

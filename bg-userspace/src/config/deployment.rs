@@ -8,6 +8,7 @@ use toml::de::{DeTable, DeValue};
 use super::{
     address,
     error::Expected,
+    gate, health,
     model::{
         DEFAULT_TCP_IDLE_TIMEOUT, DEFAULT_UDP_IDLE_TIMEOUT, Deployment, DivideBy, OnSwitch, Prefix, Service,
         StickyPrefix,
@@ -26,6 +27,9 @@ const KEYS: &[&str] = &[
     "sticky",
     "sticky_prefix",
     "testers",
+    "health",
+    "failover",
+    "gates",
     "services",
 ];
 
@@ -50,6 +54,9 @@ pub(super) fn deployment(
     let on_switch = fields.optional("on_switch").and_then(|value| fields.word(notes, "on_switch", value, WAYS, |_| ""));
     let sticky = fields.optional("sticky").and_then(|value| fields.word(notes, "sticky", value, DIVIDED, |_| ""));
     let idle = Duration::from_secs(1)..LONGEST;
+    let health = health::health(notes, &fields);
+    let services = services(notes, &fields, taken);
+    let is_checked = fields.optional("health").is_some() || services.iter().any(|service| service.health.is_some());
     Deployment {
         name: name.to_owned(),
         initial: initial.map_or(Colour::Blue, |index| Colour::ALL[index]),
@@ -60,7 +67,10 @@ pub(super) fn deployment(
         sticky: sticky.map_or(DivideBy::Flow, |index| DivideBy::ALL[index]),
         sticky_prefix: sticky_prefix(notes, &fields),
         testers: testers(notes, &fields),
-        services: services(notes, &fields, taken),
+        health,
+        failover: health::failover(notes, &fields, is_checked),
+        gates: gate::gates(notes, &fields),
+        services,
     }
 }
 
@@ -74,8 +84,8 @@ fn sticky_prefix(notes: &mut Notes<'_>, fields: &Fields<'_, '_>) -> StickyPrefix
     };
     let lengths = Fields::new(notes, table, value.span(), format!("{}.sticky_prefix", fields.place), KEYS);
     StickyPrefix {
-        ipv4: lengths.number(notes, "ipv4", 1..=32).unwrap_or(usual.ipv4),
-        ipv6: lengths.number(notes, "ipv6", 1..=128).unwrap_or(usual.ipv6),
+        ipv4: lengths.whole(notes, "ipv4", 1..=32_u8).unwrap_or(usual.ipv4),
+        ipv6: lengths.whole(notes, "ipv6", 1..=128_u8).unwrap_or(usual.ipv6),
     }
 }
 

@@ -1,6 +1,6 @@
 //! The errors of a configuration: what is wrong, where, and what was expected.
 
-use std::{borrow::Cow, fmt, io, path::PathBuf};
+use std::{borrow::Cow, fmt, io, path::PathBuf, time::Duration};
 
 use crate::text;
 
@@ -263,6 +263,61 @@ pub enum Expected {
          addresses or ports in blue than in green"
     )]
     OfOneColour(std::net::SocketAddr),
+    /// Another text.
+    #[error("bad {what} \"{got}\", expected {expected}")]
+    Text {
+        /// What the text is.
+        what: &'static str,
+        /// What was found.
+        got: String,
+        /// What was expected.
+        expected: Cow<'static, str>,
+    },
+    /// A key of the kind that is configured.
+    #[error("\"{key}\" is not for kind \"{kind}\", expected it only with {}", any_of(kinds))]
+    OfKind {
+        /// The key.
+        key: String,
+        /// The kind beside it.
+        kind: &'static str,
+        /// The kinds that have this key.
+        kinds: &'static [&'static str],
+    },
+    /// A program.
+    #[error("an empty command, expected a program and its arguments, without zero bytes")]
+    Command,
+    /// An answer before the next check.
+    #[error(
+        "timeout {} is longer than the interval {}: a backend is asked once at a time, so it would be asked \
+         less often than that; expected a timeout of at most the interval",
+        humantime::format_duration(*timeout), humantime::format_duration(*interval)
+    )]
+    Timeout {
+        /// The timeout.
+        timeout: Duration,
+        /// The interval.
+        interval: Duration,
+    },
+    /// Something by which the controller can decide.
+    #[error("to_idle = \"auto\" without health checks, expected [deployments.NAME.health], or `health` in a service")]
+    Checks,
+    /// A bound of a value.
+    #[error("missing key \"max\" or \"min\", expected at least one: which values pass?")]
+    Bound,
+    /// Bounds between which there is something.
+    #[error("min {min} is above max {max}, so no value would pass; expected it to be at most that")]
+    Bounds {
+        /// The smallest value that passes.
+        min: super::model::Bound,
+        /// The largest value that passes.
+        max: super::model::Bound,
+    },
+    /// Certificates for an address that others can reach.
+    #[error(
+        "listen {0} can be reached from other hosts, expected tls = {{ certificate = \"cert.pem\", key = \"key.pem\" }} with \
+         it, or a loopback address"
+    )]
+    Tls(std::net::SocketAddr),
     /// Fewer items.
     #[error("too many {what}: {got}, expected at most {max} in one file")]
     Limit {

@@ -5,10 +5,13 @@
 mod address;
 mod deployment;
 mod error;
+mod gate;
+mod health;
 pub mod model;
 mod name;
 mod notes;
 mod parse;
+mod serve;
 mod service;
 mod taken;
 #[cfg(test)]
@@ -24,19 +27,25 @@ use std::{
 pub(crate) use address::{endpoint_problem, prefix_problem};
 pub use error::{ConfigError, Expected, Position, Problem};
 pub use model::{
-    BackendSpec, Config, Deployment, DivideBy, OnSwitch, Prefix, Service, StickyPrefix, mode_name, protocol_name,
+    BackendSpec, Config, Deployment, DivideBy, Failover, OnSwitch, Prefix, Service, StickyPrefix, mode_name,
+    protocol_name,
 };
 pub use notes::{SharedBackend, shared_backends};
 
-/// Reads and checks a file.
+/// Reads and checks a file. Relative paths of `[serve]` become relative to the file's directory.
 ///
 /// # Errors
 /// [`ConfigError::Invalid`] has every problem of the file, by position.
 pub fn load(path: &Path) -> Result<Config, ConfigError> {
-    read(path, std::fs::read(path))
+    let mut config = read(path, std::fs::read(path))?;
+    if let (Some(serve), Some(directory)) = (&mut config.serve, path.parent()) {
+        serve.below(directory);
+    }
+    Ok(config)
 }
 
-/// Reads and checks a configuration from an open file or a pipe; `path` is what errors call it.
+/// Reads and checks a configuration from an open file or a pipe; `path` is what errors call it. Relative paths of `[serve]`
+/// stay as they are, relative to the working directory.
 pub fn load_from(path: &Path, mut input: impl Read) -> Result<Config, ConfigError> {
     let mut bytes = Vec::new();
     let read_all = input.read_to_end(&mut bytes);
@@ -57,7 +66,7 @@ fn read(path: &Path, bytes: io::Result<Vec<u8>>) -> Result<Config, ConfigError> 
     }
 }
 
-/// Checks a configuration's text; `path` is what errors call it.
+/// Checks a configuration's text; `path` is what errors call it. Relative paths of `[serve]` stay as they are.
 pub fn parse(path: &Path, text: &str) -> Result<Config, ConfigError> {
     parse::parse(text).map_err(|problems| ConfigError::Invalid { path: path.to_owned(), problems })
 }

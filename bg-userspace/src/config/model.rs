@@ -1,5 +1,9 @@
 //! The parsed configuration, in types that cannot represent most of what [`super::parse`] refuses.
 
+mod gate;
+mod health;
+mod serve;
+
 use std::{
     fmt,
     net::{IpAddr, SocketAddr},
@@ -7,6 +11,10 @@ use std::{
 };
 
 use bg_common::{Colour, Mode, Protocol};
+
+pub use gate::{Bound, Gate, GateKind, When};
+pub use health::{AllDown, CheckKind, Failover, HealthCheck, HttpCheck, MinHealthy, StatusRanges};
+pub use serve::{Notify, NotifyEvent, Serve, Tls};
 
 /// The default idle time of a TCP flow.
 pub const DEFAULT_TCP_IDLE_TIMEOUT: Duration = Duration::from_secs(2 * 60 * 60);
@@ -18,6 +26,10 @@ pub const DEFAULT_UDP_IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 pub struct Config {
     /// The deployments, in the order of the file.
     pub deployments: Vec<Deployment>,
+    /// Where the controller listens; `None` without a `[serve]` in the file.
+    pub serve: Option<Serve>,
+    /// Who is told of events.
+    pub notify: Vec<Notify>,
 }
 
 /// A deployment: a named set of services that are switched together.
@@ -41,6 +53,13 @@ pub struct Deployment {
     pub sticky_prefix: StickyPrefix,
     /// Sources that always reach the idle colour.
     pub testers: Vec<Prefix>,
+    /// How the controller checks the backends of services without a check of their own. This and the next two are no state
+    /// of the data path: `plan`, `apply` and `show` know nothing of them.
+    pub health: Option<HealthCheck>,
+    /// When the controller switches by itself.
+    pub failover: Failover,
+    /// What has to pass before or after a switch, in the order of the file.
+    pub gates: Vec<Gate>,
     /// The services, at least one.
     pub services: Vec<Service>,
 }
@@ -132,6 +151,8 @@ pub struct Service {
     pub is_mirrored: bool,
     /// The backends by [`Colour`]. Each colour has at least one with a positive weight.
     pub backends: [Vec<BackendSpec>; 2],
+    /// How the controller checks these backends, if not as the deployment says.
+    pub health: Option<HealthCheck>,
 }
 
 impl Service {

@@ -8,6 +8,7 @@ use super::{
     error::{Expected, Problem},
     model::{Config, Deployment},
     name::name_problem,
+    serve,
     taken::Taken,
     value::{Fields, Notes, wrong_type},
 };
@@ -32,7 +33,8 @@ pub(super) fn parse(text: &str) -> Result<Config, Vec<Problem>> {
 }
 
 fn file(notes: &mut Notes<'_>, document: &DeTable<'_>) -> Config {
-    let fields = Fields::new(notes, document, 0..0, String::new(), &["deployments"]);
+    let fields = Fields::new(notes, document, 0..0, String::new(), &["deployments", "serve", "notify"]);
+    let (serve, notify) = (serve::serve(notes, &fields), serve::notify(notes, &fields));
     let Some(value) = fields.optional("deployments") else {
         notes.note(&(0..0), "", Expected::Deployments);
         return Config::default();
@@ -59,7 +61,7 @@ fn file(notes: &mut Notes<'_>, document: &DeTable<'_>) -> Config {
         deployments.push(deployment);
     }
     taken.check(notes);
-    Config { deployments }
+    Config { deployments, serve, notify }
 }
 
 /// The number of items of each kind so far.

@@ -11,13 +11,14 @@ use toml::{
 use super::{
     address,
     error::Expected,
+    health,
     model::{BackendSpec, Service, mode_name, protocol_name},
     name::name_problem,
     taken::Taken,
     value::{Fields, Notes},
 };
 
-const KEYS: &[&str] = &["name", "vip", "protocol", "mode", "blue", "green", "preview", "mirror"];
+const KEYS: &[&str] = &["name", "vip", "protocol", "mode", "blue", "green", "preview", "mirror", "health"];
 const PROTOCOLS: [Protocol; 2] = [Protocol::Tcp, Protocol::Udp];
 const PROTOCOL_NAMES: &[&str] = &[protocol_name(PROTOCOLS[0]), protocol_name(PROTOCOLS[1])];
 const MODES: [Mode; 2] = [Mode::Nat, Mode::Local];
@@ -62,11 +63,12 @@ pub(super) fn service(
     let backends = Colour::ALL.map(|colour| backends(notes, &fields, colour, own, protocol, taken));
     let is_mirrored = mirror(notes, &fields, protocol, &backends);
     let name = name(notes, &fields);
+    let health = health::health(notes, &fields);
 
     let (vip, protocol, mode) = (vip?, protocol?, mode?);
     let (name, name_span) =
         name.unwrap_or_else(|| (format!("{vip}/{}", protocol_name(protocol)), fields.span().clone()));
-    Some((Service { name, vip, protocol, mode, preview, is_mirrored, backends }, name_span))
+    Some((Service { name, vip, protocol, mode, preview, is_mirrored, backends, health }, name_span))
 }
 
 /// Whether the service has a mirror.

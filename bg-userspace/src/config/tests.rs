@@ -6,6 +6,8 @@ use bg_common::{Colour, Mode, Protocol};
 
 use super::{model::*, *};
 
+mod controller;
+
 const GOOD: &str = r#"[deployments.shop]
 initial = "green"
 on_switch = "cut"
@@ -112,7 +114,7 @@ fn unknown_keys() {
         "vip = \"203",
         "vips = 1\nvip = \"203",
         "9:1: deployment \"shop\", service \"web\": unknown key \"vips\", expected one of \
-         \"name\", \"vip\", \"protocol\", \"mode\", \"blue\", \"green\", \"preview\", \"mirror\"",
+         \"name\", \"vip\", \"protocol\", \"mode\", \"blue\", \"green\", \"preview\", \"mirror\", \"health\"",
     );
     refused(
         "weight = 2",
@@ -124,12 +126,12 @@ fn unknown_keys() {
         "instance = 7\ninitial",
         "2:1: deployment \"shop\": unknown key \"instance\", expected one of \
          \"initial\", \"on_switch\", \"drain_timeout\", \"tcp_idle_timeout\", \"udp_idle_timeout\", \"sticky\", \
-         \"sticky_prefix\", \"testers\", \"services\"",
+         \"sticky_prefix\", \"testers\", \"health\", \"failover\", \"gates\", \"services\"",
     );
     refused(
         "[deployments.shop]\n",
         "[globals]\n[deployments.shop]\n",
-        "1:2: unknown key \"globals\", expected one of \"deployments\"",
+        "1:2: unknown key \"globals\", expected one of \"deployments\", \"serve\", \"notify\"",
     );
 }
 

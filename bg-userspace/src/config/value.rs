@@ -78,6 +78,52 @@ impl<'t, 'i> Fields<'t, 'i> {
         value
     }
 
+    /// A table below this one, if it is there.
+    pub(super) fn table(
+        &self,
+        notes: &mut Notes<'_>,
+        key: &'static str,
+        expected: &'static str,
+        known: &'static [&'static str],
+    ) -> Option<Self> {
+        let value = self.optional(key)?;
+        let DeValue::Table(table) = value.get_ref() else {
+            self.wrong_type(notes, key, value, expected);
+            return None;
+        };
+        Some(Self::new(notes, table, value.span(), self.below(key), known))
+    }
+
+    /// An array of tables below this one; empty if it is not there. Messages call each one `called` with its number.
+    pub(super) fn tables(
+        &self,
+        notes: &mut Notes<'_>,
+        key: &'static str,
+        called: &'static str,
+        expected: &'static str,
+        known: &'static [&'static str],
+    ) -> Vec<Self> {
+        let Some(value) = self.optional(key) else { return Vec::new() };
+        let DeValue::Array(array) = value.get_ref() else {
+            self.wrong_type(notes, key, value, expected);
+            return Vec::new();
+        };
+        let mut tables = Vec::new();
+        for (index, value) in array.iter().enumerate() {
+            let place = self.below(&format!("{called} {}", index + 1));
+            match value.get_ref() {
+                DeValue::Table(table) => tables.push(Self::new(notes, table, value.span(), place, known)),
+                _ => wrong_type(notes, &place, key, value, expected),
+            }
+        }
+        tables
+    }
+
+    /// The place of something below this table.
+    fn below(&self, key: &str) -> String {
+        if self.place.is_empty() { key.to_owned() } else { format!("{}, {key}", self.place) }
+    }
+
     /// A value of another type than expected.
     pub(super) fn wrong_type(
         &self,
@@ -122,21 +168,107 @@ impl<'t, 'i> Fields<'t, 'i> {
         index
     }
 
-    /// A number within `range`.
-    pub(super) fn number(&self, notes: &mut Notes<'_>, key: &'static str, range: RangeInclusive<u8>) -> Option<u8> {
+    /// A whole number within `range`.
+    pub(super) fn whole<N: Copy + Into<u64> + TryFrom<u64>>(
+        &self,
+        notes: &mut Notes<'_>,
+        key: &'static str,
+        range: RangeInclusive<N>,
+    ) -> Option<N> {
         let value = self.optional(key)?;
         let DeValue::Integer(integer) = value.get_ref() else {
             self.wrong_type(notes, key, value, "an integer");
             return None;
         };
-        let number = i64::from_str_radix(integer.as_str(), integer.radix()).ok();
-        let number = number.and_then(|number| u8::try_from(number).ok()).filter(|number| range.contains(number));
+        let (least, most) = ((*range.start()).into(), (*range.end()).into());
+        let number = u64::from_str_radix(integer.as_str(), integer.radix()).ok();
+        let number =
+            number.filter(|number| (least..=most).contains(number)).and_then(|number| N::try_from(number).ok());
         if number.is_none() {
-            let (least, most) = (u64::from(*range.start()), u64::from(*range.end()));
             let kind = Expected::Number { what: key, got: integer.as_str().to_owned(), least, most };
             notes.note(&value.span(), &self.place, kind);
         }
         number
+    }
+
+    /// A text that is not empty and can be part of a line.
+    pub(super) fn line(&self, notes: &mut Notes<'_>, key: &'static str, expected: &'static str) -> Option<String> {
+        let value = self.optional(key)?;
+        let text = self.text(notes, key, value, expected)?;
+        if text.is_empty() || text.contains(char::is_control) {
+            notes.note(
+                &value.span(),
+                &self.place,
+                Expected::Text { what: key, got: text.to_owned(), expected: expected.into() },
+            );
+            return None;
+        }
+        Some(text.to_owned())
+    }
+
+    /// `true` or `false`; false if it is not there.
+    pub(super) fn flag(&self, notes: &mut Notes<'_>, key: &'static str) -> bool {
+        match self.optional(key) {
+            None => false,
+            Some(value) => value.get_ref().as_bool().unwrap_or_else(|| {
+                self.wrong_type(notes, key, value, "true or false");
+                false
+            }),
+        }
+    }
+
+    /// A program and its arguments.
+    pub(super) fn command(&self, notes: &mut Notes<'_>) -> Option<Vec<String>> {
+        const KEY: &str = "command";
+        const EXPECTED: &str = "an array of a program and its arguments, [\"/usr/local/bin/smoke-test\", \"--fast\"]";
+        let value = self.required(notes, KEY)?;
+        let DeValue::Array(array) = value.get_ref() else {
+            self.wrong_type(notes, KEY, value, EXPECTED);
+            return None;
+        };
+        let words: Option<Vec<_>> =
+            array.iter().map(|word| self.text(notes, KEY, word, EXPECTED).map(str::to_owned)).collect();
+        let words = words?;
+        // No argument of a program can have a zero byte.
+        if words.first().is_none_or(String::is_empty) || words.iter().any(|word| word.contains('\0')) {
+            notes.note(&value.span(), &self.place, Expected::Command);
+            return None;
+        }
+        Some(words)
+    }
+
+    /// A required address of the web.
+    pub(super) fn url(&self, notes: &mut Notes<'_>) -> Option<String> {
+        const KEY: &str = "url";
+        const EXPECTED: &str = "http://HOST... or https://HOST...";
+        let value = self.required(notes, KEY)?;
+        let text = self.text(notes, KEY, value, EXPECTED)?;
+        let rest = text.strip_prefix("http://").or(text.strip_prefix("https://"));
+        let host = rest.map(|rest| rest.split(['/', '?', '#']).next().unwrap_or(""));
+        let has_host = host.is_some_and(|host| host.starts_with(|char: char| char.is_alphanumeric() || char == '['));
+        if !has_host || text.contains(|char: char| char.is_whitespace() || char.is_control()) {
+            notes.note(
+                &value.span(),
+                &self.place,
+                Expected::Text { what: KEY, got: text.to_owned(), expected: EXPECTED.into() },
+            );
+            return None;
+        }
+        Some(text.to_owned())
+    }
+
+    /// Notes each of `keys` that is there although the `kind` has no such key.
+    pub(super) fn not_of_kind(
+        &self,
+        notes: &mut Notes<'_>,
+        kind: &'static str,
+        keys: &[(&'static str, &'static [&'static str])],
+    ) {
+        for (key, kinds) in keys.iter().filter(|(_, kinds)| !kinds.contains(&kind)) {
+            if let Some((key, _)) = self.table.get_key_value(*key) {
+                notes.note(&key.span(), &self.place, Expected::OfKind { key: key.get_ref().to_string(), kind, kinds });
+            }
+        }
     }
 
     /// A duration in the syntax of systemd and humantime, within `range`.

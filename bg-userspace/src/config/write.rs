@@ -1,5 +1,8 @@
 //! A [`Config`] as the text of a file: what [`super::parse`] understands, the other way round.
 
+mod controller;
+mod lines;
+
 use std::{
     fmt::{self, Write as _},
     time::Duration,
@@ -7,6 +10,9 @@ use std::{
 
 use bg_common::Colour;
 use toml_writer::{ToTomlKey as _, ToTomlValue as _};
+
+use controller::{write_checks, write_health, write_notify, write_serve};
+use lines::{array, field};
 
 use super::model::{BackendSpec, Config, Deployment, DivideBy, Service, StickyPrefix, mode_name, protocol_name};
 
@@ -21,7 +27,7 @@ impl Config {
 
 fn write(text: &mut String, config: &Config) -> fmt::Result {
     if config.deployments.is_empty() {
-        return writeln!(text, "[deployments]");
+        writeln!(text, "[deployments]")?;
     }
     for (index, deployment) in config.deployments.iter().enumerate() {
         if index > 0 {
@@ -29,7 +35,10 @@ fn write(text: &mut String, config: &Config) -> fmt::Result {
         }
         write_deployment(text, deployment)?;
     }
-    Ok(())
+    if let Some(serve) = &config.serve {
+        write_serve(text, serve)?;
+    }
+    config.notify.iter().try_for_each(|notify| write_notify(text, notify))
 }
 
 fn write_deployment(text: &mut String, deployment: &Deployment) -> fmt::Result {
@@ -52,9 +61,14 @@ fn write_deployment(text: &mut String, deployment: &Deployment) -> fmt::Result {
     if !deployment.testers.is_empty() {
         array(text, "testers", deployment.testers.iter().map(|prefix| prefix.to_string().to_toml_value()))?;
     }
+    write_checks(text, &key, deployment)?;
     for service in &deployment.services {
         writeln!(text, "\n[[deployments.{key}.services]]")?;
         write_service(text, service)?;
+        if let Some(health) = &service.health {
+            writeln!(text, "\n[deployments.{key}.services.health]")?;
+            write_health(text, health)?;
+        }
     }
     Ok(())
 }
@@ -78,22 +92,5 @@ fn backend(backend: &BackendSpec) -> String {
     match backend.weight {
         1 => address,
         weight => format!("{{ address = {address}, weight = {weight} }}"),
-    }
-}
-
-fn field(text: &mut String, key: &str, value: &str) -> fmt::Result {
-    writeln!(text, "{key} = {}", value.to_toml_value())
-}
-
-/// One value stands on the key's line, several on a line each.
-fn array(text: &mut String, key: &str, values: impl Iterator<Item = String>) -> fmt::Result {
-    match &values.collect::<Vec<_>>()[..] {
-        [] => writeln!(text, "{key} = []"),
-        [value] => writeln!(text, "{key} = [{value}]"),
-        values => {
-            writeln!(text, "{key} = [")?;
-            values.iter().try_for_each(|value| writeln!(text, "    {value},"))?;
-            writeln!(text, "]")
-        }
     }
 }

@@ -90,7 +90,7 @@ mod tests {
     use bg_common::Colour;
 
     use super::*;
-    use crate::plan::Change;
+    use crate::{config::Failover, plan::Change};
 
     fn deployment(tcp_idle: &str, drain: Option<&str>) -> Deployment {
         let time = |text: &str| humantime::parse_duration(text).unwrap();
@@ -104,6 +104,9 @@ mod tests {
             sticky: DivideBy::Flow,
             sticky_prefix: StickyPrefix::default(),
             testers: Vec::new(),
+            health: None,
+            failover: Failover::default(),
+            gates: Vec::new(),
             services: Vec::new(),
         }
     }

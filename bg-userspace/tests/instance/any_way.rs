@@ -8,7 +8,7 @@ use bg_common::{LiveFlags, LiveWord, SwitchTerms};
 use bg_ebpf::policy::lifetime::after_drain;
 use bg_userspace::{
     Action, ApplyRequest, AttachMode, Colour, Error, Mode, Plan, Protocol, Refusal, SwitchRequest,
-    config::{BackendSpec, Config, Deployment, DivideBy, OnSwitch, Prefix, Service, StickyPrefix},
+    config::{BackendSpec, Config, Deployment, DivideBy, Failover, OnSwitch, Prefix, Service, StickyPrefix},
 };
 use proptest::prelude::*;
 
@@ -85,6 +85,9 @@ fn settings() -> impl Strategy<Value = Deployment> {
         sticky: DivideBy::ALL[usize::from(idle == 1)],
         sticky_prefix: StickyPrefix { ipv4: 24 + drain as u8, ..StickyPrefix::default() },
         testers: testers.into_iter().map(prefix).collect(),
+        health: None,
+        failover: Failover::default(),
+        gates: Vec::new(),
         services: Vec::new(),
     })
 }
@@ -114,7 +117,8 @@ fn configuration() -> impl Strategy<Value = Config> {
             services.push(service(index, wanted, vip, preview));
         }
         deployments.rotate_left(first);
-        Config { deployments: deployments.into_iter().filter(|deployment| !deployment.services.is_empty()).collect() }
+        let deployments = deployments.into_iter().filter(|deployment| !deployment.services.is_empty()).collect();
+        Config { deployments, ..Config::default() }
     })
 }
 
@@ -152,6 +156,7 @@ fn service(index: usize, wanted: &Wanted, vip: SocketAddr, preview: Option<Socke
         preview,
         is_mirrored: wanted.udp && wanted.mirrored,
         backends,
+        health: None,
     }
 }
 

@@ -24,7 +24,7 @@ fn deployments(all: &[(&str, &[u16])]) -> Config {
         }
         deployment
     };
-    Config { deployments: all.iter().map(deployment).collect() }
+    Config { deployments: all.iter().map(deployment).collect(), ..Config::default() }
 }
 
 fn switch(lab: &Lab, name: &str, to: Colour) {

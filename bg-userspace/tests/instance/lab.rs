@@ -9,7 +9,7 @@ use std::{
 
 use bg_userspace::{
     AttachMode, AttachOptions, Attached, Colour, Error, Instance, Paths, Protocol, Target, attach,
-    config::{BackendSpec, Config, Deployment, DivideBy, OnSwitch, Service, StickyPrefix},
+    config::{BackendSpec, Config, Deployment, DivideBy, Failover, OnSwitch, Service, StickyPrefix},
     detach,
 };
 
@@ -137,6 +137,9 @@ pub(crate) fn config(name: &str, blue: &[(u8, u32)], green: &[(u8, u32)]) -> Con
             sticky: DivideBy::Flow,
             sticky_prefix: StickyPrefix::default(),
             testers: Vec::new(),
+            health: None,
+            failover: Failover::default(),
+            gates: Vec::new(),
             services: vec![Service {
                 name: "web".to_owned(),
                 vip: ([203, 0, 113, 10], 443).into(),
@@ -145,7 +148,9 @@ pub(crate) fn config(name: &str, blue: &[(u8, u32)], green: &[(u8, u32)]) -> Con
                 preview: None,
                 is_mirrored: false,
                 backends: [backends(Colour::Blue, blue), backends(Colour::Green, green)],
+                health: None,
             }],
         }],
+        ..Config::default()
     }
 }

@@ -10,7 +10,7 @@ use std::{
 
 use bg_userspace::{
     AttachMode, Colour, Mode, Protocol, SwitchRequest,
-    config::{BackendSpec, Config, Deployment, DivideBy, OnSwitch, Prefix, Service, StickyPrefix, parse},
+    config::{BackendSpec, Config, Deployment, DivideBy, Failover, OnSwitch, Prefix, Service, StickyPrefix, parse},
 };
 use proptest::{prelude::*, test_runner::TestRunner};
 
@@ -85,6 +85,7 @@ fn service() -> impl Strategy<Value = Service> {
                 preview: preview.map(|port| address(is_v6, 2, 0, port.max(1))),
                 is_mirrored: is_udp && is_mirrored,
                 backends: [backends(3, blue), backends(4, green)],
+                health: None,
             }
         },
     )
@@ -108,6 +109,9 @@ fn deployment() -> impl Strategy<Value = Deployment> {
                 sticky: DivideBy::ALL[usize::from(by_client)],
                 sticky_prefix: StickyPrefix { ipv4, ipv6 },
                 testers,
+                health: None,
+                failover: Failover::default(),
+                gates: Vec::new(),
                 services,
             }
         },
@@ -132,7 +136,7 @@ fn config() -> impl Strategy<Value = Config> {
                 service.preview = service.preview.map(|preview| address(is_v6, 2, number, preview.port()));
             }
         }
-        Config { deployments }
+        Config { deployments, ..Config::default() }
     })
 }
 

@@ -26,7 +26,7 @@ pub(crate) fn draining() -> Lab {
     });
     let lab = Lab::new();
     lab.attach("v0", AttachMode::Tc).unwrap();
-    lab.instance().apply(&Config { deployments: vec![mail, shop] }).unwrap();
+    lab.instance().apply(&Config { deployments: vec![mail, shop], ..Config::default() }).unwrap();
     for name in ["mail", "shop"] {
         lab.instance().switch(name, &SwitchRequest::default()).unwrap();
     }

@@ -1,0 +1,486 @@
+//! What concerns the controller: `[serve]`, `[[notify]]`, `health`, `failover` and `gates`.
+
+use std::{num::NonZeroU32, path::Path, time::Duration};
+
+use proptest::prelude::*;
+
+use super::{GOOD, problems};
+use crate::config::{Config, load, model::*, parse};
+
+const CONTROLLER: &str = r#"
+[serve]
+socket = "/run/bgctl/api.sock"
+socket_group = "bgctl"
+listen = "0.0.0.0:7470"
+tls = { certificate = "cert.pem", key = "key.pem", client_ca = "/etc/ca.pem" }
+tokens = "tokens"
+
+[deployments.shop.health]
+kind = "http"
+path = "/healthz"
+port = 8080
+interval = "1s"
+timeout = "400ms"
+rise = 2
+fall = 3
+expect_body = "^ok"
+
+[deployments.shop.failover]
+to_idle = "auto"
+min_healthy = "50%"
+hold_off = "5m"
+
+[[deployments.shop.gates]]
+when = "before"
+kind = "exec"
+command = ["/usr/local/bin/smoke-test", "--fast"]
+interval = "11s"
+timeout = "31s"
+
+[[deployments.shop.gates]]
+when = "after"
+kind = "http"
+url = "https://shop.example/deep?check=1"
+
+[[deployments.shop.gates]]
+when = "after"
+kind = "prometheus"
+url = "http://127.0.0.1:9090"
+query = 'rate(errors[1m])'
+max = 0.5
+
+[[notify]]
+url = "https://hooks.example/shop"
+events = ["switch", "revert", "failover", "unhealthy"]
+"#;
+
+/// Asserts that the file with one part replaced has one problem. Its line is counted from the first one of [`CONTROLLER`].
+#[track_caller]
+fn refused(part: &str, replacement: &str, line: usize, problem: &str) {
+    assert_eq!(CONTROLLER.matches(part).count(), 1, "{part:?} must occur once");
+    let text = format!("{GOOD}{}", CONTROLLER.replace(part, replacement));
+    let line = line + GOOD.lines().count();
+    assert_eq!(problems(&text), [format!("bgctl.toml:{line}:{problem}")]);
+}
+
+fn config(text: &str) -> Config {
+    parse(Path::new("bgctl.toml"), text).unwrap()
+}
+
+#[test]
+fn the_documented_sections_are_understood() {
+    let config = config(&format!("{GOOD}{CONTROLLER}"));
+    let serve = config.serve.as_ref().unwrap();
+    assert_eq!(serve.socket, Path::new("/run/bgctl/api.sock"));
+    assert_eq!(serve.socket_group.as_deref(), Some("bgctl"));
+    assert_eq!(serve.listen, Some("0.0.0.0:7470".parse().unwrap()));
+    let [notify] = config.notify.as_slice() else { panic!("{config:?}") };
+    assert_eq!(
+        notify.events.iter().map(|event| event.name()).collect::<Vec<_>>().join(" "),
+        "switch revert failover unhealthy"
+    );
+
+    let shop = &config.deployments[0];
+    let health = shop.health.as_ref().unwrap();
+    let CheckKind::Http(http) = &health.kind else { panic!("{health:?}") };
+    assert_eq!((http.path.as_str(), http.tls, http.host.as_deref()), ("/healthz", false, None));
+    assert!(http.expect_status.contains(302) && !http.expect_status.contains(404));
+    assert_eq!((health.port, health.rise, health.fall, health.all_down), (Some(8080), 2, 3, AllDown::Open));
+    assert_eq!((health.interval, health.timeout), (Duration::from_secs(1), Duration::from_millis(400)));
+    assert!(shop.failover.to_idle);
+    assert_eq!(shop.failover.min_healthy, MinHealthy::Percent(50));
+
+    let [exec, http, prometheus] = shop.gates.as_slice() else { panic!("{shop:?}") };
+    assert_eq!(
+        (exec.when, exec.interval, exec.timeout),
+        (When::Before, Duration::from_secs(11), Duration::from_secs(31))
+    );
+    assert_eq!(exec.to_string(), "exec /usr/local/bin/smoke-test --fast");
+    assert_eq!((http.when, http.interval, http.timeout), (When::After, Gate::INTERVAL, Gate::TIMEOUT));
+    let GateKind::Prometheus { max: Some(max), min: None, .. } = prometheus.kind else { panic!("{prometheus:?}") };
+    assert_eq!(max.number(), 0.5);
+}
+
+#[test]
+fn a_file_without_them_has_the_defaults() {
+    let plain = config(GOOD);
+    assert_eq!((plain.serve, plain.notify), (None, Vec::new()));
+    let shop = &plain.deployments[0];
+    assert_eq!((&shop.health, &shop.failover, &shop.gates), (&None, &Failover::default(), &Vec::new()));
+    assert!(!shop.failover.to_idle);
+
+    let empty = config("[deployments]\n[serve]\n[[notify]]\nurl = \"http://[::1]:80\"\n");
+    assert_eq!(empty.serve, Some(Serve::default()));
+    assert_eq!(empty.notify[0].events, NotifyEvent::ALL, "all of them");
+
+    let fast = config(&format!("{GOOD}health = {{ kind = \"tcp\", interval = \"100ms\" }}\n"));
+    let health = fast.deployments[0].services[1].health.as_ref().unwrap();
+    assert_eq!(health.timeout, Duration::from_millis(100), "never longer than the interval");
+    assert_eq!(fast.deployments[0].health, None);
+}
+
+#[test]
+fn paths_of_a_file_are_relative_to_its_directory() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("bgctl.toml");
+    std::fs::write(&path, format!("{GOOD}{CONTROLLER}")).unwrap();
+    let serve = load(&path).unwrap().serve.unwrap();
+    let tls = serve.tls.unwrap();
+    assert_eq!(tls.certificate, directory.path().join("cert.pem"));
+    assert_eq!(tls.client_ca.as_deref(), Some(Path::new("/etc/ca.pem")));
+    assert_eq!(serve.tokens, Some(directory.path().join("tokens")));
+    assert_eq!(serve.socket, Path::new("/run/bgctl/api.sock"));
+}
+
+#[test]
+fn health_is_refused_at_its_place() {
+    let place = "deployment \"shop\", health";
+    refused(
+        "kind = \"http\"\npath",
+        "kind = \"ping\"\npath",
+        10,
+        &format!(
+            "8: {place}: unknown kind \"ping\", expected \"tcp\" or \"http\" or \"https\" or \"grpc\" or \"exec\""
+        ),
+    );
+    refused("kind = \"http\"\npath", "path", 9, &format!("1: {place}: missing key \"kind\""));
+    refused(
+        "\"/healthz\"",
+        "\"healthz\"",
+        11,
+        &format!(
+            "8: {place}: bad path \"healthz\", expected a path that begins with / and has no spaces, \"/healthz\""
+        ),
+    );
+    refused(
+        "\"400ms\"",
+        "\"2s\"",
+        14,
+        &format!(
+            "11: {place}: timeout 2s is longer than the interval 1s: a backend is asked once at a time, so it would be asked less often than that; expected a timeout of at most the interval"
+        ),
+    );
+    refused("port = 8080", "port = 65536", 12, &format!("8: {place}: port 65536 is out of range, expected 1 to 65535"));
+    refused("rise = 2", "rise = 0", 15, &format!("8: {place}: rise 0 is out of range, expected 1 to 1000"));
+    refused(
+        "rise = 2",
+        "rose = 2",
+        15,
+        &format!(
+            "1: {place}: unknown key \"rose\", expected one of \"kind\", \"path\", \"host\", \"expect_status\", \"expect_body\", \"service\", \"tls\", \"command\", \"port\", \"interval\", \"timeout\", \"rise\", \"fall\", \"all_down\", \"slow_start\""
+        ),
+    );
+    refused(
+        "rise = 2",
+        "command = [\"true\"]",
+        15,
+        &format!("1: {place}: \"command\" is not for kind \"http\", expected it only with \"exec\""),
+    );
+    refused(
+        "rise = 2",
+        "expect_status = \"2xx\"",
+        15,
+        &format!(
+            "17: {place}: bad expect_status \"2xx\", expected status codes from 100 to 599 in quotes, \"200-399\" or \"200,204\""
+        ),
+    );
+    refused(
+        "rise = 2",
+        "all_down = \"closed\"",
+        15,
+        &format!("12: {place}: unknown all_down \"closed\", expected \"open\" or \"refuse\""),
+    );
+    refused(
+        "rise = 2",
+        "slow_start = \"0s\"",
+        15,
+        &format!(
+            "14: {place}: bad slow_start \"0s\": shorter than 1ms, expected a duration such as \"500ms\", \"2m\" or \"1h 30m\""
+        ),
+    );
+    let text = format!("{GOOD}health = {{ kind = \"exec\", command = [] }}\n");
+    let own = "deployment \"shop\", service \"[2001:db8::10]:53\", health";
+    assert_eq!(
+        problems(&text),
+        [format!(
+            "bgctl.toml:22:37: {own}: an empty command, expected a program and its arguments, without zero bytes"
+        )]
+    );
+    let bad = format!("{GOOD}{}", CONTROLLER.replace("\"^ok\"", "\"(ok\""));
+    let problems = problems(&bad);
+    assert_eq!(problems.len(), 1, "{problems:?}");
+    assert!(
+        problems[0].starts_with(
+            "bgctl.toml:38:15: deployment \"shop\", health: bad expect_body \"(ok\", expected a regular expression: "
+        ),
+        "{problems:?}"
+    );
+}
+
+#[test]
+fn failover_is_refused_at_its_place() {
+    let place = "deployment \"shop\", failover";
+    refused("\"auto\"", "\"on\"", 20, &format!("11: {place}: unknown to_idle \"on\", expected \"off\" or \"auto\""));
+    for text in ["0%", "101%", "50", "%", "+5%", "-1%"] {
+        let expected = "a percentage from 1% to 100% in quotes, \"50%\", or a number of backends, 2";
+        refused(
+            "\"50%\"",
+            &format!("\"{text}\""),
+            21,
+            &format!("15: {place}: bad min_healthy \"{text}\", expected {expected}"),
+        );
+    }
+    refused("\"50%\"", "0", 21, &format!("15: {place}: min_healthy 0 is out of range, expected 1 to 65535"));
+    let unchecked = format!("{GOOD}[deployments.shop.failover]\nto_idle = \"auto\"\n");
+    assert_eq!(
+        problems(&unchecked),
+        [format!(
+            "bgctl.toml:23:11: {place}: to_idle = \"auto\" without health checks, expected [deployments.NAME.health], or `health` in a service"
+        )]
+    );
+    let checked = format!(
+        "{GOOD}health = {{ kind = \"tcp\" }}\n[deployments.shop.failover]\nto_idle = \"auto\"\nmin_healthy = 2\n"
+    );
+    assert_eq!(config(&checked).deployments[0].failover.min_healthy, MinHealthy::Count(NonZeroU32::new(2).unwrap()));
+}
+
+#[test]
+fn gates_are_refused_at_their_place() {
+    let place = |gate: u8| format!("deployment \"shop\", gate {gate}");
+    refused(
+        "when = \"before\"",
+        "when = \"during\"",
+        25,
+        &format!("8: {}: unknown when \"during\", expected \"before\" or \"after\"", place(1)),
+    );
+    refused("when = \"before\"\n", "", 24, &format!("1: {}: missing key \"when\"", place(1)));
+    refused(
+        "[\"/usr/local/bin/smoke-test\", \"--fast\"]",
+        "\"smoke-test\"",
+        27,
+        &format!(
+            "11: {}: \"command\" is a string, expected an array of a program and its arguments, [\"/usr/local/bin/smoke-test\", \"--fast\"]",
+            place(1)
+        ),
+    );
+    refused(
+        "command = [\"/usr/local/bin/smoke-test\", \"--fast\"]\n",
+        "",
+        24,
+        &format!("1: {}: missing key \"command\"", place(1)),
+    );
+    refused(
+        "timeout = \"31s\"",
+        "timeout = \"0s\"",
+        29,
+        &format!(
+            "11: {}: bad timeout \"0s\": shorter than 1ms, expected a duration such as \"500ms\", \"2m\" or \"1h 30m\"",
+            place(1)
+        ),
+    );
+    refused(
+        "\"https://shop.example/deep?check=1\"",
+        "\"ftp://shop.example\"",
+        34,
+        &format!("7: {}: bad url \"ftp://shop.example\", expected http://HOST... or https://HOST...", place(2)),
+    );
+    refused(
+        "\"https://shop.example/deep?check=1\"",
+        "\"https://\"",
+        34,
+        &format!("7: {}: bad url \"https://\", expected http://HOST... or https://HOST...", place(2)),
+    );
+    refused(
+        "url = \"https://shop.example/deep?check=1\"",
+        "url = \"http://a\"\nmax = 1",
+        35,
+        &format!("1: {}: \"max\" is not for kind \"http\", expected it only with \"prometheus\"", place(2)),
+    );
+    refused(
+        "max = 0.5\n",
+        "",
+        36,
+        &format!("1: {}: missing key \"max\" or \"min\", expected at least one: which values pass?", place(3)),
+    );
+    refused(
+        "max = 0.5",
+        "max = 1\nmin = 2",
+        42,
+        &format!("7: {}: min 2 is above max 1, so no value would pass; expected it to be at most that", place(3)),
+    );
+    refused("max = 0.5", "max = nan", 41, &format!("7: {}: \"max\" is a float, expected a finite number", place(3)));
+    refused("query = 'rate(errors[1m])'\n", "", 36, &format!("1: {}: missing key \"query\"", place(3)));
+    let one = format!("{GOOD}[deployments.shop]\n")
+        .replace("[deployments.shop]\ninitial", "[deployments.shop]\ngates = { when = \"before\" }\ninitial");
+    assert!(
+        problems(&one)[0].contains("not TOML") || problems(&one)[0].contains("\"gates\" is a table"),
+        "{:?}",
+        problems(&one)
+    );
+}
+
+#[test]
+fn serve_and_notify_are_refused_at_their_place() {
+    refused(
+        "tls = { certificate = \"cert.pem\", key = \"key.pem\", client_ca = \"/etc/ca.pem\" }\n",
+        "",
+        5,
+        "10: serve: listen 0.0.0.0:7470 can be reached from other hosts, expected tls = { certificate = \"cert.pem\", key = \"key.pem\" } with it, or a loopback address",
+    );
+    refused(", key = \"key.pem\"", "", 6, "7: serve, tls: missing key \"key\"");
+    refused(
+        "\"0.0.0.0:7470\"",
+        "\"localhost:7470\"",
+        5,
+        "10: serve: bad listen \"localhost:7470\", expected ADDRESS:PORT, \"127.0.0.1:7470\" or \"[::1]:7470\", with a port from 1 to 65535 (names are not looked up)",
+    );
+    refused(
+        "tokens = \"tokens\"",
+        "token = \"tokens\"",
+        7,
+        "1: serve: unknown key \"token\", expected one of \"socket\", \"socket_group\", \"listen\", \"tls\", \"tokens\"",
+    );
+    refused("\"tokens\"", "\"\"", 7, "10: serve: bad tokens \"\", expected the path of a file in quotes");
+    refused(
+        "\"failover\"",
+        "\"fail\"",
+        45,
+        "31: notify 1: unknown event \"fail\", expected \"switch\" or \"revert\" or \"failover\" or \"unhealthy\" or \"healthy\" or \"gate\"",
+    );
+    refused(
+        "\"failover\"",
+        "\"switch\"",
+        45,
+        &format!("31: notify 1: duplicate event switch, first at {}:11; expected each once", 45 + GOOD.lines().count()),
+    );
+    refused("url = \"https://hooks.example/shop\"\n", "", 43, "1: notify 1: missing key \"url\"");
+    for (listen, passes) in [
+        ("127.0.0.1:1", true),
+        ("[::1]:1", true),
+        ("[::]:1", false),
+        ("[::ffff:127.0.0.1]:1", true),
+        ("10.0.0.1:1", false),
+    ] {
+        let text = format!("[deployments]\n[serve]\nlisten = \"{listen}\"\n");
+        assert_eq!(problems(&text).is_empty(), passes, "{listen}");
+    }
+}
+
+fn time() -> impl Strategy<Value = Duration> {
+    (10..86_400_000_u64).prop_map(Duration::from_millis)
+}
+
+/// Any text that may stand on a line: quotes, backslashes and letters of all alphabets.
+fn line() -> impl Strategy<Value = String> {
+    "[^\\p{C}\\s]{1,12}"
+}
+
+fn command() -> impl Strategy<Value = Vec<String>> {
+    prop::collection::vec("[^\\x00]{1,9}", 1..4)
+}
+
+fn statuses() -> impl Strategy<Value = StatusRanges> {
+    prop::sample::select(vec!["200", "200-299", "100-599,204", "404,200-201"])
+        .prop_map(|text| StatusRanges::parse(text).unwrap())
+}
+
+fn health() -> impl Strategy<Value = HealthCheck> {
+    let http = (line(), prop::option::of("[a-z.]{1,9}"), statuses(), prop::option::of("[a-z\"^ ]{0,9}"), any::<bool>())
+        .prop_map(|(path, host, expect_status, expect_body, tls)| {
+            CheckKind::Http(HttpCheck { path: format!("/{path}"), host, expect_status, expect_body, tls })
+        });
+    let kind = prop_oneof![
+        Just(CheckKind::Tcp),
+        http,
+        (".{0,9}", any::<bool>()).prop_map(|(service, tls)| CheckKind::Grpc { service, tls }),
+        command().prop_map(|command| CheckKind::Exec { command }),
+    ];
+    let numbers = (prop::option::of(1..=u16::MAX), 1..=1000_u32, 1..=1000_u32, any::<bool>());
+    (kind, numbers, (time(), time()), prop::option::of(time())).prop_map(
+        |(kind, (port, rise, fall, refuse), (a, b), slow_start)| HealthCheck {
+            kind,
+            port,
+            interval: a.max(b),
+            timeout: a.min(b),
+            rise,
+            fall,
+            all_down: AllDown::ALL[usize::from(refuse)],
+            slow_start,
+        },
+    )
+}
+
+fn gate() -> impl Strategy<Value = Gate> {
+    let bound = || prop::option::of(any::<f64>().prop_filter_map("not finite", Bound::new));
+    let kind = prop_oneof![
+        command().prop_map(|command| GateKind::Exec { command }),
+        (line(), prop::option::of(statuses()))
+            .prop_map(|(path, expect_status)| GateKind::Http { url: format!("https://a/{path}"), expect_status }),
+        (line(), bound(), bound()).prop_filter_map("no values", |(query, max, min)| {
+            let passes = max.or(min).is_some() && max.zip(min).is_none_or(|(max, min)| min <= max);
+            passes.then(|| GateKind::Prometheus { url: "http://[::1]:9090".to_owned(), query, max, min })
+        }),
+    ];
+    (any::<bool>(), kind, time(), time()).prop_map(|(after, kind, interval, timeout)| Gate {
+        when: When::ALL[usize::from(after)],
+        kind,
+        interval,
+        timeout,
+    })
+}
+
+fn serve() -> impl Strategy<Value = Serve> {
+    let tls = (line(), line(), prop::option::of(line())).prop_map(|(certificate, key, client_ca)| Tls {
+        certificate: certificate.into(),
+        key: key.into(),
+        client_ca: client_ca.map(Into::into),
+    });
+    let listen = prop::option::of(any::<([u8; 4], bool)>());
+    (line(), prop::option::of(line()), listen, tls, prop::option::of(line())).prop_map(
+        |(socket, socket_group, listen, tls, tokens)| Serve {
+            socket: socket.into(),
+            socket_group,
+            tls: listen.is_none_or(|(_, is_loopback)| !is_loopback).then_some(tls),
+            listen: listen
+                .map(|(ip, is_loopback)| if is_loopback { ([127, 0, 0, 1], 1).into() } else { (ip, 7470).into() }),
+            tokens: tokens.map(Into::into),
+        },
+    )
+}
+
+fn failover(is_checked: bool) -> impl Strategy<Value = Failover> {
+    let enough = prop_oneof![
+        (1..=100_u8).prop_map(MinHealthy::Percent),
+        (1..=65_535_u32).prop_map(|count| MinHealthy::Count(NonZeroU32::new(count).unwrap())),
+    ];
+    (any::<bool>(), enough, 1..100_000_u64).prop_map(move |(to_idle, min_healthy, seconds)| Failover {
+        to_idle: to_idle && is_checked,
+        min_healthy,
+        hold_off: Duration::from_secs(seconds),
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn what_is_written_is_read_again(
+        serve in prop::option::of(serve()),
+        events in prop::sample::subsequence(NotifyEvent::ALL.to_vec(), 1..=NotifyEvent::ALL.len()),
+        hook in line(),
+        health in prop::option::of(health()),
+        own in prop::option::of(health()),
+        checked in failover(true),
+        unchecked in failover(false),
+        gates in prop::collection::vec(gate(), 0..4),
+    ) {
+        let mut config = config(GOOD);
+        config.serve = serve;
+        config.notify = vec![Notify { url: format!("https://hooks/{hook}"), events }];
+        let shop = &mut config.deployments[0];
+        shop.failover = if health.is_some() || own.is_some() { checked } else { unchecked };
+        (shop.health, shop.services[0].health, shop.gates) = (health, own, gates);
+        let text = config.to_toml();
+        prop_assert_eq!(parse(Path::new("x"), &text).map_err(|error| TestCaseError::fail(format!("{error}\n{text}")))?, config);
+    }
+}
