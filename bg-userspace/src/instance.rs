@@ -1,7 +1,11 @@
 //! An open instance.
 
+#[cfg(feature = "serve")]
+use bg_common::LiveWord;
 use bg_common::Meta;
 
+#[cfg(feature = "serve")]
+use crate::running::deployment_rows;
 use crate::{
     Error, Paths,
     doctor::preconditions::{capabilities, hidden_mounts},
@@ -50,6 +54,18 @@ impl Instance {
     /// Whether it is still the pinned instance. After `detach --all` and a new attach, another instance is pinned there.
     pub fn is_current(&self) -> bool {
         self.state.is_pinned()
+    }
+
+    /// The live words of all deployments. A change of them is a change of what is live. This reads mapped memory and is quick.
+    #[cfg(feature = "serve")]
+    pub(crate) fn live_words(&self) -> Vec<(u16, LiveWord)> {
+        deployment_rows(&self.words).map(|(index, _)| (index, self.words.reading(index, 0).shown())).collect()
+    }
+
+    /// The file of its history. Reading it may wait for a disk.
+    #[cfg(feature = "serve")]
+    pub(crate) fn journal(&self) -> std::path::PathBuf {
+        self.state.journal()
     }
 
     /// Warnings about the state directory from successful calls that have changed something. Each is a sentence, and is

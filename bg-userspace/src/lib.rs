@@ -68,6 +68,8 @@ mod pins;
 mod plan;
 mod probe;
 mod running;
+#[cfg(feature = "serve")]
+pub mod serve;
 mod show;
 mod sizes;
 mod state;

@@ -8,6 +8,7 @@
 //! | the pin root | attach, detach and apply, which change pins or tables, as long as they run |
 //! | its `maps` | a switch, which changes a live word, from writing the terms to the end of the fence. It is separate, so that a stuck apply never blocks an emergency rollback |
 //! | its `links` | a freeze, or what plays held packets back, which opens and closes queues. It is separate, so that no switch waits for many packets |
+//! | its `controller` | `bgctl serve`, as long as it runs, so that there is one controller at most. Nothing else needs it |
 //! | its `programs` | shared: a switch, or an apply, until it is recorded, so that nobody takes it for a killed one |
 //!
 //! The state directory has its own lock, the file `history.lock`. It is locked when the change is done.
@@ -97,6 +98,14 @@ impl Lock {
     /// The same for work that the next command can do just as well. Another holder is an error at once.
     pub(crate) fn hold_if_free(paths: &Paths) -> Result<Self, Error> {
         Self::of_pins(&paths.links(), Duration::ZERO)
+    }
+
+    /// The lock of the controller. Its directory is created if it is missing. A predecessor that is just ending is waited for.
+    #[cfg(feature = "serve")]
+    pub(crate) fn controller(paths: &Paths) -> Result<Self, Error> {
+        let directory = paths.controller();
+        make_private(&directory).map_err(Error::io("make", &directory))?;
+        Self::of_pins(&directory, Duration::from_secs(1))
     }
 
     /// The lock of the journal and of the last live colours.

@@ -63,6 +63,11 @@ impl Paths {
         self.pin_root.join("changes")
     }
 
+    /// The directory that the controller locks.
+    pub(crate) fn controller(&self) -> PathBuf {
+        self.pin_root.join("controller")
+    }
+
     /// A symbolic link that exists while a process has set the kernel to expedite grace periods.
     pub(crate) fn expedited(&self) -> PathBuf {
         self.pin_root.join("expedited")

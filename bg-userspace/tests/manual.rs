@@ -7,7 +7,7 @@ use std::{
     process::{Command, Output},
 };
 
-const COMMANDS: [&str; 21] = [
+const COMMANDS: [&str; 22] = [
     "doctor",
     "attach",
     "detach",
@@ -26,6 +26,7 @@ const COMMANDS: [&str; 21] = [
     "flows",
     "explain",
     "history",
+    "serve",
     "completions",
     "man",
     "help",

@@ -36,6 +36,11 @@ impl Bgctl {
         &self.program
     }
 
+    /// The lab's configuration file.
+    pub fn config(&self) -> &Path {
+        &self.config
+    }
+
     /// A bgctl command with these arguments.
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = self.edge.command(&self.program);

@@ -174,6 +174,14 @@ pub enum Refusal {
         /// The live colour.
         live: &'static str,
     },
+    /// Another controller runs on the instance.
+    #[error(
+        "a controller runs on this instance already ({holder}), and two would judge the same backends: stop that one first"
+    )]
+    SecondController {
+        /// The process that holds the lock.
+        holder: String,
+    },
     /// There is no next generation.
     #[error(
         "deployment \"{deployment}\" has used up all generations: remove it from the configuration and apply, then add it again and apply"

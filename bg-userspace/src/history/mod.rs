@@ -2,6 +2,7 @@
 //! live colours.
 
 mod ask;
+mod caller;
 mod chain;
 mod directory;
 mod error;
@@ -17,6 +18,7 @@ mod who;
 
 pub use ask::PATIENCE;
 pub(crate) use ask::ask;
+pub use caller::Caller;
 pub use chain::{Hash, Head, Link};
 pub(crate) use directory::{LOCK, is_same, prepare_state_dir};
 pub use error::HistoryError;

@@ -3,7 +3,7 @@
 use bg_common::Cause;
 use serde::{Deserialize, Serialize};
 
-use super::{chain::Link, moment::Moment, receipt::Receipt, who::Who};
+use super::{caller::Caller, chain::Link, moment::Moment, receipt::Receipt, who::Who};
 
 /// A kind of change to a deployment or to an instance.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -138,9 +138,11 @@ impl Record {
         self.before().map_or(to.generation, |before| before.generation + 1) <= generation && generation <= to.generation
     }
 
-    /// A record of a change that this process makes now, without the change.
+    /// A record of a change that this process makes now, for the caller of this thread if there is one, without the change.
     pub(crate) fn of_this_process() -> Self {
-        let words: Vec<_> = std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect();
+        let words = || std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect::<Vec<_>>();
+        let of_process = || Caller { who: Who::of_this_process(), command: words().join(" ") };
+        let Caller { who, command } = Caller::present().unwrap_or_else(of_process);
         Self {
             time: jiff::Timestamp::now(),
             deployment: String::new(),
@@ -148,9 +150,9 @@ impl Record {
             action: Action::Recovered,
             from: None,
             to: None,
-            who: Who::of_this_process(),
+            who,
             reason: None,
-            command: words.join(" "),
+            command,
             unconfirmed: false,
             receipt: None,
             link: None,

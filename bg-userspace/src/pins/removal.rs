@@ -32,7 +32,8 @@ pub(crate) fn clear(paths: &Paths) -> Result<(), Error> {
             remove(&entry)?;
         }
     }
-    [paths.maps(), paths.programs(), paths.links()].iter().try_for_each(|directory| remove_directory(directory))
+    let directories = [paths.maps(), paths.programs(), paths.links(), paths.controller()];
+    directories.iter().try_for_each(|directory| remove_directory(directory))
 }
 
 /// Removes a directory, unless it is not empty or is a mount point.

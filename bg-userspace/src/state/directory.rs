@@ -8,6 +8,8 @@ use std::{
 use bg_common::{ABI_VERSION, Meta};
 
 use super::link;
+#[cfg(feature = "serve")]
+use crate::history::History;
 use crate::{Paths, history::Writer, pins};
 
 /// The state directory of an instance.
@@ -73,6 +75,12 @@ impl State {
         }
         // On a file system without links, there can be no warning about another directory.
         let _ = link::write(&self.paths, &self.home);
+    }
+
+    /// The journal's file.
+    #[cfg(feature = "serve")]
+    pub(crate) fn journal(&self) -> PathBuf {
+        self.home.join(History::FILE)
     }
 
     /// Whether the instance is still pinned there.

@@ -280,7 +280,7 @@ fn a_client_is_found_without_its_virtual_address_and_a_flow_only_with_it() {
     assert!(find_whole(&&table, &Name { vip: 77, ..keys[0] }).is_none());
     let any = Name { vip: 0, ..keys[0] };
     let found = find(&&table, &any, 0, Match::Client).expect("one of them");
-    assert_eq!(any.value_of(found.flow()), found.vip().into());
+    assert_eq!(any.value_of(found.flow()), u32::from(found.vip()));
     let other = Name { port: 81, ..any };
     assert!(find(&&table, &other, 0, Match::Client).is_none(), "another port is another client");
 }

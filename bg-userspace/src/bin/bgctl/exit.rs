@@ -27,7 +27,20 @@ impl Outcome {
         if error.is::<ConfigError>() || error.is::<InterfaceListError>() {
             return Self::Usage;
         }
-        match error.downcast_ref::<Error>().map(Error::class) {
+        #[cfg(feature = "serve")]
+        if let Some(ended) = error.downcast_ref::<bg_userspace::serve::ServeError>() {
+            use bg_userspace::serve::ServeError;
+            return match ended {
+                ServeError::Config(_) => Self::Usage,
+                ServeError::Instance(error) => Self::of_class(Some(error.class())),
+                _ => Self::Failed,
+            };
+        }
+        Self::of_class(error.downcast_ref::<Error>().map(Error::class))
+    }
+
+    fn of_class(class: Option<ErrorClass>) -> Self {
+        match class {
             Some(ErrorClass::Usage) => Self::Usage,
             Some(ErrorClass::Refused) => Self::Refused,
             Some(ErrorClass::TimedOut) => Self::TimedOut,

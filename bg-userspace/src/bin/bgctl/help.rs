@@ -325,6 +325,21 @@ pub(crate) const PAGES: &[Page] = &[
         ],
         exit: &[DONE, (1, "failed, or --verify found a fault"), USAGE],
     },
+    #[cfg(feature = "serve")]
+    Page {
+        command: "serve",
+        description: &[
+            "Packets do not need it: if it ends or is killed, they go where they went before, and its successor learns the state from \
+             the pinned maps. Only one controller can run on an instance.",
+            "SIGHUP reads the configuration again; an invalid one is reported and changes nothing. SIGTERM ends the controller and \
+             leaves the data path as it is. Under systemd, it tells when it is ready and that it is alive, and writes to the journal.",
+        ],
+        examples: &[
+            ("bgctl serve", "run with /etc/bgctl/bgctl.toml"),
+            ("bgctl serve -c shop.toml --log-format json", "another configuration, and messages for programs"),
+        ],
+        exit: &[(0, "a signal has ended it"), FAILED, CONFIGURATION, (3, "another controller runs on the instance")],
+    },
     Page {
         command: "completions",
         description: &[

@@ -24,9 +24,17 @@ fn main() -> ExitCode {
         Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             // Problems of a configuration begin with their position, in a form that editors understand.
-            let prefix = if error.is::<ConfigError>() { "" } else { "bgctl: " };
+            let prefix = if is_of_configuration(&error) { "" } else { "bgctl: " };
             output::line(&format!("{prefix}{error:#}"));
             exit::Outcome::of(&error).into()
         }
     }
+}
+
+fn is_of_configuration(error: &anyhow::Error) -> bool {
+    #[cfg(feature = "serve")]
+    if let Some(bg_userspace::serve::ServeError::Config(_)) = error.downcast_ref() {
+        return true;
+    }
+    error.is::<ConfigError>()
 }

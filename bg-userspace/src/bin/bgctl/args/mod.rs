@@ -124,6 +124,9 @@ pub(crate) enum Command {
     Explain(Explain),
     /// Show who switched what, when and why, and from which generation to which
     History(History),
+    /// Run the controller, which watches the instance; the data path does not need it
+    #[cfg(feature = "serve")]
+    Serve(Serve),
     /// Print a script that completes bgctl's command line in a shell
     Completions {
         /// The shell
@@ -323,6 +326,29 @@ pub(crate) struct History {
     /// Check that no record of any deployment was changed, removed, inserted or moved
     #[arg(long, conflicts_with_all = ["last", "since"])]
     pub(crate) verify: bool,
+}
+
+#[cfg(feature = "serve")]
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Serve {
+    /// The configuration [default: /etc/bgctl/bgctl.toml, if it exists]
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// The form of messages on stderr
+    #[arg(long, value_enum, value_name = "FORMAT", default_value_t = LogFormat::Auto)]
+    pub(crate) log_format: LogFormat,
+}
+
+/// The forms of the controller's messages.
+#[cfg(feature = "serve")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogFormat {
+    /// The fields of the systemd journal under systemd, else text
+    Auto,
+    /// A line of text for each message
+    Text,
+    /// A JSON object for each message
+    Json,
 }
 
 #[cfg(test)]

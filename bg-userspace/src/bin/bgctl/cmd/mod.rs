@@ -13,6 +13,8 @@ mod freeze;
 mod history;
 mod man;
 mod plan;
+#[cfg(feature = "serve")]
+mod serve;
 mod show;
 mod status;
 mod switch;
@@ -97,6 +99,8 @@ fn dispatch(args: &Args) -> anyhow::Result<Outcome> {
         Command::Flows(flows) => flows::run(global, flows),
         Command::Explain(explain) => explain::run(global, explain),
         Command::History(history) => history::run(global, history),
+        #[cfg(feature = "serve")]
+        Command::Serve(serve) => serve::run(global, serve),
         Command::Completions { shell } => complete::print_script(*shell).map(|()| Outcome::Done),
         Command::Man { dir } => man::run(dir),
     }

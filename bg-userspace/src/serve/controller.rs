@@ -1,0 +1,227 @@
+//! What the parts of the controller share.
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use tokio::sync::{Notify, Semaphore, broadcast, watch};
+
+use super::{event::Event, options::ServeOptions, view::View};
+use crate::{
+    Error, Instance, Paths, Refusal,
+    config::{self, Config, ConfigError},
+    history::Caller,
+    lock::Lock,
+};
+
+/// How many calls of the instance may run at a time. Most of them wait for a lock or a disk.
+const CALLS: usize = 16;
+/// How many events a slow listener may be behind, before it has missed some.
+const EVENTS: usize = 1024;
+
+/// Where the configuration comes from.
+#[derive(Clone, Debug)]
+pub(crate) struct Source {
+    path: PathBuf,
+    may_be_missing: bool,
+}
+
+impl Source {
+    pub(super) fn new(options: &ServeOptions) -> Self {
+        Self { path: options.config.clone(), may_be_missing: options.may_be_missing }
+    }
+
+    /// Reads it.
+    pub(super) fn load(&self) -> Result<Config, ConfigError> {
+        match config::load(&self.path) {
+            Err(ConfigError::Unreadable { source, .. })
+                if self.may_be_missing && source.kind() == std::io::ErrorKind::NotFound =>
+            {
+                tracing::warn!("{} does not exist: nothing is checked", self.path.display());
+                Ok(Config::default())
+            }
+            loaded => loaded,
+        }
+    }
+}
+
+/// What all parts share.
+#[derive(Debug)]
+pub(crate) struct Controller {
+    paths: Paths,
+    source: Source,
+    config: watch::Sender<Arc<Config>>,
+    view: watch::Sender<Option<Arc<View>>>,
+    events: broadcast::Sender<Arc<Event>>,
+    stopped: watch::Sender<bool>,
+    look: Notify,
+    calls: Semaphore,
+    open: Mutex<Option<Open>>,
+}
+
+/// The open instance, with the lock that makes this controller its only one.
+#[derive(Clone, Debug)]
+struct Open {
+    instance: Arc<Instance>,
+    _lock: Arc<Lock>,
+}
+
+impl Controller {
+    pub(super) fn new(paths: &Paths, source: Source, config: Config) -> Arc<Self> {
+        Arc::new(Self {
+            paths: paths.clone(),
+            source,
+            config: watch::Sender::new(Arc::new(config)),
+            view: watch::Sender::new(None),
+            events: broadcast::Sender::new(EVENTS),
+            stopped: watch::Sender::new(false),
+            look: Notify::new(),
+            calls: Semaphore::new(CALLS),
+            open: Mutex::new(None),
+        })
+    }
+
+    /// The directories of the instance.
+    pub(crate) fn paths(&self) -> &Paths {
+        &self.paths
+    }
+
+    /// The configuration: the last valid content of the file.
+    #[expect(dead_code, reason = "parts that need it follow")]
+    pub(crate) fn config(&self) -> Arc<Config> {
+        self.config.borrow().clone()
+    }
+
+    /// The configuration and its changes.
+    #[expect(dead_code, reason = "parts that need it follow")]
+    pub(crate) fn config_changes(&self) -> watch::Receiver<Arc<Config>> {
+        self.config.subscribe()
+    }
+
+    /// Reads the configuration again. An invalid one changes nothing.
+    pub(super) async fn reload(&self) {
+        let source = self.source.clone();
+        let loaded = tokio::task::spawn_blocking(move || source.load()).await;
+        match loaded {
+            Ok(Ok(config)) => {
+                tracing::info!("the configuration was read again");
+                self.config.send_replace(Arc::new(config));
+            }
+            Ok(Err(error)) => {
+                tracing::error!(
+                    "the configuration was not taken, the one before stays in force: {:#}",
+                    anyhow::Error::from(error)
+                );
+            }
+            Err(error) => tracing::error!("the configuration could not be read: {error}"),
+        }
+    }
+
+    /// What the observer saw last. `None` before its first look, and while there is no instance.
+    #[expect(dead_code, reason = "parts that need it follow")]
+    pub(crate) fn view(&self) -> Option<Arc<View>> {
+        self.view.borrow().clone()
+    }
+
+    /// What the observer sees.
+    pub(crate) fn views(&self) -> watch::Receiver<Option<Arc<View>>> {
+        self.view.subscribe()
+    }
+
+    /// Tells all listeners what is seen, if it is not what was seen before. `None` is that there is no instance.
+    pub(super) fn seen(&self, view: Option<View>) {
+        let view = view.map(Arc::new);
+        let before = self.view.send_replace(view.clone());
+        let same = match (&before, &view) {
+            (Some(before), Some(view)) => before.status == view.status,
+            (None, None) => true,
+            _ => false,
+        };
+        if let Some(view) = view.filter(|_| !same) {
+            self.publish(Event::State(view));
+        }
+    }
+
+    /// Events from now on.
+    #[expect(dead_code, reason = "parts that need it follow")]
+    pub(crate) fn events(&self) -> broadcast::Receiver<Arc<Event>> {
+        self.events.subscribe()
+    }
+
+    /// Whether anybody wants to see each change at once.
+    pub(super) fn is_watched(&self) -> bool {
+        self.events.receiver_count() > 0
+    }
+
+    /// Tells all listeners.
+    pub(crate) fn publish(&self, event: Event) {
+        // Without a listener, nobody has missed it.
+        let _ = self.events.send(Arc::new(event));
+    }
+
+    /// Asks the observer to look now.
+    pub(crate) fn look(&self) {
+        self.look.notify_one();
+    }
+
+    /// Waits until somebody asks for a look.
+    pub(super) async fn asked_to_look(&self) {
+        self.look.notified().await;
+    }
+
+    /// Ends all parts.
+    pub(crate) fn stop(&self) {
+        self.stopped.send_replace(true);
+    }
+
+    /// Returns when the parts are to end.
+    pub(crate) async fn stopped(&self) {
+        // The sender lives as long as this.
+        let _ = self.stopped.subscribe().wait_for(|stopped| *stopped).await;
+    }
+
+    /// Does what blocks with the instance, in a thread of its own. If `caller` is given, changes are recorded as its changes.
+    ///
+    /// # Errors
+    /// Those of the work, and that there is no instance, or another controller of it.
+    pub(crate) async fn on_instance<T: Send + 'static>(
+        self: &Arc<Self>,
+        caller: Option<Caller>,
+        work: impl FnOnce(&Instance) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let _place = self.calls.acquire().await.expect("the semaphore is never closed");
+        let controller = self.clone();
+        let called = tokio::task::spawn_blocking(move || {
+            let instance = controller.instance()?;
+            let done = match caller {
+                Some(caller) => caller.run(|| work(&instance)),
+                None => work(&instance),
+            };
+            for warning in instance.warnings() {
+                tracing::warn!("{warning}");
+            }
+            done
+        });
+        match called.await {
+            Ok(done) => done,
+            Err(error) => std::panic::resume_unwind(error.into_panic()),
+        }
+    }
+
+    /// The pinned instance. It is opened again after it was removed and created anew.
+    pub(super) fn instance(&self) -> Result<Arc<Instance>, Error> {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(Open { instance, .. }) = open.as_ref().filter(|open| open.instance.is_current()) {
+            return Ok(instance.clone());
+        }
+        // The lock of an instance that is gone says nothing of its successor.
+        *open = None;
+        let instance = Arc::new(Instance::open(&self.paths)?);
+        let lock = Lock::controller(&self.paths).map_err(|error| match error {
+            Error::Busy { holder, .. } => Refusal::SecondController { holder }.into(),
+            error => error,
+        })?;
+        Ok(open.insert(Open { instance, _lock: Arc::new(lock) }).instance.clone())
+    }
+}

@@ -1,0 +1,87 @@
+//! What the controller tells: to browsers, to webhooks, to its log.
+
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use super::view::View;
+use crate::history::{Action, Moment, Record, Who};
+
+/// Something that has happened.
+#[derive(Clone, Debug, Serialize)]
+#[serde(tag = "event", rename_all = "lowercase")]
+pub(crate) enum Event {
+    /// The state has changed. It is told as the whole status.
+    #[serde(serialize_with = "state")]
+    State(Arc<View>),
+    /// A deployment has been changed by somebody.
+    Switch(Changed),
+    /// The data path, or a controller, has taken a switch back.
+    Revert(Changed),
+    /// Something else was recorded: an apply, a freeze, an attach.
+    Recorded(Changed),
+}
+
+/// A change as the history has it.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Changed {
+    pub(crate) time: jiff::Timestamp,
+    /// Empty if the change concerns the whole instance.
+    pub(crate) deployment: String,
+    pub(crate) action: Action,
+    pub(crate) from: Option<Moment>,
+    pub(crate) to: Option<Moment>,
+    pub(crate) who: Who,
+    pub(crate) reason: Option<String>,
+}
+
+impl Event {
+    /// Its name, which is the one in the configuration of webhooks.
+    #[cfg_attr(not(test), expect(dead_code, reason = "parts that need it follow"))]
+    pub(crate) const fn name(&self) -> &'static str {
+        match self {
+            Self::State(_) => "state",
+            Self::Switch(_) => "switch",
+            Self::Revert(_) => "revert",
+            Self::Recorded(_) => "recorded",
+        }
+    }
+
+    /// What a record of the history tells.
+    pub(crate) fn of(record: Record) -> Self {
+        let Record { time, deployment, action, from, to, who, reason, .. } = record;
+        let changed = Changed { time, deployment, action, from, to, who, reason };
+        match action {
+            Action::Switch | Action::Rollback | Action::Split | Action::Activated | Action::Recovered => {
+                Self::Switch(changed)
+            }
+            Action::Expired | Action::Tripped => Self::Revert(changed),
+            Action::Apply | Action::Confirm | Action::Freeze | Action::Thaw | Action::Attach | Action::Detach => {
+                Self::Recorded(changed)
+            }
+        }
+    }
+}
+
+fn state<S: serde::Serializer>(view: &Arc<View>, serializer: S) -> Result<S::Ok, S::Error> {
+    #[derive(Serialize)]
+    struct State<'a> {
+        time: jiff::Timestamp,
+        status: &'a crate::Status,
+    }
+    State { time: view.at, status: &view.status }.serialize(serializer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_has_its_name_in_its_json() {
+        let record = Record { action: Action::Tripped, ..Record::of_this_process() };
+        let event = Event::of(record);
+        let json = serde_json::to_value(&event).unwrap();
+        assert_eq!((json["event"].as_str(), event.name()), (Some("revert"), "revert"));
+        assert_eq!(json["action"], "tripped");
+    }
+}

@@ -1,0 +1,60 @@
+//! The controller, `bgctl serve`.
+//!
+//! The data path needs no process. The people around it do: this one watches the instance and tells what it sees. If it ends or is
+//! killed, packets do not notice, and its successor learns everything from the pinned maps again.
+//!
+//! Its parts are tasks that share a [`Controller`]. The [`observer`] looks at the instance, and the [`follower`] at its history. Everything
+//! that may block, which is each call of [`Instance`](crate::Instance), runs in threads of its own
+//! ([`Controller::on_instance`]), so that no part waits for another one.
+
+mod controller;
+mod error;
+mod event;
+mod follower;
+mod life;
+mod log;
+mod observer;
+mod options;
+mod view;
+
+use std::sync::Arc;
+
+use tokio::task::JoinSet;
+
+use self::{
+    controller::{Controller, Source},
+    life::Life,
+};
+pub use self::{error::ServeError, log::LogFormat, options::ServeOptions};
+use crate::Paths;
+
+/// Runs the controller until a signal ends it, which is a success.
+///
+/// # Errors
+/// The configuration cannot be read, another controller runs on the instance, an address cannot be listened on, or a part has failed.
+pub fn run(paths: &Paths, options: &ServeOptions) -> Result<(), ServeError> {
+    log::begin(options.log_format, options.verbose)?;
+    let source = Source::new(options);
+    let config = source.load()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let runtime = runtime.map_err(|source| ServeError::Io { doing: "start threads".to_owned(), source })?;
+    let ended = runtime.block_on(serve(Controller::new(paths, source, config)));
+    // A call that waits for a file system which does not respond must not keep the process.
+    runtime.shutdown_timeout(std::time::Duration::from_millis(500));
+    ended
+}
+
+async fn serve(controller: Arc<Controller>) -> Result<(), ServeError> {
+    let life = Life::begin()?;
+    let mut parts = JoinSet::new();
+    parts.spawn(observer::run(controller.clone()));
+    parts.spawn(follower::run(controller.clone()));
+    parts.spawn(life.run(controller.clone()));
+    // The first part that ends ends the others: either it is time, or the controller would not be complete without it.
+    let mut ended = Ok(());
+    while let Some(part) = parts.join_next().await {
+        ended = ended.and(part.map_err(|error| ServeError::Part { why: error.to_string() }).and_then(|result| result));
+        controller.stop();
+    }
+    ended
+}

@@ -1,0 +1,68 @@
+//! Looks at the instance.
+//!
+//! A glance reads the live words, which are mapped memory, a few times a second. A look reads the whole status. It follows when a glance
+//! shows a change, when somebody asks for it, each second while somebody watches, and else seldom: of an instance with a thousand
+//! services, a look each second would cost more than all else.
+
+use std::{sync::Arc, time::Duration};
+
+use bg_common::LiveWord;
+use tokio::time::{Instant, MissedTickBehavior, interval};
+
+use super::{controller::Controller, error::ServeError, view::View};
+use crate::{Error, Refusal};
+
+const GLANCE: Duration = Duration::from_millis(250);
+const LOOK_WATCHED: Duration = Duration::from_secs(1);
+const LOOK: Duration = Duration::from_secs(10);
+
+/// Looks until the controller ends. Ends it if another controller runs on the instance.
+pub(super) async fn run(controller: Arc<Controller>) -> Result<(), ServeError> {
+    let mut ticks = interval(GLANCE);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut seen: Option<(Instant, Vec<(u16, LiveWord)>)> = None;
+    let mut problem = String::new();
+    loop {
+        let is_asked = tokio::select! {
+            _ = ticks.tick() => false,
+            () = controller.asked_to_look() => true,
+            () = controller.stopped() => return Ok(()),
+        };
+        let glance = controller.on_instance(None, |instance| Ok(instance.live_words())).await;
+        let words = match glance {
+            Ok(words) => words,
+            Err(error) => {
+                let error = absent(error)?;
+                if problem != error {
+                    tracing::warn!("{error}");
+                    problem = error;
+                }
+                seen = None;
+                controller.seen(None);
+                continue;
+            }
+        };
+        let longest = if controller.is_watched() { LOOK_WATCHED } else { LOOK };
+        let is_due = |(last, before): &(Instant, Vec<_>)| is_asked || *before != words || last.elapsed() >= longest;
+        if !seen.as_ref().is_none_or(is_due) {
+            continue;
+        }
+        seen = Some((Instant::now(), words));
+        match controller.on_instance(None, |instance| instance.status(None)).await {
+            Ok(status) => {
+                problem.clear();
+                controller.seen(Some(View { at: jiff::Timestamp::now(), status }));
+            }
+            // Somebody is removing it. The next glance tells.
+            Err(error) => tracing::debug!("cannot look: {error:#}"),
+        }
+    }
+}
+
+/// Why there is no instance. What the controller cannot wait for is an error.
+fn absent(error: Error) -> Result<String, ServeError> {
+    match error {
+        Error::Refused(Refusal::SecondController { .. }) => Err(error.into()),
+        error => Ok(format!("{:#}", anyhow::Error::from(error))),
+    }
+}

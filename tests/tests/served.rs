@@ -1,0 +1,138 @@
+//! The controller as a citizen of its system: it comes and goes while packets pass, and there is only one.
+
+use anyhow::{Context, Result};
+use bg_tests::{Controller, Ready, config::DEPLOYMENT};
+use std::{
+    os::unix::net::UnixDatagram,
+    process::ExitStatus,
+    time::{Duration, Instant},
+};
+
+const SOON: Duration = Duration::from_secs(5);
+
+fn ready() -> Result<Ready> {
+    Ready::native("")
+}
+
+#[test]
+fn the_data_path_stays_as_it_is_however_the_controller_ends() -> Result<()> {
+    let ready = ready()?;
+    let before = ready.bgctl.json(&["status"])?["deployments"][1]["generation"].clone();
+    for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGKILL] {
+        let controller = Controller::start(&ready.bgctl)?;
+        ready.bgctl.run(&["switch", DEPLOYMENT])?;
+        let live = ready.bgctl.live(DEPLOYMENT)?;
+        let ended = controller.end(signal)?;
+        assert_eq!(ended.code(), (signal != libc::SIGKILL).then_some(0), "{signal}: {ended}");
+        assert_eq!(ready.bgctl.live(DEPLOYMENT)?, live);
+        ready.neighbour_is_undisturbed()?;
+    }
+    let after = ready.bgctl.json(&["status"])?["deployments"][1]["generation"].clone();
+    assert_eq!(after.as_u64(), before.as_u64().map(|before| before + 3), "the switches, and nothing else");
+    Ok(())
+}
+
+#[test]
+fn a_second_controller_of_an_instance_is_refused_until_the_first_one_is_gone() -> Result<()> {
+    let ready = ready()?;
+    let config = ready.bgctl.config().display().to_string();
+    let first = Controller::start(&ready.bgctl)?;
+    let refused = ready.bgctl.try_run(&["serve", "-c", &config])?;
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert_eq!(refused.status.code(), Some(3), "{said}");
+    assert!(said.contains(&format!("process {}: ", first.id())), "{said}");
+    // The lock does not outlive its holder, whatever ends that.
+    first.end(libc::SIGKILL)?;
+    Controller::start(&ready.bgctl)?.end(libc::SIGTERM)?;
+    // Neither does it keep the instance from being removed, nor its successor from being served.
+    let controller = Controller::start(&ready.bgctl)?;
+    ready.bgctl.run(&["detach", "--all"])?;
+    assert!(!ready.lab.sandbox.pin_root().exists(), "everything is removed, the controller's lock too");
+    ready.bgctl.run(&[&["attach", "--mode", "native"], ready.lab.interfaces.as_slice()].concat())?;
+    let taken = || ready.lab.sandbox.pin_root().join("controller").exists();
+    let end = Instant::now() + SOON;
+    while !taken() {
+        assert!(Instant::now() < end, "the controller has not found the new instance: {}", controller.log()?);
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let refused = ready.bgctl.try_run(&["serve", "-c", &config])?;
+    assert_eq!(refused.status.code(), Some(3), "it is the controller of the new instance");
+    Ok(())
+}
+
+#[test]
+fn a_controller_waits_for_an_instance_and_sees_each_change() -> Result<()> {
+    let ready = ready()?;
+    ready.bgctl.run(&["detach", "--all"])?;
+    let mut controller = Controller::start(&ready.bgctl)?;
+    controller.wait_for("no instance at")?;
+    ready.bgctl.run(&[&["attach", "--mode", "native"], ready.lab.interfaces.as_slice()].concat())?;
+    ready.bgctl.run(&["apply", "-c", &ready.bgctl.config().display().to_string()])?;
+    ready.bgctl.run(&["switch", DEPLOYMENT, "--confirm-within", "300ms"])?;
+    // The data path takes it back. Nobody but the controller is there to record that.
+    controller.wait_for("\"action\":\"expired\"")?;
+    let log = controller.log()?;
+    let told = |action: &str| log.matches(&format!("\"action\":\"{action}\"")).count();
+    assert_eq!((told("switch"), told("expired")), (1, 1), "{log}");
+    let switched: serde_json::Value = serde_json::from_str(
+        log.lines().find(|line| line.contains("\"action\":\"switch\"")).context("the switch was told")?,
+    )?;
+    assert_eq!(switched["deployment"], DEPLOYMENT);
+    assert_eq!(switched["level"], "INFO");
+    Ok(())
+}
+
+#[test]
+fn an_invalid_configuration_is_refused_at_the_start_and_ignored_later() -> Result<()> {
+    let ready = ready()?;
+    let config = std::fs::read_to_string(ready.bgctl.config())?;
+    let mut controller = Controller::start(&ready.bgctl)?;
+    ready.bgctl.write_config(&config.replace("initial", "inital"))?;
+    controller.reload()?;
+    let log = controller.log()?;
+    assert!(log.contains("the one before stays in force") && log.contains("inital"), "{log}");
+    let refused = ready.bgctl.try_run(&["serve", "-c", &ready.bgctl.config().display().to_string()])?;
+    assert_eq!(refused.status.code(), Some(2), "{}", String::from_utf8_lossy(&refused.stderr));
+    assert!(String::from_utf8_lossy(&refused.stderr).starts_with(&ready.bgctl.config().display().to_string()));
+    ready.bgctl.write_config(&config)?;
+    controller.reload()?;
+    assert!(controller.log()?.contains("the configuration was read again"));
+    assert_eq!(controller.end(libc::SIGTERM)?.code(), Some(0));
+    Ok(())
+}
+
+/// What systemd would be told.
+#[test]
+fn a_supervisor_is_told_of_readiness_life_reload_and_end() -> Result<()> {
+    let ready = ready()?;
+    let path = ready.lab.sandbox.dir().join("notify");
+    let socket = UnixDatagram::bind(&path)?;
+    socket.set_read_timeout(Some(SOON))?;
+    let mut command = ready.bgctl.command(&["serve", "-c", &ready.bgctl.config().display().to_string()]);
+    command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "200000").stderr(std::process::Stdio::null());
+    let mut process = bg_tests::Process::spawn(&mut command)?;
+    let hear = |wanted: &str| -> Result<()> {
+        let mut buffer = [0; 256];
+        loop {
+            let length = socket.recv(&mut buffer).with_context(|| format!("{wanted} was not told"))?;
+            if String::from_utf8_lossy(&buffer[..length]).contains(wanted) {
+                return Ok(());
+            }
+        }
+    };
+    hear("READY=1")?;
+    let began = Instant::now();
+    (0..5).try_for_each(|_| hear("WATCHDOG=1"))?;
+    assert!(began.elapsed() < Duration::from_secs(1), "half of the watchdog's time each");
+    let signal = |signal| {
+        // SAFETY: `kill` takes no pointers. The child has not been waited for, so its id is still its own.
+        assert_eq!(unsafe { libc::kill(process.id().cast_signed(), signal) }, 0);
+    };
+    signal(libc::SIGHUP);
+    hear("RELOADING=1")?;
+    hear("READY=1")?;
+    signal(libc::SIGTERM);
+    hear("STOPPING=1")?;
+    assert_eq!(process.wait(SOON)?.as_ref().and_then(ExitStatus::code), Some(0));
+    Ok(())
+}
