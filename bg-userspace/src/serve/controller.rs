@@ -94,7 +94,6 @@ impl Controller {
     }
 
     /// The configuration and its changes.
-    #[expect(dead_code, reason = "parts that need it follow")]
     pub(crate) fn config_changes(&self) -> watch::Receiver<Arc<Config>> {
         self.config.subscribe()
     }
@@ -144,7 +143,6 @@ impl Controller {
     }
 
     /// Events from now on.
-    #[expect(dead_code, reason = "parts that need it follow")]
     pub(crate) fn events(&self) -> broadcast::Receiver<Arc<Event>> {
         self.events.subscribe()
     }

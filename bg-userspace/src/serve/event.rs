@@ -16,7 +16,7 @@ pub(crate) enum Event {
     State(Arc<View>),
     /// A deployment has been changed by somebody.
     Switch(Changed),
-    /// The data path, or a controller, has taken a switch back.
+    /// A switch was taken back: by somebody, or by the data path itself.
     Revert(Changed),
     /// Something else was recorded: an apply, a freeze, an attach.
     Recorded(Changed),
@@ -37,7 +37,6 @@ pub(crate) struct Changed {
 
 impl Event {
     /// Its name, which is the one in the configuration of webhooks.
-    #[cfg_attr(not(test), expect(dead_code, reason = "parts that need it follow"))]
     pub(crate) const fn name(&self) -> &'static str {
         match self {
             Self::State(_) => "state",
@@ -52,10 +51,8 @@ impl Event {
         let Record { time, deployment, action, from, to, who, reason, .. } = record;
         let changed = Changed { time, deployment, action, from, to, who, reason };
         match action {
-            Action::Switch | Action::Rollback | Action::Split | Action::Activated | Action::Recovered => {
-                Self::Switch(changed)
-            }
-            Action::Expired | Action::Tripped => Self::Revert(changed),
+            Action::Switch | Action::Split | Action::Activated | Action::Recovered => Self::Switch(changed),
+            Action::Rollback | Action::Expired | Action::Tripped => Self::Revert(changed),
             Action::Apply | Action::Confirm | Action::Freeze | Action::Thaw | Action::Attach | Action::Detach => {
                 Self::Recorded(changed)
             }

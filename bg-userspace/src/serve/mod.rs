@@ -13,6 +13,7 @@ mod event;
 mod follower;
 mod life;
 mod log;
+mod notify;
 mod observer;
 mod options;
 mod view;
@@ -34,6 +35,8 @@ use crate::Paths;
 /// The configuration cannot be read, another controller runs on the instance, an address cannot be listened on, or a part has failed.
 pub fn run(paths: &Paths, options: &ServeOptions) -> Result<(), ServeError> {
     log::begin(options.log_format, options.verbose)?;
+    // An error is that the process has chosen one before.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let source = Source::new(options);
     let config = source.load()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
@@ -49,6 +52,7 @@ async fn serve(controller: Arc<Controller>) -> Result<(), ServeError> {
     let mut parts = JoinSet::new();
     parts.spawn(observer::run(controller.clone()));
     parts.spawn(follower::run(controller.clone()));
+    parts.spawn(notify::run(controller.clone()));
     parts.spawn(life.run(controller.clone()));
     // The first part that ends ends the others: either it is time, or the controller would not be complete without it.
     let mut ended = Ok(());

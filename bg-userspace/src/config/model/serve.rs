@@ -29,7 +29,7 @@ impl Default for Serve {
 
 impl Serve {
     /// Makes all relative paths relative to a directory.
-    pub(in crate::config) fn below(&mut self, directory: &Path) {
+    pub(crate) fn below(&mut self, directory: &Path) {
         let tls = self
             .tls
             .iter_mut()
