@@ -155,8 +155,10 @@ pub struct Backend {
 pub struct BackendInfo {
     /// The weight of the backend, which determines its share of the colour's new flows.
     pub weight: u32,
-    /// Always zero.
-    pub reserved: u32,
+    /// What is known of the backend's health. Bits 0 and 1: 0 unknown, 1 up, 2 down. Bit 8: if no backend of the colour
+    /// may get new flows, none is sent to this one either. Bits 16 to 31: the part of its weight that a backend that has returned
+    /// does without for the time being, in basis points.
+    pub health: u32,
 }
 
 /// A row of `next_hops`: a next hop towards clients. It has a number, which a flow's row can name.
@@ -183,7 +185,7 @@ crate::assert_layout!(
     identity at 0, addr at 8, port at 24, protocol at 26, family at 27, service at 28, colour at 30, mode at 31,
     next_hop at 32, next at 56, deployment at 60, salt at 62
 );
-crate::assert_layout!(BackendInfo, size 8, align 4, weight at 0, reserved at 4);
+crate::assert_layout!(BackendInfo, size 8, align 4, weight at 0, health at 4);
 crate::assert_layout!(
     NumberedHop, size 24, align 8,
     ifindex_and_dmac at 0, mtu_and_smac at 8, reserved at 16, asked at 20

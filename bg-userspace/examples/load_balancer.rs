@@ -1,8 +1,8 @@
 //! The control loop of a small bare-metal load balancer that uses this library.
 //!
 //! It attaches to the given interfaces and applies a configuration that is built in code. Then it does the work of a
-//! load balancer's control plane: it checks the health of every backend by connecting to it, sets the weight of
-//! backends that do not respond to zero, and switches to the other colour if the whole live colour is down.
+//! load balancer's control plane: it checks the health of every backend by connecting to it, tells the instance which ones
+//! do not respond, so that they get no new flows, and switches to the other colour if the whole live colour is down.
 //! Packets never pass through this process. If it is killed, traffic continues to go where it went last.
 //!
 //! ```console
@@ -15,11 +15,12 @@ use std::{
 };
 
 use bg_userspace::{
-    AttachOptions, Colour, Error, Instance, Mode, Paths, Protocol, SwitchRequest, attach,
+    AttachOptions, BackendHealth, Colour, Error, Health, Instance, Mode, Paths, Protocol, SwitchRequest, attach,
     config::{BackendSpec, Config, Deployment, DivideBy, Failover, OnSwitch, Service, StickyPrefix},
 };
 
 const DEPLOYMENT: &str = "example";
+const SERVICE: &str = "web";
 const PERIOD: Duration = Duration::from_secs(2);
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(300);
 
@@ -40,16 +41,27 @@ fn main() -> Result<(), AnyError> {
         println!("{} attached in {} mode", attached.name, attached.mode.name());
     }
     let instance = Instance::open(&paths)?;
+    for change in instance.apply(&configuration(vip, &backends))?.changes {
+        println!("{change}");
+    }
     loop {
         let healthy = backends.each_ref().map(|backends| backends.iter().map(is_healthy).collect::<Vec<_>>());
-        // A backend with weight zero keeps its flows. If it no longer responds, the flows time out or are
+        // A backend that is down keeps its flows. If it no longer responds, the flows time out or are
         // reset by their clients, which then connect again, to another backend.
-        let weights = |colour: Colour| -> Vec<(SocketAddr, bool)> {
-            backends[colour as usize].iter().copied().zip(healthy[colour as usize].iter().copied()).collect()
-        };
-        let config = configuration(vip, [weights(Colour::Blue), weights(Colour::Green)]);
-        for change in instance.apply(&config)?.changes {
-            println!("{change}");
+        let health = Colour::ALL.into_iter().flat_map(|colour| {
+            let of_colour = backends[colour as usize].iter().zip(&healthy[colour as usize]);
+            of_colour.map(move |(address, healthy)| BackendHealth {
+                deployment: DEPLOYMENT.to_owned(),
+                service: SERVICE.to_owned(),
+                colour,
+                address: *address,
+                health: if *healthy { Health::Up } else { Health::Down },
+                share: 1.0,
+            })
+        });
+        let set = instance.set_health(&health.collect::<Vec<_>>())?;
+        if set.changed > 0 {
+            println!("{} backends have gone up or down", set.changed);
         }
         fail_over(&instance, healthy.map(|colour| colour.contains(&true)))?;
         report(&instance)?;
@@ -99,13 +111,10 @@ fn report(instance: &Instance) -> Result<(), Error> {
     Ok(())
 }
 
-/// The configuration with these backends, by colour, and whether each is healthy.
-fn configuration(vip: SocketAddr, backends: [Vec<(SocketAddr, bool)>; 2]) -> Config {
-    let specs = |backends: Vec<(SocketAddr, bool)>| -> Vec<BackendSpec> {
-        // A colour must have a backend for new flows, even if none responds at present.
-        let nobody = backends.iter().all(|(_, healthy)| !healthy);
-        let weight = |healthy: bool| u32::from(healthy || nobody);
-        backends.into_iter().map(|(address, healthy)| BackendSpec { address, weight: weight(healthy) }).collect()
+/// The configuration with these backends, by colour.
+fn configuration(vip: SocketAddr, backends: &[Vec<SocketAddr>; 2]) -> Config {
+    let specs = |backends: &Vec<SocketAddr>| {
+        backends.iter().map(|address| BackendSpec { address: *address, weight: 1 }).collect()
     };
     Config {
         deployments: vec![Deployment {
@@ -122,13 +131,13 @@ fn configuration(vip: SocketAddr, backends: [Vec<(SocketAddr, bool)>; 2]) -> Con
             failover: Failover::default(),
             gates: Vec::new(),
             services: vec![Service {
-                name: "web".to_owned(),
+                name: SERVICE.to_owned(),
                 vip,
                 protocol: Protocol::Tcp,
                 mode: Mode::Nat,
                 preview: None,
                 is_mirrored: false,
-                backends: backends.map(specs),
+                backends: backends.each_ref().map(specs),
                 health: None,
             }],
         }],

@@ -49,6 +49,7 @@ mod fence;
 mod flow_table;
 mod flows;
 mod freeze;
+mod health;
 pub mod history;
 mod hold;
 mod index;
@@ -93,6 +94,7 @@ pub use explain::{AtHook, ExplainRequest, Explained, Explanation, Packet, TcpFla
 pub use fates::Fates;
 pub use flows::{FlowFilter, FlowStatus};
 pub use freeze::{DEFAULT_FREEZE, FreezeRequest, Frozen, Thawed};
+pub use health::{BackendHealth, Health, HealthSet};
 pub use instance::Instance;
 pub use interface_list::{InterfaceList, InterfaceListError, Selected};
 pub use paths::Paths;

@@ -5,7 +5,7 @@
 //!
 //! | directory | holder |
 //! | --- | --- |
-//! | the pin root | attach, detach and apply, which change pins or tables, as long as they run |
+//! | the pin root | attach, detach, apply, and what sets the health of backends, which change pins or tables, as long as they run |
 //! | its `maps` | a switch, which changes a live word, from writing the terms to the end of the fence. It is separate, so that a stuck apply never blocks an emergency rollback |
 //! | its `links` | a freeze, or what plays held packets back, which opens and closes queues. It is separate, so that no switch waits for many packets |
 //! | its `controller` | `bgctl serve`, as long as it runs, so that there is one controller at most. Nothing else needs it |
@@ -55,6 +55,11 @@ impl Lock {
     /// The lock of detach and apply. Waits for a moment, then another holder is an error.
     pub(crate) fn apply(paths: &Paths) -> Result<Self, Error> {
         Self::of_pins(&paths.pin_root, Duration::from_millis(500))
+    }
+
+    /// The same for the health of backends, which waits longer, because nobody repeats it by hand.
+    pub(crate) fn health(paths: &Paths) -> Result<Self, Error> {
+        Self::of_pins(&paths.pin_root, Duration::from_secs(5))
     }
 
     /// The same, to look whether there is another holder, which is an error at once.

@@ -79,6 +79,57 @@ pub fn fill(ids: &[u64], weights: &[u32], table: &mut [u32]) {
     }
 }
 
+/// A whole share: what [`thin`] leaves a backend that is well.
+const WHOLE: u16 = bg_common::FULL_SHARE;
+
+/// Gives entries of backends that may not have all of them to the others.
+///
+/// `table` is as [`fill`] has left it, and `shares` says which part of its entries each backend keeps, in basis points. Only entries that
+/// a backend does not keep change, and they change back when it keeps them again, whatever happened to others meanwhile. If the share of
+/// a backend grows, it only gains entries. Other backends get the entries in proportion to what they keep.
+///
+/// The backend with the largest share keeps all of its entries, because somebody has to have them. If all shares are zero, or no
+/// entry is left to any backend, the table stays as it is.
+///
+/// # Panics
+/// If `ids` and `shares` differ in length, or if an entry is no index into them.
+pub fn thin(ids: &[u64], shares: &[u16], table: &mut [u32]) {
+    /// How often an entry looks for a backend to go to, before it takes any. Of a hundred entries that are looked at, at least
+    /// one is kept, except if hardly any backend is left.
+    const TRIES: u64 = 100;
+    assert_eq!(ids.len(), shares.len(), "each backend has one identity and one share");
+    let mut has_entries = vec![false; ids.len()];
+    table.iter().for_each(|backend| has_entries[*backend as usize] = true);
+    let of_those = shares.iter().zip(&has_entries).filter(|(_, has_entries)| **has_entries);
+    let largest = of_those.map(|(share, _)| *share).max().unwrap_or(0).min(WHOLE);
+    let is_kept = |entry: usize, backend: u32| {
+        let share = u64::from(shares[backend as usize]);
+        // The same entries each time, and all of them if it has the largest share.
+        share != 0 && mix(ids[backend as usize] ^ mix(entry as u64)) % u64::from(largest) < share
+    };
+    if largest == 0 {
+        return;
+    }
+    let kept: Vec<Option<u32>> =
+        table.iter().enumerate().map(|(entry, backend)| is_kept(entry, *backend).then_some(*backend)).collect();
+    let mut rest = Vec::new();
+    for entry in 0..table.len() {
+        if kept[entry].is_some() {
+            continue;
+        }
+        // Other entries in an order of its own: the first one that is kept by another backend says to whom it goes.
+        let owner = table[entry];
+        let hash = |attempt: u64| mix(mix(entry as u64) ^ ids[owner as usize] ^ attempt) % table.len() as u64;
+        let found = (1..=TRIES).find_map(|attempt| kept[hash(attempt) as usize].filter(|other| *other != owner));
+        table[entry] = found.unwrap_or_else(|| {
+            if rest.is_empty() {
+                rest = kept.iter().flatten().copied().collect();
+            }
+            rest[(hash(0) % rest.len() as u64) as usize]
+        });
+    }
+}
+
 /// The hash of a backend's address and port. It is the same in every run, on every machine.
 pub fn identity(address: SocketAddr) -> u64 {
     let octets = match address.ip() {
@@ -238,6 +289,93 @@ mod tests {
             let moved = before.iter().zip(&after).filter(|(b, a)| **b != gone as u32 && a != b).count();
             prop_assert!(!after.contains(&(gone as u32)));
             prop_assert!(moved * 8 <= before.len(), "{} of {} entries moved", moved, before.len());
+        }
+
+        #[test]
+        fn only_entries_of_those_whose_health_changes_move(
+            weights in prop::collection::vec(1u32..=4, 2..30),
+            before in prop::collection::vec(prop::sample::select(vec![0u16, 3000, WHOLE]), 30),
+            changed in 0usize..30,
+            to in prop::sample::select(vec![0u16, 100, 5000, WHOLE]),
+        ) {
+            let ids = addresses(weights.len());
+            let mut before = before[..weights.len()].to_vec();
+            // One that is always well, so that the largest share stays the same.
+            before[0] = WHOLE;
+            let changed = 1 + changed % (weights.len() - 1);
+            let mut after = before.clone();
+            after[changed] = to;
+            let (_, old) = thinned(&ids, &weights, &before);
+            let (_, new) = thinned(&ids, &weights, &after);
+            for (entry, (old, new)) in old.iter().zip(&new).enumerate() {
+                let is_concerned = [*old, *new].contains(&(changed as u32));
+                prop_assert!(old == new || is_concerned, "{} moved from {} to {}", entry, old, new);
+                if to > before[changed] && old != new {
+                    prop_assert_eq!(*new, changed as u32, "it only gains entries");
+                }
+            }
+            if to == 0 {
+                prop_assert!(!new.contains(&(changed as u32)));
+            }
+        }
+    }
+
+    /// The table of these weights, before and after it was thinned.
+    fn thinned(ids: &[u64], weights: &[u32], shares: &[u16]) -> (Vec<u32>, Vec<u32>) {
+        let before = table(ids, weights);
+        let mut after = before.clone();
+        thin(ids, shares, &mut after);
+        (before, after)
+    }
+
+    #[test]
+    fn one_of_ten_that_is_down_moves_its_own_tenth_and_nothing_else() {
+        let ids = addresses(10);
+        let mut down = vec![WHOLE; 10];
+        down[3] = 0;
+        let (base, table) = thinned(&ids, &[1; 10], &down);
+        let moved = base.iter().zip(&table).filter(|(before, after)| before != after).count();
+        let others = base.iter().zip(&table).filter(|(before, after)| **before != 3 && before != after).count();
+        let shares = shares(&table, 10);
+        println!("{moved} of {} entries moved, {others} of others; entries afterwards {shares:?}", base.len());
+        assert_eq!((moved, others), (base.iter().filter(|backend| **backend == 3).count(), 0));
+        let mean = base.len() as f64 / 9.0;
+        assert!(
+            shares.iter().enumerate().all(|(i, n)| i == 3 || (f64::from(*n) / mean - 1.0).abs() < 0.15),
+            "{shares:?}"
+        );
+    }
+
+    #[test]
+    fn those_that_are_left_share_by_weight_however_few_they_are() {
+        let ids = addresses(100);
+        let weights: Vec<u32> = (0..100).map(|i| 1 + i % 2).collect();
+        let health: Vec<u16> = (0..100).map(|i| if i < 4 { WHOLE } else { 0 }).collect();
+        let shares = shares(&thinned(&ids, &weights, &health).1, 100);
+        assert_eq!(shares[4..].iter().sum::<u32>(), 0);
+        let [light, heavy] = [shares[0] + shares[2], shares[1] + shares[3]].map(f64::from);
+        assert!((1.6..2.4).contains(&(heavy / light)), "{:?}", &shares[..4]);
+    }
+
+    #[test]
+    fn if_all_are_down_or_start_slowly_together_nothing_moves() {
+        let ids = addresses(7);
+        for share in [0, 1, 2500, WHOLE] {
+            let (base, table) = thinned(&ids, &[1; 7], &[share; 7]);
+            assert_eq!(base, table, "{share}");
+        }
+        let (base, table) = thinned(&ids[..1], &[1], &[0]);
+        assert_eq!(base, table);
+    }
+
+    #[test]
+    fn a_slow_start_gets_its_part() {
+        let ids = addresses(4);
+        for share in [1000, 5000] {
+            let table = thinned(&ids, &[1; 4], &[WHOLE, WHOLE, share, WHOLE]).1;
+            let part = f64::from(shares(&table, 4)[2]) / (table.len() as f64 / 4.0);
+            let wanted = f64::from(share) / f64::from(WHOLE);
+            assert!((part - wanted).abs() < 0.15, "{part} instead of {wanted}");
         }
     }
 }

@@ -12,13 +12,14 @@ use std::{
 
 use aya::maps::lpm_trie::Key;
 use bg_common::{
-    Colour, DeploymentRow, Family, LiveWord, MAX_DEPLOYMENTS, Mode, Protocol, Role, ServiceInfo, ServiceKey,
-    ServiceRow, TableSpan, TesterKey, Vip,
+    BackendInfo, Colour, DeploymentRow, Family, LiveWord, MAX_DEPLOYMENTS, Mode, Protocol, Role, ServiceInfo,
+    ServiceKey, ServiceRow, TableSpan, TesterKey, Vip,
 };
 
 use crate::{
     Error,
     config::Prefix,
+    health::HealthWord,
     history::Moment,
     live::Reading,
     maps::{Tables, Words},
@@ -114,7 +115,9 @@ pub(crate) struct RunningBackend {
     pub(crate) slot: u32,
     pub(crate) address: SocketAddr,
     pub(crate) mode: Mode,
+    /// As configured.
     pub(crate) weight: u32,
+    pub(crate) health: HealthWord,
 }
 
 impl RunningService {
@@ -249,11 +252,13 @@ impl Running {
                 self.left_over.slots.push(slot);
                 continue;
             };
+            let BackendInfo { weight, health } = tables.backend_info.read(slot as usize);
             self.services[*position].backends[usize::from(backend.colour & 1)].push(RunningBackend {
                 slot,
                 address: SocketAddr::new(backend.addr.to_ip(family), backend.port.host()),
                 mode: Mode::from_u8(backend.mode).unwrap_or(Mode::Nat),
-                weight: tables.backend_info.read(slot as usize).weight,
+                weight,
+                health: HealthWord(health),
             });
         }
     }

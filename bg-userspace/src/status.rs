@@ -134,8 +134,10 @@ pub struct BackendStatus {
     pub address: SocketAddr,
     /// Its share of new flows, relative to the other backends.
     pub weight: u32,
-    /// `up`, `down`, or `unknown` if nothing checks it.
+    /// `up`, `down`, or `unknown` if nothing has checked it.
     pub health: &'static str,
+    /// The part of its weight that it has, from 0 to 1, while it starts slowly after it has returned; else `None`.
+    pub slow_start: Option<f64>,
 }
 
 /// One value for each colour.
@@ -346,7 +348,8 @@ fn service_status(service: &RunningService, counters: &TrafficCounters) -> Resul
             .map(|backend| BackendStatus {
                 address: backend.address,
                 weight: weight(backend.weight),
-                health: "unknown",
+                health: backend.health.health().name(),
+                slow_start: backend.health.slow_start(),
             })
             .collect();
         backends.sort_by_key(|backend| backend.address);

@@ -16,6 +16,8 @@ pub(super) struct Fill {
     pub(super) ids: Vec<u64>,
     /// The weights of the backends.
     pub(super) weights: Vec<u32>,
+    /// The parts of their weights that their health leaves them, in basis points.
+    pub(super) shares: Vec<u16>,
     /// The slots of the backends.
     pub(super) slots: Vec<u32>,
 }
@@ -24,6 +26,7 @@ impl Fill {
     fn write(&self, maglev: &Mapped<[u32; 2]>) {
         let mut table = vec![0; self.span.len as usize];
         maglev::fill(&self.ids, &self.weights, &mut table);
+        maglev::thin(&self.ids, &self.shares, &mut table);
         // Half a row at a time, because the other half may belong to another table, which another thread writes.
         for (entry, backend) in maglev.halves()[self.span.base as usize..].iter().zip(table) {
             entry.store(self.slots[backend as usize], Ordering::Release);

@@ -11,6 +11,7 @@ use super::{fill::Fill, work::Work};
 use crate::{
     Error, Room,
     config::Service,
+    health::HealthWord,
     maglev,
     plan::{Action, DeploymentDiff, ServiceDiff, Slot},
     running::{UNSETTLED, padded, service_key, table, vip_row},
@@ -148,11 +149,14 @@ impl Job {
         self.retired_spans.extend(diff.current.map(|current| table(&current.row, colour)));
         self.row.tables[colour as usize] = span;
         let slots: HashMap<SocketAddr, u32> = slots.into_iter().map(|(slot, address)| (address, slot)).collect();
+        let healths: HashMap<u32, HealthWord> = running.iter().map(|backend| (backend.slot, backend.health)).collect();
+        let health = |address| slots.get(address).and_then(|slot| healths.get(slot)).copied().unwrap_or_default();
         let specs = service.backends(colour);
         self.fills.push(Fill {
             span,
             ids: specs.iter().map(|spec| maglev::identity(spec.address)).collect(),
             weights: specs.iter().map(|spec| spec.weight).collect(),
+            shares: specs.iter().map(|spec| health(&spec.address).share()).collect(),
             slots: specs.iter().filter_map(|spec| slots.get(&spec.address)).copied().collect(),
         });
     }
@@ -204,7 +208,8 @@ impl Job {
             work.tables.services.vips.write(self.preview_row(), &preview);
         }
         for (slot, backend) in &self.new_backends {
-            set_weight(work, *slot, UNSETTLED);
+            let unknown = HealthWord::UNKNOWN.0;
+            work.tables.backend_info.write(*slot as usize, &BackendInfo { weight: UNSETTLED, health: unknown });
             work.tables.backends.write(*slot as usize, backend);
         }
         for slot in &self.unsettle {
@@ -244,6 +249,7 @@ impl Job {
     }
 }
 
+/// Leaves the backend's health as it is.
 fn set_weight(work: &Work<'_>, slot: u32, weight: u32) {
-    work.tables.backend_info.write(slot as usize, &BackendInfo { weight, reserved: 0 });
+    work.tables.backend_info.update(slot as usize, |info| info.weight = weight);
 }

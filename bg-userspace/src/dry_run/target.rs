@@ -6,6 +6,7 @@ use bg_common::{Colour, Mode, Protocol};
 use serde::Serialize;
 
 use crate::{
+    health::Health,
     json,
     net::{Connected, NeighbourState, NextHop, Patience, connect_to_all, is_local, neighbour, next_hop},
     running::{RunningBackend, RunningService, UNSETTLED},
@@ -70,13 +71,19 @@ pub(super) fn examine(services: &[&RunningService], colours: &[Colour], is_here:
     let elsewhere = || Finding::unknown("it is in the network namespace of the instance, and this command is not");
     let mut backends: Vec<_> = all()
         .map(|(service, colour, backend)| {
-            let Finding { ready, why } = findings.get(&of(service, backend)).cloned().unwrap_or_else(elsewhere);
+            let Finding { ready, why } = checked_finding(backend)
+                .unwrap_or_else(|| findings.get(&of(service, backend)).cloned().unwrap_or_else(elsewhere));
             let weight = if backend.weight == UNSETTLED { 0 } else { backend.weight };
             TargetBackend { service: service.name.clone(), backend: backend.address, colour, weight, ready, why }
         })
         .collect();
     backends.sort_by(|a, b| (&a.service, a.backend).cmp(&(&b.service, b.backend)));
     backends
+}
+
+/// What its health check says, if that decides it: it looks closer than an attempt to connect does.
+fn checked_finding(backend: &RunningBackend) -> Option<Finding> {
+    (backend.health.health() == Health::Down).then(|| Finding::not_ready("its health check fails"))
 }
 
 fn findings(endpoints: impl Iterator<Item = Endpoint>) -> HashMap<Endpoint, Finding> {

@@ -18,6 +18,7 @@ mod flows;
 mod foreign;
 mod guards;
 mod hands;
+mod health;
 mod index;
 mod killed;
 mod lab;

@@ -267,7 +267,7 @@ impl Maps {
             protocol,
             ..Backend::default()
         };
-        assert_eq!((own, info.reserved), (told, 0));
+        assert_eq!((own, info.health), (told, 0));
         format!("{address}/{protocol} {} mode {mode} weight {}", Colour::from_u8(colour).name(), info.weight)
     }
 }

@@ -159,6 +159,9 @@ pub(crate) struct Apply {
     /// The reason, for the history
     #[arg(long, value_name = "TEXT")]
     pub(crate) reason: Option<String>,
+    /// Forget which backends are down, so that all get new flows: for when nothing checks them any more
+    #[arg(long)]
+    pub(crate) forget_health: bool,
 }
 
 /// The argument of a command that can be limited to one deployment.

@@ -21,6 +21,10 @@ pub(super) fn run(global: &Global, args: &Apply) -> anyhow::Result<Outcome> {
     let applied = instance.apply_as(&config, &request);
     instance.warnings().iter().for_each(|warning| output::message(warning));
     let applied = applied?;
+    if args.forget_health {
+        let forgotten = instance.forget_health()?;
+        output::message(&format!("forgot the health of {}", output::count(forgotten, "backend")));
+    }
     if global.verbose {
         output::message(&format!("took {:.1?}", start.elapsed()));
     }
