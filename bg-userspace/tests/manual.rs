@@ -7,7 +7,7 @@ use std::{
     process::{Command, Output},
 };
 
-const COMMANDS: [&str; 22] = [
+const COMMANDS: &[&str] = &[
     "doctor",
     "attach",
     "detach",
@@ -26,7 +26,10 @@ const COMMANDS: [&str; 22] = [
     "flows",
     "explain",
     "history",
+    #[cfg(feature = "serve")]
     "serve",
+    #[cfg(feature = "serve")]
+    "top",
     "completions",
     "man",
     "help",

@@ -32,6 +32,7 @@ mod setting;
 pub mod sweep;
 mod tap;
 mod tcp;
+mod terminal;
 mod topology;
 mod trace;
 pub mod twin;
@@ -59,6 +60,7 @@ pub use server::{HTTP_PORT, Server, UDP_PORT, boot_ns, hold_bursts, monotonic_ns
 pub use setting::Setting;
 pub use tap::Tap;
 pub use tcp::{handshake_time, no_backend_knows, retransmissions, tcp_counter};
+pub use terminal::Terminal;
 pub use topology::{Backend, Fabric, Lab, Offloads, address};
 pub use trace::{Hop, trace};
 pub use worker::{Stop, Worker};

@@ -29,7 +29,7 @@ pub(crate) enum Tools {
     All,
 }
 
-const TOOLS: [Tool; 17] = [
+const TOOLS: [Tool; 18] = [
     Tool { demo: true, ..tool("ip", "iproute2", "namespaces and interfaces of labs") },
     Tool { demo: true, ..tool("ethtool", "ethtool", "finished checksums on the wires of labs") },
     Tool { demo: true, ..tool("ping", "iputils-ping", "warming up labs") },
@@ -45,6 +45,7 @@ const TOOLS: [Tool; 17] = [
     tool("mandoc", "mandoc", "checking manual pages"),
     // Not a program, but found like one: an absolute path is in every directory.
     tool("/usr/lib/nginx/modules/ngx_stream_module.so", "libnginx-mod-stream", "what switches are compared with"),
+    tool("tmux", "tmux", "`bgctl top` in a terminal"),
     tool("debootstrap", "debootstrap", "a Debian root to test the package in"),
     Tool { packaging: true, ..tool("dpkg-shlibdeps", "dpkg-dev", "the libraries that the package depends on") },
     Tool { service: Some("postgresql.service"), ..tool("initdb", "postgresql", "a transaction across switches") },

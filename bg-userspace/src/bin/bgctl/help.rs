@@ -340,6 +340,20 @@ pub(crate) const PAGES: &[Page] = &[
         ],
         exit: &[(0, "a signal has ended it"), FAILED, CONFIGURATION, (3, "another controller runs on the instance")],
     },
+    #[cfg(feature = "serve")]
+    Page {
+        command: "top",
+        description: &[
+            "Shows each deployment with its live colour, its phase with the time that is left, flows per second of each colour, open \
+             flows, backends and the last changes. The arrow keys choose a deployment; ? lists all keys.",
+            "s, r, c, f and t switch, roll back, confirm, freeze and thaw it. Each of them shows first what it would do, as --dry-run does, \
+             and asks. The change is made only if you answer y, and only if the deployment is still at the generation that was shown.",
+            "If there is no instance, or it is removed meanwhile, top says so and waits for one. Nothing depends on it: it can be left \
+             or killed at any time, and restores the terminal.",
+        ],
+        examples: &[("bgctl top", "show all deployments"), ("bgctl top shop", "show one deployment")],
+        exit: &[DONE, FAILED, (2, "usage error, no such deployment, or standard input or output is not a terminal")],
+    },
     Page {
         command: "completions",
         description: &[

@@ -127,6 +127,9 @@ pub(crate) enum Command {
     /// Run the controller, which watches the instance; the data path does not need it
     #[cfg(feature = "serve")]
     Serve(Serve),
+    /// Show all of it live on the whole terminal, with keys for switch, rollback and confirm
+    #[cfg(feature = "serve")]
+    Top(Top),
     /// Print a script that completes bgctl's command line in a shell
     Completions {
         /// The shell
@@ -262,6 +265,13 @@ pub(crate) struct Status {
     /// Refresh every second until interrupted; with --json, print one line each time
     #[arg(short, long)]
     pub(crate) watch: bool,
+}
+
+#[cfg(feature = "serve")]
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Top {
+    #[command(flatten)]
+    pub(crate) only: OneDeployment,
 }
 
 #[derive(Debug, ClapArgs)]

@@ -18,6 +18,8 @@ mod serve;
 mod show;
 mod status;
 mod switch;
+#[cfg(feature = "serve")]
+mod top;
 mod words;
 
 use std::{io, path::Path};
@@ -101,6 +103,8 @@ fn dispatch(args: &Args) -> anyhow::Result<Outcome> {
         Command::History(history) => history::run(global, history),
         #[cfg(feature = "serve")]
         Command::Serve(serve) => serve::run(global, serve),
+        #[cfg(feature = "serve")]
+        Command::Top(top) => top::run(global, top),
         Command::Completions { shell } => complete::print_script(*shell).map(|()| Outcome::Done),
         Command::Man { dir } => man::run(dir),
     }
