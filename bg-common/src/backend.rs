@@ -11,6 +11,9 @@ pub enum Mode {
     Nat = 0,
     /// The backend is an address of this host. The packet is rewritten and passed to the host's own stack.
     Local = 1,
+    /// The service's packets go to a listener of `bgctl serve` on this host, one for each colour, whose row is that of a [`Local`](Self::Local)
+    /// backend. It connects to the backends, whose rows have this mode. They are for user space alone: no table names them, and no packet finds them.
+    Tee = 2,
 }
 
 impl Mode {
@@ -20,6 +23,7 @@ impl Mode {
         match n {
             0 => Some(Self::Nat),
             1 => Some(Self::Local),
+            2 => Some(Self::Tee),
             _ => None,
         }
     }

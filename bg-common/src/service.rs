@@ -138,8 +138,12 @@ pub struct ServiceInfo {
     pub mode: u8,
     /// 1 if the service has a preview address.
     pub has_preview: u8,
+    /// [`crate::Mode::Tee`]: the version of the PROXY protocol with which a backend learns the client's address, or zero.
+    pub proxy_protocol: u8,
+    /// [`crate::Mode::Tee`]: 1 if the answers of both colours are compared.
+    pub compares: u8,
     /// Always zero.
-    pub reserved: [u8; 3],
+    pub reserved: u8,
 }
 
 /// A key of the `testers` trie. The deployment is matched as a whole, the address by its prefix.
@@ -173,6 +177,6 @@ crate::assert_layout!(
 );
 crate::assert_layout!(
     ServiceInfo, size 72, align 2,
-    name at 0, deployment at 64, in_use at 66, mode at 67, has_preview at 68, reserved at 69
+    name at 0, deployment at 64, in_use at 66, mode at 67, has_preview at 68, proxy_protocol at 69, compares at 70, reserved at 71
 );
 crate::assert_layout!(TesterKey, size 24, align 4, deployment at 0, family at 4, addr at 8);

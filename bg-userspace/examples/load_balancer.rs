@@ -16,7 +16,7 @@ use std::{
 
 use bg_userspace::{
     AttachOptions, BackendHealth, Colour, Error, Health, Instance, Mode, Paths, Protocol, SwitchRequest, attach,
-    config::{BackendSpec, Config, Deployment, DivideBy, Failover, OnSwitch, Service, StickyPrefix},
+    config::{BackendSpec, Config, Deployment, DivideBy, Failover, OnSwitch, Service, StickyPrefix, Tee},
 };
 
 const DEPLOYMENT: &str = "example";
@@ -137,6 +137,7 @@ fn configuration(vip: SocketAddr, backends: &[Vec<SocketAddr>; 2]) -> Config {
                 mode: Mode::Nat,
                 preview: None,
                 is_mirrored: false,
+                tee: Tee::default(),
                 backends: backends.each_ref().map(specs),
                 health: None,
             }],

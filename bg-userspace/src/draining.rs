@@ -7,7 +7,7 @@ use std::{
 };
 
 use bg_common::{
-    Backend, ClockId, Colour, FULL_SHARE, Flow, FlowKey4, FlowKey6, FlowState, LiveFlags, LiveWord, Protocol,
+    Backend, ClockId, Colour, FULL_SHARE, Flow, FlowKey4, FlowKey6, FlowState, LiveFlags, LiveWord, Mode, Protocol,
 };
 use bg_ebpf::policy::lifetime::{self, after_drain};
 use serde::{Serialize, Serializer};
@@ -134,9 +134,13 @@ impl Instance {
         let backends = maps::backends(&self.paths)?;
         let rows = (0..backends.rows()).map(|slot| backends.read(slot));
         let ours = rows.filter(|row| row.identity.in_use != 0 && row.deployment == index);
-        let ours: BTreeMap<_, _> = ours.filter_map(|row| Some((endpoint_of(&row)?, row.colour))).collect();
+        let (teed, ours): (Vec<_>, Vec<_>) = ours.partition(|row| row.mode == Mode::Tee as u8);
+        let ours: BTreeMap<_, _> = ours.iter().filter_map(|row| Some((endpoint_of(row)?, row.colour))).collect();
         if let Some(colour) = ours.get(&address) {
             return Ok(Scope::Backend(address, Colour::from_u8(*colour)));
+        }
+        if teed.iter().any(|row| endpoint_of(row) == Some(address)) {
+            return Err(Refusal::BehindTee { deployment: deployment.to_owned(), backend: address }.into());
         }
         Err(Error::UnknownBackend {
             deployment: deployment.to_owned(),

@@ -18,7 +18,7 @@ use bg_common::{
 
 use crate::{
     Error,
-    config::Prefix,
+    config::{Prefix, Tee},
     health::HealthWord,
     history::Moment,
     live::Reading,
@@ -106,8 +106,12 @@ pub(crate) struct RunningService {
     pub(crate) salt: u16,
     /// See [`bg_common::Vip::is_mirrored`].
     pub(crate) is_mirrored: bool,
-    /// By colour.
+    /// By colour. In mode `tee` those to which the listeners connect.
     pub(crate) backends: [Vec<RunningBackend>; 2],
+    /// By colour: the listeners of mode `tee`, to which the tables lead. There is one, unless an apply was killed.
+    pub(crate) listeners: [Vec<RunningBackend>; 2],
+    /// Its settings in mode `tee`. The listeners are told only if both colours have one.
+    pub(crate) tee: Tee,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -128,7 +132,12 @@ impl RunningService {
 
     /// The slots of its backends.
     pub(crate) fn slots(&self) -> impl Iterator<Item = u32> {
-        self.backends.iter().flatten().map(|backend| backend.slot)
+        self.targets().map(|backend| backend.slot)
+    }
+
+    /// What has a slot: the backends and listeners of both colours.
+    pub(crate) fn targets(&self) -> impl Iterator<Item = &RunningBackend> {
+        self.backends.iter().chain(&self.listeners).flatten()
     }
 }
 
@@ -229,6 +238,12 @@ impl Running {
                         salt,
                         is_mirrored: is_mirrored != 0,
                         backends: Default::default(),
+                        listeners: Default::default(),
+                        tee: Tee {
+                            listen: None,
+                            proxy_protocol: info.proxy_protocol != 0,
+                            compare: info.compares != 0,
+                        },
                     });
                 }
                 _ => self.left_over.services.push(index),
@@ -253,13 +268,22 @@ impl Running {
                 continue;
             };
             let BackendInfo { weight, health } = tables.backend_info.read(slot as usize);
-            self.services[*position].backends[usize::from(backend.colour & 1)].push(RunningBackend {
+            let service = &mut self.services[*position];
+            let mode = Mode::from_u8(backend.mode).unwrap_or(Mode::Nat);
+            let is_listener = service.mode == Mode::Tee && mode == Mode::Local;
+            let of_colours = if is_listener { &mut service.listeners } else { &mut service.backends };
+            of_colours[usize::from(backend.colour & 1)].push(RunningBackend {
                 slot,
                 address: SocketAddr::new(backend.addr.to_ip(family), backend.port.host()),
-                mode: Mode::from_u8(backend.mode).unwrap_or(Mode::Nat),
+                mode,
                 weight,
                 health: HealthWord(health),
             });
+        }
+        for service in &mut self.services {
+            // The new one, if an apply that replaces it was killed.
+            let of = |colour: Colour| service.listeners[colour as usize].last().map(|listener| listener.address);
+            service.tee.listen = of(Colour::Blue).zip(of(Colour::Green)).map(<[SocketAddr; 2]>::from);
         }
     }
 }

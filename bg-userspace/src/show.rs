@@ -5,11 +5,11 @@
 
 use std::time::Duration;
 
-use bg_common::{Colour, DeploymentRow, Protocol};
+use bg_common::{Colour, DeploymentRow, Mode, Protocol};
 
 use crate::{
     Error, Instance,
-    config::{BackendSpec, Config, Deployment, DivideBy, Failover, OnSwitch, Service, StickyPrefix},
+    config::{BackendSpec, Config, Deployment, DivideBy, Failover, OnSwitch, Service, StickyPrefix, Tee},
     maps::Tables,
     running::{Running, RunningDeployment, RunningService, UNSETTLED, address_of},
 };
@@ -51,6 +51,7 @@ fn service(running: &RunningService) -> Service {
         mode: running.mode,
         preview: running.preview.map(|(key, _)| address_of(&key)),
         is_mirrored: running.is_mirrored,
+        tee: if running.mode == Mode::Tee { running.tee } else { Tee::default() },
         backends: Colour::ALL.map(|colour| {
             let of_mode = running.backends[colour as usize].iter().filter(|backend| backend.mode == running.mode);
             let weight = |weight| if weight == UNSETTLED { 1 } else { weight };

@@ -101,12 +101,14 @@ pub struct ServiceStatus {
     pub vip: SocketAddr,
     /// `tcp` or `udp`.
     pub protocol: &'static str,
-    /// `nat` or `local`.
+    /// `nat`, `local` or `tee`.
     pub mode: &'static str,
     /// The address that always reaches the idle colour.
     pub preview: Option<SocketAddr>,
     /// `idle` if the idle colour gets a copy of each datagram.
     pub mirror: Option<&'static str>,
+    /// The listeners of `bgctl serve` in mode `tee`.
+    pub listen: Option<ByColour<SocketAddr>>,
     /// Its two environments.
     #[serde(flatten)]
     pub colours: ByColour<ColourStatus>,
@@ -368,6 +370,7 @@ fn service_status(service: &RunningService, counters: &TrafficCounters) -> Resul
         mode: mode_name(service.mode),
         preview: service.preview.map(|(key, _)| address_of(&key)),
         mirror: service.is_mirrored.then_some("idle"),
+        listen: service.tee.listen.map(|[blue, green]| ByColour { blue, green }),
         colours,
     })
 }

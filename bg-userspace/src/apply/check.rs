@@ -3,7 +3,7 @@
 
 use std::{collections::HashSet, net::SocketAddr};
 
-use bg_common::{Colour, Family, MAX_DEPLOYMENTS, MAX_TESTERS};
+use bg_common::{Colour, Family, MAX_DEPLOYMENTS, MAX_TESTERS, Mode, Protocol};
 
 use crate::{
     Error, Room,
@@ -30,18 +30,21 @@ pub(super) fn check(config: &Config, sizes: &Sizes) -> Result<(), Error> {
         }
         for service in &deployment.services {
             name(&service.name, "service")?;
-            for address in std::iter::once(service.vip).chain(service.preview) {
+            for address in std::iter::once(service.vip).chain(service.preview).chain(listeners(service)?) {
                 usable(address, &service.name)?;
                 if !keys.insert(service_key(address, service.protocol)) {
                     return refuse(format!(
-                        "{address} is the address of two services, or both the VIP and the preview address of one"
+                        "{address} is the address of two services, or twice that of one: as VIP, preview address or listener"
                     ));
                 }
             }
             services += 1;
             for colour in Colour::ALL {
-                backends += service.backends(colour).len();
-                entries += table_len(service, colour)? as usize;
+                // A colour of a teed service has a listener too, and its table leads to this one alone.
+                let is_teed = service.mode == Mode::Tee;
+                backends += service.backends(colour).len() + usize::from(is_teed);
+                let own = table_len(service, colour)?;
+                entries += if is_teed { maglev::table_len(&[1]) } else { own } as usize;
             }
         }
     }
@@ -51,7 +54,7 @@ pub(super) fn check(config: &Config, sizes: &Sizes) -> Result<(), Error> {
         if let Some(address) = addresses.find(is_vip) {
             let name = &service.name;
             return refuse(format!(
-                "service \"{name}\": backend {address} is a VIP or preview address: a packet is rewritten only once, so it would \
+                "service \"{name}\": backend {address} is a VIP, preview address or listener: a packet is rewritten only once, so it would \
                  never be answered; give it the address of a server"
             ));
         }
@@ -68,6 +71,23 @@ pub(super) fn check(config: &Config, sizes: &Sizes) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+/// The listeners that the configuration names.
+fn listeners(service: &Service) -> Result<impl Iterator<Item = SocketAddr>, Error> {
+    let listen = service.tee.listen.filter(|_| service.mode == Mode::Tee);
+    let name = &service.name;
+    if service.mode != Mode::Tee {
+        return Ok(listen.into_iter().flatten());
+    }
+    if service.protocol != Protocol::Tcp {
+        return refuse(format!("service \"{name}\": mode \"tee\" is for TCP; mirror = \"idle\" copies datagrams"));
+    }
+    let vip = service.vip;
+    if listen.into_iter().flatten().any(|address| Family::of(address.ip()) != Family::of(vip.ip())) {
+        return refuse(format!("service \"{name}\": a listener and the VIP {vip} are of different families"));
+    }
+    Ok(listen.into_iter().flatten())
 }
 
 fn table_len(service: &Service, colour: Colour) -> Result<u32, Error> {

@@ -3,14 +3,14 @@
 use std::{collections::HashMap, net::SocketAddr};
 
 use bg_common::{
-    Backend, BackendInfo, Be16, Colour, Family, Identity, NextHop, Role, ServiceInfo, ServiceKey, ServiceRow,
+    Backend, BackendInfo, Be16, Colour, Family, Identity, Mode, NextHop, Role, ServiceInfo, ServiceKey, ServiceRow,
     TableSpan, Vip,
 };
 
 use super::{fill::Fill, work::Work};
 use crate::{
     Error, Room,
-    config::Service,
+    config::{BackendSpec, Service},
     health::HealthWord,
     maglev,
     plan::{Action, DeploymentDiff, ServiceDiff, Slot},
@@ -49,7 +49,10 @@ impl Job {
     ) -> Result<Self, Error> {
         let ServiceDiff { wanted: service, current, actions } = diff;
         let missing = |what, needed, free, capacity| Error::NoRoom { what, needed, free, capacity };
-        let fresh = actions.iter().filter(|action| matches!(action, Action::AddBackend { .. })).count();
+        let fresh = actions
+            .iter()
+            .filter(|action| matches!(action, Action::AddBackend { .. } | Action::AddListener { .. }))
+            .count();
         if work.slots.free() < fresh {
             return Err(missing(Room::Backends, fresh, work.slots.free(), work.tables.backends.rows()));
         }
@@ -58,7 +61,7 @@ impl Job {
             if diff.backend_actions(colour).next().is_none() {
                 continue;
             }
-            let weights: Vec<u32> = service.backends(colour).iter().map(|spec| spec.weight).collect();
+            let weights: Vec<u32> = service.targets(colour).iter().map(|spec| spec.weight).collect();
             let len = maglev::table_len(&weights);
             *span = work.spans.take(len);
             if span.is_none() {
@@ -85,7 +88,9 @@ impl Job {
             in_use: 1,
             mode: service.mode as u8,
             has_preview: service.preview.is_some().into(),
-            reserved: [0; 3],
+            proxy_protocol: if service.tee.proxy_protocol { 2 } else { 0 },
+            compares: service.tee.compare.into(),
+            reserved: 0,
         };
         let salt = work.salts.take(service, *current, index);
         let vip = |address| Vip { key: service_key(address, service.protocol), salt, ..Vip::default() };
@@ -121,24 +126,26 @@ impl Job {
     /// Takes in the actions for the backends of a colour, whose new table gets `span`.
     fn change_colour(&mut self, work: &mut Work<'_>, diff: &ServiceDiff<'_>, colour: Colour, span: TableSpan) {
         let service = diff.wanted;
-        let running = diff.current.map_or(&[][..], |current| &current.backends[colour as usize]);
-        let mut slots: HashMap<u32, SocketAddr> =
-            running.iter().map(|backend| (backend.slot, backend.address)).collect();
+        let running = || {
+            diff.current.into_iter().flat_map(|current| {
+                [&current.backends, &current.listeners].into_iter().flat_map(|of| &of[colour as usize])
+            })
+        };
+        let mut slots: HashMap<u32, SocketAddr> = running().map(|backend| (backend.slot, backend.address)).collect();
         for action in diff.backend_actions(colour) {
             match *action {
                 Action::AddBackend { address, weight, .. } => {
-                    // There are enough, because they have been counted.
-                    let Some(slot) = work.slots.take() else { continue };
-                    let epoch = work.tables.backends.read(slot).identity.epoch.wrapping_add(1);
-                    self.new_backends.push((slot as u32, self.backend_row(service, colour, address, epoch)));
-                    self.settle.push((slot as u32, weight));
-                    slots.insert(slot as u32, address);
+                    slots.extend(self.add(work, service, colour, BackendSpec { address, weight }, service.mode));
+                }
+                Action::AddListener { address, .. } => {
+                    let listener = BackendSpec { address, weight: 1 };
+                    slots.extend(self.add(work, service, colour, listener, Mode::Local));
                 }
                 Action::SetWeight { slot: Slot(slot), to, .. } => {
                     self.unsettle.push(slot);
                     self.settle.push((slot, to));
                 }
-                Action::RemoveBackend { slot: Slot(slot), .. } => {
+                Action::RemoveBackend { slot: Slot(slot), .. } | Action::RemoveListener { slot: Slot(slot), .. } => {
                     self.unsettle.push(slot);
                     self.retired_slots.push(slot);
                     slots.remove(&slot);
@@ -149,9 +156,9 @@ impl Job {
         self.retired_spans.extend(diff.current.map(|current| table(&current.row, colour)));
         self.row.tables[colour as usize] = span;
         let slots: HashMap<SocketAddr, u32> = slots.into_iter().map(|(slot, address)| (address, slot)).collect();
-        let healths: HashMap<u32, HealthWord> = running.iter().map(|backend| (backend.slot, backend.health)).collect();
+        let healths: HashMap<u32, HealthWord> = running().map(|backend| (backend.slot, backend.health)).collect();
         let health = |address| slots.get(address).and_then(|slot| healths.get(slot)).copied().unwrap_or_default();
-        let specs = service.backends(colour);
+        let specs = service.targets(colour);
         self.fills.push(Fill {
             span,
             ids: specs.iter().map(|spec| maglev::identity(spec.address)).collect(),
@@ -159,6 +166,23 @@ impl Job {
             shares: specs.iter().map(|spec| health(&spec.address).share()).collect(),
             slots: specs.iter().filter_map(|spec| slots.get(&spec.address)).copied().collect(),
         });
+    }
+
+    /// Takes a slot for a backend or listener. There are enough, because they have been counted.
+    fn add(
+        &mut self,
+        work: &mut Work<'_>,
+        service: &Service,
+        colour: Colour,
+        BackendSpec { address, weight }: BackendSpec,
+        mode: Mode,
+    ) -> Option<(u32, SocketAddr)> {
+        let slot = work.slots.take()?;
+        let epoch = work.tables.backends.read(slot).identity.epoch.wrapping_add(1);
+        let row = Backend { mode: mode as u8, ..self.backend_row(service, colour, address, epoch) };
+        self.new_backends.push((slot as u32, row));
+        self.settle.push((slot as u32, weight));
+        Some((slot as u32, address))
     }
 
     fn backend_row(&self, service: &Service, colour: Colour, address: SocketAddr, epoch: u32) -> Backend {

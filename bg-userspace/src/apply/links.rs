@@ -80,6 +80,7 @@ pub(super) fn check(diff: &Diff<'_>, running: &Running, heads: &Heads, tables: &
     let wanted = |wanted: Vec<bool>| (0..wanted.len()).filter(move |row| wanted[*row]);
     let used =
         (0..tables.backends.rows()).filter(|slot| running.used.slots[*slot] && !left_over.contains(&(*slot as u32)));
+    let used = used.filter(|slot| index::is_found(&tables.backends.read(*slot)));
     // By head. A row that takes the place of another one with the same address or endpoint makes no list longer.
     let mut vip_lists: HashMap<usize, HashSet<ServiceKey>> = HashMap::new();
     for row in wanted(vips.wanted_vips(&published)) {
@@ -109,7 +110,7 @@ pub(super) fn check(diff: &Diff<'_>, running: &Running, heads: &Heads, tables: &
         }
         new_index = new_index.saturating_add(u16::from(current.is_none()));
         let salt = salts.take(service, *current, new_index);
-        for spec in Colour::ALL.into_iter().flat_map(|colour| service.backends(colour)) {
+        for spec in Colour::ALL.into_iter().flat_map(|colour| service.targets(colour).into_owned()) {
             let backend = Backend {
                 addr: spec.address.ip().into(),
                 port: Be16::new(spec.address.port()),

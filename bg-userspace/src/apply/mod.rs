@@ -94,6 +94,7 @@ fn apply(instance: &Instance, state: &State, config: &Config, request: &ApplyReq
     let recalled = state.recall()?;
     let tables = Tables::open(paths)?;
     let running = Running::read(words, &tables)?;
+    let config = &*plan::with_listeners(config, &running)?;
     let mut diff = instance.diff(config, &tables, &running, &recalled)?;
     let recording = Recording::begin(paths);
     let mut changes = deployments::planned(&diff, &running, request);

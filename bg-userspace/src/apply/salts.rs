@@ -6,6 +6,8 @@
 
 use std::{collections::HashMap, net::SocketAddr};
 
+use bg_common::{Colour, Mode};
+
 use crate::{
     config::Service,
     running::{Running, RunningService},
@@ -31,7 +33,8 @@ impl Salts {
     pub(super) fn new(running: &Running) -> Self {
         let mut salts = Self::default();
         for service in &running.services {
-            let addresses = service.backends.iter().flatten().map(|backend| backend.address);
+            let found = service.targets().filter(|backend| backend.mode != Mode::Tee);
+            let addresses = found.map(|backend| backend.address);
             salts.note(addresses, service.vip.protocol, Candidate { place: 0, salt: service.salt });
         }
         salts
@@ -40,7 +43,8 @@ impl Salts {
     /// The salt of a service. A new service has this index. Services are given in the order of the configuration.
     pub(super) fn take(&mut self, service: &Service, current: Option<&RunningService>, index: u16) -> u16 {
         let protocol = service.protocol as u8;
-        let addresses = || service.backends.iter().flatten().map(|backend| backend.address);
+        let targets = || Colour::ALL.into_iter().flat_map(|colour| service.targets(colour).into_owned());
+        let addresses = || targets().map(|backend| backend.address);
         let candidate = match current {
             Some(current) => Candidate { place: 0, salt: current.salt },
             None => {

@@ -257,6 +257,21 @@ pub enum Expected {
          expected protocol = \"udp\", or no \"mirror\""
     )]
     Mirrorable,
+    /// A protocol whose connections can be fed to both colours.
+    #[error(
+        "mode \"tee\" of a UDP service: only TCP connections are fed to both colours this way; expected protocol = \"tcp\", \
+         or mode = \"nat\" with mirror = \"idle\""
+    )]
+    Teed,
+    /// A mode that has this key.
+    #[error("\"{0}\" without mode = \"tee\", which alone has it; expected that mode, or no \"{0}\"")]
+    OnlyTee(&'static str),
+    /// A backend of one colour, where both are fed.
+    #[error(
+        "mode \"tee\" while backend {0} is in both colours: it would get each connection twice; expected other addresses or \
+         ports in blue than in green"
+    )]
+    FedTwice(std::net::SocketAddr),
     /// A backend of one colour.
     #[error(
         "\"mirror\" while backend {0} is in both colours: it would get each datagram twice, and answer twice; expected other \

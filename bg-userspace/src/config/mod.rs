@@ -27,7 +27,7 @@ use std::{
 pub(crate) use address::{endpoint_problem, prefix_problem};
 pub use error::{ConfigError, Expected, Position, Problem};
 pub use model::{
-    BackendSpec, Config, Deployment, DivideBy, Failover, OnSwitch, Prefix, Service, StickyPrefix, mode_name,
+    BackendSpec, Config, Deployment, DivideBy, Failover, OnSwitch, Prefix, Service, StickyPrefix, Tee, mode_name,
     protocol_name,
 };
 pub use notes::{SharedBackend, shared_backends};

@@ -5,6 +5,7 @@ mod health;
 mod serve;
 
 use std::{
+    borrow::Cow,
     fmt,
     net::{IpAddr, SocketAddr},
     time::Duration,
@@ -149,6 +150,8 @@ pub struct Service {
     pub preview: Option<SocketAddr>,
     /// Whether the idle colour gets a copy of each datagram (`mirror = "idle"`). Only a UDP service can have it.
     pub is_mirrored: bool,
+    /// The settings of [`Mode::Tee`]; in the other modes the default.
+    pub tee: Tee,
     /// The backends by [`Colour`]. Each colour has at least one with a positive weight.
     pub backends: [Vec<BackendSpec>; 2],
     /// How the controller checks these backends, if not as the deployment says.
@@ -160,6 +163,27 @@ impl Service {
     pub fn backends(&self, colour: Colour) -> &[BackendSpec] {
         &self.backends[colour as usize]
     }
+
+    /// What the table of a colour leads to: its backends, or its listener in mode `tee`. Without listeners, which an apply chooses, nothing.
+    pub(crate) fn targets(&self, colour: Colour) -> Cow<'_, [BackendSpec]> {
+        if self.mode != Mode::Tee {
+            return Cow::Borrowed(self.backends(colour));
+        }
+        let listener = self.tee.listen.map(|listen| BackendSpec { address: listen[colour as usize], weight: 1 });
+        listener.into_iter().collect()
+    }
+}
+
+/// The settings of a service in [`Mode::Tee`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tee {
+    /// Where `bgctl serve` listens for the service's connections, by [`Colour`]. With `None`, a service that runs keeps its listeners,
+    /// and an apply chooses those of a new one.
+    pub listen: Option<[SocketAddr; 2]>,
+    /// Whether a backend learns the client's address by a header of the PROXY protocol, version 2.
+    pub proxy_protocol: bool,
+    /// Whether the answers of both colours are compared, and connections with different ones counted.
+    pub compare: bool,
 }
 
 /// One backend of a service.
@@ -200,5 +224,6 @@ pub const fn mode_name(mode: Mode) -> &'static str {
     match mode {
         Mode::Nat => "nat",
         Mode::Local => "local",
+        Mode::Tee => "tee",
     }
 }

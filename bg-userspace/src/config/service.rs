@@ -12,18 +12,32 @@ use super::{
     address,
     error::Expected,
     health,
-    model::{BackendSpec, Service, mode_name, protocol_name},
+    model::{BackendSpec, Service, Tee, mode_name, protocol_name},
     name::name_problem,
     taken::Taken,
     value::{Fields, Notes},
 };
 
-const KEYS: &[&str] = &["name", "vip", "protocol", "mode", "blue", "green", "preview", "mirror", "health"];
+const KEYS: &[&str] = &[
+    "name",
+    "vip",
+    "protocol",
+    "mode",
+    "blue",
+    "green",
+    "preview",
+    "mirror",
+    "listen",
+    "proxy_protocol",
+    "compare",
+    "health",
+];
 const PROTOCOLS: [Protocol; 2] = [Protocol::Tcp, Protocol::Udp];
 const PROTOCOL_NAMES: &[&str] = &[protocol_name(PROTOCOLS[0]), protocol_name(PROTOCOLS[1])];
-const MODES: [Mode; 2] = [Mode::Nat, Mode::Local];
-const MODE_NAMES: &[&str] = &[mode_name(MODES[0]), mode_name(MODES[1])];
+const MODES: [Mode; 3] = [Mode::Nat, Mode::Local, Mode::Tee];
+const MODE_NAMES: &[&str] = &[mode_name(MODES[0]), mode_name(MODES[1]), mode_name(MODES[2])];
 const MIRRORS: &[&str] = &["idle"];
+const PROXY_PROTOCOLS: &[&str] = &["v2"];
 const MAX_WEIGHT: u32 = 65_535;
 const ENDPOINT: &str = "ADDRESS:PORT in quotes";
 
@@ -62,13 +76,14 @@ pub(super) fn service(
     let own = [(vip, "VIP"), (preview, "preview address")];
     let backends = Colour::ALL.map(|colour| backends(notes, &fields, colour, own, protocol, taken));
     let is_mirrored = mirror(notes, &fields, protocol, &backends);
+    let tee = tee(notes, &fields, (vip, protocol, mode), &backends, taken);
     let name = name(notes, &fields);
     let health = health::health(notes, &fields);
 
     let (vip, protocol, mode) = (vip?, protocol?, mode?);
     let (name, name_span) =
         name.unwrap_or_else(|| (format!("{vip}/{}", protocol_name(protocol)), fields.span().clone()));
-    Some((Service { name, vip, protocol, mode, preview, is_mirrored, backends, health }, name_span))
+    Some((Service { name, vip, protocol, mode, preview, is_mirrored, tee, backends, health }, name_span))
 }
 
 /// Whether the service has a mirror.
@@ -89,6 +104,67 @@ fn mirror(
         notes.note(&value.span(), &fields.place, Expected::OfOneColour(both.address));
     }
     true
+}
+
+/// The settings that only mode `tee` has.
+fn tee(
+    notes: &mut Notes<'_>,
+    fields: &Fields<'_, '_>,
+    (vip, protocol, mode): (Option<SocketAddr>, Option<Protocol>, Option<Mode>),
+    [blue, green]: &[Vec<BackendSpec>; 2],
+    taken: &mut Taken,
+) -> Tee {
+    let version = fields.optional("proxy_protocol");
+    let version = version.and_then(|value| fields.word(notes, "proxy_protocol", value, PROXY_PROTOCOLS, |_| ""));
+    let tee = Tee {
+        listen: listen(notes, fields, vip, taken),
+        proxy_protocol: version.is_some(),
+        compare: fields.flag(notes, "compare"),
+    };
+    if mode.is_none_or(|mode| mode == Mode::Tee) {
+        let span = fields.optional("mode").map_or_else(|| fields.span().clone(), Spanned::span);
+        let is_teed = mode == Some(Mode::Tee);
+        if is_teed && protocol == Some(Protocol::Udp) {
+            notes.note(&span, &fields.place, Expected::Teed);
+        }
+        for both in blue.iter().filter(|blue| is_teed && green.iter().any(|green| green.address == blue.address)) {
+            notes.note(&span, &fields.place, Expected::FedTwice(both.address));
+        }
+    } else {
+        for key in ["listen", "proxy_protocol", "compare"] {
+            if let Some(value) = fields.optional(key) {
+                notes.note(&value.span(), &fields.place, Expected::OnlyTee(key));
+            }
+        }
+    }
+    tee
+}
+
+/// The listeners of both colours.
+fn listen(
+    notes: &mut Notes<'_>,
+    fields: &Fields<'_, '_>,
+    vip: Option<SocketAddr>,
+    taken: &mut Taken,
+) -> Option<[SocketAddr; 2]> {
+    const WHAT: &str = "listener address";
+    const COLOURS: &[&str] = &[Colour::Blue.name(), Colour::Green.name()];
+    let value = fields.optional("listen")?;
+    let DeValue::Table(table) = value.get_ref() else {
+        fields.wrong_type(notes, "listen", value, "a table, { blue = \"10.0.0.5:17000\", green = \"10.0.0.5:17001\" }");
+        return None;
+    };
+    let of_colours = Fields::new(notes, table, value.span(), fields.place.clone(), COLOURS);
+    let addresses = Colour::ALL.map(|colour| {
+        let value = of_colours.required(notes, colour.name())?;
+        let address = endpoint(notes, &of_colours, WHAT, colour.name(), value)?;
+        claim(notes, &of_colours, taken, WHAT, address, Protocol::Tcp, &value.span());
+        if let Some(vip) = vip {
+            same_family(notes, &of_colours, WHAT, address, vip, &value.span());
+        }
+        Some(address)
+    });
+    Some([addresses[0]?, addresses[1]?])
 }
 
 /// The name of a service in messages, before it is parsed.

@@ -53,6 +53,46 @@ fn refused(part: &str, replacement: &str, problem: &str) {
 }
 
 #[test]
+fn a_teed_service_is_understood_and_what_cannot_be_teed_is_refused() {
+    let listen = "listen = { blue = \"10.0.0.5:17000\", green = \"10.0.0.5:17001\" }";
+    let teed = format!("mode = \"tee\"\n{listen}\nproxy_protocol = \"v2\"\ncompare = true");
+    let config = parse(Path::new("bgctl.toml"), &GOOD.replace("mode = \"nat\"", &teed)).unwrap();
+    let web = &config.deployments[0].services[0];
+    let addresses = ["10.0.0.5:17000", "10.0.0.5:17001"].map(|address| address.parse().unwrap());
+    assert_eq!(web.mode, Mode::Tee);
+    assert_eq!(web.tee, Tee { listen: Some(addresses), proxy_protocol: true, compare: true });
+    assert_eq!(parse(Path::new("again"), &config.to_toml()).unwrap(), config, "{}", config.to_toml());
+
+    let place = "deployment \"shop\", service \"web\":";
+    let with = |mode: &str, problem: &str| refused("mode = \"nat\"", mode, problem);
+    let in_nat =
+        |key: &str| format!("12:{}: {place} \"{key}\" without mode = \"tee\", which alone has it", key.len() + 4);
+    for (key, line) in
+        [("compare", "compare = false"), ("proxy_protocol", "proxy_protocol = \"v2\""), ("listen", listen)]
+    {
+        let problems = problems_with("mode = \"nat\"", &format!("mode = \"nat\"\n{line}"));
+        assert!(problems.len() == 1 && problems[0].starts_with(&format!("bgctl.toml:{}", in_nat(key))), "{problems:?}");
+    }
+    with("mode = \"tee\"\nlisten = { blue = \"10.0.0.5:17000\" }", &format!("12:10: {place} missing key \"green\""));
+    with(
+        "mode = \"tee\"\nlisten = { blue = \"10.0.0.5:1\", green = \"10.0.0.5:1\" }",
+        &format!(
+            "12:41: {place} duplicate listener address 10.0.0.5:1/tcp, first at 12:19; expected each once among all VIPs and \
+             preview addresses of the file"
+        ),
+    );
+    with(
+        "mode = \"tee\"\ncompare = \"yes\"",
+        &format!("12:11: {place} \"compare\" is a string, expected true or false"),
+    );
+    let problems = problems_with("protocol = \"tcp\"\nmode = \"nat\"", "protocol = \"udp\"\nmode = \"tee\"");
+    assert!(problems.len() == 1 && problems[0].contains("mode \"tee\" of a UDP service"), "{problems:?}");
+    let text = GOOD.replace("mode = \"nat\"", "mode = \"tee\"").replace("10.0.2.11:8443", "10.0.1.11:8443");
+    let problems = self::problems(&text);
+    assert!(problems.len() == 1 && problems[0].contains("would get each connection twice"), "{problems:?}");
+}
+
+#[test]
 fn the_documented_file_is_understood() {
     let config = parse(Path::new("bgctl.toml"), GOOD).unwrap();
     let [shop] = config.deployments.as_slice() else { panic!("{config:?}") };
@@ -114,7 +154,8 @@ fn unknown_keys() {
         "vip = \"203",
         "vips = 1\nvip = \"203",
         "9:1: deployment \"shop\", service \"web\": unknown key \"vips\", expected one of \
-         \"name\", \"vip\", \"protocol\", \"mode\", \"blue\", \"green\", \"preview\", \"mirror\", \"health\"",
+         \"name\", \"vip\", \"protocol\", \"mode\", \"blue\", \"green\", \"preview\", \"mirror\", \"listen\", \
+         \"proxy_protocol\", \"compare\", \"health\"",
     );
     refused(
         "weight = 2",
@@ -330,12 +371,12 @@ fn unknown_words() {
     refused(
         "\"nat\"",
         "\"snat\"",
-        "11:8: deployment \"shop\", service \"web\": unknown mode \"snat\", expected \"nat\" or \"local\"",
+        "11:8: deployment \"shop\", service \"web\": unknown mode \"snat\", expected \"nat\" or \"local\" or \"tee\"",
     );
     refused(
         "\"nat\"",
         "\"gue\"",
-        "11:8: deployment \"shop\", service \"web\": unknown mode \"gue\", expected \"nat\" or \"local\" (this version has no other)",
+        "11:8: deployment \"shop\", service \"web\": unknown mode \"gue\", expected \"nat\" or \"local\" or \"tee\" (this version has no other)",
     );
     refused(
         "\"tcp\"",

@@ -14,7 +14,7 @@ use toml_writer::{ToTomlKey as _, ToTomlValue as _};
 use controller::{write_checks, write_health, write_notify, write_serve};
 use lines::{array, field};
 
-use super::model::{BackendSpec, Config, Deployment, DivideBy, Service, StickyPrefix, mode_name, protocol_name};
+use super::model::{BackendSpec, Config, Deployment, DivideBy, Service, StickyPrefix, Tee, mode_name, protocol_name};
 
 impl Config {
     /// The text of a file that says this and nothing else.
@@ -84,7 +84,20 @@ fn write_service(text: &mut String, service: &Service) -> fmt::Result {
     if let Some(preview) = service.preview {
         field(text, "preview", &preview.to_string())?;
     }
-    if service.is_mirrored { field(text, "mirror", "idle") } else { Ok(()) }
+    if service.is_mirrored {
+        field(text, "mirror", "idle")?;
+    }
+    write_tee(text, &service.tee)
+}
+
+fn write_tee(text: &mut String, tee: &Tee) -> fmt::Result {
+    if let Some([blue, green]) = tee.listen.map(|listen| listen.map(|address| address.to_string().to_toml_value())) {
+        writeln!(text, "listen = {{ blue = {blue}, green = {green} }}")?;
+    }
+    if tee.proxy_protocol {
+        field(text, "proxy_protocol", "v2")?;
+    }
+    if tee.compare { writeln!(text, "compare = true") } else { Ok(()) }
 }
 
 fn backend(backend: &BackendSpec) -> String {

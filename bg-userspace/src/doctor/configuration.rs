@@ -20,10 +20,14 @@ pub(super) fn examine(config: &Config, network: &Network) -> Vec<Finding> {
                 let message = match service.mode {
                     Mode::Nat => "there is a route to each backend",
                     Mode::Local => "each backend is an address of this host",
+                    Mode::Tee => "there is a way to each backend, and the listeners can get packets",
                 };
                 findings.push(Finding::ok(&subject, "backends", message));
             } else {
                 findings.extend(problems);
+            }
+            if service.mode == Mode::Tee {
+                findings.extend(listeners(&subject, service, network));
             }
             if service.mode == Mode::Nat {
                 findings.extend(Colour::ALL.map(|colour| neighbours(&subject, service, colour)).into_iter().flatten());
@@ -50,13 +54,33 @@ fn backends(subject: &str, service: &Service, network: &Network) -> impl Iterato
                 format!("{address} is not an address of this host, which `local` needs"),
                 "use mode = \"nat\", or add the address to an interface",
             )),
-            (Mode::Nat, false) => next_hop(address.ip()).err().map(|error| {
+            // The controller connects to it, over the loopback too.
+            (Mode::Tee, true) => None,
+            (Mode::Nat | Mode::Tee, false) => next_hop(address.ip()).err().map(|error| {
                 let remedy = "add a route (ip route add)";
                 Finding::fail(subject, "backends", format!("no route to {address}: {error}"), remedy)
             }),
             (Mode::Local, true) => loopback(subject, address.ip(), network),
         }
     })
+}
+
+/// The listeners of mode `tee` are addresses of this host.
+fn listeners(subject: &str, service: &Service, network: &Network) -> Vec<Finding> {
+    let listen = service.tee.listen.into_iter().flatten();
+    listen
+        .filter_map(|address| {
+            if is_local(address.ip()) {
+                return loopback(subject, address.ip(), network);
+            }
+            Some(Finding::fail(
+                subject,
+                "listeners",
+                format!("{address} is not an address of this host, so `bgctl serve` cannot listen there"),
+                "name an address of this host in `listen`, or add the address to an interface",
+            ))
+        })
+        .collect()
 }
 
 /// The kernel drops packets from outside to a loopback address.

@@ -2,9 +2,11 @@
 
 use std::fs;
 
+use bg_common::{Colour, Mode};
+
 use super::Finding;
 use crate::{
-    config::Config,
+    config::{Config, Service},
     sizes::{Setting, Sizes},
 };
 
@@ -45,7 +47,10 @@ fn missing(
     remedy: impl Fn(Setting, usize) -> String,
 ) -> Vec<Finding> {
     let services = || config.iter().flat_map(|config| &config.deployments).flat_map(|deployment| &deployment.services);
-    let backends = services().flat_map(|service| &service.backends).map(Vec::len).sum();
+    // The listeners of a teed service have rows too.
+    let listeners = |service: &&Service| service.mode == Mode::Tee;
+    let listeners = Colour::ALL.len() * services().filter(listeners).count();
+    let backends = listeners + services().flat_map(|service| &service.backends).map(Vec::len).sum::<usize>();
     let needed = [(Setting::Services, services().count()), (Setting::Backends, backends)];
     let missing = needed.into_iter().filter(|(setting, needed)| *needed > sizes.room(*setting) as usize);
     let finding = |(setting, needed): (Setting, usize)| {

@@ -57,22 +57,30 @@ type Endpoint = (SocketAddr, Protocol, Mode);
 
 /// The backends of these colours, by service and address. Those of another network namespace cannot be examined.
 pub(super) fn examine(services: &[&RunningService], colours: &[Colour], is_here: bool) -> Vec<TargetBackend> {
-    let of = |service: &RunningService, backend: &RunningBackend| -> Endpoint {
-        (backend.address, Protocol::from_u8(service.vip.protocol).unwrap_or(Protocol::Tcp), service.mode)
+    let of = |service: &RunningService, backend: &RunningBackend, mode: Mode| -> Endpoint {
+        (backend.address, Protocol::from_u8(service.vip.protocol).unwrap_or(Protocol::Tcp), mode)
     };
     let each = || services.iter().flat_map(|service| colours.iter().map(move |colour| (service, *colour)));
     let all = || {
         each().flat_map(|(service, colour)| {
-            service.backends[colour as usize].iter().map(move |backend| (service, colour, backend))
+            let backends = service.backends[colour as usize].iter().map(|backend| (backend, service.mode));
+            // Without the controller, a new connection is refused.
+            let listeners = service.listeners[colour as usize].iter().map(|listener| (listener, Mode::Local));
+            backends.chain(listeners).map(move |(backend, mode)| (service, colour, backend, mode))
         })
     };
-    let findings =
-        if is_here { findings(all().map(|(service, _, backend)| of(service, backend))) } else { HashMap::new() };
+    let findings = if is_here {
+        findings(all().map(|(service, _, backend, mode)| of(service, backend, mode)))
+    } else {
+        HashMap::new()
+    };
     let elsewhere = || Finding::unknown("it is in the network namespace of the instance, and this command is not");
     let mut backends: Vec<_> = all()
-        .map(|(service, colour, backend)| {
+        .map(|(service, colour, backend, mode)| {
             let Finding { ready, why } = checked_finding(backend)
-                .unwrap_or_else(|| findings.get(&of(service, backend)).cloned().unwrap_or_else(elsewhere));
+                .unwrap_or_else(|| findings.get(&of(service, backend, mode)).cloned().unwrap_or_else(elsewhere));
+            let is_listener = service.mode == Mode::Tee && mode == Mode::Local;
+            let why = why.map(|why| if is_listener { format!("{why} (the listener of `bgctl serve`)") } else { why });
             let weight = if backend.weight == UNSETTLED { 0 } else { backend.weight };
             TargetBackend { service: service.name.clone(), backend: backend.address, colour, weight, ready, why }
         })
@@ -115,7 +123,9 @@ fn way_to(address: SocketAddr, mode: Mode) -> Result<Option<NextHop>, Finding> {
         (Mode::Local, true) => Ok(None),
         (Mode::Local, false) => Err(Finding::not_ready("not an address of this host, which mode `local` needs")),
         (Mode::Nat, true) => Err(Finding::not_ready("an address of this host, to which mode `nat` sends nothing")),
-        (Mode::Nat, false) => match next_hop(address.ip()) {
+        // The controller connects to it.
+        (Mode::Tee, true) => Ok(None),
+        (Mode::Nat | Mode::Tee, false) => match next_hop(address.ip()) {
             Ok(hop) => Ok(Some(hop)),
             Err(error) => Err(Finding::not_ready(format!("no route: {error}"))),
         },

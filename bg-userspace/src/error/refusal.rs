@@ -25,6 +25,17 @@ pub enum Refusal {
         /// Its name.
         deployment: String,
     },
+    /// The backend belongs to a service in mode `tee`.
+    #[error(
+        "{backend} is behind a listener of `bgctl serve` (mode \"tee\" of a service of deployment \"{deployment}\"), so the flow table does not tell which \
+         flows it has. Give it the weight 0 in the configuration and apply: it keeps its connections and gets no new ones"
+    )]
+    BehindTee {
+        /// The deployment's name.
+        deployment: String,
+        /// The backend.
+        backend: std::net::SocketAddr,
+    },
     /// The deployment has no live word.
     #[error(
         "deployment \"{deployment}\" does not run: an apply has just removed it, or was killed before the deployment \

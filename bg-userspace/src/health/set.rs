@@ -9,7 +9,7 @@ use std::{
     sync::atomic::Ordering,
 };
 
-use bg_common::Colour;
+use bg_common::{Colour, Mode};
 use serde::Serialize;
 
 use super::word::{Health, HealthWord};
@@ -142,6 +142,10 @@ fn write(tables: &Tables, changes: &[(u32, HealthWord)]) {
 
 /// Writes the entries of a colour's table that differ. Returns false if an apply has to complete the service first.
 fn rewrite(service: &RunningService, colour: Colour, maglev: &Mapped<[u32; 2]>) -> bool {
+    if service.mode == Mode::Tee {
+        // Its table leads to its listener, whatever becomes of the backends behind it.
+        return true;
+    }
     let backends = &service.backends[colour as usize];
     let span = table(&service.row, colour);
     let (first, len) = (span.base as usize, span.len as usize);

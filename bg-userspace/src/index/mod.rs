@@ -21,7 +21,7 @@ mod tests;
 
 use std::collections::HashMap;
 
-use bg_common::{Backend, MAX_CHAIN, ServiceKey, ServiceRow, Vip};
+use bg_common::{Backend, MAX_CHAIN, Mode, ServiceKey, ServiceRow, Vip};
 
 pub(crate) use lists::{Endpoint, Listed, Lists, endpoint};
 use mapped::MappedLists;
@@ -51,6 +51,11 @@ pub(crate) fn backends<'a>(heads: &'a Heads, tables: &'a Tables) -> Index<Mapped
 pub(crate) fn is_settled(heads: &Heads, tables: &Tables, services: &HashMap<ServiceKey, ServiceRow>) -> bool {
     let (vips, backends) = (vips(heads, tables), backends(heads, tables));
     vips.is_settled(&vips.wanted_vips(services)) && backends.is_settled(&backends.wanted_backends())
+}
+
+/// Whether packets are to find the row of a backend: those behind a listener belong to it alone.
+pub(crate) fn is_found(backend: &Backend) -> bool {
+    backend.identity.in_use != 0 && backend.mode != Mode::Tee as u8
 }
 
 /// An index, as who changes it sees it.
@@ -146,7 +151,7 @@ impl<L: Lists<Row = Backend>> Index<L> {
         let mut chosen: HashMap<Endpoint, usize> = HashMap::new();
         for slot in 0..self.0.rows() {
             let backend = self.0.row(slot);
-            if backend.identity.in_use == 0 {
+            if !is_found(&backend) {
                 continue;
             }
             let chosen = chosen.entry(endpoint(&backend)).or_insert(slot);

@@ -38,7 +38,7 @@ pub enum Action {
         vip: SocketAddr,
         /// `tcp` or `udp`.
         protocol: &'static str,
-        /// `nat` or `local`.
+        /// `nat`, `local` or `tee`.
         mode: &'static str,
     },
     /// The service is removed.
@@ -81,6 +81,27 @@ pub enum Action {
         /// Its weight.
         weight: u32,
     },
+    /// `bgctl serve` is to listen here for the connections of a service in mode `tee` that go to this colour.
+    AddListener {
+        /// Its colour.
+        #[serde(serialize_with = "json::colour")]
+        colour: Colour,
+        /// Its address.
+        address: SocketAddr,
+    },
+    /// It is no longer to listen here.
+    RemoveListener {
+        /// Its colour.
+        #[serde(serialize_with = "json::colour")]
+        colour: Colour,
+        /// Its address.
+        address: SocketAddr,
+        /// Its place in the maps.
+        #[serde(skip)]
+        slot: Slot,
+        /// The number of its open flows, which end.
+        open_flows: u64,
+    },
     /// The backend is removed.
     RemoveBackend {
         /// Its colour.
@@ -121,9 +142,11 @@ impl Action {
     /// The colour whose backends it changes.
     pub(crate) const fn colour(&self) -> Option<Colour> {
         match self {
-            Self::AddBackend { colour, .. } | Self::RemoveBackend { colour, .. } | Self::SetWeight { colour, .. } => {
-                Some(*colour)
-            }
+            Self::AddBackend { colour, .. }
+            | Self::RemoveBackend { colour, .. }
+            | Self::SetWeight { colour, .. }
+            | Self::AddListener { colour, .. }
+            | Self::RemoveListener { colour, .. } => Some(*colour),
             _ => None,
         }
     }
@@ -135,11 +158,13 @@ impl fmt::Display for Change {
             Action::AddDeployment(_)
             | Action::AddService { .. }
             | Action::AddTester { .. }
-            | Action::AddBackend { .. } => '+',
+            | Action::AddBackend { .. }
+            | Action::AddListener { .. } => '+',
             Action::RemoveDeployment { .. }
             | Action::RemoveService { .. }
             | Action::RemoveTester { .. }
-            | Action::RemoveBackend { .. } => '-',
+            | Action::RemoveBackend { .. }
+            | Action::RemoveListener { .. } => '-',
             Action::Set { .. } | Action::SetWeight { .. } | Action::Finish => '~',
         };
         write!(f, "{sign} {}", self.deployment)?;
@@ -160,6 +185,10 @@ impl fmt::Display for Change {
             }
             Action::RemoveBackend { colour, address, open_flows, .. } => {
                 write!(f, ": {} {address}{}", colour.name(), Ends(*open_flows))
+            }
+            Action::AddListener { colour, address } => write!(f, ": {} listens at {address}", colour.name()),
+            Action::RemoveListener { colour, address, open_flows, .. } => {
+                write!(f, ": {} listens no longer at {address}{}", colour.name(), Ends(*open_flows))
             }
             Action::SetWeight { colour, address, from, to, .. } => {
                 let from = from.map_or("unfinished".to_owned(), |weight| weight.to_string());

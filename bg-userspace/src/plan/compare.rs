@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::{Diff, Plan};
+use super::{Diff, Plan, listeners::with_listeners};
 use crate::{
     Error, Instance,
     config::Config,
@@ -23,7 +23,8 @@ impl Instance {
         } else {
             Recalled::default()
         };
-        Ok(self.diff(config, &tables, &running, &recalled)?.into_plan())
+        let config = with_listeners(config, &running)?;
+        Ok(self.diff(&config, &tables, &running, &recalled)?.into_plan())
     }
 
     /// The difference to the running state. Counts flows only if something is removed that may have flows.

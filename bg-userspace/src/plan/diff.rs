@@ -119,7 +119,7 @@ impl<'a> Diff<'a> {
     /// Whether anything is removed that may have open flows.
     pub(crate) fn removes_backends(&self) -> bool {
         let mut services = self.deployments.iter().flat_map(|deployment| &deployment.services);
-        let removes = |action: &Action| matches!(action, Action::RemoveBackend { .. });
+        let removes = |action: &Action| matches!(action, Action::RemoveBackend { .. } | Action::RemoveListener { .. });
         !self.removed_services.is_empty() || services.any(|service| service.actions.iter().any(removes))
     }
 
@@ -128,7 +128,9 @@ impl<'a> Diff<'a> {
         let flows_of = |slot: u32| open.get(&slot).copied().unwrap_or(0);
         let services = self.deployments.iter_mut().flat_map(|deployment| &mut deployment.services);
         for action in services.flat_map(|service| &mut service.actions) {
-            if let Action::RemoveBackend { slot, open_flows, .. } = action {
+            if let Action::RemoveBackend { slot, open_flows, .. } | Action::RemoveListener { slot, open_flows, .. } =
+                action
+            {
                 *open_flows = flows_of(slot.0);
             }
         }

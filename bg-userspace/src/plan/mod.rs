@@ -9,6 +9,7 @@ mod beginning;
 mod change;
 mod compare;
 mod diff;
+mod listeners;
 mod service;
 mod settings;
 
@@ -19,6 +20,7 @@ use serde::Serialize;
 pub(crate) use self::{
     begin::interrupted,
     diff::{DeploymentDiff, Diff, ServiceDiff},
+    listeners::with_listeners,
     settings::deployment_row,
 };
 pub use self::{

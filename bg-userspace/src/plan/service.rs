@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, net::SocketAddr};
 
-use bg_common::{Colour, ServiceKey, ServiceRow};
+use bg_common::{Colour, Mode, ServiceKey, ServiceRow};
 
 use super::change::{Action, Slot};
 use crate::{
@@ -25,8 +25,11 @@ pub(super) fn service_actions(
         Some(current) => settings_actions(wanted, running, current),
     };
     for colour in Colour::ALL {
-        let running = current.map_or(&[][..], |current| &current.backends[colour as usize]);
-        actions.extend(backend_actions(wanted, colour, running));
+        let of_colour = |of: fn(&RunningService) -> &[Vec<RunningBackend>; 2]| {
+            current.map_or(&[][..], |current| &of(current)[colour as usize])
+        };
+        let (backends, listeners) = (of_colour(|of| &of.backends), of_colour(|of| &of.listeners));
+        actions.extend(backend_actions(wanted, colour, backends, listeners));
     }
     actions
 }
@@ -44,6 +47,17 @@ fn settings_actions(wanted: &Service, running: Option<&RunningDeployment>, curre
     set("preview", preview(current.preview.map(|(key, _)| address_of(&key))), preview(wanted.preview));
     let mirror = |is_mirrored| if is_mirrored { "idle" } else { "none" }.to_owned();
     set("mirror", mirror(current.is_mirrored), mirror(wanted.is_mirrored));
+    // What another mode has left of these makes no difference.
+    let of_tee = |mode, is_so: bool| mode == Mode::Tee && is_so;
+    let header = |has_header| if has_header { "v2" } else { "none" }.to_owned();
+    let (now, then) = (&current.tee, &wanted.tee);
+    set(
+        "proxy_protocol",
+        header(of_tee(current.mode, now.proxy_protocol)),
+        header(of_tee(wanted.mode, then.proxy_protocol)),
+    );
+    let (now, then) = (of_tee(current.mode, now.compare), of_tee(wanted.mode, then.compare));
+    set("compare", now.to_string(), then.to_string());
     // Compared with the running testers, because a killed apply may have changed only one of the two.
     let has_testers = u8::from(running.is_some_and(|running| !running.testers.is_empty()));
     let agree = |row: ServiceRow| row.has_testers == has_testers && row.tables == current.row.tables;
@@ -55,12 +69,15 @@ fn settings_actions(wanted: &Service, running: Option<&RunningDeployment>, curre
     actions
 }
 
-fn backend_actions(wanted: &Service, colour: Colour, running: &[RunningBackend]) -> Vec<Action> {
-    let of_address: HashMap<SocketAddr, &RunningBackend> = running
-        .iter()
-        .filter(|backend| backend.mode == wanted.mode)
-        .map(|backend| (backend.address, backend))
-        .collect();
+fn backend_actions(
+    wanted: &Service,
+    colour: Colour,
+    backends: &[RunningBackend],
+    listeners: &[RunningBackend],
+) -> Vec<Action> {
+    let running = || backends.iter().chain(listeners);
+    let of_address: HashMap<SocketAddr, &RunningBackend> =
+        running().filter(|backend| backend.mode == wanted.mode).map(|backend| (backend.address, backend)).collect();
     let specs: HashMap<SocketAddr, &BackendSpec> =
         wanted.backends(colour).iter().map(|spec| (spec.address, spec)).collect();
     let mut actions = Vec::new();
@@ -75,13 +92,28 @@ fn backend_actions(wanted: &Service, colour: Colour, running: &[RunningBackend])
             Some(_) => {}
         }
     }
-    let stays = |backend: &RunningBackend| backend.mode == wanted.mode && specs.contains_key(&backend.address);
-    let gone = running.iter().filter(|backend| !stays(backend));
-    actions.extend(gone.map(|backend| Action::RemoveBackend {
-        colour,
-        address: backend.address,
-        slot: Slot(backend.slot),
-        open_flows: 0,
+    // In mode `tee` a row of mode `local` is that of a listener.
+    let listener = wanted.tee.listen.filter(|_| wanted.mode == Mode::Tee).map(|listen| listen[colour as usize]);
+    let is_listener = |backend: &RunningBackend| backend.mode == Mode::Local && Some(backend.address) == listener;
+    if let Some(address) = listener {
+        match running().find(|backend| is_listener(backend)) {
+            None => actions.push(Action::AddListener { colour, address }),
+            Some(backend) if backend.weight == UNSETTLED => {
+                actions.push(Action::SetWeight { colour, address, slot: Slot(backend.slot), from: None, to: 1 });
+            }
+            Some(_) => {}
+        }
+    }
+    let stays = |backend: &RunningBackend| {
+        is_listener(backend) || (backend.mode == wanted.mode && specs.contains_key(&backend.address))
+    };
+    actions.extend(running().filter(|backend| !stays(backend)).map(|backend| {
+        let (address, slot) = (backend.address, Slot(backend.slot));
+        if listeners.contains(backend) {
+            Action::RemoveListener { colour, address, slot, open_flows: 0 }
+        } else {
+            Action::RemoveBackend { colour, address, slot, open_flows: 0 }
+        }
     }));
     actions
 }

@@ -8,7 +8,7 @@ use bg_common::{LiveFlags, LiveWord, SwitchTerms};
 use bg_ebpf::policy::lifetime::after_drain;
 use bg_userspace::{
     Action, ApplyRequest, AttachMode, Colour, Error, Mode, Plan, Protocol, Refusal, SwitchRequest,
-    config::{BackendSpec, Config, Deployment, DivideBy, Failover, OnSwitch, Prefix, Service, StickyPrefix},
+    config::{BackendSpec, Config, Deployment, DivideBy, Failover, OnSwitch, Prefix, Service, StickyPrefix, Tee},
 };
 use proptest::prelude::*;
 
@@ -44,6 +44,8 @@ struct Wanted {
     udp: bool,
     mirrored: bool,
     local: bool,
+    /// Mode `tee`, if it is a TCP service that is not local: the variant of its listeners, and its settings.
+    tee: Option<(u16, bool, bool)>,
     preview: Option<usize>,
     /// By colour, weights of hosts; `None` is no backend.
     weights: [[Option<u32>; 3]; 2],
@@ -54,17 +56,18 @@ fn wanted() -> impl Strategy<Value = Option<Wanted>> {
     let service = (
         0..NAMES.len(),
         any::<(bool, bool, bool)>(),
-        prop::bool::weighted(0.2),
+        (prop::bool::weighted(0.2), prop::option::weighted(0.4, (0..2_u16, any::<bool>(), any::<bool>()))),
         prop::option::weighted(0.3, 0..8_usize),
         [weights(), weights()],
     );
     prop::option::weighted(0.6, service).prop_map(|service| {
-        service.map(|(deployment, (renamed, udp, mirrored), local, preview, weights)| Wanted {
+        service.map(|(deployment, (renamed, udp, mirrored), (local, tee), preview, weights)| Wanted {
             deployment,
             renamed,
             udp,
             mirrored,
             local,
+            tee,
             preview,
             weights,
         })
@@ -148,13 +151,26 @@ fn service(index: usize, wanted: &Wanted, vip: SocketAddr, preview: Option<Socke
         }
         backends
     });
+    let tee = wanted.tee.filter(|_| !wanted.udp && !wanted.local);
+    let tee_settings = tee.map(|(variant, proxy_protocol, compare)| {
+        let listen = [0, 1].map(|colour| {
+            let port = 17_000 + 10 * index as u16 + 2 * variant + colour;
+            SocketAddr::new(backend(Colour::Blue, 99, vip).ip(), port)
+        });
+        Tee { listen: Some(listen), proxy_protocol, compare }
+    });
     Service {
         name: format!("{}{index}", if wanted.renamed { "new" } else { "old" }),
         vip,
         protocol: if wanted.udp { Protocol::Udp } else { Protocol::Tcp },
-        mode: if wanted.local { Mode::Local } else { Mode::Nat },
+        mode: match (wanted.local, tee) {
+            (true, _) => Mode::Local,
+            (false, Some(_)) => Mode::Tee,
+            (false, None) => Mode::Nat,
+        },
         preview,
         is_mirrored: wanted.udp && wanted.mirrored,
+        tee: tee_settings.unwrap_or_default(),
         backends,
         health: None,
     }

@@ -2,7 +2,7 @@
 
 use bg_userspace::{
     Action, Change, Mode, Plan, Protocol,
-    config::{BackendSpec, Config, Deployment, DivideBy, OnSwitch, Service, StickyPrefix},
+    config::{BackendSpec, Config, Deployment, DivideBy, OnSwitch, Service, StickyPrefix, Tee},
 };
 
 /// `before` after the changes of a plan. `wanted` tells the settings of deployments and services that are added, which a plan does not list.
@@ -51,7 +51,8 @@ fn follow(config: &mut Config, change: &Change, wanted: &Config) {
             let of_wanted = &mut wanted.unwrap().services.iter();
             let added = of_wanted.find(|service| (service.vip, said(service.protocol)) == (*vip, *protocol)).unwrap();
             assert_eq!(added.name, *name);
-            deployment.services.push(Service { backends: Default::default(), ..added.clone() });
+            let tee = Tee { listen: None, ..added.tee };
+            deployment.services.push(Service { backends: Default::default(), tee, ..added.clone() });
         }
         (Some(_), Action::RemoveService { vip, protocol, .. }) => {
             deployment.services.retain(|service| (service.vip, said(service.protocol)) != (*vip, *protocol));
@@ -99,11 +100,27 @@ fn follow_service(service: &mut Service, action: &Action) {
     match action {
         Action::Set { setting, to, .. } => match *setting {
             "name" => service.name.clone_from(to),
-            "mode" => service.mode = if to == "local" { Mode::Local } else { Mode::Nat },
+            "mode" => {
+                let modes = [Mode::Nat, Mode::Local, Mode::Tee];
+                service.mode = modes.into_iter().find(|mode| bg_userspace::config::mode_name(*mode) == to).unwrap();
+            }
+            "proxy_protocol" => service.tee.proxy_protocol = to == "v2",
+            "compare" => service.tee.compare = to == "true",
             "mirror" => service.is_mirrored = to == "idle",
             "preview" => service.preview = (to != "none").then(|| to.parse().unwrap()),
             other => panic!("{other}"),
         },
+        // Both colours have a listener, or none has.
+        Action::AddListener { colour, address } => {
+            service.tee.listen.get_or_insert([*address; 2])[*colour as usize] = *address;
+        }
+        Action::RemoveListener { colour, address, .. } => {
+            if service.mode != Mode::Tee {
+                service.tee.listen = None;
+            } else {
+                assert_ne!(service.tee.listen.unwrap()[*colour as usize], *address, "the new one was added before");
+            }
+        }
         Action::AddBackend { colour, address, weight } => {
             service.backends[*colour as usize].push(BackendSpec { address: *address, weight: *weight });
         }

@@ -9,7 +9,7 @@ use std::{
 
 use bg_userspace::{
     AttachMode, AttachOptions, Attached, Colour, Error, Instance, Paths, Protocol, Target, attach,
-    config::{BackendSpec, Config, Deployment, DivideBy, Failover, OnSwitch, Service, StickyPrefix},
+    config::{BackendSpec, Config, Deployment, DivideBy, Failover, OnSwitch, Service, StickyPrefix, Tee},
     detach,
 };
 
@@ -147,6 +147,7 @@ pub(crate) fn config(name: &str, blue: &[(u8, u32)], green: &[(u8, u32)]) -> Con
                 mode: bg_userspace::Mode::Nat,
                 preview: None,
                 is_mirrored: false,
+                tee: Tee::default(),
                 backends: [backends(Colour::Blue, blue), backends(Colour::Green, green)],
                 health: None,
             }],

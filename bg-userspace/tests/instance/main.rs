@@ -36,6 +36,7 @@ mod splits;
 mod state;
 mod status;
 mod targets;
+mod tee;
 mod testers;
 mod unrecorded;
 mod view;

@@ -10,7 +10,9 @@ use std::{
 
 use bg_userspace::{
     AttachMode, Colour, Mode, Protocol, SwitchRequest,
-    config::{BackendSpec, Config, Deployment, DivideBy, Failover, OnSwitch, Prefix, Service, StickyPrefix, parse},
+    config::{
+        BackendSpec, Config, Deployment, DivideBy, Failover, OnSwitch, Prefix, Service, StickyPrefix, Tee, parse,
+    },
 };
 use proptest::{prelude::*, test_runner::TestRunner};
 
@@ -69,9 +71,10 @@ fn weights() -> impl Strategy<Value = Vec<(u32, u16)>> {
 }
 
 fn service() -> impl Strategy<Value = Service> {
-    let ends = (any::<(bool, bool)>(), any::<bool>(), any::<bool>(), any::<Option<u16>>(), 1..=u16::MAX);
+    let tee = prop::option::of(any::<(bool, bool)>());
+    let ends = (any::<(bool, bool)>(), any::<bool>(), any::<bool>(), tee, any::<Option<u16>>(), 1..=u16::MAX);
     (NAMES, ends, weights(), weights()).prop_map(
-        |(name, ((is_v6, is_mirrored), is_udp, is_local, preview, port), blue, green)| {
+        |(name, ((is_v6, is_mirrored), is_udp, is_local, tee, preview, port), blue, green)| {
             let backends = |network, weights: Vec<(u32, u16)>| {
                 let spec =
                     |(number, (weight, port))| BackendSpec { address: address(is_v6, network, number, port), weight };
@@ -81,9 +84,19 @@ fn service() -> impl Strategy<Value = Service> {
                 name,
                 vip: address(is_v6, 1, 0, port),
                 protocol: if is_udp { Protocol::Udp } else { Protocol::Tcp },
-                mode: if is_local { Mode::Local } else { Mode::Nat },
+                mode: match (is_local, tee) {
+                    (true, _) => Mode::Local,
+                    (false, Some(_)) if !is_udp => Mode::Tee,
+                    (false, _) => Mode::Nat,
+                },
                 preview: preview.map(|port| address(is_v6, 2, 0, port.max(1))),
                 is_mirrored: is_udp && is_mirrored,
+                // Which listeners, is not drawn.
+                tee: tee.filter(|_| !is_local && !is_udp).map_or_else(Tee::default, |(proxy_protocol, compare)| Tee {
+                    listen: Some([5, 6].map(|network| address(is_v6, network, 0, port))),
+                    proxy_protocol,
+                    compare,
+                }),
                 backends: [backends(3, blue), backends(4, green)],
                 health: None,
             }
@@ -133,6 +146,8 @@ fn config() -> impl Strategy<Value = Config> {
                 number += 1;
                 let is_v6 = service.vip.is_ipv6();
                 service.vip = address(is_v6, 1, number, service.vip.port());
+                let number_of = |network| address(is_v6, network, number, 17_000);
+                service.tee.listen = service.tee.listen.map(|_| [number_of(5), number_of(6)]);
                 service.preview = service.preview.map(|preview| address(is_v6, 2, number, preview.port()));
             }
         }

@@ -10,8 +10,8 @@ use std::{
 
 use aya::maps::{HashMap as BpfHashMap, Map, MapData, MapError, lpm_trie::LpmTrie};
 use bg_common::{
-    Addr, Backend, BackendInfo, Be16, Colour, DeploymentRow, Family, LiveWord, MAX_CHAIN, MAX_DEPLOYMENTS, NextHop,
-    Role, ServiceInfo, ServiceKey, ServiceRow, SwitchTerms, TableSpan, TesterKey, Vip, endpoint_hash,
+    Addr, Backend, BackendInfo, Be16, Colour, DeploymentRow, Family, LiveWord, MAX_CHAIN, MAX_DEPLOYMENTS, Mode,
+    NextHop, Role, ServiceInfo, ServiceKey, ServiceRow, SwitchTerms, TableSpan, TesterKey, Vip, endpoint_hash,
 };
 
 use memmap2::{MmapOptions, MmapRaw};
@@ -51,7 +51,7 @@ struct Service {
     role: u8,
     has_testers: u8,
     is_mirrored: u16,
-    info: (String, u8, u8),
+    info: (String, u8, u8, (u8, u8)),
     vip: ServiceKey,
     preview: ServiceKey,
     /// The backend of each entry, by colour.
@@ -95,7 +95,7 @@ impl View {
                 role: row.role,
                 has_testers: row.has_testers,
                 is_mirrored: vip.is_mirrored,
-                info: (text(&info.name), info.mode, info.has_preview),
+                info: (text(&info.name), info.mode, info.has_preview, (info.proxy_protocol, info.compares)),
                 vip: address(Role::Vip),
                 preview: address(Role::Preview),
                 tables: Colour::ALL.map(|colour| maps.table(&row, colour)),
@@ -180,7 +180,9 @@ impl Maps {
     /// Everything that the index of backends has. Of each address with each salt in use one row is there, and no other.
     fn sources(&self) -> BTreeSet<Source> {
         let source = |row: &Backend| (row.addr, row.port, row.protocol, row.family);
-        let in_use = self.backends.iter().filter(|row| row.identity.in_use != 0);
+        // Backends behind a listener are found by no packet.
+        let is_found = |row: &Backend| row.identity.in_use != 0 && row.mode != Mode::Tee as u8;
+        let in_use = self.backends.iter().filter(is_found);
         let expected: BTreeSet<(Source, u16)> = in_use.map(|row| (source(&row), row.salt)).collect();
         let mut found = BTreeSet::new();
         for slot in self.linked(&self.backend_index, |slot| self.backends.get(slot).next) {
@@ -231,6 +233,7 @@ impl Maps {
             let named = || {
                 let backend = self.backends.get(slot);
                 let led_here = (backend.identity.in_use, backend.service, backend.deployment, backend.colour);
+                assert_ne!(backend.mode, Mode::Tee as u8, "{backend:?}");
                 assert_eq!(led_here, (1, row.service, row.deployment, colour as u8), "slot {slot}: {backend:?}");
                 self.described(slot)
             };

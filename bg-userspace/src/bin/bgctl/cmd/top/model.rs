@@ -279,6 +279,7 @@ pub(super) mod tests {
             mode: "nat",
             preview: None,
             mirror: None,
+            listen: None,
             colours: ByColour { blue: colour(blue), green: colour(green) },
         };
         let deployment = DeploymentStatus {
