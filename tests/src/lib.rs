@@ -6,6 +6,7 @@
 //! its own namespaces, a lab only changes `/run/netns`, a directory in `/sys/fs/bpf`, a directory in the
 //! directory for temporary files, and, for a [`Machine`], a control group.
 
+mod backend_health;
 mod bgctl;
 mod capture;
 mod chance;
@@ -38,6 +39,7 @@ mod trace;
 pub mod twin;
 mod worker;
 
+pub use backend_health::BackendHealth;
 pub use bgctl::Bgctl;
 pub use capture::{Capture, Seen};
 pub use chance::Chance;

@@ -24,6 +24,12 @@ impl Health {
             Self::Down => "down",
         }
     }
+
+    /// The health with this name in a status.
+    #[cfg(feature = "serve")]
+    pub(crate) fn of_name(name: &str) -> Self {
+        [Self::Up, Self::Down].into_iter().find(|health| health.name() == name).unwrap_or_default()
+    }
 }
 
 /// See [`bg_common::BackendInfo::health`].

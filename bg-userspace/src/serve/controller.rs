@@ -7,7 +7,7 @@ use std::{
 
 use tokio::sync::{Notify, Semaphore, broadcast, watch};
 
-use super::{event::Event, options::ServeOptions, view::View};
+use super::{board::Board, event::Event, options::ServeOptions, view::View};
 use crate::{
     Error, Instance, Paths, Refusal,
     config::{self, Config, ConfigError},
@@ -53,6 +53,7 @@ pub(crate) struct Controller {
     source: Source,
     config: watch::Sender<Arc<Config>>,
     view: watch::Sender<Option<Arc<View>>>,
+    health: Board,
     events: broadcast::Sender<Arc<Event>>,
     stopped: watch::Sender<bool>,
     look: Notify,
@@ -74,6 +75,7 @@ impl Controller {
             source,
             config: watch::Sender::new(Arc::new(config)),
             view: watch::Sender::new(None),
+            health: Board::default(),
             events: broadcast::Sender::new(EVENTS),
             stopped: watch::Sender::new(false),
             look: Notify::new(),
@@ -140,6 +142,11 @@ impl Controller {
         if let Some(view) = view.filter(|_| !same) {
             self.publish(Event::State(view));
         }
+    }
+
+    /// What the health checks have found out.
+    pub(crate) fn health(&self) -> &Board {
+        &self.health
     }
 
     /// Events from now on.

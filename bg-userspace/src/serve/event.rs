@@ -1,6 +1,6 @@
 //! What the controller tells: to browsers, to webhooks, to its log.
 
-use std::sync::Arc;
+use std::{net::SocketAddr, sync::Arc};
 
 use serde::Serialize;
 
@@ -18,6 +18,12 @@ pub(crate) enum Event {
     Switch(Changed),
     /// A switch was taken back: by somebody, or by the data path itself.
     Revert(Changed),
+    /// The controller has switched by itself, because the live colour had too few healthy backends.
+    Failover(FailedOver),
+    /// A backend is down.
+    Unhealthy(Judged),
+    /// A backend is up again, or for the first time.
+    Healthy(Judged),
     /// Something else was recorded: an apply, a freeze, an attach.
     Recorded(Changed),
 }
@@ -35,6 +41,29 @@ pub(crate) struct Changed {
     pub(crate) reason: Option<String>,
 }
 
+/// A failover.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct FailedOver {
+    pub(crate) time: jiff::Timestamp,
+    pub(crate) deployment: String,
+    pub(crate) from: &'static str,
+    pub(crate) to: &'static str,
+    pub(crate) generation: u32,
+    pub(crate) why: String,
+}
+
+/// A backend that has gone up or down.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Judged {
+    pub(crate) time: jiff::Timestamp,
+    pub(crate) deployment: String,
+    pub(crate) service: String,
+    pub(crate) colour: &'static str,
+    pub(crate) backend: SocketAddr,
+    /// Why the last check failed.
+    pub(crate) why: Option<String>,
+}
+
 impl Event {
     /// Its name, which is the one in the configuration of webhooks.
     pub(crate) const fn name(&self) -> &'static str {
@@ -42,6 +71,9 @@ impl Event {
             Self::State(_) => "state",
             Self::Switch(_) => "switch",
             Self::Revert(_) => "revert",
+            Self::Failover(_) => "failover",
+            Self::Unhealthy(_) => "unhealthy",
+            Self::Healthy(_) => "healthy",
             Self::Recorded(_) => "recorded",
         }
     }

@@ -3,13 +3,17 @@
 //! The data path needs no process. The people around it do: this one watches the instance and tells what it sees. If it ends or is
 //! killed, packets do not notice, and its successor learns everything from the pinned maps again.
 //!
-//! Its parts are tasks that share a [`Controller`]. The [`observer`] looks at the instance, and the [`follower`] at its history. Everything
+//! Its parts are tasks that share a [`Controller`]. The [`observer`] looks at the instance, and the [`follower`] at its history; [`check`] looks at the backends, and
+//! [`failover`] acts on what it finds. Everything
 //! that may block, which is each call of [`Instance`](crate::Instance), runs in threads of its own
 //! ([`Controller::on_instance`]), so that no part waits for another one.
 
+mod board;
+mod check;
 mod controller;
 mod error;
 mod event;
+mod failover;
 mod follower;
 mod life;
 mod log;
@@ -52,6 +56,8 @@ async fn serve(controller: Arc<Controller>) -> Result<(), ServeError> {
     let mut parts = JoinSet::new();
     parts.spawn(observer::run(controller.clone()));
     parts.spawn(follower::run(controller.clone()));
+    parts.spawn(check::run(controller.clone()));
+    parts.spawn(failover::run(controller.clone()));
     parts.spawn(notify::run(controller.clone()));
     parts.spawn(life.run(controller.clone()));
     // The first part that ends ends the others: either it is time, or the controller would not be complete without it.

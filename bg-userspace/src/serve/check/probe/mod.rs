@@ -1,0 +1,90 @@
+//! One check of one backend.
+//!
+//! Each check opens a connection of its own from this host to the backend, at the port that packets are sent to unless another one is
+//! configured. The time-out is for the whole check. The words of a failure are for people.
+
+mod exec;
+mod grpc;
+mod http;
+mod tcp;
+mod tls;
+
+use std::{
+    fmt,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use self::tls::Tls;
+use super::super::board::BackendKey;
+use crate::config::model::{CheckKind, HealthCheck};
+
+/// Why a check has failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Why(String);
+
+impl Why {
+    fn new(why: impl fmt::Display) -> Self {
+        /// Longer texts come from the backend, and would only fill the log.
+        const MOST: usize = 200;
+        let text = why.to_string();
+        Self(text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MOST).collect())
+    }
+}
+
+impl fmt::Display for Why {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// How a backend is checked.
+#[derive(Debug)]
+pub(super) struct Probe {
+    check: HealthCheck,
+    key: BackendKey,
+    /// Where the connection goes.
+    to: SocketAddr,
+    way: Way,
+}
+
+/// What is prepared once for all checks.
+#[derive(Debug)]
+enum Way {
+    Tcp,
+    Http(http::Request),
+    Grpc(grpc::Request),
+    Exec,
+}
+
+impl Probe {
+    pub(super) fn new(check: &HealthCheck, key: &BackendKey) -> Self {
+        let to = SocketAddr::new(key.address.ip(), check.port.unwrap_or_else(|| key.address.port()));
+        let way = match &check.kind {
+            CheckKind::Tcp => Way::Tcp,
+            CheckKind::Http(http) => Way::Http(http::Request::new(http, to)),
+            CheckKind::Grpc { service, tls } => Way::Grpc(grpc::Request::new(service, *tls, to)),
+            CheckKind::Exec { .. } => Way::Exec,
+        };
+        Self { check: check.clone(), key: key.clone(), to, way }
+    }
+
+    /// Checks once. Returns how long it took too.
+    pub(super) async fn run(&self) -> (Result<(), Why>, Duration) {
+        let begin = Instant::now();
+        let checked = tokio::time::timeout(self.check.timeout, self.ask()).await;
+        let checked =
+            checked.unwrap_or_else(|_| Err(Why::new(format_args!("no answer within {:?}", self.check.timeout))));
+        (checked, begin.elapsed())
+    }
+
+    async fn ask(&self) -> Result<(), Why> {
+        match (&self.way, &self.check.kind) {
+            (Way::Tcp, _) => tcp::check(self.to).await,
+            (Way::Http(request), _) => request.check(self.to).await,
+            (Way::Grpc(request), _) => request.check(self.to).await,
+            (Way::Exec, CheckKind::Exec { command }) => exec::check(command, &self.key, self.to).await,
+            (Way::Exec, _) => unreachable!("the way is that of the kind"),
+        }
+    }
+}
