@@ -52,6 +52,8 @@ mod freeze;
 mod health;
 pub mod history;
 mod hold;
+#[cfg(feature = "serve")]
+mod http_client;
 mod index;
 mod instance;
 mod interface_list;

@@ -91,7 +91,12 @@ impl Installed {
 
     /// A property of the unit.
     fn unit(&self, property: &str) -> Result<String> {
-        let line = format!("systemctl show bgctl.service --value --property {property}");
+        self.property("bgctl.service", property)
+    }
+
+    /// A property of a unit.
+    fn property(&self, unit: &str, property: &str) -> Result<String> {
+        let line = format!("systemctl show {unit} --value --property {property}");
         Ok(self.machine.run(&line)?.trim().to_owned())
     }
 
@@ -269,5 +274,69 @@ fn an_upgrade_is_not_noticed_by_packets_and_a_purge_leaves_no_file() -> Result<(
     assert!(machine.run("ls /sys/fs/bpf/bgctl").is_err());
     let left: Vec<_> = machine.files()?.into_iter().filter(|file| !before.contains(file)).collect();
     assert_eq!(left, [""; 0]);
+    Ok(())
+}
+
+const SERVE: &str = "bgctl-serve.service";
+
+#[test]
+fn the_controller_is_supervised_and_an_upgrade_restarts_it() -> Result<()> {
+    let installed = Installed::prepare()?;
+    installed.install(None)?;
+    installed.configure()?;
+    installed.start()?;
+    let machine = &installed.machine;
+    let unit = format!("/usr/lib/systemd/system/{SERVE}");
+    assert_eq!(machine.run(&format!("systemd-analyze verify --man=no {unit}"))?, "");
+    let of = |property: &str| installed.property(SERVE, property);
+    let journal = || machine.run(&format!("journalctl --no-pager --unit {SERVE} --output json")).unwrap_or_default();
+    assert_eq!(of("UnitFileState")?, "disabled", "whoever wants one enables it");
+    assert_eq!(of("ActiveState")?, "inactive");
+    machine.run(&format!("systemctl enable --quiet --now {SERVE}")).with_context(journal)?;
+    assert_eq!(of("ActiveState")?, "active", "{}", journal());
+    let first = of("MainPID")?;
+
+    // Another main process, which is ready, within a few seconds.
+    let replaced = |before: &str| -> Result<String> {
+        let start = Instant::now();
+        loop {
+            let (state, now) = (of("ActiveState")?, of("MainPID")?);
+            if state == "active" && now != "0" && now != before {
+                return Ok(now);
+            }
+            assert!(start.elapsed() < Duration::from_secs(15), "{state}: {}", journal());
+            thread::sleep(Duration::from_millis(50));
+        }
+    };
+    machine.run(&format!("systemctl kill --kill-whom=main --signal=KILL {SERVE}"))?;
+    let second = replaced(&first)?;
+    assert_eq!(installed.answer()?, Colour::Blue);
+    // One that hangs is no use either.
+    machine.run(&format!("systemctl kill --kill-whom=main --signal=STOP {SERVE}"))?;
+    let third = replaced(&second)?;
+
+    machine.run(&format!("systemctl reload {SERVE}"))?;
+    machine.run(&format!("bgctl switch {DEPLOYMENT}"))?;
+    let start = Instant::now();
+    let told = loop {
+        let journal = journal();
+        let mut messages = journal.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let switched = messages.find(|message| message["ACTION"] == "switch" || message["F_ACTION"] == "switch");
+        match switched {
+            Some(message) => break message,
+            None if start.elapsed() > Duration::from_secs(10) => panic!("{journal}"),
+            None => thread::sleep(Duration::from_millis(100)),
+        }
+    };
+    assert!(told["DEPLOYMENT"] == DEPLOYMENT || told["F_DEPLOYMENT"] == DEPLOYMENT, "{told}");
+    assert_eq!(told["SYSLOG_IDENTIFIER"], "bgctl", "{told}");
+    assert!(journal().contains("the configuration was read again"));
+
+    installed.install(Some("99.0"))?;
+    replaced(&third)?;
+    assert_eq!(installed.answer()?, Colour::Green);
+    machine.run(&format!("systemctl stop {SERVE}"))?;
+    assert_eq!((of("ActiveState")?, of("Result")?), ("inactive".into(), "success".into()), "{}", journal());
+    assert_eq!(installed.answer()?, Colour::Green, "stopping the controller leaves packets alone");
     Ok(())
 }

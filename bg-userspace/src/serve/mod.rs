@@ -39,8 +39,6 @@ use crate::Paths;
 /// The configuration cannot be read, another controller runs on the instance, an address cannot be listened on, or a part has failed.
 pub fn run(paths: &Paths, options: &ServeOptions) -> Result<(), ServeError> {
     log::begin(options.log_format, options.verbose)?;
-    // An error is that the process has chosen one before.
-    let _ = rustls::crypto::ring::default_provider().install_default();
     let source = Source::new(options);
     let config = source.load()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();

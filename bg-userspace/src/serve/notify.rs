@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use reqwest::{Client, StatusCode, header::CONTENT_TYPE, redirect};
+use reqwest::{Client, StatusCode, header::CONTENT_TYPE};
 use serde::{Serialize, Serializer};
 use tokio::{
     sync::{Notify as Bell, broadcast::error::RecvError},
@@ -18,7 +18,7 @@ use tokio::{
 };
 
 use super::{controller::Controller, error::ServeError, event::Event};
-use crate::config::model::Notify;
+use crate::{config::model::Notify, http_client::http_client};
 
 /// How long a receiver may take.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -31,7 +31,6 @@ const LAST: Duration = Duration::from_secs(2);
 
 /// Tells webhooks until the controller ends.
 pub(super) async fn run(controller: Arc<Controller>) -> Result<(), ServeError> {
-    let client = client().map_err(|error| ServeError::Part { why: format!("no client for webhooks: {error}") })?;
     let mut configs = controller.config_changes();
     let mut events = None;
     let mut hooks: Vec<Arc<Hook>> = Vec::new();
@@ -49,7 +48,7 @@ pub(super) async fn run(controller: Arc<Controller>) -> Result<(), ServeError> {
         for notify in wanted {
             if !hooks.iter().any(|hook| hook.notify == notify) {
                 let hook = Arc::new(Hook::new(notify));
-                tasks.spawn(hook.clone().run(client.clone()));
+                tasks.spawn(hook.clone().run());
                 hooks.push(hook);
             }
         }
@@ -78,12 +77,6 @@ pub(super) async fn run(controller: Arc<Controller>) -> Result<(), ServeError> {
             }
         }
     }
-}
-
-fn client() -> reqwest::Result<Client> {
-    let agent = concat!("bgctl/", env!("CARGO_PKG_VERSION"));
-    // A redirect would turn a POST into a GET, or send the event to whom the configuration does not name.
-    Client::builder().timeout(PATIENCE).redirect(redirect::Policy::none()).user_agent(agent).build()
 }
 
 /// A webhook and what it is to be told.
@@ -152,8 +145,9 @@ impl Hook {
     }
 
     /// Tells events until it is closed and its queue is empty.
-    async fn run(self: Arc<Self>, client: Client) {
+    async fn run(self: Arc<Self>) {
         let mut pause = *PAUSES.start();
+        let mut client = None;
         loop {
             let (first, is_closed) = {
                 let queue = self.queue();
@@ -167,7 +161,7 @@ impl Hook {
                 continue;
             };
             let url = &self.notify.url;
-            match self.tell(&client, &message).await {
+            match self.tell(&mut client, &message).await {
                 Next::Again(why) => {
                     tracing::warn!(
                         url,
@@ -192,7 +186,14 @@ impl Hook {
         }
     }
 
-    async fn tell(&self, client: &Client, message: &Message) -> Next {
+    async fn tell(&self, client: &mut Option<Client>, message: &Message) -> Next {
+        let client = match client {
+            Some(client) => client,
+            None => match http_client(&self.notify.url, PATIENCE) {
+                Ok(made) => client.insert(made),
+                Err(error) => return Next::Again(format!("{:#}", anyhow::Error::from(error))),
+            },
+        };
         let body = match serde_json::to_vec(message) {
             Ok(body) => body,
             Err(error) => return Next::GiveUp(error.to_string()),
