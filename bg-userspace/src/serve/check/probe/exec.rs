@@ -8,7 +8,7 @@ use tokio::{
     process::{Child, Command},
 };
 
-use super::Why;
+use super::why::Why;
 use crate::serve::board::BackendKey;
 
 /// How much of a command's last words are kept.

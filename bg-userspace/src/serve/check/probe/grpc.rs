@@ -15,7 +15,7 @@ use tonic::{
 };
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 
-use super::{Tls, Why, tcp};
+use super::{tcp, tls::Tls, why::Why};
 
 /// The request.
 #[derive(Debug)]

@@ -12,7 +12,7 @@ use hyper_util::rt::TokioIo;
 use regex_lite::Regex;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::{Tls, Why, tcp};
+use super::{tcp, tls::Tls, why::Why};
 use crate::config::model::{HttpCheck, StatusRanges};
 
 /// How much of a body is read to find what is expected in it.

@@ -8,35 +8,16 @@ mod grpc;
 mod http;
 mod tcp;
 mod tls;
+mod why;
 
 use std::{
-    fmt,
     net::SocketAddr,
     time::{Duration, Instant},
 };
 
-use self::tls::Tls;
+pub(super) use self::why::Why;
 use super::super::board::BackendKey;
 use crate::config::model::{CheckKind, HealthCheck};
-
-/// Why a check has failed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Why(String);
-
-impl Why {
-    fn new(why: impl fmt::Display) -> Self {
-        /// Longer texts come from the backend, and would only fill the log.
-        const MOST: usize = 200;
-        let text = why.to_string();
-        Self(text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MOST).collect())
-    }
-}
-
-impl fmt::Display for Why {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
 
 /// How a backend is checked.
 #[derive(Debug)]

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, time::Duration};
 use rustix::net::sockopt::set_socket_linger;
 use tokio::net::TcpStream;
 
-use super::Why;
+use super::why::Why;
 
 /// Opens a connection, which a reset closes: it leaves nothing behind, neither here, where a thousand checks a second would use up the
 /// ports, nor at the backend.

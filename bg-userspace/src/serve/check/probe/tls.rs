@@ -14,7 +14,7 @@ use rustls::{
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
-use super::Why;
+use super::why::Why;
 
 /// How to open TLS on a connection.
 #[derive(Clone)]
