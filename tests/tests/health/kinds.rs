@@ -3,13 +3,11 @@
 use crate::{
     FALL, INTERVAL, answering, at, at_once, back, detected,
     grpc::{self, Grpc},
-    health, named, nginx,
-    scripted::{Answers, Scripted},
-    silent, times,
+    health, named, nginx, silent, times,
 };
 use anyhow::{Context as _, Result, anyhow, ensure};
 use bg_tests::{
-    Controller, Fabric, HTTP_PORT, Lab, POSTGRES, Postgres, Ready,
+    Answers, Controller, Fabric, HTTP_PORT, Lab, POSTGRES, Postgres, Ready, Scripted,
     address::{NEIGHBOUR_V4, VIP_V4},
 };
 use std::{

@@ -4,7 +4,6 @@
 mod grpc;
 mod kept;
 mod kinds;
-mod scripted;
 
 use anyhow::{Context as _, Result, ensure};
 use bg_tests::{Backend, BackendHealth, Nginx, Ready, load::Connection};

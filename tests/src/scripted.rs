@@ -1,7 +1,10 @@
 //! An HTTP server that does what it is told: answers well, answers with an error, answers late, or not at all.
 
+use crate::{
+    topology::Backend,
+    worker::{Stop, Worker},
+};
 use anyhow::Result;
-use bg_tests::{Backend, Stop, Worker};
 use std::{
     net::SocketAddr,
     sync::{
@@ -15,25 +18,34 @@ use tokio::{
     net::TcpListener,
 };
 
+/// What a [`Scripted`] does with a request.
 #[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Answers {
+pub enum Answers {
+    /// 200, and the body `well`.
     Well,
+    /// 500.
     Error,
+    /// 200, and the body `none`.
     OtherBody,
+    /// 200, after a second.
     Late,
+    /// Nothing.
     Never,
     /// The answer begins in time, and goes on byte by byte.
     Dripping,
 }
 
-pub(crate) struct Scripted {
+/// The server. Dropping it ends it.
+#[derive(Debug)]
+pub struct Scripted {
     answers: Arc<AtomicU8>,
     _worker: Worker,
 }
 
 impl Scripted {
-    pub(crate) fn start(backend: &Backend, address: SocketAddr) -> Result<Self> {
+    /// Starts it on an address of the backend. It answers well.
+    pub fn start(backend: &Backend, address: SocketAddr) -> Result<Self> {
         let answers = Arc::new(AtomicU8::new(Answers::Well as u8));
         let told = answers.clone();
         let listener = backend.namespace.enter(|| std::net::TcpListener::bind(address))??;
@@ -78,7 +90,8 @@ impl Scripted {
         Ok(Self { answers, _worker: worker })
     }
 
-    pub(crate) fn answer(&self, answers: Answers) {
+    /// What it does from now on.
+    pub fn answer(&self, answers: Answers) {
         self.answers.store(answers as u8, Ordering::Relaxed);
     }
 }
