@@ -70,6 +70,11 @@ impl Edge {
         timed(&mut self.command(arguments))
     }
 
+    /// The path of a file of the edge.
+    pub(super) fn file(&self, name: &str) -> PathBuf {
+        self.sandbox.dir().join(name)
+    }
+
     /// Writes a configuration to the edge's file and returns its path.
     pub(super) fn write_config(&self, config: &str) -> Result<String> {
         let path = self.sandbox.dir().join("bgctl.toml");

@@ -3,6 +3,7 @@
 mod bars;
 mod bgctl;
 mod compare;
+mod controller;
 mod cutover;
 mod datapath;
 mod edge;
@@ -63,6 +64,8 @@ enum Part {
     Scale(scale::Args),
     /// The same network and traffic through alternatives.
     Compare(compare::Args),
+    /// What the controller takes while nothing happens, beside HAProxy.
+    Controller(controller::Args),
     /// Open connections that break when the balancer changes, beside nftables, HAProxy and nginx. Writes docs/cutover.md.
     Cutover(cutover::Args),
 }
@@ -77,6 +80,7 @@ impl Part {
         ("mirror", "The mirror", false),
         ("scale", "With many services, backends and flows", false),
         ("compare", "Compared with alternatives", true),
+        ("controller", "The controller at rest", false),
     ];
 
     fn run(&self) -> Result<Report> {
@@ -87,6 +91,7 @@ impl Part {
             Self::Mirror(args) => mirror::run(args),
             Self::Scale(args) => scale::run(args),
             Self::Compare(args) => compare::run(args),
+            Self::Controller(args) => controller::run(args),
             Self::Cutover(args) => cutover::run(args),
         }
     }
@@ -99,6 +104,7 @@ impl Part {
             Self::Mirror(args) => args.quick,
             Self::Scale(args) => args.quick,
             Self::Compare(args) => args.quick,
+            Self::Controller(args) => args.quick,
             Self::Cutover(args) => args.quick,
         }
     }
