@@ -1,7 +1,7 @@
 //! The test programs that cargo builds. Programs with labs run one after the other, and all others beside them.
 //!
 //! A lab sleeps for much of its time, and two labs would disturb each other's measurements. Programs without a lab compute
-//! meanwhile, at a lower priority.
+//! meanwhile, at a lower priority, and so do labs that measure nothing.
 
 use crate::{process::say, workspace};
 use anyhow::{Context, Result, bail};
@@ -21,6 +21,10 @@ const LABS: &str = "tests";
 
 /// Its programs that make no labs: they feed frames to the engine, or look at files.
 const WITHOUT_LABS: [&str; 6] = ["bg_tests", "differential", "engine", "flow_table", "layers", "old_kernels"];
+
+/// Its programs whose labs wait for answers and measure no times, so that neither they nor those beside them are disturbed.
+const MEASURES_NOTHING: [&str; 9] =
+    ["api", "controller_killed", "gates", "installed", "metrics", "notified", "page", "served", "top"];
 
 /// Puts a program behind those that make labs.
 const BEHIND: [&str; 3] = ["nice", "-n", "5"];
@@ -68,8 +72,10 @@ impl Program {
         (message["profile"]["test"] == true).then_some(Self { directory, name, path })
     }
 
-    fn makes_labs(&self) -> bool {
-        self.directory.ends_with(LABS) && !WITHOUT_LABS.contains(&self.name.as_str())
+    /// Whether it makes labs that must be alone.
+    fn runs_alone(&self) -> bool {
+        let name = self.name.as_str();
+        self.directory.ends_with(LABS) && !WITHOUT_LABS.contains(&name) && !MEASURES_NOTHING.contains(&name)
     }
 
     /// Package and program, for example `tests/switching`.
@@ -82,7 +88,7 @@ impl Program {
 impl Run<'_> {
     /// Builds the test programs by this `cargo test` and runs them. Fails if a test does, after all have run.
     pub(super) fn build_and_run(&self, cargo: &mut Command) -> Result<()> {
-        let (labs, others): (Vec<_>, Vec<_>) = build(cargo)?.into_iter().partition(Program::makes_labs);
+        let (labs, others): (Vec<_>, Vec<_>) = build(cargo)?.into_iter().partition(Program::runs_alone);
         let failed = thread::scope(|scope| {
             let others = scope.spawn(|| self.all(&others, &BEHIND));
             let labs = self.all(&labs, &[]);
@@ -144,11 +150,11 @@ mod tests {
             .unwrap()
         };
         let drain = Program::of(&message(r#""/clone/target/debug/deps/drain-7""#, true)).unwrap();
-        assert_eq!((drain.title().as_str(), drain.makes_labs()), ("tests/drain", true));
+        assert_eq!((drain.title().as_str(), drain.runs_alone()), ("tests/drain", true));
         assert!(Program::of(&message(r#""/clone/target/debug/drain""#, false)).is_none());
         assert!(Program::of(&message("null", true)).is_none());
         let model = Program { directory: "/clone/model".into(), ..drain };
-        assert!(!model.makes_labs());
+        assert!(!model.runs_alone());
     }
 
     /// Otherwise one would be run beside the labs of another.
