@@ -40,6 +40,8 @@ pub mod config;
 pub mod doctor;
 mod drain;
 mod draining;
+#[cfg(feature = "serve")]
+pub mod drill;
 mod dry_run;
 mod ending;
 mod error;
@@ -49,6 +51,8 @@ mod fence;
 mod flow_table;
 mod flows;
 mod freeze;
+#[cfg(feature = "serve")]
+pub mod gates;
 mod health;
 pub mod history;
 mod hold;
@@ -58,6 +62,7 @@ mod index;
 mod instance;
 mod interface_list;
 mod json;
+mod kept_gates;
 mod live;
 mod loader;
 mod lock;

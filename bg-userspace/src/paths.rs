@@ -53,6 +53,11 @@ impl Paths {
         self.pin_root.join("state")
     }
 
+    /// A symbolic link to the copy of the gates of the last apply. It is there if there are gates.
+    pub(crate) fn gates_link(&self) -> PathBuf {
+        self.pin_root.join("gates")
+    }
+
     /// A symbolic link whose target is the last record of the history.
     pub(crate) fn head_link(&self) -> PathBuf {
         self.pin_root.join("history")

@@ -23,6 +23,7 @@ const COMMANDS: &[&str] = &[
     "freeze",
     "thaw",
     "drain",
+    "drill",
     "flows",
     "explain",
     "history",

@@ -49,6 +49,10 @@ const TOOLS: [Tool; 18] = [
     tool("debootstrap", "debootstrap", "a Debian root to test the package in"),
     Tool { packaging: true, ..tool("dpkg-shlibdeps", "dpkg-dev", "the libraries that the package depends on") },
     Tool { service: Some("postgresql.service"), ..tool("initdb", "postgresql", "a transaction across switches") },
+    Tool {
+        service: Some("prometheus.service"),
+        ..tool("prometheus", "prometheus", "queries of gates, and what scrapes")
+    },
 ];
 
 const fn tool(program: &'static str, package: &'static str, used_for: &'static str) -> Tool {

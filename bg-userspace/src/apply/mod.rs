@@ -12,6 +12,8 @@
 //! one, the lists of the indexes (from the rows), the salts of new services, the records for the journal, and the neighbours, which are
 //! checked even if there is no action.
 //!
+//! The gates of the configuration are kept first, in the state directory. If they cannot be kept, nothing is applied.
+//!
 //! The order ensures that no packet sees a half-written row, and that calling a killed apply again completes it:
 //!
 //! 1. Rows that a killed call has left, and services that are no longer configured, are removed from the index, then from the
@@ -51,6 +53,7 @@ use self::work::Work;
 use crate::{
     Error, Instance, Paths, Refusal,
     config::Config,
+    kept_gates,
     lock::{Lock, Recording},
     maps::{Heads, Tables, Words},
     net, pins,
@@ -99,6 +102,7 @@ fn apply(instance: &Instance, state: &State, config: &Config, request: &ApplyReq
     let recording = Recording::begin(paths);
     let mut changes = deployments::planned(&diff, &running, request);
     let pending = if diff.is_empty() {
+        kept_gates::keep(paths, state.home(), config)?;
         Pending::begin(paths, &lock, &[])
     } else {
         if !diff.colour_changes.is_empty() && !request.force {
@@ -111,6 +115,7 @@ fn apply(instance: &Instance, state: &State, config: &Config, request: &ApplyReq
         }
         let heads = Heads::open(paths)?;
         links::check(&diff, &running, &heads, &tables)?;
+        kept_gates::keep(paths, state.home(), config)?;
         let mut work = Work::new(paths, words, tables, heads, &running, config)?;
         // If something fails from here on, part of it may be done. The next command records it.
         let pending = Pending::begin(paths, &lock, &changes);

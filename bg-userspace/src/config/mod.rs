@@ -27,8 +27,8 @@ use std::{
 pub(crate) use address::{endpoint_problem, prefix_problem};
 pub use error::{ConfigError, Expected, Position, Problem};
 pub use model::{
-    BackendSpec, Config, Deployment, DivideBy, Failover, OnSwitch, Prefix, Service, StickyPrefix, Tee, mode_name,
-    protocol_name,
+    BackendSpec, Bound, Config, Deployment, DivideBy, Failover, Gate, GateKind, OnSwitch, Prefix, Service,
+    StatusRanges, StickyPrefix, Tee, When, mode_name, protocol_name,
 };
 pub use notes::{SharedBackend, shared_backends};
 
@@ -64,6 +64,11 @@ fn read(path: &Path, bytes: io::Result<Vec<u8>>) -> Result<Config, ConfigError> 
             })
         }
     }
+}
+
+/// The gates of each deployment in a text of [`Config::gates_to_toml`].
+pub(crate) fn kept_gates(path: &Path, text: &str) -> Result<Vec<(String, Vec<Gate>)>, ConfigError> {
+    parse::kept_gates(text).map_err(|problems| ConfigError::Invalid { path: path.to_owned(), problems })
 }
 
 /// Checks a configuration's text; `path` is what errors call it. Relative paths of `[serve]` stay as they are.

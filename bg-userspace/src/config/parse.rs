@@ -6,7 +6,8 @@ use toml::de::{DeTable, DeValue};
 use super::{
     deployment,
     error::{Expected, Problem},
-    model::{Config, Deployment},
+    gate,
+    model::{Config, Deployment, Gate},
     name::name_problem,
     serve,
     taken::Taken,
@@ -15,19 +16,41 @@ use super::{
 
 /// Parses a text, or returns all its problems.
 pub(super) fn parse(text: &str) -> Result<Config, Vec<Problem>> {
+    read(text, file)
+}
+
+/// The gates of each deployment, in a text that has nothing else.
+pub(super) fn kept_gates(text: &str) -> Result<Vec<(String, Vec<Gate>)>, Vec<Problem>> {
+    read(text, |notes, document| {
+        let fields = Fields::new(notes, document, 0..0, String::new(), &["deployments"]);
+        let Some(value) = fields.optional("deployments") else { return Vec::new() };
+        let DeValue::Table(table) = value.get_ref() else { return Vec::new() };
+        let mut kept = Vec::new();
+        for (key, value) in table {
+            let DeValue::Table(table) = value.get_ref() else { continue };
+            let name = key.get_ref().to_string();
+            let fields = Fields::new(notes, table, key.span(), format!("deployment \"{name}\""), &["gates"]);
+            kept.push((name, gate::gates(notes, &fields)));
+        }
+        kept
+    })
+}
+
+/// Reads a text as TOML.
+fn read<T: Default>(text: &str, read: impl FnOnce(&mut Notes<'_>, &DeTable<'_>) -> T) -> Result<T, Vec<Problem>> {
     let mut notes = Notes::new(text);
     let (document, syntax) = DeTable::parse_recoverable(text);
     // If the text is not TOML, anything read from it would be a guess.
-    let config = if syntax.is_empty() {
-        file(&mut notes, document.get_ref())
+    let content = if syntax.is_empty() {
+        read(&mut notes, document.get_ref())
     } else {
         for error in syntax {
             notes.note(&error.span().unwrap_or(0..0), "", Expected::Toml(error.message().replace('\n', ", ")));
         }
-        Config::default()
+        T::default()
     };
     match notes.into_problems() {
-        problems if problems.is_empty() => Ok(config),
+        problems if problems.is_empty() => Ok(content),
         problems => Err(problems),
     }
 }

@@ -11,7 +11,7 @@ use std::{
 use bg_common::Colour;
 use toml_writer::{ToTomlKey as _, ToTomlValue as _};
 
-use controller::{write_checks, write_health, write_notify, write_serve};
+use controller::{write_checks, write_gates, write_health, write_notify, write_serve};
 use lines::{array, field};
 
 use super::model::{BackendSpec, Config, Deployment, DivideBy, Service, StickyPrefix, Tee, mode_name, protocol_name};
@@ -22,6 +22,18 @@ impl Config {
         let mut text = String::new();
         write(&mut text, self).expect("writing into a string does not fail");
         text
+    }
+}
+
+impl Config {
+    /// The gates alone, as text; `None` if there are none.
+    pub(crate) fn gates_to_toml(&self) -> Option<String> {
+        let mut text = String::new();
+        for deployment in &self.deployments {
+            let key = deployment.name.as_str().to_toml_key();
+            write_gates(&mut text, &key, deployment).expect("writing into a string does not fail");
+        }
+        (!text.is_empty()).then_some(text)
     }
 }
 

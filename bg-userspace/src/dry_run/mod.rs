@@ -20,7 +20,7 @@ pub use self::{
 };
 use crate::{
     Condition, Error, ErrorClass, FreezeWindow, Instance, SplitRequest, SwitchRequest,
-    config::{DivideBy, OnSwitch},
+    config::{DivideBy, Gate, OnSwitch},
     fates::Fates,
     history::Moment,
     json,
@@ -95,6 +95,18 @@ pub struct DryRun {
     pub mirrored: Vec<String>,
     /// The backends of the colours that would get new flows, by service and address.
     pub target: Vec<TargetBackend>,
+    /// The gates that would be asked, each with `before` or `after` the switch; see [`with_gates`](Self::with_gates).
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub gates: Vec<String>,
+}
+
+impl DryRun {
+    /// The same, with the gates that whoever switches would ask. A dry run asks none.
+    pub fn with_gates(self, gates: &[Gate]) -> Self {
+        let changes = matches!(self.would, Would::Switch | Would::Split);
+        let asked = gates.iter().filter(|_| changes).map(|gate| format!("{}: {gate}", gate.when.name()));
+        Self { gates: asked.collect(), ..self }
+    }
 }
 
 /// The open flows of a service.
@@ -188,6 +200,7 @@ impl Instance {
             freeze: None,
             mirrored: mirrored(&running, index),
             target: self.target(&running, index, &colours)?,
+            gates: Vec::new(),
         })
     }
 

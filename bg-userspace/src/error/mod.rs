@@ -374,6 +374,21 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// The deployments have gates, but which ones is not known.
+    #[error(
+        "nothing was switched, because the gates of the last apply cannot be read: {why}. Apply the configuration again, or use --skip-gates"
+    )]
+    GatesUnknown {
+        /// Why not.
+        why: String,
+    },
+    /// The gates of a configuration could not be kept for later switches. Nothing was applied.
+    #[error("nothing was applied, because the gates of the configuration cannot be kept for later switches")]
+    GatesNotKept {
+        /// Why not.
+        #[source]
+        source: Box<Error>,
+    },
     /// A precondition does not hold; nothing has been changed.
     #[error(transparent)]
     Refused(#[from] Refusal),

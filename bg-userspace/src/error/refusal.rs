@@ -174,6 +174,26 @@ pub enum Refusal {
         /// The live colour.
         live: &'static str,
     },
+    /// A gate has failed.
+    #[error("gate {gate} ({when} the switch of deployment \"{deployment}\") has failed: {why}; {then}")]
+    GateFailed {
+        /// Its name.
+        deployment: String,
+        /// What messages call the gate.
+        gate: String,
+        /// `before` or `after`.
+        when: &'static str,
+        /// Why it has failed.
+        why: String,
+        /// What follows for the switch, and the live colour.
+        then: String,
+    },
+    /// A drill would change nothing.
+    #[error("deployment \"{deployment}\" has no other colour to switch to, so there is nothing to rehearse")]
+    NothingToDrill {
+        /// Its name.
+        deployment: String,
+    },
     /// While a switch in a frozen window was being made, another command has ended the freeze, or has set its end.
     #[error(
         "another command has ended the freeze of deployment \"{deployment}\", or set its end, so nothing was switched, and {live} stays live: bgctl \

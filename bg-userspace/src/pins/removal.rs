@@ -24,7 +24,7 @@ pub(crate) fn remove_all(paths: &Paths) -> Result<Vec<PathBuf>, Error> {
 pub(crate) fn clear(paths: &Paths) -> Result<(), Error> {
     let of = |directory| entries(directory);
     fence::repair(paths);
-    let first = vec![paths.map("meta"), paths.state_link(), paths.head_link(), paths.expedited()];
+    let first = vec![paths.map("meta"), paths.state_link(), paths.head_link(), paths.gates_link(), paths.expedited()];
     let ordered = [of(&paths.links())?, of(&paths.programs())?, first, of(&paths.maps())?];
     for entry in ordered.concat() {
         // bgctl creates no directories there.

@@ -65,6 +65,11 @@ impl State {
         Self { paths: self.paths.clone(), writer: self.writer.clone(), home, warnings: Mutex::default() }
     }
 
+    /// Where it is.
+    pub(crate) fn home(&self) -> &Path {
+        &self.home
+    }
+
     /// Makes it the instance's directory. This is recorded in the pins, so it does not wait for a disk.
     pub(crate) fn move_in(&self) {
         if let Some(before) = link::read(&self.paths).filter(|before| *before != self.home) {

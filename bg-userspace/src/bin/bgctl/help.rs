@@ -163,6 +163,11 @@ pub(crate) const PAGES: &[Page] = &[
              is killed. The commands are run by /bin/sh with BGCTL_DEPLOYMENT, BGCTL_FROM, BGCTL_TO and BGCTL_GENERATION, and print \
              to stderr.",
             "With --dry-run the exit code is 3 if the switch would be refused, and 0 otherwise, even if backends are not ready.",
+            "If the configuration has gates for the deployment, the command asks them, as the last apply has kept them in the state directory; \
+             no controller has to run. Those before the switch are asked once, in order; if one fails, nothing changes. Those after it \
+             are asked again and again, until the time of --confirm-within is nearly over; then the switch is confirmed. If one of them fails, the \
+             switch is rolled back at once. Without --confirm-within, that time is what one attempt of each gate may take, and one interval. If the \
+             command is killed meanwhile, the data path goes back at the deadline. Gates that hang or cannot be run have failed. A rollback asks no gates.",
         ],
         examples: &[
             ("bgctl switch shop", "make the idle colour live"),
@@ -189,7 +194,7 @@ pub(crate) const PAGES: &[Page] = &[
             DONE,
             FAILED,
             USAGE,
-            (3, "refused because a precondition does not hold, or a command of --freeze has failed"),
+            (3, "refused because a precondition does not hold, a gate has failed, or a command of --freeze has"),
             (
                 4,
                 "another bgctl worked on the instance for the whole wait, or the time of --freeze was over; nothing was changed",
@@ -275,6 +280,30 @@ pub(crate) const PAGES: &[Page] = &[
             ),
         ],
         exit: &[(0, "no flow is left"), FAILED, USAGE, REFUSED, (4, "flows are left")],
+    },
+    #[cfg(feature = "serve")]
+    Page {
+        command: "drill",
+        description: &[
+            "Makes the idle colour live, asks the gates of the deployment, and makes the colour live that was live before, whatever the gates say. \
+             With --back-after, the gates after the switch are asked again and again until that time is over. Open flows stay, or end, on both \
+             ways as in any switch.",
+            "A drill is never confirmed. If it is killed, the data path goes back by itself, some seconds after the drill would have been over.",
+        ],
+        examples: &[
+            ("bgctl drill shop", "switch, ask the gates once, and switch back"),
+            (
+                "bgctl drill shop --back-after 5m --json",
+                "let the other colour serve for five minutes, and print the times as JSON",
+            ),
+        ],
+        exit: &[
+            (0, "all gates have passed, and the old colour is live again"),
+            FAILED,
+            USAGE,
+            (3, "refused because a precondition does not hold, or a gate has failed; the old colour is live"),
+            BUSY,
+        ],
     },
     Page {
         command: "flows",

@@ -29,7 +29,7 @@ impl fmt::Display for Gate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.kind {
             GateKind::Exec { command } => write!(f, "exec {}", command.join(" ")),
-            GateKind::Http { url, .. } => write!(f, "http {url}"),
+            GateKind::Http { url, .. } => write!(f, "http {}", without_password(url)),
             GateKind::Prometheus { query, .. } => write!(f, "prometheus {query}"),
         }
     }
@@ -118,5 +118,26 @@ impl Bound {
 impl fmt::Display for Bound {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
+    }
+}
+
+/// The URL as messages and the history have it.
+fn without_password(url: &str) -> String {
+    let parts = url.split_once("://").and_then(|(scheme, rest)| {
+        let host = rest.split(['/', '?', '#']).next()?;
+        let (user, _) = host.rsplit_once('@')?;
+        Some(format!("{scheme}://***{}", &rest[user.len()..]))
+    });
+    parts.unwrap_or_else(|| url.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_message_has_a_password() {
+        assert_eq!(without_password("https://ci:secret@shop.example/x@y"), "https://***@shop.example/x@y");
+        assert_eq!(without_password("https://shop.example/x@y"), "https://shop.example/x@y");
     }
 }

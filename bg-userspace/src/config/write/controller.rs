@@ -29,6 +29,11 @@ pub(super) fn write_checks(text: &mut String, key: &str, deployment: &Deployment
         }
         duration(text, "hold_off", *hold_off)?;
     }
+    write_gates(text, key, deployment)
+}
+
+/// `gates` of a deployment; `key` is its name as a key.
+pub(super) fn write_gates(text: &mut String, key: &str, deployment: &Deployment) -> fmt::Result {
     for gate in &deployment.gates {
         writeln!(text, "\n[[deployments.{key}.gates]]")?;
         write_gate(text, gate)?;

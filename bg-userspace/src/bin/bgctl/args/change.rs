@@ -47,6 +47,9 @@ pub(crate) struct Switch {
     /// With --freeze: a shell command that runs after the switch, before new flows go on
     #[arg(long, value_name = "CMD", requires = "freeze")]
     pub(crate) after: Option<String>,
+    /// Ask none of the gates that the configuration has for this deployment
+    #[arg(long)]
+    pub(crate) skip_gates: bool,
 }
 
 #[derive(Debug, ClapArgs)]
@@ -66,6 +69,29 @@ pub(crate) struct Drain {
     /// The flows of this backend, whatever its colour. It gets no new ones if its weight is 0
     #[arg(long, value_name = "ADDR:PORT", add = ArgValueCandidates::new(complete::backends))]
     pub(crate) backend: Option<SocketAddr>,
+}
+
+#[cfg(feature = "serve")]
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Drill {
+    /// The deployment
+    #[arg(add = ArgValueCandidates::new(complete::deployments))]
+    pub(crate) deployment: String,
+    /// How long the other colour stays live; longer, if its gates are not through by then
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "0s")]
+    pub(crate) back_after: Duration,
+    /// What happens to open flows, on both ways [default: as configured]
+    #[arg(long, value_enum, value_name = "WHAT")]
+    pub(crate) on_switch: Option<OnSwitchName>,
+    /// Refuse unless the deployment is at this generation
+    #[arg(long, value_name = "N")]
+    pub(crate) if_generation: Option<u32>,
+    /// Go on even if no interface is attached
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// The reason, for the history
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) reason: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

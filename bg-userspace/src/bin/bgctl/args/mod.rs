@@ -13,6 +13,8 @@ use bg_userspace::{MAX_BACKENDS, MAX_SERVICES, Paths, Protocol, TcpFlags};
 use clap::{Args as ClapArgs, ColorChoice, Parser, Subcommand, ValueEnum, ValueHint};
 use clap_complete::ArgValueCandidates;
 
+#[cfg(feature = "serve")]
+pub(crate) use self::change::Drill;
 pub(crate) use self::change::{Change, Confirm, Drain, Freeze, Rollback, Split, Switch, Thaw, Then};
 use self::{
     change::ColourName,
@@ -118,6 +120,9 @@ pub(crate) enum Command {
     Thaw(Thaw),
     /// Count the flows that a switch has left on the idle colour; wait for them, or end them
     Drain(Drain),
+    /// Rehearse the recovery: switch, ask the gates, switch back, and report
+    #[cfg(feature = "serve")]
+    Drill(Drill),
     /// List open flows
     Flows(Flows),
     /// Say what the data path does with a packet, and why

@@ -43,6 +43,7 @@ fn render(dry_run: &DryRun, all: bool) -> String {
         let idle = styled(style_of(idle), idle.name());
         lines.push(format!("  mirror: then {idle} gets the copies of {}", dry_run.mirrored.join(", ")));
     }
+    lines.extend(dry_run.gates.iter().map(|gate| format!("  gate {}", output::printable(gate))));
     lines.extend(backends(dry_run, all));
     lines.join("\n") + "\n"
 }

@@ -6,10 +6,17 @@ mod check;
 mod detach;
 mod doctor;
 mod drain;
+#[cfg(feature = "serve")]
+mod drill;
 mod dry_run;
 mod explain;
 mod flows;
 mod freeze;
+#[cfg(feature = "serve")]
+mod gated;
+#[cfg(not(feature = "serve"))]
+#[path = "not_gated.rs"]
+mod gated;
 mod history;
 mod man;
 mod plan;
@@ -57,6 +64,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
         | Command::Confirm(_)
         | Command::Freeze(_)
         | Command::Thaw(_) => (false, true),
+        #[cfg(feature = "serve")]
+        Command::Drill(_) => (false, true),
         _ => (false, false),
     };
     if looks {
@@ -98,6 +107,8 @@ fn dispatch(args: &Args) -> anyhow::Result<Outcome> {
         Command::Freeze(freeze) => freeze::run(global, freeze),
         Command::Thaw(thaw) => freeze::run_thaw(global, thaw),
         Command::Drain(drain) => drain::run(global, drain),
+        #[cfg(feature = "serve")]
+        Command::Drill(drill) => drill::run(global, drill),
         Command::Flows(flows) => flows::run(global, flows),
         Command::Explain(explain) => explain::run(global, explain),
         Command::History(history) => history::run(global, history),

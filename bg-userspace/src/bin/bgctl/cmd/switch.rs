@@ -7,7 +7,7 @@ use serde::Serialize;
 use bg_userspace::{ConfirmRequest, FreezeWindow, Instance, SplitRequest, SwitchRequest, Switched, WindowSwitched};
 
 use super::{
-    dry_run,
+    dry_run, gated,
     words::{guard, percent},
 };
 use crate::{
@@ -25,18 +25,35 @@ pub(super) fn run(global: &Global, args: &Switch) -> anyhow::Result<Outcome> {
         at: args.at,
         ..request(&args.change)
     };
+    let request = if args.skip_gates { without_gates(request) } else { request };
+    let gates = |instance: &Instance| if args.skip_gates { Ok(Vec::new()) } else { instance.gates(&args.deployment) };
     let window = |max| FreezeWindow { max, before: args.before.clone(), after: args.after.clone() };
     let window = args.freeze.map(window);
     if args.change.dry_run {
-        return dry_run::run(global, |instance| match &window {
-            Some(window) => instance.dry_run_in_window(&args.deployment, &request, window),
-            None => instance.dry_run(&args.deployment, &request),
+        return dry_run::run(global, |instance| {
+            let gates = gates(instance)?;
+            let dry_run = match &window {
+                Some(window) => instance.dry_run_in_window(&args.deployment, &request, window),
+                None => instance.dry_run(&args.deployment, &request),
+            };
+            dry_run.map(|dry_run| dry_run.with_gates(&gates))
         });
     }
     let Some(window) = window else {
-        return change(global, render, |instance| instance.switch(&args.deployment, &request));
+        return change(global, gated::render, |instance| {
+            gated::switch(instance, &args.deployment, &request, &gates(instance)?)
+        });
     };
-    change(global, render_window, |instance| instance.switch_in_window(&args.deployment, &request, &window))
+    change(global, render_window, |instance| {
+        gated::switch_in_window(instance, &args.deployment, &request, &window, &gates(instance)?)
+    })
+}
+
+/// The history says that nobody has asked the gates.
+fn without_gates(request: SwitchRequest) -> SwitchRequest {
+    const SKIPPED: &str = "gates skipped";
+    let reason = request.reason.map_or_else(|| SKIPPED.to_owned(), |reason| format!("{reason} ({SKIPPED})"));
+    SwitchRequest { reason: Some(reason), ..request }
 }
 
 pub(super) fn run_rollback(global: &Global, args: &Rollback) -> anyhow::Result<Outcome> {
@@ -112,7 +129,7 @@ fn render_window(window: &WindowSwitched) -> String {
     format!("{}{frozen}\n", render(switched).trim_end())
 }
 
-fn render(switched: &Switched) -> String {
+pub(super) fn render(switched: &Switched) -> String {
     let Switched { deployment, changed, from, to, green_share, on_switch, .. } = switched;
     let (before, live, generation) = (from.live.name(), to.live.name(), to.generation);
     let is_split = *green_share > 0.0 && *green_share < 1.0;

@@ -1,0 +1,69 @@
+//! The gates are those of the last apply.
+
+use crate::{Gated, shell};
+use anyhow::Result;
+use bg_tests::config::{DEPLOYMENT, shop};
+use std::{fs, io::Write as _, process::Stdio};
+
+#[test]
+fn the_last_apply_decides_which_gates_there_are() -> Result<()> {
+    let lab = Gated::new()?;
+    let bgctl = &lab.ready.bgctl;
+    let state = lab.ready.lab.sandbox.state_dir();
+    assert!(!state.join("gates.toml").exists() && !lab.ready.lab.sandbox.pin_root().join("gates").exists());
+    // It may come from a pipe.
+    let config = shop(&lab.ready.lab, "nat", "") + "\n" + &shell(DEPLOYMENT, "before", "echo from the pipe; exit 1");
+    let mut child = bgctl.command(&["apply", "-c", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).spawn()?;
+    child.stdin.take().map_or(Ok(()), |mut stdin| stdin.write_all(config.as_bytes()))?;
+    assert!(child.wait()?.success());
+    lab.refused(&[], &["from the pipe"]);
+    // A plan knows nothing of them, and neither does what runs.
+    bgctl.write_config(&shop(&lab.ready.lab, "nat", ""))?;
+    assert_eq!(lab.run(&["plan", "-c", &bgctl.config().display().to_string()])?.code, Some(0));
+    assert!(!bgctl.run(&["show"])?.contains("gates"));
+    // What is not applied does not count.
+    lab.refused(&[], &["from the pipe"]);
+
+    // The disk is gone. The switch is refused, the emergency is not.
+    let aside = state.with_extension("aside");
+    fs::rename(&state, &aside)?;
+    let unknown = lab.run(&["switch", DEPLOYMENT])?;
+    assert_eq!(unknown.code, Some(1), "{}", unknown.err);
+    assert!(
+        unknown.err.contains("nothing was switched, because the gates of the last apply cannot be read"),
+        "{}",
+        unknown.err
+    );
+    assert_eq!(lab.state(DEPLOYMENT)?.0, "blue");
+    fs::rename(&aside, &state)?;
+    fs::write(state.join("gates.toml"), "[deployments.shop]\ngates = [{ when = \"never\" }]\n")?;
+    let damaged = lab.run(&["switch", DEPLOYMENT])?;
+    assert!(damaged.code == Some(1) && damaged.err.contains("unknown when"), "{}", damaged.err);
+    assert_eq!(lab.run(&["switch", DEPLOYMENT, "--skip-gates"])?.code, Some(0));
+
+    // Where they cannot be kept, nothing is applied.
+    fs::remove_file(state.join("gates.toml"))?;
+    fs::create_dir(state.join("gates.toml"))?;
+    let config = config
+        .replace("from the pipe", "another")
+        .replace("[deployments.shop]", "[deployments.shop]\ndrain_timeout = \"7m\"");
+    let refused = lab.run(&["apply", "-c", &bgctl.write_config(&config)?])?;
+    assert_eq!(refused.code, Some(1), "{}", refused.err);
+    assert!(refused.err.contains("nothing was applied"), "{}", refused.err);
+    assert!(!bgctl.run(&["show"])?.contains("7m"));
+    fs::remove_dir(state.join("gates.toml"))?;
+    bgctl.run(&["apply", "-c", &bgctl.config().display().to_string()])?;
+    lab.refused(&[], &["another"]);
+
+    // None any more: then nothing is read.
+    bgctl.apply(&shop(&lab.ready.lab, "nat", ""))?;
+    fs::rename(&state, &aside)?;
+    let plain = lab.run(&["switch", DEPLOYMENT])?;
+    assert!(!plain.err.contains("gates"), "{}", plain.err);
+    let _ = fs::remove_dir_all(&state);
+    fs::rename(&aside, &state)?;
+    lab.apply(&[shell(DEPLOYMENT, "before", "true")])?;
+    bgctl.run(&["detach", "--all"])?;
+    assert!(!lab.ready.lab.sandbox.pin_root().exists(), "the link is removed, too");
+    Ok(())
+}
