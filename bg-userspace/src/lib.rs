@@ -84,6 +84,8 @@ mod state;
 mod status;
 mod switch;
 mod sys;
+#[cfg(feature = "serve")]
+mod teed;
 pub mod text;
 mod time;
 

@@ -92,6 +92,12 @@ impl Tables {
     }
 }
 
+/// Opens the virtual addresses.
+#[cfg(feature = "serve")]
+pub(crate) fn vips(paths: &Paths) -> Result<Mapped<Vip>, Error> {
+    mapped(paths, "vips")
+}
+
 /// Opens the backends.
 pub(crate) fn backends(paths: &Paths) -> Result<Mapped<Backend>, Error> {
     mapped(paths, "backends")

@@ -7,7 +7,7 @@ use std::{
 
 use tokio::sync::{Notify, Semaphore, broadcast, watch};
 
-use super::{board::Board, event::Event, options::ServeOptions, view::View};
+use super::{board::Board, event::Event, options::ServeOptions, tee::counts::Registry, view::View};
 use crate::{
     Error, Instance, Paths, Refusal,
     config::{self, Config, ConfigError},
@@ -59,6 +59,7 @@ pub(crate) struct Controller {
     look: Notify,
     calls: Semaphore,
     open: Mutex<Option<Open>>,
+    tees: Registry,
 }
 
 /// The open instance, with the lock that makes this controller its only one.
@@ -81,6 +82,7 @@ impl Controller {
             look: Notify::new(),
             calls: Semaphore::new(CALLS),
             open: Mutex::new(None),
+            tees: Registry::default(),
         })
     }
 
@@ -163,6 +165,11 @@ impl Controller {
     pub(crate) fn publish(&self, event: Event) {
         // Without a listener, nobody has missed it.
         let _ = self.events.send(Arc::new(event));
+    }
+
+    /// What the proxy of services in mode `tee` counts.
+    pub(crate) fn tees(&self) -> &Registry {
+        &self.tees
     }
 
     /// Asks the observer to look now.

@@ -20,6 +20,7 @@ mod log;
 mod notify;
 mod observer;
 mod options;
+mod tee;
 mod view;
 
 use std::sync::Arc;
@@ -57,6 +58,7 @@ async fn serve(controller: Arc<Controller>) -> Result<(), ServeError> {
     parts.spawn(check::run(controller.clone()));
     parts.spawn(failover::run(controller.clone()));
     parts.spawn(notify::run(controller.clone()));
+    parts.spawn(tee::run(controller.clone()));
     parts.spawn(life.run(controller.clone()));
     // The first part that ends ends the others: either it is time, or the controller would not be complete without it.
     let mut ended = Ok(());
