@@ -54,6 +54,32 @@ pub(super) struct Census {
     pub(super) tables: TablesUse,
 }
 
+#[cfg(feature = "serve")]
+impl Instance {
+    /// How full the flow tables are.
+    pub(crate) fn flow_tables(&self) -> Result<TablesUse, Error> {
+        let tables = Tables::open(&self.paths)?;
+        let scan = Scan::new(self, &tables.backends)?;
+        let counts = scan.fold(&self.paths, TablesUse::default, |counts, open| match open.map(|open| open.family) {
+            Some(Family::V4) => counts.ipv4.open += 1,
+            Some(Family::V6) => counts.ipv6.open += 1,
+            None => {}
+        })?;
+        let mut tables = room(self)?;
+        for thread in counts {
+            tables.ipv4.open += thread.ipv4.open;
+            tables.ipv6.open += thread.ipv6.open;
+        }
+        Ok(tables)
+    }
+}
+
+/// The sizes of the empty tables.
+fn room(instance: &Instance) -> Result<TablesUse, Error> {
+    let empty = |buckets: usize| TableUse { open: 0, room: buckets as u64 * u64::from(FLOW_WAYS) };
+    Ok(TablesUse { ipv4: empty(flows4(&instance.paths)?.rows()), ipv6: empty(flows6(&instance.paths)?.rows()) })
+}
+
 /// The census of one thread.
 #[derive(Default)]
 struct Counts {
@@ -85,10 +111,7 @@ impl Census {
             }
         })?;
 
-        let mut census = Self::default();
-        let room = |buckets: usize| buckets as u64 * u64::from(FLOW_WAYS);
-        census.tables.ipv4.room = room(flows4(&instance.paths)?.rows());
-        census.tables.ipv6.room = room(flows6(&instance.paths)?.rows());
+        let mut census = Self { tables: room(instance)?, ..Self::default() };
         let (mut by_service, mut by_client) = (HashMap::<_, Fates>::new(), HashMap::<_, Fates>::new());
         for thread in counts {
             census.tables.ipv4.open += thread.ipv4;

@@ -7,11 +7,20 @@ use serde::{Deserialize, Serialize};
 pub struct Who {
     /// The name, if it is known.
     pub user: Option<String>,
-    /// The numeric id.
+    /// The numeric id. [`Who::NO_USER`] is somebody who is known by a token or a certificate.
     pub uid: u32,
 }
 
 impl Who {
+    /// The id that no user has.
+    pub const NO_USER: u32 = u32::MAX;
+
+    /// Somebody who is known by a token or a certificate, and need not be a user of this machine.
+    #[cfg(feature = "serve")]
+    pub(crate) fn elsewhere(name: &str) -> Self {
+        Self { user: Some(name.to_owned()), uid: Self::NO_USER }
+    }
+
     /// The data path, which has made a change while nobody ran.
     pub(crate) fn kernel() -> Self {
         Self { user: Some("kernel".to_owned()), uid: 0 }

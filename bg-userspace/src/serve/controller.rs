@@ -2,7 +2,10 @@
 
 use std::{
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use tokio::sync::{Notify, Semaphore, broadcast, watch};
@@ -17,6 +20,9 @@ use crate::{
 
 /// How many calls of the instance may run at a time. Most of them wait for a lock or a disk.
 const CALLS: usize = 16;
+/// How many calls that may last, since they wait for flows, commands or gates, may run at a time. They have places of their own, so that none of
+/// them holds up a plain switch.
+const LONG_CALLS: usize = 16;
 /// How many events a slow listener may be behind, before it has missed some.
 const EVENTS: usize = 1024;
 
@@ -58,6 +64,8 @@ pub(crate) struct Controller {
     stopped: watch::Sender<bool>,
     look: Notify,
     calls: Semaphore,
+    long_calls: Semaphore,
+    watchers: AtomicUsize,
     open: Mutex<Option<Open>>,
     tees: Registry,
 }
@@ -81,6 +89,8 @@ impl Controller {
             stopped: watch::Sender::new(false),
             look: Notify::new(),
             calls: Semaphore::new(CALLS),
+            long_calls: Semaphore::new(LONG_CALLS),
+            watchers: AtomicUsize::new(0),
             open: Mutex::new(None),
             tees: Registry::default(),
         })
@@ -92,7 +102,6 @@ impl Controller {
     }
 
     /// The configuration: the last valid content of the file.
-    #[expect(dead_code, reason = "parts that need it follow")]
     pub(crate) fn config(&self) -> Arc<Config> {
         self.config.borrow().clone()
     }
@@ -122,7 +131,6 @@ impl Controller {
     }
 
     /// What the observer saw last. `None` before its first look, and while there is no instance.
-    #[expect(dead_code, reason = "parts that need it follow")]
     pub(crate) fn view(&self) -> Option<Arc<View>> {
         self.view.borrow().clone()
     }
@@ -156,9 +164,16 @@ impl Controller {
         self.events.subscribe()
     }
 
-    /// Whether anybody wants to see each change at once.
+    /// Has the observer look each second, until the guard is dropped: for somebody who wants to see flows and counters move.
+    pub(crate) fn watch(self: &Arc<Self>) -> Watch {
+        self.watchers.fetch_add(1, Ordering::Relaxed);
+        self.look();
+        Watch(self.clone())
+    }
+
+    /// Whether anybody watches.
     pub(super) fn is_watched(&self) -> bool {
-        self.events.receiver_count() > 0
+        self.watchers.load(Ordering::Relaxed) > 0
     }
 
     /// Tells all listeners.
@@ -202,7 +217,28 @@ impl Controller {
         caller: Option<Caller>,
         work: impl FnOnce(&Instance) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        let _place = self.calls.acquire().await.expect("the semaphore is never closed");
+        self.call(&self.calls, caller, work).await
+    }
+
+    /// The same for what may last. `None` if too much of that is going on.
+    pub(crate) async fn on_instance_for_long<T: Send + 'static>(
+        self: &Arc<Self>,
+        caller: Option<Caller>,
+        work: impl FnOnce(&Instance) -> Result<T, Error> + Send + 'static,
+    ) -> Option<Result<T, Error>> {
+        if self.long_calls.available_permits() == 0 {
+            return None;
+        }
+        Some(self.call(&self.long_calls, caller, work).await)
+    }
+
+    async fn call<T: Send + 'static>(
+        self: &Arc<Self>,
+        places: &Semaphore,
+        caller: Option<Caller>,
+        work: impl FnOnce(&Instance) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let _place = places.acquire().await.expect("the semaphore is never closed");
         let controller = self.clone();
         let called = tokio::task::spawn_blocking(move || {
             let instance = controller.instance()?;
@@ -235,5 +271,15 @@ impl Controller {
             error => error,
         })?;
         Ok(open.insert(Open { instance, _lock: Arc::new(lock) }).instance.clone())
+    }
+}
+
+/// Somebody watches as long as this lives.
+#[derive(Debug)]
+pub(crate) struct Watch(Arc<Controller>);
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.0.watchers.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -26,6 +26,19 @@ pub(crate) enum Event {
     Healthy(Judged),
     /// Something else was recorded: an apply, a freeze, an attach.
     Recorded(Changed),
+    /// Somebody has asked the API for what their role does not allow. Nothing was done.
+    Forbidden(Forbidden),
+}
+
+/// A request that was refused because of the role of its sender.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Forbidden {
+    pub(crate) time: jiff::Timestamp,
+    pub(crate) who: String,
+    pub(crate) role: &'static str,
+    /// The role that the request needs.
+    pub(crate) needs: &'static str,
+    pub(crate) request: String,
 }
 
 /// A change as the history has it.
@@ -75,6 +88,7 @@ impl Event {
             Self::Unhealthy(_) => "unhealthy",
             Self::Healthy(_) => "healthy",
             Self::Recorded(_) => "recorded",
+            Self::Forbidden(_) => "forbidden",
         }
     }
 

@@ -8,6 +8,7 @@
 //! that may block, which is each call of [`Instance`](crate::Instance), runs in threads of its own
 //! ([`Controller::on_instance`]), so that no part waits for another one.
 
+mod api;
 mod board;
 mod check;
 mod controller;
@@ -17,9 +18,11 @@ mod failover;
 mod follower;
 mod life;
 mod log;
+mod metrics;
 mod notify;
 mod observer;
 mod options;
+mod page;
 mod tee;
 mod view;
 
@@ -28,11 +31,13 @@ use std::sync::Arc;
 use tokio::task::JoinSet;
 
 use self::{
+    api::Server,
     controller::{Controller, Source},
     life::Life,
+    metrics::Metrics,
 };
 pub use self::{error::ServeError, log::LogFormat, options::ServeOptions};
-use crate::Paths;
+use crate::{Error, Paths, Refusal};
 
 /// Runs the controller until a signal ends it, which is a success.
 ///
@@ -52,11 +57,16 @@ pub fn run(paths: &Paths, options: &ServeOptions) -> Result<(), ServeError> {
 
 async fn serve(controller: Arc<Controller>) -> Result<(), ServeError> {
     let life = Life::begin()?;
+    no_other(&controller).await?;
+    let metrics = Arc::new(Metrics::default());
+    let server = Server::listen(&controller, metrics.clone()).await?;
     let mut parts = JoinSet::new();
     parts.spawn(observer::run(controller.clone()));
     parts.spawn(follower::run(controller.clone()));
     parts.spawn(check::run(controller.clone()));
     parts.spawn(failover::run(controller.clone()));
+    parts.spawn(metrics.run(controller.clone()));
+    parts.spawn(server.run());
     parts.spawn(notify::run(controller.clone()));
     parts.spawn(tee::run(controller.clone()));
     parts.spawn(life.run(controller.clone()));
@@ -67,4 +77,14 @@ async fn serve(controller: Arc<Controller>) -> Result<(), ServeError> {
         controller.stop();
     }
     ended
+}
+
+/// Refuses to run beside another controller of the instance. That there is none yet is no reason not to run.
+async fn no_other(controller: &Arc<Controller>) -> Result<(), ServeError> {
+    let opening = controller.clone();
+    let opened = tokio::task::spawn_blocking(move || opening.instance().map(|_| ())).await;
+    match opened.map_err(|error| ServeError::Part { why: error.to_string() })? {
+        Err(error @ Error::Refused(Refusal::SecondController { .. })) => Err(error.into()),
+        _ => Ok(()),
+    }
 }

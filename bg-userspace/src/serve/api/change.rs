@@ -1,0 +1,351 @@
+//! `POST /v1/deployments/NAME/VERB`: the commands that change what is live.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{
+    Extension,
+    body::Bytes,
+    extract::{Path, State},
+    http::{HeaderMap, HeaderValue, StatusCode, header},
+    response::{IntoResponse as _, Response},
+};
+use serde::Serialize;
+use serde_json::Value;
+use tokio::time::{Instant, sleep};
+
+use super::{
+    options::{self, Confirm, Drain, Freeze, Rollback, Split, Switch, Thaw},
+    problem::Problem,
+    repeats::{self, Answer, Repeat, Ticket},
+    role::Identity,
+    shared::Api,
+};
+use crate::{ConfirmRequest, DrainRequest, Drained, Error, Instance, Refusal, SwitchRequest, history::Caller};
+
+/// How often a wait looks for flows that are left.
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// Changes what is live.
+pub(super) async fn change(
+    State(api): State<Arc<Api>>,
+    Path((name, verb)): Path<(String, String)>,
+    Extension(identity): Extension<Identity>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
+    let asked = Asked { name, verb, identity, headers, body };
+    match asked.answer(api).await {
+        Ok(answer) => answer.into_response(),
+        Err(problem) => problem.into_response(),
+    }
+}
+
+/// A request.
+struct Asked {
+    name: String,
+    verb: String,
+    identity: Identity,
+    headers: HeaderMap,
+    body: Bytes,
+}
+
+/// What is to be done.
+enum Work {
+    /// It does not wait for anybody.
+    Short(Call),
+    /// It may last.
+    Long(Call),
+    /// It counts flows, and may wait for them.
+    Drain(DrainRequest),
+}
+
+type Call = Box<dyn FnOnce(&Instance) -> Result<Value, Error> + Send>;
+
+impl Asked {
+    async fn answer(self, api: Arc<Api>) -> Result<Answer, Problem> {
+        let if_match = if_match(&self.headers)?;
+        let work = self.work(if_match)?;
+        let ticket = match self.repeat(&api)? {
+            Some(Repeat::Again(answer)) => return Ok(answer),
+            Some(Repeat::First(ticket)) => Some(ticket),
+            None => None,
+        };
+        let is_wait = matches!(&work, Work::Drain(request) if request.wait || request.timeout.is_some());
+        let done = self.perform(api, work, ticket, if_match);
+        if is_wait {
+            // If the client is gone, nobody waits any more.
+            return Ok(done.await);
+        }
+        // It is done, and its answer is kept, also if the client does not wait for it.
+        tokio::spawn(done).await.map_err(|error| {
+            Problem::new(StatusCode::INTERNAL_SERVER_ERROR, format!("the controller has failed: {error}"))
+        })
+    }
+
+    /// What the key of the request says.
+    fn repeat(&self, api: &Api) -> Result<Option<Repeat>, Problem> {
+        let Some(key) = self.headers.get(repeats::KEY) else { return Ok(None) };
+        let etag = self.headers.get(header::IF_MATCH).map_or(&b""[..], HeaderValue::as_bytes);
+        let request = [self.name.as_bytes(), self.verb.as_bytes(), etag, &self.body];
+        let who = format!("{} {}", self.identity.who.uid, self.identity.who);
+        api.repeats.begin(&who, key.as_bytes(), &request).map(Some)
+    }
+
+    async fn perform(self, api: Arc<Api>, work: Work, ticket: Option<Ticket>, if_match: Option<u32>) -> Answer {
+        let Self { name, verb, identity, body, .. } = self;
+        let caller = caller(&identity, &format!("POST /v1/deployments/{name}/{verb}"), &body);
+        let refused = |error: Error| {
+            let problem = Problem::from(&error);
+            if if_match.is_some() { problem.or_precondition(&error) } else { problem }
+        };
+        let done = match work {
+            Work::Drain(request) => drain(&api, &name, request, caller, if_match).await,
+            Work::Short(work) => api.controller.on_instance(Some(caller), work).await.map_err(refused),
+            Work::Long(work) => match api.controller.on_instance_for_long(Some(caller), work).await {
+                Some(done) => done.map_err(refused),
+                None => Err(Problem::busy("too many changes that may last are being made: try again")),
+            },
+        };
+        api.controller.look();
+        if let Err(problem) = &done {
+            let result = if problem.status.is_server_error() { "failed" } else { "refused" };
+            api.metrics.refused(&name, &verb, result);
+        }
+        let is_passing = done.as_ref().is_err_and(Problem::is_passing);
+        let answer = match &done {
+            Ok(json) => Answer::of(StatusCode::OK, "application/json", json),
+            Err(problem) => Answer {
+                retry_after: problem.retry_after(),
+                ..Answer::of(problem.status, "application/problem+json", &problem.json())
+            },
+        };
+        if let Some(ticket) = ticket.filter(|_| !is_passing) {
+            ticket.answer(&answer);
+        }
+        answer
+    }
+
+    fn work(&self, if_match: Option<u32>) -> Result<Work, Problem> {
+        let name = self.name.clone();
+        Ok(match self.verb.as_str() {
+            "switch" => {
+                let options: Switch = self.options()?;
+                if options.has_commands() && !self.identity.is_root_here {
+                    let why = "before and after are commands that run on this host: only its root may give them, over the Unix socket";
+                    return Err(Problem::new(StatusCode::FORBIDDEN, why));
+                }
+                let window = options.window()?;
+                let request = guarded(options.request(), if_match)?;
+                match (window, options.dry_run) {
+                    (Some(window), true) => long(move |instance| instance.dry_run_in_window(&name, &request, &window)),
+                    (Some(window), false) => long(move |instance| instance.switch_in_window(&name, &request, &window)),
+                    (None, true) => long(move |instance| instance.dry_run(&name, &request)),
+                    (None, false) => short(move |instance| instance.switch(&name, &request)),
+                }
+            }
+            "rollback" => {
+                let options: Rollback = self.options()?;
+                let request = guarded(options.request(), if_match)?;
+                match options.dry_run {
+                    true => long(move |instance| instance.dry_run_rollback(&name, &request)),
+                    false => short(move |instance| instance.rollback(&name, &request)),
+                }
+            }
+            "split" => {
+                let options: Split = self.options()?;
+                let mut request = options.request();
+                request.if_generation = agreed(request.if_generation, if_match)?;
+                match options.dry_run {
+                    true => long(move |instance| instance.dry_run_split(&name, &request)),
+                    false => short(move |instance| instance.split(&name, &request)),
+                }
+            }
+            "confirm" => {
+                let options: Confirm = self.options()?;
+                let if_generation = agreed(options.if_generation, if_match)?;
+                let request = ConfirmRequest { if_generation, reason: options.reason() };
+                short(move |instance| instance.confirm(&name, &request))
+            }
+            "freeze" => {
+                let request = self.options::<Freeze>()?.request();
+                short(move |instance| {
+                    check_generation(instance, &name, if_match)?;
+                    let frozen = instance.freeze(&name, &request)?;
+                    instance.thaw_at_the_end(&frozen);
+                    Ok(frozen)
+                })
+            }
+            "thaw" => {
+                let reason = self.options::<Thaw>()?.reason();
+                short(move |instance| {
+                    check_generation(instance, &name, if_match)?;
+                    instance.thaw(&name, reason.as_deref())
+                })
+            }
+            "drain" => Work::Drain(self.options::<Drain>()?.request()),
+            verb => {
+                let why = format!(
+                    "no command \"{verb}\": switch, rollback, confirm, split, freeze, thaw and drain are there"
+                );
+                return Err(Problem::new(StatusCode::NOT_FOUND, why));
+            }
+        })
+    }
+
+    fn options<T: serde::de::DeserializeOwned>(&self) -> Result<T, Problem> {
+        options::read(&self.headers, &self.body)
+    }
+}
+
+fn short<T: Serialize>(call: impl FnOnce(&Instance) -> Result<T, Error> + Send + 'static) -> Work {
+    Work::Short(Box::new(move |instance| call(instance).map(json)))
+}
+
+fn long<T: Serialize>(call: impl FnOnce(&Instance) -> Result<T, Error> + Send + 'static) -> Work {
+    Work::Long(Box::new(move |instance| call(instance).map(json)))
+}
+
+fn json(value: impl Serialize) -> Value {
+    serde_json::to_value(value).expect("a result can be JSON")
+}
+
+/// Who makes a change, and by which request. A long body is cut.
+pub(super) fn caller(identity: &Identity, request: &str, body: &[u8]) -> Caller {
+    const MOST: usize = 500;
+    let text = String::from_utf8_lossy(body);
+    let text: String = text.split_whitespace().collect::<Vec<_>>().join(" ").chars().take(MOST).collect();
+    Caller { who: identity.who.clone(), command: format!("{request} {text}").trim_end().to_owned() }
+}
+
+/// The generation of `If-Match`; `*` is any.
+pub(super) fn if_match(headers: &HeaderMap) -> Result<Option<u32>, Problem> {
+    let mut values = headers.get_all(header::IF_MATCH).iter();
+    let Some(value) = values.next() else { return Ok(None) };
+    let text = value.to_str().unwrap_or_default().trim();
+    if text == "*" && values.next().is_none() {
+        return Ok(None);
+    }
+    let digits = text.strip_prefix('"').and_then(|text| text.strip_suffix('"')).unwrap_or(text);
+    let is_number = !digits.is_empty() && digits.bytes().all(|digit| digit.is_ascii_digit());
+    let generation = digits.parse().ok().filter(|_| is_number && values.next().is_none());
+    generation
+        .map(Some)
+        .ok_or_else(|| Problem::usage("the header If-Match takes one generation, as in `If-Match: \"7\"`"))
+}
+
+fn guarded(request: SwitchRequest, if_match: Option<u32>) -> Result<SwitchRequest, Problem> {
+    Ok(SwitchRequest { if_generation: agreed(request.if_generation, if_match)?, ..request })
+}
+
+fn agreed(if_generation: Option<u32>, if_match: Option<u32>) -> Result<Option<u32>, Problem> {
+    match (if_generation, if_match) {
+        (Some(body), Some(header)) if body != header => {
+            Err(Problem::usage(format!("if_generation is {body}, but If-Match has generation {header}")))
+        }
+        (body, header) => Ok(body.or(header)),
+    }
+}
+
+/// Refuses another generation, for commands that change none.
+fn check_generation(instance: &Instance, name: &str, expected: Option<u32>) -> Result<(), Error> {
+    let Some(expected) = expected else { return Ok(()) };
+    let (index, _) = instance.deployment(name)?;
+    let word = instance.live_words().into_iter().find(|(of, _)| *of == index);
+    match word.map(|(_, word)| word.generation()) {
+        Some(got) if got != expected => {
+            Err(Refusal::OtherGeneration { deployment: name.to_owned(), expected, got }.into())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A look for flows that are left.
+enum Step {
+    Drained(Drained),
+    /// No colour is idle until the ramp has ended.
+    Ramping,
+}
+
+/// Counts the flows that are left, waits for them, and ends them. No thread waits.
+async fn drain(
+    api: &Arc<Api>,
+    name: &str,
+    request: DrainRequest,
+    caller: Caller,
+    if_match: Option<u32>,
+) -> Result<Value, Problem> {
+    let is_wait = request.wait || request.timeout.is_some();
+    let _place = match is_wait.then(|| api.waits.try_acquire()).transpose() {
+        Ok(place) => place,
+        Err(_) => return Err(Problem::busy("too many requests wait for flows to end: try again")),
+    };
+    let began = Instant::now();
+    loop {
+        let is_over = !is_wait || request.timeout.is_some_and(|timeout| began.elapsed() >= timeout);
+        let step = DrainRequest { wait: false, timeout: None, reset: request.reset && is_over, ..request.clone() };
+        let deployment = name.to_owned();
+        let look = move |instance: &Instance| {
+            check_generation(instance, &deployment, if_match)?;
+            match instance.drain(&deployment, &step, |_| ()) {
+                Err(Error::Refused(Refusal::NoIdleColour { .. })) if !is_over && is_ramping(instance, &deployment)? => {
+                    Ok(Step::Ramping)
+                }
+                drained => drained.map(Step::Drained),
+            }
+        };
+        let looked = match request.reset && is_over {
+            true => api.controller.on_instance_for_long(Some(caller.clone()), look).await,
+            false => Some(api.controller.on_instance(Some(caller.clone()), look).await),
+        };
+        let looked = looked.ok_or_else(|| Problem::busy("too many changes that may last are being made: try again"))?;
+        let looked = looked.map_err(|error| match if_match {
+            Some(_) => Problem::from(&error).or_precondition(&error),
+            None => Problem::from(&error),
+        })?;
+        if let Step::Drained(mut drained) = looked
+            && (drained.left == 0 || is_over)
+        {
+            drained.waited = began.elapsed();
+            let left = drained.left;
+            return match json(drained) {
+                json if left == 0 || !is_wait => Ok(json),
+                json => {
+                    let why = format!("{left} flows are left on the idle colour");
+                    Err(Problem::new(StatusCode::GATEWAY_TIMEOUT, why)
+                        .with("exit_code", 4.into())
+                        .with("drained", json))
+                }
+            };
+        }
+        tokio::select! {
+            () = sleep(PAUSE) => {}
+            () = api.controller.stopped() => return Err(Problem::busy("the controller ends")),
+        }
+    }
+}
+
+fn is_ramping(instance: &Instance, deployment: &str) -> Result<bool, Error> {
+    let status = instance.status(Some(deployment))?;
+    Ok(status.deployments.iter().any(|deployment| deployment.phase == "ramping"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_generation_may_stand_in_the_header_or_in_the_body() {
+        let header = |value: &str| if_match(&[(header::IF_MATCH, value.parse().unwrap())].into_iter().collect());
+        assert_eq!([header("\"7\""), header("7"), header("*")], [Ok(Some(7)), Ok(Some(7)), Ok(None)]);
+        for value in ["\"7\", \"8\"", "W/\"7\"", "\"\"", "+7", "\"4294967296\"", "shop"] {
+            assert!(header(value).is_err(), "{value}");
+        }
+        let two = ["1", "2"].map(|value| (header::IF_MATCH, value.parse().unwrap())).into_iter().collect();
+        assert!(if_match(&two).is_err());
+        assert_eq!(
+            [agreed(None, Some(7)), agreed(Some(7), None), agreed(Some(7), Some(7))],
+            [Ok(Some(7)), Ok(Some(7)), Ok(Some(7))]
+        );
+        assert!(agreed(Some(6), Some(7)).is_err());
+    }
+}

@@ -1,0 +1,210 @@
+//! Who may do what, and who is refused.
+
+use crate::setup::{LISTEN, Served, sha256};
+use anyhow::{Context, Result};
+use bg_tests::{HttpAnswer, HttpClient, config::DEPLOYMENT};
+use serde_json::json;
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+/// A user and a group that each Debian has.
+const NOBODY: u32 = 65_534;
+
+/// Writes tokens that only root can read: the token of each name is the name twice.
+fn tokens(path: &Path, entries: &[(&str, &str)]) -> Result<()> {
+    let line = |(name, role): &(&str, &str)| Ok(format!("{name} {role} {}\n", sha256(&format!("{name}{name}"))?));
+    fs::write(path, entries.iter().map(line).collect::<Result<String>>()?)?;
+    Ok(fs::set_permissions(path, fs::Permissions::from_mode(0o600))?)
+}
+
+fn with_tokens() -> Result<Served> {
+    Served::with(|dir| {
+        let path = dir.join("tokens");
+        tokens(&path, &[("eve", "viewer"), ("ci", "operator"), ("chief", "admin")])?;
+        Ok(format!("listen = \"{LISTEN}\"\ntokens = \"{}\"", path.display()))
+    })
+}
+
+fn ask(client: &mut HttpClient, method: &str, path: &str, token: &str) -> Result<HttpAnswer> {
+    let bearer = format!("Bearer {token}");
+    let kind = if path.starts_with("/v1/deployments") { "application/json" } else { "application/toml" };
+    let body: &[u8] = if method == "POST" && kind == "application/json" { b"{}" } else { b"" };
+    client.request(method, path, &[("Authorization", &bearer), ("Content-Type", kind)], body)
+}
+
+#[test]
+fn a_token_gives_its_role_and_no_other() -> Result<()> {
+    let mut served = with_tokens()?;
+    let mut client = served.tcp()?;
+    let switch = format!("/v1/deployments/{DEPLOYMENT}/switch");
+    let generation =
+        |served: &Served| Ok::<_, anyhow::Error>(served.ready.bgctl.deployment(DEPLOYMENT)?["generation"].clone());
+    let before = generation(&served)?;
+    assert_eq!((client.get("/healthz")?.status, client.get("/metrics")?.status), (200, 200));
+    for token in ["", "eve", "eveev", "eveevee", "CICI"] {
+        for (method, path) in
+            [("GET", "/v1/status"), ("GET", "/"), ("GET", "/nothing"), ("POST", switch.as_str()), ("POST", "/v1/apply")]
+        {
+            let answer = ask(&mut client, method, path, token)?;
+            assert_eq!(answer.status, 401, "{token} {path}");
+            assert!(answer.header("www-authenticate").is_some_and(|it| it.starts_with("Bearer")), "{answer:?}");
+            assert_eq!(answer.header("content-type"), Some("application/problem+json"));
+        }
+    }
+    assert_eq!(client.get("/v1/status")?.status, 401, "root needs a token too, over TCP");
+    let mut events = served.events()?;
+    // An empty configuration is not valid, but whoever is told so was let in.
+    for (token, look, change, rule) in
+        [("eveeve", 200, 403, 403), ("cici", 200, 200, 403), ("chiefchief", 200, 200, 422)]
+    {
+        assert_eq!(ask(&mut client, "GET", "/v1/status", token)?.status, look, "{token}");
+        assert_eq!(ask(&mut client, "POST", &switch, token)?.status, change, "{token}");
+        assert_eq!(ask(&mut client, "POST", "/v1/check", token)?.status, rule, "{token}");
+        if change == 403 {
+            assert_eq!(generation(&served)?, before, "nothing was changed");
+        }
+    }
+    let after = generation(&served)?;
+    assert_eq!(after.as_u64(), before.as_u64().map(|before| before + 2), "ci and chief have switched once each");
+    let history = served.ready.bgctl.json(&["history", "--last", "2"])?;
+    let who: Vec<_> = (0..2).map(|nth| history["records"][nth]["who"]["user"].clone()).collect();
+    assert_eq!(who, ["ci", "chief"]);
+    let forbidden = events.next_of("forbidden")?;
+    assert_eq!(
+        (&forbidden["who"], &forbidden["role"], &forbidden["needs"]),
+        (&json!("eve"), &json!("viewer"), &json!("operator"))
+    );
+    assert!(served.controller.log()?.contains("the role is not enough"));
+
+    // A browser that was given the token as a password. What is asked for over the socket needs none.
+    let basic = client.request("GET", "/v1/status", &[("Authorization", "Basic ZXZlOmV2ZWV2ZQ==")], b"")?;
+    assert_eq!(basic.status, 200);
+    assert_eq!(served.client()?.get("/v1/status")?.status, 200);
+    assert_eq!(ask(&mut served.client()?, "GET", "/v1/status", "wrong")?.status, 401, "a wrong token is not ignored");
+
+    // Tokens are read again with the configuration. Who has lost one has lost its events too.
+    tokens(&served.ready.lab.sandbox.dir().join("tokens"), &[("new", "viewer")])?;
+    served.controller.reload()?;
+    let end = Instant::now() + Duration::from_secs(5);
+    while ask(&mut client, "GET", "/v1/status", "cici")?.status != 401 {
+        assert!(Instant::now() < end, "the token is valid still: {}", served.controller.log()?);
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(ask(&mut client, "GET", "/v1/status", "newnew")?.status, 200);
+    while let Ok(event) = events.next_event() {
+        assert!(Instant::now() < end, "the events go on: {event:?}");
+    }
+    // A file that everybody can read is not taken, and those from before stay.
+    let path = served.ready.lab.sandbox.dir().join("tokens");
+    tokens(&path, &[("ci", "admin")])?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o644))?;
+    served.controller.reload()?;
+    served.controller.wait_for("chmod 640")?;
+    assert_eq!(ask(&mut client, "GET", "/v1/status", "cici")?.status, 401);
+    assert_eq!(ask(&mut client, "GET", "/v1/status", "newnew")?.status, 200);
+    Ok(())
+}
+
+/// Runs curl as another user, in the edge's namespace. The status and the body of the answer.
+fn as_user(served: &Served, uid: u32, gid: u32, arguments: &[&str]) -> Result<(String, String)> {
+    let mut command = served.ready.lab.edge.command("setpriv");
+    command.args(["--clear-groups", "--reuid", &uid.to_string(), "--regid", &gid.to_string()]);
+    command.args(["curl", "--silent", "--max-time", "10", "--write-out", "\n%{http_code}"]).args(arguments);
+    let output = command.output().context("cannot run curl")?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let (body, status) = text.rsplit_once('\n').context("no status")?;
+    Ok((status.to_owned(), body.to_owned()))
+}
+
+#[test]
+fn users_of_this_host_are_told_apart_on_the_socket_and_on_loopback() -> Result<()> {
+    let group = "nogroup";
+    let served = Served::with(|_| Ok(format!("listen = \"{LISTEN}\"\nsocket_group = \"{group}\"")))?;
+    let socket = served.socket().display().to_string();
+    // The directories that lead to it are open to all.
+    assert_eq!(fs::metadata(served.socket())?.permissions().mode() & 0o777, 0o660);
+    let path = format!("http://{LISTEN}/v1/deployments/{DEPLOYMENT}/switch");
+    let post: &[&str] = &["--request", "POST", &path];
+    let over_socket = [&["--unix-socket", &socket], post].concat();
+    let daemon = 1;
+    let live = || served.ready.bgctl.live(DEPLOYMENT);
+    for (uid, gid, over, status, after) in [
+        // A stranger: no way to the socket, and no role on loopback.
+        (daemon, daemon, &over_socket[..], "000", "blue"),
+        (daemon, daemon, post, "403", "blue"),
+        // A member of the group.
+        (NOBODY, NOBODY, &over_socket[..], "200", "green"),
+        (NOBODY, NOBODY, post, "200", "blue"),
+        (0, 0, post, "200", "green"),
+    ] {
+        let (got, body) = as_user(&served, uid, gid, over)?;
+        assert_eq!((got.as_str(), live()?.as_str()), (status, after), "{uid} {over:?}: {body}");
+    }
+    let history = served.ready.bgctl.json(&["history", "--last", "3"])?;
+    let who: Vec<_> = (0..3).map(|nth| history["records"][nth]["who"].clone()).collect();
+    assert_eq!(who[0], json!({ "user": "nobody", "uid": NOBODY }));
+    assert_eq!((&who[1], &who[2]), (&who[0], &json!({ "user": "root", "uid": 0 })));
+    // A member is no admin.
+    let apply = format!("http://{LISTEN}/v1/check");
+    let (status, body) = as_user(&served, NOBODY, NOBODY, &["--request", "POST", &apply])?;
+    assert!(status == "403" && body.contains("needs admin"), "{status} {body}");
+    let commands =
+        ["--header", "Content-Type: application/json", "--data", "{\"freeze\": \"1s\", \"before\": \"true\"}"];
+    let (status, body) = as_user(&served, NOBODY, NOBODY, &[post, &commands].concat())?;
+    assert!(status == "403" && body.contains("root"), "{status} {body}");
+    // Whoever they are, they may know that it lives.
+    assert_eq!(as_user(&served, daemon, daemon, &[&format!("http://{LISTEN}/healthz")])?.0, "200");
+    served.ready.neighbour_is_undisturbed()?;
+    Ok(())
+}
+
+#[test]
+fn what_a_page_of_somebody_else_sends_is_refused() -> Result<()> {
+    let served = Served::local()?;
+    let switch = format!("/v1/deployments/{DEPLOYMENT}/switch");
+    let mut client = served.tcp()?;
+    let json = ("Content-Type", "application/json");
+    for (headers, status) in [
+        (vec![json, ("Origin", "http://evil.example")], 403),
+        (vec![json, ("Origin", "null")], 403),
+        (vec![json, ("Origin", "http://localhost:8080")], 403),
+        (vec![json, ("Sec-Fetch-Site", "cross-site")], 403),
+        (vec![json, ("Sec-Fetch-Site", "same-site")], 403),
+        (vec![json, ("Host", "evil.example")], 421),
+        (vec![json, ("Host", "evil.example:7470"), ("Origin", "http://evil.example:7470")], 421),
+        // What a form can send without asking.
+        (vec![("Content-Type", "text/plain")], 415),
+        (vec![("Content-Type", "application/x-www-form-urlencoded")], 415),
+        (vec![], 415),
+    ] {
+        let answer = client.request("POST", &switch, &headers, b"{}")?;
+        assert_eq!(
+            (answer.status, answer.header("content-type")),
+            (status, Some("application/problem+json")),
+            "{headers:?}"
+        );
+        assert_eq!(answer.header("access-control-allow-origin"), None);
+    }
+    let preflight = client.request(
+        "OPTIONS",
+        &switch,
+        &[("Origin", "http://evil.example"), ("Access-Control-Request-Method", "POST")],
+        b"",
+    )?;
+    assert_eq!((preflight.status, preflight.header("access-control-allow-origin")), (403, None));
+    assert_eq!(served.ready.bgctl.live(DEPLOYMENT)?, "blue");
+    let own =
+        [json, ("Host", "localhost:7470"), ("Origin", "http://localhost:7470"), ("Sec-Fetch-Site", "same-origin")];
+    assert_eq!(client.request("POST", &switch, &own, b"{}")?.status, 200);
+    let page = client.get("/")?;
+    for header in
+        ["content-security-policy", "x-content-type-options", "x-frame-options", "referrer-policy", "cache-control"]
+    {
+        assert!(page.header(header).is_some(), "{header}");
+    }
+    Ok(())
+}

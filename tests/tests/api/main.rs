@@ -1,0 +1,5 @@
+//! The HTTP API of `bgctl serve`, asked by good clients and bad ones.
+
+mod access;
+mod changes;
+mod setup;
