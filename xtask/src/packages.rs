@@ -29,7 +29,7 @@ pub(crate) enum Tools {
     All,
 }
 
-const TOOLS: [Tool; 18] = [
+const TOOLS: [Tool; 19] = [
     Tool { demo: true, ..tool("ip", "iproute2", "namespaces and interfaces of labs") },
     Tool { demo: true, ..tool("ethtool", "ethtool", "finished checksums on the wires of labs") },
     Tool { demo: true, ..tool("ping", "iputils-ping", "warming up labs") },
@@ -42,6 +42,7 @@ const TOOLS: [Tool; 18] = [
     tool("nft", "nftables", "what switches are compared with"),
     Tool { service: Some("haproxy.service"), ..tool("haproxy", "haproxy", "what switches are compared with") },
     tool("socat", "socat", "HAProxy's runtime API"),
+    tool("openssl", "openssl", "certificates"),
     tool("mandoc", "mandoc", "checking manual pages"),
     // Not a program, but found like one: an absolute path is in every directory.
     tool("/usr/lib/nginx/modules/ngx_stream_module.so", "libnginx-mod-stream", "what switches are compared with"),

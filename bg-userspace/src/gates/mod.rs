@@ -67,7 +67,14 @@ pub fn switch(
     };
     let within = request.confirm_within.or_else(|| has_after(gates).then(|| usual_window(gates)));
     let request = SwitchRequest { confirm_within: within, ..passed.request };
-    let switched = instance.switch(deployment, &request)?;
+    let switched = instance.switch(deployment, &request).map_err(|error| {
+        if matches!(error, Error::NotRecorded { .. }) && has_after(gates) {
+            let goes_back =
+                "its gates were not asked, so the switch goes back when its time is over, unless somebody confirms it";
+            instance.state.warn([goes_back.to_owned()]);
+        }
+        error
+    })?;
     if !switched.changed || !has_after(gates) {
         return Ok(GatedSwitch { switched, gates: passed.reports, confirmed: None });
     }

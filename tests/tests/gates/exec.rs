@@ -1,7 +1,7 @@
 //! Gates that are commands.
 
-use crate::{Gated, PATIENCE, shell};
-use anyhow::Result;
+use crate::{Gated, PATIENCE, is_running, shell};
+use anyhow::{Result, ensure};
 use bg_tests::config::DEPLOYMENT;
 use std::{
     fs, thread,
@@ -44,7 +44,7 @@ fn a_command_before_the_switch_decides_whether_there_is_one() -> Result<()> {
     let dry_run = lab.run(&["--json", "switch", DEPLOYMENT, "--dry-run"])?.json()?;
     let gates: Vec<_> = dry_run["gates"].as_array().into_iter().flatten().filter_map(|gate| gate.as_str()).collect();
     assert_eq!(gates.len(), 3, "{dry_run}");
-    assert!(gates[1].starts_with("before: exec /bin/sh -c echo looking"), "{gates:?}");
+    assert!(gates[1].starts_with("before: exec /bin/sh -c echo looking; echo >&2"), "{gates:?}");
     assert!(lab.run(&["switch", DEPLOYMENT, "--dry-run"])?.out.contains("\n  gate before: exec /bin/sh"));
     assert_eq!(lab.lines("told").len(), asked);
 
@@ -76,29 +76,30 @@ fn a_command_before_the_switch_decides_whether_there_is_one() -> Result<()> {
 #[test]
 fn what_hangs_crashes_or_cannot_be_run_has_failed() -> Result<()> {
     let lab = Gated::new()?;
-    let late = lab.file("late");
     // All that it has started ends with it.
-    let hangs = format!("echo waiting; (sleep 2; touch {0}) & sleep 100; touch {0}", late.display());
+    let mark = lab.file("mark").display().to_string();
+    let hangs = format!("echo waiting; /bin/sh -c 'sleep 100; : {mark}' & sleep 100; : {mark}");
     let short = |line: &str| shell(DEPLOYMENT, "before", line).replace("\"2s\"", "\"300ms\"");
     lab.apply(&[short(&hangs)])?;
     let began = Instant::now();
     lab.refused(&[], &["it had not ended in time, and was killed: waiting"]);
-    assert!(began.elapsed() < Duration::from_millis(1900), "{:?}", began.elapsed());
+    while is_running(&mark)? {
+        ensure!(began.elapsed() < PATIENCE, "what the gate has started runs on");
+        thread::sleep(Duration::from_millis(10));
+    }
+    assert!(began.elapsed() < PATIENCE, "{:?}", began.elapsed());
     // One that says too much is killed in time, too.
     lab.apply(&[short("yes")])?;
     lab.refused(&[], &["was killed: y / y / y"]);
-    assert!(began.elapsed() < PATIENCE);
     lab.apply(&[shell(DEPLOYMENT, "before", "kill -SEGV $$")])?;
     lab.refused(&[], &["signal: 11"]);
     lab.apply(&[shell(DEPLOYMENT, "before", "true").replace("/bin/sh", "/nowhere/smoke-test")])?;
     lab.refused(&[], &["/nowhere/smoke-test", "it cannot be run: No such file or directory"]);
     // One whose child keeps the pipe has ended nevertheless.
-    lab.apply(&[shell(DEPLOYMENT, "before", "sleep 3 & exit 4")])?;
+    lab.apply(&[shell(DEPLOYMENT, "before", "sleep 100 & exit 4")])?;
     let began = Instant::now();
     lab.refused(&[], &["exit status: 4"]);
-    assert!(began.elapsed() < Duration::from_millis(1900), "{:?}", began.elapsed());
-    thread::sleep(Duration::from_millis(500));
-    assert!(!late.exists());
+    assert!(began.elapsed() < PATIENCE, "{:?}", began.elapsed());
     Ok(())
 }
 
@@ -112,13 +113,17 @@ fn commands_after_the_switch_keep_it_or_take_it_back() -> Result<()> {
     lab.apply(std::slice::from_ref(&after))?;
     let (_, generation, _) = lab.state(DEPLOYMENT)?;
 
-    let kept = lab.run(&["--json", "switch", DEPLOYMENT, "--confirm-within", "1s"])?;
+    let kept = lab.run(&["--json", "switch", DEPLOYMENT, "--confirm-within", "2s"])?;
     assert_eq!(kept.code, Some(0), "{}", kept.err);
     let json = kept.json()?;
     assert_eq!((&json["confirmed"], &json["confirm_deadline"]), (&"by_gates".into(), &().into()), "{json}");
-    assert!(kept.took >= Duration::from_millis(850), "they were asked until the time was nearly over: {:?}", kept.took);
+    assert!(
+        kept.took >= Duration::from_millis(1700),
+        "they were asked until the time was nearly over: {:?}",
+        kept.took
+    );
     let attempts = json["gates"][0]["attempts"].as_u64().unwrap_or_default();
-    assert!((3..=9).contains(&attempts), "{json}");
+    assert!((2..=18).contains(&attempts), "{json}");
     assert_eq!(lab.lines("asked"), vec![format!("blue green {}", generation + 1); attempts as usize]);
     // Nothing takes it back any more.
     thread::sleep(Duration::from_millis(300));
@@ -133,7 +138,7 @@ fn commands_after_the_switch_keep_it_or_take_it_back() -> Result<()> {
     lab.apply(&[shell(DEPLOYMENT, "after", &breaks)])?;
     let failed = lab.run(&["switch", DEPLOYMENT, "--confirm-within", "1m"])?;
     assert_eq!(failed.code, Some(3), "{}", failed.err);
-    assert!(failed.took < Duration::from_secs(5), "{:?}", failed.took);
+    assert!(failed.took < PATIENCE, "{:?}", failed.took);
     for part in [
         "after the switch",
         "exit status: 1",
@@ -157,11 +162,11 @@ fn commands_after_the_switch_keep_it_or_take_it_back() -> Result<()> {
     let usual = lab.run(&["--json", "switch", DEPLOYMENT])?;
     assert_eq!(usual.code, Some(0), "{}", usual.err);
     assert_eq!(usual.json()?["confirmed"], "by_gates");
-    assert!((1.0..6.0).contains(&usual.took.as_secs_f64()), "{:?}", usual.took);
+    assert!((1.0..20.0).contains(&usual.took.as_secs_f64()), "{:?}", usual.took);
     // One that hangs takes it back.
     lab.apply(&[shell(DEPLOYMENT, "after", "sleep 100").replace("\"2s\"", "\"200ms\"")])?;
     let hung = lab.run(&["switch", DEPLOYMENT, "--confirm-within", "1m"])?;
     assert_eq!(hung.code, Some(3), "{}", hung.err);
-    assert!(hung.took < Duration::from_secs(5) && hung.err.contains("it had not ended after 200ms"), "{}", hung.err);
+    assert!(hung.took < PATIENCE && hung.err.contains("it had not ended after 200ms"), "{}", hung.err);
     lab.ready.neighbour_is_undisturbed()
 }

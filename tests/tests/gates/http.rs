@@ -18,19 +18,39 @@ pub(crate) struct Site {
 
 impl Site {
     pub(crate) const ADDRESS: &str = "127.0.0.1:18080";
+    /// The same with TLS, and a certificate that signs itself.
+    const SECURE: &str = "127.0.0.1:18443";
 
     pub(crate) fn start(lab: &Gated) -> Result<Self> {
         let dir = lab.file("site");
         fs::create_dir_all(dir.join("metrics"))?;
         let (here, config) = (dir.display(), dir.join("nginx.conf"));
+        let mut openssl = lab.ready.lab.edge.command("openssl");
+        openssl.args([
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:prime256v1",
+            "-nodes",
+            "-days",
+            "2",
+        ]);
+        openssl.args(["-subj", "/CN=site", "-addext", "subjectAltName=IP:127.0.0.1"]);
+        openssl.args(["-addext", "basicConstraints=critical,CA:FALSE"]);
+        openssl.arg("-keyout").arg(dir.join("key.pem")).arg("-out").arg(dir.join("cert.pem"));
+        bg_tests::output(&mut openssl)?;
         let temporary = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"];
         let temporary = temporary.map(|name| format!("{name}_temp_path {here}/{name};\n")).concat();
         let text = format!(
             "daemon off;\nworker_processes 1;\npid {here}/pid;\nerror_log {here}/error.log;\nevents {{}}\nhttp {{\n\
              access_log {here}/access.log;\ndefault_type text/plain;\n{temporary}server {{\nlisten {};\n\
              location = /deep {{ if (-f {here}/down) {{ return 503; }} return 200 \"fine\"; }}\n\
+             listen {} ssl; ssl_certificate {here}/cert.pem; ssl_certificate_key {here}/key.pem;\n\
              location = /moved {{ return 302 http://{}/deep; }}\nlocation /metrics {{ root {here}; }}\n}}\n}}\n",
             Self::ADDRESS,
+            Self::SECURE,
             Self::ADDRESS
         );
         fs::write(&config, text)?;
@@ -73,17 +93,24 @@ fn only_the_expected_answer_passes() -> Result<()> {
     lab.apply(&[http("before", "http://127.0.0.1:18082/", "").replace("\"1s\"", "\"200ms\"")])?;
     lab.refused(&[], &["it had not ended after 200ms"]);
     drop(silent);
-    // A proxy in the environment is not asked, and TLS is not HTTP.
-    lab.apply(&[http("before", "https://127.0.0.1:18080/deep", "")])?;
-    lab.refused(&[], &["gate https".trim_start_matches("gate "), "InvalidContentType"]);
+    // A certificate counts if the system trusts it.
+    lab.apply(&[http("before", &format!("https://{}/deep", Site::SECURE), "")])?;
+    lab.refused(&[], &["https://127.0.0.1:18443/deep", "invalid peer certificate"]);
+    fs::remove_file(&down)?;
+    let mut trusting = lab.ready.bgctl.command(&["switch", DEPLOYMENT]);
+    let trusted = trusting.env("SSL_CERT_FILE", lab.file("site/cert.pem")).output()?;
+    assert_eq!(trusted.status.code(), Some(0), "{}", String::from_utf8_lossy(&trusted.stderr));
+    assert_eq!(lab.run(&["rollback", DEPLOYMENT])?.code, Some(0));
+    fs::write(&down, "")?;
 
+    // A proxy in the environment is not asked.
     lab.apply(&[http("before", &Site::url("/deep"), "expect_status = \"200,503\"")])?;
     let mut command = lab.ready.bgctl.command(&["switch", DEPLOYMENT, "green"]);
     let expected = command.env("http_proxy", "http://127.0.0.1:1").output()?;
     assert_eq!(expected.status.code(), Some(0), "{}", String::from_utf8_lossy(&expected.stderr));
     fs::remove_file(&down)?;
     lab.apply(&[deep, http("after", &Site::url("/deep"), "")])?;
-    assert_eq!(lab.run(&["switch", DEPLOYMENT, "blue", "--confirm-within", "500ms"])?.code, Some(0));
+    assert_eq!(lab.run(&["switch", DEPLOYMENT, "blue", "--confirm-within", "1s"])?.code, Some(0));
     assert_eq!(lab.state(DEPLOYMENT)?.0, "blue");
 
     // It breaks while the switch waits: the old colour is live again at once.
@@ -97,7 +124,7 @@ fn only_the_expected_answer_passes() -> Result<()> {
         switch.join().ok().context("panicked")?
     })?;
     assert_eq!(failed.code, Some(3), "{}", failed.err);
-    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    assert!(began.elapsed() < crate::PATIENCE, "{:?}", began.elapsed());
     assert!(failed.err.contains("503") && failed.err.contains("blue is live"), "{}", failed.err);
     assert_eq!(lab.state(DEPLOYMENT)?.0, "blue");
     drop(site);

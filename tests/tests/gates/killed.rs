@@ -1,6 +1,6 @@
 //! The process that runs the gates is killed at random moments. No outcome is invented, and none is lost: what nobody has confirmed is taken back.
 
-use crate::{Gated, PATIENCE, shell};
+use crate::{Gated, PATIENCE, is_running, shell};
 use anyhow::{Context, Result, ensure};
 use bg_tests::{
     Chance,
@@ -19,17 +19,6 @@ const WINDOW: Duration = Duration::from_millis(600);
 /// Each kills two commands.
 fn rounds() -> usize {
     if std::env::var_os("BG_TEST_FULL").is_some() { 50 } else { 5 }
-}
-
-/// Whether a process with this text in its command line runs.
-fn is_running(text: &str) -> Result<bool> {
-    for entry in fs::read_dir("/proc")? {
-        let line = fs::read(entry?.path().join("cmdline")).unwrap_or_default();
-        if String::from_utf8_lossy(&line).contains(text) {
-            return Ok(true);
-        }
-    }
-    Ok(false)
 }
 
 #[test]
@@ -122,7 +111,7 @@ fn no_outcome_is_invented_and_none_is_lost() -> Result<()> {
     println!("unchanged {}, confirmed {}, taken back {}", outcomes[0], outcomes[1], outcomes[2]);
     assert!(outcomes[2] > 0, "no switch was taken back, so the test has shown nothing");
     // A command that is not killed does its work as ever.
-    let said = lab.run(&["switch", DEPLOYMENT, "--confirm-within", "600ms"]).context("the last")?;
+    let said = lab.run(&["switch", DEPLOYMENT, "--confirm-within", "2s"]).context("the last")?;
     assert!(said.code == Some(0) && said.took < PATIENCE, "{}", said.err);
     lab.ready.bgctl.run(&["history", "--verify"]).map(drop)
 }

@@ -129,3 +129,14 @@ fn shell(deployment: &str, when: &str, line: &str) -> String {
     let command = format!("kind = \"exec\"\ncommand = ['/bin/sh', '-c', '''{line}''']");
     gate(deployment, when, &format!("{command}\ntimeout = \"2s\"\ninterval = \"100ms\""))
 }
+
+/// Whether a process with this text in its command line runs.
+fn is_running(text: &str) -> Result<bool> {
+    for entry in fs::read_dir("/proc")? {
+        let line = fs::read(entry?.path().join("cmdline")).unwrap_or_default();
+        if String::from_utf8_lossy(&line).contains(text) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}

@@ -19,7 +19,7 @@ fn meanwhile(lab: &Gated, arguments: &[&str], colour: &str, other: &[&str]) -> R
         let said = lab.run(other)?;
         ensure!(said.code == Some(0), "{other:?}: {}", said.err);
         let said = switch.join().ok().context("panicked")??;
-        ensure!(began.elapsed() < Duration::from_secs(5), "it has waited for {:?}", began.elapsed());
+        ensure!(began.elapsed() < PATIENCE, "it has waited for {:?}", began.elapsed());
         Ok(said)
     })
 }
@@ -72,24 +72,24 @@ fn a_ramp_is_watched_from_its_beginning_and_a_schedule_from_its_time() -> Result
     let (_, generation, _) = lab.state(DEPLOYMENT)?;
     let failed = lab.run(&["switch", DEPLOYMENT, "--ramp", "30s", "--confirm-within", "10s"])?;
     assert_eq!(failed.code, Some(3), "{}", failed.err);
-    assert!(failed.took < Duration::from_secs(5), "{:?}", failed.took);
+    assert!(failed.took < PATIENCE, "{:?}", failed.took);
     let (live, now, phase) = lab.state(DEPLOYMENT)?;
     assert_eq!((live.as_str(), phase.as_str()), ("blue", "steady"), "{now} after {generation}");
     let found = lab.ready.bgctl.deployment(DEPLOYMENT)?;
     assert_eq!(found["green_share"], 0.0, "{found}");
 
     std::fs::write(lab.file("log"), "1\n2\n3\n")?;
-    let kept = lab.run(&["--json", "switch", DEPLOYMENT, "--ramp", "500ms", "--confirm-within", "500ms"])?;
+    let kept = lab.run(&["--json", "switch", DEPLOYMENT, "--ramp", "500ms", "--confirm-within", "1s"])?;
     assert_eq!(kept.code, Some(0), "{}", kept.err);
     assert_eq!(kept.json()?["confirmed"], "by_gates");
-    assert!((0.9..4.0).contains(&kept.took.as_secs_f64()), "{:?}", kept.took);
+    assert!(kept.took >= Duration::from_millis(1300), "{:?}", kept.took);
     thread::sleep(Duration::from_millis(300));
     assert_eq!(lab.state(DEPLOYMENT)?.0, "green");
 
     std::fs::write(lab.file("log"), "1\n2\n3\n")?;
-    let at = std::time::SystemTime::now() + Duration::from_millis(1000);
+    let at = std::time::SystemTime::now() + Duration::from_secs(2);
     let text = humantime::format_rfc3339_millis(at).to_string();
-    let kept = lab.run(&["--json", "switch", DEPLOYMENT, "--at", &text, "--confirm-within", "500ms"])?;
+    let kept = lab.run(&["--json", "switch", DEPLOYMENT, "--at", &text, "--confirm-within", "1s"])?;
     assert_eq!(kept.code, Some(0), "{}", kept.err);
     let since = at.duration_since(std::time::UNIX_EPOCH)?.as_nanos();
     let asked: Vec<u128> = lab.lines("log").iter().skip(3).filter_map(|line| line.parse().ok()).collect();

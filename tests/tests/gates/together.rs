@@ -24,8 +24,7 @@ fn each_deployment_is_ruled_by_its_own_gates() -> Result<()> {
         let before = [NEIGHBOUR, DEPLOYMENT].map(|deployment| lab.state(deployment));
         let both = thread::scope(|scope| {
             let lab = &lab;
-            let switch =
-                |deployment| scope.spawn(move || lab.run(&["switch", deployment, "--confirm-within", "1500ms"]));
+            let switch = |deployment| scope.spawn(move || lab.run(&["switch", deployment, "--confirm-within", "2s"]));
             let switches = [NEIGHBOUR, DEPLOYMENT].map(switch);
             switches.map(|switch| switch.join().ok().context("panicked")?)
         });

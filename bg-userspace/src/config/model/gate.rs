@@ -28,9 +28,9 @@ impl fmt::Display for Gate {
     /// What a message calls it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.kind {
-            GateKind::Exec { command } => write!(f, "exec {}", command.join(" ")),
+            GateKind::Exec { command } => write!(f, "exec {}", short(&command.join(" "))),
             GateKind::Http { url, .. } => write!(f, "http {}", without_password(url)),
-            GateKind::Prometheus { query, .. } => write!(f, "prometheus {query}"),
+            GateKind::Prometheus { query, .. } => write!(f, "prometheus {}", short(query)),
         }
     }
 }
@@ -121,6 +121,16 @@ impl fmt::Display for Bound {
     }
 }
 
+/// A line that messages can have in their middle.
+fn short(text: &str) -> String {
+    const MOST: usize = 80;
+    let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    match line.char_indices().nth(MOST) {
+        Some((end, _)) => format!("{}...", &line[..end]),
+        None => line,
+    }
+}
+
 /// The URL as messages and the history have it.
 fn without_password(url: &str) -> String {
     let parts = url.split_once("://").and_then(|(scheme, rest)| {
@@ -134,6 +144,13 @@ fn without_password(url: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_script_is_named_by_its_beginning() {
+        assert_eq!(short("sh -c\n  true\t1"), "sh -c true 1");
+        assert_eq!(short(&"é".repeat(81)), format!("{}...", "é".repeat(80)));
+        assert_eq!(short(&"é".repeat(80)), "é".repeat(80));
+    }
 
     #[test]
     fn no_message_has_a_password() {
