@@ -113,8 +113,10 @@ fn stays(word: &Live, time: Duration, why: &str) -> Result<()> {
 fn the_idle_colour_takes_over_from_a_dead_one_and_keeps_the_traffic() -> Result<()> {
     let shop = Shop::open(HOLD_OFF)?;
     let word = shop.ready.live()?;
+    let before = word.word();
     let controller = Controller::start(&shop.ready.bgctl)?;
     shop.all_up()?;
+    ensure!(word.word() == before, "it acted before it had looked at all of them");
     let neighbour = shop.ready.bgctl.deployment(OTHER)?["generation"].clone();
 
     // One of two is enough.
