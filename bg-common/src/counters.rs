@@ -76,11 +76,14 @@ pub enum Event {
     MirrorLost = 17,
     /// Drop: what a backend of the idle colour has answered to a copy, or an ICMP error about a copy.
     MirrorAnswer = 18,
+    /// Drop: it would have opened a flow, but every backend of the colour is down, and the health checks are configured to refuse it then. A
+    /// TCP client gets a reset in its place.
+    AllDown = 19,
 }
 
 impl Event {
     /// All events, in the order of their rows.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::Malformed,
         Self::ReplyCollision,
         Self::EndedFlow,
@@ -100,6 +103,7 @@ impl Event {
         Self::IdleNotReady,
         Self::MirrorLost,
         Self::MirrorAnswer,
+        Self::AllDown,
     ];
     /// The number of rows of the `events` map.
     pub const COUNT: u32 = Self::ALL.len() as u32;
@@ -116,6 +120,7 @@ impl Event {
                     | Self::IdleNotReady
                     | Self::MirrorLost
                     | Self::MirrorAnswer
+                    | Self::AllDown
             )
     }
 
@@ -141,6 +146,7 @@ impl Event {
             Self::IdleNotReady => "idle_not_ready",
             Self::MirrorLost => "mirror_lost",
             Self::MirrorAnswer => "mirror_answer",
+            Self::AllDown => "all_down",
         }
     }
 }

@@ -39,7 +39,7 @@ pub use timing::{Cause, ClockId, Timing};
 pub use trips::{Conditions, Limit, Trips};
 
 /// The version of everything in this crate. Pins of another version are refused.
-pub const ABI_VERSION: u32 = 6;
+pub const ABI_VERSION: u32 = 7;
 
 /// The most deployments in an instance: the entries of the `live` map.
 pub const MAX_DEPLOYMENTS: u32 = 1024;
@@ -47,6 +47,8 @@ pub const MAX_DEPLOYMENTS: u32 = 1024;
 pub const MAX_SERVICES: u32 = 16_384;
 /// The most backends for which an instance can have room, over all services and both colours.
 pub const MAX_BACKENDS: u32 = 262_144;
+/// The entries of a Maglev table whose backends are all down, if new flows are to be refused then. It is the slot of no backend.
+pub const NO_BACKEND: u32 = u32::MAX;
 /// The most tester prefixes in an instance, over all deployments.
 pub const MAX_TESTERS: u32 = 65_536;
 /// Frames can be redirected to interfaces whose index is below this. It is as many as fit into [`NextHop`], so

@@ -16,7 +16,9 @@ use std::{
 
 use bg_userspace::{
     AttachOptions, BackendHealth, Colour, Error, Health, Instance, Mode, Paths, Protocol, SwitchRequest, attach,
-    config::{BackendSpec, Config, Deployment, DivideBy, Failover, OnSwitch, Service, StickyPrefix, Tee},
+    config::{
+        BackendSpec, Config, Deployment, DivideBy, Failover, OnSwitch, Service, StickyPrefix, Tee, model::AllDown,
+    },
 };
 
 const DEPLOYMENT: &str = "example";
@@ -57,6 +59,7 @@ fn main() -> Result<(), AnyError> {
                 address: *address,
                 health: if *healthy { Health::Up } else { Health::Down },
                 share: 1.0,
+                all_down: AllDown::Open,
             })
         });
         let set = instance.set_health(&health.collect::<Vec<_>>())?;

@@ -134,6 +134,8 @@ fn compile(program: &str, options: &[&str]) -> Result<PathBuf> {
         .current_dir(workspace::root())
         .env("PATH", toolchain::path_with_cargo_bin())
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
+        // An incremental build divides the crates otherwise, and what comes of that has larger frames than old kernels allow.
+        .env("CARGO_INCREMENTAL", "0")
         .args(["build", "--release", "--package", "bg-ebpf"])
         .args(["--bin", program])
         .args(options)

@@ -284,6 +284,7 @@ fn open_flow<V: Flows, W: SlowPath<V>>(
         Placed::At(slot) => slot,
         Placed::MissingRow => return Err(Verdict::drop(world, Event::MissingRow)),
         Placed::NotReady => return Err(Verdict::refuse(headers, hook, Event::IdleNotReady)),
+        Placed::AllDown => return Err(Verdict::refuse(headers, hook, Event::AllDown)),
         Placed::Collision => return Err(Verdict::drop(world, Event::ReplyCollision)),
     };
     let Some(backend) = world.backend(slot).map(BackendRef) else {

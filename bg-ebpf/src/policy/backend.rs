@@ -7,7 +7,7 @@ use crate::{
     wire::headers::IpVersion,
     world::{World, note},
 };
-use bg_common::{Be16, Colour, FlowBackend, Protocol, ServiceRow, TableSpan};
+use bg_common::{Be16, Colour, FlowBackend, NO_BACKEND, Protocol, ServiceRow, TableSpan};
 
 /// A backend that was chosen.
 #[derive(Clone, Copy)]
@@ -58,6 +58,13 @@ pub fn at(table: TableSpan, hash: u32, world: &impl World) -> Option<Chosen> {
         Step::Backend { slot: chosen.name.slot().into(), entry: (hash % table.len).into(), len: table.len.into() }
     );
     Some(chosen)
+}
+
+/// Whether a flow that gets no backend is refused because all of them are down.
+#[inline(always)]
+pub fn is_refused(table: TableSpan, hash: u32, world: &impl World) -> bool {
+    let TableSpan { base, len } = table;
+    len != 0 && world.maglev(base.wrapping_add(hash % len)) == Some(NO_BACKEND)
 }
 
 /// The backend at this hash's entry of a Maglev table.

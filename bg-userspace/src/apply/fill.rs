@@ -3,7 +3,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use bg_common::TableSpan;
+use bg_common::{NO_BACKEND, TableSpan};
 
 use crate::{maglev, sys::Mapped};
 
@@ -18,6 +18,8 @@ pub(super) struct Fill {
     pub(super) weights: Vec<u32>,
     /// The parts of their weights that their health leaves them, in basis points.
     pub(super) shares: Vec<u16>,
+    /// Whether new flows are refused, because all backends are down.
+    pub(super) is_refused: bool,
     /// The slots of the backends.
     pub(super) slots: Vec<u32>,
 }
@@ -29,7 +31,8 @@ impl Fill {
         maglev::thin(&self.ids, &self.shares, &mut table);
         // Half a row at a time, because the other half may belong to another table, which another thread writes.
         for (entry, backend) in maglev.halves()[self.span.base as usize..].iter().zip(table) {
-            entry.store(self.slots[backend as usize], Ordering::Release);
+            let slot = if self.is_refused { NO_BACKEND } else { self.slots[backend as usize] };
+            entry.store(slot, Ordering::Release);
         }
     }
 }

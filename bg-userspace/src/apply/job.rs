@@ -11,7 +11,7 @@ use super::{fill::Fill, work::Work};
 use crate::{
     Error, Room,
     config::{BackendSpec, Service},
-    health::HealthWord,
+    health::{self, HealthWord},
     maglev,
     plan::{Action, DeploymentDiff, ServiceDiff, Slot},
     running::{UNSETTLED, padded, service_key, table, vip_row},
@@ -164,6 +164,7 @@ impl Job {
             ids: specs.iter().map(|spec| maglev::identity(spec.address)).collect(),
             weights: specs.iter().map(|spec| spec.weight).collect(),
             shares: specs.iter().map(|spec| health(&spec.address).share()).collect(),
+            is_refused: health::is_refused(specs.iter().map(|spec| (spec.weight, health(&spec.address)))),
             slots: specs.iter().filter_map(|spec| slots.get(&spec.address)).copied().collect(),
         });
     }

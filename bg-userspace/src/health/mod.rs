@@ -8,6 +8,7 @@
 mod set;
 mod word;
 
+pub(crate) use self::set::is_refused;
 pub(crate) use self::word::HealthWord;
 pub use self::{
     set::{BackendHealth, HealthSet},

@@ -9,12 +9,12 @@ use std::{
     sync::atomic::Ordering,
 };
 
-use bg_common::{Colour, Mode};
-use serde::Serialize;
+use bg_common::{Colour, Mode, NO_BACKEND};
 
 use super::word::{Health, HealthWord};
 use crate::{
-    Error, Instance, Paths, json,
+    Error, Instance, Paths,
+    config::model::AllDown,
     lock::Lock,
     maglev,
     maps::{self, Tables, Words},
@@ -23,14 +23,13 @@ use crate::{
 };
 
 /// What is known of a backend's health.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct BackendHealth {
     /// Name of its deployment.
     pub deployment: String,
     /// Name of its service.
     pub service: String,
     /// Its colour.
-    #[serde(serialize_with = "json::colour")]
     pub colour: Colour,
     /// Its address.
     pub address: SocketAddr,
@@ -38,6 +37,9 @@ pub struct BackendHealth {
     pub health: Health,
     /// The part of its weight that it gets, from 0 to 1. Below 1, a backend that has returned starts slowly.
     pub share: f64,
+    /// What happens to new flows if it is down and no other backend of its service and colour gets new flows. They are only refused if
+    /// this is so of all backends with a weight.
+    pub all_down: AllDown,
 }
 
 /// What has come of a [`Instance::set_health`].
@@ -56,7 +58,8 @@ impl Instance {
     /// Says which backends are up and which are down.
     ///
     /// A backend that is down gets no new flows until it is up again. Its open flows stay. If no backend of a service and colour is
-    /// left, all of them get new flows according to their weights: a check that is wrong about all of them must not end a service.
+    /// left, all of them get new flows according to their weights, because a check that is wrong about all of them must not end a service.
+    /// With [`AllDown::Refuse`] new flows are refused then, and counted.
     /// The health of other backends stays as it is. An [`apply`](Self::apply) keeps it too, except that of backends that it adds.
     ///
     /// Waits for an apply that is running, but neither for a switch nor does a switch wait for it.
@@ -71,7 +74,7 @@ impl Instance {
         let mut changes = Vec::new();
         let positions = positions(&running);
         for wanted in backends {
-            let word = HealthWord::new(wanted.health, wanted.share, false);
+            let word = HealthWord::new(wanted.health, wanted.share, wanted.all_down == AllDown::Refuse);
             let position = positions.get(&(wanted.deployment.clone(), wanted.service.clone())).copied();
             let of_colour = position.map(|position| &mut running.services[position].backends[wanted.colour as usize]);
             let found = of_colour.into_iter().flatten().filter(|backend| backend.address == wanted.address);
@@ -140,6 +143,12 @@ fn write(tables: &Tables, changes: &[(u32, HealthWord)]) {
     }
 }
 
+/// Whether new flows of a colour are refused, whose backends have these weights and healths.
+pub(crate) fn is_refused(backends: impl Iterator<Item = (u32, HealthWord)>) -> bool {
+    let mut with_weight = backends.filter(|(weight, _)| *weight > 0);
+    with_weight.all(|(_, health)| health.is_refused())
+}
+
 /// Writes the entries of a colour's table that differ. Returns false if an apply has to complete the service first.
 fn rewrite(service: &RunningService, colour: Colour, maglev: &Mapped<[u32; 2]>) -> bool {
     if service.mode == Mode::Tee {
@@ -159,8 +168,9 @@ fn rewrite(service: &RunningService, colour: Colour, maglev: &Mapped<[u32; 2]>) 
     let mut wanted = vec![0; len];
     maglev::fill(&ids, &weights, &mut wanted);
     maglev::thin(&ids, &shares, &mut wanted);
+    let is_refused = is_refused(backends.iter().map(|backend| (backend.weight, backend.health)));
     for (entry, backend) in entries.iter().zip(wanted) {
-        let slot = backends[backend as usize].slot;
+        let slot = if is_refused { NO_BACKEND } else { backends[backend as usize].slot };
         // Each entry leads to a backend that exists, before and after, so a packet may read it at any time.
         if entry.load(Ordering::Relaxed) != slot {
             entry.store(slot, Ordering::Release);

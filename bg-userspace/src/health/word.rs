@@ -61,6 +61,11 @@ impl HealthWord {
         }
     }
 
+    /// Whether it gets no new flow even if no other backend of its colour gets one.
+    pub(crate) const fn is_refused(self) -> bool {
+        self.0 & Self::REFUSES != 0 && matches!(self.health(), Health::Down)
+    }
+
     /// The part of its weight that it has, in basis points.
     pub(crate) const fn share(self) -> u16 {
         let missing = (self.0 >> Self::MISSING) as u16;

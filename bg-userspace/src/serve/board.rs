@@ -10,7 +10,10 @@ use std::{
 use bg_common::Colour;
 use tokio::sync::watch;
 
-use crate::{BackendHealth, Health};
+use crate::{
+    BackendHealth, Health,
+    config::model::{AllDown, HealthCheck},
+};
 
 /// A backend of a service.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -26,6 +29,8 @@ pub(crate) struct BackendKey {
 pub(crate) struct Checked {
     /// The kind of its check.
     pub(crate) kind: &'static str,
+    /// What happens to new flows if all are down.
+    pub(crate) all_down: AllDown,
     pub(crate) health: Health,
     /// The part of its weight that it gets, from 0 to 1.
     pub(crate) share: f64,
@@ -43,9 +48,10 @@ pub(crate) struct Checked {
 
 impl Checked {
     /// What the instance says of a backend that was not looked at yet.
-    pub(crate) fn unjudged(kind: &'static str, health: Health, share: f64) -> Self {
+    pub(crate) fn unjudged(check: &HealthCheck, health: Health, share: f64) -> Self {
+        let (kind, all_down) = (check.kind.name(), check.all_down);
         let since = jiff::Timestamp::now();
-        Self { kind, health, share, is_judged: false, since, why: None, took: None, counts: [0; 2] }
+        Self { kind, all_down, health, share, is_judged: false, since, why: None, took: None, counts: [0; 2] }
     }
 }
 
@@ -96,7 +102,7 @@ impl Board {
     pub(super) fn note(&self, key: &BackendKey, checked: Checked) {
         let mut entries = self.entries();
         let before = entries.get(key);
-        let told = |checked: &Checked| (checked.health, checked.share);
+        let told = |checked: &Checked| (checked.health, checked.share, checked.all_down);
         let is_news = before.is_none_or(|before| told(&before.checked) != told(&checked));
         let changes = is_news || before.is_some_and(|before| before.checked.is_judged != checked.is_judged);
         let is_due = is_news || before.is_some_and(|before| before.is_due);
@@ -131,7 +137,7 @@ impl Board {
         let mut entries = self.entries();
         let due =
             entries.iter_mut().filter_map(|(key, entry)| std::mem::take(&mut entry.is_due).then_some((key, entry)));
-        due.map(|(key, entry)| key.with(entry.checked.health, entry.checked.share)).collect()
+        due.map(|(key, entry)| key.told(&entry.checked)).collect()
     }
 
     /// The instance could not be told.
@@ -156,15 +162,21 @@ impl BackendKey {
     }
 
     /// What to tell the instance of it.
-    pub(super) fn with(&self, health: Health, share: f64) -> BackendHealth {
+    fn told(&self, checked: &Checked) -> BackendHealth {
+        BackendHealth { share: checked.share, all_down: checked.all_down, ..self.with(checked.health) }
+    }
+
+    /// The same of one that is not checked.
+    pub(super) fn with(&self, health: Health) -> BackendHealth {
         let Self { deployment, service, colour, address } = self.clone();
-        BackendHealth { deployment, service, colour, address, health, share }
+        BackendHealth { deployment, service, colour, address, health, share: 1.0, all_down: AllDown::Open }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::model::CheckKind;
 
     fn key(port: u16) -> BackendKey {
         BackendKey {
@@ -179,11 +191,11 @@ mod tests {
     fn the_instance_is_told_of_changes_until_it_knows_them() {
         let board = Board::default();
         let mut changes = board.changes();
-        let up = Checked { is_judged: true, ..Checked::unjudged("tcp", Health::Up, 1.0) };
+        let up = Checked { is_judged: true, ..Checked::unjudged(&HealthCheck::new(CheckKind::Tcp), Health::Up, 1.0) };
         board.note(&key(1), up.clone());
         assert!(changes.has_changed().unwrap());
         changes.mark_unchanged();
-        assert_eq!(board.take_due(), [key(1).with(Health::Up, 1.0)]);
+        assert_eq!(board.take_due(), [key(1).with(Health::Up)]);
         board.note(&key(1), Checked { took: Some(Duration::from_millis(1)), ..up.clone() });
         assert!(
             !changes.has_changed().unwrap() && board.take_due().is_empty(),
@@ -193,11 +205,11 @@ mod tests {
         let due = board.take_due();
         board.give_back(&due);
         board.note(&key(1), Checked { health: Health::Down, ..up.clone() });
-        assert_eq!(board.take_due(), [key(1).with(Health::Down, 1.0)], "it could not be told before");
+        assert_eq!(board.take_due(), [key(1).with(Health::Down)], "it could not be told before");
         board.compare(&key(1), Health::Down, 1.0);
         assert!(board.take_due().is_empty());
         board.compare(&key(1), Health::Unknown, 1.0);
-        assert_eq!(board.take_due(), [key(1).with(Health::Down, 1.0)], "somebody has made it forget");
+        assert_eq!(board.take_due(), [key(1).with(Health::Down)], "somebody has made it forget");
         board.compare(&key(2), Health::Unknown, 1.0);
         board.forget(&key(1));
         board.give_back(&due);

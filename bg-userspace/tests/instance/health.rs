@@ -3,10 +3,10 @@
 use std::{collections::BTreeMap, net::SocketAddr};
 
 use aya::maps::{Array, HashMap as BpfHashMap, Map, MapData};
-use bg_common::{Backend, ServiceKey, ServiceRow};
+use bg_common::{Backend, NO_BACKEND, ServiceKey, ServiceRow};
 use bg_userspace::{
     AttachMode, BackendHealth, Colour, Health, HealthSet, SwitchRequest,
-    config::{Config, parse},
+    config::{Config, model::AllDown, parse},
 };
 
 use crate::lab::{Lab, config};
@@ -48,6 +48,7 @@ fn health(deployment: &str, service: &str, colour: Colour, octet: u8, health: He
         address: ([10, 0, colour as u8, octet], 8443).into(),
         health,
         share: 1.0,
+        all_down: AllDown::Open,
     }
 }
 
@@ -224,4 +225,36 @@ fn health_can_be_forgotten_by_hand() {
     assert!(err.contains("forgot the health of 2 backends"), "{err}");
     assert_eq!(table(&lab, PORT, Colour::Blue), before);
     assert!(told(&lab, "shop").iter().all(|(.., health)| health == "unknown"));
+}
+
+/// The entries of the first service's blue table.
+fn slots(lab: &Lab) -> Vec<u32> {
+    let services: BpfHashMap<_, ServiceKey, ServiceRow> = map(lab, "services").try_into().unwrap();
+    let span = services.iter().map(Result::unwrap).next().unwrap().1.tables[Colour::Blue as usize];
+    let maglev: Array<_, [u32; 2]> = map(lab, "maglev").try_into().unwrap();
+    let slot = |entry: u32| maglev.get(&(entry / 2), 0).unwrap()[entry as usize % 2];
+    (span.base..span.base + span.len).map(slot).collect()
+}
+
+#[test]
+fn if_all_are_down_new_flows_are_refused_if_that_was_asked_for() {
+    let lab = attached(&shop());
+    let before = table(&lab, PORT, Colour::Blue);
+    let refuse = |octet, health| BackendHealth { all_down: AllDown::Refuse, ..blue(octet, health) };
+    lab.instance().set_health(&[1, 2].map(|octet| refuse(octet, Health::Down))).unwrap();
+    assert_eq!(shares(&table(&lab, PORT, Colour::Blue)).into_keys().collect::<Vec<_>>(), [3]);
+    lab.instance().set_health(&[refuse(3, Health::Down)]).unwrap();
+    assert!(slots(&lab).iter().all(|slot| *slot == NO_BACKEND));
+
+    // A new table says the same.
+    let mut heavier = shop();
+    heavier.deployments[0].services[0].backends[0][0].weight = 7;
+    lab.instance().apply(&heavier).unwrap();
+    assert!(slots(&lab).len() > 2 && slots(&lab).iter().all(|slot| *slot == NO_BACKEND));
+    lab.instance().apply(&shop()).unwrap();
+    lab.instance().set_health(&[refuse(2, Health::Up)]).unwrap();
+    assert_eq!(shares(&table(&lab, PORT, Colour::Blue)).into_keys().collect::<Vec<_>>(), [2]);
+    lab.instance().set_health(&[refuse(2, Health::Down)]).unwrap();
+    lab.instance().forget_health().unwrap();
+    assert_eq!(table(&lab, PORT, Colour::Blue), before);
 }

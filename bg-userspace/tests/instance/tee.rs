@@ -132,6 +132,7 @@ fn the_health_of_backends_leaves_the_table_of_the_listener_alone() {
         address: "10.0.0.1:8443".parse().unwrap(),
         health,
         share: 1.0,
+        all_down: bg_userspace::config::model::AllDown::Open,
     };
     let shown =
         |lab: &Lab| lab.instance().status(None).unwrap().deployments[0].services[0].colours.blue.backends[0].health;

@@ -73,7 +73,7 @@ fn without_green() -> Host {
 
 /// The answer to a segment that is refused: sequence number, acknowledgment, whether it acknowledges.
 #[track_caller]
-fn refused(host: &Host, segment: &PacketSpec) -> (u32, u32, bool) {
+pub(crate) fn refused(host: &Host, segment: &PacketSpec) -> (u32, u32, bool) {
     let Outcome { action, frame } = host.ingress(&segment.frame());
     assert_eq!(action, Action::Refuse, "{segment:?}");
     assert_checksums(&frame);
@@ -117,7 +117,7 @@ fn who_would_reach_an_idle_colour_that_is_not_ready_is_refused_and_never_reaches
 
 /// Asserts that a datagram is answered with an ICMP error, as a host sends it that has no such service. Returns the bytes that it quotes.
 #[track_caller]
-fn unreachable(host: &Host, datagram: &PacketSpec) -> usize {
+pub(crate) fn unreachable(host: &Host, datagram: &PacketSpec) -> usize {
     let sent = datagram.frame();
     let Outcome { action, frame } = host.ingress(&sent);
     assert_eq!(action, Action::Unreachable, "{datagram:?}");

@@ -12,12 +12,14 @@
 //! - `mirror`: copies of datagrams for the idle colour.
 //! - `mirror_answers`: what the idle colour answers to copies.
 //! - `mirror_ways`: both in any order of events.
+//! - `all_down`: new flows while all backends of a colour are down.
 //! - `connections`: which packets belong to one flow.
 //! - `lookalikes`: flows that a backend could not tell apart, and clients that use one port for many services.
 //! - `icmp`: errors about flows.
 //! - `trips`: conditions that take a switch back.
 //! - `floods`: who stays in a full table.
 
+mod all_down;
 mod connections;
 mod exits;
 mod floods;

@@ -1,9 +1,11 @@
 //! Health checks against real servers: each kind sees a backend die, in each of the ways that it can, within its bound, and come back.
 //! Meanwhile an apply, and a controller that is killed and started again, forget nothing.
 
+mod all_down;
 mod grpc;
 mod kept;
 mod kinds;
+mod load;
 
 use anyhow::{Context as _, Result, ensure};
 use bg_tests::{Backend, BackendHealth, Nginx, Ready, load::Connection};

@@ -232,6 +232,8 @@ pub enum Placed {
     MissingRow,
     /// The flow may only be on the idle colour, which has no backend for it.
     NotReady,
+    /// All backends of the colour are down, and the flow is refused.
+    AllDown,
     /// None of the backends that were tried could tell the flow from another open one of the client.
     Collision,
 }
@@ -240,6 +242,7 @@ impl Placed {
     const MISSING_ROW: u32 = u32::MAX;
     const NOT_READY: u32 = u32::MAX - 1;
     const COLLISION: u32 = u32::MAX - 2;
+    const ALL_DOWN: u32 = u32::MAX - 3;
 
     /// From what the call has returned.
     #[inline(always)]
@@ -248,6 +251,7 @@ impl Placed {
             Self::MISSING_ROW => Self::MissingRow,
             Self::NOT_READY => Self::NotReady,
             Self::COLLISION => Self::Collision,
+            Self::ALL_DOWN => Self::AllDown,
             slot => Self::At(slot),
         }
     }
@@ -260,6 +264,7 @@ impl Placed {
             Self::MissingRow => Self::MISSING_ROW,
             Self::NotReady => Self::NOT_READY,
             Self::Collision => Self::COLLISION,
+            Self::AllDown => Self::ALL_DOWN,
         }
     }
 }
@@ -290,7 +295,13 @@ pub(super) fn choose_backend(call: &mut Opening, world: &impl World, step: impl 
 fn at_hash(call: &mut Opening, world: &impl World) -> Placed {
     let Some(chosen) = backend::at(call.backends, call.tuple_hash, world) else {
         // Never on the live colour instead (invariant 6).
-        return if call.flow.state.has(FlowState::IDLE_ONLY) { Placed::NotReady } else { Placed::MissingRow };
+        return if call.flow.state.has(FlowState::IDLE_ONLY) {
+            Placed::NotReady
+        } else if backend::is_refused(call.backends, call.tuple_hash, world) {
+            Placed::AllDown
+        } else {
+            Placed::MissingRow
+        };
     };
     call.flow.backend = chosen.name;
     let search = &mut call.search;

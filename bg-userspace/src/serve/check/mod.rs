@@ -131,12 +131,17 @@ impl Checks {
             }
             let begin = match board.of(&key) {
                 // It was checked in another way until now.
-                Some(checked) => {
-                    Checked { kind: check.kind.name(), is_judged: false, why: None, took: None, ..checked }
-                }
+                Some(checked) => Checked {
+                    kind: check.kind.name(),
+                    all_down: check.all_down,
+                    is_judged: false,
+                    why: None,
+                    took: None,
+                    ..checked
+                },
                 None => {
                     let (health, share) = self.told.get(&key).copied().unwrap_or((Health::Unknown, 1.0));
-                    Checked::unjudged(check.kind.name(), health, share)
+                    Checked::unjudged(&check, health, share)
                 }
             };
             board.note(&key, begin.clone());
@@ -155,7 +160,7 @@ impl Checks {
             } else if *health != Health::Unknown && target::has_service(config, &key.deployment, &key.service) {
                 // Nobody would ever find out that it is back. Services that are not in the configuration may be
                 // checked by another program.
-                self.orphans.push(key.with(Health::Unknown, 1.0));
+                self.orphans.push(key.with(Health::Unknown));
             }
         }
     }

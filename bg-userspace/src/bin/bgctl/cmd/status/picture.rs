@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bg_common::Colour;
-use bg_userspace::{ColourStatus, DeploymentStatus, InterfaceState, Status, config::OnSwitch};
+use bg_userspace::{BackendStatus, ColourStatus, DeploymentStatus, Health, InterfaceState, Status, config::OnSwitch};
 use unicode_width::UnicodeWidthChar as _;
 
 use crate::{
@@ -234,7 +234,7 @@ fn services(deployment: &DeploymentStatus) -> Vec<String> {
                 format!("{}/{}", service.vip, service.protocol).into(),
                 service.mode.into(),
                 Cell::new(format!("{}{mark}", colour.name()), style),
-                backends.len().to_string().into(),
+                well(backends).into(),
                 packets.to_string().into(),
                 output::bytes(*bytes).into(),
                 flows_opened.to_string().into(),
@@ -242,6 +242,15 @@ fn services(deployment: &DeploymentStatus) -> Vec<String> {
         }
     }
     table.lines("  ")
+}
+
+/// The number of backends, and how many are not down if some are.
+fn well(backends: &[BackendStatus]) -> String {
+    let all = backends.len();
+    match backends.iter().filter(|backend| backend.health == Health::Down.name()).count() {
+        0 => all.to_string(),
+        down => format!("{} of {all}", all - down),
+    }
 }
 
 /// A styled line in rows of at most `width` columns.
