@@ -48,7 +48,8 @@ impl Metrics {
         let began = Instant::now();
         let look = controller.on_instance(None, |instance| Ok((instance.status(None)?, instance.flow_tables()?))).await;
         let look = look.inspect_err(|error| tracing::debug!("there are no numbers of the instance: {error}")).ok();
-        let numbers = Numbers { at: jiff::Timestamp::now(), look, changes: self.counts.all() };
+        let (changes, tees) = (self.counts.all(), controller.tees().now());
+        let numbers = Numbers { at: jiff::Timestamp::now(), look, changes, tees };
         let mut registry = Registry::default();
         registry.register_collector(Box::new(numbers));
         let mut text = String::new();

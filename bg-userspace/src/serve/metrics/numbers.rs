@@ -10,7 +10,7 @@ use prometheus_client::{
 };
 
 use super::counts::Kind;
-use crate::{ColourStatus, DeploymentStatus, ServiceStatus, Status, TablesUse};
+use crate::{ColourStatus, DeploymentStatus, ServiceStatus, Status, TablesUse, serve::tee::counts::TeeStatus};
 
 const PHASES: [&str; 7] = ["steady", "draining", "split", "ramping", "confirming", "scheduled", "frozen"];
 /// What is counted from zero on, so that the first one is seen as an increase.
@@ -23,6 +23,7 @@ pub(super) struct Numbers {
     /// `None` without an instance.
     pub(super) look: Option<(Status, TablesUse)>,
     pub(super) changes: BTreeMap<Kind, u64>,
+    pub(super) tees: Vec<TeeStatus>,
 }
 
 /// A metric whose samples have labels.
@@ -159,6 +160,19 @@ impl Numbers {
         gauge(encoder, "bgctl_backend_check_duration_seconds", "How long the last check of a backend took").map(|_| ())
     }
 
+    fn tees(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let help = "What has become of connections of services in mode tee, and of their copies, since the controller has started";
+        let mut tee = counter(encoder, "bgctl_tee_connections", help)?;
+        for (deployment, service) in self.services().filter(|(_, service)| service.mode == "tee") {
+            let service = service.name.as_str();
+            let is_it = |tee: &&TeeStatus| (tee.deployment.as_str(), tee.service.as_str()) == (deployment, service);
+            for (outcome, count) in self.tees.iter().find(is_it).into_iter().flat_map(|tee| &tee.counts) {
+                tee.count([("deployment", deployment), ("service", service), ("outcome", outcome)], *count)?;
+            }
+        }
+        Ok(())
+    }
+
     fn host(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let mut used = gauge(encoder, "bgctl_flow_table_used_ratio", "The part of a flow table that is in use")?;
         if let Some((_, tables)) = &self.look {
@@ -182,6 +196,7 @@ impl Collector for Numbers {
         self.traffic(&mut encoder)?;
         self.events(&mut encoder)?;
         self.health(&mut encoder)?;
+        self.tees(&mut encoder)?;
         self.host(&mut encoder)
     }
 }
