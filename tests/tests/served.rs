@@ -136,3 +136,30 @@ fn a_supervisor_is_told_of_readiness_life_reload_and_end() -> Result<()> {
     assert_eq!(process.wait(SOON)?.as_ref().and_then(ExitStatus::code), Some(0));
     Ok(())
 }
+
+#[test]
+fn a_file_system_that_does_not_respond_holds_up_neither_life_nor_end() -> Result<()> {
+    let ready = ready()?;
+    let config = ready.bgctl.config().to_owned();
+    let mut controller = Controller::start(&ready.bgctl)?;
+    // Opening a FIFO that nobody writes to takes for ever.
+    std::fs::rename(&config, config.with_extension("kept"))?;
+    bg_tests::run(&format!("mkfifo {}", config.display()))?;
+    controller.signal(libc::SIGHUP)?;
+    std::thread::sleep(Duration::from_millis(300));
+    ready.bgctl.run(&["switch", DEPLOYMENT])?;
+    controller.wait_for("\"action\":\"switch\"")?;
+    let ended = controller.end(libc::SIGTERM)?;
+    assert_eq!(ended.code(), Some(0));
+    Ok(())
+}
+
+#[test]
+fn an_apply_has_the_configuration_read_again() -> Result<()> {
+    let ready = ready()?;
+    let config = std::fs::read_to_string(ready.bgctl.config())?;
+    let mut controller = Controller::start(&ready.bgctl)?;
+    ready.bgctl.apply(&config.replacen("drain_timeout = \"1h\"", "drain_timeout = \"2h\"", 1))?;
+    controller.wait_for("the configuration was read again")?;
+    Ok(())
+}

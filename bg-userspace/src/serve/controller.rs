@@ -24,7 +24,7 @@ const CALLS: usize = 16;
 /// them holds up a plain switch.
 const LONG_CALLS: usize = 16;
 /// How many events a slow listener may be behind, before it has missed some.
-const EVENTS: usize = 1024;
+const EVENTS: usize = 4096;
 
 /// Where the configuration comes from.
 #[derive(Clone, Debug)]
@@ -38,9 +38,9 @@ impl Source {
         Self { path: options.config.clone(), may_be_missing: options.may_be_missing }
     }
 
-    /// Reads it.
-    pub(super) fn load(&self) -> Result<Config, ConfigError> {
-        match config::load(&self.path) {
+    /// Reads it for the first time. Only then it is no error that the usual file does not exist: later, somebody may just be replacing it.
+    pub(super) fn first(&self) -> Result<Config, ConfigError> {
+        match self.load() {
             Err(ConfigError::Unreadable { source, .. })
                 if self.may_be_missing && source.kind() == std::io::ErrorKind::NotFound =>
             {
@@ -49,6 +49,10 @@ impl Source {
             }
             loaded => loaded,
         }
+    }
+
+    fn load(&self) -> Result<Config, ConfigError> {
+        config::load(&self.path)
     }
 }
 
@@ -63,6 +67,7 @@ pub(crate) struct Controller {
     events: broadcast::Sender<Arc<Event>>,
     stopped: watch::Sender<bool>,
     look: Notify,
+    reload: Notify,
     calls: Semaphore,
     long_calls: Semaphore,
     watchers: AtomicUsize,
@@ -88,6 +93,7 @@ impl Controller {
             events: broadcast::Sender::new(EVENTS),
             stopped: watch::Sender::new(false),
             look: Notify::new(),
+            reload: Notify::new(),
             calls: Semaphore::new(CALLS),
             long_calls: Semaphore::new(LONG_CALLS),
             watchers: AtomicUsize::new(0),
@@ -111,6 +117,16 @@ impl Controller {
         self.config.subscribe()
     }
 
+    /// Asks for the configuration to be read again.
+    pub(crate) fn ask_to_reload(&self) {
+        self.reload.notify_one();
+    }
+
+    /// Waits until somebody asks for that.
+    pub(super) async fn asked_to_reload(&self) {
+        self.reload.notified().await;
+    }
+
     /// Reads the configuration again. An invalid one changes nothing.
     pub(super) async fn reload(&self) {
         let source = self.source.clone();
@@ -118,7 +134,10 @@ impl Controller {
         match loaded {
             Ok(Ok(config)) => {
                 tracing::info!("the configuration was read again");
-                self.config.send_replace(Arc::new(config));
+                let is_another = |present: &Arc<Config>| **present != config;
+                if is_another(&self.config()) {
+                    self.config.send_replace(Arc::new(config));
+                }
             }
             Ok(Err(error)) => {
                 tracing::error!(

@@ -13,8 +13,8 @@ use std::{
 
 use tokio::time::{MissedTickBehavior, interval};
 
-use super::{controller::Controller, error::ServeError, event::Event};
-use crate::history::Record;
+use super::{controller::Controller, error::ServeError, event::Event, view::View};
+use crate::history::{Action, Record};
 
 /// How often it looks whether something was appended.
 const LOOK: Duration = Duration::from_millis(250);
@@ -27,12 +27,17 @@ pub(super) async fn run(controller: Arc<Controller>) -> Result<(), ServeError> {
     let mut ticks = interval(LOOK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut tail = Tail::default();
+    let mut seen = None;
     loop {
-        let has_changed = tokio::select! {
-            changed = views.changed() => changed.is_ok(),
-            _ = ticks.tick() => false,
+        tokio::select! {
+            _ = views.changed() => {}
+            _ = ticks.tick() => {}
             () = controller.stopped() => return Ok(()),
-        };
+        }
+        // Asking for what is not recorded takes a process of its own, so it is asked only when there may be something.
+        let now = views.borrow_and_update().as_deref().map(generations);
+        let has_changed = now.is_some() && now != seen;
+        seen = now;
         let at = tail.clone();
         let next = controller.on_instance(None, move |instance| {
             let problems = if has_changed { instance.check_state() } else { Vec::new() };
@@ -49,6 +54,10 @@ pub(super) async fn run(controller: Arc<Controller>) -> Result<(), ServeError> {
             Ok((after, records)) => {
                 tail = after;
                 let is_news = !records.is_empty();
+                // Whoever applies has mostly changed the file.
+                if records.iter().any(|record| record.action == Action::Apply) {
+                    controller.ask_to_reload();
+                }
                 for record in records {
                     tracing::info!(deployment = record.deployment, action = record.action.name(), who = %record.who, "recorded");
                     controller.publish(Event::of(record));
@@ -60,6 +69,12 @@ pub(super) async fn run(controller: Arc<Controller>) -> Result<(), ServeError> {
             Err(error) => tracing::debug!("cannot read the history: {error}"),
         }
     }
+}
+
+/// What changes if there is something to record.
+fn generations(view: &View) -> Vec<(String, u32, &'static str)> {
+    let deployments = view.status.deployments.iter();
+    deployments.map(|found| (found.name.clone(), found.generation, found.phase)).collect()
 }
 
 /// How far a journal was read.

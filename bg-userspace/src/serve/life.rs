@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use sd_notify::NotifyState;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
+    task::JoinHandle,
     time::{MissedTickBehavior, interval, sleep},
 };
 
@@ -40,6 +41,8 @@ impl Life {
         }
         tell(&[NotifyState::Ready]);
         tracing::info!(pin_root = %controller.paths().pin_root.display(), "the controller is ready");
+        // One at a time. It may wait for a file system that does not respond, and nothing here waits for it.
+        let mut reload: Option<JoinHandle<()>> = None;
         let mut alive = interval(watchdog().unwrap_or(Duration::from_secs(3600)));
         alive.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -47,11 +50,16 @@ impl Life {
                 _ = self.interrupt.recv() => break,
                 _ = self.terminate.recv() => break,
                 () = controller.stopped() => break,
-                _ = self.hang_up.recv() => {
+                _ = self.hang_up.recv() => controller.ask_to_reload(),
+                () = controller.asked_to_reload(), if reload.is_none() => {
                     if let Ok(began) = NotifyState::monotonic_usec_now() {
                         tell(&[NotifyState::Reloading, began]);
                     }
-                    controller.reload().await;
+                    let reloading = controller.clone();
+                    reload = Some(tokio::spawn(async move { reloading.reload().await }));
+                }
+                _ = ended(&mut reload) => {
+                    reload = None;
                     tell(&[NotifyState::Ready]);
                 }
                 // This task runs only if the runtime's threads do.
@@ -61,6 +69,14 @@ impl Life {
         tell(&[NotifyState::Stopping]);
         tracing::info!("the controller ends; the data path stays as it is");
         Ok(())
+    }
+}
+
+/// Waits for the end of a task; for ever, if there is none.
+async fn ended(task: &mut Option<JoinHandle<()>>) {
+    match task {
+        Some(task) => _ = task.await,
+        None => std::future::pending().await,
     }
 }
 

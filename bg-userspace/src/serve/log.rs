@@ -36,7 +36,7 @@ pub(super) fn begin(format: LogFormat, verbose: bool) -> Result<(), ServeError> 
     let layer = match format {
         LogFormat::Json => lines.json().flatten_event(true).boxed(),
         LogFormat::Auto if is_journal() => match tracing_journald::layer() {
-            Ok(journal) => journal.with_syslog_identifier("bgctl".to_owned()).boxed(),
+            Ok(journal) => journal.with_syslog_identifier("bgctl".to_owned()).with_field_prefix(None).boxed(),
             Err(_) => lines.boxed(),
         },
         LogFormat::Auto | LogFormat::Text => lines.boxed(),

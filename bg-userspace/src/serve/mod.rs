@@ -26,9 +26,12 @@ mod page;
 mod tee;
 mod view;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use tokio::task::JoinSet;
+use tokio::{
+    task::{JoinError, JoinSet},
+    time::timeout,
+};
 
 use self::{
     api::Server,
@@ -39,24 +42,30 @@ use self::{
 pub use self::{error::ServeError, log::LogFormat, options::ServeOptions};
 use crate::{Error, Paths, Refusal};
 
+/// How long the end waits for all parts. One may wait for a file system that does not respond.
+const LAST: Duration = Duration::from_secs(5);
+
 /// Runs the controller until a signal ends it, which is a success.
 ///
 /// # Errors
 /// The configuration cannot be read, another controller runs on the instance, an address cannot be listened on, or a part has failed.
 pub fn run(paths: &Paths, options: &ServeOptions) -> Result<(), ServeError> {
     log::begin(options.log_format, options.verbose)?;
-    let source = Source::new(options);
-    let config = source.load()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    let runtime = runtime.map_err(|source| ServeError::Io { doing: "start threads".to_owned(), source })?;
-    let ended = runtime.block_on(serve(Controller::new(paths, source, config)));
+    let runtime = runtime.map_err(ServeError::io("start threads"))?;
+    let ended = runtime.block_on(async {
+        // Before anything that may take long, so that no signal but SIGKILL kills it.
+        let life = Life::begin()?;
+        let source = Source::new(options);
+        let config = source.first()?;
+        serve(Controller::new(paths, source, config), life).await
+    });
     // A call that waits for a file system which does not respond must not keep the process.
-    runtime.shutdown_timeout(std::time::Duration::from_millis(500));
+    runtime.shutdown_timeout(Duration::from_millis(500));
     ended
 }
 
-async fn serve(controller: Arc<Controller>) -> Result<(), ServeError> {
-    let life = Life::begin()?;
+async fn serve(controller: Arc<Controller>, life: Life) -> Result<(), ServeError> {
     no_other(&controller).await?;
     let metrics = Arc::new(Metrics::default());
     let server = Server::listen(&controller, metrics.clone()).await?;
@@ -71,10 +80,18 @@ async fn serve(controller: Arc<Controller>) -> Result<(), ServeError> {
     parts.spawn(tee::run(controller.clone()));
     parts.spawn(life.run(controller.clone()));
     // The first part that ends ends the others: either it is time, or the controller would not be complete without it.
-    let mut ended = Ok(());
-    while let Some(part) = parts.join_next().await {
-        ended = ended.and(part.map_err(|error| ServeError::Part { why: error.to_string() }).and_then(|result| result));
-        controller.stop();
+    let result = |part: Result<_, JoinError>| {
+        part.map_err(|error| ServeError::Part { why: error.to_string() }).and_then(|result| result)
+    };
+    let mut ended = parts.join_next().await.map_or(Ok(()), result);
+    controller.stop();
+    let others = async {
+        while let Some(part) = parts.join_next().await {
+            ended = std::mem::replace(&mut ended, Ok(())).and(result(part));
+        }
+    };
+    if timeout(LAST, others).await.is_err() {
+        tracing::warn!("parts of the controller have not ended in {LAST:?}, and are left behind");
     }
     ended
 }

@@ -9,11 +9,11 @@ use std::{
     time::Duration,
 };
 
-use reqwest::{Client, StatusCode, header::CONTENT_TYPE};
+use reqwest::{Client, StatusCode, Url, header::CONTENT_TYPE};
 use serde::{Serialize, Serializer};
 use tokio::{
     sync::{Notify as Bell, broadcast::error::RecvError},
-    task::JoinSet,
+    task::{AbortHandle, JoinSet},
     time::{sleep, timeout},
 };
 
@@ -33,23 +33,23 @@ const LAST: Duration = Duration::from_secs(2);
 pub(super) async fn run(controller: Arc<Controller>) -> Result<(), ServeError> {
     let mut configs = controller.config_changes();
     let mut events = None;
-    let mut hooks: Vec<Arc<Hook>> = Vec::new();
+    let mut hooks: Vec<(Arc<Hook>, AbortHandle)> = Vec::new();
     let mut tasks = JoinSet::new();
     loop {
         let wanted = configs.borrow_and_update().notify.clone();
-        // One that stays keeps what waits in its queue.
-        hooks.retain(|hook| {
+        // One that stays keeps what waits in its queue. One that is gone is told nothing more.
+        hooks.retain(|(hook, task)| {
             let stays = wanted.contains(&hook.notify);
-            stays || {
-                hook.close();
-                false
+            if !stays {
+                task.abort();
             }
+            stays
         });
         for notify in wanted {
-            if !hooks.iter().any(|hook| hook.notify == notify) {
+            if !hooks.iter().any(|(hook, _)| hook.notify == notify) {
                 let hook = Arc::new(Hook::new(notify));
-                tasks.spawn(hook.clone().run());
-                hooks.push(hook);
+                let task = tasks.spawn(hook.clone().run());
+                hooks.push((hook, task));
             }
         }
         // The observer looks more often as long as somebody listens.
@@ -63,14 +63,14 @@ pub(super) async fn run(controller: Arc<Controller>) -> Result<(), ServeError> {
             };
             tokio::select! {
                 event = event => match event {
-                    Ok(event) => hooks.iter().for_each(|hook| hook.push(&event)),
+                    Ok(event) => hooks.iter().for_each(|(hook, _)| hook.push(&event)),
                     Err(RecvError::Lagged(missed)) => tracing::warn!("{missed} events were not told to webhooks"),
                     Err(RecvError::Closed) => return Ok(()),
                 },
                 Some(_) = tasks.join_next() => {}
                 _ = configs.changed() => break,
                 () = controller.stopped() => {
-                    hooks.iter().for_each(|hook| hook.close());
+                    hooks.iter().for_each(|(hook, _)| hook.close());
                     let _ = timeout(LAST, async { while tasks.join_next().await.is_some() {} }).await;
                     return Ok(());
                 }
@@ -82,6 +82,8 @@ pub(super) async fn run(controller: Arc<Controller>) -> Result<(), ServeError> {
 /// A webhook and what it is to be told.
 struct Hook {
     notify: Notify,
+    /// Scheme, host and port of its URL, for the log. The rest of it is often a secret.
+    origin: String,
     queue: Mutex<Queue>,
     bell: Bell,
 }
@@ -115,7 +117,8 @@ enum Next {
 
 impl Hook {
     fn new(notify: Notify) -> Self {
-        Self { notify, queue: Mutex::default(), bell: Bell::new() }
+        let origin = Url::parse(&notify.url).map(|url| url.origin().ascii_serialization()).unwrap_or_default();
+        Self { notify, origin, queue: Mutex::default(), bell: Bell::new() }
     }
 
     fn queue(&self) -> std::sync::MutexGuard<'_, Queue> {
@@ -132,7 +135,7 @@ impl Hook {
         let mut queue = self.queue();
         if queue.waiting.len() >= MOST {
             queue.waiting.pop_front();
-            tracing::warn!(url = self.notify.url, "a webhook has not taken {MOST} events; the oldest one is dropped");
+            tracing::warn!(webhook = self.origin, "a webhook has not taken {MOST} events; the oldest one is dropped");
         }
         queue.waiting.push_back(message);
         self.bell.notify_one();
@@ -160,11 +163,11 @@ impl Hook {
                 self.bell.notified().await;
                 continue;
             };
-            let url = &self.notify.url;
+            let webhook = &self.origin;
             match self.tell(&mut client, &message).await {
                 Next::Again(why) => {
                     tracing::warn!(
-                        url,
+                        webhook,
                         event = message.event.name(),
                         "a webhook was not told, and will be again in {pause:?}: {why}"
                     );
@@ -173,9 +176,9 @@ impl Hook {
                     continue;
                 }
                 Next::GiveUp(why) => {
-                    tracing::error!(url, event = message.event.name(), "a webhook refuses an event: {why}");
+                    tracing::error!(webhook, event = message.event.name(), "a webhook refuses an event: {why}");
                 }
-                Next::Done => tracing::debug!(url, event = message.event.name(), "a webhook was told"),
+                Next::Done => tracing::debug!(webhook, event = message.event.name(), "a webhook was told"),
             }
             pause = *PAUSES.start();
             let mut queue = self.queue();
