@@ -29,7 +29,7 @@ pub(crate) enum Tools {
     All,
 }
 
-const TOOLS: [Tool; 19] = [
+const TOOLS: &[Tool] = &[
     Tool { demo: true, ..tool("ip", "iproute2", "namespaces and interfaces of labs") },
     Tool { demo: true, ..tool("ethtool", "ethtool", "finished checksums on the wires of labs") },
     Tool { demo: true, ..tool("ping", "iputils-ping", "warming up labs") },
