@@ -257,12 +257,14 @@ async fn a_copy_that_cannot_follow_is_ended_and_the_connection_goes_on() {
 async fn a_copy_whose_backend_breaks_off_is_ended_and_the_connection_goes_on() {
     let fed = Fed::new(Told::user()).await;
     let mut client = fed.client(Colour::Blue).await;
-    let (mut live, idle) = (fed.backend(Colour::Blue).await, fed.backend(Colour::Green).await);
+    let (mut live, mut idle) = (fed.backend(Colour::Blue).await, fed.backend(Colour::Green).await);
+    client.write_all(b"ab").await.unwrap();
+    assert_eq!((some(&mut live, 2).await, some(&mut idle, 2).await), (b"ab".to_vec(), b"ab".to_vec()));
     set_socket_linger(&idle, Some(Duration::ZERO)).unwrap();
     drop(idle);
     fed.until(Count::CopyReset, 1).await;
-    client.write_all(b"ab").await.unwrap();
-    assert_eq!(some(&mut live, 2).await, b"ab");
+    client.write_all(b"cd").await.unwrap();
+    assert_eq!(some(&mut live, 2).await, b"cd");
 }
 
 #[tokio::test(flavor = "multi_thread")]
