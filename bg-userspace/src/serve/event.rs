@@ -5,7 +5,10 @@ use std::{net::SocketAddr, sync::Arc};
 use serde::Serialize;
 
 use super::view::View;
-use crate::history::{Action, Moment, Record, Who};
+use crate::{
+    gates::GateReport,
+    history::{Action, Moment, Record, Who},
+};
 
 /// Something that has happened.
 #[derive(Clone, Debug, Serialize)]
@@ -24,6 +27,8 @@ pub(crate) enum Event {
     Unhealthy(Judged),
     /// A backend is up again, or for the first time.
     Healthy(Judged),
+    /// A gate has passed or failed, of a switch that somebody has asked the controller for.
+    Gate(Asked),
     /// Something else was recorded: an apply, a freeze, an attach.
     Recorded(Changed),
     /// Somebody has asked the API for what their role does not allow. Nothing was done.
@@ -77,6 +82,15 @@ pub(crate) struct Judged {
     pub(crate) why: Option<String>,
 }
 
+/// What a gate has said.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Asked {
+    pub(crate) time: jiff::Timestamp,
+    pub(crate) deployment: String,
+    #[serde(flatten)]
+    pub(crate) report: GateReport,
+}
+
 impl Event {
     /// Its name, which is the one in the configuration of webhooks.
     pub(crate) const fn name(&self) -> &'static str {
@@ -87,6 +101,7 @@ impl Event {
             Self::Failover(_) => "failover",
             Self::Unhealthy(_) => "unhealthy",
             Self::Healthy(_) => "healthy",
+            Self::Gate(_) => "gate",
             Self::Recorded(_) => "recorded",
             Self::Forbidden(_) => "forbidden",
         }

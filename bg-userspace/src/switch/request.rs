@@ -42,6 +42,13 @@ impl SwitchRequest {
     /// The most for all durations.
     pub const LONGEST: Duration = Duration::from_secs(366 * 24 * 3600);
 
+    /// The same, with a reason that tells the history that nobody has asked the gates.
+    pub fn without_gates(self) -> Self {
+        const SKIPPED: &str = "gates skipped";
+        let reason = self.reason.map_or_else(|| SKIPPED.to_owned(), |reason| format!("{reason} ({SKIPPED})"));
+        Self { reason: Some(reason), ..self }
+    }
+
     /// Refuses times that make no sense.
     pub(super) fn check(&self) -> Result<(), Error> {
         let shown = |time: Duration| humantime::format_duration(time).to_string();

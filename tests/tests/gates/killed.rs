@@ -22,6 +22,31 @@ fn rounds() -> usize {
 }
 
 #[test]
+fn a_gate_dies_with_its_runner() -> Result<()> {
+    let lab = Gated::new()?;
+    let mark = lab.file("mark").display().to_string();
+    for when in ["before", "after"] {
+        let hangs = shell(DEPLOYMENT, when, &format!("sleep 100; : {mark}")).replace("\"2s\"", "\"1m\"");
+        lab.apply(&[hangs])?;
+        let mut command = lab.ready.bgctl.command(&["switch", DEPLOYMENT, "--confirm-within", "500ms"]);
+        let mut runner = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+        let began = Instant::now();
+        while !is_running(&format!("sleep 100; : {mark}"))? {
+            ensure!(began.elapsed() < PATIENCE, "the gate {when} the switch was not asked");
+        }
+        runner.kill()?;
+        runner.wait()?;
+        while is_running(&mark)? {
+            ensure!(began.elapsed() < PATIENCE, "the gate {when} the switch runs on without its runner");
+        }
+        while lab.state(DEPLOYMENT)?.0 != "blue" {
+            ensure!(began.elapsed() < PATIENCE, "nobody has confirmed it");
+        }
+    }
+    Ok(())
+}
+
+#[test]
 fn no_outcome_is_invented_and_none_is_lost() -> Result<()> {
     let lab = Gated::new()?;
     let mark = lab.file("mark").display().to_string();

@@ -1,6 +1,7 @@
 //! Gates decide about switches: with real commands, nginx and Prometheus. A gate that hangs or crashes has failed, and a runner that is killed
 //! leaves no deployment on a colour that nobody has confirmed.
 
+mod api;
 mod apply;
 mod drill;
 mod exec;

@@ -20,7 +20,13 @@ use super::{
     role::Identity,
     shared::Api,
 };
-use crate::{ConfirmRequest, DrainRequest, Drained, Error, Instance, Refusal, SwitchRequest, history::Caller};
+use crate::{
+    ConfirmRequest, DrainRequest, Drained, DryRun, Error, FreezeWindow, Instance, Refusal, SwitchRequest,
+    config::Gate,
+    gates::{self, Progress},
+    history::Caller,
+    serve::event::{self, Event},
+};
 
 /// How often a wait looks for flows that are left.
 const PAUSE: Duration = Duration::from_millis(200);
@@ -55,8 +61,17 @@ enum Work {
     Short(Call),
     /// It may last.
     Long(Call),
+    /// It lasts if the deployment has gates.
+    Gated(Box<Gated>),
     /// It counts flows, and may wait for them.
     Drain(DrainRequest),
+}
+
+/// A switch with the gates of its deployment.
+struct Gated {
+    request: SwitchRequest,
+    window: Option<FreezeWindow>,
+    skip_gates: bool,
 }
 
 type Call = Box<dyn FnOnce(&Instance) -> Result<Value, Error> + Send>;
@@ -100,10 +115,13 @@ impl Asked {
         };
         let done = match work {
             Work::Drain(request) => drain(&api, &name, request, caller, if_match).await,
-            Work::Short(work) => api.controller.on_instance(Some(caller), work).await.map_err(refused),
-            Work::Long(work) => match api.controller.on_instance_for_long(Some(caller), work).await {
-                Some(done) => done.map_err(refused),
-                None => Err(Problem::busy("too many changes that may last are being made: try again")),
+            Work::Short(call) => run(&api, caller, false, call).await.map_err(|told| told.map_or_else(busy, refused)),
+            Work::Long(call) => run(&api, caller, true, call).await.map_err(|told| told.map_or_else(busy, refused)),
+            Work::Gated(gated) => match gated.call(&api, &name).await {
+                Ok((lasts, call)) => {
+                    run(&api, caller, lasts, call).await.map_err(|told| told.map_or_else(busy, refused))
+                }
+                Err(error) => Err(refused(error)),
             },
         };
         api.controller.look();
@@ -136,11 +154,11 @@ impl Asked {
                 }
                 let window = options.window()?;
                 let request = guarded(options.request(), if_match)?;
-                match (window, options.dry_run) {
-                    (Some(window), true) => long(move |instance| instance.dry_run_in_window(&name, &request, &window)),
-                    (Some(window), false) => long(move |instance| instance.switch_in_window(&name, &request, &window)),
-                    (None, true) => long(move |instance| instance.dry_run(&name, &request)),
-                    (None, false) => short(move |instance| instance.switch(&name, &request)),
+                let gated = Gated { request, window, skip_gates: options.skip_gates };
+                if options.dry_run {
+                    long(move |instance| gated.dry_run(instance, &name))
+                } else {
+                    Work::Gated(Box::new(gated))
                 }
             }
             "rollback" => {
@@ -197,12 +215,72 @@ impl Asked {
     }
 }
 
+impl Gated {
+    fn gates(&self, instance: &Instance, name: &str) -> Result<Vec<Gate>, Error> {
+        if self.skip_gates { Ok(Vec::new()) } else { instance.gates(name) }
+    }
+
+    fn dry_run(&self, instance: &Instance, name: &str) -> Result<DryRun, Error> {
+        let gates = self.gates(instance, name)?;
+        let dry_run = match &self.window {
+            Some(window) => instance.dry_run_in_window(name, &self.request, window),
+            None => instance.dry_run(name, &self.request),
+        };
+        dry_run.map(|dry_run| dry_run.with_gates(&gates))
+    }
+
+    /// What is to be done, and whether it may last: that is known once it is known whether there are gates.
+    async fn call(self: Box<Self>, api: &Api, name: &str) -> Result<(bool, Call), Error> {
+        let asked = name.to_owned();
+        let (gated, gates) = api
+            .controller
+            .on_instance(None, move |instance| self.gates(instance, &asked).map(|gates| (self, gates)))
+            .await?;
+        let Gated { request, window, .. } = *gated;
+        let (name, controller) = (name.to_owned(), api.controller.clone());
+        let deployment = name.clone();
+        let mut tell = move |progress: Progress<'_>| {
+            if let Progress::Told(report) = progress {
+                let (time, deployment) = (jiff::Timestamp::now(), deployment.clone());
+                controller.publish(Event::Gate(event::Asked { time, deployment, report: report.clone() }));
+            }
+        };
+        Ok(match window {
+            Some(window) => {
+                let switch = move |instance: &Instance| {
+                    gates::switch_in_window(instance, &name, &request, &window, &gates, &mut tell)
+                };
+                (true, call(switch))
+            }
+            None if gates.is_empty() => (false, call(move |instance| instance.switch(&name, &request))),
+            None => (true, call(move |instance| gates::switch(instance, &name, &request, &gates, &mut tell))),
+        })
+    }
+}
+
 fn short<T: Serialize>(call: impl FnOnce(&Instance) -> Result<T, Error> + Send + 'static) -> Work {
-    Work::Short(Box::new(move |instance| call(instance).map(json)))
+    Work::Short(self::call(call))
 }
 
 fn long<T: Serialize>(call: impl FnOnce(&Instance) -> Result<T, Error> + Send + 'static) -> Work {
-    Work::Long(Box::new(move |instance| call(instance).map(json)))
+    Work::Long(self::call(call))
+}
+
+fn call<T: Serialize>(call: impl FnOnce(&Instance) -> Result<T, Error> + Send + 'static) -> Call {
+    Box::new(move |instance| call(instance).map(json))
+}
+
+/// Makes a change. `None` is that too much that lasts is going on.
+async fn run(api: &Api, caller: Caller, lasts: bool, call: Call) -> Result<Value, Option<Error>> {
+    if !lasts {
+        return api.controller.on_instance(Some(caller), call).await.map_err(Some);
+    }
+    let done = api.controller.on_instance_for_long(Some(caller), call).await;
+    done.map_or(Err(None), |done| done.map_err(Some))
+}
+
+fn busy() -> Problem {
+    Problem::busy("too many changes that may last are being made: try again")
 }
 
 fn json(value: impl Serialize) -> Value {

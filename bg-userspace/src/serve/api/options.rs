@@ -34,10 +34,16 @@ pub(super) struct Switch {
     freeze: Option<Duration>,
     before: Option<Text>,
     after: Option<Text>,
+    pub(super) skip_gates: bool,
 }
 
 impl Switch {
     pub(super) fn request(&self) -> SwitchRequest {
+        let request = self.with_gates();
+        if self.skip_gates { request.without_gates() } else { request }
+    }
+
+    fn with_gates(&self) -> SwitchRequest {
         SwitchRequest {
             to: self.to,
             on_switch: self.on_switch,

@@ -25,7 +25,7 @@ pub(super) fn run(global: &Global, args: &Switch) -> anyhow::Result<Outcome> {
         at: args.at,
         ..request(&args.change)
     };
-    let request = if args.skip_gates { without_gates(request) } else { request };
+    let request = if args.skip_gates { request.without_gates() } else { request };
     let gates = |instance: &Instance| if args.skip_gates { Ok(Vec::new()) } else { instance.gates(&args.deployment) };
     let window = |max| FreezeWindow { max, before: args.before.clone(), after: args.after.clone() };
     let window = args.freeze.map(window);
@@ -47,13 +47,6 @@ pub(super) fn run(global: &Global, args: &Switch) -> anyhow::Result<Outcome> {
     change(global, render_window, |instance| {
         gated::switch_in_window(instance, &args.deployment, &request, &window, &gates(instance)?)
     })
-}
-
-/// The history says that nobody has asked the gates.
-fn without_gates(request: SwitchRequest) -> SwitchRequest {
-    const SKIPPED: &str = "gates skipped";
-    let reason = request.reason.map_or_else(|| SKIPPED.to_owned(), |reason| format!("{reason} ({SKIPPED})"));
-    SwitchRequest { reason: Some(reason), ..request }
 }
 
 pub(super) fn run_rollback(global: &Global, args: &Rollback) -> anyhow::Result<Outcome> {

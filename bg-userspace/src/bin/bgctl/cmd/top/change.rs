@@ -2,7 +2,7 @@
 
 use bg_userspace::{
     ConfirmRequest, DEFAULT_FREEZE, DryRun, Fates, FreezeRequest, Instance, Paths, SwitchRequest, TargetBackend, Would,
-    config::OnSwitch,
+    config::OnSwitch, gates,
 };
 use tokio::sync::mpsc::UnboundedSender;
 
@@ -158,7 +158,13 @@ impl Question {
         let name = &change.deployment;
         let if_generation = request.if_generation;
         let done = match change.verb {
-            Verb::Switch => instance.switch(name, &request).map(|switched| moved(&switched)),
+            Verb::Switch => {
+                // With gates after the switch this lasts until they have decided.
+                let switched = instance
+                    .gates(name)
+                    .and_then(|gates| gates::switch(&instance, name, &request, &gates, &mut |_| {}));
+                switched.map(|gated| moved(&gated.switched))
+            }
             Verb::Rollback => instance.rollback(name, &request).map(|switched| moved(&switched)),
             Verb::Confirm => {
                 let confirmed = instance.confirm(name, &ConfirmRequest { if_generation, reason: None });
