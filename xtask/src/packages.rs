@@ -47,6 +47,7 @@ const TOOLS: &[Tool] = &[
     // Not a program, but found like one: an absolute path is in every directory.
     tool("/usr/lib/nginx/modules/ngx_stream_module.so", "libnginx-mod-stream", "what switches are compared with"),
     tool("tmux", "tmux", "`bgctl top` in a terminal"),
+    tool("chromium", "chromium", "the web page in a browser"),
     tool("debootstrap", "debootstrap", "a Debian root to test the package in"),
     Tool { packaging: true, ..tool("dpkg-shlibdeps", "dpkg-dev", "the libraries that the package depends on") },
     Tool { service: Some("postgresql.service"), ..tool("initdb", "postgresql", "a transaction across switches") },
