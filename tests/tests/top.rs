@@ -258,3 +258,22 @@ fn it_waits_for_an_instance_and_needs_a_terminal() -> Result<()> {
     assert_eq!(terminal.at_rest(BEFORE)?, 2);
     Ok(())
 }
+
+#[test]
+fn a_switch_asks_the_gates_of_its_deployment() -> Result<()> {
+    let ready = Ready::native("")?;
+    let config = std::fs::read_to_string(ready.bgctl.config())?;
+    let gate = |deployment: &str, command: &str| {
+        format!("\n[[deployments.{deployment}.gates]]\nwhen = \"before\"\nkind = \"exec\"\ncommand = [\"{command}\"]\n")
+    };
+    ready.bgctl.apply(&(config.clone() + &gate(DEPLOYMENT, "/bin/false") + &gate(NEIGHBOUR, "/bin/true")))?;
+    let terminal = top(&ready, &["top", DEPLOYMENT])?;
+    terminal.wait_for("the deployment", |text| text.contains("shop: ● blue is LIVE"))?;
+    let question = ask_and_do(&terminal, "s", "switch shop?", "refused or failed:")?;
+    assert!(question.contains("Before the switch, a gate is asked: exec /bin/false."), "{question}");
+    assert_eq!(state(&ready, DEPLOYMENT)?.0, "blue");
+    ready.bgctl.apply(&(config + &gate(DEPLOYMENT, "/bin/true") + &gate(NEIGHBOUR, "/bin/false")))?;
+    ask_and_do(&terminal, "s", "switch shop?", "all gates passed")?;
+    assert_eq!(state(&ready, DEPLOYMENT)?.0, "green");
+    ready.neighbour_is_undisturbed()
+}

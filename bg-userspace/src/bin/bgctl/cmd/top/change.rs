@@ -2,7 +2,8 @@
 
 use bg_userspace::{
     ConfirmRequest, DEFAULT_FREEZE, DryRun, Fates, FreezeRequest, Instance, Paths, SwitchRequest, TargetBackend, Would,
-    config::OnSwitch, gates,
+    config::{Gate, OnSwitch, When},
+    gates,
 };
 use tokio::sync::mpsc::UnboundedSender;
 
@@ -48,6 +49,8 @@ pub(super) struct Question {
     pub(super) lines: Vec<String>,
     /// What was rehearsed.
     request: SwitchRequest,
+    /// Whom a switch asks.
+    gates: Vec<Gate>,
 }
 
 /// What a change would do, or why it cannot be made.
@@ -86,7 +89,7 @@ impl Change {
             Verb::Rollback => instance.dry_run_rollback(deployment, &request).map_err(told)?,
             Verb::Confirm | Verb::Freeze | Verb::Thaw => {
                 let lines = self.without_dry_run(&instance)?;
-                return Ok(Question { change: self, lines, request });
+                return Ok(Question { change: self, lines, request, gates: Vec::new() });
             }
         };
         match dry_run.would {
@@ -100,7 +103,16 @@ impl Change {
                     }
                     _ => request,
                 };
-                Ok(Question { change: self, lines: lines_of(&dry_run), request })
+                let gates = match self.verb {
+                    Verb::Switch => instance.gates(deployment).map_err(told)?,
+                    _ => Vec::new(),
+                };
+                let asked = gates.iter().map(|gate| match gate.when {
+                    When::Before => format!("Before the switch, a gate is asked: {gate}."),
+                    When::After => format!("Before it is confirmed, a gate is asked: {gate}."),
+                });
+                let lines = lines_of(&dry_run).into_iter().chain(asked).collect();
+                Ok(Question { change: self, lines, request, gates })
             }
         }
     }
@@ -154,17 +166,14 @@ fn of(status: &bg_userspace::DeploymentStatus, colour: &str) -> u64 {
 impl Question {
     fn make(self, paths: &Paths) -> Made {
         let instance = Instance::open(paths).map_err(told)?;
-        let Self { change, request, .. } = self;
+        let Self { change, request, gates, .. } = self;
         let name = &change.deployment;
         let if_generation = request.if_generation;
         let done = match change.verb {
-            Verb::Switch => {
-                // With gates after the switch this lasts until they have decided.
-                let switched = instance
-                    .gates(name)
-                    .and_then(|gates| gates::switch(&instance, name, &request, &gates, &mut |_| {}));
-                switched.map(|gated| moved(&gated.switched))
-            }
+            // If this program ends while gates are asked, the data path goes back by itself.
+            Verb::Switch => gates::switch(&instance, name, &request, &gates, &mut |_| {}).map(|gated| {
+                if gates.is_empty() { "" } else { "all gates passed, " }.to_owned() + &moved(&gated.switched)
+            }),
             Verb::Rollback => instance.rollback(name, &request).map(|switched| moved(&switched)),
             Verb::Confirm => {
                 let confirmed = instance.confirm(name, &ConfirmRequest { if_generation, reason: None });
@@ -244,6 +253,6 @@ impl Question {
     /// A question about nothing in particular.
     pub(super) fn of(change: Change) -> Self {
         let lines = (0..12).map(|nth| format!("{nth}: 120 stay, 0 move, 0 reset")).collect();
-        Self { change, lines, request: SwitchRequest::default() }
+        Self { change, lines, request: SwitchRequest::default(), gates: Vec::new() }
     }
 }
