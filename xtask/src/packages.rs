@@ -55,6 +55,7 @@ const TOOLS: &[Tool] = &[
         service: Some("prometheus.service"),
         ..tool("prometheus", "prometheus", "queries of gates, and what scrapes")
     },
+    tool("openssl", "openssl", "certificates of the controller and its clients"),
 ];
 
 const fn tool(program: &'static str, package: &'static str, used_for: &'static str) -> Tool {

@@ -2,4 +2,8 @@
 
 mod access;
 mod changes;
+mod crowd;
+mod document;
+mod encrypted;
+mod hostile;
 mod setup;

@@ -17,7 +17,7 @@ use super::{
     options::{self, Confirm, Drain, Freeze, Rollback, Split, Switch, Thaw},
     problem::Problem,
     repeats::{self, Answer, Repeat, Ticket},
-    role::Identity,
+    role::{Identity, Role},
     shared::Api,
 };
 use crate::{
@@ -151,6 +151,9 @@ impl Asked {
                 if options.has_commands() && !self.identity.is_root_here {
                     let why = "before and after are commands that run on this host: only its root may give them, over the Unix socket";
                     return Err(Problem::new(StatusCode::FORBIDDEN, why));
+                }
+                if options.skip_gates && self.identity.role < Role::Admin {
+                    return Err(Problem::new(StatusCode::FORBIDDEN, "skip_gates needs the role admin"));
                 }
                 let window = options.window()?;
                 let request = guarded(options.request(), if_match)?;

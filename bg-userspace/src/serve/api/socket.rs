@@ -32,8 +32,11 @@ impl Socket {
         let taken = |what: &str| {
             io::Error::new(io::ErrorKind::AddrInUse, format!("{what}: name another path, `socket` in [serve]"))
         };
-        if let Some(directory) = path.parent().filter(|directory| !directory.as_os_str().is_empty()) {
-            fs::create_dir_all(directory).map_err(io())?;
+        let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty());
+        if let Some(directory) = directory.filter(|directory| !directory.exists()) {
+            // Members of the group have to pass, whatever the umask is.
+            let made = fs::create_dir_all(directory);
+            made.and_then(|()| fs::set_permissions(directory, Permissions::from_mode(0o755))).map_err(io())?;
         }
         let mut lock = path.as_os_str().to_owned();
         lock.push(".lock");

@@ -10,7 +10,13 @@ use prometheus_client::{
 };
 
 use super::counts::Kind;
-use crate::{ColourStatus, DeploymentStatus, ServiceStatus, Status, TablesUse, serve::tee::counts::TeeStatus};
+use crate::{
+    ColourStatus, DeploymentStatus, ServiceStatus, Status, TablesUse,
+    serve::{
+        board::{BackendKey, Checked},
+        tee::counts::TeeStatus,
+    },
+};
 
 const PHASES: [&str; 7] = ["steady", "draining", "split", "ramping", "confirming", "scheduled", "frozen"];
 /// What is counted from zero on, so that the first one is seen as an increase.
@@ -24,6 +30,7 @@ pub(super) struct Numbers {
     pub(super) look: Option<(Status, TablesUse)>,
     pub(super) changes: BTreeMap<Kind, u64>,
     pub(super) tees: Vec<TeeStatus>,
+    pub(super) checks: BTreeMap<BackendKey, Checked>,
 }
 
 /// A metric whose samples have labels.
@@ -157,7 +164,21 @@ impl Numbers {
                 }
             }
         }
-        gauge(encoder, "bgctl_backend_check_duration_seconds", "How long the last check of a backend took").map(|_| ())
+        let help = "How long the last check of a backend took";
+        let mut duration = gauge(encoder, "bgctl_backend_check_duration_seconds", help)?;
+        for (BackendKey { deployment, service, colour, address }, checked) in &self.checks {
+            if let Some(took) = checked.took {
+                let address = address.to_string();
+                let labels = [
+                    ("deployment", deployment.as_str()),
+                    ("service", service.as_str()),
+                    ("colour", colour.name()),
+                    ("backend", address.as_str()),
+                ];
+                duration.set(labels, took.as_secs_f64())?;
+            }
+        }
+        Ok(())
     }
 
     fn tees(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
