@@ -33,6 +33,7 @@ const FILES: &[(&str, &str)] = &[
     ("/sys/fs/bpf/bgctl", "the instance: pinned programs, maps and links"),
     ("/var/lib/bgctl/history.jsonl", "the history, one JSON object per line"),
     ("/var/lib/bgctl/live.json", "the last live colours, for the first apply after a reboot"),
+    ("/var/lib/bgctl/gates.toml", "the gates of the last apply, for the next switch"),
 ];
 
 pub(super) fn run(dir: &Path) -> anyhow::Result<Outcome> {
