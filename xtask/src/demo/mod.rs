@@ -6,6 +6,7 @@
 pub(crate) mod backend;
 mod summary;
 mod view;
+mod web;
 
 use crate::{
     packages::{Tools, install_tools},
@@ -29,8 +30,11 @@ pub(crate) struct Args {
     /// Leave the lab up at the end, and say what to try in it.
     #[arg(long)]
     keep: bool,
-    /// Remove labs that were kept.
+    /// Run the controller too, print the address of its web page, and go on until Ctrl-C.
     #[arg(long, conflicts_with = "keep")]
+    web: bool,
+    /// Remove labs that were kept.
+    #[arg(long, conflicts_with_all = ["keep", "web"])]
     remove: bool,
 }
 
@@ -52,7 +56,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         return Ok(());
     }
     install_tools(Tools::Demo)?;
-    show(args.keep)
+    show(args)
 }
 
 fn built_bgctl() -> PathBuf {
@@ -71,19 +75,32 @@ fn again_as_root() -> Result<()> {
     run_command(command.args(std::env::args_os().skip(1)))
 }
 
-fn show(keep: bool) -> Result<()> {
+fn show(args: &Args) -> Result<()> {
     say("a client, an edge, two blue and two green backends: separate machines, network namespaces on this one");
     let lab = Lab::wire(Fabric::Switch)?;
     let backends = lab.backends.iter().map(backend::start).collect::<Result<Vec<Process>>>()?;
     let bgctl = lab.bgctl_at(built_bgctl());
     say("native XDP on both network cards of the edge, and a configuration");
     typed(&bgctl, &["attach", "front", "back", "--mode", "native"])?;
-    let config = bgctl.write_config(&shop_alone(&lab, "nat", "drain_timeout = \"10m\""))?;
+    let (more, token) = if args.web { web::configuration(&lab)? } else { Default::default() };
+    let config = bgctl.write_config(&(shop_alone(&lab, "nat", "drain_timeout = \"10m\"") + &more))?;
     typed(&bgctl, &["apply", "-c", &config])?;
+    let web = if args.web { Some(web::start(&lab, &bgctl, &token)?) } else { None };
+    if let Some(web) = &web {
+        say(format_args!("bgctl serve is up; its page: {}", web.address));
+    }
 
     let summary = play(&lab, &bgctl)?;
     print!("{summary}");
-    if keep {
+    if let Some(web) = &web {
+        let vip = http_vip(address::VIP_V4);
+        let _kept = KeepAlive { clients: 6, pause: Duration::from_millis(5) }.start(&lab.client, vip)?;
+        let _new = Fresh { clients: 3, pause: Duration::from_millis(3) }.start(&lab.client, vip)?;
+        say(format_args!("requests go on until Ctrl-C; switch on the page: {}", web.address));
+        loop {
+            std::thread::park();
+        }
+    } else if args.keep {
         print!("{}", summary::how_to_play_on(&lab, &bgctl));
         std::mem::forget(backends);
         lab.keep()?;
