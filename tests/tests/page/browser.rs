@@ -40,8 +40,9 @@ impl Browser {
         command.args(["--disable-background-networking", "--disable-component-update", "--remote-debugging-port=0"]);
         command.arg(format!("--user-data-dir={}", profile.display())).arg("about:blank").env("HOME", &profile);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(dir.join("chromium.log"))?);
-        let process = Process::spawn(&mut command).context("chromium, which `cargo xtask setup` installs")?;
-        let (port, path) = wait_for_port(&profile.join("DevToolsActivePort"))?;
+        let mut process = Process::spawn(&mut command).context("chromium, which `cargo xtask setup` installs")?;
+        let port = wait_for_port(&mut process, &profile.join("DevToolsActivePort"));
+        let (port, path) = port.with_context(|| fs::read_to_string(dir.join("chromium.log")).unwrap_or_default())?;
         let stream = namespace.enter(|| TcpStream::connect(("127.0.0.1", port)))??;
         stream.set_read_timeout(Some(Self::PATIENCE))?;
         let (socket, _) = tungstenite::client(format!("ws://127.0.0.1:{port}{path}"), stream)?;
@@ -199,15 +200,19 @@ impl Browser {
 }
 
 /// The port and the path that chromium writes into its profile.
-fn wait_for_port(file: &Path) -> Result<(u16, String)> {
-    let end = Instant::now() + Duration::from_secs(30);
+fn wait_for_port(process: &mut Process, file: &Path) -> Result<(u16, String)> {
+    // Usually a second, but much more on a machine that compiles meanwhile.
+    let end = Instant::now() + Duration::from_secs(90);
     loop {
         let text = fs::read_to_string(file).unwrap_or_default();
         if let Some((port, path)) = text.split_once('\n').filter(|(_, path)| !path.is_empty()) {
             return Ok((port.trim().parse()?, path.trim().to_owned()));
         }
+        if let Some(status) = process.wait(Duration::ZERO)? {
+            bail!("chromium has ended: {status}");
+        }
         if Instant::now() > end {
-            bail!("chromium has not written {} in 30 seconds", file.display());
+            bail!("chromium has not written {} in 90 seconds", file.display());
         }
         thread::sleep(Duration::from_millis(20));
     }

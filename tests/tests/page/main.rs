@@ -125,7 +125,8 @@ fn clicks_change_the_chosen_deployment_as_was_shown() -> Result<()> {
 
 #[test]
 fn keys_alone_switch_confirm_and_roll_back() -> Result<()> {
-    let stage = Stage::set("", "")?;
+    let gate = "{ when = \"before\", kind = \"exec\", command = [\"/bin/sleep\", \"1\"], timeout = \"9s\" }";
+    let stage = Stage::set(&format!("gates = [{gate}]"), "")?;
     let (browser, bgctl) = (&stage.browser, &stage.ready.bgctl);
     let neighbour = stage.state(NEIGHBOUR)?;
     stage.open()?;
@@ -162,12 +163,21 @@ fn keys_alone_switch_confirm_and_roll_back() -> Result<()> {
     browser.wait_for("no question", CLOSED)?;
     assert_eq!(stage.state(DEPLOYMENT)?, before);
     ask(&stage, "switch")?;
-    bgctl.run(&["switch", DEPLOYMENT, "blue"])?;
+    bgctl.run(&["switch", DEPLOYMENT, "blue", "--skip-gates"])?;
     browser.wait_for_text("#question .answer", "was changed meanwhile")?;
     assert_eq!(browser.value("document.querySelector('#question .do').hidden")?, true);
     browser.click("#question .again")?;
     browser.wait_for_text("#question .answer", "● blue → ◆ green")?;
+    browser.wait_for_text("#question .answer", "before: ")?;
+    // While the gate is asked, the question can be left, and the result comes all the same.
+    browser.wait_for("an answer", ENABLED)?;
+    browser.click("#question .do")?;
+    browser.wait_for_text("#question .about", "Being done")?;
     browser.press("Escape")?;
+    browser.wait_for("no question", CLOSED)?;
+    assert_eq!(stage.state(DEPLOYMENT)?.0, "blue", "the gate has not passed yet");
+    browser.wait_for_text("#said", "shop: blue → green")?;
+    assert_eq!(stage.state(DEPLOYMENT)?.0, "green");
     assert_eq!(stage.state(NEIGHBOUR)?, neighbour);
     assert_eq!(browser.complaints(), Vec::<String>::new());
     Ok(())

@@ -110,6 +110,9 @@ function take(message) {
     case "counters":
       takeCounters(message);
       break;
+    case "gate":
+      question.hear(message);
+      break;
     case "healthy":
     case "unhealthy":
       lookAgain();

@@ -3,9 +3,6 @@
 import { Problem, change } from "./api.js";
 import { SHAPES, count, make, percent, say } from "./words.js";
 
-/** The longest that a change may take. */
-const PATIENCE = 60000;
-
 /** What can be chosen for a change: name in the request, label, values with their labels. */
 const OPTIONS = {
   switch: [{ name: "confirm_within", label: "Goes back unless confirmed within", values: [["", "no, it stays"], ["1m", "1 minute"], ["5m", "5 minutes"], ["15m", "15 minutes"], ["1h", "1 hour"]] }],
@@ -21,15 +18,11 @@ export class Question {
     this.dialog = document.getElementById("question");
     this.button = this.part(".do");
     this.again = this.part(".again");
-    this.part(".cancel").addEventListener("click", () => this.close());
+    this.part(".cancel").addEventListener("click", () => this.dialog.close());
     this.again.addEventListener("click", () => this.rehearse());
     this.part("form").addEventListener("submit", (event) => {
       event.preventDefault();
       this.make();
-    });
-    this.dialog.addEventListener("cancel", (event) => {
-      // What is being done has a result, which must be seen.
-      if (this.isDoing) event.preventDefault();
     });
     this.dialog.addEventListener("close", () => this.closed());
   }
@@ -40,7 +33,8 @@ export class Question {
 
   /** Asks about a change. Focus comes back to `opener`. */
   open(deployment, verb, opener) {
-    Object.assign(this, { name: deployment.name, verb, opener, isDoing: false });
+    Object.assign(this, { name: deployment.name, verb, opener, doing: null });
+    say(this.part(".cancel"), "Cancel");
     say(this.part("h2"), `${verb[0].toUpperCase()}${verb.slice(1)} ${this.name}?`);
     this.part(".options").replaceChildren(...(OPTIONS[verb] || []).map((option) => this.option(option, deployment)),
       make("label", {}, "Reason, for the history", make("input", { name: "reason", maxlength: "500", autocomplete: "off" })));
@@ -75,6 +69,7 @@ export class Question {
     this.attempt?.abort();
     const attempt = this.attempt = new AbortController();
     this.asked = null;
+    say(this.part(".cancel"), "Cancel");
     this.again.hidden = true;
     this.button.hidden = false;
     this.button.disabled = true;
@@ -117,7 +112,7 @@ export class Question {
 
   /** Withdraws what was shown if it is not true any more. Called whenever the page learns something. */
   watch() {
-    if (!this.dialog.open || !this.asked || this.isDoing) return;
+    if (!this.dialog.open || !this.asked || this.doing) return;
     const deployment = this.present(this.name);
     if (!deployment || deployment.generation !== this.asked.generation) {
       const now = deployment ? `It is at generation ${deployment.generation} now.` : "It is gone.";
@@ -127,6 +122,7 @@ export class Question {
   }
 
   hopeless() {
+    say(this.part(".cancel"), "Close");
     this.asked = null;
     this.button.hidden = true;
     this.again.hidden = false;
@@ -147,33 +143,35 @@ export class Question {
     if (!this.asked || this.button.disabled) return;
     const { generation, fixed } = this.asked;
     const { name, verb } = this;
-    this.isDoing = true;
+    // With gates, this may last. Who closes the question meanwhile gets the result all the same.
+    const doing = this.doing = { name };
     this.button.disabled = true;
-    this.part(".cancel").disabled = true;
-    say(this.part(".about"), "Being done …");
+    say(this.part(".cancel"), "Close");
+    say(this.part(".about"), "Being done. If you close this, it goes on, and the result is shown on the page.");
     try {
-      const done = await change(name, verb, { ...this.chosen(), ...fixed }, generation, AbortSignal.timeout(PATIENCE));
-      this.isDoing = false;
-      this.dialog.close();
+      const done = await change(name, verb, { ...this.chosen(), ...fixed }, generation);
+      if (this.doing === doing) this.dialog.close();
       this.told(result(name, verb, done), true);
     } catch (error) {
-      this.isDoing = false;
-      this.part(".cancel").disabled = false;
-      say(this.part(".about"), "");
       const isAnswer = error instanceof Problem;
       const after = isAnswer ? "" : "It is not known whether it was done: the state tells, once it is connected again.";
+      if (this.doing !== doing) return this.told(`${verb} ${name}: ${sentence(error, after)}`, false);
+      this.doing = null;
+      say(this.part(".about"), "");
       this.refuse(sentence(error, after));
     }
-    this.part(".cancel").disabled = false;
   }
 
-  close() {
-    if (!this.isDoing) this.dialog.close();
+  /** What a gate has said, of a change that is being made. */
+  hear({ deployment, gate, passed, why }) {
+    if (this.doing?.name !== deployment || !this.dialog.open) return;
+    this.part(".answer").append(make("p", passed ? {} : { class: "alarm" }, `Gate ${gate}: ${passed ? "passed" : `failed${why ? `, ${why}` : ""}`}`));
   }
 
   closed() {
     this.attempt?.abort();
     this.asked = null;
+    this.doing = null;
     if (this.opener?.isConnected) this.opener.focus();
   }
 }
@@ -212,6 +210,9 @@ function told(dryRun) {
   parts.push(make("div", { class: "wide" }, make("table", {},
     make("thead", {}, make("tr", {}, make("td", {}), column(`Stay${limit}`), column("Move"), column("Are reset"))),
     make("tbody", {}, row("Open flows", flows.stay, flows.move, flows.reset), row(`Clients (${clients})`, byFate.stay, byFate.move, byFate.reset)))));
+  if (dryRun.gates?.length > 0) {
+    parts.push(make("p", {}, "Gates, which must pass:"), make("ul", { class: "notices" }, ...dryRun.gates.map((gate) => make("li", {}, gate))));
+  }
   for (const colour of ["blue", "green"]) {
     const backends = target.filter((backend) => backend.colour === colour);
     const unready = backends.filter((backend) => backend.ready !== true);
