@@ -12,6 +12,7 @@ mod change;
 mod configuration;
 mod events;
 mod guard;
+mod hub;
 mod listener;
 mod looks;
 mod meter;

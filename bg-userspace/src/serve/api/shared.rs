@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::{Semaphore, watch};
 
-use super::{access::Access, events::Hub, looks::Looks, meter::Meter, origin::Hosts, repeats::Repeats};
+use super::{access::Access, hub::Hub, looks::Looks, meter::Meter, origin::Hosts, repeats::Repeats};
 use crate::serve::{controller::Controller, metrics::Metrics};
 
 /// How many clients may listen to events.
