@@ -166,6 +166,21 @@ fn the_idle_colour_takes_over_from_a_dead_one_and_keeps_the_traffic() -> Result<
 }
 
 #[test]
+fn what_nobody_has_judged_yet_is_no_reason() -> Result<()> {
+    let shop = Shop::open(HOLD_OFF)?;
+    let (word, before) = (shop.ready.live()?, shop.ready.live()?.word());
+    // The first look at blue finds it unwell, which is not enough to call it dead. Green is known to be well meanwhile.
+    shop.answer(Colour::Blue, Answers::Error);
+    let _controller = Controller::start(&shop.ready.bgctl)?;
+    shop.wait(Colour::Green, "up")?;
+    shop.answer(Colour::Blue, Answers::Well);
+    shop.all_up()?;
+    stays(&word, INTERVAL, "nobody was dead")?;
+    ensure!(word.word() == before, "{:?} and not {before:?}", word.word());
+    Ok(())
+}
+
+#[test]
 fn who_decides_otherwise_wins() -> Result<()> {
     let shop = Shop::open(Duration::from_secs(1))?;
     let word = shop.ready.live()?;
