@@ -62,6 +62,7 @@ pub(crate) struct Controller {
     paths: Paths,
     source: Source,
     config: watch::Sender<Arc<Config>>,
+    reloads: watch::Sender<u64>,
     view: watch::Sender<Option<Arc<View>>>,
     health: Board,
     events: broadcast::Sender<Arc<Event>>,
@@ -88,6 +89,7 @@ impl Controller {
             paths: paths.clone(),
             source,
             config: watch::Sender::new(Arc::new(config)),
+            reloads: watch::Sender::new(0),
             view: watch::Sender::new(None),
             health: Board::default(),
             events: broadcast::Sender::new(EVENTS),
@@ -127,6 +129,11 @@ impl Controller {
         self.reload.notified().await;
     }
 
+    /// Changes each time that a valid configuration was read again, also if it is the same: the files that it names may be others.
+    pub(crate) fn reloads(&self) -> watch::Receiver<u64> {
+        self.reloads.subscribe()
+    }
+
     /// Reads the configuration again. An invalid one changes nothing.
     pub(super) async fn reload(&self) {
         let source = self.source.clone();
@@ -138,6 +145,7 @@ impl Controller {
                 if is_another(&self.config()) {
                     self.config.send_replace(Arc::new(config));
                 }
+                self.reloads.send_modify(|count| *count += 1);
             }
             Ok(Err(error)) => {
                 tracing::error!(

@@ -112,16 +112,16 @@ fn hosts(tls: Option<&Identified>) -> Hosts {
 
 /// Reads tokens and certificates again with the configuration. What cannot be read stays as it was.
 async fn reload(api: &Api, began: Serve, tls: &watch::Sender<Option<Identified>>) {
-    let mut changes = api.controller.config_changes();
+    let mut reloads = api.controller.reloads();
     loop {
         tokio::select! {
-            changed = changes.changed() => match changed {
+            changed = reloads.changed() => match changed {
                 Ok(()) => {}
                 Err(_) => return,
             },
             () = api.controller.stopped() => return,
         }
-        let serve = changes.borrow_and_update().serve.clone().unwrap_or_default();
+        let serve = api.controller.config().serve.clone().unwrap_or_default();
         if (&serve.socket, serve.listen, serve.tls.is_some()) != (&began.socket, began.listen, began.tls.is_some()) {
             tracing::warn!(
                 "the addresses in [serve] have changed: that takes effect when the controller is started again"
