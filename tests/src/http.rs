@@ -201,7 +201,8 @@ impl HttpEvents {
 
     /// The next event: its name and its data.
     pub fn next_event(&mut self) -> Result<(String, Value)> {
-        loop {
+        let end = Instant::now() + PATIENCE;
+        while Instant::now() < end {
             while let Some((event, rest)) = self.text.split_once("\n\n") {
                 let line = |key: &str| event.lines().find_map(|line| line.strip_prefix(key)).map(str::to_owned);
                 let found = line("event: ").zip(line("data: "));
@@ -213,6 +214,7 @@ impl HttpEvents {
             let chunk = self.client.chunk()?.context("the events have ended")?;
             self.text += std::str::from_utf8(&chunk)?;
         }
+        bail!("no event has come, only signs of life")
     }
 
     /// The next event of this name, which comes soon.
