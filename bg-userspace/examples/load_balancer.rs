@@ -143,6 +143,7 @@ fn configuration(vip: SocketAddr, backends: &[Vec<SocketAddr>; 2]) -> Config {
                 tee: Tee::default(),
                 backends: backends.each_ref().map(specs),
                 health: None,
+                is_unchecked: false,
             }],
         }],
         ..Config::default()

@@ -75,6 +75,8 @@ mod paths;
 mod pins;
 mod plan;
 mod probe;
+#[cfg(feature = "serve")]
+mod runner;
 mod running;
 #[cfg(feature = "serve")]
 pub mod serve;

@@ -62,6 +62,7 @@ fn service(running: &RunningService) -> Service {
             backends
         }),
         health: None,
+        is_unchecked: false,
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, ops::Range, time::Duration};
 
-use bg_common::Colour;
+use bg_common::{Colour, Protocol};
 use toml::de::{DeTable, DeValue};
 
 use super::{
@@ -56,6 +56,14 @@ pub(super) fn deployment(
     let idle = Duration::from_secs(1)..LONGEST;
     let health = health::health(notes, &fields);
     let services = services(notes, &fields, taken);
+    if let (Some(check), Some(value)) = (&health, fields.optional("health")) {
+        let is_asked =
+            |service: &&Service| service.protocol == Protocol::Udp && service.health.is_none() && !service.is_unchecked;
+        // A service whose own check has a problem does not get this one.
+        if let Some(udp) = services.iter().find(is_asked) {
+            health::can_ask_udp(notes, &fields, check, value, Some(&udp.name));
+        }
+    }
     let is_checked = fields.optional("health").is_some() || services.iter().any(|service| service.health.is_some());
     Deployment {
         name: name.to_owned(),

@@ -313,6 +313,18 @@ pub enum Expected {
         /// The interval.
         interval: Duration,
     },
+    /// A check that reaches a UDP service.
+    #[error(
+        "kind = \"{kind}\" asks over TCP, and {} is UDP; expected `port` (that of a TCP listener of the backend), kind = \"exec\", or health = \"none\" \
+         in the service",
+        service.as_ref().map_or("this service".to_owned(), |name| format!("service \"{name}\""))
+    )]
+    OverTcp {
+        /// The kind of the check.
+        kind: &'static str,
+        /// The service, if the check is that of its deployment.
+        service: Option<String>,
+    },
     /// Something by which the controller can decide.
     #[error("to_idle = \"auto\" without health checks, expected [deployments.NAME.health], or `health` in a service")]
     Checks,

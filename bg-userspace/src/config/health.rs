@@ -2,7 +2,7 @@
 
 use std::{num::NonZeroU32, ops::Range, time::Duration};
 
-use toml::de::DeValue;
+use toml::{Spanned, de::DeValue};
 
 use super::{
     error::Expected,
@@ -80,10 +80,39 @@ pub(super) fn health(notes: &mut Notes<'_>, owner: &Fields<'_, '_>) -> Option<He
     })
 }
 
+/// Whether `health` of a service says that nothing checks it.
+pub(super) fn is_none(service: &Fields<'_, '_>) -> bool {
+    service.optional("health").and_then(|value| value.get_ref().as_str()) == Some("none")
+}
+
+/// Notes a check that would ask the port of a UDP service over TCP. `service` is the one that has it from its deployment.
+pub(super) fn can_ask_udp(
+    notes: &mut Notes<'_>,
+    fields: &Fields<'_, '_>,
+    check: &HealthCheck,
+    value: &Spanned<DeValue<'_>>,
+    service: Option<&str>,
+) {
+    // A port with a problem of its own is one, too.
+    let has_port = value.get_ref().as_table().is_some_and(|table| table.contains_key("port"));
+    if !has_port && !matches!(check.kind, CheckKind::Exec { .. }) {
+        let kind = Expected::OverTcp { kind: check.kind.name(), service: service.map(str::to_owned) };
+        notes.note(&value.span(), &fields.place, kind);
+    }
+}
+
+/// Whether a request can ask for it: other characters are written in the form %3C.
+pub(crate) fn is_path(path: &str) -> bool {
+    let is_allowed = |char: char| char.is_ascii_graphic() && !"\"<>#`".contains(char);
+    path.starts_with('/') && path.chars().all(is_allowed)
+}
+
 fn http(notes: &mut Notes<'_>, fields: &Fields<'_, '_>, tls: bool) -> HttpCheck {
     let path = fields.line(notes, "path", "a path that begins with /, \"/healthz\"").unwrap_or_else(|| "/".to_owned());
-    if !path.starts_with('/') || path.contains(char::is_whitespace) {
-        note_text(notes, fields, "path", "a path that begins with / and has no spaces, \"/healthz\"");
+    if !is_path(&path) {
+        let expected =
+            "a path that begins with /, with other characters than those of URLs in the form %20, \"/healthz\"";
+        note_text(notes, fields, "path", expected);
     }
     let host = fields.line(notes, "host", "the name of a host, \"shop.example\"");
     if host.as_ref().is_some_and(|host| host.contains(|char: char| char.is_whitespace() || char == '/')) {

@@ -26,6 +26,8 @@ use std::{
 
 pub(crate) use address::{endpoint_problem, prefix_problem};
 pub use error::{ConfigError, Expected, Position, Problem};
+#[cfg(test)]
+pub(crate) use health::is_path;
 pub use model::{
     BackendSpec, Bound, Config, Deployment, DivideBy, Failover, Gate, GateKind, OnSwitch, Prefix, Service,
     StatusRanges, StickyPrefix, Tee, When, mode_name, protocol_name,

@@ -135,6 +135,13 @@ impl fmt::Display for StickyPrefix {
     }
 }
 
+impl Deployment {
+    /// How the backends of one of its services are checked; `None` if they are not.
+    pub fn check_of<'a>(&'a self, service: &'a Service) -> Option<&'a HealthCheck> {
+        service.health.as_ref().or(self.health.as_ref()).filter(|_| !service.is_unchecked)
+    }
+}
+
 /// A service: a virtual address and its backends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Service {
@@ -156,6 +163,8 @@ pub struct Service {
     pub backends: [Vec<BackendSpec>; 2],
     /// How the controller checks these backends, if not as the deployment says.
     pub health: Option<HealthCheck>,
+    /// Whether nothing checks these backends, whatever the deployment says (`health = "none"`).
+    pub is_unchecked: bool,
 }
 
 impl Service {

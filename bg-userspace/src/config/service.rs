@@ -78,12 +78,16 @@ pub(super) fn service(
     let is_mirrored = mirror(notes, &fields, protocol, &backends);
     let tee = tee(notes, &fields, (vip, protocol, mode), &backends, taken);
     let name = name(notes, &fields);
-    let health = health::health(notes, &fields);
+    let is_unchecked = health::is_none(&fields);
+    let health = if is_unchecked { None } else { health::health(notes, &fields) };
 
+    if let (Some(check), Some(Protocol::Udp), Some(value)) = (&health, protocol, fields.optional("health")) {
+        health::can_ask_udp(notes, &fields, check, value, None);
+    }
     let (vip, protocol, mode) = (vip?, protocol?, mode?);
     let (name, name_span) =
         name.unwrap_or_else(|| (format!("{vip}/{}", protocol_name(protocol)), fields.span().clone()));
-    Some((Service { name, vip, protocol, mode, preview, is_mirrored, tee, backends, health }, name_span))
+    Some((Service { name, vip, protocol, mode, preview, is_mirrored, tee, backends, health, is_unchecked }, name_span))
 }
 
 /// Whether the service has a mirror.

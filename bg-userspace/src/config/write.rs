@@ -77,6 +77,9 @@ fn write_deployment(text: &mut String, deployment: &Deployment) -> fmt::Result {
     for service in &deployment.services {
         writeln!(text, "\n[[deployments.{key}.services]]")?;
         write_service(text, service)?;
+        if service.is_unchecked {
+            field(text, "health", "none")?;
+        }
         if let Some(health) = &service.health {
             writeln!(text, "\n[deployments.{key}.services.health]")?;
             write_health(text, health)?;

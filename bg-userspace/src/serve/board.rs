@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    fmt::Display,
     net::SocketAddr,
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -62,6 +63,8 @@ pub(crate) struct Board {
     changes: watch::Sender<u64>,
     /// The most that a check was behind its time since this was asked last.
     latest: Mutex<Duration>,
+    /// Why checks could not be made, since this was asked last, and how many.
+    no_verdicts: Mutex<Option<(String, u64)>>,
 }
 
 #[derive(Clone, Debug)]
@@ -98,15 +101,32 @@ impl Board {
         std::mem::take(&mut self.latest.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Notes what a check has found out.
+    /// Notes that this host could not make a check.
+    pub(super) fn note_no_verdict(&self, why: impl Display) {
+        let mut noted = self.no_verdicts.lock().unwrap_or_else(PoisonError::into_inner);
+        noted.get_or_insert_with(|| (why.to_string(), 0)).1 += 1;
+    }
+
+    /// Why checks could not be made since this was asked last, and how many.
+    pub(super) fn no_verdicts(&self) -> Option<(String, u64)> {
+        self.no_verdicts.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// The backend is checked from now on.
+    pub(super) fn begin(&self, key: &BackendKey, checked: Checked) {
+        self.entries().insert(key.clone(), Entry { checked, is_due: true });
+        self.changes.send_modify(|number| *number += 1);
+    }
+
+    /// Notes what a check has found out. The last word of a check that has just been ended is not heard.
     pub(super) fn note(&self, key: &BackendKey, checked: Checked) {
         let mut entries = self.entries();
-        let before = entries.get(key);
+        let Some(before) = entries.get_mut(key) else { return };
         let told = |checked: &Checked| (checked.health, checked.share, checked.all_down);
-        let is_news = before.is_none_or(|before| told(&before.checked) != told(&checked));
-        let changes = is_news || before.is_some_and(|before| before.checked.is_judged != checked.is_judged);
-        let is_due = is_news || before.is_some_and(|before| before.is_due);
-        entries.insert(key.clone(), Entry { checked, is_due });
+        let is_news = told(&before.checked) != told(&checked);
+        let changes = is_news || before.checked.is_judged != checked.is_judged;
+        before.checked = checked;
+        before.is_due |= is_news;
         drop(entries);
         if changes {
             self.changes.send_modify(|number| *number += 1);
@@ -193,6 +213,8 @@ mod tests {
         let mut changes = board.changes();
         let up = Checked { is_judged: true, ..Checked::unjudged(&HealthCheck::new(CheckKind::Tcp), Health::Up, 1.0) };
         board.note(&key(1), up.clone());
+        assert!(board.snapshot().is_empty(), "it is not checked");
+        board.begin(&key(1), up.clone());
         assert!(changes.has_changed().unwrap());
         changes.mark_unchanged();
         assert_eq!(board.take_due(), [key(1).with(Health::Up)]);

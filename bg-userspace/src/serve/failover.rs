@@ -138,7 +138,7 @@ fn shortage(
     let mut short = None;
     for service in &status.services {
         let configured = wanted.services.iter().find(|found| found.name == service.name);
-        if configured.is_none_or(|configured| configured.health.is_none()) && wanted.health.is_none() {
+        if configured.map_or(wanted.health.is_none(), |configured| wanted.check_of(configured).is_none()) {
             continue;
         }
         let with_weight = service.colours.of(colour).backends.iter().filter(|backend| backend.weight > 0);

@@ -173,6 +173,7 @@ fn service(index: usize, wanted: &Wanted, vip: SocketAddr, preview: Option<Socke
         tee: tee_settings.unwrap_or_default(),
         backends,
         health: None,
+        is_unchecked: false,
     }
 }
 

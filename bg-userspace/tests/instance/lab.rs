@@ -150,6 +150,7 @@ pub(crate) fn config(name: &str, blue: &[(u8, u32)], green: &[(u8, u32)]) -> Con
                 tee: Tee::default(),
                 backends: [backends(Colour::Blue, blue), backends(Colour::Green, green)],
                 health: None,
+                is_unchecked: false,
             }],
         }],
         ..Config::default()

@@ -99,6 +99,7 @@ fn service() -> impl Strategy<Value = Service> {
                 }),
                 backends: [backends(3, blue), backends(4, green)],
                 health: None,
+                is_unchecked: false,
             }
         },
     )

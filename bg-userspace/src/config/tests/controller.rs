@@ -113,10 +113,38 @@ fn a_file_without_them_has_the_defaults() {
     assert_eq!(empty.serve, Some(Serve::default()));
     assert_eq!(empty.notify[0].events, NotifyEvent::ALL, "all of them");
 
-    let fast = config(&format!("{GOOD}health = {{ kind = \"tcp\", interval = \"100ms\" }}\n"));
+    let fast = config(&format!("{GOOD}health = {{ kind = \"tcp\", port = 53, interval = \"100ms\" }}\n"));
     let health = fast.deployments[0].services[1].health.as_ref().unwrap();
     assert_eq!(health.timeout, Duration::from_millis(100), "never longer than the interval");
     assert_eq!(fast.deployments[0].health, None);
+}
+
+#[test]
+fn a_udp_service_is_not_asked_over_tcp_at_its_own_port() {
+    let of = |health: &str| format!("{GOOD}{health}\n");
+    let problem = |kind: &str, place: &str, named: &str| {
+        format!(
+            "{place}: kind = \"{kind}\" asks over TCP, and {named} is UDP; expected `port` (that of a TCP listener of the backend), \
+             kind = \"exec\", or health = \"none\" in the service"
+        )
+    };
+    for kind in ["tcp", "http", "https", "grpc"] {
+        let place = "bgctl.toml:22:10: deployment \"shop\", service \"[2001:db8::10]:53\"";
+        assert_eq!(problems(&of(&format!("health = {{ kind = \"{kind}\" }}"))), [problem(kind, place, "this service")]);
+        let inherited = GOOD.replace("initial =", &format!("health = {{ kind = \"{kind}\" }}\ninitial ="));
+        let place = "bgctl.toml:2:10: deployment \"shop\"";
+        assert_eq!(problems(&inherited), [problem(kind, place, "service \"[2001:db8::10]:53/udp\"")]);
+        let unchecked = config(&format!("{inherited}health = \"none\"\n"));
+        let shop = &unchecked.deployments[0];
+        let checks = [0, 1].map(|service| shop.check_of(&shop.services[service]).is_some());
+        assert_eq!(checks, [true, false], "nothing checks the one that says so");
+        assert_eq!(config(&unchecked.to_toml()), unchecked);
+    }
+    for good in ["health = { kind = \"tcp\", port = 8080 }", "health = { kind = \"exec\", command = [\"dig\"] }"] {
+        assert!(config(&of(good)).deployments[0].services[1].health.is_some(), "{good}");
+    }
+    let bad = "health = { kind = \"http\", port = 80, path = \"/<x>\" }";
+    assert!(problems(&of(bad))[0].contains("bad path \"/<x>\""), "{:?}", problems(&of(bad)));
 }
 
 #[test]
@@ -149,7 +177,7 @@ fn health_is_refused_at_its_place() {
         "\"healthz\"",
         11,
         &format!(
-            "8: {place}: bad path \"healthz\", expected a path that begins with / and has no spaces, \"/healthz\""
+            "8: {place}: bad path \"healthz\", expected a path that begins with /, with other characters than those of URLs in the form %20, \"/healthz\""
         ),
     );
     refused(
@@ -239,7 +267,7 @@ fn failover_is_refused_at_its_place() {
         )]
     );
     let checked = format!(
-        "{GOOD}health = {{ kind = \"tcp\" }}\n[deployments.shop.failover]\nto_idle = \"auto\"\nmin_healthy = 2\n"
+        "{GOOD}health = {{ kind = \"tcp\", port = 53 }}\n[deployments.shop.failover]\nto_idle = \"auto\"\nmin_healthy = 2\n"
     );
     assert_eq!(config(&checked).deployments[0].failover.min_healthy, MinHealthy::Count(NonZeroU32::new(2).unwrap()));
 }
@@ -385,7 +413,8 @@ fn statuses() -> impl Strategy<Value = StatusRanges> {
 }
 
 fn health() -> impl Strategy<Value = HealthCheck> {
-    let http = (line(), prop::option::of("[a-z.]{1,9}"), statuses(), prop::option::of("[a-z\"^ ]{0,9}"), any::<bool>())
+    let path = "[!-~&&[^\"<>#`]]{0,9}";
+    let http = (path, prop::option::of("[a-z.]{1,9}"), statuses(), prop::option::of("[a-z\"^ ]{0,9}"), any::<bool>())
         .prop_map(|(path, host, expect_status, expect_body, tls)| {
             CheckKind::Http(HttpCheck { path: format!("/{path}"), host, expect_status, expect_body, tls })
         });
@@ -470,6 +499,7 @@ proptest! {
         hook in line(),
         health in prop::option::of(health()),
         own in prop::option::of(health()),
+        is_unchecked in any::<bool>(),
         checked in failover(true),
         unchecked in failover(false),
         gates in prop::collection::vec(gate(), 0..4),
@@ -479,6 +509,8 @@ proptest! {
         config.notify = vec![Notify { url: format!("https://hooks/{hook}"), events }];
         let shop = &mut config.deployments[0];
         shop.failover = if health.is_some() || own.is_some() { checked } else { unchecked };
+        shop.services[0].is_unchecked = is_unchecked && own.is_none();
+        shop.services[1].is_unchecked = true;
         (shop.health, shop.services[0].health, shop.gates) = (health, own, gates);
         let text = config.to_toml();
         prop_assert_eq!(parse(Path::new("x"), &text).map_err(|error| TestCaseError::fail(format!("{error}\n{text}")))?, config);

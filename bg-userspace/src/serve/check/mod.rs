@@ -19,7 +19,7 @@ use std::{
 
 use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::{
-    task::{AbortHandle, JoinSet},
+    task::{AbortHandle, JoinError, JoinSet},
     time::{interval, sleep},
 };
 
@@ -31,6 +31,7 @@ use super::{
 use crate::{
     BackendHealth, Health,
     config::{Config, model::HealthCheck},
+    runner::FILES_OF_COMMANDS,
 };
 
 /// The least time from one write to the next. What happens meanwhile is written together.
@@ -93,6 +94,9 @@ pub(super) async fn run(controller: Arc<Controller>) -> Result<(), ServeError> {
             _ = views.changed() => is_news = true,
             _ = configs.changed() => is_news = true,
             _ = report.tick() => {
+                if let Some((why, count)) = controller.health().no_verdicts() {
+                    tracing::warn!("{count} health checks could not be made, which says nothing of the backends: {why}");
+                }
                 let late = controller.health().longest_delay();
                 tracing::debug!("checks were at most {late:.1?} late");
                 if late > LATE {
@@ -101,7 +105,10 @@ pub(super) async fn run(controller: Arc<Controller>) -> Result<(), ServeError> {
             }
             () = std::future::ready(()), if !checks.problem.is_empty() => {}
             Some(ended) = checks.tasks.join_next() => {
-                if let Some(error) = ended.err().filter(tokio::task::JoinError::is_panic) {
+                // Also those that a reload has ended, all at once.
+                let others = std::iter::from_fn(|| checks.tasks.try_join_next());
+                let mut ended = std::iter::once(ended).chain(others);
+                if let Some(error) = ended.find_map(|ended| ended.err().filter(JoinError::is_panic)) {
                     return Err(ServeError::Part { why: format!("a health check failed: {error}") });
                 }
             }
@@ -144,7 +151,7 @@ impl Checks {
                     Checked::unjudged(&check, health, share)
                 }
             };
-            board.note(&key, begin.clone());
+            board.begin(&key, begin.clone());
             let task = task::run(self.controller.clone(), key.clone(), check.clone(), begin, seed());
             let task = self.tasks.spawn(task);
             self.running.insert(key, (check, task));
@@ -207,6 +214,7 @@ fn seed() -> u64 {
 /// Lets this process have as many connections as the system allows: each check under way needs one.
 fn raise_file_limit() {
     let mut limit = getrlimit(Resource::Nofile);
+    let _ = FILES_OF_COMMANDS.set(limit);
     limit.current = limit.maximum;
     if let Err(error) = setrlimit(Resource::Nofile, limit) {
         tracing::warn!("the limit of open files could not be raised: {error}");

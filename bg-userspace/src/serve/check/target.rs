@@ -15,7 +15,7 @@ pub(super) fn wanted(config: &Config) -> BTreeMap<BackendKey, HealthCheck> {
     let mut wanted = BTreeMap::new();
     for deployment in &config.deployments {
         for service in &deployment.services {
-            let Some(check) = service.health.as_ref().or(deployment.health.as_ref()) else { continue };
+            let Some(check) = deployment.check_of(service) else { continue };
             for colour in Colour::ALL {
                 for backend in service.backends(colour) {
                     let key = BackendKey {

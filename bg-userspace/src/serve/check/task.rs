@@ -21,13 +21,20 @@ pub(super) async fn run(controller: Arc<Controller>, key: BackendKey, check: Hea
     let mut judge = Judge::new(&check, begin.health, begin.share, Instant::now());
     let mut schedule = Schedule::new(check.interval, seed, Instant::now());
     let mut checked = begin;
+    let mut last_end = Instant::now();
     loop {
         sleep_until(schedule.next()).await;
         let now = Instant::now();
-        controller.health().note_delay(now.saturating_duration_since(schedule.next()));
+        // One that follows a check which has taken its whole interval is not late.
+        controller.health().note_delay(now.saturating_duration_since(schedule.next().max(last_end)));
         schedule.advance(now);
         let (outcome, took) = probe.run().await;
         let now = Instant::now();
+        last_end = now;
+        if let Some(why) = outcome.as_ref().err().filter(|why| why.is_local()) {
+            controller.health().note_no_verdict(why);
+            continue;
+        }
         checked.counts[usize::from(outcome.is_err())] += 1;
         let has_changed = judge.take(outcome.is_ok(), now);
         if has_changed {

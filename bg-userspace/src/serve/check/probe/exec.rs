@@ -1,83 +1,91 @@
 //! Whether a command exits with 0.
+//!
+//! Each run has a thread of its own: starting a program takes as long as its file system, and no thread of the runtime may wait for that.
 
-use std::{net::SocketAddr, process::Stdio, time::Duration};
-
-use rustix::process::{Pid, Signal, kill_process_group};
-use tokio::{
-    io::AsyncReadExt as _,
-    process::{Child, Command},
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
 };
 
+use tokio::sync::oneshot;
+
 use super::why::Why;
-use crate::serve::board::BackendKey;
+use crate::{
+    runner::{self, Job, Outcome},
+    serve::board::BackendKey,
+};
 
-/// How much of a command's last words are kept.
-const WORDS: u64 = 512;
+/// How many runs for a backend there may be. One that cannot be started or killed stays.
+const MOST: usize = 2;
+const STACK: usize = 256 * 1024;
 
-/// Runs the command in a process group of its own, which is killed if this does not wait for its end.
-pub(super) async fn check(command: &[String], key: &BackendKey, to: SocketAddr) -> Result<(), Why> {
-    let Some((program, arguments)) = command.split_first() else { return Err(Why::new("there is no command")) };
-    let mut command = Command::new(program);
-    command
-        .args(arguments)
-        .env("BGCTL_DEPLOYMENT", &key.deployment)
-        .env("BGCTL_SERVICE", &key.service)
-        .env("BGCTL_COLOUR", key.colour.name())
-        .env("BGCTL_BACKEND", key.address.to_string())
-        .env("BGCTL_ADDRESS", to.ip().to_string())
-        .env("BGCTL_PORT", to.port().to_string())
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .process_group(0)
-        .kill_on_drop(true);
-    let child = command.spawn().map_err(|error| Why::new(format_args!("cannot run {program}: {error}")))?;
-    let mut group = Group(child);
-    let stderr = group.0.stderr.take();
-    let mut words = Vec::new();
-    let status = {
-        // Read meanwhile, so that a command which says much does not wait for that.
-        let reading = async {
-            if let Some(mut stderr) = stderr {
-                let _ = (&mut stderr).take(WORDS).read_to_end(&mut words).await;
-                let _ = tokio::io::copy(&mut stderr, &mut tokio::io::sink()).await;
-            }
-        };
-        let mut reading = std::pin::pin!(reading);
-        let mut has_read = false;
-        let status = loop {
-            tokio::select! {
-                status = group.0.wait() => break status,
-                () = &mut reading, if !has_read => has_read = true,
-            }
-        };
-        if !has_read {
-            // A child of it may still have the pipe open.
-            let _ = tokio::time::timeout(Duration::from_millis(10), &mut reading).await;
-        }
-        status
-    };
-    let status = status.map_err(|error| Why::new(format_args!("cannot wait for {program}: {error}")))?;
-    if status.success() {
-        return Ok(());
-    }
-    let words = String::from_utf8_lossy(&words).trim().to_owned();
-    Err(Why::new(if words.is_empty() {
-        format!("{program}: {status}")
-    } else {
-        format!("{program}: {status}: {words}")
-    }))
+/// The command, and how many runs of it there are.
+#[derive(Debug)]
+pub(super) struct Request {
+    command: Vec<String>,
+    timeout: Duration,
+    running: Arc<AtomicUsize>,
 }
 
-/// A running command, with all that it has started.
-struct Group(Child);
+impl Request {
+    pub(super) fn new(command: &[String], timeout: Duration) -> Self {
+        Self { command: command.to_owned(), timeout, running: Arc::default() }
+    }
 
-impl Drop for Group {
-    fn drop(&mut self) {
-        // `None` if it has been waited for. Before that, no other process can have its number.
-        if let Some(pid) = self.0.id().and_then(|id| Pid::from_raw(id.cast_signed())) {
-            let _ = kill_process_group(pid, Signal::KILL);
+    /// Runs the command in a process group of its own, which is killed at its end, or if this does not wait for it.
+    pub(super) async fn check(&self, key: &BackendKey, to: SocketAddr) -> Result<(), Why> {
+        let program = self.command.first().cloned().unwrap_or_default();
+        let Some(place) = Place::take(&self.running) else {
+            return Err(Why::new(format_args!("{program}: {MOST} earlier runs have neither begun nor ended yet")));
+        };
+        let variables = [
+            ("BGCTL_DEPLOYMENT", key.deployment.clone().into()),
+            ("BGCTL_SERVICE", key.service.clone().into()),
+            ("BGCTL_COLOUR", key.colour.name().into()),
+            ("BGCTL_BACKEND", key.address.to_string().into()),
+            ("BGCTL_ADDRESS", to.ip().to_string().into()),
+            ("BGCTL_PORT", to.port().to_string().into()),
+        ];
+        let (command, deadline) = (self.command.clone(), Instant::now() + self.timeout);
+        let (tell, told) = oneshot::channel();
+        let work = move || {
+            let job = Job { command: &command, variables: &variables, deadline, hears_stdout: false, kills_rest: true };
+            let outcome = runner::run(&job, &|| tell.is_closed());
+            drop(place);
+            let _ = tell.send(outcome);
+        };
+        let thread = thread::Builder::new().name("check".to_owned()).stack_size(STACK).spawn(work);
+        thread.map_err(|error| Why::of(format_args!("cannot run {program}"), &error))?;
+        match told.await.unwrap_or(Outcome::Lost) {
+            Outcome::Ended(status, _) if status.success() => Ok(()),
+            Outcome::Ended(status, said) => Err(Why::new(format_args!("{program}: {status}{said}"))),
+            Outcome::NotRun(error) => Err(Why::of(format_args!("cannot run {program}"), &error)),
+            Outcome::Late(said) => {
+                Err(Why::new(format_args!("{program}: it has not ended within {:?}{said}", self.timeout)))
+            }
+            Outcome::Moot | Outcome::Lost => Err(Why::new(format_args!("cannot wait for {program}"))),
         }
+    }
+}
+
+/// One of the runs that may be.
+struct Place(Arc<AtomicUsize>);
+
+impl Place {
+    fn take(running: &Arc<AtomicUsize>) -> Option<Self> {
+        let place = Self(running.clone());
+        (running.fetch_add(1, Ordering::Relaxed) < MOST).then_some(place)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -87,15 +95,23 @@ mod tests {
 
     use super::*;
 
-    async fn run(script: &str) -> Result<(), Why> {
-        let key = BackendKey {
+    fn key() -> BackendKey {
+        BackendKey {
             deployment: "shop".to_owned(),
             service: "web".to_owned(),
             colour: Colour::Green,
             address: "[2001:db8::1]:80".parse().unwrap(),
-        };
+        }
+    }
+
+    fn request(script: &str) -> Request {
+        Request::new(&["sh", "-c", script].map(str::to_owned), Duration::from_secs(20))
+    }
+
+    async fn run(script: &str) -> Result<(), Why> {
+        let key = key();
         let to = SocketAddr::new(key.address.ip(), 8080);
-        check(&["sh", "-c", script].map(str::to_owned), &key, to).await
+        request(script).check(&key, to).await
     }
 
     #[tokio::test]
@@ -104,17 +120,8 @@ mod tests {
         assert_eq!(run("echo no database >&2; exit 3").await, Err(Why::new("sh: exit status: 3: no database")));
         let talks = "head -c 1000000 /dev/zero >&2; head -c 1000000 /dev/zero; exit 1";
         assert!(run(talks).await.is_err());
-        let missing = check(
-            &["/nonexistent".to_owned()],
-            &BackendKey {
-                deployment: String::new(),
-                service: String::new(),
-                colour: Colour::Blue,
-                address: "10.0.0.1:1".parse().unwrap(),
-            },
-            "10.0.0.1:1".parse().unwrap(),
-        )
-        .await;
+        let missing = Request::new(&["/nonexistent".to_owned()], Duration::from_secs(1));
+        let missing = missing.check(&key(), key().address).await;
         assert!(missing.unwrap_err().to_string().starts_with("cannot run /nonexistent"));
     }
 
@@ -144,5 +151,37 @@ mod tests {
         let begin = std::time::Instant::now();
         assert_eq!(run("sleep 5 & exit 0").await, Ok(()));
         assert!(begin.elapsed() < Duration::from_secs(2));
+    }
+
+    #[tokio::test]
+    async fn what_it_leaves_is_killed_after_its_end_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let pid = dir.path().join("pid");
+        assert_eq!(run(&format!("sleep 60 & echo $! > {}", pid.display())).await, Ok(()));
+        let pid = std::fs::read_to_string(pid).unwrap();
+        let is_alive = || {
+            let status = std::fs::read_to_string(format!("/proc/{}/status", pid.trim())).unwrap_or_default();
+            status.contains("sleep") && !status.contains("State:\tZ")
+        };
+        for _ in 0..100 {
+            if !is_alive() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("its child goes on");
+    }
+
+    #[tokio::test]
+    async fn runs_that_do_not_end_are_not_joined_by_more_without_end() {
+        let request = request("exit 0");
+        for _ in 0..MOST {
+            let place = Place::take(&request.running).unwrap();
+            // Nobody gives it back.
+            std::mem::forget(place);
+        }
+        let why = request.check(&key(), key().address).await.unwrap_err().to_string();
+        assert!(why.contains("2 earlier runs"), "{why}");
+        assert_eq!(request.running.load(Ordering::Relaxed), MOST, "one that was refused takes no place");
     }
 }

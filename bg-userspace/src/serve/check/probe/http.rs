@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use http_body_util::{BodyExt as _, Empty, Limited};
+use http_body_util::{BodyExt as _, Empty};
 use hyper::{
     body::{Bytes, Incoming},
     client::conn::http1,
@@ -89,15 +89,17 @@ fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
     error.to_string()
 }
 
-async fn has(body: Incoming, expected: &Regex) -> Result<(), Why> {
-    let mut body = Limited::new(body, BODY);
+async fn has(mut body: Incoming, expected: &Regex) -> Result<(), Why> {
     let mut read = Vec::new();
     while let Some(frame) = body.frame().await {
         match frame {
             Ok(frame) => read.extend(frame.into_data().unwrap_or_default()),
-            // What is longer is not looked at.
-            Err(error) if error.is::<http_body_util::LengthLimitError>() => break,
             Err(error) => return Err(Why::new(format_args!("the body ends early: {error}"))),
+        }
+        if read.len() >= BODY {
+            // What is longer is not looked at.
+            read.truncate(BODY);
+            break;
         }
     }
     if expected.is_match(&String::from_utf8_lossy(&read)) {
@@ -173,6 +175,33 @@ mod tests {
         assert_eq!(outcome(ok, &other).await, "the body does not match \"down\"");
         let cut = b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\nstatus=up";
         assert!(outcome(cut, &matches).await.starts_with("the body ends early"));
+    }
+
+    #[tokio::test]
+    async fn the_first_64_kib_of_a_body_are_looked_at_and_no_more() {
+        let finds = async |at: usize| {
+            let mut body = vec![b'.'; 300_000];
+            body[at..at + 6].copy_from_slice(b"needle");
+            let mut answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len()).into_bytes();
+            answer.extend(body);
+            outcome(answer.leak(), &HttpCheck { expect_body: Some("needle".to_owned()), ..check() }).await == "passed"
+        };
+        for at in [0, 50_000, 60_000, 65_000, BODY - 6] {
+            assert!(finds(at).await, "at {at}");
+        }
+        assert!(!finds(BODY - 5).await && !finds(200_000).await);
+    }
+
+    #[test]
+    fn each_path_that_the_configuration_may_have_can_be_asked_for() {
+        for char in (0..128).map(char::from) {
+            for path in [format!("/{char}"), format!("/?{char}")] {
+                if crate::config::is_path(&path) {
+                    let request = hyper::Request::get(&path).body(()).unwrap();
+                    assert_eq!(request.uri().path_and_query().unwrap().as_str(), path);
+                }
+            }
+        }
     }
 
     #[tokio::test]

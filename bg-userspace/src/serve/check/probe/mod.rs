@@ -35,7 +35,7 @@ enum Way {
     Tcp,
     Http(http::Request),
     Grpc(grpc::Request),
-    Exec,
+    Exec(exec::Request),
 }
 
 impl Probe {
@@ -45,7 +45,7 @@ impl Probe {
             CheckKind::Tcp => Way::Tcp,
             CheckKind::Http(http) => Way::Http(http::Request::new(http, to)),
             CheckKind::Grpc { service, tls } => Way::Grpc(grpc::Request::new(service, *tls, to)),
-            CheckKind::Exec { .. } => Way::Exec,
+            CheckKind::Exec { command } => Way::Exec(exec::Request::new(command, check.timeout)),
         };
         Self { check: check.clone(), key: key.clone(), to, way }
     }
@@ -60,12 +60,11 @@ impl Probe {
     }
 
     async fn ask(&self) -> Result<(), Why> {
-        match (&self.way, &self.check.kind) {
-            (Way::Tcp, _) => tcp::check(self.to).await,
-            (Way::Http(request), _) => request.check(self.to).await,
-            (Way::Grpc(request), _) => request.check(self.to).await,
-            (Way::Exec, CheckKind::Exec { command }) => exec::check(command, &self.key, self.to).await,
-            (Way::Exec, _) => unreachable!("the way is that of the kind"),
+        match &self.way {
+            Way::Tcp => tcp::check(self.to).await,
+            Way::Http(request) => request.check(self.to).await,
+            Way::Grpc(request) => request.check(self.to).await,
+            Way::Exec(request) => request.check(&self.key, self.to).await,
         }
     }
 }

@@ -10,7 +10,7 @@ use super::why::Why;
 /// Opens a connection, which a reset closes: it leaves nothing behind, neither here, where a thousand checks a second would use up the
 /// ports, nor at the backend.
 pub(super) async fn connect(to: SocketAddr) -> Result<TcpStream, Why> {
-    let stream = TcpStream::connect(to).await.map_err(|error| Why::new(format_args!("no connection: {error}")))?;
+    let stream = TcpStream::connect(to).await.map_err(|error| Why::of("no connection", &error))?;
     // What this cannot set is closed in the usual way.
     let _ = set_socket_linger(&stream, Some(Duration::ZERO));
     let _ = stream.set_nodelay(true);
