@@ -57,12 +57,9 @@ pub(super) async fn run(controller: Arc<Controller>) -> Result<(), ServeError> {
         let services =
             view.iter().flat_map(|view| &view.status.deployments).flat_map(|deployment| &deployment.services);
         let is_there = services.into_iter().any(|service| service.mode == "tee");
-        if view.is_none() {
-            proxy.has_no_instance();
-            continue;
-        }
-        proxy.alone_since = None;
-        if !is_there && proxy.running.is_empty() {
+        if view.is_none() || (!is_there && proxy.is_idle()) {
+            proxy.running.clear();
+            proxy.finder = None;
             continue;
         }
         if is_new {
@@ -97,11 +94,9 @@ pub(super) async fn run(controller: Arc<Controller>) -> Result<(), ServeError> {
 #[derive(Default)]
 struct Proxy {
     finder: Option<Arc<FlowFinder>>,
-    /// By the index of the service, so that a new name disturbs no connection.
-    running: HashMap<u16, Running>,
+    /// By deployment and service.
+    running: HashMap<(String, String), Running>,
     limits: Option<Limits>,
-    /// Since when there has been no instance.
-    alone_since: Option<Instant>,
 }
 
 /// A service that is served. Dropping it ends its listeners and connections.
@@ -120,13 +115,8 @@ impl Drop for Running {
 }
 
 impl Proxy {
-    /// Ends everything once the instance has been gone for a while: a short trouble with reading it is none of the clients' business.
-    fn has_no_instance(&mut self) {
-        const PATIENCE: Duration = Duration::from_secs(5);
-        if self.alone_since.get_or_insert_with(Instant::now).elapsed() >= PATIENCE {
-            self.running.clear();
-            self.finder = None;
-        }
+    fn is_idle(&self) -> bool {
+        self.running.is_empty()
     }
 
     fn update(&mut self, controller: &Controller, teed: Vec<Teed>, finder: &Arc<FlowFinder>) {
@@ -138,26 +128,26 @@ impl Proxy {
         let limits = self.limits.get_or_insert_with(|| Limits::new(most())).clone();
         let mut before = std::mem::take(&mut self.running);
         for teed in teed {
-            let index = teed.service;
-            let running = before.remove(&index).filter(|running| running.has_place_of(&teed));
+            let name = (teed.deployment_name.clone(), teed.name.clone());
+            let running = before.remove(&name).filter(|running| running.has_place_of(&teed));
             let running = match running {
                 Some(running) => running.updated(teed),
                 None => Running::begin(teed, controller, finder, &limits),
             };
-            self.running.insert(index, running);
+            self.running.insert(name, running);
         }
     }
 
     /// Says that copies were ended, and connections refused, but not too often.
     fn say(&mut self) {
-        for running in self.running.values_mut() {
+        for ((deployment, service), running) in &mut self.running {
             let failed = failures(&running.service.counts);
             let (last, before) = running.said;
             if failed > before && (before == 0 || last.elapsed() >= SAY) {
                 let of = |count| running.service.counts.of(count);
                 tracing::warn!(
-                    deployment = running.teed.deployment_name,
-                    service = running.teed.name,
+                    deployment,
+                    service,
                     no_backend = of(Count::CopyNoBackend),
                     slow = of(Count::CopySlow),
                     reset = of(Count::CopyReset),

@@ -105,7 +105,7 @@ impl Service {
             return self.counts.add(Count::Foreign);
         };
         let may_go_on = || !is_confined || !self.flows.is_live(colour);
-        task.note(|entry| entry.confined_to = is_confined.then_some(colour));
+        task.note(|entry| (entry.listener, entry.confined_to) = (Some(colour), is_confined.then_some(colour)));
         let settings = self.settings.read().unwrap_or_else(PoisonError::into_inner).clone();
         let Settings { pools, proxy_protocol, compare, idle_timeout } = &*settings;
         let header = if *proxy_protocol { header(from, destination) } else { Vec::new() };
