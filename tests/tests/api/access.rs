@@ -208,3 +208,28 @@ fn what_a_page_of_somebody_else_sends_is_refused() -> Result<()> {
     }
     Ok(())
 }
+
+/// An admin of the controller is not yet root of its host, and the next switch runs the gates, often as root.
+#[test]
+fn only_root_of_the_host_configures_commands() -> Result<()> {
+    let served = with_tokens()?;
+    let made = served.ready.lab.sandbox.dir().join("made");
+    let config = fs::read_to_string(served.ready.bgctl.config())?
+        + &format!(
+            "\n[[deployments.{DEPLOYMENT}.gates]]\nwhen = \"before\"\nkind = \"exec\"\ncommand = [\"touch\", \"{}\"]\n",
+            made.display()
+        );
+    let post = |client: &mut HttpClient| {
+        let headers = [("Authorization", "Bearer chiefchief"), ("Content-Type", "application/toml")];
+        client.request("POST", "/v1/apply", &headers, config.as_bytes())
+    };
+    assert_eq!(post(&mut served.tcp()?)?.status, 403);
+    served.ready.bgctl.run(&["switch", DEPLOYMENT])?;
+    assert!(!made.exists(), "the command was not run");
+    // Root is who it is, whatever it says.
+    let root = [("Content-Type", "application/toml")];
+    assert_eq!(served.client()?.request("POST", "/v1/apply", &root, config.as_bytes())?.status, 200);
+    served.ready.bgctl.run(&["switch", DEPLOYMENT])?;
+    assert!(made.exists());
+    Ok(())
+}
