@@ -9,7 +9,10 @@ use bg_tests::{
     config::DEPLOYMENT,
 };
 use std::{
+    ffi::CString,
+    fs,
     net::{IpAddr, SocketAddr},
+    os::unix::ffi::OsStrExt as _,
     thread,
     time::{Duration, Instant},
 };
@@ -161,7 +164,7 @@ fn the_idle_colour_takes_over_from_a_dead_one_and_keeps_the_traffic() -> Result<
 
     ensure!(shop.ready.bgctl.deployment(OTHER)?["generation"] == neighbour, "the other deployment");
     let log = controller.log()?;
-    ensure!(log.contains("failing over"), "{log}");
+    ensure!(log.contains("failed over"), "{log}");
     Ok(())
 }
 
@@ -212,6 +215,69 @@ fn who_decides_otherwise_wins() -> Result<()> {
     shop.ready.bgctl.run(&["thaw", DEPLOYMENT])?;
     until(&word, Colour::Blue, Duration::from_secs(2)).context("thawed")?;
     Ok(())
+}
+
+/// An attempt that is refused is tried again after growing pauses, not in a loop, and told once. A backend that only the maps have does not
+/// switch failover off, and neither does a disk that hangs.
+#[test]
+fn what_hinders_it_neither_makes_it_spin_nor_switches_it_off() -> Result<()> {
+    const HOLD_OFF: Duration = Duration::from_secs(3);
+    let shop = Shop::open(HOLD_OFF)?;
+    let (word, bgctl) = (shop.ready.live()?, &shop.ready.bgctl);
+    let own = bgctl.config().with_file_name("of-the-controller.toml");
+    fs::copy(bgctl.config(), &own)?;
+    let applied = fs::read_to_string(&own)?;
+    let (other, shops) = applied.split_at(applied.find("[deployments.shop]").context("the deployment")?);
+    let green = shops.replacen("green = [", &format!("green = [\"{}\", ", unknown(&shop)), 1);
+    bgctl.apply(&[other, &green].concat())?;
+    let arguments = ["-c", own.to_str().context("a path")?];
+    let mut controller = Controller::start_with(bgctl, &arguments)?;
+    shop.all_up()?;
+    controller.wait_for("failover does not count backends")?;
+
+    bgctl.run(&[&["detach"], shop.ready.lab.interfaces.as_slice()].concat())?;
+    shop.answer(Colour::Blue, Answers::Error);
+    shop.wait(Colour::Blue, "down")?;
+    stays(&word, Duration::from_millis(2500), "nothing is attached")?;
+    let log = controller.log()?;
+    ensure!(log.matches("no failover").count() == 1 && !log.contains("failed over"), "{log}");
+    bgctl.run(&[&["attach", "--mode", "native"], shop.ready.lab.interfaces.as_slice()].concat())?;
+    until(&word, Colour::Green, Duration::from_secs(5)).context("attached again")?;
+
+    shop.answer(Colour::Blue, Answers::Well);
+    shop.wait(Colour::Blue, "up")?;
+    thread::sleep(HOLD_OFF);
+    let journal = shop.ready.lab.sandbox.state_dir().join("history.jsonl");
+    let aside = journal.with_extension("aside");
+    fs::rename(&journal, &aside)?;
+    let hangs = CString::new(journal.as_os_str().as_bytes())?;
+    // SAFETY: the path ends with a zero byte.
+    ensure!(unsafe { libc::mkfifo(hangs.as_ptr(), 0o600) } == 0, "no FIFO at {}", journal.display());
+    shop.answer(Colour::Green, Answers::Error);
+    until(&word, Colour::Blue, Duration::from_secs(15)).context("the journal hangs")?;
+    let begin = Instant::now();
+    controller.end(libc::SIGTERM)?;
+    ensure!(begin.elapsed() < Duration::from_secs(8), "it has ended after {:?}", begin.elapsed());
+
+    // Nobody has recorded that one. The next controller holds off all the same.
+    let fifo = fs::OpenOptions::new().read(true).write(true).open(&journal)?;
+    fs::rename(&aside, &journal)?;
+    drop(fifo);
+    shop.answer(Colour::Green, Answers::Well);
+    let start = Instant::now();
+    let _controller = Controller::start_with(bgctl, &arguments)?;
+    shop.all_up()?;
+    shop.answer(Colour::Blue, Answers::Error);
+    let quiet = (HOLD_OFF - Duration::from_millis(300)).saturating_sub(start.elapsed());
+    stays(&word, quiet, "there was a failover that nobody has recorded")?;
+    until(&word, Colour::Green, HOLD_OFF * 2)?;
+    Ok(())
+}
+
+/// A backend address of green that no server has.
+fn unknown(shop: &Shop) -> SocketAddr {
+    let green = shop.ready.lab.backends.iter().find(|backend| backend.colour == Colour::Green);
+    SocketAddr::new(green.expect("it has backends").addresses[0], PORTS[0] + 100)
 }
 
 /// Servers fail and recover at random. With `BG_TEST_FULL`, for an hour.

@@ -16,6 +16,7 @@ use crate::{
     config::{self, Config, ConfigError},
     history::Caller,
     lock::Lock,
+    pins,
 };
 
 /// How many calls of the instance may run at a time. Most of them wait for a lock or a disk.
@@ -293,6 +294,8 @@ impl Controller {
         // The lock of an instance that is gone says nothing of its successor.
         *open = None;
         let instance = Arc::new(Instance::open(&self.paths)?);
+        // From another network namespace, checks would find other backends, or none.
+        pins::check_own_namespace(&self.paths)?;
         let lock = Lock::controller(&self.paths).map_err(|error| match error {
             Error::Busy { holder, .. } => Refusal::SecondController { holder }.into(),
             error => error,

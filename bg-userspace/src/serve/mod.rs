@@ -96,12 +96,14 @@ async fn serve(controller: Arc<Controller>, life: Life) -> Result<(), ServeError
     ended
 }
 
-/// Refuses to run beside another controller of the instance. That there is none yet is no reason not to run.
+/// Refuses to run beside another controller of the instance, or in another network namespace than it is. That there is none yet is no reason not to run.
 async fn no_other(controller: &Arc<Controller>) -> Result<(), ServeError> {
     let opening = controller.clone();
     let opened = tokio::task::spawn_blocking(move || opening.instance().map(|_| ())).await;
     match opened.map_err(|error| ServeError::Part { why: error.to_string() })? {
-        Err(error @ Error::Refused(Refusal::SecondController { .. })) => Err(error.into()),
+        Err(error @ (Error::Refused(Refusal::SecondController { .. }) | Error::OtherNamespace { .. })) => {
+            Err(error.into())
+        }
         _ => Ok(()),
     }
 }

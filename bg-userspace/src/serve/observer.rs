@@ -16,7 +16,7 @@ const GLANCE: Duration = Duration::from_millis(250);
 const LOOK_WATCHED: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_secs(10);
 
-/// Looks until the controller ends. Ends it if another controller runs on the instance.
+/// Looks until the controller ends. Ends it if another controller runs on the instance, or the instance is of another network namespace.
 pub(super) async fn run(controller: Arc<Controller>) -> Result<(), ServeError> {
     let mut ticks = interval(GLANCE);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -62,7 +62,7 @@ pub(super) async fn run(controller: Arc<Controller>) -> Result<(), ServeError> {
 /// Why there is no instance. What the controller cannot wait for is an error.
 fn absent(error: Error) -> Result<String, ServeError> {
     match error {
-        Error::Refused(Refusal::SecondController { .. }) => Err(error.into()),
+        Error::Refused(Refusal::SecondController { .. }) | Error::OtherNamespace { .. } => Err(error.into()),
         error => Ok(format!("{:#}", anyhow::Error::from(error))),
     }
 }

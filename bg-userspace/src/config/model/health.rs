@@ -161,7 +161,7 @@ pub struct Failover {
     pub to_idle: bool,
     /// How many healthy backends are enough.
     pub min_healthy: MinHealthy,
-    /// The time after a switch in which the controller makes no other one.
+    /// The time after a failover in which the controller makes no other one.
     pub hold_off: Duration,
 }
 
