@@ -4,7 +4,7 @@ use anyhow::{Context, Result};
 use bg_tests::{Controller, Ready, config::DEPLOYMENT};
 use std::{
     os::unix::net::UnixDatagram,
-    process::ExitStatus,
+    process::{Command, ExitStatus},
     time::{Duration, Instant},
 };
 
@@ -36,6 +36,16 @@ fn the_data_path_stays_as_it_is_however_the_controller_ends() -> Result<()> {
 fn a_second_controller_of_an_instance_is_refused_until_the_first_one_is_gone() -> Result<()> {
     let ready = ready()?;
     let config = ready.bgctl.config().display().to_string();
+    // From another network namespace, its checks would find other backends.
+    let mut elsewhere = Command::new("timeout");
+    elsewhere.args(["5", "unshare", "--net"]).arg(ready.bgctl.program());
+    elsewhere.arg("--pin-root").arg(ready.lab.sandbox.pin_root());
+    elsewhere.arg("--state-dir").arg(ready.lab.sandbox.state_dir()).args(["serve", "-c", &config]);
+    let refused = elsewhere.output()?;
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && refused.status.code() != Some(124), "{:?}: {said}", refused.status);
+    assert!(said.contains("namespace"), "{said}");
+
     let first = Controller::start(&ready.bgctl)?;
     let refused = ready.bgctl.try_run(&["serve", "-c", &config])?;
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
