@@ -9,6 +9,7 @@ mod machine_image;
 mod package;
 mod packages;
 mod process;
+mod schemathesis;
 mod setup;
 mod sources;
 mod test;

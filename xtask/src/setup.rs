@@ -6,6 +6,7 @@ use crate::{
     machine_image,
     packages::{Tools, apt_install, install_tools, is_installed},
     process::{run as run_command, say},
+    schemathesis,
     toolchain::{self, BPF_LINKER, LLVM, NIGHTLY, Toolchain},
 };
 use anyhow::{Context, Result, bail};
@@ -16,6 +17,7 @@ pub(crate) fn run() -> Result<()> {
     linker()?;
     install_tools(Tools::All)?;
     cargo_tools::install(&[CARGO_DENY, CARGO_DEB])?;
+    schemathesis::install()?;
     machine_image::make()
 }
 
