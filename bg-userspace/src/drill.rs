@@ -104,14 +104,23 @@ pub fn drill(
         return Err(Refusal::NothingToDrill { deployment: deployment.to_owned() }.into());
     };
     let began = Instant::now();
-    let switched = instance.switch(deployment, &passed.request)?;
+    let switched = instance.switch(deployment, &passed.request).inspect_err(|error| {
+        if matches!(error, Error::NotRecorded { .. }) {
+            let goes_back =
+                "no gate was asked, and the drill goes back when its time is over, unless somebody confirms it";
+            instance.state.warn([goes_back.to_owned()]);
+        }
+    })?;
     let leg = Leg::of(&switched, began);
     progress(Progress::Switched(&switched));
     let watch = Watch::new(instance, &switched, &passed.request)?.until(switched.stored + request.back_after);
     let outcome = watch.run(gates, &mut passed.reports, progress);
     let failed = match outcome {
-        // What has become of it is told by the way back, which then is refused.
-        Ok(Confirmed::ByGates | Confirmed::BySomebody) => None,
+        Ok(Confirmed::ByGates) => None,
+        Ok(Confirmed::BySomebody) => {
+            let (deployment, live) = (deployment.to_owned(), switched.to.live.name());
+            return Err(Refusal::DrillKept { deployment, live }.into());
+        }
         Err(Failed { gate, why }) => Some(format!("{gate}: {why}")),
     };
     let back = SwitchRequest {

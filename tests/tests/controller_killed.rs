@@ -17,7 +17,12 @@ fn rounds() -> usize {
     if std::env::var_os("BG_TEST_FULL").is_some() { 200 } else { 15 }
 }
 
-const CHECKS: &str = "health = { kind = \"tcp\", interval = \"50ms\", timeout = \"40ms\", rise = 2, fall = 2 }\n";
+/// UDP services, too, are asked at the port of HTTP.
+fn checks() -> String {
+    format!(
+        "health = {{ kind = \"tcp\", port = {HTTP_PORT}, interval = \"50ms\", timeout = \"40ms\", rise = 2, fall = 2 }}\n"
+    )
+}
 
 /// The health of a service's backends in one colour, by address.
 fn health(status: &Value, deployment: &str, colour: &str) -> Vec<(String, String)> {
@@ -49,8 +54,8 @@ fn until(ready: &Ready, what: &str, holds: impl Fn(&Value) -> bool) -> Result<()
 #[test]
 fn packets_do_not_notice_and_the_successor_knows() -> Result<()> {
     let lab = Lab::wire(Fabric::Switch)?;
-    // UDP services have no listener that a TCP check could reach.
-    let config = shop(&lab, "nat", CHECKS).replace("[deployments.mail]\n", &format!("[deployments.mail]\n{CHECKS}"));
+    let checks = checks();
+    let config = shop(&lab, "nat", &checks).replace("[deployments.mail]\n", &format!("[deployments.mail]\n{checks}"));
     let ready = Ready::with(lab, "native", &config)?;
     let mut chance = Chance::new();
     // Its live colour is green, and only blue is cut off: none of its flows has a reason to fail.

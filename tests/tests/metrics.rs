@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, bail};
 use bg_tests::{
-    Controller, Fabric, HttpClient, Lab, Process, Ready,
+    Controller, Fabric, HTTP_PORT, HttpClient, Lab, Process, Ready,
     config::{DEPLOYMENT, NEIGHBOUR, shop},
 };
 use serde_json::Value;
@@ -44,7 +44,10 @@ struct Served {
 fn served() -> Result<Served> {
     let lab = Lab::wire(Fabric::Switch)?;
     let socket = lab.sandbox.dir().join("api.sock");
-    let health = "[deployments.shop.health]\nkind = \"tcp\"\ninterval = \"200ms\"\ntimeout = \"100ms\"";
+    // UDP services, too, are asked at the port of HTTP.
+    let health = format!(
+        "[deployments.shop.health]\nkind = \"tcp\"\nport = {HTTP_PORT}\ninterval = \"200ms\"\ntimeout = \"100ms\""
+    );
     let serve = format!("[serve]\nsocket = \"{}\"\nlisten = \"127.0.0.1:7470\"", socket.display());
     let config = format!("{}\n{health}\n{serve}\n", shop(&lab, "nat", ""));
     let ready = Ready::with(lab, "native", &config)?;

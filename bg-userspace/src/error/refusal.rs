@@ -213,6 +213,17 @@ pub enum Refusal {
         /// The process that holds the lock.
         holder: String,
     },
+    /// Somebody has decided during a drill that it is not gone back on.
+    #[error(
+        "somebody has confirmed the switch of this drill, or changed deployment \"{deployment}\" meanwhile, so the drill does not go back: see `bgctl status {deployment}`. \
+         `bgctl rollback {deployment}` goes back, if {live} is live and should not be"
+    )]
+    DrillKept {
+        /// Its name.
+        deployment: String,
+        /// The colour that the drill has made live.
+        live: &'static str,
+    },
     /// There is no next generation.
     #[error(
         "deployment \"{deployment}\" has used up all generations: remove it from the configuration and apply, then add it again and apply"

@@ -22,8 +22,10 @@ use crate::{
 /// How many calls of the instance may run at a time. Most of them wait for a lock or a disk.
 const CALLS: usize = 16;
 /// How many calls that may last, since they wait for flows, commands or gates, may run at a time. They have places of their own, so that none of
-/// them holds up a plain switch.
-const LONG_CALLS: usize = 16;
+/// them holds up a plain switch. A switch with gates keeps its place until it is confirmed.
+const LONG_CHANGES: usize = 64;
+/// The same for those that change nothing, so that one can still look while many changes last.
+const LONG_LOOKS: usize = 8;
 /// How many events a slow listener may be behind, before it has missed some.
 const EVENTS: usize = 4096;
 
@@ -71,7 +73,8 @@ pub(crate) struct Controller {
     look: Notify,
     reload: Notify,
     calls: Semaphore,
-    long_calls: Semaphore,
+    long_changes: Semaphore,
+    long_looks: Semaphore,
     watchers: AtomicUsize,
     open: Mutex<Option<Open>>,
     tees: Registry,
@@ -98,7 +101,8 @@ impl Controller {
             look: Notify::new(),
             reload: Notify::new(),
             calls: Semaphore::new(CALLS),
-            long_calls: Semaphore::new(LONG_CALLS),
+            long_changes: Semaphore::new(LONG_CHANGES),
+            long_looks: Semaphore::new(LONG_LOOKS),
             watchers: AtomicUsize::new(0),
             open: Mutex::new(None),
             tees: Registry::default(),
@@ -245,28 +249,34 @@ impl Controller {
         caller: Option<Caller>,
         work: impl FnOnce(&Instance) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        self.call(&self.calls, caller, work).await
+        let _place = self.calls.acquire().await.expect("the semaphore is never closed");
+        self.call(caller, work).await
     }
 
-    /// The same for what may last. `None` if too much of that is going on.
+    /// The same for a change that may last. `None` if too many are being made.
     pub(crate) async fn on_instance_for_long<T: Send + 'static>(
         self: &Arc<Self>,
-        caller: Option<Caller>,
+        caller: Caller,
         work: impl FnOnce(&Instance) -> Result<T, Error> + Send + 'static,
     ) -> Option<Result<T, Error>> {
-        if self.long_calls.available_permits() == 0 {
-            return None;
-        }
-        Some(self.call(&self.long_calls, caller, work).await)
+        let _place = self.long_changes.try_acquire().ok()?;
+        Some(self.call(Some(caller), work).await)
+    }
+
+    /// The same for what may last and changes nothing.
+    pub(crate) async fn look_for_long<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Instance) -> Result<T, Error> + Send + 'static,
+    ) -> Option<Result<T, Error>> {
+        let _place = self.long_looks.try_acquire().ok()?;
+        Some(self.call(None, work).await)
     }
 
     async fn call<T: Send + 'static>(
         self: &Arc<Self>,
-        places: &Semaphore,
         caller: Option<Caller>,
         work: impl FnOnce(&Instance) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        let _place = places.acquire().await.expect("the semaphore is never closed");
         let controller = self.clone();
         let called = tokio::task::spawn_blocking(move || {
             let instance = controller.instance()?;
@@ -281,7 +291,11 @@ impl Controller {
         });
         match called.await {
             Ok(done) => done,
-            Err(error) => std::panic::resume_unwind(error.into_panic()),
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                // The runtime ends, and so does whoever waits.
+                Err(_) => std::future::pending().await,
+            },
         }
     }
 

@@ -14,7 +14,10 @@ use std::{
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::{controller::Controller, error::ServeError, event::Event, view::View};
-use crate::history::{Action, Record};
+use crate::{
+    history::{Action, Record},
+    state::State,
+};
 
 /// How often it looks whether something was appended.
 const LOOK: Duration = Duration::from_millis(250);
@@ -39,16 +42,28 @@ pub(super) async fn run(controller: Arc<Controller>) -> Result<(), ServeError> {
         let has_changed = now.is_some() && now != seen;
         seen = now;
         let at = tail.clone();
-        let next = controller.on_instance(None, move |instance| {
-            let problems = if has_changed { instance.check_state() } else { Vec::new() };
-            Ok((problems, at.next(instance.journal())))
-        });
+        let next = async {
+            let before = at.clone();
+            let looked = controller.on_instance(None, move |instance| {
+                let problems = if has_changed { instance.check_state() } else { Vec::new() };
+                Ok((problems, at.next(instance.journal())))
+            });
+            match looked.await {
+                Ok(looked) => Some(looked),
+                // While there is no instance, the place is kept: what is recorded as soon as there is one is news.
+                Err(_) => {
+                    let paths = controller.paths().clone();
+                    let read = move || (Vec::new(), before.next(State::of_pins(&paths).journal()));
+                    tokio::task::spawn_blocking(read).await.ok()
+                }
+            }
+        };
         // A file system that does not respond must not hold up the end.
         let next = tokio::select! {
             next = next => next,
             () = controller.stopped() => return Ok(()),
         };
-        let Ok((problems, next)) = next else { continue };
+        let Some((problems, next)) = next else { continue };
         problems.iter().for_each(|problem| tracing::warn!("{problem}"));
         match next {
             Ok((after, records)) => {

@@ -73,7 +73,7 @@ fn ready() -> Result<Ready> {
 #[test]
 fn each_kind_of_check_sees_a_backend_die_and_return() -> Result<()> {
     let ready = &ready()?;
-    let web = ready.lab.nginxes()?;
+    let mut web = ready.lab.nginxes()?;
     let blue1 = named(ready, "blue1")?;
     let odd = ["blue1", "blue2", "green1"].map(|name| {
         let backend = named(ready, name)?;
@@ -96,9 +96,11 @@ fn each_kind_of_check_sees_a_backend_die_and_return() -> Result<()> {
     maps.wait(at(named(ready, "blue2")?, POSTGRES), "down", soon)?;
 
     let [first, second, third] = <[_; 3]>::try_from(odd).map_err(|_| anyhow!("three servers"))?;
+    // The others serve until all scenarios have ended.
+    let killed = web.remove(0);
     thread::scope(|scope| {
         let scenarios = [
-            scope.spawn(move || killed_and_started(ready, web)),
+            scope.spawn(move || killed_and_started(ready, killed)),
             scope.spawn(|| filtered(ready)),
             scope.spawn(|| gone(ready)),
             scope.spawn(move || answers(ready, "a 500", &first, Answers::Error, at_once())),
@@ -124,14 +126,14 @@ fn each_kind_of_check_sees_a_backend_die_and_return() -> Result<()> {
 }
 
 /// nginx is killed: two services of two deployments see it, one by HTTP and one by TCP.
-fn killed_and_started(ready: &Ready, mut web: Vec<bg_tests::Nginx>) -> Result<()> {
+fn killed_and_started(ready: &Ready, web: bg_tests::Nginx) -> Result<()> {
     let (maps, backend) = (health(ready)?, named(ready, "blue1")?);
     let address = at(backend, HTTP_PORT);
     ensure!(maps.of(address)?.len() == 2, "of both deployments");
     let vips = [VIP_V4, NEIGHBOUR_V4].map(|vip| SocketAddr::new(vip, 80));
     ensure!(answering(ready, vips[0], 40)?.len() == 2, "both answer");
     let begin = Instant::now();
-    drop(web.remove(0));
+    drop(web);
     detected(&maps, "killed", address, "down", begin, at_once())?;
     for vip in vips {
         // Connections were opened to it until just now, but no new one is.

@@ -1,7 +1,7 @@
 //! The demo's controller, and a way to its web page from this machine's own network.
 
 use anyhow::{Context, Result};
-use bg_tests::{Bgctl, Controller, Lab, config::DEPLOYMENT};
+use bg_tests::{Bgctl, Controller, HTTP_PORT, Lab, config::DEPLOYMENT};
 use sha2::{Digest as _, Sha256};
 use std::{
     fs,
@@ -34,7 +34,7 @@ pub(super) fn configuration(lab: &Lab) -> Result<(String, String)> {
     fs::set_permissions(&file, fs::Permissions::from_mode(0o600))?;
     let socket = lab.sandbox.dir().join("api.sock");
     let config = format!(
-        "\n[deployments.{DEPLOYMENT}.health]\nkind = \"http\"\npath = \"/\"\n\n\
+        "\n[deployments.{DEPLOYMENT}.health]\nkind = \"http\"\npath = \"/\"\nport = {HTTP_PORT}\n\n\
          [serve]\nsocket = \"{}\"\nlisten = \"127.0.0.1:{PORT}\"\ntokens = \"{}\"\n",
         socket.display(),
         file.display()

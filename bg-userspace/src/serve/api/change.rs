@@ -59,8 +59,8 @@ struct Asked {
 enum Work {
     /// It does not wait for anybody.
     Short(Call),
-    /// It may last.
-    Long(Call),
+    /// It may last, and changes nothing.
+    Look(Call),
     /// It lasts if the deployment has gates.
     Gated(Box<Gated>),
     /// It counts flows, and may wait for them.
@@ -116,7 +116,10 @@ impl Asked {
         let done = match work {
             Work::Drain(request) => drain(&api, &name, request, caller, if_match).await,
             Work::Short(call) => run(&api, caller, false, call).await.map_err(|told| told.map_or_else(busy, refused)),
-            Work::Long(call) => run(&api, caller, true, call).await.map_err(|told| told.map_or_else(busy, refused)),
+            Work::Look(call) => match api.controller.look_for_long(call).await {
+                Some(seen) => seen.map_err(refused),
+                None => Err(busy()),
+            },
             Work::Gated(gated) => match gated.call(&api, &name).await {
                 Ok((lasts, call)) => {
                     run(&api, caller, lasts, call).await.map_err(|told| told.map_or_else(busy, refused))
@@ -125,7 +128,12 @@ impl Asked {
             },
         };
         api.controller.look();
-        if let Err(problem) = &done {
+        let is_there =
+            |view: Arc<crate::serve::view::View>| view.status.deployments.iter().any(|found| found.name == name);
+        // A name that anybody makes up has no place among the numbers.
+        if let Err(problem) = &done
+            && api.controller.view().is_some_and(is_there)
+        {
             let result = if problem.status.is_server_error() { "failed" } else { "refused" };
             api.metrics.refused(&name, &verb, result);
         }
@@ -159,7 +167,7 @@ impl Asked {
                 let request = guarded(options.request(), if_match)?;
                 let gated = Gated { request, window, skip_gates: options.skip_gates };
                 if options.dry_run {
-                    long(move |instance| gated.dry_run(instance, &name))
+                    look(move |instance| gated.dry_run(instance, &name))
                 } else {
                     Work::Gated(Box::new(gated))
                 }
@@ -168,7 +176,7 @@ impl Asked {
                 let options: Rollback = self.options()?;
                 let request = guarded(options.request(), if_match)?;
                 match options.dry_run {
-                    true => long(move |instance| instance.dry_run_rollback(&name, &request)),
+                    true => look(move |instance| instance.dry_run_rollback(&name, &request)),
                     false => short(move |instance| instance.rollback(&name, &request)),
                 }
             }
@@ -177,7 +185,7 @@ impl Asked {
                 let mut request = options.request();
                 request.if_generation = agreed(request.if_generation, if_match)?;
                 match options.dry_run {
-                    true => long(move |instance| instance.dry_run_split(&name, &request)),
+                    true => look(move |instance| instance.dry_run_split(&name, &request)),
                     false => short(move |instance| instance.split(&name, &request)),
                 }
             }
@@ -265,8 +273,8 @@ fn short<T: Serialize>(call: impl FnOnce(&Instance) -> Result<T, Error> + Send +
     Work::Short(self::call(call))
 }
 
-fn long<T: Serialize>(call: impl FnOnce(&Instance) -> Result<T, Error> + Send + 'static) -> Work {
-    Work::Long(self::call(call))
+fn look<T: Serialize>(call: impl FnOnce(&Instance) -> Result<T, Error> + Send + 'static) -> Work {
+    Work::Look(self::call(call))
 }
 
 fn call<T: Serialize>(call: impl FnOnce(&Instance) -> Result<T, Error> + Send + 'static) -> Call {
@@ -278,7 +286,7 @@ async fn run(api: &Api, caller: Caller, lasts: bool, call: Call) -> Result<Value
     if !lasts {
         return api.controller.on_instance(Some(caller), call).await.map_err(Some);
     }
-    let done = api.controller.on_instance_for_long(Some(caller), call).await;
+    let done = api.controller.on_instance_for_long(caller, call).await;
     done.map_or(Err(None), |done| done.map_err(Some))
 }
 
@@ -375,7 +383,7 @@ async fn drain(
             }
         };
         let looked = match request.reset && is_over {
-            true => api.controller.on_instance_for_long(Some(caller.clone()), look).await,
+            true => api.controller.on_instance_for_long(caller.clone(), look).await,
             false => Some(api.controller.on_instance(Some(caller.clone()), look).await),
         };
         let looked = looked.ok_or_else(|| Problem::busy("too many changes that may last are being made: try again"))?;

@@ -32,7 +32,7 @@ pub(super) struct Apply {
 /// Says what an apply would change.
 pub(super) async fn plan(State(api): State<Arc<Api>>, headers: HeaderMap, body: Bytes) -> Result<Response, Problem> {
     let config = read(&headers, &body)?;
-    let plan = api.controller.on_instance_for_long(None, move |instance| instance.plan(&config)).await;
+    let plan = api.controller.look_for_long(move |instance| instance.plan(&config)).await;
     Ok(Json(plan.ok_or_else(busy)??).into_response())
 }
 
@@ -54,7 +54,7 @@ pub(super) async fn apply(
     // It is completed also if the client does not wait for it.
     let applied = tokio::spawn(async move {
         let request = ApplyRequest { reason, force };
-        let applied = api.controller.on_instance_for_long(Some(caller), move |it| it.apply_as(&config, &request)).await;
+        let applied = api.controller.on_instance_for_long(caller, move |it| it.apply_as(&config, &request)).await;
         api.controller.look();
         applied
     });

@@ -129,6 +129,9 @@ async fn reload(api: &Api, began: Serve, tls: &watch::Sender<Option<Identified>>
         }
         match Access::load(&serve) {
             Ok(access) => {
+                if let Err(error) = socket::give(&began.socket, access.group()) {
+                    tracing::error!("{} stays with its group: {error}", began.socket.display());
+                }
                 api.access.send_replace(Arc::new(access));
                 tracing::info!("tokens and group were read again");
             }

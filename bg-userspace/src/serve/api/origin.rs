@@ -25,8 +25,11 @@ impl Hosts {
     fn has(&self, authority: &Authority) -> bool {
         let host = authority.host();
         let address = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+        let name = host.trim_end_matches('.').to_ascii_lowercase();
+        // A certificate may be for all names of a domain.
+        let any = name.split_once('.').map(|(_, domain)| format!("*.{domain}"));
         // No name has led a browser to an address that is written out.
-        address.parse::<IpAddr>().is_ok() || self.0.contains(&host.trim_end_matches('.').to_ascii_lowercase())
+        address.parse::<IpAddr>().is_ok() || self.0.contains(&name) || any.is_some_and(|any| self.0.contains(&any))
     }
 
     /// Refuses what a page of somebody else may have sent.

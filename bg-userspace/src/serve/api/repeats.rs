@@ -69,7 +69,8 @@ type Key = [u8; 32];
 struct Entry {
     /// What was asked for, hashed.
     request: [u8; 32],
-    began: Instant,
+    /// When it was answered, or before that when it began.
+    kept_since: Instant,
     /// `None` while it is being done.
     answer: Option<Answer>,
 }
@@ -100,7 +101,7 @@ impl Repeats {
         let request = hash(request);
         let now = Instant::now();
         let mut entries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        entries.retain(|_, entry| entry.answer.is_none() || now.duration_since(entry.began) < KEPT);
+        entries.retain(|_, entry| entry.answer.is_none() || now.duration_since(entry.kept_since) < KEPT);
         if let Some(entry) = entries.get(&key) {
             return match &entry.answer {
                 _ if entry.request != request => Err(Problem::new(
@@ -112,7 +113,7 @@ impl Repeats {
             };
         }
         make_room(&mut entries);
-        entries.insert(key, Entry { request, began: now, answer: None });
+        entries.insert(key, Entry { request, kept_since: now, answer: None });
         Ok(Repeat::First(Ticket { repeats: self.clone(), key: Some(key) }))
     }
 }
@@ -122,7 +123,8 @@ impl Ticket {
     pub(super) fn answer(mut self, answer: &Answer) {
         let mut entries = self.repeats.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(entry) = self.key.take().and_then(|key| entries.get_mut(&key)) {
-            entry.answer = Some(answer.clone());
+            // It is kept for as long as it is told, also if it took longer than that to make.
+            (entry.answer, entry.kept_since) = (Some(answer.clone()), Instant::now());
         }
     }
 }
@@ -140,7 +142,7 @@ fn make_room(entries: &mut HashMap<Key, Entry>) {
     let size = |entry: &Entry| entry.answer.as_ref().map_or(0, |answer| answer.body.len());
     while entries.len() >= MOST || entries.values().map(size).sum::<usize>() > MOST_BYTES {
         let answered = entries.iter().filter(|(_, entry)| entry.answer.is_some());
-        let Some(oldest) = answered.min_by_key(|(_, entry)| entry.began).map(|(key, _)| *key) else { return };
+        let Some(oldest) = answered.min_by_key(|(_, entry)| entry.kept_since).map(|(key, _)| *key) else { return };
         entries.remove(&oldest);
     }
 }

@@ -52,11 +52,15 @@ impl Socket {
             Err(_) => {}
         }
         let listener = UnixListener::bind(path).map_err(io())?;
-        let mode = if group.is_some() { 0o660 } else { 0o600 };
-        let owned = chown(path, None, group).and_then(|()| fs::set_permissions(path, Permissions::from_mode(mode)));
-        let inode = owned.and_then(|()| fs::symlink_metadata(path)).map_err(io())?.ino();
+        let inode = give(path, group).and_then(|()| fs::symlink_metadata(path)).map_err(io())?.ino();
         Ok(Self { listener, path: path.to_owned(), inode, _lock: lock })
     }
+}
+
+/// Lets root connect, and the members of a group. `None` is root's own.
+pub(super) fn give(path: &Path, group: Option<u32>) -> io::Result<()> {
+    let mode = if group.is_some() { 0o660 } else { 0o600 };
+    chown(path, None, group).and_then(|()| fs::set_permissions(path, Permissions::from_mode(mode)))
 }
 
 impl Drop for Socket {

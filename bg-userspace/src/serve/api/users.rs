@@ -73,7 +73,15 @@ pub(super) fn group(name: &str) -> io::Result<u32> {
 }
 
 /// The user whose socket is at the other end of a TCP connection of this host: its own address is `from`, and it is connected to `to`.
+///
+/// A socket that is just being closed may be shown as established and as root's. So it is looked up twice: in the second look, such a one is
+/// established no longer.
 pub(super) fn user_of_connection(from: SocketAddr, to: SocketAddr) -> Option<u32> {
+    let first = shown_user(from, to)?;
+    shown_user(from, to).filter(|second| *second == first)
+}
+
+fn shown_user(from: SocketAddr, to: SocketAddr) -> Option<u32> {
     let canonical = |address: SocketAddr| SocketAddr::new(address.ip().to_canonical(), address.port());
     let wanted = [from, to].map(canonical);
     ["/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"].into_iter().find_map(|path| {
@@ -92,7 +100,10 @@ fn entry(line: &str) -> Option<([SocketAddr; 2], u32)> {
     let mut words = line.split_ascii_whitespace().skip(1);
     let ends = [address(words.next()?)?, address(words.next()?)?];
     (words.next()? == ESTABLISHED).then_some(())?;
-    Some((ends, words.nth(3)?.parse().ok()?))
+    let uid = words.nth(3)?.parse().ok()?;
+    // A socket that nobody has open has no inode.
+    let inode: u64 = words.nth(1)?.parse().ok()?;
+    (inode != 0).then_some((ends, uid))
 }
 
 /// An address as the kernel prints it: words of 32 bits in the order of the host's memory.
