@@ -52,7 +52,7 @@ pub(super) async fn run(controller: Arc<Controller>) -> Result<(), ServeError> {
                 hooks.push((hook, task));
             }
         }
-        // The observer looks more often as long as somebody listens.
+        // Without a webhook, nothing has to be kept for one.
         events = if hooks.is_empty() { None } else { events.or_else(|| Some(controller.events())) };
         loop {
             let event = async {
