@@ -144,7 +144,7 @@ impl Browser {
         let find = format!(
             "(() => {{ const it = document.querySelector({}); it.scrollIntoView({{ block: 'center' }}); \
              const {{ x, y, width, height }} = it.getBoundingClientRect(); const at = [x + width / 2, y + height / 2]; \
-             const top = document.elementFromPoint(...at); return it.contains(top) && !it.disabled ? at : null; }})()",
+             const top = document.elementFromPoint(...at); return it.contains(top) && !it.disabled && it.ariaDisabled !== 'true' ? at : null; }})()",
             json!(selector)
         );
         let at = self.value(&find)?;

@@ -155,6 +155,12 @@ fn keys_alone_switch_confirm_and_roll_back() -> Result<()> {
     bgctl.run(&["switch", DEPLOYMENT, "--confirm-within", "90s"])?;
     browser.wait_for_text(&card(DEPLOYMENT, ".notices"), "Goes back to blue in 1:")?;
     by_keys("confirm", "shop: confirmed, green stays live")?;
+    // The button that has just been pressed keeps the focus, but there is nothing left to confirm.
+    let confirm = format!("document.querySelector({})", json!(card(DEPLOYMENT, "[data-verb=confirm]")));
+    browser.wait_for("a button without use", &format!("{confirm}.ariaDisabled === 'true'"))?;
+    assert_eq!(browser.value(&format!("document.activeElement === {confirm}"))?, true);
+    browser.press("Enter")?;
+    assert_eq!(browser.value(CLOSED)?, true);
     let before = stage.state(DEPLOYMENT)?;
 
     // Escape leaves, and what somebody else does meanwhile withdraws the question.
@@ -195,7 +201,8 @@ fn a_lost_connection_is_told_and_nothing_can_be_changed_until_it_is_back() -> Re
     browser.wait_for("the age", "/you see is ([5-9]|\\d\\d) s old/.test(document.querySelector('#lost').innerText)")?;
     assert_eq!(browser.value(ENABLED)?, false, "the question cannot be answered");
     browser.press("Escape")?;
-    let all_disabled = "[...document.querySelectorAll('.card button')].every((button) => button.disabled)";
+    let all_disabled =
+        "[...document.querySelectorAll('.card button')].every((button) => button.ariaDisabled === 'true')";
     assert_eq!(browser.value(all_disabled)?, true);
     assert_eq!(browser.text("#connection")?, "not connected");
     stage.controller()?.signal(libc::SIGCONT)?;

@@ -34,7 +34,7 @@ pub(crate) const POOR_CONTRAST: &str = r"(() => {
     while (walker.nextNode()) {
         const element = walker.currentNode.parentElement;
         const text = walker.currentNode.data.trim();
-        if (!text || !element.checkVisibility() || element.closest('button:disabled, template, noscript, script')) continue;
+        if (!text || !element.checkVisibility() || element.closest('button:disabled, [aria-disabled=true], template, noscript, script')) continue;
         const [a, b] = [light(parts(getComputedStyle(element).color)), light(behind(element))];
         const contrast = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
         if (contrast < 4.5) poor.push(`${text}: ${contrast.toFixed(2)}`);

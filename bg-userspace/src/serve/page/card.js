@@ -33,7 +33,7 @@ export class Card {
     for (const verb of VERBS) {
       const button = make("button", { type: "button", "data-verb": verb }, verb[0].toUpperCase() + verb.slice(1));
       button.setAttribute("aria-label", `${verb} ${name}`);
-      button.addEventListener("click", () => ask(this.deployment, verb, button));
+      button.addEventListener("click", () => button.ariaDisabled === "true" || ask(this.deployment, verb, button));
       buttons.append(button);
     }
     for (const details of this.element.querySelectorAll("details")) {
@@ -92,7 +92,8 @@ export class Card {
       this.part(".drain progress").value = 1 - deployment.flows[idle] / this.drain.most;
     }
     for (const button of this.part(".buttons").children) {
-      button.disabled = isLost || !possible(deployment, button.dataset.verb);
+      // Not `disabled`, which would take the focus away from whoever has just pressed it.
+      button.ariaDisabled = String(isLost || !possible(deployment, button.dataset.verb));
     }
     this.showDetails();
   }
