@@ -1,0 +1,348 @@
+//! Trouble of all kinds at random: servers that fail, stall and recover, colours that die as a whole, networks that drop or refuse, a controller
+//! that is killed or reads its file again, people who switch, freeze and apply. With `BG_TEST_FULL`, for an hour.
+
+use crate::{OTHER, PORTS, Shop, config, stays, until};
+use anyhow::{Context, Result, ensure};
+use bg_common::{Colour, LiveWord};
+use bg_tests::{
+    Answers, BackendHealth, Chance, Controller, Live,
+    address::{NEIGHBOUR_V4, VIP_V4},
+    config::DEPLOYMENT,
+};
+use std::{
+    collections::{BTreeMap, HashSet},
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpStream},
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+const HOLD_OFF: Duration = Duration::from_secs(2);
+/// A backend that was well all this time, and that the maps have as up, is up: no check of it has failed. It is longer than an interval and
+/// a time-out, also on a busy machine.
+const LONG_WELL: Duration = Duration::from_secs(1);
+/// The same for one that was not well. It takes more checks to be down.
+const LONG_UNWELL: Duration = Duration::from_secs(2);
+
+/// What a server has been, from when on.
+struct Past {
+    /// Whether it was well, the latest last.
+    was: Vec<(Instant, bool)>,
+}
+
+impl Past {
+    /// Whether it was so all the time before `at`.
+    fn was_only(&self, well: bool, at: Instant, time: Duration) -> bool {
+        let from = at.checked_sub(time);
+        let later = self.was.partition_point(|(since, _)| Some(*since) <= from);
+        let at_first = later.checked_sub(1).map(|nth| self.was[nth].1);
+        let meanwhile = self.was[later..].iter().take_while(|(since, _)| *since <= at);
+        at_first == Some(well) && meanwhile.into_iter().all(|(_, was)| *was == well)
+    }
+}
+
+/// A change of the live word.
+struct Change {
+    at: Instant,
+    from: LiveWord,
+    to: LiveWord,
+    /// What the maps have said of each server just before.
+    health: Vec<&'static str>,
+}
+
+/// Looks at the live word, and at the health of the servers, until it is over.
+fn watch(shop: &Shop, is_over: &AtomicBool) -> Result<Vec<Change>> {
+    let (word, maps) = (shop.ready.live()?, BackendHealth::open(shop.ready.lab.sandbox.pin_root())?);
+    let look = || -> Result<Vec<_>> {
+        let backends = shop.ready.lab.backends.iter();
+        let of = |backend: &bg_tests::Backend| maps.of(SocketAddr::new(backend.addresses[0], PORTS[0]));
+        backends.map(|backend| Ok(of(backend)?.first().copied().unwrap_or("none"))).collect()
+    };
+    let (mut from, mut health, mut looked) = (word.word(), look()?, Instant::now());
+    let mut changes = Vec::new();
+    while !is_over.load(Ordering::Relaxed) {
+        let (to, at) = (word.word(), Instant::now());
+        if to.live() != from.live() || to.generation() != from.generation() {
+            changes.push(Change { at, from, to, health: health.clone() });
+            from = to;
+        }
+        if looked.elapsed() > Duration::from_millis(5) {
+            (health, looked) = (look()?, Instant::now());
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+    Ok(changes)
+}
+
+/// One request to a service, on a connection of its own. The servers close it.
+fn ask(shop: &Shop, vip: SocketAddr) -> Result<()> {
+    let asked = shop.ready.lab.client.enter(|| -> Result<String> {
+        let mut stream = TcpStream::connect_timeout(&vip, Duration::from_secs(5))?;
+        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        stream.write_all(b"GET / HTTP/1.1\r\nHost: shop\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer)
+    })??;
+    ensure!(asked.ends_with("\r\n\r\nwell"), "{vip} has answered {asked:?}");
+    Ok(())
+}
+
+/// The trouble, and what it was.
+struct Trouble<'a> {
+    shop: &'a Shop,
+    word: Live,
+    chance: Chance,
+    controller: Option<Controller>,
+    is_cut: [bool; 4],
+    answers: [Answers; 4],
+    past: Vec<Past>,
+    /// The generations that people have made, or the data path for them.
+    of_people: HashSet<u32>,
+    is_other_configuration: bool,
+    kinds: BTreeMap<&'static str, u32>,
+}
+
+impl Trouble<'_> {
+    fn pick(&mut self, count: usize) -> usize {
+        (self.chance.number() >> 33) as usize % count
+    }
+
+    /// Does something to a server, and notes whether it is well then: one that gets worse is so from before on, one that gets better from then on.
+    fn set(&mut self, nth: usize, answers: Answers, cut: Option<&str>) -> Result<()> {
+        let was_well = self.answers[nth] == Answers::Well && !self.is_cut[nth];
+        let is_well = answers == Answers::Well && cut.is_none();
+        if was_well && !is_well {
+            self.past[nth].was.push((Instant::now(), false));
+        }
+        self.shop.servers[0][nth].answer(answers);
+        self.answers[nth] = answers;
+        let namespace = &self.shop.ready.lab.backends[nth].namespace;
+        if self.is_cut[nth] {
+            namespace.run("nft delete table inet cut")?;
+        }
+        if let Some(verdict) = cut {
+            namespace.run("nft add table inet cut")?;
+            namespace.run("nft add chain inet cut input { type filter hook input priority 0 ; }")?;
+            namespace.run(&format!("nft add rule inet cut input tcp dport {} {verdict}", PORTS[0]))?;
+        }
+        self.is_cut[nth] = cut.is_some();
+        if is_well && !was_well {
+            self.past[nth].was.push((Instant::now(), true));
+        }
+        Ok(())
+    }
+
+    fn set_colour(&mut self, colour: Colour, answers: Answers) -> Result<()> {
+        for nth in 0..4 {
+            if self.shop.ready.lab.backends[nth].colour == colour {
+                self.set(nth, answers, None)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Somebody switches, which may be refused.
+    fn by_somebody(&mut self, arguments: &[&str]) -> Result<()> {
+        let output = self.shop.ready.bgctl.try_run(&[&["--json"], arguments].concat())?;
+        if let Ok(json) = serde_json::from_slice::<serde_json::Value>(&output.stdout)
+            && let Some(generation) = json["to"]["generation"].as_u64()
+        {
+            // The next one is the data path's, if it takes the switch back.
+            let made =
+                [Some(generation as u32), arguments.contains(&"--confirm-within").then_some(generation as u32 + 1)];
+            self.of_people.extend(made.into_iter().flatten());
+        }
+        Ok(())
+    }
+
+    /// One colour is dead and the other one well: it must be live soon, stay live, and answer.
+    fn calm(&mut self) -> Result<()> {
+        let well = [Colour::Blue, Colour::Green][self.pick(2)];
+        self.set_colour(well, Answers::Well)?;
+        self.set_colour(well.other(), Answers::Error)?;
+        until(&self.word, well, Duration::from_secs(40)).context("the other colour is dead")?;
+        stays(&self.word, Duration::from_millis(500), "the other colour is dead")?;
+        for _ in 0..10 {
+            ask(self.shop, SocketAddr::new(VIP_V4, 80))?;
+        }
+        Ok(())
+    }
+
+    fn one(&mut self) -> Result<()> {
+        let bgctl = &self.shop.ready.bgctl;
+        let (kind, nth) = (self.pick(40), self.pick(4));
+        let kind = match kind {
+            0..26 => {
+                let answers = [Answers::Well, Answers::Error, Answers::Never, Answers::Late][self.pick(4)];
+                let cut = self.is_cut[nth].then_some("drop");
+                self.set(nth, answers, cut)?;
+                "a server answers otherwise"
+            }
+            26..30 => {
+                let (colour, answers) =
+                    ([Colour::Blue, Colour::Green][self.pick(2)], [Answers::Well, Answers::Error][self.pick(2)]);
+                self.set_colour(colour, answers)?;
+                "all servers of a colour answer otherwise"
+            }
+            30..33 => {
+                let verdict = ["drop", "reject with tcp reset"][self.pick(2)];
+                self.set(nth, self.answers[nth], (!self.is_cut[nth]).then_some(verdict))?;
+                "a server is cut off or reached again"
+            }
+            33 => {
+                self.calm()?;
+                "one colour is dead and the other one well"
+            }
+            34 => {
+                let controller = self.controller.take().context("no controller")?;
+                controller.end(libc::SIGKILL)?;
+                self.controller = Some(Controller::start(bgctl)?);
+                "the controller is killed"
+            }
+            35 => {
+                self.controller.as_mut().context("no controller")?.reload()?;
+                "the controller reads its file again"
+            }
+            36 => {
+                self.by_somebody(&["switch", DEPLOYMENT])?;
+                "somebody switches"
+            }
+            37 => {
+                self.by_somebody(&["switch", DEPLOYMENT, "--confirm-within", "300ms"])?;
+                "somebody switches and does not confirm"
+            }
+            38 => {
+                bgctl.run(&["freeze", DEPLOYMENT, "--max", "500ms"])?;
+                "somebody freezes"
+            }
+            _ => {
+                self.is_other_configuration ^= true;
+                let text = config(&self.shop.ready.lab, HOLD_OFF);
+                let other = format!("[deployments.{DEPLOYMENT}]\ndrain_timeout = \"7m\"");
+                let text = match self.is_other_configuration {
+                    true => text.replace(&format!("[deployments.{DEPLOYMENT}]"), &other),
+                    false => text,
+                };
+                bgctl.apply(&text)?;
+                "somebody applies"
+            }
+        };
+        *self.kinds.entry(kind).or_default() += 1;
+        Ok(())
+    }
+}
+
+#[test]
+fn it_switches_only_for_a_reason_and_never_sooner_than_configured() -> Result<()> {
+    let time = Duration::from_secs(if std::env::var_os("BG_TEST_FULL").is_some() { 3600 } else { 20 });
+    let shop = Shop::open(HOLD_OFF)?;
+    let (is_over, asked) = (AtomicBool::new(false), AtomicBool::new(false));
+    let mut trouble = Trouble {
+        shop: &shop,
+        word: shop.ready.live()?,
+        chance: Chance::new(),
+        controller: Some(Controller::start(&shop.ready.bgctl)?),
+        is_cut: [false; 4],
+        answers: [Answers::Well; 4],
+        past: (0..4).map(|_| Past { was: vec![(Instant::now(), true)] }).collect(),
+        of_people: HashSet::new(),
+        is_other_configuration: false,
+        kinds: BTreeMap::new(),
+    };
+    shop.all_up()?;
+    let other = || Ok::<_, anyhow::Error>(shop.ready.bgctl.deployment(OTHER)?["generation"].clone());
+    let untouched = other()?;
+    let (changes, requests) = thread::scope(|scope| {
+        let watch = scope.spawn(|| watch(&shop, &is_over));
+        // Nobody troubles the other deployment, and its clients notice nothing.
+        let load = scope.spawn(|| {
+            let mut requests = 0_u64;
+            while !is_over.load(Ordering::Relaxed) {
+                ask(&shop, SocketAddr::new(NEIGHBOUR_V4, 80)).with_context(|| format!("request {requests}"))?;
+                requests += 1;
+                asked.store(true, Ordering::Relaxed);
+                thread::sleep(Duration::from_millis(10));
+            }
+            Ok::<_, anyhow::Error>(requests)
+        });
+        let begin = Instant::now();
+        let mut made = Ok(());
+        while begin.elapsed() < time && made.is_ok() && !watch.is_finished() && !load.is_finished() {
+            made = trouble.one();
+            thread::sleep(trouble.chance.below(Duration::from_millis(300)));
+        }
+        // Then one side is dead and the other one well, and there it stays.
+        let made = made
+            .and_then(|()| trouble.calm())
+            .and_then(|()| stays(&trouble.word, HOLD_OFF + Duration::from_secs(1), "the other colour is dead"));
+        is_over.store(true, Ordering::Relaxed);
+        let (changes, requests) = (watch.join().expect("it looks"), load.join().expect("it asks"));
+        made.with_context(|| format!("after {:?}", begin.elapsed()))?;
+        Ok::<_, anyhow::Error>((changes?, requests?))
+    })?;
+    ensure!(asked.load(Ordering::Relaxed) && other()? == untouched, "the other deployment");
+
+    let failovers = judge(&trouble, &changes)?;
+    println!(
+        "{} failovers of {} changes in {time:?} of trouble, {requests} requests of the other deployment: {:?}",
+        failovers.len(),
+        changes.len(),
+        trouble.kinds
+    );
+    let shortest = failovers.windows(2).map(|pair| pair[1].at - pair[0].at).min();
+    println!("the shortest time between two failovers: {shortest:?}, at least {HOLD_OFF:?}");
+    ensure!(shortest.is_none_or(|time| time >= HOLD_OFF - Duration::from_millis(50)), "{shortest:?}");
+    ensure!(!failovers.is_empty(), "nothing has failed over");
+    recorded(&shop, &failovers)
+}
+
+/// The changes that nobody else has made. Each had a reason.
+fn judge<'a>(trouble: &Trouble<'_>, changes: &'a [Change]) -> Result<Vec<&'a Change>> {
+    let mut failovers = Vec::new();
+    for change in changes.iter().filter(|change| change.from.live() != change.to.live()) {
+        let generation = change.to.generation();
+        if trouble.of_people.contains(&generation) {
+            continue;
+        }
+        let Change { at, from, to, health } = change;
+        ensure!(generation == from.generation() + 1, "{from:?} {to:?}");
+        for (nth, backend) in trouble.shop.ready.lab.backends.iter().enumerate() {
+            let past = &trouble.past[nth];
+            let is_up = health[nth] == "up" && past.was_only(true, *at, LONG_WELL);
+            ensure!(
+                backend.colour != from.live() || !is_up,
+                "{} was up, and the controller has left {} for generation {generation}: {health:?}",
+                backend.name,
+                from.live().name()
+            );
+        }
+        let is_down = |nth: usize| health[nth] == "down" && trouble.past[nth].was_only(false, *at, LONG_UNWELL);
+        let mut target = trouble.shop.ready.lab.backends.iter().enumerate().filter(|(_, it)| it.colour == to.live());
+        ensure!(
+            !target.all(|(nth, _)| is_down(nth)),
+            "it has gone to a dead colour, generation {generation}: {health:?}"
+        );
+        failovers.push(change);
+    }
+    Ok(failovers)
+}
+
+/// The history has them all. A controller that was killed before it has written leaves a record without a reason.
+fn recorded(shop: &Shop, failovers: &[&Change]) -> Result<()> {
+    shop.ready.bgctl.run(&["history", "--verify"])?;
+    let history = shop.ready.bgctl.json(&["history", DEPLOYMENT])?;
+    let records = history.as_array().or(history["records"].as_array()).context("no records")?;
+    for change in failovers {
+        let generation = change.to.generation();
+        let found = records.iter().any(|record| {
+            let is_failover = record["reason"].as_str().is_some_and(|reason| reason.starts_with("failover: "));
+            record["to"]["generation"] == generation && (is_failover || record["action"] == "recovered")
+        });
+        ensure!(found, "the history has no failover for generation {generation}");
+    }
+    let own = records.iter().filter(|record| record["reason"].as_str().is_some_and(|it| it.starts_with("failover: ")));
+    ensure!(own.count() <= failovers.len(), "the history has more failovers than were made");
+    Ok(())
+}
