@@ -58,6 +58,11 @@ impl Paths {
         self.pin_root.join("gates")
     }
 
+    /// The same while it is being made.
+    pub(crate) fn new_gates_link(&self) -> PathBuf {
+        self.pin_root.join("gates:new")
+    }
+
     /// A symbolic link whose target is the last record of the history.
     pub(crate) fn head_link(&self) -> PathBuf {
         self.pin_root.join("history")

@@ -1,7 +1,7 @@
 //! The running configuration, read back from the maps.
 //!
-//! The maps keep everything from a file except what concerns the controller alone, and `initial`. The live colour takes its place, so that another host starts with
-//! the same colour. Applying the result changes nothing.
+//! The maps keep everything from a file except what concerns the controller alone, the gates, of which the last apply has kept a copy, and `initial`. The live
+//! colour takes its place, so that another host starts with the same colour. Applying the result changes nothing.
 
 use std::time::Duration;
 
@@ -10,6 +10,7 @@ use bg_common::{Colour, DeploymentRow, Mode, Protocol};
 use crate::{
     Error, Instance,
     config::{BackendSpec, Config, Deployment, DivideBy, Failover, OnSwitch, Service, StickyPrefix, Tee},
+    kept_gates,
     maps::Tables,
     running::{Running, RunningDeployment, RunningService, UNSETTLED, address_of},
 };
@@ -19,6 +20,7 @@ impl Instance {
     /// apply, or after a killed apply, [`config::parse`](crate::config::parse) may not accept the result.
     pub fn configuration(&self) -> Result<Config, Error> {
         let running = Running::read(&self.words, &Tables::open(&self.paths)?)?;
+        let mut gates = kept_gates::all(&self.paths)?;
         let mut deployments: Vec<_> = running.deployments.iter().collect();
         deployments.sort_by_key(|(_, deployment)| deployment.index);
         let deployment = |(name, deployment): (&String, &RunningDeployment)| Deployment {
@@ -36,7 +38,7 @@ impl Instance {
             testers: deployment.testers.clone(),
             health: None,
             failover: Failover::default(),
-            gates: Vec::new(),
+            gates: gates.remove(name).unwrap_or_default(),
             services: running.services_of(deployment.index).map(service).collect(),
         };
         Ok(Config { deployments: deployments.into_iter().map(deployment).collect(), ..Config::default() })

@@ -12,7 +12,8 @@
 //! one, the lists of the indexes (from the rows), the salts of new services, the records for the journal, and the neighbours, which are
 //! checked even if there is no action.
 //!
-//! The gates of the configuration are kept first, in the state directory. If they cannot be kept, nothing is applied.
+//! The gates of the configuration are kept first, in the state directory, once nothing else is in the way. If they cannot be kept, nothing is
+//! applied.
 //!
 //! The order ensures that no packet sees a half-written row, and that calling a killed apply again completes it:
 //!
@@ -98,12 +99,15 @@ fn apply(instance: &Instance, state: &State, config: &Config, request: &ApplyReq
     let tables = Tables::open(paths)?;
     let running = Running::read(words, &tables)?;
     let config = &*plan::with_listeners(config, &running)?;
+    if request.keep_commands {
+        kept_gates::check_commands(paths, config)?;
+    }
     let mut diff = instance.diff(config, &tables, &running, &recalled)?;
     let recording = Recording::begin(paths);
     let mut changes = deployments::planned(&diff, &running, request);
     let pending = if diff.is_empty() {
         kept_gates::keep(paths, state.home(), config)?;
-        Pending::begin(paths, &lock, &[])
+        Pending::begin(paths, &lock, &changes)
     } else {
         if !diff.colour_changes.is_empty() && !request.force {
             return Err(Refusal::ColourChanges { changes: diff.colour_changes }.into());
@@ -115,8 +119,8 @@ fn apply(instance: &Instance, state: &State, config: &Config, request: &ApplyReq
         }
         let heads = Heads::open(paths)?;
         links::check(&diff, &running, &heads, &tables)?;
-        kept_gates::keep(paths, state.home(), config)?;
         let mut work = Work::new(paths, words, tables, heads, &running, config)?;
+        kept_gates::keep(paths, state.home(), config)?;
         // If something fails from here on, part of it may be done. The next command records it.
         let pending = Pending::begin(paths, &lock, &changes);
         work.retire_left_over()?;

@@ -7,4 +7,6 @@ pub struct ApplyRequest {
     pub reason: Option<String>,
     /// Apply even if virtual addresses change their live colour because they move to another deployment, or leave one whose switch waits.
     pub force: bool,
+    /// Refuse to add, change or remove gates that are commands on this host.
+    pub keep_commands: bool,
 }

@@ -54,12 +54,12 @@ pub struct Deployment {
     pub sticky_prefix: StickyPrefix,
     /// Sources that always reach the idle colour.
     pub testers: Vec<Prefix>,
-    /// How the controller checks the backends of services without a check of their own. This and the next two are no state
+    /// How the controller checks the backends of services without a check of their own. This and the next one are no state
     /// of the data path: `plan`, `apply` and `show` know nothing of them.
     pub health: Option<HealthCheck>,
     /// When the controller switches by itself.
     pub failover: Failover,
-    /// What has to pass before or after a switch, in the order of the file.
+    /// What has to pass before or after a switch, in the order of the file. An apply keeps them for later switches.
     pub gates: Vec<Gate>,
     /// The services, at least one.
     pub services: Vec<Service>,

@@ -376,7 +376,7 @@ pub enum Error {
     },
     /// The deployments have gates, but which ones is not known.
     #[error(
-        "nothing was switched, because the gates of the last apply cannot be read: {why}. Apply the configuration again, or use --skip-gates"
+        "nothing was done, because the gates of the last apply cannot be read: {why}. Apply the configuration again, or use --skip-gates"
     )]
     GatesUnknown {
         /// Why not.

@@ -188,6 +188,29 @@ pub enum Refusal {
         /// What follows for the switch, and the live colour.
         then: String,
     },
+    /// A split or a rollback would make a colour live that the gates have not judged.
+    #[error(
+        "deployment \"{deployment}\" has gates, and a {command} asks none, so it does not make {to} live: `bgctl switch {deployment} {to}` asks \
+         them. --skip-gates (`skip_gates` in the API) goes without, and the history tells that. A rollback to the colour that was live before asks none"
+    )]
+    GatesNotAsked {
+        /// Its name.
+        deployment: String,
+        /// `split` or `rollback`.
+        command: &'static str,
+        /// The colour that would be live.
+        to: &'static str,
+    },
+    /// An apply would change gates that are commands, and must not.
+    #[error(
+        "this apply would {change} a gate of deployment \"{deployment}\" that is a command on this host: only its root may do that, by the socket or `bgctl apply`"
+    )]
+    CommandsChange {
+        /// Its name.
+        deployment: String,
+        /// `add`, `change` or `remove`.
+        change: &'static str,
+    },
     /// A drill would change nothing.
     #[error("deployment \"{deployment}\" has no other colour to switch to, so there is nothing to rehearse")]
     NothingToDrill {

@@ -20,6 +20,8 @@ use crate::{
 pub(super) const MARGIN: Duration = Duration::from_secs(1);
 /// How often the live word is looked at.
 const LOOK: Duration = Duration::from_millis(20);
+/// How often at most while the switch has yet to take effect, which may be in days. So late it is noticed that somebody has cancelled it.
+const FAR_LOOK: Duration = Duration::from_millis(500);
 
 /// A switch that waits for its confirmation.
 pub(crate) struct Watch<'a> {
@@ -135,7 +137,7 @@ impl<'a> Watch<'a> {
             if state != State::Waits || left.is_zero() {
                 return state;
             }
-            thread::sleep(left.min(LOOK));
+            thread::sleep(pause(left, self.begin.saturating_duration_since(Instant::now())));
         }
     }
 
@@ -151,6 +153,11 @@ impl<'a> Watch<'a> {
     }
 }
 
+/// How long not to look, if so much time is left to wait, and until the first gate is asked.
+fn pause(left: Duration, to_begin: Duration) -> Duration {
+    left.min((to_begin / 2).clamp(LOOK, FAR_LOOK))
+}
+
 /// A gate that has always answered at once may take this long once.
 const LEAST: Duration = Duration::from_millis(250);
 
@@ -160,4 +167,23 @@ pub(super) fn taken_back(instance: &Instance, switched: &Switched) -> Option<Col
     let reading = instance.words.reading(index, 0);
     let is_next = reading.generation == switched.to.generation.wrapping_add(1);
     (is_next && reading.is_taken_back()).then(|| reading.word.live())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_switch_that_is_far_away_is_looked_at_seldom_and_none_is_late() {
+        const DAY: Duration = Duration::from_secs(24 * 3600);
+        assert_eq!(pause(DAY, DAY), FAR_LOOK);
+        assert_eq!(pause(DAY, Duration::ZERO), LOOK, "it has taken effect");
+        assert_eq!(pause(Duration::from_millis(3), Duration::from_millis(3)), Duration::from_millis(3));
+        let (mut left, mut looks) = (Duration::from_secs(10), 0);
+        while !left.is_zero() {
+            left -= pause(left, left);
+            looks += 1;
+        }
+        assert!(looks < 40, "{looks} looks in ten seconds");
+    }
 }

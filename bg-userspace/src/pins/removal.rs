@@ -24,7 +24,9 @@ pub(crate) fn remove_all(paths: &Paths) -> Result<Vec<PathBuf>, Error> {
 pub(crate) fn clear(paths: &Paths) -> Result<(), Error> {
     let of = |directory| entries(directory);
     fence::repair(paths);
-    let first = vec![paths.map("meta"), paths.state_link(), paths.head_link(), paths.gates_link(), paths.expedited()];
+    let gates = [paths.gates_link(), paths.new_gates_link()];
+    let first = [paths.map("meta"), paths.state_link(), paths.head_link(), paths.expedited()];
+    let first = [first.as_slice(), &gates].concat();
     let ordered = [of(&paths.links())?, of(&paths.programs())?, first, of(&paths.maps())?];
     for entry in ordered.concat() {
         // bgctl creates no directories there.

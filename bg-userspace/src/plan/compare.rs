@@ -2,11 +2,11 @@
 
 use std::collections::HashMap;
 
-use super::{Diff, Plan, listeners::with_listeners};
+use super::{Action, Change, Diff, Plan, listeners::with_listeners};
 use crate::{
     Error, Instance,
     config::Config,
-    index,
+    index, kept_gates,
     maps::{Heads, Tables},
     running::Running,
     state::Recalled,
@@ -36,6 +36,13 @@ impl Instance {
         recalled: &Recalled,
     ) -> Result<Diff<'a>, Error> {
         let mut diff = Diff::new(config, running, self.tick_length, |name| recalled.moment(name));
+        let gates = kept_gates::changes(&self.paths, config).into_iter();
+        diff.gates = gates
+            .map(|change| {
+                let action = Action::Set { setting: "gates", from: change.from, to: change.to };
+                Change { deployment: change.deployment, service: None, action }
+            })
+            .collect();
         diff.is_unfinished |= !index::is_settled(&Heads::open(&self.paths)?, tables, &running.published);
         if diff.removes_backends() {
             let counts = self.fold_open_flows(&tables.backends, HashMap::<u32, u64>::new, |counts, open| {

@@ -30,6 +30,8 @@ pub(crate) struct Diff<'a> {
     pub(crate) colour_changes: Vec<ColourChange>,
     /// Whether a killed apply has left something that belongs to no deployment of the configuration.
     pub(crate) is_unfinished: bool,
+    /// The gates that change. They are not in the maps.
+    pub(crate) gates: Vec<Change>,
 }
 
 /// A deployment of the configuration.
@@ -93,10 +95,11 @@ impl<'a> Diff<'a> {
         let removed_deployments = removed.collect();
 
         let is_unfinished = !running.left_over.is_empty();
-        Self { deployments, removed_services, removed_deployments, colour_changes, is_unfinished }
+        let gates = Vec::new();
+        Self { deployments, removed_services, removed_deployments, colour_changes, is_unfinished, gates }
     }
 
-    /// Whether there is nothing to do.
+    /// Whether there is nothing to do in the maps.
     pub(crate) fn is_empty(&self) -> bool {
         let is_same = |deployment: &DeploymentDiff<'_>| {
             deployment.actions.is_empty() && deployment.services.iter().all(|service| service.actions.is_empty())
@@ -113,7 +116,8 @@ impl<'a> Diff<'a> {
         let changed = self.deployments.iter().filter(changes).map(|deployment| deployment.wanted.name.as_str());
         let services = self.removed_services.iter().map(|removed| removed.change.deployment.as_str());
         let deployments = self.removed_deployments.iter().map(|removed| removed.change.deployment.as_str());
-        changed.chain(services).chain(deployments).collect()
+        let gates = self.gates.iter().map(|change| change.deployment.as_str());
+        changed.chain(services).chain(deployments).chain(gates).collect()
     }
 
     /// Whether anything is removed that may have open flows.
@@ -151,7 +155,7 @@ impl<'a> Diff<'a> {
 
     /// All actions as a list.
     pub(crate) fn into_plan(self) -> Plan {
-        let mut changes = Vec::new();
+        let (mut changes, mut gates) = (Vec::new(), self.gates);
         for DeploymentDiff { wanted, actions, services, .. } in self.deployments {
             let mut add = |service: Option<&Service>, actions: Vec<Action>| {
                 let service = service.map(|service| &service.name);
@@ -159,6 +163,10 @@ impl<'a> Diff<'a> {
                 changes.extend(actions.into_iter().map(change));
             };
             add(None, actions);
+            add(
+                None,
+                gates.extract_if(.., |change| change.deployment == wanted.name).map(|change| change.action).collect(),
+            );
             services.into_iter().for_each(|service| add(Some(service.wanted), service.actions));
         }
         changes.extend(self.removed_services.into_iter().map(|removed| removed.change));

@@ -210,7 +210,7 @@ impl Instance {
         request.check()?;
         let row = self.words.deployments.read(index.into());
         let from = self.words.reading(index, tick(clock(&self.paths)?));
-        let goal = goal_of(kind, request);
+        let goal = self.mind_gates(name, index, request, goal_of(kind, request))?;
         // Also if it is refused.
         let usual = if matches!(kind, Kind::Rollback) { from.word.previous() } else { from.word.live().other() };
         let aimed = goal(name, &from);

@@ -22,6 +22,7 @@ mod old_colour;
 mod receipt;
 mod request;
 mod store;
+mod ungated;
 mod window;
 
 use std::time::Duration;
@@ -60,15 +61,25 @@ impl Instance {
     ///
     /// If the last change was a rollback already, the request must name a colour or a generation. If two people roll back
     /// at the same time, the second rollback must not undo the first.
+    ///
+    /// # Errors
+    /// [`Refusal::GatesNotAsked`] if the deployment has gates, and the colour is not the one that was live before.
     pub fn rollback(&self, deployment: &str, request: &SwitchRequest) -> Result<Switched, Error> {
-        self.change(deployment, request, Action::Rollback, goal_of(Kind::Rollback, request))
+        let (index, _) = self.deployment(deployment)?;
+        let goal = self.mind_gates(deployment, index, request, goal_of(Kind::Rollback, request))?;
+        self.change(deployment, request, Action::Rollback, goal)
     }
 
     /// Sends a share of new flows to green and the others to blue. Open flows stay where they are, unless a colour gets no new flows any
     /// more: then they drain, or are cut, as the deployment is configured.
+    ///
+    /// # Errors
+    /// [`Refusal::GatesNotAsked`] if the deployment has gates, and another colour would become live.
     pub fn split(&self, deployment: &str, request: &SplitRequest) -> Result<Switched, Error> {
         let switch = request.as_switch();
-        self.change(deployment, &switch, Action::Split, goal_of(request.kind(), &switch))
+        let (index, _) = self.deployment(deployment)?;
+        let goal = self.mind_gates(deployment, index, &switch, goal_of(request.kind(), &switch))?;
+        self.change(deployment, &switch, Action::Split, goal)
     }
 
     fn change(

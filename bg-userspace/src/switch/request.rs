@@ -34,6 +34,8 @@ pub struct SwitchRequest {
     pub revert_if: Vec<Condition>,
     /// When it takes effect, or when the ramp begins; `None` is at once.
     pub at: Option<jiff::Timestamp>,
+    /// Whether a rollback may make a colour live without the deployment's gates; see [`without_gates`](Self::without_gates).
+    pub skip_gates: bool,
 }
 
 impl SwitchRequest {
@@ -44,9 +46,7 @@ impl SwitchRequest {
 
     /// The same, with a reason that tells the history that nobody has asked the gates.
     pub fn without_gates(self) -> Self {
-        const SKIPPED: &str = "gates skipped";
-        let reason = self.reason.map_or_else(|| SKIPPED.to_owned(), |reason| format!("{reason} ({SKIPPED})"));
-        Self { reason: Some(reason), ..self }
+        Self { reason: Some(skipped(self.reason)), skip_gates: true, ..self }
     }
 
     /// Refuses times that make no sense.
@@ -108,9 +108,22 @@ pub struct SplitRequest {
     pub force: bool,
     /// As in [`SwitchRequest`].
     pub reason: Option<String>,
+    /// Whether another colour may become live without the deployment's gates; see [`without_gates`](Self::without_gates).
+    pub skip_gates: bool,
+}
+
+/// The reason of a change that asks no gates.
+fn skipped(reason: Option<String>) -> String {
+    const SKIPPED: &str = "gates skipped";
+    reason.map_or_else(|| SKIPPED.to_owned(), |reason| format!("{reason} ({SKIPPED})"))
 }
 
 impl SplitRequest {
+    /// See [`SwitchRequest::without_gates`].
+    pub fn without_gates(self) -> Self {
+        Self { reason: Some(skipped(self.reason)), skip_gates: true, ..self }
+    }
+
     pub(super) fn share(&self) -> u16 {
         self.green.min(FULL_SHARE)
     }
@@ -123,6 +136,7 @@ impl SplitRequest {
             if_generation: self.if_generation,
             force: self.force,
             reason: self.reason.clone(),
+            skip_gates: self.skip_gates,
             ..SwitchRequest::default()
         }
     }

@@ -214,16 +214,18 @@ fn what_a_page_of_somebody_else_sends_is_refused() -> Result<()> {
 fn only_root_of_the_host_configures_commands() -> Result<()> {
     let served = with_tokens()?;
     let made = served.ready.lab.sandbox.dir().join("made");
-    let config = fs::read_to_string(served.ready.bgctl.config())?
+    let before = fs::read_to_string(served.ready.bgctl.config())?;
+    let config = before.clone()
         + &format!(
             "\n[[deployments.{DEPLOYMENT}.gates]]\nwhen = \"before\"\nkind = \"exec\"\ncommand = [\"touch\", \"{}\"]\n",
             made.display()
         );
-    let post = |client: &mut HttpClient| {
+    let apply = |config: &str| {
         let headers = [("Authorization", "Bearer chiefchief"), ("Content-Type", "application/toml")];
-        client.request("POST", "/v1/apply", &headers, config.as_bytes())
+        served.tcp()?.request("POST", "/v1/apply", &headers, config.as_bytes())
     };
-    assert_eq!(post(&mut served.tcp()?)?.status, 403);
+    let added = apply(&config)?;
+    assert!(added.status == 403 && added.text().contains("would add a gate"), "{}", added.text());
     served.ready.bgctl.run(&["switch", DEPLOYMENT])?;
     assert!(!made.exists(), "the command was not run");
     // Root is who it is, whatever it says.
@@ -231,5 +233,56 @@ fn only_root_of_the_host_configures_commands() -> Result<()> {
     assert_eq!(served.client()?.request("POST", "/v1/apply", &root, config.as_bytes())?.status, 200);
     served.ready.bgctl.run(&["switch", DEPLOYMENT])?;
     assert!(made.exists());
+
+    // Commands that stay hinder no apply. None is changed or taken away.
+    let key = format!("[deployments.{DEPLOYMENT}]");
+    let with_timeout = config.replace(&key, &format!("{key}\ndrain_timeout = \"7m\""));
+    let stays = apply(&with_timeout)?;
+    assert_eq!(stays.status, 200, "{}", stays.text());
+    for (other, what) in [(config.replace("\"touch\"", "\"echo\""), "change"), (before, "remove")] {
+        let refused = apply(&other)?;
+        assert!(
+            refused.status == 403 && refused.text().contains(&format!("would {what} a gate")),
+            "{}",
+            refused.text()
+        );
+    }
+    assert!(served.ready.bgctl.run(&["show"])?.contains("7m"), "what was refused has changed nothing");
+    Ok(())
+}
+
+/// Splits and rollbacks ask no gates, and only an admin makes a colour live without them.
+#[test]
+fn an_operator_does_not_go_round_the_gates() -> Result<()> {
+    let served = with_tokens()?;
+    let config = fs::read_to_string(served.ready.bgctl.config())?
+        + &format!("\n[[deployments.{DEPLOYMENT}.gates]]\nwhen = \"before\"\nkind = \"exec\"\ncommand = [\"false\"]\n");
+    served.ready.bgctl.apply(&config)?;
+    let post = |token: &str, verb: &str, body: &str| {
+        let bearer = format!("Bearer {token}");
+        let headers = [("Authorization", bearer.as_str()), ("Content-Type", "application/json")];
+        served.tcp()?.request("POST", &format!("/v1/deployments/{DEPLOYMENT}/{verb}"), &headers, body.as_bytes())
+    };
+    let live = || served.ready.bgctl.live(DEPLOYMENT);
+    let ways = [
+        ("switch", r#"{"to":"green""#, "exit status: 1"),
+        ("split", r#"{"green":100"#, "a split asks none"),
+        ("rollback", r#"{"to":"green""#, "a rollback asks none"),
+    ];
+    for (verb, body, why) in ways {
+        let refused = post("cici", verb, &format!("{body}}}"))?;
+        assert!(refused.status == 409 && refused.text().contains(why), "{verb}: {}", refused.text());
+        let skips = format!(r#"{body},"skip_gates":true}}"#);
+        assert_eq!((post("cici", verb, &skips)?.status, live()?.as_str()), (403, "blue"), "{verb}");
+        let done = post("chiefchief", verb, &skips)?;
+        assert_eq!((done.status, live()?.as_str()), (200, "green"), "{verb}: {}", done.text());
+        let history = served.ready.bgctl.json(&["history", "--last", "1"])?;
+        assert_eq!(history["records"][0]["reason"], "gates skipped", "{verb}");
+        if verb == "rollback" {
+            continue;
+        }
+        // Back is free.
+        assert_eq!((post("cici", "rollback", "{}")?.status, live()?.as_str()), (200, "blue"), "{verb}");
+    }
     Ok(())
 }

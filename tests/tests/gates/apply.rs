@@ -17,10 +17,29 @@ fn the_last_apply_decides_which_gates_there_are() -> Result<()> {
     child.stdin.take().map_or(Ok(()), |mut stdin| stdin.write_all(config.as_bytes()))?;
     assert!(child.wait()?.success());
     lab.refused(&[], &["from the pipe"]);
-    // A plan knows nothing of them, and neither does what runs.
-    bgctl.write_config(&shop(&lab.ready.lab, "nat", ""))?;
-    assert_eq!(lab.run(&["plan", "-c", &bgctl.config().display().to_string()])?.code, Some(0));
-    assert!(!bgctl.run(&["show"])?.contains("gates"));
+    // A plan tells what would become of them, and so does what runs.
+    let plan = |config: &str| {
+        bgctl.write_config(config)?;
+        lab.run(&["plan", "-c", &bgctl.config().display().to_string()])
+    };
+    let gone = plan(&shop(&lab.ready.lab, "nat", ""))?;
+    assert!(
+        gone.code == Some(5) && gone.out.contains("~ shop: gates [before: exec") && gone.out.contains("] -> none"),
+        "{}",
+        gone.out
+    );
+    assert_eq!(gone.out.lines().count(), 1, "{}", gone.out);
+    assert_eq!(plan(&config)?.code, Some(0));
+    let other = plan(&config.replace("timeout = \"2s\"", "timeout = \"3s\""))?;
+    assert!(other.code == Some(5) && other.out.contains("(with other options)"), "{}", other.out);
+    assert!(bgctl.run(&["show"])?.contains("[[deployments.shop.gates]]"));
+    assert_eq!(plan(&bgctl.run(&["show"])?)?.code, Some(0), "applying what runs changes nothing");
+    // An apply that changes nothing else is recorded.
+    let records = lab.history(DEPLOYMENT)?.len();
+    lab.apply(&[shell(DEPLOYMENT, "before", "echo from the pipe; exit 2")])?;
+    assert_eq!((lab.last_record(DEPLOYMENT)?.0.as_str(), lab.history(DEPLOYMENT)?.len()), ("apply", records + 1));
+    lab.apply(&[shell(DEPLOYMENT, "before", "echo from the pipe; exit 2")])?;
+    assert_eq!(lab.history(DEPLOYMENT)?.len(), records + 1, "the same again");
     // What is not applied does not count.
     lab.refused(&[], &["from the pipe"]);
 
@@ -30,7 +49,7 @@ fn the_last_apply_decides_which_gates_there_are() -> Result<()> {
     let unknown = lab.run(&["switch", DEPLOYMENT])?;
     assert_eq!(unknown.code, Some(1), "{}", unknown.err);
     assert!(
-        unknown.err.contains("nothing was switched, because the gates of the last apply cannot be read"),
+        unknown.err.contains("nothing was done, because the gates of the last apply cannot be read"),
         "{}",
         unknown.err
     );
@@ -50,7 +69,9 @@ fn the_last_apply_decides_which_gates_there_are() -> Result<()> {
     let refused = lab.run(&["apply", "-c", &bgctl.write_config(&config)?])?;
     assert_eq!(refused.code, Some(1), "{}", refused.err);
     assert!(refused.err.contains("nothing was applied"), "{}", refused.err);
-    assert!(!bgctl.run(&["show"])?.contains("7m"));
+    let left = lab.run(&["plan", "-c", &bgctl.config().display().to_string()])?;
+    assert!(left.code == Some(5) && left.out.contains("drain_timeout never -> 7m"), "{}", left.out);
+    assert!(left.out.contains("gates unknown -> [before"), "{}", left.out);
     fs::remove_dir(state.join("gates.toml"))?;
     bgctl.run(&["apply", "-c", &bgctl.config().display().to_string()])?;
     lab.refused(&[], &["another"]);
@@ -63,6 +84,8 @@ fn the_last_apply_decides_which_gates_there_are() -> Result<()> {
     let _ = fs::remove_dir_all(&state);
     fs::rename(&aside, &state)?;
     lab.apply(&[shell(DEPLOYMENT, "before", "true")])?;
+    // An apply that was killed while it made the link has left this.
+    std::os::unix::fs::symlink("/nowhere", lab.ready.lab.sandbox.pin_root().join("gates:new"))?;
     bgctl.run(&["detach", "--all"])?;
     assert!(!lab.ready.lab.sandbox.pin_root().exists(), "the link is removed, too");
     Ok(())

@@ -92,3 +92,46 @@ fn a_drill_that_is_killed_goes_back_by_itself() -> Result<()> {
     assert!(began.elapsed() > Duration::from_secs(1), "not before it would have been over");
     Ok(())
 }
+
+#[test]
+fn what_somebody_has_confirmed_is_not_gone_back_on() -> Result<()> {
+    let lab = Gated::new()?;
+    lab.apply(&[shell(DEPLOYMENT, "after", "true")])?;
+    thread::scope(|scope| {
+        let drill = scope.spawn(|| lab.run(&["drill", DEPLOYMENT, "--back-after", "1m"]));
+        let began = Instant::now();
+        while lab.state(DEPLOYMENT)?.0 != "green" {
+            anyhow::ensure!(began.elapsed() < PATIENCE && !drill.is_finished(), "it was not switched");
+        }
+        lab.ready.bgctl.run(&["confirm", DEPLOYMENT])?;
+        let confirmed = lab.state(DEPLOYMENT)?;
+        let said = drill.join().expect("it runs")?;
+        anyhow::ensure!(said.code == Some(3) && said.took < PATIENCE, "{:?} after {:?}", said.code, said.took);
+        anyhow::ensure!(said.err.contains("so the drill does not go back"), "{}", said.err);
+        anyhow::ensure!(lab.state(DEPLOYMENT)? == confirmed, "{:?} and not {confirmed:?}", lab.state(DEPLOYMENT)?);
+        Ok(())
+    })
+}
+
+#[test]
+fn a_drill_whose_switch_is_not_recorded_says_so_and_ends() -> Result<()> {
+    let lab = Gated::new()?;
+    // The history cannot be written: a directory is in its place.
+    let state = lab.ready.lab.sandbox.state_dir();
+    let aside = state.with_extension("aside");
+    std::fs::rename(&state, &aside)?;
+    std::fs::write(&state, "no directory")?;
+    let began = Instant::now();
+    let said = lab.run(&["drill", DEPLOYMENT])?;
+    assert_eq!(said.code, Some(1), "{}", said.err);
+    assert!(said.err.contains("the drill goes back when its time is over"), "{}", said.err);
+    while lab.state(DEPLOYMENT)?.0 != "blue" {
+        anyhow::ensure!(began.elapsed() < PATIENCE, "it has not gone back");
+        thread::sleep(Duration::from_millis(50));
+    }
+    std::fs::remove_file(&state)?;
+    std::fs::rename(&aside, &state)?;
+    let generation = lab.state(DEPLOYMENT)?.1;
+    assert_eq!(generation, 3, "there and back");
+    Ok(())
+}

@@ -5,11 +5,13 @@ mod api;
 mod apply;
 mod drill;
 mod exec;
+mod hangs;
 mod http;
 mod killed;
 mod meanwhile;
 mod prometheus;
 mod together;
+mod ungated;
 
 use anyhow::{Context, Result};
 use bg_tests::{

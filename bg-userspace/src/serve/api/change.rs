@@ -160,9 +160,7 @@ impl Asked {
                     let why = "before and after are commands that run on this host: only its root may give them, over the Unix socket";
                     return Err(Problem::new(StatusCode::FORBIDDEN, why));
                 }
-                if options.skip_gates && self.identity.role < Role::Admin {
-                    return Err(Problem::new(StatusCode::FORBIDDEN, "skip_gates needs the role admin"));
-                }
+                self.may_skip_gates(options.skip_gates)?;
                 let window = options.window()?;
                 let request = guarded(options.request(), if_match)?;
                 let gated = Gated { request, window, skip_gates: options.skip_gates };
@@ -174,6 +172,7 @@ impl Asked {
             }
             "rollback" => {
                 let options: Rollback = self.options()?;
+                self.may_skip_gates(options.skip_gates)?;
                 let request = guarded(options.request(), if_match)?;
                 match options.dry_run {
                     true => look(move |instance| instance.dry_run_rollback(&name, &request)),
@@ -182,6 +181,7 @@ impl Asked {
             }
             "split" => {
                 let options: Split = self.options()?;
+                self.may_skip_gates(options.skip_gates)?;
                 let mut request = options.request();
                 request.if_generation = agreed(request.if_generation, if_match)?;
                 match options.dry_run {
@@ -219,6 +219,13 @@ impl Asked {
                 return Err(Problem::new(StatusCode::NOT_FOUND, why));
             }
         })
+    }
+
+    fn may_skip_gates(&self, skips: bool) -> Result<(), Problem> {
+        if skips && self.identity.role < Role::Admin {
+            return Err(Problem::new(StatusCode::FORBIDDEN, "skip_gates needs the role admin"));
+        }
+        Ok(())
     }
 
     fn options<T: serde::de::DeserializeOwned>(&self) -> Result<T, Problem> {

@@ -15,7 +15,7 @@ use serde_json::json;
 use super::{change::caller, problem::Problem, role::Identity, shared::Api, strict::Query};
 use crate::{
     ApplyRequest,
-    config::{self, Config, model::GateKind, shared_backends},
+    config::{self, Config, shared_backends},
 };
 
 /// Where it stands, for messages.
@@ -45,15 +45,12 @@ pub(super) async fn apply(
     body: Bytes,
 ) -> Result<Response, Problem> {
     let config = read(&headers, &body)?;
-    if !identity.is_root_here && has_commands(&config) {
-        // The next switch would run them as whoever makes it, which is often root.
-        let why = "gates of kind exec are commands on this host: only root here can apply them, by the socket or `bgctl apply`";
-        return Err(Problem::new(StatusCode::FORBIDDEN, why));
-    }
+    // The next switch runs them as whoever makes it, which is often root.
+    let keep_commands = !identity.is_root_here;
     let caller = caller(&identity, "POST /v1/apply", b"");
     // It is completed also if the client does not wait for it.
     let applied = tokio::spawn(async move {
-        let request = ApplyRequest { reason, force };
+        let request = ApplyRequest { reason, force, keep_commands };
         let applied = api.controller.on_instance_for_long(caller, move |it| it.apply_as(&config, &request)).await;
         api.controller.look();
         applied
@@ -82,12 +79,6 @@ pub(super) async fn check(headers: HeaderMap, body: Bytes) -> Result<Response, P
 fn read(headers: &HeaderMap, body: &Bytes) -> Result<Config, Problem> {
     super::strict::content_is(headers, &["application/toml", "text/toml", "text/x-toml"])?;
     Ok(config::load_from(Path::new(NAME), &body[..])?)
-}
-
-/// Whether switching would run commands that stand in it.
-fn has_commands(config: &Config) -> bool {
-    let mut gates = config.deployments.iter().flat_map(|deployment| &deployment.gates);
-    gates.any(|gate| matches!(gate.kind, GateKind::Exec { .. }))
 }
 
 fn busy() -> Problem {

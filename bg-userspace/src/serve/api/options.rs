@@ -54,6 +54,7 @@ impl Switch {
             ramp: self.ramp,
             revert_if: self.revert_if.clone(),
             at: self.at,
+            ..SwitchRequest::default()
         }
     }
 
@@ -84,10 +85,16 @@ pub(super) struct Rollback {
     force: bool,
     pub(super) dry_run: bool,
     reason: Option<Text>,
+    pub(super) skip_gates: bool,
 }
 
 impl Rollback {
     pub(super) fn request(&self) -> SwitchRequest {
+        let request = self.with_gates();
+        if self.skip_gates { request.without_gates() } else { request }
+    }
+
+    fn with_gates(&self) -> SwitchRequest {
         SwitchRequest {
             to: self.to,
             on_switch: self.on_switch,
@@ -130,17 +137,21 @@ pub(super) struct Split {
     pub(super) dry_run: bool,
     #[serde(default)]
     reason: Option<Text>,
+    #[serde(default)]
+    pub(super) skip_gates: bool,
 }
 
 impl Split {
     pub(super) fn request(&self) -> SplitRequest {
-        SplitRequest {
+        let request = SplitRequest {
             green: self.green,
             by: self.by,
             if_generation: self.if_generation,
             force: self.force,
             reason: text(&self.reason),
-        }
+            ..SplitRequest::default()
+        };
+        if self.skip_gates { request.without_gates() } else { request }
     }
 }
 

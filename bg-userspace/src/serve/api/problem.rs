@@ -79,6 +79,7 @@ impl From<&Error> for Problem {
         let detail = chain(error);
         let (status, exit_code) = match (error, error.class()) {
             (Error::UnknownDeployment { .. }, _) => (StatusCode::NOT_FOUND, 2),
+            (Error::Refused(Refusal::CommandsChange { .. }), _) => (StatusCode::FORBIDDEN, 3),
             (Error::Busy { .. }, _) => return Self::busy(detail).with("exit_code", 4.into()),
             (Error::NoInstance { .. }, _) => return Self::busy(detail).with("exit_code", 1.into()),
             (_, ErrorClass::Usage) => (StatusCode::BAD_REQUEST, 2),

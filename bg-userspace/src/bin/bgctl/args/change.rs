@@ -139,6 +139,9 @@ pub(crate) struct Split {
     /// The reason, for the history
     #[arg(long, value_name = "TEXT")]
     pub(crate) reason: Option<String>,
+    /// Let the split make another colour live although the deployment has gates, of which it asks none; the history says so
+    #[arg(long)]
+    pub(crate) skip_gates: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -168,6 +171,9 @@ pub(crate) struct Rollback {
     pub(crate) to: Option<ColourName>,
     #[command(flatten)]
     pub(crate) change: Change,
+    /// Go to a colour that was not live before although the deployment has gates, of which a rollback asks none; the history says so
+    #[arg(long)]
+    pub(crate) skip_gates: bool,
 }
 
 #[derive(Debug, ClapArgs)]

@@ -16,7 +16,7 @@ const SHOWN: usize = 40;
 pub(super) fn run(global: &Global, args: &Apply) -> anyhow::Result<Outcome> {
     let start = Instant::now();
     let config = super::load(&args.file.config)?;
-    let request = ApplyRequest { reason: args.reason.clone(), force: args.force };
+    let request = ApplyRequest { reason: args.reason.clone(), force: args.force, ..ApplyRequest::default() };
     let instance = Instance::open(&global.paths())?;
     let applied = instance.apply_as(&config, &request);
     instance.warnings().iter().for_each(|warning| output::message(warning));

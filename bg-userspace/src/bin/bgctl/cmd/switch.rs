@@ -51,6 +51,7 @@ pub(super) fn run(global: &Global, args: &Switch) -> anyhow::Result<Outcome> {
 
 pub(super) fn run_rollback(global: &Global, args: &Rollback) -> anyhow::Result<Outcome> {
     let request = SwitchRequest { to: args.to.map(Into::into), ..request(&args.change) };
+    let request = if args.skip_gates { request.without_gates() } else { request };
     if args.change.dry_run {
         return dry_run::run(global, |instance| instance.dry_run_rollback(&args.deployment, &request));
     }
@@ -69,7 +70,9 @@ pub(super) fn run_split(global: &Global, args: &Split) -> anyhow::Result<Outcome
         if_generation: args.if_generation,
         force: args.force,
         reason: args.reason.clone(),
+        ..SplitRequest::default()
     };
+    let request = if args.skip_gates { request.without_gates() } else { request };
     if args.dry_run {
         return dry_run::run(global, |instance| instance.dry_run_split(&args.deployment, &request));
     }
