@@ -6,6 +6,7 @@ mod serve;
 
 use std::{
     borrow::Cow,
+    collections::BTreeSet,
     fmt,
     net::{IpAddr, SocketAddr},
     time::Duration,
@@ -31,6 +32,24 @@ pub struct Config {
     pub serve: Option<Serve>,
     /// Who is told of events.
     pub notify: Vec<Notify>,
+}
+
+impl Config {
+    /// The sections that are not the same in another configuration, also those that only one of both has.
+    pub(crate) fn sections_that_differ(&self, other: &Self) -> Vec<String> {
+        let Self { deployments, serve, notify } = self;
+        let is_in = |all: &[Deployment], one: &Deployment| all.contains(one);
+        let ours = deployments.iter().filter(|one| !is_in(&other.deployments, one));
+        let theirs = other.deployments.iter().filter(|one| !is_in(deployments, one));
+        let names: BTreeSet<_> = ours.chain(theirs).map(|deployment| &deployment.name).collect();
+        let mut sections: Vec<_> = names.into_iter().map(|name| format!("deployments.{name}")).collect();
+        let others = [("serve", *serve != other.serve), ("notify", *notify != other.notify)];
+        sections.extend(others.into_iter().filter(|(_, differs)| *differs).map(|(name, _)| name.to_owned()));
+        if sections.is_empty() && self != other {
+            sections.push("the order of the deployments".to_owned());
+        }
+        sections
+    }
 }
 
 /// A deployment: a named set of services that are switched together.

@@ -145,9 +145,10 @@ impl Controller {
         let loaded = tokio::task::spawn_blocking(move || source.load()).await;
         match loaded {
             Ok(Ok(config)) => {
-                tracing::info!("the configuration was read again");
-                let is_another = |present: &Arc<Config>| **present != config;
-                if is_another(&self.config()) {
+                // Somebody else's apply has it read again too, so what comes in force with it may not be what anybody expects.
+                let changed = config.sections_that_differ(&self.config()).join(", ");
+                tracing::info!(changed, "the configuration was read again");
+                if !changed.is_empty() {
                     self.config.send_replace(Arc::new(config));
                 }
                 self.reloads.send_modify(|count| *count += 1);
@@ -172,12 +173,12 @@ impl Controller {
         self.view.subscribe()
     }
 
-    /// Tells all listeners what is seen, if it is not what was seen before. `None` is that there is no instance.
+    /// Tells all listeners what is seen, if the state is not what it was before. `None` is that there is no instance.
     pub(super) fn seen(&self, view: Option<View>) {
         let view = view.map(Arc::new);
         let before = self.view.send_replace(view.clone());
         let same = match (&before, &view) {
-            (Some(before), Some(view)) => before.status == view.status,
+            (Some(before), Some(view)) => before.is_same_state(view),
             (None, None) => true,
             _ => false,
         };

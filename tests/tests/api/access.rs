@@ -286,3 +286,66 @@ fn an_operator_does_not_go_round_the_gates() -> Result<()> {
     }
     Ok(())
 }
+
+/// What needs more than the role of a request's path is told as loudly as what needs that.
+#[test]
+fn an_option_that_the_role_does_not_allow_is_told_to_those_who_listen() -> Result<()> {
+    let served = with_tokens()?;
+    let switch = format!("/v1/deployments/{DEPLOYMENT}/switch");
+    let exec = fs::read_to_string(served.ready.bgctl.config())?
+        + &format!("\n[[deployments.{DEPLOYMENT}.gates]]\nwhen = \"before\"\nkind = \"exec\"\ncommand = [\"true\"]\n");
+    let mut events = served.events()?;
+    let [json_type, toml] = ["application/json", "application/toml"];
+    for (token, path, kind, body, role, needs) in [
+        ("cici", &*switch, json_type, "{\"skip_gates\": true}", "operator", "admin"),
+        ("cici", &switch, json_type, "{\"skip_gates\": true, \"dry_run\": true}", "operator", "admin"),
+        ("chiefchief", &switch, json_type, "{\"freeze\": \"1s\", \"before\": \"true\"}", "admin", "root of this host"),
+        ("chiefchief", "/v1/apply", toml, &exec, "admin", "root of this host"),
+        ("cici", "/v1/apply", toml, &exec, "operator", "admin"),
+        ("eveeve", &switch, json_type, "{}", "viewer", "operator"),
+    ] {
+        let bearer = format!("Bearer {token}");
+        let headers = [("Authorization", bearer.as_str()), ("Content-Type", kind)];
+        let answer = served.tcp()?.request("POST", path, &headers, body.as_bytes())?;
+        assert_eq!(answer.status, 403, "{token} {body}: {}", answer.text());
+        let told = events.next_of("forbidden")?;
+        assert_eq!((&told["role"], &told["needs"]), (&json!(role), &json!(needs)), "{told}");
+        let request = told["request"].as_str().unwrap_or_default();
+        assert!(
+            request.starts_with(&format!("POST {path}")) && token.starts_with(told["who"].as_str().unwrap_or("?")),
+            "{told}"
+        );
+        assert!(served.controller.log()?.contains(request), "{request}");
+    }
+    assert_eq!(served.ready.bgctl.live(DEPLOYMENT)?, "blue");
+    Ok(())
+}
+
+/// Somebody who applies has the controller read its file, and those who listen do not notice unless roles have changed.
+#[test]
+fn an_apply_ends_no_events_and_the_log_says_what_else_has_come_into_force() -> Result<()> {
+    let mut served = with_tokens()?;
+    let config = fs::read_to_string(served.ready.bgctl.config())?;
+    let mut events = served.events()?;
+    // Saved, and not meant yet.
+    let hook = "\n[[notify]]\nurl = \"http://127.0.0.1:9/\"\n";
+    served.ready.bgctl.write_config(&(config.clone() + hook))?;
+    let applied = config.replacen("drain_timeout = \"1h\"", "drain_timeout = \"2h\"", 1);
+    let headers = [("Authorization", "Bearer chiefchief"), ("Content-Type", "application/toml")];
+    let answer = served.tcp()?.request("POST", "/v1/apply", &headers, applied.as_bytes())?;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    served.controller.wait_for("tokens and group were read again")?;
+    served.controller.wait_for("\"changed\":\"notify\"")?;
+    assert_eq!(events.next_of("recorded")?["action"], "apply");
+    (0..3).try_for_each(|_| events.next_of("counters").map(drop))?;
+    // The same tokens in another file are the same. Others are not.
+    served.controller.reload()?;
+    (0..3).try_for_each(|_| events.next_of("counters").map(drop))?;
+    tokens(&served.ready.lab.sandbox.dir().join("tokens"), &[("eve", "viewer")])?;
+    served.controller.reload()?;
+    let end = Instant::now() + Duration::from_secs(10);
+    while let Ok(event) = events.next_event() {
+        assert!(Instant::now() < end, "the events go on: {event:?}");
+    }
+    Ok(())
+}

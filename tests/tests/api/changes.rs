@@ -125,3 +125,38 @@ fn each_command_has_its_request() -> Result<()> {
     served.ready.neighbour_is_undisturbed()?;
     Ok(())
 }
+
+#[test]
+fn an_apply_is_repeated_safely_and_has_no_generation() -> Result<()> {
+    let served = Served::local()?;
+    let bgctl = &served.ready.bgctl;
+    let config = std::fs::read_to_string(bgctl.config())?;
+    let other = config.replacen("drain_timeout = \"1h\"", "drain_timeout = \"2h\"", 1);
+    assert_ne!(config, other);
+    let ask = |path: &str, headers: &[(&str, &str)], body: &str| {
+        let headers = [headers, &[("Content-Type", "application/toml")]].concat();
+        served.client()?.request("POST", path, &headers, body.as_bytes())
+    };
+    let applies = || {
+        let history = bgctl.json(&["history"])?;
+        let records = history["records"].as_array().cloned().unwrap_or_default();
+        Ok::<_, anyhow::Error>(records.iter().filter(|record| record["action"] == "apply").count())
+    };
+    let before = applies()?;
+    let refused = ask("/v1/apply", &[("If-Match", "\"1\"")], &other)?;
+    assert_eq!(refused.status, 400, "{}", refused.text());
+    assert!(refused.text().contains("If-Match"), "{}", refused.text());
+    assert_eq!(applies()?, before, "nothing was applied");
+
+    let key = [("Idempotency-Key", "one")];
+    let first = ask("/v1/apply", &key, &other)?;
+    assert!(!first.done()?["changes"].as_array().context("no changes")?.is_empty(), "{}", first.text());
+    let again = ask("/v1/apply", &key, &other)?;
+    assert_eq!((again.status, &again.body), (200, &first.body), "what the first one has changed");
+    assert_eq!(applies()?, before + 1);
+    assert_eq!(ask("/v1/apply?reason=why", &key, &other)?.status, 422, "other options are another request");
+    assert_eq!(ask("/v1/apply", &key, &config)?.status, 422);
+    let same = ask("/v1/apply", &[("Idempotency-Key", "two")], &other)?;
+    assert_eq!(same.done()?["changes"].as_array().map(Vec::len), Some(0), "it is applied already");
+    served.ready.neighbour_is_undisturbed()
+}

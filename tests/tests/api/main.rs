@@ -5,5 +5,6 @@ mod changes;
 mod crowd;
 mod document;
 mod encrypted;
+mod events;
 mod hostile;
 mod setup;

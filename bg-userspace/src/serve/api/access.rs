@@ -21,7 +21,7 @@ use super::{
 use crate::{config::model::Serve, serve::error::ServeError};
 
 /// Who may what.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Access {
     group: Option<u32>,
     tokens: Option<Tokens>,

@@ -14,9 +14,10 @@ use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
 use super::{
+    forbid::forbid,
     options::{self, Confirm, Drain, Freeze, Rollback, Split, Switch, Thaw},
     problem::Problem,
-    repeats::{self, Answer, Repeat, Ticket},
+    repeats::{Answer, Repeat, Ticket},
     role::{Identity, Role},
     shared::Api,
 };
@@ -79,11 +80,12 @@ type Call = Box<dyn FnOnce(&Instance) -> Result<Value, Error> + Send>;
 impl Asked {
     async fn answer(self, api: Arc<Api>) -> Result<Answer, Problem> {
         let if_match = if_match(&self.headers)?;
-        let work = self.work(if_match)?;
-        let ticket = match self.repeat(&api)? {
-            Some(Repeat::Again(answer)) => return Ok(answer),
-            Some(Repeat::First(ticket)) => Some(ticket),
-            None => None,
+        let work = self.work(&api, if_match)?;
+        let etag = self.headers.get(header::IF_MATCH).map_or(&b""[..], HeaderValue::as_bytes);
+        let request = [self.name.as_bytes(), self.verb.as_bytes(), etag, &self.body];
+        let ticket = match api.repeats.begin(&self.identity, &self.headers, &request)? {
+            Repeat::Again(answer) => return Ok(answer),
+            Repeat::First(ticket) => ticket,
         };
         let is_wait = matches!(&work, Work::Drain(request) if request.wait || request.timeout.is_some());
         let done = self.perform(api, work, ticket, if_match);
@@ -97,18 +99,9 @@ impl Asked {
         })
     }
 
-    /// What the key of the request says.
-    fn repeat(&self, api: &Api) -> Result<Option<Repeat>, Problem> {
-        let Some(key) = self.headers.get(repeats::KEY) else { return Ok(None) };
-        let etag = self.headers.get(header::IF_MATCH).map_or(&b""[..], HeaderValue::as_bytes);
-        let request = [self.name.as_bytes(), self.verb.as_bytes(), etag, &self.body];
-        let who = format!("{} {}", self.identity.who.uid, self.identity.who);
-        api.repeats.begin(&who, key.as_bytes(), &request).map(Some)
-    }
-
-    async fn perform(self, api: Arc<Api>, work: Work, ticket: Option<Ticket>, if_match: Option<u32>) -> Answer {
-        let Self { name, verb, identity, body, .. } = self;
-        let caller = caller(&identity, &format!("POST /v1/deployments/{name}/{verb}"), &body);
+    async fn perform(self, api: Arc<Api>, work: Work, ticket: Ticket, if_match: Option<u32>) -> Answer {
+        let caller = caller(&self.identity, &self.request(), &self.body);
+        let Self { name, verb, .. } = self;
         let refused = |error: Error| {
             let problem = Problem::from(&error);
             if if_match.is_some() { problem.or_precondition(&error) } else { problem }
@@ -137,30 +130,19 @@ impl Asked {
             let result = if problem.status.is_server_error() { "failed" } else { "refused" };
             api.metrics.refused(&name, &verb, result);
         }
-        let is_passing = done.as_ref().is_err_and(Problem::is_passing);
-        let answer = match &done {
-            Ok(json) => Answer::of(StatusCode::OK, "application/json", json),
-            Err(problem) => Answer {
-                retry_after: problem.retry_after(),
-                ..Answer::of(problem.status, "application/problem+json", &problem.json())
-            },
-        };
-        if let Some(ticket) = ticket.filter(|_| !is_passing) {
-            ticket.answer(&answer);
-        }
-        answer
+        ticket.answer(&done)
     }
 
-    fn work(&self, if_match: Option<u32>) -> Result<Work, Problem> {
+    fn work(&self, api: &Api, if_match: Option<u32>) -> Result<Work, Problem> {
         let name = self.name.clone();
         Ok(match self.verb.as_str() {
             "switch" => {
                 let options: Switch = self.options()?;
                 if options.has_commands() && !self.identity.is_root_here {
                     let why = "before and after are commands that run on this host: only its root may give them, over the Unix socket";
-                    return Err(Problem::new(StatusCode::FORBIDDEN, why));
+                    return Err(self.forbid(api, "root of this host", "with commands", why));
                 }
-                self.may_skip_gates(options.skip_gates)?;
+                self.may_skip_gates(api, options.skip_gates)?;
                 let window = options.window()?;
                 let request = guarded(options.request(), if_match)?;
                 let gated = Gated { request, window, skip_gates: options.skip_gates };
@@ -172,7 +154,7 @@ impl Asked {
             }
             "rollback" => {
                 let options: Rollback = self.options()?;
-                self.may_skip_gates(options.skip_gates)?;
+                self.may_skip_gates(api, options.skip_gates)?;
                 let request = guarded(options.request(), if_match)?;
                 match options.dry_run {
                     true => look(move |instance| instance.dry_run_rollback(&name, &request)),
@@ -181,7 +163,7 @@ impl Asked {
             }
             "split" => {
                 let options: Split = self.options()?;
-                self.may_skip_gates(options.skip_gates)?;
+                self.may_skip_gates(api, options.skip_gates)?;
                 let mut request = options.request();
                 request.if_generation = agreed(request.if_generation, if_match)?;
                 match options.dry_run {
@@ -221,11 +203,20 @@ impl Asked {
         })
     }
 
-    fn may_skip_gates(&self, skips: bool) -> Result<(), Problem> {
+    fn may_skip_gates(&self, api: &Api, skips: bool) -> Result<(), Problem> {
         if skips && self.identity.role < Role::Admin {
-            return Err(Problem::new(StatusCode::FORBIDDEN, "skip_gates needs the role admin"));
+            return Err(self.forbid(api, Role::Admin.name(), "with skip_gates", "skip_gates needs the role admin"));
         }
         Ok(())
+    }
+
+    /// Refuses an option that this sender may not give.
+    fn forbid(&self, api: &Api, needs: &'static str, with: &str, why: &str) -> Problem {
+        forbid(api, &self.identity, needs, &format!("{} {with}", self.request()), why)
+    }
+
+    fn request(&self) -> String {
+        format!("POST /v1/deployments/{}/{}", self.name, self.verb)
     }
 
     fn options<T: serde::de::DeserializeOwned>(&self) -> Result<T, Problem> {

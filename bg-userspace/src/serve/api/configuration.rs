@@ -6,15 +6,17 @@ use axum::{
     Extension, Json,
     body::Bytes,
     extract::State,
-    http::{HeaderMap, StatusCode},
+    http::{HeaderMap, StatusCode, header},
     response::{IntoResponse as _, Response},
 };
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{change::caller, problem::Problem, role::Identity, shared::Api, strict::Query};
+use super::{
+    change::caller, forbid, problem::Problem, repeats::Repeat, role::Identity, shared::Api, strict::Query,
+};
 use crate::{
-    ApplyRequest,
+    ApplyRequest, Error, Refusal,
     config::{self, Config, shared_backends},
 };
 
@@ -44,21 +46,40 @@ pub(super) async fn apply(
     headers: HeaderMap,
     body: Bytes,
 ) -> Result<Response, Problem> {
+    if headers.contains_key(header::IF_MATCH) {
+        let why = "the header If-Match has no meaning here: an apply is of all deployments, and each has a generation of its own";
+        return Err(Problem::usage(why));
+    }
     let config = read(&headers, &body)?;
     // The next switch runs them as whoever makes it, which is often root.
     let keep_commands = !identity.is_root_here;
+    let options = format!("{reason:?} {force}");
+    let ticket = match api.repeats.begin(&identity, &headers, &[b"POST /v1/apply", options.as_bytes(), &body])? {
+        Repeat::Again(answer) => return Ok(answer.into_response()),
+        Repeat::First(ticket) => ticket,
+    };
     let caller = caller(&identity, "POST /v1/apply", b"");
-    // It is completed also if the client does not wait for it.
-    let applied = tokio::spawn(async move {
+    // It is completed, and its answer is kept, also if the client does not wait for it.
+    let answered = tokio::spawn(async move {
         let request = ApplyRequest { reason, force, keep_commands };
         let applied = api.controller.on_instance_for_long(caller, move |it| it.apply_as(&config, &request)).await;
         api.controller.look();
-        applied
+        let done = match applied {
+            Some(Ok(plan)) => Ok(json!(plan)),
+            Some(Err(error)) => {
+                if matches!(error, Error::Refused(Refusal::CommandsChange { .. })) {
+                    forbid::tell(&api, &identity, "root of this host", "POST /v1/apply with other commands");
+                }
+                Err(Problem::from(error))
+            }
+            None => Err(busy()),
+        };
+        ticket.answer(&done)
     });
-    let applied = applied.await.map_err(|error| {
+    let answer = answered.await.map_err(|error| {
         Problem::new(StatusCode::INTERNAL_SERVER_ERROR, format!("the controller has failed: {error}"))
     })?;
-    Ok(Json(applied.ok_or_else(busy)??).into_response())
+    Ok(answer.into_response())
 }
 
 /// Says whether it is valid.

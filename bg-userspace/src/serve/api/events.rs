@@ -1,7 +1,7 @@
 //! `GET /v1/events`: server-sent events.
 //!
 //! A client gets the whole status first (`state`), then each event as it happens, and the counters once a second. Each is formatted once for all
-//! clients. One that is too slow for them loses the connection, or gets the whole status again.
+//! clients, and so is the status. A client that takes nothing for a while loses the connection. One that is too slow gets the whole status again.
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
@@ -13,14 +13,11 @@ use axum::{
     response::{IntoResponse as _, Response},
 };
 use http_body_util::channel::{Channel, Sender};
-use serde_json::json;
-use tokio::{
-    sync::broadcast::{self, error::RecvError},
-    time::{interval, timeout},
-};
+use tokio::time::{interval, timeout};
 
 use super::{
-    hub::{Frame, absent},
+    frames::{Frame, Next, Reader},
+    hub::absent,
     pool::Place,
     problem::Problem,
     shared::Api,
@@ -28,6 +25,8 @@ use super::{
 
 /// How long a client may take to read.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How many frames wait for a client beside those that wait for all.
+const UNDER_WAY: usize = 2;
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
 /// Sends events until the client is gone.
@@ -38,9 +37,9 @@ pub(super) async fn events(
     let Ok(stream) = api.streams.clone().try_acquire_owned() else {
         return Err(Problem::busy("too many clients listen to events: close some, or try again"));
     };
-    let (sender, body) = Channel::<Bytes, Infallible>::new(16);
+    let (sender, body) = Channel::<Bytes, Infallible>::new(UNDER_WAY);
     // From here on, nothing is missed.
-    let frames = api.hub.subscribe();
+    let frames = api.hub.frames.subscribe();
     tokio::spawn(async move {
         let (_stream, _busy) = (stream, place.busy());
         feed(&api, sender, frames).await;
@@ -54,15 +53,15 @@ pub(super) async fn events(
 }
 
 /// Returns when the client is gone, too slow, or has to say again who it is.
-async fn feed(api: &Api, mut sender: Sender<Bytes, Infallible>, mut frames: broadcast::Receiver<Frame>) -> Option<()> {
+async fn feed(api: &Api, mut sender: Sender<Bytes, Infallible>, mut reader: Reader) -> Option<()> {
     let controller = &api.controller;
     let _watch = controller.watch();
     let mut access = api.access.subscribe();
     let mut keep_alive = interval(KEEP_ALIVE);
     let mut seen = send_state(api, &mut sender).await?;
     loop {
-        let frame = tokio::select! {
-            frame = frames.recv() => frame,
+        let next = tokio::select! {
+            next = reader.next(&api.hub.frames) => next,
             _ = keep_alive.tick() => {
                 send(&mut sender, Bytes::from_static(b": still here\n\n")).await?;
                 continue;
@@ -71,29 +70,30 @@ async fn feed(api: &Api, mut sender: Sender<Bytes, Infallible>, mut frames: broa
             _ = access.changed() => return None,
             () = controller.stopped() => return None,
         };
-        match frame {
+        match next {
             // It was seen before what the client has.
-            Ok(Frame { state: Some(at), .. }) if at <= seen => {}
-            Ok(Frame { state, bytes }) => {
+            Next::Take(Frame { state: Some(at), .. }) if at <= seen => {}
+            Next::Take(Frame { state, bytes }) => {
                 seen = state.unwrap_or(seen);
                 send(&mut sender, bytes).await?;
             }
-            Err(RecvError::Lagged(_)) => seen = send_state(api, &mut sender).await?,
-            Err(RecvError::Closed) => return None,
+            Next::Missed => seen = send_state(api, &mut sender).await?,
         }
     }
 }
 
 /// Sends the whole status. Returns of when it is.
 async fn send_state(api: &Api, sender: &mut Sender<Bytes, Infallible>) -> Option<jiff::Timestamp> {
-    let (at, frame) = match api.looks.fresh(&api.controller).await {
-        Ok(look) => {
-            let state = json!({ "event": "state", "time": look.at, "status": look.status });
-            (look.at, api.hub.frame("state", None, &state))
-        }
-        Err(_) => (jiff::Timestamp::MIN, api.hub.frame("state", None, &absent())),
+    let Ok(look) = api.looks.fresh(&api.controller).await else {
+        send(sender, api.hub.frame("state", None, &absent()).bytes).await?;
+        return Some(jiff::Timestamp::MIN);
     };
-    send(sender, frame.bytes).await.map(|()| at)
+    // The status may be large, and each client that asks at this moment gets the same bytes.
+    let head = format!("{}{{\"event\":\"state\",\"time\":\"{}\",\"status\":", api.hub.head("state"), look.at);
+    for part in [Bytes::from(head), look.json.clone(), Bytes::from_static(b"}\n\n")] {
+        send(sender, part).await?;
+    }
+    Some(look.at)
 }
 
 async fn send(sender: &mut Sender<Bytes, Infallible>, bytes: Bytes) -> Option<()> {

@@ -14,12 +14,12 @@ use tokio::time::timeout;
 
 use super::{
     access::Denied,
+    forbid::{Sender, forbid},
     peer::{Over, Peer},
     problem::Problem,
     role::{Identity, Role},
     shared::Api,
 };
-use crate::serve::event::{Event, Forbidden};
 
 /// The longest body.
 const LONGEST: usize = 1 << 20;
@@ -95,14 +95,25 @@ pub(super) async fn admit(
 
 fn admitted(api: &Api, peer: &Peer, request: &Request) -> Result<Option<Identity>, Problem> {
     let (method, uri, headers) = (request.method(), request.uri(), request.headers());
-    api.hosts.borrow().check(peer.over, method, uri, headers)?;
+    api.hosts.borrow().check(peer.over, method, uri, headers).inspect_err(|problem| {
+        if let Some(left_out) = api.strangers.tell() {
+            tracing::warn!(left_out, "refused {method} {:?}: {}", uri.path(), problem.detail);
+        }
+    })?;
     let Some(needs) = needs(peer.over, method, uri.path()) else { return Ok(None) };
     let access = api.access.borrow().clone();
     let identity = access.identify(peer, headers);
-    let (who, role) = match &identity {
+    let (sender, why) = match &identity {
         Ok(identity) if identity.role >= needs => return Ok(Some(identity.clone())),
-        Ok(identity) => (identity.who.to_string(), identity.role.name()),
-        Err(Denied::NoRole(who)) => (who.clone(), "none"),
+        Ok(identity) => {
+            let (who, role) = (&identity.who, identity.role.name());
+            (identity.into(), format!("{who} has the role {role}, and this needs {}", needs.name()))
+        }
+        Err(Denied::NoRole(who)) => {
+            let why =
+                format!("{who} has no role here: only root and the members of `socket_group` in [serve] have one");
+            (Sender::without_role(who.clone()), why)
+        }
         Err(Denied::Unknown(why)) => {
             if let Some(left_out) = api.strangers.tell() {
                 tracing::warn!(left_out, "refused {method} {:?}: {why}", uri.path());
@@ -110,17 +121,7 @@ fn admitted(api: &Api, peer: &Peer, request: &Request) -> Result<Option<Identity
             return Err(Problem::new(StatusCode::UNAUTHORIZED, *why));
         }
     };
-    let (asked, needs) = (format!("{method} {}", uri.path()), needs.name());
-    if let Some(left_out) = api.denials.tell() {
-        tracing::warn!(left_out, who, role, needs, "refused {asked:?}: the role is not enough");
-        let time = jiff::Timestamp::now();
-        api.controller.publish(Event::Forbidden(Forbidden { time, who: who.clone(), role, needs, request: asked }));
-    }
-    let why = match identity {
-        Ok(_) => format!("{who} has the role {role}, and this needs {needs}"),
-        Err(_) => format!("{who} has no role here: only root and the members of `socket_group` in [serve] have one"),
-    };
-    Err(Problem::new(StatusCode::FORBIDDEN, why))
+    Err(forbid(api, sender, needs.name(), &format!("{method} {}", uri.path()), why))
 }
 
 /// The role that a request needs. What is not known needs one too, so that nothing is told of what there is.

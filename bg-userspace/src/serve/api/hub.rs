@@ -1,6 +1,7 @@
 //! Formats each event once for all clients that listen.
 
 use std::{
+    collections::BTreeMap,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -8,59 +9,43 @@ use std::{
     time::Duration,
 };
 
-use axum::body::Bytes;
 use serde::Serialize;
 use serde_json::json;
 use tokio::{
-    sync::broadcast::{self, error::RecvError},
+    sync::broadcast::error::RecvError,
     time::{MissedTickBehavior, interval},
 };
 
+use super::frames::{Frame, Frames};
 use crate::{
-    ByColour, ServiceStatus,
+    ByColour, ServiceStatus, Status,
     serve::{controller::Controller, event::Event, view::View},
 };
 
-/// How many frames a client may be behind.
-const BEHIND: usize = 256;
-
 /// Tells all clients of events.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Hub {
-    frames: broadcast::Sender<Frame>,
-    next: AtomicU64,
-}
-
-/// An event as it is sent.
-#[derive(Clone, Debug)]
-pub(super) struct Frame {
-    /// If it is the whole status: of when.
-    pub(super) state: Option<jiff::Timestamp>,
-    pub(super) bytes: Bytes,
-}
-
-impl Default for Hub {
-    fn default() -> Self {
-        Self { frames: broadcast::Sender::new(BEHIND), next: AtomicU64::new(1) }
-    }
+    pub(super) frames: Frames,
+    last: AtomicU64,
 }
 
 impl Hub {
-    /// All events from now on.
-    pub(super) fn subscribe(&self) -> broadcast::Receiver<Frame> {
-        self.frames.subscribe()
+    /// The lines of an event before its data.
+    pub(super) fn head(&self, name: &str) -> String {
+        let id = self.last.fetch_add(1, Ordering::Relaxed) + 1;
+        format!("event: {name}\nid: {id}\ndata: ")
     }
 
     pub(super) fn frame(&self, name: &str, state: Option<jiff::Timestamp>, data: &impl Serialize) -> Frame {
-        let id = self.next.fetch_add(1, Ordering::Relaxed);
         // JSON has no line breaks of its own.
         let data = serde_json::to_string(data).expect("an event can be JSON");
-        Frame { state, bytes: format!("event: {name}\nid: {id}\ndata: {data}\n\n").into() }
+        Frame { state, bytes: format!("{}{data}\n\n", self.head(name)).into() }
     }
 
     fn send(&self, name: &str, state: Option<jiff::Timestamp>, data: &impl Serialize) {
-        if self.frames.receiver_count() > 0 {
-            let _ = self.frames.send(self.frame(name, state, data));
+        match self.frames.is_listened_to() {
+            true => self.frames.push(self.frame(name, state, data)),
+            false => self.frames.clear(),
         }
     }
 
@@ -90,9 +75,7 @@ impl Hub {
                 _ = ticks.tick() => match controller.view() {
                     Some(view) => {
                         was_there = true;
-                        if self.frames.receiver_count() > 0 {
-                            self.send("counters", None, &Counters::of(&view));
-                        }
+                        self.send("counters", None, &Counters::of(&view));
                     }
                     None if was_there => {
                         was_there = false;
@@ -111,13 +94,14 @@ pub(super) fn absent() -> serde_json::Value {
     json!({ "event": "state", "time": jiff::Timestamp::now(), "status": null })
 }
 
-/// The numbers that grow.
+/// What packets and time change in a status: the numbers, and what they are numbers of.
 #[derive(Serialize)]
 struct Counters<'a> {
     event: &'static str,
     time: jiff::Timestamp,
     deployments: Vec<Deployment<'a>>,
-    drops: &'a std::collections::BTreeMap<&'static str, u64>,
+    drops: &'a BTreeMap<&'static str, u64>,
+    events: &'a BTreeMap<&'static str, u64>,
 }
 
 #[derive(Serialize)]
@@ -127,7 +111,9 @@ struct Deployment<'a> {
     generation: u32,
     phase: &'static str,
     green_share: f64,
+    green_share_measured: Option<f64>,
     flows: ByColour<u64>,
+    held: u64,
     services: Vec<Service<'a>>,
 }
 
@@ -143,6 +129,7 @@ struct Traffic {
     packets: u64,
     bytes: u64,
     flows_opened: u64,
+    mirrored: u64,
 }
 
 impl<'a> Counters<'a> {
@@ -152,6 +139,7 @@ impl<'a> Counters<'a> {
                 packets: colour.packets,
                 bytes: colour.bytes,
                 flows_opened: colour.flows_opened,
+                mirrored: colour.mirrored,
             });
             Service { name: &service.name, blue, green }
         };
@@ -161,9 +149,12 @@ impl<'a> Counters<'a> {
             generation: deployment.generation,
             phase: deployment.phase,
             green_share: deployment.green_share,
+            green_share_measured: deployment.green_share_measured,
             flows: deployment.flows,
+            held: deployment.held,
             services: deployment.services.iter().map(service).collect(),
         });
-        Self { event: "counters", time: view.at, deployments: deployments.collect(), drops: &view.status.drops }
+        let Status { drops, events, .. } = &view.status;
+        Self { event: "counters", time: view.at, deployments: deployments.collect(), drops, events }
     }
 }

@@ -11,6 +11,8 @@ mod access;
 mod change;
 mod configuration;
 mod events;
+mod forbid;
+mod frames;
 mod guard;
 mod hub;
 mod listener;
@@ -132,8 +134,13 @@ async fn reload(api: &Api, began: Serve, tls: &watch::Sender<Option<Identified>>
                 if let Err(error) = socket::give(&began.socket, access.group()) {
                     tracing::error!("{} stays with its group: {error}", began.socket.display());
                 }
-                api.access.send_replace(Arc::new(access));
-                tracing::info!("tokens and group were read again");
+                // Whoever listens to events has to say again who it is, but only if that may be another matter now.
+                let is_other = api.access.send_if_modified(|present| {
+                    let is_other = **present != access;
+                    *present = Arc::new(access);
+                    is_other
+                });
+                tracing::info!(is_other, "tokens and group were read again");
             }
             Err(error) => tracing::error!("those from before stay in force: {:#}", anyhow::Error::from(error)),
         }

@@ -11,15 +11,15 @@ use std::{
 
 use axum::{
     body::Bytes,
-    http::{HeaderValue, StatusCode, header, header::HeaderName},
+    http::{HeaderMap, HeaderValue, StatusCode, header, header::HeaderName},
     response::{IntoResponse, Response},
 };
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
-use super::problem::Problem;
+use super::{problem::Problem, role::Identity};
 
-pub(super) const KEY: HeaderName = HeaderName::from_static("idempotency-key");
+const KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
 /// How long an answer is kept.
 const KEPT: Duration = Duration::from_secs(600);
@@ -31,16 +31,26 @@ const MOST_BYTES: usize = 16 << 20;
 /// An answer that can be given again.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Answer {
-    pub(super) status: StatusCode,
-    pub(super) content_type: &'static str,
+    status: StatusCode,
+    content_type: &'static str,
     /// The generation after it, if it has one.
-    pub(super) generation: Option<u64>,
-    pub(super) retry_after: Option<u32>,
-    pub(super) body: Bytes,
+    generation: Option<u64>,
+    retry_after: Option<u32>,
+    body: Bytes,
 }
 
 impl Answer {
-    pub(super) fn of(status: StatusCode, content_type: &'static str, json: &Value) -> Self {
+    fn of(done: &Result<Value, Problem>) -> Self {
+        match done {
+            Ok(json) => Self::new(StatusCode::OK, "application/json", json),
+            Err(problem) => {
+                let retry_after = problem.retry_after();
+                Self { retry_after, ..Self::new(problem.status, "application/problem+json", &problem.json()) }
+            }
+        }
+    }
+
+    fn new(status: StatusCode, content_type: &'static str, json: &Value) -> Self {
         let generation = json["to"]["generation"].as_u64().or_else(|| json["generation"].as_u64());
         Self { status, content_type, generation, retry_after: None, body: json.to_string().into() }
     }
@@ -88,12 +98,26 @@ pub(super) enum Repeat {
 #[derive(Debug)]
 pub(super) struct Ticket {
     repeats: Arc<Repeats>,
+    /// `None` if the request has no key: its answer is not kept.
     key: Option<Key>,
 }
 
 impl Repeats {
-    /// Begins a request of `who` with `key`. `request` is what makes two requests the same.
-    pub(super) fn begin(self: &Arc<Self>, who: &str, key: &[u8], request: &[&[u8]]) -> Result<Repeat, Problem> {
+    /// Begins a request. `request` is what makes two requests the same. One without a key is always the first.
+    pub(super) fn begin(
+        self: &Arc<Self>,
+        identity: &Identity,
+        headers: &HeaderMap,
+        request: &[&[u8]],
+    ) -> Result<Repeat, Problem> {
+        let Some(key) = headers.get(KEY) else {
+            return Ok(Repeat::First(Ticket { repeats: self.clone(), key: None }));
+        };
+        let who = format!("{} {}", identity.who.uid, identity.who);
+        self.begin_with(&who, key.as_bytes(), request)
+    }
+
+    fn begin_with(self: &Arc<Self>, who: &str, key: &[u8], request: &[&[u8]]) -> Result<Repeat, Problem> {
         if key.is_empty() || key.len() > 255 {
             return Err(Problem::usage("the header Idempotency-Key takes 1 to 255 characters"));
         }
@@ -119,13 +143,18 @@ impl Repeats {
 }
 
 impl Ticket {
-    /// Keeps the answer.
-    pub(super) fn answer(mut self, answer: &Answer) {
+    /// The answer. It is kept, unless nothing was done and the same request may succeed soon.
+    pub(super) fn answer(mut self, done: &Result<Value, Problem>) -> Answer {
+        let answer = Answer::of(done);
+        if done.as_ref().is_err_and(Problem::is_passing) {
+            return answer;
+        }
         let mut entries = self.repeats.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(entry) = self.key.take().and_then(|key| entries.get_mut(&key)) {
             // It is kept for as long as it is told, also if it took longer than that to make.
             (entry.answer, entry.kept_since) = (Some(answer.clone()), Instant::now());
         }
+        answer
     }
 }
 
@@ -161,12 +190,12 @@ fn hash(parts: &[&[u8]]) -> [u8; 32] {
 mod tests {
     use super::*;
 
-    fn answer(text: &str) -> Answer {
-        Answer::of(StatusCode::OK, "application/json", &text.into())
+    fn done(text: &str) -> Result<Value, Problem> {
+        Ok(text.into())
     }
 
     fn first(repeats: &Arc<Repeats>, who: &str, key: &str) -> Ticket {
-        match repeats.begin(who, key.as_bytes(), &[b"switch"]) {
+        match repeats.begin_with(who, key.as_bytes(), &[b"switch"]) {
             Ok(Repeat::First(ticket)) => ticket,
             other => panic!("{who} {key}: {other:?}"),
         }
@@ -176,15 +205,17 @@ mod tests {
     fn a_repetition_gets_the_first_answer_and_another_request_is_refused() {
         let repeats = Arc::new(Repeats::default());
         let ticket = first(&repeats, "ci", "1");
-        assert_eq!(repeats.begin("ci", b"1", &[b"switch"]).unwrap_err().status, StatusCode::CONFLICT);
-        ticket.answer(&answer("done"));
-        assert!(matches!(repeats.begin("ci", b"1", &[b"switch"]), Ok(Repeat::Again(again)) if again == answer("done")));
-        let other = repeats.begin("ci", b"1", &[b"rollback"]).unwrap_err();
+        assert_eq!(repeats.begin_with("ci", b"1", &[b"switch"]).unwrap_err().status, StatusCode::CONFLICT);
+        let answer = ticket.answer(&done("done"));
+        assert!(matches!(repeats.begin_with("ci", b"1", &[b"switch"]), Ok(Repeat::Again(again)) if again == answer));
+        let other = repeats.begin_with("ci", b"1", &[b"rollback"]).unwrap_err();
         assert_eq!(other.status, StatusCode::UNPROCESSABLE_ENTITY);
         drop((first(&repeats, "ci", "2"), first(&repeats, "eve", "1")));
         // It was not answered, so it is not done.
+        let ticket = first(&repeats, "ci", "2");
+        ticket.answer(&Err(Problem::busy("too much is going on")));
         first(&repeats, "ci", "2");
-        assert!(repeats.begin("ci", b"", &[]).is_err() && repeats.begin("ci", &[b'x'; 256], &[]).is_err());
+        assert!(repeats.begin_with("ci", b"", &[]).is_err() && repeats.begin_with("ci", &[b'x'; 256], &[]).is_err());
     }
 
     #[test]
@@ -192,14 +223,14 @@ mod tests {
         let repeats = Arc::new(Repeats::default());
         let pending = first(&repeats, "ci", "pending");
         for key in 0..2 * MOST {
-            first(&repeats, "ci", &key.to_string()).answer(&answer("done"));
+            first(&repeats, "ci", &key.to_string()).answer(&done("done"));
         }
         assert_eq!(repeats.0.lock().unwrap().len(), MOST);
-        assert!(repeats.begin("ci", b"pending", &[b"switch"]).is_err(), "what is being done stays");
+        assert!(repeats.begin_with("ci", b"pending", &[b"switch"]).is_err(), "what is being done stays");
         drop(pending);
         first(&repeats, "ci", "0");
         assert!(matches!(
-            repeats.begin("ci", (2 * MOST - 1).to_string().as_bytes(), &[b"switch"]),
+            repeats.begin_with("ci", (2 * MOST - 1).to_string().as_bytes(), &[b"switch"]),
             Ok(Repeat::Again(_))
         ));
     }

@@ -23,13 +23,13 @@ const MOST: usize = 10_000;
 const LONGEST: u64 = 1 << 21;
 
 /// The tokens of a file.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Tokens {
     tokens: Vec<Token>,
     certificates: HashMap<String, Role>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 struct Token {
     name: String,
     role: Role,

@@ -22,7 +22,7 @@ const cards = new Map();
 const state = { isLive: false, heard: null, isThere: true, skew: 0 };
 
 const present = (name) => cards.get(name)?.deployment;
-const question = new Question(tell, () => !state.isLive, present);
+const question = new Question(tell, () => !state.isLive, present, lookNow);
 
 function tell(text, isGood) {
   say(said, text);
@@ -75,15 +75,20 @@ function takeCounters(message) {
 
 let isLooking = false;
 
-/** The status as a whole, if what is known of it is not enough. */
-async function lookAgain() {
-  if (isLooking) return;
-  isLooking = true;
+/** The status as a whole, as it is now. */
+async function lookNow() {
   try {
     takeStatus(await look("v1/status"), now());
   } catch {
     // The events tell sooner or later.
   }
+}
+
+/** The same, if what is known is not enough and nobody looks already. */
+async function lookAgain() {
+  if (isLooking) return;
+  isLooking = true;
+  await lookNow();
   isLooking = false;
 }
 

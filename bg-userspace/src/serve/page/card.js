@@ -54,8 +54,8 @@ export class Card {
 
   /** Takes counters, which are newer than the status. */
   count(counters, time) {
-    const { live, generation, phase, green_share, flows } = counters;
-    Object.assign(this.deployment, { live, idle: live === "blue" ? "green" : "blue", generation, phase, green_share, flows });
+    const { live, generation, phase, green_share, flows, held } = counters;
+    Object.assign(this.deployment, { live, idle: live === "blue" ? "green" : "blue", generation, phase, green_share, flows, held });
     this.rates.take(time, counters.services);
     this.measureDrain();
   }

@@ -9,12 +9,14 @@ const OPTIONS = {
   split: [{ name: "green", label: "Percent of new flows to green", number: { min: 0, max: 100, step: "any" } }],
   freeze: [{ name: "max", label: "For at most", values: [["10s", "10 seconds"], ["30s", "30 seconds"], ["1m", "1 minute"], ["5m", "5 minutes"]] }],
 };
+/** How long the result of a change waits for the page to have seen it, in milliseconds. */
+const PATIENCE = 2000;
 const REHEARSED = ["switch", "rollback", "split"];
 
 export class Question {
-  /** `told(text, isGood)` gets the result; `isLost()` and `present(name)` are what is known now. */
-  constructor(told, isLost, present) {
-    Object.assign(this, { told, isLost, present });
+  /** `told(text, isGood)` gets the result; `isLost()` and `present(name)` are what is known now; `refresh()` has the page look. */
+  constructor(told, isLost, present, refresh) {
+    Object.assign(this, { told, isLost, present, refresh });
     this.dialog = document.getElementById("question");
     this.button = this.part(".do");
     this.again = this.part(".again");
@@ -151,6 +153,8 @@ export class Question {
     try {
       const done = await change(name, verb, { ...this.chosen(), ...fixed }, generation);
       if (this.doing === doing) this.dialog.close();
+      // Who goes on at once must not be shown what was before.
+      await Promise.race([this.refresh(), new Promise((resolve) => { setTimeout(resolve, PATIENCE); })]);
       this.told(result(name, verb, done), true);
     } catch (error) {
       const isAnswer = error instanceof Problem;
