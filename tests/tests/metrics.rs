@@ -17,7 +17,7 @@ use std::{
 };
 
 /// The names of the public interface.
-const NAMES: [&str; 15] = [
+const NAMES: [&str; 19] = [
     "bgctl_live_info",
     "bgctl_green_share",
     "bgctl_phase",
@@ -30,6 +30,10 @@ const NAMES: [&str; 15] = [
     "bgctl_switches_total",
     "bgctl_backend_up",
     "bgctl_backend_check_duration_seconds",
+    "bgctl_backend_weight",
+    "bgctl_checks_late_total",
+    "bgctl_checks_without_verdict_total",
+    "bgctl_tee_connections_total",
     "bgctl_confirm_deadline_seconds",
     "bgctl_flow_table_used_ratio",
     "bgctl_build_info",
@@ -139,6 +143,8 @@ fn numbers_are_those_of_status_and_promtool_finds_no_fault() -> Result<()> {
     let up =
         text.lines().filter(|line| line.starts_with("bgctl_backend_up{deployment=\"shop\"") && line.ends_with(" 1"));
     assert!(up.count() >= 8, "both colours, both families: {text}");
+    let weights = text.lines().filter(|line| line.starts_with("bgctl_backend_weight{deployment=\"shop\""));
+    assert!(weights.count() >= 8, "{text}");
     assert!(text.lines().any(|line| line.starts_with("bgctl_backend_check_duration_seconds{")), "{text}");
 
     let mut lint =
@@ -202,11 +208,16 @@ fn a_real_prometheus_scrapes_it_and_raises_the_alerts() -> Result<()> {
     let mut expressions = BTreeSet::new();
     for panel in dashboard["panels"].as_array().context("no panels")? {
         for target in panel["targets"].as_array().into_iter().flatten() {
-            expressions.insert(target["expr"].as_str().context("no expression")?.replace("$deployment", ".*"));
+            let expression = target["expr"].as_str().context("no expression")?;
+            assert!(expression.contains("instance=~\"$instance\""), "two edges are mixed up: {expression}");
+            let legend = target["legendFormat"].as_str().unwrap_or_default();
+            assert!(legend.contains("{{instance}}"), "two edges look the same: {legend}");
+            let told = expression.replace("$deployment", ".*").replace("$instance", ".*");
+            expressions.insert(told.replace("$__rate_interval", "1m"));
         }
     }
     assert!(expressions.len() >= 8, "{expressions:?}");
-    let quiet = ["bgctl_backend_up == 0"];
+    let quiet = ["bgctl_tee_connections_total"];
     for expression in expressions.iter().filter(|expression| !quiet.iter().any(|quiet| expression.contains(quiet))) {
         until(expression)?;
     }

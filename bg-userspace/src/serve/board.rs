@@ -4,7 +4,10 @@ use std::{
     collections::BTreeMap,
     fmt::Display,
     net::SocketAddr,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -15,6 +18,9 @@ use crate::{
     BackendHealth, Health,
     config::model::{AllDown, HealthCheck},
 };
+
+/// How late a check may begin.
+pub(crate) const LATE: Duration = Duration::from_millis(100);
 
 /// A backend of a service.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -65,6 +71,16 @@ pub(crate) struct Board {
     latest: Mutex<Duration>,
     /// Why checks could not be made, since this was asked last, and how many.
     no_verdicts: Mutex<Option<(String, u64)>>,
+    /// How many checks were late, and how many could not be made, since the controller has started.
+    late: AtomicU64,
+    without_verdict: AtomicU64,
+}
+
+/// What this host, and not a backend, has done to checks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Troubles {
+    pub(crate) late: u64,
+    pub(crate) without_verdict: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -94,6 +110,9 @@ impl Board {
     pub(super) fn note_delay(&self, late: Duration) {
         let mut latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
         *latest = late.max(*latest);
+        if late > LATE {
+            self.late.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     /// The most that a check was behind its time since this was asked last.
@@ -105,6 +124,13 @@ impl Board {
     pub(super) fn note_no_verdict(&self, why: impl Display) {
         let mut noted = self.no_verdicts.lock().unwrap_or_else(PoisonError::into_inner);
         noted.get_or_insert_with(|| (why.to_string(), 0)).1 += 1;
+        self.without_verdict.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many checks were late, and how many this host could not make, since the controller has started.
+    pub(crate) fn troubles(&self) -> Troubles {
+        let [late, without_verdict] = [&self.late, &self.without_verdict].map(|count| count.load(Ordering::Relaxed));
+        Troubles { late, without_verdict }
     }
 
     /// Why checks could not be made since this was asked last, and how many.

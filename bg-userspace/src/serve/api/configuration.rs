@@ -12,9 +12,7 @@ use axum::{
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{
-    change::caller, forbid, problem::Problem, repeats::Repeat, role::Identity, shared::Api, strict::Query,
-};
+use super::{change::caller, forbid, problem::Problem, repeats::Repeat, role::Identity, shared::Api, strict::Query};
 use crate::{
     ApplyRequest, Error, Refusal,
     config::{self, Config, shared_backends},

@@ -24,7 +24,7 @@ use tokio::{
 };
 
 use super::{
-    board::{BackendKey, Checked},
+    board::{BackendKey, Checked, LATE},
     controller::Controller,
     error::ServeError,
 };
@@ -38,9 +38,8 @@ use crate::{
 const BETWEEN_WRITES: Duration = Duration::from_millis(50);
 /// The time after which a write is tried again that has failed.
 const AGAIN: Duration = Duration::from_secs(1);
-/// How often it is looked at whether checks begin in time, and how late they may be.
+/// How often it is looked at whether checks begin in time.
 const REPORT: Duration = Duration::from_secs(10);
-const LATE: Duration = Duration::from_millis(100);
 
 /// The tasks of the backends.
 struct Checks {

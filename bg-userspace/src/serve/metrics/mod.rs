@@ -49,8 +49,8 @@ impl Metrics {
         let look = controller.on_instance(None, |instance| Ok((instance.status(None)?, instance.flow_tables()?))).await;
         let look = look.inspect_err(|error| tracing::debug!("there are no numbers of the instance: {error}")).ok();
         let (changes, tees) = (self.counts.all(), controller.tees().now());
-        let checks = controller.health().snapshot();
-        let numbers = Numbers { at: jiff::Timestamp::now(), look, changes, tees, checks };
+        let (checks, troubles) = (controller.health().snapshot(), controller.health().troubles());
+        let numbers = Numbers { at: jiff::Timestamp::now(), look, changes, tees, checks, troubles };
         let mut registry = Registry::default();
         registry.register_collector(Box::new(numbers));
         let mut text = String::new();

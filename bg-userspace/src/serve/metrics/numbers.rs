@@ -13,7 +13,7 @@ use super::counts::Kind;
 use crate::{
     ColourStatus, DeploymentStatus, ServiceStatus, Status, TablesUse,
     serve::{
-        board::{BackendKey, Checked},
+        board::{BackendKey, Checked, Troubles},
         tee::counts::TeeStatus,
     },
 };
@@ -31,6 +31,7 @@ pub(super) struct Numbers {
     pub(super) changes: BTreeMap<Kind, u64>,
     pub(super) tees: Vec<TeeStatus>,
     pub(super) checks: BTreeMap<BackendKey, Checked>,
+    pub(super) troubles: Troubles,
 }
 
 /// A metric whose samples have labels.
@@ -43,6 +44,10 @@ impl Family<'_> {
 
     fn count<const N: usize>(&mut self, labels: [(&str, &str); N], value: u64) -> fmt::Result {
         self.0.encode_family(&labels)?.encode_counter::<NoLabelSet, _, u64>(&value, None)
+    }
+
+    fn total(&mut self, value: u64) -> fmt::Result {
+        self.0.encode_counter::<NoLabelSet, _, u64>(&value, None)
     }
 }
 
@@ -164,6 +169,26 @@ impl Numbers {
                 }
             }
         }
+        let help = "The weight of a backend, as configured";
+        let mut weight = gauge(encoder, "bgctl_backend_weight", help)?;
+        for (deployment, service) in self.services() {
+            for (colour, status) in colours(service) {
+                for backend in &status.backends {
+                    let address = backend.address.to_string();
+                    let labels = [
+                        ("deployment", deployment),
+                        ("service", service.name.as_str()),
+                        ("colour", colour),
+                        ("backend", address.as_str()),
+                    ];
+                    weight.set(labels, backend.weight)?;
+                }
+            }
+        }
+        let help = "Health checks that began more than a tenth of a second late";
+        counter(encoder, "bgctl_checks_late", help)?.total(self.troubles.late)?;
+        let help = "Health checks that this host could not make, which says nothing of the backends";
+        counter(encoder, "bgctl_checks_without_verdict", help)?.total(self.troubles.without_verdict)?;
         let help = "How long the last check of a backend took";
         let mut duration = gauge(encoder, "bgctl_backend_check_duration_seconds", help)?;
         for (BackendKey { deployment, service, colour, address }, checked) in &self.checks {
