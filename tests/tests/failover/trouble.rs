@@ -1,7 +1,8 @@
 //! Trouble of all kinds at random: servers that fail, stall and recover, colours that die as a whole, networks that drop or refuse, a controller
-//! that is killed or reads its file again, people who switch, freeze and apply. With `BG_TEST_FULL`, for an hour.
+//! that is killed or reads its file again, people who switch, freeze and apply. With `BG_TEST_FULL`, for an hour; with
+//! `BG_TEST_SECONDS`, for so many seconds.
 
-use crate::{OTHER, PORTS, Shop, config, stays, until};
+use crate::{OTHER, PORTS, Shop, config, until};
 use anyhow::{Context, Result, ensure};
 use bg_common::{Colour, LiveWord};
 use bg_tests::{
@@ -19,6 +20,8 @@ use std::{
 };
 
 const HOLD_OFF: Duration = Duration::from_secs(2);
+/// What somebody does is over after this time.
+const BY_SOMEBODY: Duration = Duration::from_millis(600);
 /// A backend that was well all this time, and that the maps have as up, is up: no check of it has failed. It is longer than an interval and
 /// a time-out, also on a busy machine.
 const LONG_WELL: Duration = Duration::from_secs(1);
@@ -162,10 +165,23 @@ impl Trouble<'_> {
         let well = [Colour::Blue, Colour::Green][self.pick(2)];
         self.set_colour(well, Answers::Well)?;
         self.set_colour(well.other(), Answers::Error)?;
+        // What somebody has done just before is over soon: a freeze, or a switch that nobody confirms.
+        thread::sleep(BY_SOMEBODY);
         until(&self.word, well, Duration::from_secs(40)).context("the other colour is dead")?;
-        stays(&self.word, Duration::from_millis(500), "the other colour is dead")?;
+        self.stays(well, Duration::from_millis(500))?;
         for _ in 0..10 {
             ask(self.shop, SocketAddr::new(VIP_V4, 80))?;
+        }
+        Ok(())
+    }
+
+    /// Fails if another colour becomes live in this time.
+    fn stays(&self, colour: Colour, time: Duration) -> Result<()> {
+        let begin = Instant::now();
+        while begin.elapsed() < time {
+            let live = self.word.word().live();
+            ensure!(live == colour, "{} is live after {:?}, and it is dead", live.name(), begin.elapsed());
+            thread::sleep(Duration::from_millis(1));
         }
         Ok(())
     }
@@ -236,7 +252,9 @@ impl Trouble<'_> {
 
 #[test]
 fn it_switches_only_for_a_reason_and_never_sooner_than_configured() -> Result<()> {
-    let time = Duration::from_secs(if std::env::var_os("BG_TEST_FULL").is_some() { 3600 } else { 20 });
+    let usual = if std::env::var_os("BG_TEST_FULL").is_some() { 3600 } else { 20 };
+    let given = std::env::var("BG_TEST_SECONDS").ok().and_then(|seconds| seconds.parse().ok());
+    let time = Duration::from_secs(given.unwrap_or(usual));
     let shop = Shop::open(HOLD_OFF)?;
     let (is_over, asked) = (AtomicBool::new(false), AtomicBool::new(false));
     let mut trouble = Trouble {
@@ -276,7 +294,7 @@ fn it_switches_only_for_a_reason_and_never_sooner_than_configured() -> Result<()
         // Then one side is dead and the other one well, and there it stays.
         let made = made
             .and_then(|()| trouble.calm())
-            .and_then(|()| stays(&trouble.word, HOLD_OFF + Duration::from_secs(1), "the other colour is dead"));
+            .and_then(|()| trouble.stays(trouble.word.word().live(), HOLD_OFF + Duration::from_secs(1)));
         is_over.store(true, Ordering::Relaxed);
         let (changes, requests) = (watch.join().expect("it looks"), load.join().expect("it asks"));
         made.with_context(|| format!("after {:?}", begin.elapsed()))?;
