@@ -4,12 +4,13 @@
 use anyhow::{Context, Result};
 use bg_common::Colour;
 use bg_tests::{
-    Fabric, Lab, Machine, Server, address,
+    Fabric, HTTP_PORT, Lab, Machine, Server, address,
     config::{DEPLOYMENT, shop, udp_vip},
     load::Echo,
 };
 use serde_json::Value;
 use std::{
+    net::{IpAddr, SocketAddr},
     sync::atomic::{AtomicBool, Ordering},
     thread,
     time::{Duration, Instant},
@@ -201,7 +202,7 @@ fn the_unit_is_confined_and_a_missing_interface_fails_it_without_stopping_the_ot
     assert_eq!(attached(&installed.status()?), ALL);
 
     let capabilities = installed.unit("CapabilityBoundingSet")?;
-    assert_eq!(capabilities, "cap_net_admin cap_perfmon cap_bpf");
+    assert_eq!(capabilities, "cap_net_admin cap_net_raw cap_perfmon cap_bpf");
     let state = machine.run("stat --format %a:%U /var/lib/bgctl")?;
     assert_eq!(state.trim(), "700:root");
     let rating = machine.run("systemd-analyze security --no-pager bgctl.service")?;
@@ -209,7 +210,8 @@ fn the_unit_is_confined_and_a_missing_interface_fails_it_without_stopping_the_ot
         rating.lines().rev().find_map(|line| line.split("Overall exposure level for bgctl.service: ").nth(1));
     let exposure: f64 = exposure.and_then(|rest| rest.split(' ').next()).context("no rating")?.parse()?;
     println!("systemd-analyze security: {exposure}");
-    assert!(exposure <= 2.0, "{rating}");
+    // It opens raw sockets and sends to whoever has a connection, which costs 0.3.
+    assert!(exposure <= 2.3, "{rating}");
     Ok(())
 }
 
@@ -278,6 +280,74 @@ fn an_upgrade_is_not_noticed_by_packets_and_a_purge_leaves_no_file() -> Result<(
 }
 
 const SERVE: &str = "bgctl-serve.service";
+
+/// A port of the neighbours that no other service has.
+const TEED_PORT: u16 = 8090;
+
+/// A service in mode `tee` of each family, without listeners.
+fn teed(lab: &Lab) -> String {
+    let service = |family: usize, vip: IpAddr| {
+        let at = |colour: Colour| {
+            let of = lab.backends.iter().find(|backend| backend.colour == colour).expect("a backend of each colour");
+            SocketAddr::new(of.addresses[family], HTTP_PORT)
+        };
+        format!(
+            "[[deployments.teed.services]]\nvip = \"{}\"\nprotocol = \"tcp\"\nmode = \"tee\"\nblue = [\"{}\"]\ngreen = [\"{}\"]\n",
+            SocketAddr::new(vip, TEED_PORT),
+            at(Colour::Blue),
+            at(Colour::Green)
+        )
+    };
+    service(0, address::NEIGHBOUR_V4) + &service(1, address::NEIGHBOUR_V6)
+}
+
+#[test]
+fn services_that_feed_both_colours_come_back_before_the_network_does() -> Result<()> {
+    let mut installed = Installed::prepare()?;
+    installed.install(None)?;
+    let machine = &installed.machine;
+    machine.write("/etc/bgctl/interfaces", "front native\nback native\n")?;
+    machine.write("/etc/bgctl/bgctl.toml", &(shop(&installed.lab, "nat", "") + &teed(&installed.lab)))?;
+    machine.write("/root/check", "exec bgctl check 2>&1\n")?;
+    let noted = |text: &str| text.contains("no apply has chosen listeners yet");
+    assert!(noted(&machine.run("sh /root/check")?));
+    machine.run("systemctl start bgctl.service").with_context(|| installed.journal())?;
+    assert!(!noted(&machine.run("sh /root/check")?));
+    let listeners = |installed: &Installed| -> Result<Vec<Value>> {
+        let status = installed.status()?;
+        let deployments = status["deployments"].as_array().context("no deployments")?;
+        let teed = deployments.iter().find(|found| found["name"] == "teed").context("no such deployment")?;
+        Ok(teed["services"].as_array().context("no services")?.iter().map(|of| of["listen"].clone()).collect())
+    };
+    let before = listeners(&installed)?;
+    assert!(before.len() == 2 && before.iter().all(Value::is_object), "{before:?}");
+
+    installed.machine.switch_off()?;
+    let edge = installed.lab.edge.clone();
+    edge.ip("address flush dev back")?;
+    installed.machine.switch_on()?;
+    assert_eq!(installed.machine.booted()?, "running", "{}", installed.journal());
+    assert_eq!(installed.unit("ActiveState")?, "active", "{}", installed.journal());
+    assert_eq!(listeners(&installed)?, before);
+    let controller = installed.machine.run(&format!("systemctl start {SERVE}"));
+    controller.with_context(|| installed.journal())?;
+
+    edge.ip(&format!("address add {}/16 dev back", address::BACK_V4))?;
+    edge.ip(&format!("address add {}/64 dev back nodad", address::BACK_V6))?;
+    let end = Instant::now() + Duration::from_secs(30);
+    for vip in [address::NEIGHBOUR_V4, address::NEIGHBOUR_V6] {
+        let asked = format!("curl -g -s -S -f -m 2 http://{}/", SocketAddr::new(vip, TEED_PORT));
+        loop {
+            match installed.lab.client.run(&asked) {
+                Ok(answer) => break assert!(answer.starts_with("blue"), "{answer}"),
+                Err(error) => assert!(Instant::now() < end, "{error:#}: {}", installed.journal()),
+            }
+            thread::sleep(Duration::from_millis(100));
+        }
+    }
+    assert_eq!(installed.answer()?, Colour::Blue);
+    Ok(())
+}
 
 #[test]
 fn the_controller_is_supervised_and_an_upgrade_restarts_it() -> Result<()> {

@@ -54,7 +54,7 @@ use self::work::Work;
 use crate::{
     Error, Instance, Paths, Refusal,
     config::Config,
-    kept_gates,
+    kept_gates, kept_listeners,
     lock::{Lock, Recording},
     maps::{Heads, Tables, Words},
     net, pins,
@@ -98,7 +98,9 @@ fn apply(instance: &Instance, state: &State, config: &Config, request: &ApplyReq
     let recalled = state.recall()?;
     let tables = Tables::open(paths)?;
     let running = Running::read(words, &tables)?;
-    let config = &*plan::with_listeners(config, &running)?;
+    let given = config;
+    let config = &*plan::with_listeners(config, &running, state.home())?;
+    let chosen = plan::chosen_listeners(given, config);
     if request.keep_commands {
         kept_gates::check_commands(paths, config)?;
     }
@@ -133,6 +135,14 @@ fn apply(instance: &Instance, state: &State, config: &Config, request: &ApplyReq
         pending
     };
     let plan = diff.into_plan();
+    if !chosen.is_empty()
+        && let Err(error) = kept_listeners::keep(state.home(), &chosen)
+    {
+        let error = anyhow::Error::from(error);
+        state.warn([format!(
+            "the listeners that were chosen for services in mode \"tee\" are not kept, so an apply at boot, before the network is there, will fail: name them (`listen`): {error:#}"
+        )]);
+    }
     keep_neighbours(paths, config);
     remember(state, words, recording, &deployments::made(words, &recalled, changes), &pending)?;
     Ok(plan)

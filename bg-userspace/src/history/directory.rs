@@ -18,13 +18,15 @@ pub(super) const LAST_LIVE: &str = "live.json";
 
 /// The name of the file with the gates of the last apply.
 pub(crate) const GATES: &str = "gates.toml";
+/// The name of the file with the listeners that applies have chosen.
+pub(crate) const LISTENERS: &str = "listeners.json";
 
 /// Creates the state directory if it is missing. Only its owner can open it. If others can open an existing one, the mode is corrected.
 pub(crate) fn prepare_state_dir(state_dir: &Path) -> Result<(), HistoryError> {
     let is_ours = |name: &str| {
         name == JOURNAL
             || name == HEAD
-            || [GATES, "gates.new"].contains(&name)
+            || [GATES, "gates.new", LISTENERS, "listeners.new"].contains(&name)
             || name.trim_start_matches('.').starts_with(LAST_LIVE)
             || name.ends_with(".lock")
             || name == "lost+found"

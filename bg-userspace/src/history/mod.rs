@@ -20,7 +20,7 @@ pub use ask::PATIENCE;
 pub(crate) use ask::ask;
 pub use caller::Caller;
 pub use chain::{Hash, Head, Link};
-pub(crate) use directory::{GATES, LOCK, is_same, prepare_state_dir};
+pub(crate) use directory::{GATES, LISTENERS, LOCK, is_same, prepare_state_dir};
 pub use error::HistoryError;
 pub use journal::{History, Journal};
 pub use last_live::{Entry, Found, LastLive, Scheduled, Unrecorded, Writer};

@@ -23,7 +23,7 @@ impl Instance {
         } else {
             Recalled::default()
         };
-        let config = with_listeners(config, &running)?;
+        let config = with_listeners(config, &running, self.state.given().home())?;
         Ok(self.diff(&config, &tables, &running, &recalled)?.into_plan())
     }
 

@@ -2,7 +2,10 @@
 
 use std::path::Path;
 
-use bg_userspace::config::{Config, shared_backends};
+use bg_userspace::{
+    config::{Config, shared_backends},
+    needs_network_at_boot,
+};
 use serde::Serialize;
 
 use crate::{
@@ -35,7 +38,9 @@ impl Summary {
 pub(super) fn run(global: &Global, file: &ConfigFile) -> anyhow::Result<Outcome> {
     let config = super::load(&file.config)?;
     let summary = Summary::of(&config);
-    tell_of_shared_backends(&config, super::path_of(&file.config));
+    let path = super::path_of(&file.config);
+    tell_of_shared_backends(&config, path);
+    tell_of_listeners(global, &config, path);
     if global.json {
         output::print_json(&summary)?;
     } else {
@@ -46,6 +51,17 @@ pub(super) fn run(global: &Global, file: &ConfigFile) -> anyhow::Result<Outcome>
         output::print(&format!("{path} is valid: {deployments}, {services}, {backends}\n"))?;
     }
     Ok(Outcome::Done)
+}
+
+/// A boot would fail, long after this check.
+fn tell_of_listeners(global: &Global, config: &Config, path: &Path) {
+    for (deployment, service) in needs_network_at_boot(&global.paths(), config) {
+        output::line(&format!(
+            "{}: note: deployment \"{deployment}\", service \"{service}\": no `listen`, and no apply has chosen listeners yet. One at boot, before the network is \
+             there, would fail: name them, or apply once before",
+            path.display()
+        ));
+    }
 }
 
 /// Notes go to stderr, because they are neither results nor errors.

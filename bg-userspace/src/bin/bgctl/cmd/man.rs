@@ -34,6 +34,10 @@ const FILES: &[(&str, &str)] = &[
     ("/var/lib/bgctl/history.jsonl", "the history, one JSON object per line"),
     ("/var/lib/bgctl/live.json", "the last live colours, for the first apply after a reboot"),
     ("/var/lib/bgctl/gates.toml", "the gates of the last apply, for the next switch"),
+    (
+        "/var/lib/bgctl/listeners.json",
+        "listeners that applies have chosen for mode tee, for the first apply after a reboot",
+    ),
 ];
 
 pub(super) fn run(dir: &Path) -> anyhow::Result<Outcome> {
