@@ -318,6 +318,12 @@ fn without_the_controller_connections_end_and_new_ones_are_refused_until_it_is_b
     teed.controller = Teed::serve(&teed.bgctl, &config)?;
     let answer = teed.lab.client.enter(|| Connection::open(vip)?.ask(3))??;
     ensure!(answer.starts_with("blue"), "{answer}");
+    // Another name disturbs no connection.
+    let mut open = teed.lab.client.enter(|| Connection::open(vip))??;
+    open.ask(7)?;
+    teed.bgctl.apply(&config.replace("name = \"web\"", "name = \"front\""))?;
+    thread::sleep(Duration::from_secs(2));
+    open.ask(8)?;
     // A service that is added is served too, and one that is removed no longer.
     let both = config.clone() + &deployment(&teed.lab, "wiki", address::VIP_V6, SHOP_PORT, "");
     teed.bgctl.apply(&both)?;

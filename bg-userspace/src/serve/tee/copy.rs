@@ -14,7 +14,7 @@ use std::{
 
 use sha2::{Digest as _, Sha256};
 use tokio::{
-    sync::{Notify, OwnedSemaphorePermit, mpsc},
+    sync::{Notify, mpsc},
     task::AbortHandle,
     time::{Instant, timeout_at},
 };
@@ -23,6 +23,7 @@ use super::{
     counts::{Count, Counts},
     open::{Open, Task},
     pool::Pool,
+    room::Place,
     stream::End,
 };
 
@@ -81,7 +82,7 @@ pub(super) struct Plan {
     pub(super) header: Vec<u8>,
     pub(super) compare: bool,
     pub(super) counts: Arc<Counts>,
-    pub(super) permit: OwnedSemaphorePermit,
+    pub(super) place: Place,
     /// The bytes that wait in all copies.
     pub(super) in_all: Arc<AtomicUsize>,
 }
@@ -177,7 +178,7 @@ impl From<io::Error> for Broken {
 }
 
 async fn copy(plan: Plan, task: Task, items: mpsc::UnboundedReceiver<Item>, waiting: &Waiting) {
-    let Plan { pool, header, compare, counts, permit: _permit, in_all: _ } = plan;
+    let Plan { pool, header, compare, counts, place: _place, in_all: _ } = plan;
     let Some((stream, address)) = pool.connect(CONNECT).await else { return counts.add(Count::CopyNoBackend) };
     task.is_at(address);
     let end = End::new(stream);

@@ -117,6 +117,16 @@ impl Registry {
         all.entry((deployment.to_owned(), service.to_owned())).or_default().clone()
     }
 
+    /// Tells the present name of a service. If it had another one, its counts go on.
+    pub(super) fn name(&self, counts: &Arc<Counts>, deployment: &str, service: &str) {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let name = (deployment.to_owned(), service.to_owned());
+        if !all.get(&name).is_some_and(|present| Arc::ptr_eq(present, counts)) {
+            all.retain(|_, others| !Arc::ptr_eq(others, counts));
+            all.insert(name, counts.clone());
+        }
+    }
+
     /// All of them now.
     pub(crate) fn now(&self) -> Vec<TeeStatus> {
         let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -144,5 +154,20 @@ mod tests {
         assert_eq!((api.service.as_str(), api.counts["copied"], api.counts["accepted"]), ("api", 1, 0));
         let counts: Vec<u64> = Count::ALL.into_iter().map(|count| web.counts[count.name()]).collect();
         assert_eq!(counts, (1..=Count::ALL.len() as u64).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_service_with_another_name_goes_on_with_its_counts() {
+        let registry = Registry::default();
+        let [web, api] = ["web", "api"].map(|name| registry.of("shop", name));
+        web.add(Count::Accepted);
+        // They exchange their names.
+        registry.name(&web, "shop", "api");
+        registry.name(&api, "shop", "web");
+        let named: Vec<_> = registry.now().into_iter().map(|of| (of.service, of.counts["accepted"])).collect();
+        assert_eq!(named, [("api".to_owned(), 1), ("web".to_owned(), 0)]);
+        registry.name(&web, "shop", "front");
+        let named: Vec<_> = registry.now().into_iter().map(|of| (of.service, of.counts["accepted"])).collect();
+        assert_eq!(named, [("front".to_owned(), 1), ("web".to_owned(), 0)]);
     }
 }

@@ -15,6 +15,7 @@ mod listener;
 mod open;
 mod pool;
 mod relay;
+mod room;
 mod service;
 mod stream;
 #[cfg(test)]
@@ -57,8 +58,12 @@ pub(super) async fn run(controller: Arc<Controller>) -> Result<(), ServeError> {
         let services =
             view.iter().flat_map(|view| &view.status.deployments).flat_map(|deployment| &deployment.services);
         let is_there = services.into_iter().any(|service| service.mode == "tee");
-        if view.is_none() || (!is_there && proxy.is_idle()) {
-            proxy.running.clear();
+        if view.is_none() {
+            proxy.has_no_instance(Instant::now());
+            continue;
+        }
+        proxy.has_instance();
+        if !is_there && proxy.running.is_empty() {
             proxy.finder = None;
             continue;
         }
@@ -94,9 +99,11 @@ pub(super) async fn run(controller: Arc<Controller>) -> Result<(), ServeError> {
 #[derive(Default)]
 struct Proxy {
     finder: Option<Arc<FlowFinder>>,
-    /// By deployment and service.
-    running: HashMap<(String, String), Running>,
+    /// By the index of the service, so that a new name disturbs no connection.
+    running: HashMap<u16, Running>,
     limits: Option<Limits>,
+    /// Since when there has been no instance.
+    alone_since: Option<Instant>,
 }
 
 /// A service that is served. Dropping it ends its listeners and connections.
@@ -115,8 +122,17 @@ impl Drop for Running {
 }
 
 impl Proxy {
-    fn is_idle(&self) -> bool {
-        self.running.is_empty()
+    /// Ends everything once the instance has been gone for a while: a short trouble with reading it is none of the clients' business.
+    fn has_no_instance(&mut self, now: Instant) {
+        const PATIENCE: Duration = Duration::from_secs(5);
+        if now - *self.alone_since.get_or_insert(now) >= PATIENCE {
+            self.running.clear();
+            self.finder = None;
+        }
+    }
+
+    fn has_instance(&mut self) {
+        self.alone_since = None;
     }
 
     fn update(&mut self, controller: &Controller, teed: Vec<Teed>, finder: &Arc<FlowFinder>) {
@@ -127,27 +143,33 @@ impl Proxy {
         }
         let limits = self.limits.get_or_insert_with(|| Limits::new(most())).clone();
         let mut before = std::mem::take(&mut self.running);
+        // Before any of the names is taken by another service.
+        for teed in &teed {
+            if let Some(running) = before.get(&teed.service).filter(|running| running.has_place_of(teed)) {
+                controller.tees().name(&running.service.counts, &teed.deployment_name, &teed.name);
+            }
+        }
         for teed in teed {
-            let name = (teed.deployment_name.clone(), teed.name.clone());
-            let running = before.remove(&name).filter(|running| running.has_place_of(&teed));
+            let index = teed.service;
+            let running = before.remove(&index).filter(|running| running.has_place_of(&teed));
             let running = match running {
                 Some(running) => running.updated(teed),
                 None => Running::begin(teed, controller, finder, &limits),
             };
-            self.running.insert(name, running);
+            self.running.insert(index, running);
         }
     }
 
     /// Says that copies were ended, and connections refused, but not too often.
     fn say(&mut self) {
-        for ((deployment, service), running) in &mut self.running {
+        for running in self.running.values_mut() {
             let failed = failures(&running.service.counts);
             let (last, before) = running.said;
             if failed > before && (before == 0 || last.elapsed() >= SAY) {
                 let of = |count| running.service.counts.of(count);
                 tracing::warn!(
-                    deployment,
-                    service,
+                    deployment = running.teed.deployment_name,
+                    service = running.teed.name,
                     no_backend = of(Count::CopyNoBackend),
                     slow = of(Count::CopySlow),
                     reset = of(Count::CopyReset),
@@ -172,7 +194,7 @@ impl Running {
         let counts = controller.tees().of(&teed.deployment_name, &teed.name);
         let said = (Instant::now(), failures(&counts));
         let flows = Found { finder: finder.clone(), teed: (teed.service, teed.deployment), listeners: teed.listeners };
-        let service = Service::new(&teed, Box::new(flows), counts, limits.clone());
+        let service = Service::new(&teed, Box::new(flows), counts, limits);
         let listeners = Colour::ALL.map(|colour| {
             let address = teed.listeners[colour as usize].address;
             tokio::spawn(listener::listen(service.clone(), colour, address)).abort_handle()

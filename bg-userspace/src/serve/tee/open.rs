@@ -24,8 +24,6 @@ pub(super) struct Entry {
     pub(super) backend: Option<SocketAddr>,
     /// The colour that it must leave as soon as that is live, because it is confined to the idle one.
     pub(super) confined_to: Option<Colour>,
-    /// The colour by whose listener it came. A copy has none.
-    pub(super) listener: Option<Colour>,
 }
 
 /// The entry of a task, as the task has it. It goes with it.

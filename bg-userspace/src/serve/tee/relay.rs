@@ -92,17 +92,18 @@ async fn both(
     Ended::Complete
 }
 
-/// From the client to the backend and to the copy, which gets the bytes first, since it waits for nothing.
+/// From the client to the backend and to the copy, which gets the bytes second, because its queue may have to wake a task.
 async fn forward(client: &End, backend: &End, tap: &mut Tap, activity: &Activity, rules: &Rules<'_>) -> Stopped {
     loop {
         let taken = client.read(|bytes| {
             if !(rules.may_go_on)() {
                 return None;
             }
+            let rest = backend.write_now(bytes).map(<[u8]>::to_vec);
             tap.push(bytes);
-            Some(backend.write_now(bytes).map(<[u8]>::to_vec))
+            Some(rest)
         });
-        match pass(taken.await, backend, activity).await {
+        match pass(taken.await, backend, activity, rules.may_go_on).await {
             None => {}
             Some(stopped) => {
                 if matches!(stopped, Stopped::Finished) {
@@ -123,7 +124,7 @@ async fn backward(backend: &End, client: &End, mut sum: Option<&mut Sha256>, act
             }
             Some(client.write_now(bytes).map(<[u8]>::to_vec))
         });
-        if let Some(stopped) = pass(taken.await, client, activity).await {
+        if let Some(stopped) = pass(taken.await, client, activity, &|| true).await {
             return stopped;
         }
     }
@@ -133,7 +134,7 @@ async fn backward(backend: &End, client: &End, mut sum: Option<&mut Sha256>, act
 type Taken = io::Result<Option<Option<io::Result<Vec<u8>>>>>;
 
 /// Writes the rest. Returns why the direction stops, if it does.
-async fn pass(taken: Taken, sink: &End, activity: &Activity) -> Option<Stopped> {
+async fn pass(taken: Taken, sink: &End, activity: &Activity, may_go_on: &(dyn Fn() -> bool + Sync)) -> Option<Stopped> {
     activity.note();
     let rest = match taken {
         Err(_) => return Some(Stopped::Source(Ended::Reset)),
@@ -146,11 +147,16 @@ async fn pass(taken: Taken, sink: &End, activity: &Activity) -> Option<Stopped> 
     };
     let written = match rest {
         Ok(rest) if rest.is_empty() => return None,
-        Ok(rest) => sink.write(&rest).await,
+        // This may take long, and meanwhile the colour may go live.
+        Ok(rest) => sink.write_while(&rest, may_go_on).await,
         Err(error) => Err(error),
     };
     activity.note();
-    written.err().map(|_| Stopped::Sink)
+    match written {
+        Ok(true) => None,
+        Ok(false) => Some(Stopped::Source(Ended::Forbidden)),
+        Err(_) => Some(Stopped::Sink),
+    }
 }
 
 /// When something was last read or written, and how much the backend has said.
@@ -186,6 +192,77 @@ impl Activity {
                 return;
             }
             sleep_until(end).await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::{TcpListener, TcpStream},
+        time::timeout,
+    };
+
+    use super::*;
+
+    const SOON: Duration = Duration::from_secs(15);
+
+    /// Both ends of a connection, the relay's first.
+    async fn ends() -> (End, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (near, far) = tokio::join!(TcpStream::connect(address), listener.accept());
+        (End::new(near.unwrap()), far.unwrap().0)
+    }
+
+    #[tokio::test]
+    async fn what_waits_for_a_colour_is_not_written_once_that_is_live() {
+        // More than two sockets hold.
+        const LENGTH: usize = 64 << 20;
+        let (sink, mut backend) = ends().await;
+        let is_idle = AtomicBool::new(true);
+        let (activity, may_go_on) = (Activity::new(), || is_idle.load(Ordering::SeqCst));
+        let mut written = Box::pin(pass(Ok(Some(Some(Ok(vec![7; LENGTH])))), &sink, &activity, &may_go_on));
+        assert!(timeout(Duration::from_millis(200), &mut written).await.is_err(), "nobody reads");
+        is_idle.store(false, Ordering::SeqCst);
+        let mut got = 0;
+        let mut block = vec![0; 1 << 20];
+        let stopped = loop {
+            tokio::select! {
+                stopped = &mut written => break stopped,
+                read = backend.read(&mut block) => got += read.unwrap(),
+            }
+        };
+        assert!(matches!(stopped, Some(Stopped::Source(Ended::Forbidden))));
+        drop(written);
+        sink.close();
+        while let Ok(more @ 1..) = timeout(SOON, backend.read(&mut block)).await.unwrap() {
+            got += more;
+        }
+        assert!(got < LENGTH, "{got}");
+    }
+
+    #[tokio::test]
+    async fn the_last_words_of_a_backend_reach_a_client_whose_bytes_it_does_not_take() {
+        let rules = Rules { idle_timeout: SOON, compare: false, may_go_on: &|| true };
+        // Either direction may be the first to find out.
+        for _ in 0..20 {
+            let ((client_end, mut client), (backend_end, mut backend)) = (ends().await, ends().await);
+            client.write_all(b"more of it").await.unwrap();
+            backend_end.write(b"some").await.unwrap();
+            backend.write_all(b"413 too large").await.unwrap();
+            // It has not read what it was sent, so this is a reset.
+            drop(backend);
+            let mut words = [0; 13];
+            let (ended, read) = tokio::join!(
+                timeout(SOON, relay(client_end, backend_end, Tap::none(), &rules)),
+                timeout(SOON, client.read_exact(&mut words))
+            );
+            read.unwrap().unwrap();
+            assert_eq!((ended.unwrap(), &words), (Ended::Reset, b"413 too large"));
         }
     }
 }

@@ -8,11 +8,7 @@ use std::{
 
 use bg_common::Colour;
 use rustix::net::sockopt::set_socket_linger;
-use tokio::{
-    net::TcpStream,
-    sync::{OwnedSemaphorePermit, Semaphore},
-    time::sleep,
-};
+use tokio::{net::TcpStream, time::sleep};
 
 use super::{
     copy::{Plan, Tap},
@@ -21,6 +17,7 @@ use super::{
     open::{Open, Task},
     pool::Pool,
     relay::{Ended, Rules, relay},
+    room::{Place, Room, Share},
     stream::End,
 };
 use crate::teed::{Brought, Teed};
@@ -31,15 +28,15 @@ const CONNECT: Duration = Duration::from_secs(3);
 /// How many connections and copies there may be at once, over all services.
 #[derive(Clone, Debug)]
 pub(super) struct Limits {
-    pub(super) connections: Arc<Semaphore>,
-    pub(super) copies: Arc<Semaphore>,
+    connections: Arc<Room>,
+    copies: Arc<Room>,
     /// The bytes that wait in all copies.
     waiting: Arc<AtomicUsize>,
 }
 
 impl Limits {
     pub(super) fn new(most: usize) -> Self {
-        let [connections, copies] = [most; 2].map(|most| Arc::new(Semaphore::new(most)));
+        let [connections, copies] = [most; 2].map(Room::new);
         Self { connections, copies, waiting: Arc::default() }
     }
 }
@@ -67,13 +64,18 @@ pub(super) struct Service {
     flows: Box<dyn Flows>,
     pub(super) counts: Arc<Counts>,
     pub(super) open: Arc<Open>,
-    limits: Limits,
+    connections: Arc<Share>,
+    copies: Arc<Share>,
+    /// The bytes that wait in the copies of all services.
+    waiting: Arc<AtomicUsize>,
 }
 
 impl Service {
-    pub(super) fn new(teed: &Teed, flows: Box<dyn Flows>, counts: Arc<Counts>, limits: Limits) -> Arc<Self> {
+    pub(super) fn new(teed: &Teed, flows: Box<dyn Flows>, counts: Arc<Counts>, limits: &Limits) -> Arc<Self> {
         let settings = RwLock::new(Arc::new(Settings::of(teed)));
-        Arc::new(Self { settings, flows, counts, open: Arc::default(), limits })
+        let (connections, copies) = (limits.connections.share(), limits.copies.share());
+        let waiting = limits.waiting.clone();
+        Arc::new(Self { settings, flows, counts, open: Arc::default(), connections, copies, waiting })
     }
 
     /// Takes over changed settings. Connections of backends that are gone end.
@@ -92,20 +94,20 @@ impl Service {
     /// Takes a connection that has reached the listener of a colour.
     pub(super) fn accept(self: &Arc<Self>, stream: TcpStream, client: SocketAddr, colour: Colour) {
         self.counts.add(Count::Accepted);
-        let Ok(permit) = self.limits.connections.clone().try_acquire_owned() else {
+        let Some(place) = self.connections.take() else {
             self.counts.add(Count::TooMany);
             return refuse(&stream);
         };
         let service = self.clone();
-        self.open.spawn(async move |task| service.serve(End::new(stream), client, colour, task, permit).await);
+        self.open.spawn(async move |task| service.serve(End::new(stream), client, colour, task, place).await);
     }
 
-    async fn serve(&self, client: End, from: SocketAddr, colour: Colour, task: Task, _permit: OwnedSemaphorePermit) {
+    async fn serve(&self, client: End, from: SocketAddr, colour: Colour, task: Task, _place: Place) {
         let Some(Brought { destination, is_confined }) = self.find(colour, from).await else {
             return self.counts.add(Count::Foreign);
         };
         let may_go_on = || !is_confined || !self.flows.is_live(colour);
-        task.note(|entry| (entry.listener, entry.confined_to) = (Some(colour), is_confined.then_some(colour)));
+        task.note(|entry| entry.confined_to = is_confined.then_some(colour));
         let settings = self.settings.read().unwrap_or_else(PoisonError::into_inner).clone();
         let Settings { pools, proxy_protocol, compare, idle_timeout } = &*settings;
         let header = if *proxy_protocol { header(from, destination) } else { Vec::new() };
@@ -133,13 +135,13 @@ impl Service {
     }
 
     fn begin_copy(&self, settings: &Settings, to: Colour, header: Vec<u8>) -> Tap {
-        let Ok(permit) = self.limits.copies.clone().try_acquire_owned() else {
+        let Some(place) = self.copies.take() else {
             self.counts.add(Count::CopyTooMany);
             return Tap::none();
         };
         let (pool, counts) = (settings.pools[to as usize].clone(), self.counts.clone());
         Tap::begin(
-            Plan { pool, header, compare: settings.compare, counts, permit, in_all: self.limits.waiting.clone() },
+            Plan { pool, header, compare: settings.compare, counts, place, in_all: self.waiting.clone() },
             &self.open,
         )
     }

@@ -3,7 +3,7 @@
 use std::{cell::RefCell, io, time::Duration};
 
 use rustix::net::sockopt::set_socket_linger;
-use tokio::net::TcpStream;
+use tokio::{io::Interest, net::TcpStream};
 
 /// How much is read at once.
 const BLOCK: usize = 64 * 1024;
@@ -32,15 +32,29 @@ impl End {
     pub(super) async fn read<T>(&self, mut take: impl FnMut(&[u8]) -> T) -> io::Result<Option<T>> {
         loop {
             self.stream.readable().await?;
-            let read = BUFFER.with_borrow_mut(|buffer| match self.stream.try_read(buffer) {
-                Ok(0) => Ok(Some(None)),
-                Ok(length) => Ok(Some(Some(take(&buffer[..length])))),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
-                Err(error) => Err(error),
+            let read = BUFFER.with_borrow_mut(|buffer| match self.read_now(buffer)? {
+                Some(0) => io::Result::Ok(Some(None)),
+                Some(length) => Ok(Some(Some(take(&buffer[..length])))),
+                None => Ok(None),
             })?;
             if let Some(read) = read {
                 return Ok(read);
             }
+        }
+    }
+
+    /// Reads what is there. `None` is that nothing is.
+    fn read_now(&self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+        let mut read = None;
+        let asked = self.stream.try_io(Interest::READABLE, || {
+            let length = rustix::io::read(&self.stream, &mut *buffer)?;
+            read = Some(length);
+            // There was no more. The kernel tells of what comes later, so the next read need not find out.
+            if (1..buffer.len()).contains(&length) { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+        });
+        match asked {
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
+            _ => Ok(read),
         }
     }
 
@@ -57,11 +71,19 @@ impl End {
     }
 
     /// Writes all of it.
-    pub(super) async fn write(&self, mut bytes: &[u8]) -> io::Result<()> {
+    pub(super) async fn write(&self, bytes: &[u8]) -> io::Result<()> {
+        self.write_while(bytes, || true).await.map(drop)
+    }
+
+    /// Writes all of it, unless it may not go on. This is asked before each write. Returns whether all was written.
+    pub(super) async fn write_while(&self, mut bytes: &[u8], may_go_on: impl Fn() -> bool) -> io::Result<bool> {
         loop {
+            if !may_go_on() {
+                return Ok(false);
+            }
             bytes = self.write_now(bytes)?;
             if bytes.is_empty() {
-                return Ok(());
+                return Ok(true);
             }
             self.stream.writable().await?;
         }

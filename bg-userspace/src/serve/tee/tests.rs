@@ -19,6 +19,7 @@ use tokio::{
 };
 
 use super::{
+    Proxy, Running,
     copy::QUEUE,
     counts::{Count, Counts},
     service::{Flows, Limits, Service},
@@ -86,7 +87,7 @@ impl Fed {
             idle_timeout: Duration::from_secs(60),
         };
         change(&mut teed);
-        let service = Service::new(&teed, Box::new(told), Arc::<Counts>::default(), Limits::new(most));
+        let service = Service::new(&teed, Box::new(told), Arc::<Counts>::default(), &Limits::new(most));
         Self { service, teed, entry: bind().await.unwrap(), backends }
     }
 
@@ -374,6 +375,28 @@ async fn limits_are_kept_and_a_stuck_copy_takes_no_place_of_a_connection() {
     client.write_all(b"ab").await.unwrap();
     assert_eq!(some(&mut live, 2).await, b"ab");
     assert_eq!((fed.count(Count::CopyTooMany), fed.count(Count::Copied)), (1, 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_short_trouble_with_the_instance_ends_no_connection() {
+    let fed = Fed::new(Told::user()).await;
+    let mut client = fed.client(Colour::Blue).await;
+    let mut live = fed.backend(Colour::Blue).await;
+    let now = Instant::now();
+    let listeners = [(); 2].map(|()| tokio::spawn(async {}).abort_handle());
+    let running = Running { teed: fed.teed.clone(), service: fed.service.clone(), listeners, said: (now, 0) };
+    let mut proxy = Proxy { running: [(0, running)].into(), ..Proxy::default() };
+    let at = |seconds| now + Duration::from_secs(seconds);
+    proxy.has_no_instance(at(0));
+    proxy.has_no_instance(at(4));
+    proxy.has_instance();
+    proxy.has_no_instance(at(6));
+    proxy.has_no_instance(at(10));
+    client.write_all(b"ab").await.unwrap();
+    assert_eq!(some(&mut live, 2).await, b"ab");
+    // It does not come back.
+    proxy.has_no_instance(at(11));
+    assert!(is_reset(all(&mut client).await) && is_reset(all(&mut live).await));
 }
 
 #[tokio::test(flavor = "multi_thread")]
