@@ -328,3 +328,33 @@ impl Drop for Watch {
         self.0.watchers.fetch_sub(1, Ordering::Relaxed);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Of an instance that does not exist: calls fail, but not for want of a place.
+    fn controller(dir: &std::path::Path) -> Arc<Controller> {
+        let paths = Paths { pin_root: dir.join("pins"), state_dir: dir.join("state") };
+        let source = Source { path: dir.join("bgctl.toml"), may_be_missing: true };
+        Controller::new(&paths, source, Config::default())
+    }
+
+    #[tokio::test]
+    async fn what_lasts_has_places_of_its_own_and_nobody_waits_for_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let controller = controller(dir.path());
+        let caller = || Caller { who: crate::history::Who::elsewhere("ci"), command: String::new() };
+        let change = || controller.on_instance_for_long(caller(), |_| Ok(()));
+        let look = || controller.look_for_long(|_| Ok(()));
+        let plain = || controller.on_instance(None, |_| Ok(()));
+        assert!(change().await.is_some_and(|done| done.is_err()) && look().await.is_some());
+        let changes = controller.long_changes.acquire_many(LONG_CHANGES as u32).await.unwrap();
+        assert!(change().await.is_none(), "all places are taken, and there is no queue");
+        assert!(look().await.is_some() && plain().await.is_err(), "others go on");
+        let looks = controller.long_looks.acquire_many(LONG_LOOKS as u32).await.unwrap();
+        assert!(look().await.is_none() && plain().await.is_err());
+        drop((changes, looks));
+        assert!(change().await.is_some() && look().await.is_some());
+    }
+}

@@ -2,7 +2,8 @@
 //!
 //! A glance reads the live words, which are mapped memory, a few times a second. A look reads the whole status. It follows when a glance
 //! shows a change, when somebody asks for it, each second while somebody watches, and else seldom: of an instance with a thousand
-//! services, a look each second would cost more than all else.
+//! services, a look each second would cost more than all else. A look also releases what a freeze has held whose time is over, so one follows the
+//! end of each freeze: whoever has frozen may have been killed since.
 
 use std::{sync::Arc, time::Duration};
 
@@ -20,7 +21,7 @@ const LOOK: Duration = Duration::from_secs(10);
 pub(super) async fn run(controller: Arc<Controller>) -> Result<(), ServeError> {
     let mut ticks = interval(GLANCE);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut seen: Option<(Instant, Vec<(u16, LiveWord)>)> = None;
+    let mut seen: Option<Seen> = None;
     let mut problem = String::new();
     loop {
         let is_asked = tokio::select! {
@@ -43,19 +44,35 @@ pub(super) async fn run(controller: Arc<Controller>) -> Result<(), ServeError> {
             }
         };
         let longest = if controller.is_watched() { LOOK_WATCHED } else { LOOK };
-        let is_due = |(last, before): &(Instant, Vec<_>)| is_asked || *before != words || last.elapsed() >= longest;
+        let is_due =
+            |seen: &Seen| is_asked || seen.words != words || seen.at.elapsed() >= longest || seen.is_thaw_due();
         if !seen.as_ref().is_none_or(is_due) {
             continue;
         }
-        seen = Some((Instant::now(), words));
+        let seen = seen.insert(Seen { at: Instant::now(), words, frozen_until: None });
         match controller.on_instance(None, |instance| instance.status(None)).await {
             Ok(status) => {
                 problem.clear();
+                seen.frozen_until = status.deployments.iter().filter_map(|deployment| deployment.frozen_until).min();
                 controller.seen(Some(View { at: jiff::Timestamp::now(), status }));
             }
             // Somebody is removing it. The next glance tells.
             Err(error) => tracing::debug!("cannot look: {error:#}"),
         }
+    }
+}
+
+/// What was seen last.
+struct Seen {
+    at: Instant,
+    words: Vec<(u16, LiveWord)>,
+    /// When the first freeze ends by itself.
+    frozen_until: Option<jiff::Timestamp>,
+}
+
+impl Seen {
+    fn is_thaw_due(&self) -> bool {
+        self.frozen_until.is_some_and(|until| until <= jiff::Timestamp::now())
     }
 }
 

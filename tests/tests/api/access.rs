@@ -349,3 +349,38 @@ fn an_apply_ends_no_events_and_the_log_says_what_else_has_come_into_force() -> R
     }
     Ok(())
 }
+
+/// Who may connect changes with the configuration, not only who is believed.
+#[test]
+fn a_reload_gives_the_socket_to_another_group() -> Result<()> {
+    let mut served = Served::with(|_| Ok("socket_group = \"nogroup\"".to_owned()))?;
+    let socket = served.socket().display().to_string();
+    let look = ["--unix-socket", &socket, "http://localhost/v1/status"];
+    let daemon = 1;
+    let answers = |served: &Served| {
+        let of = |id| Ok::<_, anyhow::Error>(as_user(served, id, id, &look)?.0);
+        Ok::<_, anyhow::Error>([of(NOBODY)?, of(daemon)?])
+    };
+    assert_eq!(answers(&served)?, ["200", "000"]);
+    let config = fs::read_to_string(served.ready.bgctl.config())?;
+    served.ready.bgctl.write_config(&config.replace("\"nogroup\"", "\"daemon\""))?;
+    served.controller.reload()?;
+    served.controller.wait_for("tokens and group were read again")?;
+    assert_eq!(answers(&served)?, ["000", "200"]);
+    // Of a group that does not exist, nothing is known, and the one before stays.
+    served.ready.bgctl.write_config(&config.replace("\"nogroup\"", "\"no such group\""))?;
+    served.controller.reload()?;
+    served.controller.wait_for("those from before stay in force")?;
+    assert_eq!(answers(&served)?, ["000", "200"]);
+    // Without a group, it is root's own.
+    served.ready.bgctl.write_config(&config.replace("socket_group = \"nogroup\"", ""))?;
+    served.controller.reload()?;
+    let end = Instant::now() + Duration::from_secs(10);
+    while fs::metadata(served.socket())?.permissions().mode() & 0o777 != 0o600 {
+        assert!(Instant::now() < end, "{}", served.controller.log()?);
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(answers(&served)?, ["000", "000"]);
+    assert_eq!(served.client()?.get("/v1/status")?.status, 200);
+    Ok(())
+}

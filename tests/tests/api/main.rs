@@ -6,5 +6,6 @@ mod crowd;
 mod document;
 mod encrypted;
 mod events;
+mod frozen;
 mod hostile;
 mod setup;

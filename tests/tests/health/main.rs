@@ -2,10 +2,12 @@
 //! Meanwhile an apply, and a controller that is killed and started again, forget nothing.
 
 mod all_down;
+mod encrypted;
 mod grpc;
 mod kept;
 mod kinds;
 mod load;
+mod slow_start;
 
 use anyhow::{Context as _, Result, ensure};
 use bg_tests::{Backend, BackendHealth, Nginx, Ready, load::Connection};

@@ -97,6 +97,18 @@ mod tests {
     }
 
     #[test]
+    fn a_certificate_may_be_for_all_names_of_a_domain_but_not_for_those_below() {
+        let hosts = Hosts::new(["*.Edge.example".to_owned()]);
+        let has = |host: &str| hosts.has(&host.parse().unwrap());
+        assert!(["west.edge.example", "WEST.EDGE.EXAMPLE:7470", "west.edge.example."].into_iter().all(has));
+        assert!(
+            !["edge.example", "far.west.edge.example", "edge.example.evil", "west.edge.example.evil"]
+                .into_iter()
+                .any(has)
+        );
+    }
+
+    #[test]
     fn pages_of_others_are_refused() {
         let host = ("host", "localhost:7470");
         let post = |origin: &str| status(Over::Loopback, Method::POST, "/v1/apply", &[host, ("origin", origin)]);

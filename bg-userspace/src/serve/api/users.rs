@@ -77,8 +77,13 @@ pub(super) fn group(name: &str) -> io::Result<u32> {
 /// A socket that is just being closed may be shown as established and as root's. So it is looked up twice: in the second look, such a one is
 /// established no longer.
 pub(super) fn user_of_connection(from: SocketAddr, to: SocketAddr) -> Option<u32> {
-    let first = shown_user(from, to)?;
-    shown_user(from, to).filter(|second| *second == first)
+    seen_twice(|| shown_user(from, to))
+}
+
+/// What two looks in a row agree on.
+fn seen_twice<T: PartialEq>(mut look: impl FnMut() -> Option<T>) -> Option<T> {
+    let first = look()?;
+    look().filter(|second| *second == first)
 }
 
 fn shown_user(from: SocketAddr, to: SocketAddr) -> Option<u32> {
@@ -134,6 +139,27 @@ mod tests {
         assert_eq!(User::of(4_000_000_000, None), User { who: Who { user: None, uid: 4_000_000_000 }, groups: vec![] });
         assert_eq!(group("root").unwrap(), 0);
         assert!(group("no such group").unwrap_err().to_string().contains("groupadd"));
+    }
+
+    #[test]
+    fn a_socket_that_is_being_closed_is_nobodys() {
+        // What a look sees of one that its owner closes between the two, and of one that another user's has replaced.
+        for looks in [[Some(0), None], [None, Some(0)], [Some(0), Some(7)]] {
+            let mut left = looks.into_iter();
+            assert_eq!(seen_twice(|| left.next().flatten()), None, "{looks:?}");
+        }
+        assert_eq!(seen_twice(|| Some(7)), Some(7));
+        let line = |state: &str, inode: &str| {
+            entry(&format!(
+                "   0: 0100007F:1D2E 0100007F:C350 {state} 00000000:00000000 00:00000000 00000000     7        0 {inode} 1"
+            ))
+        };
+        assert_eq!(line("01", "4711").map(|(_, uid)| uid), Some(7));
+        assert_eq!(
+            [line("01", "0"), line("06", "4711"), line("08", "4711")],
+            [None, None, None],
+            "no owner, or no connection"
+        );
     }
 
     #[test]
