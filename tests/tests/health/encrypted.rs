@@ -21,7 +21,7 @@ const GRPC: u16 = 50_051;
 /// The name that the check asks for. Any other gets an error.
 const NAME: &str = "shop.example";
 
-/// nginx with TLS on a backend: 200 for [`NAME`], and what the gRPC server says on another port.
+/// nginx with TLS on a backend: 200 if both TLS and the request name [`NAME`], and what the gRPC server says on another port.
 fn nginx(ready: &Ready, backend: &Backend) -> Result<Process> {
     let dir = ready.lab.sandbox.dir().join("nginx-tls");
     fs::create_dir_all(&dir)?;
@@ -37,7 +37,7 @@ fn nginx(ready: &Ready, backend: &Backend) -> Result<Process> {
         "daemon off; worker_processes 1; pid {shown}/pid; error_log {shown}/error.log; events {{}}\n\
          http {{ access_log off; {temporary} ssl_certificate {shown}/cert.pem; ssl_certificate_key {shown}/key.pem;\n\
          server {{ listen {https} ssl default_server; server_name _; return 421; }}\n\
-         server {{ listen {https} ssl; server_name {NAME}; location / {{ return 200 \"well\"; }} }}\n\
+         server {{ listen {https} ssl; server_name {NAME}; location / {{ if ($ssl_server_name != {NAME}) {{ return 421; }} return 200 \"well\"; }} }}\n\
          server {{ listen {grpcs} ssl http2; location / {{ grpc_pass grpc://{grpc}; }} }} }}\n"
     );
     fs::write(dir.join("nginx.conf"), config)?;
