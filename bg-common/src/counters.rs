@@ -76,8 +76,8 @@ pub enum Event {
     MirrorLost = 17,
     /// Drop: what a backend of the idle colour has answered to a copy, or an ICMP error about a copy.
     MirrorAnswer = 18,
-    /// Drop: it would have opened a flow, but every backend of the colour is down, and the health checks are configured to refuse it then. A
-    /// TCP client gets a reset in its place.
+    /// Drop: it would have opened a flow, but every backend of the colour is down, and the health checks are configured to refuse it then. The
+    /// client of a new connection gets a reset in its place, and that of an open one, whose row was lost, nothing.
     AllDown = 19,
 }
 

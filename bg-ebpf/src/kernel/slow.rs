@@ -73,6 +73,7 @@ calls_at_a_row! {
 calls! {
     remember(Refusal) = |refusal, world| { refusal.remember(world); 0 };
     choose_colour(Opening) = |call, world| run::choose_colour(call, world) as u32;
+    leave_down_colour(Opening) = |call, world| run::leave_down_colour(call, world);
     count_for_switch(Opening) = |call, world| run::count_for_switch(call, world);
     choose_backend4(Opening) = |call, world| run::choose_backend::<V4>(call, world).to_u32();
     choose_backend6(Opening) = |call, world| run::choose_backend::<V6>(call, world).to_u32();
@@ -150,6 +151,7 @@ macro_rules! slow_path {
 slow_path!(V4, survey4 {
     remember = remember(Refusal),
     choose_colour = choose_colour(Opening),
+    leave_down_colour = leave_down_colour(Opening),
     choose_backend = choose_backend4(Opening),
     count_for_switch = count_for_switch(Opening),
     choose_row = choose_row4(Opening),
@@ -165,6 +167,7 @@ slow_path!(V4, survey4 {
 slow_path!(V6, survey6 {
     remember = remember(Refusal),
     choose_colour = choose_colour(Opening),
+    leave_down_colour = leave_down_colour(Opening),
     choose_backend = choose_backend6(Opening),
     count_for_switch = count_for_switch(Opening),
     choose_row = choose_row6(Opening),

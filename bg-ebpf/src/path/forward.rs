@@ -280,11 +280,17 @@ fn open_flow<V: Flows, W: SlowPath<V>>(
         Chosen::NoService => return Err(Verdict::PASS),
         Chosen::MissingRow | Chosen::Timed | Chosen::Frozen => return Err(Verdict::drop(world, Event::MissingRow)),
     }
+    let is_inside = headers.protocol() == Protocol::Tcp && !headers.transport.opens_connection();
+    if unlikely(is_inside) {
+        open.leave_down_colour::<V>();
+    }
     let slot = match open.choose_backend::<V>() {
         Placed::At(slot) => slot,
         Placed::MissingRow => return Err(Verdict::drop(world, Event::MissingRow)),
         Placed::NotReady => return Err(Verdict::refuse(headers, hook, Event::IdleNotReady)),
-        Placed::AllDown => return Err(Verdict::refuse(headers, hook, Event::AllDown)),
+        Placed::AllDown if !is_inside => return Err(Verdict::refuse(headers, hook, Event::AllDown)),
+        // The connection may live at a backend that does not pass its checks, although its row was lost.
+        Placed::AllDown => return Err(Verdict::drop(world, Event::AllDown)),
         Placed::Collision => return Err(Verdict::drop(world, Event::ReplyCollision)),
     };
     let Some(backend) = world.backend(slot).map(BackendRef) else {

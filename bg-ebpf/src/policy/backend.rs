@@ -60,7 +60,7 @@ pub fn at(table: TableSpan, hash: u32, world: &impl World) -> Option<Chosen> {
     Some(chosen)
 }
 
-/// Whether a flow that gets no backend is refused because all of them are down.
+/// Whether the flow at this hash gets no backend because all of them are down, and are to get none then.
 #[inline(always)]
 pub fn is_refused(table: TableSpan, hash: u32, world: &impl World) -> bool {
     let TableSpan { base, len } = table;

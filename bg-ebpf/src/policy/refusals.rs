@@ -62,6 +62,30 @@ const fn holds(names: u64, name: u32) -> bool {
     names as u32 == name || (names >> 32) as u32 == name
 }
 
+/// Whether this colour has refused the connection of that hash.
+#[inline(always)]
+fn is_remembered(hash: u32, colour: Colour, word: LiveWord, world: &impl World) -> bool {
+    let name = name(hash, word, colour as u32);
+    holds(world.refusals(row_of(name)), name)
+}
+
+/// The other colour of a connection without a row that has got one whose backends are all down, unless the other one has refused it.
+#[inline(always)]
+pub fn instead_of_down(
+    down: Colour,
+    client: &Client,
+    vip: u16,
+    deployment: u16,
+    word: LiveWord,
+    world: &impl World,
+    now: u32,
+) -> Option<ColourChoice> {
+    if is_remembered(hash_of(client, vip, world), down.other(), word, world) {
+        return None;
+    }
+    second_chance(down, deployment, word, world, now)
+}
+
 /// The choice for a connection without a row, which `live` has got for now, and whether both colours have refused it: then its client
 /// has to hear so.
 #[inline(always)]
@@ -75,10 +99,7 @@ pub fn instead(
     now: u32,
 ) -> (ColourChoice, bool) {
     let hash = hash_of(client, vip, world);
-    let is_remembered = |colour: Colour| {
-        let name = name(hash, word, colour as u32);
-        holds(world.refusals(row_of(name)), name)
-    };
+    let is_remembered = |colour| is_remembered(hash, colour, word, world);
     if !is_remembered(live.colour) {
         return (live, false);
     }

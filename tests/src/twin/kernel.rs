@@ -142,7 +142,7 @@ impl Kernel {
         let Indexed { vip_heads, vips, backend_heads, backends } = scenario.indexed(self.sizes.heads);
         self.set_halves("vip_index", &vip_heads)?;
         self.set_halves("backend_index", &backend_heads)?;
-        self.set_halves("maglev", &scenario.maglev)?;
+        self.set_maglev(scenario)?;
         for (row, vip) in vips.iter().enumerate() {
             self.array::<Vip>("vips")?.set(row as u32, vip, 0)?;
         }
@@ -162,6 +162,11 @@ impl Kernel {
             testers.insert(&PrefixKey::new(TesterKey::PREFIX_BITS + prefix, *key), 1, 0)?;
         }
         Ok(())
+    }
+
+    /// Writes the Maglev tables of a scenario.
+    pub fn set_maglev(&mut self, scenario: &Scenario) -> Result<()> {
+        self.set_halves("maglev", &scenario.maglev)
     }
 
     /// Sets an array of words, with two words per row.

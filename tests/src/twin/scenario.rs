@@ -137,6 +137,15 @@ impl Scenario {
         self.backends.iter_mut().filter(|backend| backend.service == service).for_each(|backend| backend.salt = salt);
     }
 
+    /// Where the Maglev tables of a service stand, for each colour.
+    ///
+    /// # Panics
+    /// If there is no such service.
+    pub fn tables(&self, service: usize) -> [TableSpan; 2] {
+        let row = self.services.iter().find(|(_, row)| usize::from(row.service) == service);
+        row.expect("a service of the scenario").1.tables
+    }
+
     /// Gives a service a mirror.
     pub fn mirror(&mut self, service: u16) {
         for (_, vip) in self.vips.iter_mut().filter(|(row, _)| *row == 2 * u32::from(service)) {

@@ -7,7 +7,7 @@ mod explain;
 mod packets;
 mod switches;
 
-use bg_common::{Cause, Colour, Event, NextHop, Protocol, Timing, Trips};
+use bg_common::{Cause, Colour, Event, NO_BACKEND, NextHop, Protocol, Timing, Trips};
 use bg_ebpf::Action;
 use bg_tests::{
     frames::{PacketSpec, assert_checksums, ends, is_icmp, tcp_flags},
@@ -15,8 +15,8 @@ use bg_tests::{
     twin::{Explainer, FRESH, Host, Kernel, Outcome, Program, Sizes},
 };
 use packets::{
-    BACKENDS, CLIENTS, Complaint, Damage, FLAGS, OUT, ROUTED, Spec, VIPS, at, complaint, frame, mirrored, scenario,
-    spec,
+    BACKENDS, CLIENTS, Complaint, Damage, FLAGS, OUT, ROUTED, SERVICES, Spec, VIPS, at, complaint, frame, mirrored,
+    scenario, spec,
 };
 use proptest::{prelude::*, sample::select, test_runner::TestRunner};
 use std::{cell::RefCell, net::SocketAddr};
@@ -46,7 +46,22 @@ enum Step {
         is_over: bool,
         queue: Queue,
     },
+    /// Backends of a colour of this service go down, and are to get nothing then, or come back.
+    Health {
+        service: usize,
+        colour: Colour,
+        is_down: bool,
+    },
+    /// A drain begins to a colour that is down, and a segment comes that may be of a connection from before: one of [`STRAYS`].
+    Stray(usize),
 }
+
+/// Services, their deployments, and the ends of a connection.
+const STRAYS: [(usize, u16, &str, &str); 3] = [
+    (0, 0, CLIENTS[0], "203.0.113.10:443"),
+    (1, 1, CLIENTS[1], "203.0.113.11:443"),
+    (3, 0, CLIENTS[3], "[2001:db8::10]:443"),
+];
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
@@ -73,6 +88,9 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
             .prop_map(|(deployment, ending)| Step::Switch { deployment, ending }),
         1 => (0u16..2, any::<bool>(), select(vec![Queue::Open, Queue::Closed, Queue::Drops]))
             .prop_map(|(deployment, is_over, queue)| Step::Freeze { deployment, is_over, queue }),
+        4 => (0..SERVICES, select(Colour::ALL.to_vec()), prop_oneof![3 => Just(true), 1 => Just(false)])
+            .prop_map(|(service, colour, is_down)| Step::Health { service, colour, is_down }),
+        1 => (0..STRAYS.len()).prop_map(Step::Stray),
     ];
     proptest::collection::vec(step, 1..40)
 }
@@ -188,10 +206,11 @@ fn agree(
     program: Program,
     rows: u32,
     steps: &[Step],
-    translated: &mut u32,
-) -> Result<[u64; Event::COUNT as usize], TestCaseError> {
+    seen: &mut Seen,
+) -> Result<(), TestCaseError> {
     let now = subject.kernel.tick().expect("the clock");
-    let host = Host::load_with_rows(scenario(program), now, rows);
+    let mut host = Host::load_with_rows(scenario(program), now, rows);
+    let maglev = host.scenario.maglev.clone();
     host.set_clocks([1 << 50; 2]);
     for address in ROUTED {
         let hop = NextHop::pack(OUT, 1500, mac(DMAC), mac(SMAC), 0);
@@ -219,15 +238,14 @@ fn agree(
             Step::Freeze { deployment, is_over, queue } => {
                 switches::freeze(&host, &mut subject.kernel, *deployment, *is_over, *queue);
             }
-            Step::Packet(spec) => {
-                let outcome = agree_on(subject, &host, program, spec)?;
-                let is_sent = |outcome: &Outcome| matches!(outcome.action, Action::Redirect | Action::Deliver);
-                if let Some(outcome) = outcome.filter(is_sent)
-                    && matches!(spec.damage, Damage::None)
-                    && !is_icmp(&outcome.frame)
-                {
-                    sent = Some((outcome.frame, spec.packet.clone()));
-                }
+            Step::Health { service, colour, is_down } => {
+                let table = host.scenario.tables(*service)[*colour as usize];
+                switches::set_health(&mut host, &mut subject.kernel, &maglev, table, *is_down);
+            }
+            Step::Packet(spec) => sent = send(subject, &host, program, spec, seen)?.or(sent),
+            Step::Stray(nth) => {
+                let spec = stray(&mut host, &mut subject.kernel, &maglev, *nth);
+                sent = send(subject, &host, program, &spec, seen)?.or(sent);
             }
             Step::Answer(flags) => {
                 if let Some((sent, packet)) = &sent {
@@ -247,7 +265,7 @@ fn agree(
                 if let Some((sent, packet)) = &sent {
                     let bytes = frame(complaint.about(packet, sent).frame(), &complaint.damage, program);
                     let found = agree_on_frame(subject, &host, Way::By(program), &bytes)?;
-                    *translated += u32::from(found.is_some_and(|found| found.frame != bytes));
+                    seen.translated += u32::from(found.is_some_and(|found| found.frame != bytes));
                 }
             }
         }
@@ -279,7 +297,56 @@ fn agree(
         assert_eq!(after.flows_opened - before.flows_opened, expected.flows_opened, "flows of {service} {colour}");
         assert_eq!(after.mirrored - before.mirrored, expected.mirrored, "copies to {service} {colour}");
     }
-    Ok(host.all_events())
+    seen.count(&host.all_events());
+    Ok(())
+}
+
+/// Runs a packet through both. Returns it with the frame that was sent on, if it was.
+fn send(
+    subject: &mut Subject,
+    host: &Host,
+    program: Program,
+    spec: &Spec,
+    seen: &mut Seen,
+) -> Result<Option<(Vec<u8>, PacketSpec)>, TestCaseError> {
+    let refused = host.events(Event::AllDown);
+    let outcome = agree_on(subject, host, program, spec)?;
+    let family = usize::from(spec.packet.to.is_ipv6());
+    seen.refused[family] += u32::from(host.events(Event::AllDown) > refused);
+    seen.left[family] += u32::from(outcome.is_some() && leaves_a_down_colour(host));
+    let is_sent = |outcome: &Outcome| matches!(outcome.action, Action::Redirect | Action::Deliver);
+    let sent =
+        outcome.filter(|outcome| is_sent(outcome) && matches!(spec.damage, Damage::None) && !is_icmp(&outcome.frame));
+    Ok(sent.map(|outcome| (outcome.frame, spec.packet.clone())))
+}
+
+/// Makes the changes of [`Step::Stray`]. Returns its segment.
+fn stray(host: &mut Host, kernel: &mut Kernel, maglev: &[u32], nth: usize) -> Spec {
+    let (service, deployment, client, vip) = STRAYS[nth];
+    switches::switch(host, kernel, deployment, Ending::Drain);
+    let live = host.word(deployment).live();
+    for colour in Colour::ALL {
+        let table = host.scenario.tables(service)[colour as usize];
+        switches::set_health(host, kernel, maglev, table, colour == live);
+    }
+    Spec { packet: PacketSpec::tcp(at(client), at(vip), 0x10), damage: Damage::None }
+}
+
+/// Whether the last packet was given to another colour than its own, because all backends of that are down.
+fn leaves_a_down_colour(host: &Host) -> bool {
+    use bg_ebpf::step::Step;
+    let (mut service, mut table, mut leaves) = (None, None, false);
+    for step in host.notes() {
+        match step {
+            Step::Vip { row } => service = Some(row as usize / 2),
+            Step::Live { colour, .. } => {
+                table = service.map(|service| host.scenario.tables(service)[colour as usize]);
+            }
+            Step::SecondChance { .. } => leaves = true,
+            _ => {}
+        }
+    }
+    leaves && table.is_some_and(|table| host.scenario.maglev[table.base as usize] == NO_BACKEND)
 }
 
 /// Has the kernel's routes say the same as the host engine's world.
@@ -329,59 +396,66 @@ fn compare(program: Program) {
         Event::MirrorAnswer,
         Event::MirrorLost,
     ];
-    let of_both = [Event::Malformed, Event::ReplyCollision, Event::EndedFlow, Event::SecondChance, Event::PushedOut];
+    let of_both = [
+        Event::Malformed,
+        Event::ReplyCollision,
+        Event::EndedFlow,
+        Event::SecondChance,
+        Event::PushedOut,
+        Event::AllDown,
+    ];
     let expected: Vec<Event> =
         of_both.into_iter().chain(of_tc.into_iter().filter(|_| program != Program::Xdp)).collect();
     let mut seen = Seen::default();
     for _ in 0..ROUNDS {
-        seen.add(&compare_cases(program, cases(), false));
+        compare_cases(program, cases(), false, &mut seen);
         // XDP leaves most errors to tc, too.
-        if seen.translated > 20 && expected.iter().all(|event| seen.count(*event) > 0) {
+        let all_down = seen.refused.into_iter().chain(seen.left).all(|packets| packets > 0);
+        if seen.translated > 20 && all_down && expected.iter().all(|event| seen.of(*event) > 0) {
             return;
         }
     }
-    let never: Vec<_> = expected.iter().filter(|event| seen.count(**event) == 0).collect();
-    panic!("{never:?} never happened, and {} errors were translated", seen.translated);
+    let never: Vec<_> = expected.iter().filter(|event| seen.of(**event) == 0).collect();
+    panic!("{never:?} never happened, or too little of: {seen:?}");
 }
 
 /// The same, where each packet is explained before.
 fn compare_explained(program: Program) {
     let cases = if std::env::var_os("BG_TEST_FULL").is_some() { 400 } else { 16 };
-    let seen = compare_cases(program, cases, true);
+    let mut seen = Seen::default();
+    compare_cases(program, cases, true, &mut seen);
     assert_ne!(seen.events, [0; Event::COUNT as usize], "nothing has happened");
 }
 
 /// What has happened in all cases.
+#[derive(Debug, Default)]
 struct Seen {
     events: [u64; Event::COUNT as usize],
+    /// ICMP errors that were translated.
     translated: u32,
-}
-
-impl Default for Seen {
-    fn default() -> Self {
-        Self { events: [0; Event::COUNT as usize], translated: 0 }
-    }
+    /// Packets of each family that got nothing, because all backends of their colour are down.
+    refused: [u32; 2],
+    /// Packets of each family that got to the other colour then.
+    left: [u32; 2],
 }
 
 impl Seen {
-    fn count(&self, event: Event) -> u64 {
+    fn of(&self, event: Event) -> u64 {
         self.events[event as usize]
     }
 
-    fn add(&mut self, other: &Self) {
-        self.events.iter_mut().zip(other.events).for_each(|(sum, count)| *sum += count);
-        self.translated += other.translated;
+    fn count(&mut self, events: &[u64]) {
+        self.events.iter_mut().zip(events).for_each(|(sum, count)| *sum += count);
     }
 }
 
-fn compare_cases(program: Program, cases: u32, explains: bool) -> Seen {
+fn compare_cases(program: Program, cases: u32, explains: bool, seen: &mut Seen) {
     // This machine's routes lead somewhere, those of the host engine's world to two backends alone.
     // SAFETY: the namespace of this thread alone changes.
     assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0, "{}", std::io::Error::last_os_error());
     lay_routes().expect("routes");
     let config = ProptestConfig { cases: cases / 2, failure_persistence: None, ..ProptestConfig::default() };
-    let seen = RefCell::new([0; Event::COUNT as usize]);
-    let translated = RefCell::new(0);
+    let seen = RefCell::new(seen);
     // Flow tables with room for all, and tables of two buckets each.
     for rows in [4096, 16] {
         let mut kernel = Kernel::load(Sizes { rows, heads: Host::HEADS }).expect("load");
@@ -390,13 +464,10 @@ fn compare_cases(program: Program, cases: u32, explains: bool) -> Seen {
         TestRunner::new(config.clone())
             .run(&steps(), |steps| {
                 // A panic is what proptest shrinks from.
-                let events = agree(&mut subject.borrow_mut(), program, rows, &steps, &mut translated.borrow_mut())?;
-                seen.borrow_mut().iter_mut().zip(events).for_each(|(sum, count)| *sum += count);
-                Ok(())
+                agree(&mut subject.borrow_mut(), program, rows, &steps, &mut seen.borrow_mut())
             })
             .unwrap_or_else(|failure| panic!("{failure}"));
     }
-    Seen { events: seen.into_inner(), translated: translated.into_inner() }
 }
 
 #[test]

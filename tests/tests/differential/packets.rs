@@ -108,6 +108,8 @@ pub(crate) fn scenario(program: Program) -> Scenario {
     scenario
 }
 
+/// The number of services of the scenario.
+pub(crate) const SERVICES: usize = 11;
 pub(crate) const CLIENTS: [&str; 5] =
     ["192.0.2.1:1024", "192.0.2.1:1025", "198.51.100.5:1024", "[2001:db8:1::1]:1024", "[2001:db8:7::5]:1024"];
 pub(crate) const BACKENDS: [&str; 10] = [

@@ -1,6 +1,8 @@
-//! Switches of all kinds, and freezes, as user space makes them.
+//! Switches of all kinds, freezes, and backends that go down, as user space makes them.
 
-use bg_common::{Conditions, Event, HOLD_OPEN, Hold, Limit, LiveFlags, LiveWord, SwitchTerms, Timing, Trips};
+use bg_common::{
+    Conditions, Event, HOLD_OPEN, Hold, Limit, LiveFlags, LiveWord, NO_BACKEND, SwitchTerms, TableSpan, Timing, Trips,
+};
 use bg_tests::twin::{Host, Kernel};
 
 /// What a switch does to open flows.
@@ -132,4 +134,16 @@ pub(crate) fn freeze(host: &Host, kernel: &mut Kernel, deployment: u16, is_over:
         (word.with_flags(word.flags().with(LiveFlags::HOLD)), host.terms(deployment)[word.terms_slot()]);
     host.set_live(deployment, frozen, terms);
     kernel.set_live(deployment, frozen, terms).expect("freeze");
+}
+
+/// Has all backends of a service's colour go down, and get no new flow any more, or come back. `all` are the tables with all of them.
+pub(crate) fn set_health(host: &mut Host, kernel: &mut Kernel, all: &[u32], table: TableSpan, is_down: bool) {
+    let entries = table.base as usize..(table.base + table.len) as usize;
+    let maglev = &mut host.scenario.maglev;
+    if is_down {
+        maglev[entries].fill(NO_BACKEND);
+    } else {
+        maglev[entries.clone()].copy_from_slice(&all[entries]);
+    }
+    kernel.set_maglev(&host.scenario).expect("health");
 }

@@ -55,7 +55,7 @@ fn build() -> Result<PathBuf> {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.current_dir(workspace::root());
     // Flags of whoever calls would make other code.
-    for name in ["RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS", "CARGO_BUILD_TARGET"] {
+    for name in ["RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS", "CARGO_BUILD_TARGET", "CARGO_INCREMENTAL"] {
         cargo.env_remove(name);
     }
     cargo.args(["build", "--quiet", "--profile", PROFILE, "--package", "bg-tests", "--example", PROGRAM]);

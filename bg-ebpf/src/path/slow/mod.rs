@@ -50,6 +50,10 @@ pub trait SlowPath<V: Flows>: World + Sized {
     fn choose_colour(&self, call: &mut Opening) -> u32 {
         open::choose_colour(call, self) as u32
     }
+    /// Gives a connection to the other colour if the chosen one takes none; see [`Opening`].
+    fn leave_down_colour(&self, call: &mut Opening) -> u32 {
+        open::leave_down_colour(call, self)
+    }
     /// Chooses the backend of a new flow; see [`Opening`].
     fn choose_backend(&self, call: &mut Opening) -> u32 {
         choose_backend(call, self).to_u32()
@@ -112,7 +116,7 @@ pub mod run {
         choose_backend, choose_for_copy as backend_of_copy, choose_row,
         error::{backend as error_to_backend, client as error_to_client},
         mirror::step as answers_copy_step,
-        open::{choose_colour, count_for_switch, insert, replace},
+        open::{choose_colour, count_for_switch, insert, leave_down_colour, replace},
         refresh::run as refresh,
         search::step as search_step,
     };
@@ -302,6 +306,15 @@ impl<'a, W: World> Open<'a, W> {
     #[inline(always)]
     pub fn release(&mut self) {
         self.call.is_released = true;
+    }
+
+    /// See [`SlowPath::leave_down_colour`].
+    #[inline(always)]
+    pub fn leave_down_colour<V: Flows>(&mut self)
+    where
+        W: SlowPath<V>,
+    {
+        self.world.leave_down_colour(self.call);
     }
 
     /// See [`SlowPath::choose_backend`].

@@ -183,6 +183,26 @@ pub fn choose_colour<W: World>(call: &mut Opening, world: &W) -> Chosen {
     Chosen::Yes
 }
 
+/// Gives a connection without a row, which was picked up in mid-stream, to the other colour if that may know it, and the chosen one takes nothing
+/// because all of its backends are down. Of one that another backend has refused this is the last colour, so it stays.
+#[inline(always)]
+pub fn leave_down_colour<W: World>(call: &mut Opening, world: &W) -> u32 {
+    let (Search { vip, now, .. }, word) = (call.search, call.reading.word);
+    if call.flow.state.has_any(FlowState::IDLE_ONLY | FlowState::RETRIED)
+        || !backend::is_refused(call.backends, call.tuple_hash, world)
+    {
+        return 0;
+    }
+    let Some(row) = world.vip(vip.into()).map(VipRef).and_then(|vip| world.service(&vip.key())) else { return 0 };
+    let down = if backend::table(row, Colour::Blue) == call.backends { Colour::Blue } else { Colour::Green };
+    let (client, deployment) = (&call.search.client, row.deployment);
+    if let Some(choice) = refusals::instead_of_down(down, client, vip, deployment, word, world, now) {
+        call.backends = backend::table(row, choice.colour);
+        call.flow.generation = choice.generation;
+    }
+    0
+}
+
 /// The colour of a connection that was picked up in mid-stream and that a backend has refused.
 #[inline(always)]
 fn other_colour(call: &Opening, row: &ServiceRow, word: LiveWord, world: &impl World) -> Option<colour::ColourChoice> {
@@ -232,7 +252,7 @@ pub enum Placed {
     MissingRow,
     /// The flow may only be on the idle colour, which has no backend for it.
     NotReady,
-    /// All backends of the colour are down, and the flow is refused.
+    /// All backends of the colour are down, and get no flow.
     AllDown,
     /// None of the backends that were tried could tell the flow from another open one of the client.
     Collision,
@@ -294,11 +314,11 @@ pub(super) fn choose_backend(call: &mut Opening, world: &impl World, step: impl 
 #[inline(always)]
 fn at_hash(call: &mut Opening, world: &impl World) -> Placed {
     let Some(chosen) = backend::at(call.backends, call.tuple_hash, world) else {
-        // Never on the live colour instead (invariant 6).
-        return if call.flow.state.has(FlowState::IDLE_ONLY) {
-            Placed::NotReady
-        } else if backend::is_refused(call.backends, call.tuple_hash, world) {
+        return if backend::is_refused(call.backends, call.tuple_hash, world) {
             Placed::AllDown
+        } else if call.flow.state.has(FlowState::IDLE_ONLY) {
+            // Never on the live colour instead (invariant 6).
+            Placed::NotReady
         } else {
             Placed::MissingRow
         };
