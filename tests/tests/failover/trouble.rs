@@ -30,8 +30,8 @@ const LONG_UNWELL: Duration = Duration::from_secs(2);
 
 /// What a server has been, from when on.
 struct Past {
-    /// Whether it was well, the latest last.
-    was: Vec<(Instant, bool)>,
+    /// Whether it was well, the latest last; `None` while that changes.
+    was: Vec<(Instant, Option<bool>)>,
 }
 
 impl Past {
@@ -41,7 +41,7 @@ impl Past {
         let later = self.was.partition_point(|(since, _)| Some(*since) <= from);
         let at_first = later.checked_sub(1).map(|nth| self.was[nth].1);
         let meanwhile = self.was[later..].iter().take_while(|(since, _)| *since <= at);
-        at_first == Some(well) && meanwhile.into_iter().all(|(_, was)| *was == well)
+        at_first == Some(Some(well)) && meanwhile.into_iter().all(|(_, was)| *was == Some(well))
     }
 }
 
@@ -112,12 +112,12 @@ impl Trouble<'_> {
         (self.chance.number() >> 33) as usize % count
     }
 
-    /// Does something to a server, and notes whether it is well then: one that gets worse is so from before on, one that gets better from then on.
+    /// Does something to a server, and notes whether it is well then. Meanwhile it is neither for certain.
     fn set(&mut self, nth: usize, answers: Answers, cut: Option<&str>) -> Result<()> {
         let was_well = self.answers[nth] == Answers::Well && !self.is_cut[nth];
         let is_well = answers == Answers::Well && cut.is_none();
-        if was_well && !is_well {
-            self.past[nth].was.push((Instant::now(), false));
+        if was_well != is_well {
+            self.past[nth].was.push((Instant::now(), None));
         }
         self.shop.servers[0][nth].answer(answers);
         self.answers[nth] = answers;
@@ -131,8 +131,8 @@ impl Trouble<'_> {
             namespace.run(&format!("nft add rule inet cut input tcp dport {} {verdict}", PORTS[0]))?;
         }
         self.is_cut[nth] = cut.is_some();
-        if is_well && !was_well {
-            self.past[nth].was.push((Instant::now(), true));
+        if was_well != is_well {
+            self.past[nth].was.push((Instant::now(), Some(is_well)));
         }
         Ok(())
     }
@@ -264,7 +264,7 @@ fn it_switches_only_for_a_reason_and_never_sooner_than_configured() -> Result<()
         controller: Some(Controller::start(&shop.ready.bgctl)?),
         is_cut: [false; 4],
         answers: [Answers::Well; 4],
-        past: (0..4).map(|_| Past { was: vec![(Instant::now(), true)] }).collect(),
+        past: (0..4).map(|_| Past { was: vec![(Instant::now(), Some(true))] }).collect(),
         of_people: HashSet::new(),
         is_other_configuration: false,
         kinds: BTreeMap::new(),
@@ -302,7 +302,7 @@ fn it_switches_only_for_a_reason_and_never_sooner_than_configured() -> Result<()
     })?;
     ensure!(asked.load(Ordering::Relaxed) && other()? == untouched, "the other deployment");
 
-    let failovers = judge(&trouble, &changes)?;
+    let failovers = failovers(&trouble, &changes);
     println!(
         "{} failovers of {} changes in {time:?} of trouble, {requests} requests of the other deployment: {:?}",
         failovers.len(),
@@ -313,38 +313,37 @@ fn it_switches_only_for_a_reason_and_never_sooner_than_configured() -> Result<()
     println!("the shortest time between two failovers: {shortest:?}, at least {HOLD_OFF:?}");
     ensure!(shortest.is_none_or(|time| time >= HOLD_OFF - Duration::from_millis(50)), "{shortest:?}");
     ensure!(!failovers.is_empty(), "nothing has failed over");
+    failovers.iter().try_for_each(|change| judge(&trouble, change))?;
     recorded(&shop, &failovers)
 }
 
-/// The changes that nobody else has made. Each had a reason.
-fn judge<'a>(trouble: &Trouble<'_>, changes: &'a [Change]) -> Result<Vec<&'a Change>> {
-    let mut failovers = Vec::new();
-    for change in changes.iter().filter(|change| change.from.live() != change.to.live()) {
-        let generation = change.to.generation();
-        if trouble.of_people.contains(&generation) {
-            continue;
-        }
-        let Change { at, from, to, health } = change;
-        ensure!(generation == from.generation() + 1, "{from:?} {to:?}");
-        for (nth, backend) in trouble.shop.ready.lab.backends.iter().enumerate() {
-            let past = &trouble.past[nth];
-            let is_up = health[nth] == "up" && past.was_only(true, *at, LONG_WELL);
-            ensure!(
-                backend.colour != from.live() || !is_up,
-                "{} was up, and the controller has left {} for generation {generation}: {health:?}",
-                backend.name,
-                from.live().name()
-            );
-        }
-        let is_down = |nth: usize| health[nth] == "down" && trouble.past[nth].was_only(false, *at, LONG_UNWELL);
-        let mut target = trouble.shop.ready.lab.backends.iter().enumerate().filter(|(_, it)| it.colour == to.live());
+/// The changes of the live colour that nobody else has made.
+fn failovers<'a>(trouble: &Trouble<'_>, changes: &'a [Change]) -> Vec<&'a Change> {
+    let of_controller = |change: &&Change| {
+        change.from.live() != change.to.live() && !trouble.of_people.contains(&change.to.generation())
+    };
+    changes.iter().filter(of_controller).collect()
+}
+
+/// Fails if a failover had no reason.
+fn judge(trouble: &Trouble<'_>, change: &Change) -> Result<()> {
+    let Change { at, from, to, health } = change;
+    let generation = to.generation();
+    ensure!(generation == from.generation() + 1, "{from:?} {to:?}");
+    let backends = || trouble.shop.ready.lab.backends.iter().enumerate();
+    let is_up = |nth: usize| health[nth] == "up" && trouble.past[nth].was_only(true, *at, LONG_WELL);
+    for (nth, backend) in backends().filter(|(_, backend)| backend.colour == from.live()) {
+        let (name, left) = (&backend.name, from.live().name());
         ensure!(
-            !target.all(|(nth, _)| is_down(nth)),
-            "it has gone to a dead colour, generation {generation}: {health:?}"
+            !is_up(nth),
+            "{name} was up, and the controller has left {left} for generation {generation}: {health:?}"
         );
-        failovers.push(change);
     }
-    Ok(failovers)
+    let is_down = |nth: usize| health[nth] == "down" && trouble.past[nth].was_only(false, *at, LONG_UNWELL);
+    let mut target = backends().filter(|(_, backend)| backend.colour == to.live());
+    let is_dead = target.all(|(nth, _)| is_down(nth));
+    ensure!(!is_dead, "it has gone to a dead colour, generation {generation}: {health:?}");
+    Ok(())
 }
 
 /// The history has them all. A controller that was killed before it has written leaves a record without a reason.
