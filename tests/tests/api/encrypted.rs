@@ -172,3 +172,52 @@ fn a_new_certificate_is_served_and_open_connections_go_on() -> Result<()> {
     }
     hears_more()
 }
+
+#[test]
+fn connections_end_whose_authority_was_removed_and_no_others() -> Result<()> {
+    let mut served = Served::with(|dir| {
+        certificates(&dir.join("ours"), &["guest"])?;
+        certificates(&dir.join("theirs"), &["guest"])?;
+        let (ours, theirs) = (dir.join("ours"), dir.join("theirs"));
+        fs::write(
+            dir.join("clients.pem"),
+            fs::read_to_string(ours.join("ca.pem"))? + &fs::read_to_string(theirs.join("ca.pem"))?,
+        )?;
+        Ok(format!(
+            "listen = \"{LISTEN}\"\ntls = {{ certificate = \"{0}/server.pem\", key = \"{0}/server.key\", client_ca = \"{1}/clients.pem\" }}",
+            ours.display(),
+            dir.display()
+        ))
+    })?;
+    let dir = served.ready.lab.sandbox.dir().to_owned();
+    let listen = |of: &str| -> Result<Process> {
+        let own = dir.join(of);
+        let mut command = served.ready.lab.edge.command("curl");
+        command.args(["--silent", "--no-buffer", "--cacert"]).arg(dir.join("ours/ca.pem"));
+        command.arg("--cert").arg(own.join("guest.pem")).arg("--key").arg(own.join("guest.key"));
+        command.arg("https://localhost:7470/v1/events").stdout(fs::File::create(own.join("heard"))?);
+        Process::spawn(&mut command)
+    };
+    let hears_more = |of: &str| -> Result<()> {
+        let told = || {
+            Ok::<_, anyhow::Error>(fs::read_to_string(dir.join(of).join("heard"))?.matches("event: counters").count())
+        };
+        let (before, end) = (told()?, Instant::now() + Duration::from_secs(20));
+        while told()? < before + 2 {
+            ensure!(Instant::now() < end, "no events come for the client of {of}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Ok(())
+    };
+    let (_stays, mut goes) = (listen("ours")?, listen("theirs")?);
+    hears_more("ours")?;
+    hears_more("theirs")?;
+    // What is read again unchanged ends nothing.
+    served.controller.reload()?;
+    hears_more("theirs")?;
+
+    fs::copy(dir.join("ours/ca.pem"), dir.join("clients.pem"))?;
+    served.controller.reload()?;
+    ensure!(goes.wait(Duration::from_secs(20))?.is_some(), "the events go on: {}", served.controller.log()?);
+    hears_more("ours")
+}

@@ -337,3 +337,34 @@ fn picture_of_top(stage: &Stage, time: Duration) -> Result<PathBuf> {
     std::fs::write(&file, terminal_picture::page(&terminal.styled_text()?))?;
     Ok(file)
 }
+
+/// Has each answer of /v1/status wait until the test lets it through.
+const LATE: &str = "window.held = 0; const prompt = window.fetch; window.fetch = async (url, options) => { \
+                    const answer = await prompt(url, options); if (!String(url).endsWith('v1/status')) return answer; \
+                    const text = await answer.text(); window.held += 1; await new Promise((done) => { window.release = done; }); \
+                    return new Response(text); };";
+
+#[test]
+fn an_answer_that_comes_late_is_not_shown_after_a_newer_state() -> Result<()> {
+    let health = "health = { kind = \"tcp\", port = 8080, interval = \"500ms\", timeout = \"200ms\" }";
+    let stage = Stage::set(health, "")?;
+    let browser = &stage.browser;
+    browser.run_first(LATE)?;
+    stage.open()?;
+    browser.wait_for_text(&card(DEPLOYMENT, "[data-colour=green]"), "8 of 8 up")?;
+    // The event has the page look.
+    stage.silence_one()?;
+    browser.wait_for("an answer under way", "window.held === 1")?;
+    stage.ready.bgctl.run(&["switch", DEPLOYMENT, "green", "--force"])?;
+    browser.wait_for_text(&card(DEPLOYMENT, ".title"), "◆ GREEN is live")?;
+    let title = json!(card(DEPLOYMENT, ".title"));
+    browser.value(&format!(
+        "window.wasBlue = false; new MutationObserver(() => {{ window.wasBlue ||= document.querySelector({title}).innerText.includes('BLUE'); }}) \
+         .observe(document.body, {{ subtree: true, childList: true, characterData: true }})"
+    ))?;
+    browser.value("window.release()")?;
+    browser.wait_for("another look", "window.held === 2")?;
+    assert_eq!(browser.value("window.wasBlue")?, false, "the old answer was shown");
+    browser.value("window.release()")?;
+    Ok(())
+}

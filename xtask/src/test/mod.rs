@@ -1,5 +1,6 @@
 //! `test`: all checks and tests that a change must pass, from formatting to labs.
 
+mod conflicts;
 mod programs;
 
 use crate::{
@@ -38,6 +39,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
     step("formatting");
     run_command(cargo().args(["fmt", "--all", "--check"]))?;
+    step("conflict markers");
+    conflicts::check()?;
     step("clippy");
     run_command(cargo_with_object().args([
         "clippy",

@@ -1,10 +1,11 @@
 //! Accepts connections, and answers the requests on them.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{future::pending, io, sync::Arc, time::Duration};
 
 use axum::Router;
 use hyper::{Request, body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use rustls::pki_types::CertificateDer;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, UnixListener},
@@ -18,7 +19,7 @@ use super::{
     patient::Patient,
     peer::Peer,
     pool::{Place, Pool},
-    tls::{Identified, common_name},
+    tls::{Identified, common_name, distrusted},
 };
 use crate::serve::controller::Controller;
 
@@ -48,7 +49,7 @@ pub(super) async fn over_socket(controller: Arc<Controller>, listener: &UnixList
             let Ok(credentials) = stream.peer_cred() else { return };
             let peer = move || Peer::of_socket(credentials.uid(), credentials.gid());
             if let Some(peer) = known(peer).await {
-                attend(controller, stream, peer, place, router).await;
+                attend(controller, stream, peer, pending(), place, router).await;
             }
         });
     }
@@ -72,11 +73,13 @@ pub(super) async fn over_tcp(
         let _ = stream.set_nodelay(true);
         let Ok(to) = stream.local_addr() else { continue };
         let (controller, router) = (controller.clone(), router.clone());
-        let tls = tls.borrow().as_ref().map(|tls| TlsAcceptor::from(tls.config.clone()));
+        // A reload during the handshake is one after it.
+        let mut in_force = tls.clone();
+        let tls = in_force.borrow_and_update().as_ref().map(|tls| TlsAcceptor::from(tls.config.clone()));
         tokio::spawn(async move {
             let Some(tls) = tls else {
                 if let Some(peer) = known(move || Peer::of_tcp(from, to, None)).await {
-                    attend(controller, stream, peer, place, router).await;
+                    attend(controller, stream, peer, pending(), place, router).await;
                 }
                 return;
             };
@@ -91,8 +94,9 @@ pub(super) async fn over_tcp(
             };
             let certificates = stream.get_ref().1.peer_certificates();
             let name = certificates.and_then(|chain| common_name(chain.first()?));
+            let chain = certificates.map(<[CertificateDer<'static>]>::to_vec);
             if let Some(peer) = known(move || Peer::of_tcp(from, to, name)).await {
-                attend(controller, stream, peer, place, router).await;
+                attend(controller, stream, peer, distrusted(chain, in_force), place, router).await;
             }
         });
     }
@@ -115,9 +119,15 @@ async fn known(peer: impl FnOnce() -> Peer + Send + 'static) -> Option<Peer> {
     timeout(GREETING, tokio::task::spawn_blocking(peer)).await.ok()?.ok()
 }
 
-/// Answers the requests on a connection until it ends.
-async fn attend<S>(controller: Arc<Controller>, stream: S, peer: Peer, place: Place, router: Router)
-where
+/// Answers the requests on a connection until it ends, or its certificate is no longer trusted.
+async fn attend<S>(
+    controller: Arc<Controller>,
+    stream: S,
+    peer: Peer,
+    distrusted: impl Future<Output = ()>,
+    place: Place,
+    router: Router,
+) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let peer = Arc::new(peer);
@@ -141,6 +151,7 @@ where
             }
         }
         () = place.closed() => {}
+        () = distrusted => tracing::info!("a connection has ended: its client's certificate is no longer trusted"),
         () = controller.stopped() => {
             connection.as_mut().graceful_shutdown();
             let _ = timeout(LAST_WORDS, connection).await;

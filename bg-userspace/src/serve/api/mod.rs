@@ -89,7 +89,8 @@ impl Server {
         let controller = api.controller.clone();
         let router = router(api.clone());
         let mut parts = JoinSet::new();
-        if let Some(socket) = socket {
+        let socket = socket.map(Arc::new);
+        if let Some(socket) = socket.clone() {
             let (controller, router) = (controller.clone(), router.clone());
             tracing::info!(path = %serve.socket.display(), "the API is served on a Unix socket");
             parts.spawn(async move { listener::over_socket(controller, &socket.listener, router).await });
@@ -100,7 +101,7 @@ impl Server {
         }
         let (hub, of_hub) = (api.clone(), controller.clone());
         parts.spawn(async move { hub.hub.run(&of_hub).await });
-        parts.spawn(async move { reload(&api, serve, &tls).await });
+        parts.spawn(async move { reload(&api, serve, socket.as_deref(), &tls).await });
         while let Some(ended) = parts.join_next().await {
             ended.map_err(|error| ServeError::Part { why: error.to_string() })?;
         }
@@ -113,7 +114,7 @@ fn hosts(tls: Option<&Identified>) -> Hosts {
 }
 
 /// Reads tokens and certificates again with the configuration. What cannot be read stays as it was.
-async fn reload(api: &Api, began: Serve, tls: &watch::Sender<Option<Identified>>) {
+async fn reload(api: &Api, began: Serve, socket: Option<&Socket>, tls: &watch::Sender<Option<Identified>>) {
     let mut reloads = api.controller.reloads();
     loop {
         tokio::select! {
@@ -131,7 +132,10 @@ async fn reload(api: &Api, began: Serve, tls: &watch::Sender<Option<Identified>>
         }
         match Access::load(&serve) {
             Ok(access) => {
-                if let Err(error) = socket::give(&began.socket, access.group()) {
+                // Without a socket of its own, what is at this path is another controller's.
+                if let Some(socket) = socket
+                    && let Err(error) = socket.give(access.group())
+                {
                     tracing::error!("{} stays with its group: {error}", began.socket.display());
                 }
                 // Whoever listens to events has to say again who it is, but only if that may be another matter now.

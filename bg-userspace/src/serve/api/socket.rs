@@ -55,10 +55,23 @@ impl Socket {
         let inode = give(path, group).and_then(|()| fs::symlink_metadata(path)).map_err(io())?.ino();
         Ok(Self { listener, path: path.to_owned(), inode, _lock: lock })
     }
+
+    /// Lets root connect, and the members of a group, from now on. A socket that somebody else has put in its place is left alone.
+    pub(super) fn give(&self, group: Option<u32>) -> io::Result<()> {
+        if !self.is_there() {
+            return Err(io::Error::new(io::ErrorKind::NotFound, "it is no longer this controller's"));
+        }
+        give(&self.path, group)
+    }
+
+    /// Whether the socket at its path is this one.
+    fn is_there(&self) -> bool {
+        fs::symlink_metadata(&self.path).is_ok_and(|found| found.ino() == self.inode)
+    }
 }
 
 /// Lets root connect, and the members of a group. `None` is root's own.
-pub(super) fn give(path: &Path, group: Option<u32>) -> io::Result<()> {
+fn give(path: &Path, group: Option<u32>) -> io::Result<()> {
     let mode = if group.is_some() { 0o660 } else { 0o600 };
     chown(path, None, group).and_then(|()| fs::set_permissions(path, Permissions::from_mode(mode)))
 }
@@ -66,7 +79,7 @@ pub(super) fn give(path: &Path, group: Option<u32>) -> io::Result<()> {
 impl Drop for Socket {
     fn drop(&mut self) {
         // Not one that somebody else has put there.
-        if fs::symlink_metadata(&self.path).is_ok_and(|found| found.ino() == self.inode) {
+        if self.is_there() {
             let _ = fs::remove_file(&self.path);
         }
     }
@@ -100,5 +113,25 @@ mod tests {
         fs::write(&path, "precious").unwrap();
         assert!(Socket::listen(&path, None).is_err());
         assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
+    }
+
+    #[tokio::test]
+    async fn only_the_own_socket_is_given_to_another_group() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("api.sock");
+        let socket = Socket::listen(&path, None).unwrap();
+        let us = rustix::process::getegid().as_raw();
+        socket.give(Some(us)).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o660);
+        // Bound before the old one is removed, so that it has another inode.
+        let next = dir.path().join("next.sock");
+        let other = std::os::unix::net::UnixListener::bind(&next).unwrap();
+        fs::set_permissions(&next, Permissions::from_mode(0o640)).unwrap();
+        fs::rename(&next, &path).unwrap();
+        assert!(socket.give(None).is_err());
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o640, "another controller's");
+        drop(socket);
+        assert!(path.exists());
+        drop(other);
     }
 }

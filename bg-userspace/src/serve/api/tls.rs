@@ -1,13 +1,14 @@
 //! TLS for connections over TCP.
 
-use std::{fs, io, path::Path, sync::Arc};
+use std::{fs, future::pending, io, path::Path, sync::Arc};
 
 use rustls::{
     RootCertStore, ServerConfig,
     crypto::ring,
-    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
-    server::WebPkiClientVerifier,
+    pki_types::{CertificateDer, PrivateKeyDer, UnixTime, pem::PemObject as _},
+    server::{WebPkiClientVerifier, danger::ClientCertVerifier},
 };
+use tokio::sync::watch;
 use x509_parser::{extensions::GeneralName, parse_x509_certificate};
 
 use crate::{config::model::Tls, serve::error::ServeError};
@@ -17,6 +18,8 @@ use crate::{config::model::Tls, serve::error::ServeError};
 pub(super) struct Identified {
     pub(super) config: Arc<ServerConfig>,
     pub(super) names: Vec<String>,
+    /// Judges the certificates of clients, if they may have some.
+    clients: Option<Arc<dyn ClientCertVerifier>>,
 }
 
 impl Identified {
@@ -41,8 +44,8 @@ impl Identified {
         let provider = Arc::new(ring::default_provider());
         let builder = ServerConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions();
         let builder = builder.map_err(|error| invalid(&tls.certificate, error.to_string()))?;
-        let builder = match &tls.client_ca {
-            None => builder.with_no_client_auth(),
+        let clients = match &tls.client_ca {
+            None => None,
             Some(path) => {
                 let mut roots = RootCertStore::empty();
                 for root in certificates(path)? {
@@ -51,15 +54,40 @@ impl Identified {
                 // Who has none may have a token.
                 let verifier = WebPkiClientVerifier::builder_with_provider(roots.into(), provider);
                 let verifier = verifier.allow_unauthenticated().build();
-                builder.with_client_cert_verifier(verifier.map_err(|error| invalid(path, error.to_string()))?)
+                Some(verifier.map_err(|error| invalid(path, error.to_string()))?)
             }
+        };
+        let builder = match &clients {
+            None => builder.with_no_client_auth(),
+            Some(verifier) => builder.with_client_cert_verifier(verifier.clone()),
         };
         let config = builder.with_single_cert(chain, key);
         let mut config =
             config.map_err(|error| invalid(&tls.certificate, format!("{error} (its key is {})", tls.key.display())))?;
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        Ok(Self { config: config.into(), names })
+        Ok(Self { config: config.into(), names, clients })
     }
+
+    /// Whether a client with this certificate, and those that lead to its authority, would be let in now.
+    fn trusts(&self, chain: &[CertificateDer<'_>]) -> bool {
+        let (Some(clients), Some((own, rest))) = (&self.clients, chain.split_first()) else { return false };
+        clients.verify_client_cert(own, rest, UnixTime::now()).is_ok()
+    }
+}
+
+/// Returns when the certificate of a client is no longer trusted, which a reload decides. Never without one.
+pub(super) async fn distrusted(
+    chain: Option<Vec<CertificateDer<'static>>>,
+    mut in_force: watch::Receiver<Option<Identified>>,
+) {
+    if let Some(chain) = chain {
+        while in_force.changed().await.is_ok() {
+            if !in_force.borrow_and_update().as_ref().is_some_and(|identified| identified.trusts(&chain)) {
+                return;
+            }
+        }
+    }
+    pending().await
 }
 
 /// The DNS names of a certificate.

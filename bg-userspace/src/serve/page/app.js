@@ -73,22 +73,40 @@ function takeCounters(message) {
   if (isOld) lookAgain();
 }
 
-let isLooking = false;
+/**
+ * Requests for the status, and events that bring it, are counted. An answer is not shown if a later one, or an event, came since it was asked for: it
+ * may be older than what is shown.
+ */
+let asked = 0;
+let shown = 0;
 
-/** The status as a whole, as it is now. */
+/** The status as a whole, as it is now. Returns whether the answer came too late to be shown. */
 async function lookNow() {
+  asked += 1;
+  const own = asked;
   try {
-    takeStatus(await look("v1/status"), now());
+    const status = await look("v1/status");
+    if (own < shown) return true;
+    shown = own;
+    takeStatus(status, now());
   } catch {
     // The events tell sooner or later.
   }
+  return false;
 }
 
-/** The same, if what is known is not enough and nobody looks already. */
+let isLooking = false;
+let isLookWanted = false;
+
+/** The same, if what is known is not enough. What happens during a look is in the next one. */
 async function lookAgain() {
+  isLookWanted = true;
   if (isLooking) return;
   isLooking = true;
-  await lookNow();
+  while (isLookWanted) {
+    isLookWanted = false;
+    if (await lookNow()) isLookWanted = true;
+  }
   isLooking = false;
 }
 
@@ -109,6 +127,8 @@ function take(message) {
   switch (message.event) {
     case "state":
       state.skew = Number.isNaN(time) ? 0 : time - Date.now();
+      asked += 1;
+      shown = asked;
       takeStatus(message.status, Number.isNaN(time) ? now() : time);
       connected();
       break;
