@@ -22,7 +22,7 @@ use crate::{
 pub(crate) type Listeners = BTreeMap<SocketAddr, [SocketAddr; 2]>;
 
 /// The names of services (and of their deployments) whose listeners neither the configuration names nor an apply has chosen yet. An apply at boot,
-/// before the network is there, cannot choose them, and fails as a whole.
+/// before the network is there, cannot choose them, and fails as a whole. Without the right to read the state directory, none are named.
 pub fn needs_network_at_boot(paths: &Paths, config: &Config) -> Vec<(String, String)> {
     let deployments = || config.deployments.iter();
     let without = || {
@@ -34,9 +34,20 @@ pub fn needs_network_at_boot(paths: &Paths, config: &Config) -> Vec<(String, Str
     if without().next().is_none() {
         return Vec::new();
     }
-    let kept = recall(&paths.state_dir);
+    // To whom the directory is closed, it does not say what there is.
+    let Some(kept) = known(&paths.state_dir) else { return Vec::new() };
     let missing = without().filter(|(_, service)| !kept.contains_key(&service.vip));
     missing.map(|(deployment, service)| (deployment.clone(), service.name.clone())).collect()
+}
+
+/// What is kept, or `None` if this process may not read it.
+fn known(home: &Path) -> Option<Listeners> {
+    let path = home.join(LISTENERS);
+    let read = || match read(&path) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(None),
+        read => Ok(Some(read.unwrap_or_default())),
+    };
+    ask(home, PATIENCE, None, read).ok().flatten()
 }
 
 /// Whether it is in mode `tee`, and its configuration names no listeners.
@@ -50,7 +61,7 @@ pub(crate) fn recall(home: &Path) -> Listeners {
     ask(home, PATIENCE, None, || read(&path).map_err(Error::io("read", &path))).unwrap_or_default()
 }
 
-/// Keeps the listeners that were chosen, in the directory `home`.
+/// Keeps the listeners that were chosen, in the directory `home`, and no others.
 pub(crate) fn keep(home: &Path, chosen: &Listeners) -> Result<(), Error> {
     let path = home.join(LISTENERS);
     ask(home, PATIENCE, None, || write(&path, chosen).map_err(Error::io("write", &path)))

@@ -135,8 +135,9 @@ fn apply(instance: &Instance, state: &State, config: &Config, request: &ApplyReq
         pending
     };
     let plan = diff.into_plan();
-    if !chosen.is_empty()
-        && let Err(error) = kept_listeners::keep(state.home(), &chosen)
+    // Also if there are none: those of services that are gone must not stay.
+    if let Err(error) = kept_listeners::keep(state.home(), &chosen)
+        && !chosen.is_empty()
     {
         let error = anyhow::Error::from(error);
         state.warn([format!(

@@ -1,14 +1,18 @@
 //! Choosing the listeners of services in mode `tee` whose configuration names none.
 //!
-//! A service that runs keeps its listeners. A new one gets those that an earlier apply has chosen for its VIP, also if this host does not have the address: it boots, and will have it.
-//! Else the choice depends on nothing but the configuration, the running state and this host's addresses and sockets, so that an apply that is killed and called again chooses the same.
+//! A service keeps the listeners that it has, and a new one gets those that an earlier apply has chosen for its VIP. If this host does not have their address,
+//! they are kept only if none can be chosen: it boots, and will have the address later. Else it has another address now, and listeners are chosen there.
+//! The choice depends on nothing but the configuration, the running state, the earlier choices and this host's addresses and sockets, so that an apply that is killed and called again
+//! chooses the same.
 
 use std::{
     borrow::Cow,
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     io,
     net::{IpAddr, SocketAddr, TcpListener, UdpSocket},
     path::Path,
+    thread::sleep,
+    time::{Duration, Instant},
 };
 
 use bg_common::{Colour, Protocol};
@@ -23,6 +27,8 @@ use crate::{
 
 /// The first port that is tried. It is below the ports that Linux gives to outgoing connections.
 const FIRST_PORT: u16 = 17_000;
+/// How long a port may be busy that an earlier apply has chosen. The controller listens for five seconds more after an instance is gone.
+const PATIENCE: Duration = Duration::from_secs(6);
 
 /// The configuration with listeners for every service in mode `tee`. The directory `home` has those that were chosen before.
 pub(crate) fn with_listeners<'a>(config: &'a Config, running: &Running, home: &Path) -> Result<Cow<'a, Config>, Error> {
@@ -32,22 +38,34 @@ pub(crate) fn with_listeners<'a>(config: &'a Config, running: &Running, home: &P
     }
     let before = recall(home);
     let mut taken = taken(config, running);
-    let mut config = config.clone();
-    for deployment in &mut config.deployments {
-        let name = &deployment.name;
-        for service in deployment.services.iter_mut().filter(|service| is_without_listeners(service)) {
+    let end = Instant::now() + PATIENCE;
+    // First those that stay: a new service must not get what a later one has.
+    let mut kept = HashMap::new();
+    for deployment in &config.deployments {
+        for service in deployment.services.iter().filter(|service| is_without_listeners(service)) {
             let current = running.by_vip(&service_key(service.vip, service.protocol));
             // The rows of a service that moves to another deployment are written anew, while the old ones still exist.
-            let stays = |index| running.name_of(index) == Some(name.as_str());
-            let kept = current.filter(|current| stays(current.deployment)).and_then(|current| current.tee.listen);
-            let was_chosen = || before.get(&service.vip).copied().filter(|listen| may_be_taken(listen, &taken));
-            let listen = match kept.or_else(was_chosen) {
-                Some(listen) => listen,
-                None => chosen(service, &taken)?,
-            };
-            taken.extend(listen);
-            service.tee.listen = Some(listen);
+            let stays = |index| running.name_of(index) == Some(deployment.name.as_str());
+            let has = current.filter(|current| stays(current.deployment)).and_then(|current| current.tee.listen);
+            let was_chosen = || before.get(&service.vip).copied().filter(|listen| may_be_taken(listen, &taken, end));
+            if let Some(listen) = has.or_else(was_chosen) {
+                taken.extend(listen);
+                kept.insert(service.vip, listen);
+            }
         }
+    }
+    let mut config = config.clone();
+    for service in config.deployments.iter_mut().flat_map(|deployment| &mut deployment.services) {
+        if !is_without_listeners(service) {
+            continue;
+        }
+        let listen = match kept.get(&service.vip) {
+            Some(listen) if listen.iter().all(|address| is_local(address.ip())) => *listen,
+            Some(listen) => chosen(service, &taken).unwrap_or(*listen),
+            None => chosen(service, &taken)?,
+        };
+        taken.extend(listen);
+        service.tee.listen = Some(listen);
     }
     Ok(Cow::Owned(config))
 }
@@ -64,15 +82,21 @@ pub(crate) fn chosen_listeners(given: &Config, config: &Config) -> Listeners {
         .collect()
 }
 
-/// Whether nothing else has them. Their address may be missing: at boot, it comes later.
-fn may_be_taken(listen: &[SocketAddr; 2], taken: &HashSet<SocketAddr>) -> bool {
-    listen.iter().all(|address| {
-        let is_free = match TcpListener::bind(address) {
-            Ok(_) => true,
-            Err(error) => error.kind() == io::ErrorKind::AddrNotAvailable,
-        };
-        is_free && !taken.contains(address)
-    })
+/// Whether nothing else has them, at the latest at `end`. Their address may be missing: at boot, it comes later.
+fn may_be_taken(listen: &[SocketAddr; 2], taken: &HashSet<SocketAddr>, end: Instant) -> bool {
+    let is_busy = |address: &SocketAddr| {
+        TcpListener::bind(address).is_err_and(|error| error.kind() != io::ErrorKind::AddrNotAvailable)
+    };
+    if listen.iter().any(|address| taken.contains(address)) {
+        return false;
+    }
+    while listen.iter().any(is_busy) {
+        if Instant::now() >= end {
+            return false;
+        }
+        sleep(Duration::from_millis(50));
+    }
+    true
 }
 
 /// The addresses that no listener may have: those that packets are sent to or come from.
@@ -167,36 +191,75 @@ mod tests {
         assert!(error.contains("listen = { blue = \"ADDRESS:17000\""), "{error}");
     }
 
+    /// The listeners of the services of `given`, while nothing runs.
+    fn listeners(given: &Config, home: &Path) -> Result<Vec<[SocketAddr; 2]>, Error> {
+        let config = with_listeners(given, &Running::default(), home)?;
+        Ok(config.deployments[0].services.iter().map(|service| service.tee.listen.unwrap()).collect())
+    }
+
+    fn at(text: &str) -> SocketAddr {
+        text.parse().unwrap()
+    }
+
     #[test]
     fn what_was_chosen_before_is_taken_again_even_if_the_address_is_missing_unless_something_has_it() {
         let home = tempfile::tempdir().unwrap();
-        let at = |text: &str| text.parse::<SocketAddr>().unwrap();
         let vip = "203.0.113.10:80";
-        let listen_of = |config: &Config| {
-            let config = with_listeners(config, &Running::default(), home.path())?.into_owned();
-            Ok::<_, Error>(config.deployments[0].services[0].tee.listen.unwrap())
-        };
         // No host has them.
         let missing = [at("192.0.2.77:17000"), at("192.0.2.77:17001")];
         let given = config(&[(vip, "")]);
-        assert!(listen_of(&given).is_err(), "nothing can be chosen");
+        assert!(listeners(&given, home.path()).is_err(), "nothing can be chosen");
         let mut with = given.clone();
         with.deployments[0].services[0].tee.listen = Some(missing);
         let chosen = chosen_listeners(&given, &with);
         assert_eq!(chosen, Listeners::from([(at(vip), missing)]));
         assert_eq!(chosen_listeners(&with, &with), Listeners::new(), "they were named");
         crate::kept_listeners::keep(home.path(), &chosen).unwrap();
-        assert_eq!(listen_of(&given).unwrap(), missing);
+        assert_eq!(listeners(&given, home.path()).unwrap(), [missing]);
         // Another service names one of them.
         let named = "listen = { blue = \"192.0.2.77:17001\", green = \"192.0.2.77:17002\" }";
-        assert!(listen_of(&config(&[(vip, ""), ("203.0.113.10:81", named)])).is_err());
-        // Another program has one of them.
+        assert!(listeners(&config(&[(vip, ""), ("203.0.113.10:81", named)]), home.path()).is_err());
+        // Another program has one of them for good.
         let busy = TcpListener::bind((own(), 0)).unwrap().local_addr().unwrap();
-        let listener = TcpListener::bind(busy).unwrap();
-        let of_busy = Listeners::from([(at(vip), [busy, missing[0]])]);
-        crate::kept_listeners::keep(home.path(), &of_busy).unwrap();
-        assert!(listen_of(&given).is_err());
-        drop(listener);
-        assert_eq!(listen_of(&given).unwrap(), [busy, missing[0]]);
+        let _listener = TcpListener::bind(busy).unwrap();
+        crate::kept_listeners::keep(home.path(), &Listeners::from([(at(vip), [busy, missing[0]])])).unwrap();
+        assert!(listeners(&given, home.path()).is_err());
+    }
+
+    #[test]
+    fn ports_that_a_controller_still_has_for_a_moment_are_waited_for() {
+        let home = tempfile::tempdir().unwrap();
+        let listeners_of = [TcpListener::bind((own(), 0)).unwrap(), TcpListener::bind((own(), 0)).unwrap()];
+        let kept = [0, 1].map(|nth: usize| listeners_of[nth].local_addr().unwrap());
+        crate::kept_listeners::keep(home.path(), &Listeners::from([(at("203.0.113.10:80"), kept)])).unwrap();
+        let given = config(&[("203.0.113.10:80", "")]);
+        let waits = std::thread::spawn(move || {
+            sleep(Duration::from_millis(300));
+            drop(listeners_of);
+        });
+        assert_eq!(listeners(&given, home.path()).unwrap(), [kept]);
+        waits.join().unwrap();
+    }
+
+    #[test]
+    fn a_new_service_does_not_get_what_a_later_one_has() {
+        let home = tempfile::tempdir().unwrap();
+        let ip = own();
+        let [new, old] = [1, 2].map(|port| SocketAddr::new(ip, port).to_string());
+        let first = listeners(&config(&[(&new, "")]), home.path()).unwrap()[0];
+        crate::kept_listeners::keep(home.path(), &Listeners::from([(at(&old), first)])).unwrap();
+        let both = listeners(&config(&[(&new, ""), (&old, "")]), home.path()).unwrap();
+        assert_eq!(both[1], first);
+        assert!(both[0].iter().all(|address| !first.contains(address)), "{both:?}");
+    }
+
+    #[test]
+    fn listeners_are_chosen_anew_if_this_host_has_another_address_for_good() {
+        let home = tempfile::tempdir().unwrap();
+        let vip = SocketAddr::new(own(), 1);
+        let missing = [at("192.0.2.77:17000"), at("192.0.2.77:17001")];
+        crate::kept_listeners::keep(home.path(), &Listeners::from([(vip, missing)])).unwrap();
+        let chosen = listeners(&config(&[(&vip.to_string(), "")]), home.path()).unwrap()[0];
+        assert!(chosen.iter().all(|address| address.ip() == vip.ip()), "{chosen:?}");
     }
 }
