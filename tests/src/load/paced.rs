@@ -1,4 +1,4 @@
-//! Requests at a fixed rate over kept connections, with the time that each answer took.
+//! Requests at a fixed rate over kept connections, or a new one for each, with the time that each answer took.
 
 use super::{PATIENCE, http::complete_body};
 use crate::netns::Namespace;
@@ -15,7 +15,7 @@ use std::{
 pub struct Paced {
     /// The number of clients. Each has its own thread.
     pub clients: u32,
-    /// The number of connections of each client, which are used in turn.
+    /// The number of connections of each client, which are used in turn. 0: each request has a new one, whose opening counts.
     pub connections: usize,
     /// Requests per second of all clients together.
     pub rate: u32,
@@ -58,7 +58,6 @@ fn ask(
         Ok(stream)
     };
     let mut streams = (0..connections).map(open).collect::<Result<Vec<_>>>()?;
-    ensure!(!streams.is_empty(), "no connections");
     let request = format!("GET / HTTP/1.1\r\nHost: {server}\r\n\r\n");
     let (mut latencies, mut buffer) = (Vec::new(), Vec::with_capacity(1024));
     let mut due = first;
@@ -67,7 +66,14 @@ fn ask(
         let free = Instant::now();
         thread::sleep(due.saturating_duration_since(free));
         let begin = if free > due { due } else { Instant::now() };
-        let stream = &mut streams[latencies.len() % count];
+        let mut new;
+        let stream = match latencies.len().checked_rem(count) {
+            Some(number) => &mut streams[number],
+            None => {
+                new = open(0)?;
+                &mut new
+            }
+        };
         stream.write_all(request.as_bytes()).context("cannot send a request")?;
         buffer.clear();
         while complete_body(&buffer)?.is_none() {

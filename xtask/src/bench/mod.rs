@@ -16,6 +16,7 @@ mod report;
 mod scale;
 mod stats;
 mod switch;
+mod tee;
 mod test_run;
 mod text;
 mod throughput;
@@ -66,6 +67,8 @@ enum Part {
     Compare(compare::Args),
     /// What the controller takes while nothing happens, beside HAProxy.
     Controller(controller::Args),
+    /// What a request takes through a service in mode `tee`, beside HAProxy and without a proxy.
+    Tee(tee::Args),
     /// Open connections that break when the balancer changes, beside nftables, HAProxy and nginx. Writes docs/cutover.md.
     Cutover(cutover::Args),
 }
@@ -92,6 +95,7 @@ impl Part {
             Self::Scale(args) => scale::run(args),
             Self::Compare(args) => compare::run(args),
             Self::Controller(args) => controller::run(args),
+            Self::Tee(args) => tee::run(args),
             Self::Cutover(args) => cutover::run(args),
         }
     }
@@ -105,6 +109,7 @@ impl Part {
             Self::Scale(args) => args.quick,
             Self::Compare(args) => args.quick,
             Self::Controller(args) => args.quick,
+            Self::Tee(args) => args.quick,
             Self::Cutover(args) => args.quick,
         }
     }
