@@ -7,6 +7,7 @@ mod controller;
 mod cutover;
 mod datapath;
 mod edge;
+mod health;
 mod machine;
 mod mirror;
 mod page;
@@ -69,6 +70,8 @@ enum Part {
     Controller(controller::Args),
     /// What a request takes through a service in mode `tee`, beside HAProxy and without a proxy.
     Tee(tee::Args),
+    /// Requests that fail while a backend dies, with health checks of the controller and of HAProxy.
+    Health(health::Args),
     /// Open connections that break when the balancer changes, beside nftables, HAProxy and nginx. Writes docs/cutover.md.
     Cutover(cutover::Args),
 }
@@ -96,6 +99,7 @@ impl Part {
             Self::Compare(args) => compare::run(args),
             Self::Controller(args) => controller::run(args),
             Self::Tee(args) => tee::run(args),
+            Self::Health(args) => health::run(args),
             Self::Cutover(args) => cutover::run(args),
         }
     }
@@ -110,6 +114,7 @@ impl Part {
             Self::Compare(args) => args.quick,
             Self::Controller(args) => args.quick,
             Self::Tee(args) => args.quick,
+            Self::Health(args) => args.quick,
             Self::Cutover(args) => args.quick,
         }
     }
