@@ -59,7 +59,7 @@ impl<'a> Ender<'a> {
     }
 
     /// Ends connections, and waits until they have been reset. An end that does not answer is asked in so many rounds. Returns how many
-    /// connections have not been reset then, by the slot of their backend.
+    /// connections have not been reset then, by the slot of their backend. That ends could not be asked is an error only if some are left.
     ///
     /// `is_meant` says whether to end a flow at this backend, which is open or was ended by a switch.
     pub(crate) fn end(
@@ -68,6 +68,7 @@ impl<'a> Ender<'a> {
         rounds: u32,
     ) -> Result<HashMap<u32, u64>, Error> {
         let mut silent = Vec::new();
+        let mut asked = Ok(());
         let (v4, v6) = (FlowTable::<FlowKey4>::new(self.flows4.all()), FlowTable::<FlowKey6>::new(self.flows6.all()));
         for _ in 0..rounds {
             // A program may have had a row in hand before.
@@ -75,17 +76,18 @@ impl<'a> Ender<'a> {
             silent.extend(mark(self.tables, &v6, &is_meant));
             // What the client says resets the backend, too. One whose client does not answer is asked itself.
             for connection in &silent {
-                ask(&mut self.prober, connection.vip, connection.client)?;
+                asked = asked.and(ask(&mut self.prober, connection.vip, connection.client));
             }
             wait(&mut silent, AGAIN / 2);
             for connection in &silent {
-                ask(&mut self.prober, connection.client, connection.backend)?;
+                asked = asked.and(ask(&mut self.prober, connection.client, connection.backend));
             }
             wait(&mut silent, AGAIN);
             if silent.is_empty() {
-                break;
+                return Ok(HashMap::new());
             }
         }
+        asked?;
         let mut by_slot = HashMap::new();
         silent.iter().for_each(|connection| *by_slot.entry(connection.slot).or_default() += 1);
         Ok(by_slot)
@@ -97,11 +99,13 @@ impl<'a> Ender<'a> {
         is_meant: impl Fn(&Backend, &Flow) -> bool + Sync,
     ) -> Result<(), Error> {
         let (v4, v6) = (FlowTable::<FlowKey4>::new(self.flows4.all()), FlowTable::<FlowKey6>::new(self.flows6.all()));
+        // One family may be had without the other.
+        let mut asked = Ok(());
         for connection in mark(self.tables, &v4, &is_meant).into_iter().chain(mark(self.tables, &v6, &is_meant)) {
-            ask(&mut self.prober, connection.vip, connection.client)?;
-            ask(&mut self.prober, connection.client, connection.backend)?;
+            asked = asked.and(ask(&mut self.prober, connection.vip, connection.client));
+            asked = asked.and(ask(&mut self.prober, connection.client, connection.backend));
         }
-        Ok(())
+        asked
     }
 }
 

@@ -11,6 +11,7 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     os::fd::OwnedFd,
+    path::Path,
 };
 
 use bg_ebpf::wire::checksum::Sum;
@@ -40,7 +41,7 @@ impl Prober {
         };
         let socket = match socket {
             Some(socket) => socket,
-            None => socket.insert(rustix::net::socket(family, SocketType::RAW, Some(ipproto::RAW))?),
+            None => socket.insert(raw(family)?),
         };
         let mut random = [0_u8; 8];
         getrandom(&mut random[..], GetRandomFlags::empty())?;
@@ -53,6 +54,22 @@ impl Prober {
         }
         Ok(())
     }
+}
+
+fn raw(family: AddressFamily) -> rustix::io::Result<OwnedFd> {
+    rustix::net::socket(family, SocketType::RAW, Some(ipproto::RAW))
+}
+
+/// Why this process cannot make silent ends speak: the families for which it gets no raw socket, with the errors. `None` if it can.
+pub(crate) fn obstacle() -> Option<String> {
+    let has_v6 = Path::new("/proc/net/if_inet6").exists();
+    let families = [("IPv4", AddressFamily::INET, true), ("IPv6", AddressFamily::INET6, has_v6)];
+    let missing: Vec<_> = families
+        .into_iter()
+        .filter(|(_, _, is_there)| *is_there)
+        .filter_map(|(name, family, _)| Some(format!("no raw socket for {name} ({})", raw(family).err()?)))
+        .collect();
+    (!missing.is_empty()).then(|| missing.join(", "))
 }
 
 /// A bare acknowledgment as an IP packet.

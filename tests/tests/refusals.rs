@@ -114,6 +114,21 @@ fn without_cap_bpf_nothing_is_loaded() -> Result<()> {
 }
 
 #[test]
+fn the_doctor_says_if_silent_connections_cannot_be_reset() -> Result<()> {
+    let (bgctl, _lab) = bare()?;
+    let said = |wrapper: &[&str]| -> Result<String> {
+        Ok(String::from_utf8(by_way_of(&bgctl, wrapper, &["doctor", "front"])?.stdout)?)
+    };
+    let findings = said(&["env"])?;
+    assert!(findings.contains("  ok    resets: connections that say nothing can be reset"), "{findings}");
+    let findings = said(&["setpriv", "--bounding-set=-net_raw", "--"])?;
+    let expected =
+        "  warn  resets: no raw socket for IPv4 (Operation not permitted (os error 1)), no raw socket for IPv6 (";
+    assert!(findings.contains(expected) && findings.contains("grant CAP_NET_RAW"), "{findings}");
+    Ok(())
+}
+
+#[test]
 fn without_privileges_a_live_instance_cannot_be_switched() -> Result<()> {
     let ready = ready()?;
     let before = State::of(&ready.lab, &ready.bgctl)?;

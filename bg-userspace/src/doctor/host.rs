@@ -14,6 +14,7 @@ use crate::{
     Paths,
     config::Config,
     history::{PATIENCE, ask},
+    probe,
 };
 
 const HOST: &str = "host";
@@ -22,7 +23,8 @@ const HOST: &str = "host";
 const TCX: KernelVersion = KernelVersion { major: 6, minor: 6 };
 
 pub(super) fn examine(paths: &Paths, config: Option<&Config>) -> Vec<Finding> {
-    let mut findings = vec![kernel(), privileges(), pins(&paths.pin_root), state(&paths.state_dir), jit(), btf()];
+    let mut findings =
+        vec![kernel(), privileges(), resets(), pins(&paths.pin_root), state(&paths.state_dir), jit(), btf()];
     findings.extend(tc());
     findings.extend(softirqs());
     findings.extend(forwarding(config));
@@ -50,6 +52,19 @@ fn privileges() -> Finding {
             Finding::fail(HOST, "privileges", format!("missing {}", missing.join(" and ")), "run bgctl as root")
         }
         Err(error) => Finding::warn(HOST, "privileges", error.to_string(), "mount /proc"),
+    }
+}
+
+/// An end of a connection that says nothing has to be asked, or else its reset waits until it speaks.
+fn resets() -> Finding {
+    match probe::obstacle() {
+        None => Finding::ok(HOST, "resets", "connections that say nothing can be reset"),
+        Some(why) => Finding::warn(
+            HOST,
+            "resets",
+            format!("{why}: connections that say nothing are reset only when they speak again"),
+            "run bgctl as root, or grant CAP_NET_RAW (in a systemd unit also AF_INET and AF_INET6)",
+        ),
     }
 }
 

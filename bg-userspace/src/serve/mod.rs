@@ -40,7 +40,7 @@ use self::{
     metrics::Metrics,
 };
 pub use self::{error::ServeError, log::LogFormat, options::ServeOptions};
-use crate::{Error, Paths, Refusal};
+use crate::{Error, Paths, Refusal, probe};
 
 /// How long the end waits for all parts. One may wait for a file system that does not respond.
 const LAST: Duration = Duration::from_secs(5);
@@ -67,6 +67,11 @@ pub fn run(paths: &Paths, options: &ServeOptions) -> Result<(), ServeError> {
 
 async fn serve(controller: Arc<Controller>, life: Life) -> Result<(), ServeError> {
     no_other(&controller).await?;
+    if let Some(why) = probe::obstacle() {
+        tracing::warn!(
+            "{why}: connections that say nothing are reset only when they speak again, and a drain that resets fails. Grant CAP_NET_RAW, and AF_INET and AF_INET6"
+        );
+    }
     let metrics = Arc::new(Metrics::default());
     let server = Server::listen(&controller, metrics.clone()).await?;
     let mut parts = JoinSet::new();
