@@ -137,7 +137,8 @@ impl FlowFinder {
         self.instance.is_current()
     }
 
-    /// Whether new flows of users go to this colour alone or also. If so, a confined connection must not be there.
+    /// Whether this is the live colour: the one that gets most of the new flows of users. If so, a confined connection must not be there (invariant 6). While a
+    /// share divides new flows, the other colour gets some of them too, and testers stay on it.
     pub(crate) fn is_live(&self, deployment: u16, colour: Colour) -> bool {
         self.instance.words.reading(deployment, 0).shown().live() == colour
     }

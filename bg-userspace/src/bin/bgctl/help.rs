@@ -203,7 +203,12 @@ pub(crate) const PAGES: &[Page] = &[
     },
     Page {
         command: "rollback",
-        description: &["The options are those of bgctl-switch(1)."],
+        description: &[
+            "The options are those of bgctl-switch(1). A rollback asks no gates.",
+            "While the deployment has gates, a rollback to a colour that was not live before the last change is refused (exit code 3), because only a switch \
+             asks them. So is one to a colour from which a switch was taken back. --skip-gates makes it anyway, and the history says so. Without a colour, no \
+             rollback is refused for its gates.",
+        ],
         examples: &[(
             "bgctl rollback shop --reason 'errors at the checkout'",
             "make the colour live that was live before",
@@ -225,6 +230,8 @@ pub(crate) const PAGES: &[Page] = &[
             "Sends a share of new flows to green and the others to blue. Open flows stay where they are. With 0 or 100 it is a switch.",
             "With --by client all flows of a client go to one colour. A larger share only moves clients to green, and a smaller one \
              takes back first those who came last. Without --by, a share that changes divides the same as before.",
+            "A split asks no gates. While the deployment has some, a split that would make another colour live is refused (exit code 3), because only a \
+             switch asks them. --skip-gates makes it anyway, and the history says so.",
             "With --dry-run the exit code is 3 if the split would be refused, and 0 otherwise.",
         ],
         examples: &[
@@ -359,7 +366,8 @@ pub(crate) const PAGES: &[Page] = &[
         command: "serve",
         description: &[
             "Packets do not need it: if it ends or is killed, they go where they went before, and its successor learns the state from \
-             the pinned maps. Only one controller can run on an instance.",
+             the pinned maps. The exception are services in mode tee: the controller relays their connections, so these end with it, and new ones are \
+             refused until the next one runs. Only one controller can run on an instance.",
             "SIGHUP reads the configuration again; an invalid one is reported and changes nothing. SIGTERM ends the controller and \
              leaves the data path as it is. Under systemd, it tells when it is ready and that it is alive, and writes to the journal.",
         ],
