@@ -10,6 +10,7 @@ use bg_tests::{
 };
 use std::{
     fs,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::{Command, Output},
     thread,
@@ -125,6 +126,27 @@ fn the_doctor_says_if_silent_connections_cannot_be_reset() -> Result<()> {
     let expected =
         "  warn  resets: no raw socket for IPv4 (Operation not permitted (os error 1)), no raw socket for IPv6 (";
     assert!(findings.contains(expected) && findings.contains("grant CAP_NET_RAW"), "{findings}");
+    Ok(())
+}
+
+#[test]
+fn a_check_says_nothing_of_a_state_directory_that_it_may_not_read() -> Result<()> {
+    let (bgctl, lab) = bare()?;
+    let program = lab.sandbox.dir().join("bgctl");
+    fs::copy(bgctl.program(), &program)?;
+    let config = lab.sandbox.dir().join("teed.toml");
+    let service = "vip = \"203.0.113.77:80\"\nprotocol = \"tcp\"\nmode = \"tee\"\nblue = [\"10.0.1.11:1\"]\ngreen = [\"10.0.2.11:1\"]\n";
+    fs::write(&config, format!("[[deployments.shop.services]]\nname = \"web\"\n{service}"))?;
+    let said = |wrapper: &[&str]| -> Result<String> {
+        let output =
+            by_way_of(&lab.bgctl_at(program.clone()), wrapper, &["check", "-c", &config.display().to_string()])?;
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        Ok(String::from_utf8(output.stderr)?)
+    };
+    fs::create_dir_all(lab.sandbox.state_dir())?;
+    fs::set_permissions(lab.sandbox.state_dir(), fs::Permissions::from_mode(0o700))?;
+    assert!(said(&["env"])?.contains("no apply has chosen listeners yet"), "nothing is kept");
+    assert_eq!(said(&["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--"])?, "");
     Ok(())
 }
 
