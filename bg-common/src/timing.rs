@@ -91,12 +91,13 @@ pub struct Timing {
     pub cause: u8,
     /// [`Conditions`](crate::Conditions) that take the word back while it is timed; those that have, if that is the cause.
     pub conditions: u8,
-    /// Always zero.
-    pub reserved: [u8; 4],
+    /// The first byte is the colour that was kept when this generation was made, so that it outlives ties, cancelled ramps and what is taken back:
+    /// 0 unknown, 1 blue, 2 green, 3 neither. The data path does not read it. The others are always zero.
+    pub kept: [u8; 4],
 }
 
 crate::assert_layout!(
     Timing, size 72, align 8,
     activate_at at 0, before at 8, ramp at 16, window at 24, revert_at at 32, hold_until at 40, made_at at 48,
-    generation at 56, drain_timeout at 60, on_switch at 64, clock at 65, cause at 66, conditions at 67, reserved at 68
+    generation at 56, drain_timeout at 60, on_switch at 64, clock at 65, cause at 66, conditions at 67, kept at 68
 );

@@ -100,9 +100,10 @@ pub fn drill(
         confirm_within: Some(window.min(SwitchRequest::LONGEST)),
         ..SwitchRequest::default()
     };
-    let Some(mut passed) = gates::pass_before(instance, deployment, &there, gates, progress)? else {
+    let mut passed = gates::pass_before(instance, deployment, &there, gates, progress)?;
+    if passed.is_there {
         return Err(Refusal::NothingToDrill { deployment: deployment.to_owned() }.into());
-    };
+    }
     let began = Instant::now();
     let switched = instance.switch(deployment, &passed.request).inspect_err(|error| {
         if matches!(error, Error::NotRecorded { .. }) {
@@ -124,6 +125,7 @@ pub fn drill(
         Err(Failed { gate, why }) => Some(format!("{gate}: {why}")),
     };
     let back = SwitchRequest {
+        only_if_waiting: true,
         on_switch: Some(switched.on_switch),
         if_generation: Some(switched.to.generation),
         force: true,
@@ -135,7 +137,12 @@ pub fn drill(
         ..SwitchRequest::default()
     };
     let (away, began) = (switched.stored.elapsed(), Instant::now());
-    let returned = instance.rollback(deployment, &back)?;
+    let returned = instance.rollback(deployment, &back).map_err(|error| match error {
+        Error::Refused(Refusal::NothingToConfirm { deployment, .. }) => {
+            Refusal::DrillKept { deployment, live: switched.to.live.name() }.into()
+        }
+        error => error,
+    })?;
     Ok(Drill {
         deployment: deployment.to_owned(),
         passed: failed.is_none(),

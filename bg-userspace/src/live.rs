@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{Ordering, fence};
 
-use bg_common::{Cause, ClockId, Conditions, LiveFlags, LiveWord, SwitchTerms, Timing, Trips};
+use bg_common::{Cause, ClockId, Colour, Conditions, FULL_SHARE, LiveFlags, LiveWord, SwitchTerms, Timing, Trips};
 use bg_ebpf::{
     policy::{
         timed::{Due, Return, activation, due, settle, taken_back},
@@ -46,12 +46,12 @@ impl Words {
         loop {
             let word = self.live.read(row);
             fence(Ordering::Acquire);
-            let timing = self.timing.read(row)[word.terms_slot()];
+            let timings = self.timing.read(row);
             fence(Ordering::Acquire);
             let terms = self.terms.read(row);
             fence(Ordering::Acquire);
             if self.live.read(row) == word {
-                return Reading::of(word, &terms, timing, tick);
+                return Reading::of(word, &terms, noted(word, &timings), tick);
             }
         }
     }
@@ -111,6 +111,7 @@ impl Reading {
                     let why = Return::expired(&reading.timing);
                     let next = taken_back(reading.word, &reading.terms, &reading.timing, tick, why);
                     let Some((word, terms, timing)) = next else { break };
+                    let timing = Timing { kept: reading.timing.kept, ..timing };
                     (reading.word, reading.terms, reading.timing) = (word, terms, timing);
                     (reading.generation, reading.is_explicit) = (word.generation(), false);
                 }
@@ -210,6 +211,23 @@ impl Words {
             ),
             _ => "when its time for a confirmation had passed".to_owned(),
         }
+    }
+}
+
+/// The timing of a word. Packets note nothing about what was kept, so a generation that takes one back has what that one had noted.
+pub(crate) fn noted(word: LiveWord, timings: &[Timing; 2]) -> Timing {
+    let (own, other) = (timings[word.terms_slot()], timings[1 - word.terms_slot()]);
+    let takes_back = matches!(Cause::from_u8(own.cause), Cause::Expired | Cause::Tripped);
+    let is_before = own.generation == word.generation() && other.generation == word.generation().wrapping_sub(1);
+    if takes_back && is_before { Timing { kept: other.kept, ..own } } else { own }
+}
+
+/// The colour that gets most new flows; none if both get the same.
+pub(crate) fn colour_of(share: u16) -> Option<Colour> {
+    match share.cmp(&(FULL_SHARE / 2)) {
+        std::cmp::Ordering::Less => Some(Colour::Blue),
+        std::cmp::Ordering::Equal => None,
+        std::cmp::Ordering::Greater => Some(Colour::Green),
     }
 }
 

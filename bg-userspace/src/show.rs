@@ -3,13 +3,13 @@
 //! The maps keep everything from a file except what concerns the controller alone, the gates, of which the last apply has kept a copy, and `initial`. The live
 //! colour takes its place, so that another host starts with the same colour. Applying the result changes nothing.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 use bg_common::{Colour, DeploymentRow, Mode, Protocol};
 
 use crate::{
     Error, Instance,
-    config::{BackendSpec, Config, Deployment, DivideBy, Failover, OnSwitch, Service, StickyPrefix, Tee},
+    config::{BackendSpec, Config, Deployment, DivideBy, Failover, Gate, OnSwitch, Service, StickyPrefix, Tee},
     kept_gates,
     maps::Tables,
     running::{Running, RunningDeployment, RunningService, UNSETTLED, address_of},
@@ -19,8 +19,16 @@ impl Instance {
     /// The running configuration, in the order in which it was applied. `initial` is the live colour. During an
     /// apply, or after a killed apply, [`config::parse`](crate::config::parse) may not accept the result.
     pub fn configuration(&self) -> Result<Config, Error> {
+        self.configuration_with(kept_gates::all(&self.paths)?)
+    }
+
+    /// The same without gates. This needs no disk.
+    pub fn configuration_without_gates(&self) -> Result<Config, Error> {
+        self.configuration_with(HashMap::new())
+    }
+
+    fn configuration_with(&self, mut gates: HashMap<String, Vec<Gate>>) -> Result<Config, Error> {
         let running = Running::read(&self.words, &Tables::open(&self.paths)?)?;
-        let mut gates = kept_gates::all(&self.paths)?;
         let mut deployments: Vec<_> = running.deployments.iter().collect();
         deployments.sort_by_key(|(_, deployment)| deployment.index);
         let deployment = |(name, deployment): (&String, &RunningDeployment)| Deployment {

@@ -12,8 +12,8 @@
 //! one, the lists of the indexes (from the rows), the salts of new services, the records for the journal, and the neighbours, which are
 //! checked even if there is no action.
 //!
-//! The gates of the configuration are kept first, in the state directory, once nothing else is in the way. If they cannot be kept, nothing is
-//! applied.
+//! Once nothing else is in the way, the apply writes its record into the pins, and then keeps the gates of the configuration in the state directory. If
+//! they cannot be kept, nothing is applied or recorded.
 //!
 //! The order ensures that no packet sees a half-written row, and that calling a killed apply again completes it:
 //!
@@ -108,8 +108,9 @@ fn apply(instance: &Instance, state: &State, config: &Config, request: &ApplyReq
     let recording = Recording::begin(paths);
     let mut changes = deployments::planned(&diff, &running, request);
     let pending = if diff.is_empty() {
-        kept_gates::keep(paths, state.home(), config)?;
-        Pending::begin(paths, &lock, &changes)
+        let pending = Pending::begin(paths, &lock, &changes);
+        keep_gates(paths, state, config, &pending)?;
+        pending
     } else {
         if !diff.colour_changes.is_empty() && !request.force {
             return Err(Refusal::ColourChanges { changes: diff.colour_changes }.into());
@@ -122,9 +123,9 @@ fn apply(instance: &Instance, state: &State, config: &Config, request: &ApplyReq
         let heads = Heads::open(paths)?;
         links::check(&diff, &running, &heads, &tables)?;
         let mut work = Work::new(paths, words, tables, heads, &running, config)?;
-        kept_gates::keep(paths, state.home(), config)?;
-        // If something fails from here on, part of it may be done. The next command records it.
         let pending = Pending::begin(paths, &lock, &changes);
+        keep_gates(paths, state, config, &pending)?;
+        // If something fails from here on, part of it may be done. The next command records it.
         work.retire_left_over()?;
         let taken_over = work.remove_services(&diff)?;
         let indexes = deployments::begin(&mut work, &mut diff, *tick_length, &recalled, &mut changes)?;
@@ -147,6 +148,11 @@ fn apply(instance: &Instance, state: &State, config: &Config, request: &ApplyReq
     keep_neighbours(paths, config);
     remember(state, words, recording, &deployments::made(words, &recalled, changes), &pending)?;
     Ok(plan)
+}
+
+/// Keeps the gates, which is the first thing that an apply changes. If it cannot, it has changed nothing, and there is nothing to record.
+fn keep_gates(paths: &Paths, state: &State, config: &Config, pending: &Pending) -> Result<(), Error> {
+    kept_gates::keep(paths, state.home(), config).inspect_err(|_| pending.cancel())
 }
 
 /// Updates the state directory, after everything else is done.

@@ -382,6 +382,11 @@ pub enum Error {
         /// Why not.
         why: String,
     },
+    /// The deployment has gates, and this program cannot ask them.
+    #[error(
+        "nothing was done, because the deployment has gates, and this bgctl was built without the feature `serve`, which asks them. --skip-gates goes without"
+    )]
+    GatesNotBuilt,
     /// The gates of a configuration could not be kept for later switches. Nothing was applied.
     #[error("nothing was applied, because the gates of the configuration cannot be kept for later switches")]
     GatesNotKept {

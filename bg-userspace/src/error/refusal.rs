@@ -188,9 +188,26 @@ pub enum Refusal {
         /// What follows for the switch, and the live colour.
         then: String,
     },
+    /// An apply has changed a deployment while its gates were asked.
+    #[error(
+        "an apply has changed deployment \"{deployment}\" since its gates were read, so they have judged something else; nothing was switched: switch again to ask those of now"
+    )]
+    ChangedMeanwhile {
+        /// Its name.
+        deployment: String,
+    },
+    /// A switch would go back, by itself, to one that was not kept.
+    #[error(
+        "deployment \"{deployment}\" has gates, and a switch that is not confirmed yet, to which this one would go back: confirm that one first (`bgctl confirm \
+         {deployment}`) or roll it back (`bgctl rollback {deployment}`)"
+    )]
+    NotKeptYet {
+        /// Its name.
+        deployment: String,
+    },
     /// A split or a rollback would make a colour live that the gates have not judged.
     #[error(
-        "deployment \"{deployment}\" has gates, and a {command} asks none, so it does not make {to} live: `bgctl switch {deployment} {to}` asks \
+        "deployment \"{deployment}\" may have gates, and a {command} asks none, so it does not make {to} live: `bgctl switch {deployment} {to}` asks \
          them. --skip-gates (`skip_gates` in the API) goes without, and the history tells that. A rollback to the colour that was live before asks none"
     )]
     GatesNotAsked {

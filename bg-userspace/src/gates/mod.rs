@@ -8,6 +8,8 @@
 //! again and again ([`Gate::interval`]), until the end of the time for the confirmation is near, or one of them fails: then the
 //! switch is rolled back at once. A gate that hangs, crashes or cannot be run has failed.
 //!
+//! If an apply changes the deployment while the gates before the switch are asked, the switch is refused.
+//!
 //! A rollback asks no gates.
 
 mod attempt;
@@ -25,9 +27,9 @@ pub(crate) use self::report::Failed;
 pub use self::report::{Confirmed, GateReport, GatedSwitch, Progress};
 pub(crate) use self::watch::Watch;
 use crate::{
-    ConfirmRequest, Error, FreezeWindow, Instance, Refusal, SwitchRequest, Switched, WindowSwitched,
-    config::{Gate, When},
-    switch::Kind,
+    Colour, ConfirmRequest, Error, FreezeWindow, Instance, Refusal, SwitchRequest, Switched, WindowSwitched,
+    config::{Deployment, Gate, When},
+    switch::{Kind, returns_to_unkept},
 };
 
 /// Whether there are gates after the switch.
@@ -60,11 +62,13 @@ pub fn switch(
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<GatedSwitch, Error> {
     if gates.is_empty() {
+        refuse_new_gates(instance, deployment, request)?;
         return instance.switch(deployment, request).map(GatedSwitch::without_gates);
     }
-    let Some(mut passed) = pass_before(instance, deployment, request, gates, progress)? else {
-        return instance.switch(deployment, request).map(GatedSwitch::without_gates);
-    };
+    let mut passed = pass_before(instance, deployment, request, gates, progress)?;
+    if passed.is_there {
+        return instance.switch(deployment, &passed.request).map(GatedSwitch::without_gates);
+    }
     let within = request.confirm_within.or_else(|| has_after(gates).then(|| usual_window(gates)));
     let request = SwitchRequest { confirm_within: within, ..passed.request };
     let switched = instance.switch(deployment, &request).map_err(|error| {
@@ -113,8 +117,11 @@ pub fn switch_in_window(
         return Err(Error::Unrepresentable { what });
     }
     let judged = match gates {
-        [] => None,
-        _ => pass_before(instance, deployment, request, gates, progress)?.map(|passed| passed.request),
+        [] => {
+            refuse_new_gates(instance, deployment, request)?;
+            None
+        }
+        _ => Some(pass_before(instance, deployment, request, gates, progress)?.request),
     };
     instance.switch_in_window(deployment, judged.as_ref().unwrap_or(request), window)
 }
@@ -124,24 +131,56 @@ pub(crate) struct Passed {
     /// The request for the state that the gates have judged.
     pub(crate) request: SwitchRequest,
     pub(crate) reports: Vec<GateReport>,
+    /// Nothing would be changed, so none was asked.
+    pub(crate) is_there: bool,
 }
 
-/// Asks the gates before a switch. `None`: it would change nothing.
+/// A deployment as it was applied, with its gates. Its live colour is no part of that.
+fn applied(instance: &Instance, name: &str) -> Result<Option<Deployment>, Error> {
+    let config = instance.configuration()?;
+    let found = config.deployments.into_iter().find(|deployment| deployment.name == name);
+    Ok(found.map(|deployment| Deployment { initial: Colour::Blue, ..deployment }))
+}
+
+fn changed_meanwhile(deployment: &str) -> Error {
+    Refusal::ChangedMeanwhile { deployment: deployment.to_owned() }.into()
+}
+
+/// Refuses a switch for which no gates were found, if an apply has added some since.
+fn refuse_new_gates(instance: &Instance, deployment: &str, request: &SwitchRequest) -> Result<(), Error> {
+    if !request.skip_gates && !instance.gates(deployment)?.is_empty() {
+        return Err(changed_meanwhile(deployment));
+    }
+    Ok(())
+}
+
+/// Asks the gates before a switch.
 pub(crate) fn pass_before(
     instance: &Instance,
     deployment: &str,
     request: &SwitchRequest,
     gates: &[Gate],
     progress: &mut dyn FnMut(Progress<'_>),
-) -> Result<Option<Passed>, Error> {
+) -> Result<Passed, Error> {
     let (index, _) = instance.deployment(deployment)?;
-    let outlook = instance.outlook(deployment, index, request, Kind::Switch)?;
-    if !outlook.changes? {
-        return Ok(None);
+    let judged = applied(instance, deployment)?;
+    if judged.as_ref().is_none_or(|judged| judged.gates != gates) {
+        return Err(changed_meanwhile(deployment));
     }
+    let outlook = instance.outlook(deployment, index, request, Kind::Switch)?;
     let (from, to) = (outlook.from.moment(), outlook.asked.live());
     // If somebody else switches meanwhile, the gates have judged another state.
     let request = SwitchRequest { to: Some(to), if_generation: Some(from.generation), ..request.clone() };
+    if !outlook.changes? {
+        return Ok(Passed { request, reports: Vec::new(), is_there: true });
+    }
+    let waits = SwitchRequest {
+        confirm_within: request.confirm_within.or(has_after(gates).then_some(Duration::MAX)),
+        ..request.clone()
+    };
+    if returns_to_unkept(&waits, &outlook.from) {
+        return Err(Refusal::NotKeptYet { deployment: deployment.to_owned() }.into());
+    }
     let ask = Ask { instance, deployment, from: to.other(), to, generation: from.generation };
     let mut reports = Vec::new();
     for gate in gates.iter().filter(|gate| gate.when == When::Before) {
@@ -157,13 +196,18 @@ pub(crate) fn pass_before(
         }
         reports.push(report);
     }
-    Ok(Some(Passed { request, reports }))
+    // What makes no generation: an apply. Other backends, or other gates, were not judged.
+    if applied(instance, deployment)? != judged {
+        return Err(changed_meanwhile(deployment));
+    }
+    Ok(Passed { request, reports, is_there: false })
 }
 
 /// Rolls a switch back, and returns the error that says so.
 fn go_back(instance: &Instance, switched: &Switched, request: &SwitchRequest, Failed { gate, why }: Failed) -> Error {
     let deployment = &switched.deployment;
     let back = SwitchRequest {
+        only_if_waiting: true,
         // Open flows end, or stay, as in the switch.
         on_switch: Some(switched.on_switch),
         if_generation: Some(switched.to.generation),
@@ -186,6 +230,9 @@ fn go_back(instance: &Instance, switched: &Switched, request: &SwitchRequest, Fa
         }
         Err(error) => match watch::taken_back(instance, switched) {
             Some(live) => format!("the data path has taken the switch back, and {} is live", live.name()),
+            None if matches!(error, Error::Refused(Refusal::NothingToConfirm { .. })) => {
+                "somebody has confirmed the switch meanwhile, so it was not rolled back".to_owned()
+            }
             None if matches!(error, Error::Refused(Refusal::OtherGeneration { .. })) => {
                 "somebody else has switched meanwhile, so it was not rolled back".to_owned()
             }

@@ -81,11 +81,15 @@ impl<'a> Watch<'a> {
     ) -> Result<Confirmed, Failed> {
         let first = reports.len();
         let after: Vec<_> = gates.iter().filter(|gate| gate.when == When::After).collect();
-        let mut due = vec![Some(self.begin); after.len()];
+        let Some((begin, end)) = self.take_effect() else {
+            return Ok(if self.state() == State::Confirmed { Confirmed::BySomebody } else { Confirmed::ByGates });
+        };
+        let latest = self.latest + end.saturating_duration_since(self.end);
+        let mut due = vec![Some(begin); after.len()];
         loop {
             // Of those that are due at the same time, the first.
             let next = due.iter().enumerate().filter_map(|(nth, at)| at.map(|at| (at, nth))).min();
-            match self.wait(next.map_or(self.end, |(at, _)| at)) {
+            match self.wait(next.map_or(end, |(at, _)| at)) {
                 State::Waits => {}
                 State::Confirmed => return Ok(Confirmed::BySomebody),
                 // The confirmation says why.
@@ -96,14 +100,14 @@ impl<'a> Watch<'a> {
             let report = reports.get(first + nth);
             // One that is begun must end in time, since nobody knows then whether it would have passed.
             let needs = report.map_or(Duration::ZERO, |report| gate.timeout.min(report.longest * 2 + LEAST));
-            if report.is_some() && Instant::now() + needs > self.end {
+            if report.is_some() && Instant::now() + needs > end {
                 due[nth] = None;
                 continue;
             }
             if report.is_none() {
                 progress(Progress::Asks(gate));
             }
-            let left = self.latest.saturating_duration_since(Instant::now());
+            let left = latest.saturating_duration_since(Instant::now());
             let told = attempt(gate, &self.ask, gate.timeout.min(left), &|| self.state() != State::Waits);
             match self.state() {
                 State::Waits => {}
@@ -127,6 +131,17 @@ impl<'a> Watch<'a> {
             due[nth] = Some(Instant::now() + gate.interval);
         }
         Ok(Confirmed::ByGates)
+    }
+
+    /// Waits until the switch is in effect, or its ramp has begun, and returns when the first gate is asked and when the switch is confirmed. The clocks
+    /// of this process do not tell when that is: somebody may have set the one by which packets go. `None`: nothing waits any more.
+    fn take_effect(&self) -> Option<(Instant, Instant)> {
+        let look = || {
+            let reading = self.ask.instance.words.reading(self.index, 0);
+            (self.state() == State::Waits).then(|| !reading.is_pending() || reading.is_ramping())
+        };
+        let late = lateness(self.begin, look)?;
+        Some((self.begin + late, self.end + late))
     }
 
     /// Waits for a moment, as long as the switch waits.
@@ -153,6 +168,17 @@ impl<'a> Watch<'a> {
     }
 }
 
+/// Looks until the switch is in effect, and returns how long after `begin` that is. `look` says whether it is, and nothing if nobody waits for it any more.
+fn lateness(begin: Instant, mut look: impl FnMut() -> Option<bool>) -> Option<Duration> {
+    let mut has_waited = false;
+    while !look()? {
+        let ahead = begin.saturating_duration_since(Instant::now()).max(LOOK);
+        thread::sleep(pause(ahead, ahead));
+        has_waited = true;
+    }
+    Some(if has_waited { Instant::now().saturating_duration_since(begin) } else { Duration::ZERO })
+}
+
 /// How long not to look, if so much time is left to wait, and until the first gate is asked.
 fn pause(left: Duration, to_begin: Duration) -> Duration {
     left.min((to_begin / 2).clamp(LOOK, FAR_LOOK))
@@ -172,6 +198,19 @@ pub(super) fn taken_back(instance: &Instance, switched: &Switched) -> Option<Col
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_gate_is_asked_before_the_switch_is_in_effect_whatever_the_clock_says() {
+        let begin = Instant::now();
+        let answers = |answers: Vec<Option<bool>>| {
+            let mut answers = answers.into_iter();
+            move || answers.next().expect("it has been told")
+        };
+        assert_eq!(lateness(begin, answers(vec![Some(true)])), Some(Duration::ZERO));
+        let late = lateness(begin, answers(vec![Some(false), Some(false), Some(true)])).expect("it waits");
+        assert!(late >= LOOK * 2, "{late:?}");
+        assert_eq!(lateness(begin, answers(vec![Some(false), None])), None, "somebody has cancelled it");
+    }
 
     #[test]
     fn a_switch_that_is_far_away_is_looked_at_seldom_and_none_is_late() {

@@ -69,8 +69,7 @@ pub(super) async fn run(controller: Arc<Controller>) -> Result<(), ServeError> {
             Ok((after, records)) => {
                 tail = after;
                 let is_news = !records.is_empty();
-                // Whoever applies has mostly changed the file.
-                if records.iter().any(|record| record.action == Action::Apply) {
+                if records.iter().any(may_be_an_apply) {
                     controller.ask_to_reload();
                 }
                 for record in records {
@@ -84,6 +83,11 @@ pub(super) async fn run(controller: Arc<Controller>) -> Result<(), ServeError> {
             Err(error) => tracing::debug!("cannot read the history: {error}"),
         }
     }
+}
+
+/// Whoever applies has mostly changed the file. An apply that gives a deployment its last live colour back is recorded as that.
+fn may_be_an_apply(record: &Record) -> bool {
+    matches!(record.action, Action::Apply | Action::Recovered)
 }
 
 /// What changes if there is something to record.

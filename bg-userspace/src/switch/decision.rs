@@ -10,7 +10,7 @@ use crate::{
     Error, Instance, Refusal,
     attach::is_attached,
     config::{DivideBy, OnSwitch},
-    live::Reading,
+    live::{Reading, colour_of},
     maps::clock,
     running::text,
     time::tick,
@@ -86,7 +86,12 @@ impl Goal {
             let (stored, before) = (reading.stored, reading.timing.before);
             return Ok(goal(if reading.is_ramping() { stored.previous_share() } else { before.target_share() }));
         }
-        let back = if word.previous() == live { word.previous_share() } else { word.previous().full_share() };
+        // A tie makes no colour live, so a share that came from one, or led to one, goes back to just that.
+        let is_other = match (colour_of(word.previous_share()), colour_of(word.target_share())) {
+            (Some(previous), Some(live)) => previous != live,
+            _ => false,
+        };
+        let back = if is_other { word.previous().full_share() } else { word.previous_share() };
         if back == word.target_share() {
             return Err(Refusal::NothingToRollBackTo { deployment, live: live.name() });
         }
@@ -165,6 +170,10 @@ impl Instance {
         if let Some(expected) = request.if_generation.filter(|expected| *expected != from.generation) {
             let (deployment, got) = (name.to_owned(), from.generation);
             return Err(Refusal::OtherGeneration { deployment, expected, got }.into());
+        }
+        if request.only_if_waiting && !from.stored.flags().has(LiveFlags::TIMED) {
+            let (deployment, generation) = (name.to_owned(), from.generation);
+            return Err(Refusal::NothingToConfirm { deployment, generation }.into());
         }
         let goal = goal(name, from)?;
         let is_there = reading.word.target_share() == goal.share && !divides_otherwise(&row, &goal);

@@ -18,6 +18,7 @@ mod confirm;
 mod decision;
 mod fates;
 mod hook;
+mod kept;
 mod old_colour;
 mod receipt;
 mod request;
@@ -31,6 +32,8 @@ use bg_common::{Colour, DeploymentRow, Family, Identity, Mode, Role, ServiceRow}
 use std::sync::atomic::Ordering;
 
 pub(crate) use self::decision::{Kind, Outlook};
+#[cfg(feature = "serve")]
+pub(crate) use self::kept::returns_to_unkept;
 pub use self::request::{ConfirmRequest, SplitRequest, SwitchRequest, Switched};
 pub use self::window::{FreezeWindow, WindowSwitched};
 use self::{

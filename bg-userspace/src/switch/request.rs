@@ -36,6 +36,9 @@ pub struct SwitchRequest {
     pub at: Option<jiff::Timestamp>,
     /// Whether a rollback may make a colour live without the deployment's gates; see [`without_gates`](Self::without_gates).
     pub skip_gates: bool,
+    /// Refuse if the present generation does not wait for a confirmation: who rolls a switch back because it has failed must not undo one that somebody
+    /// has kept meanwhile.
+    pub only_if_waiting: bool,
 }
 
 impl SwitchRequest {
@@ -47,6 +50,13 @@ impl SwitchRequest {
     /// The same, with a reason that tells the history that nobody has asked the gates.
     pub fn without_gates(self) -> Self {
         Self { reason: Some(skipped(self.reason)), skip_gates: true, ..self }
+    }
+
+    /// Whether the switch is taken back, or takes effect, by itself.
+    #[cfg(any(feature = "serve", test))]
+    pub(crate) fn is_timed(&self) -> bool {
+        let Self { confirm_within, ramp, revert_if, at, .. } = self;
+        confirm_within.is_some() || ramp.is_some() || !revert_if.is_empty() || at.is_some()
     }
 
     /// Refuses times that make no sense.

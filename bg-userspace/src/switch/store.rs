@@ -11,6 +11,7 @@ use bg_ebpf::policy::{
 use super::{
     claim::Claim,
     decision::{Decision, Goal, Next, split_by},
+    kept,
     receipt::{Counters, end_all, is_any_open},
     request::{SwitchRequest, Switched},
 };
@@ -183,27 +184,9 @@ impl Instance {
 
     /// Takes back a schedule or a ramp that has not taken effect: what is in force stays. `false`: it has taken effect meanwhile.
     fn cancel(&self, name: &str, index: u16, reading: &Reading) -> Result<bool, Error> {
-        let (stored, word) = (reading.stored, reading.word);
-        let Some(generation) = stored.generation().checked_add(1) else {
+        let stored = reading.stored;
+        let Some((new, timing)) = cancelled(reading) else {
             return Err(Refusal::GenerationsExhausted { deployment: name.to_owned() }.into());
-        };
-        let before = reading.timing.before;
-        // The share before the ramp, or before the first of several that go on with each other.
-        let share = stored.previous_share();
-        let is_on_the_way = word.target_share() != share;
-        let previous = if is_on_the_way { share } else { before.previous_share() };
-        // That has the flag HOLD as `stored` has it.
-        let flags = word.flags().without(LiveFlags::TIMED);
-        let new = LiveWord::new(generation, flags, previous, word.target_share());
-        // The terms in its slot are those of the word in force, and stay.
-        let timing = Timing {
-            // A switch that goes on with the ramp has to know of it.
-            before: if is_on_the_way { before } else { LiveWord::default() },
-            generation,
-            cause: Cause::Cancelled as u8,
-            made_at: now(ClockId::Boot),
-            hold_until: reading.timing.hold_until,
-            ..Timing::default()
         };
         // If the change is due, a packet may be about to take it back, and writes where this writes. This process may be stopped at any moment.
         let is_due = || !matches!(due(stored, &reading.timing, now), Due::Nothing(_));
@@ -246,9 +229,7 @@ impl Instance {
         let (word, is_cut) = (reading.stored, on_switch == OnSwitch::Cut);
         let Next { word: new, terms: new_terms, drain_timeout } =
             self.next(name, row, (word, &reading.terms), &goal, on_switch)?;
-        // What goes on with a ramp goes back to where that began.
-        let back_to = reading.before_ramp(goal.share).filter(|_| goal.is_whole());
-        let new = back_to.map_or(new, |share| LiveWord::new(new.generation(), new.flags(), share, new.target_share()));
+        let new = going_back(new, &goal, reading);
         let (boot, boot_at) = (now(ClockId::Boot), Instant::now());
         let nanos = |time: Option<Duration>| time.map_or(0, |time| time.as_nanos() as u64);
         let (activate_at, at_clock) = match (request.at, request.ramp) {
@@ -278,7 +259,7 @@ impl Instance {
             clock: at_clock as u8,
             cause: goal.cause as u8,
             conditions: trips.conditions().0,
-            reserved: [0; 4],
+            kept: kept::noted(kept::of(reading)),
         };
         let is_timed = activate_at != 0 || window != 0 || is_watched;
         let new = if is_timed { new.with_flags(new.flags().with(LiveFlags::TIMED)) } else { new };
@@ -348,6 +329,37 @@ impl Instance {
         }
         Ok(true)
     }
+}
+
+/// The generation that takes back a schedule or a ramp which has not taken effect. `None` if there is no next one.
+pub(super) fn cancelled(reading: &Reading) -> Option<(LiveWord, Timing)> {
+    let (stored, word) = (reading.stored, reading.word);
+    let generation = stored.generation().checked_add(1)?;
+    let before = reading.timing.before;
+    // The share before the ramp, or before the first of several that go on with each other.
+    let share = stored.previous_share();
+    let is_on_the_way = word.target_share() != share;
+    let previous = if is_on_the_way { share } else { before.previous_share() };
+    // That has the flag HOLD as `stored` has it.
+    let flags = word.flags().without(LiveFlags::TIMED);
+    // The terms in its slot are those of the word in force, and stay.
+    let timing = Timing {
+        // A switch that goes on with the ramp has to know of it.
+        before: if is_on_the_way { before } else { LiveWord::default() },
+        generation,
+        cause: Cause::Cancelled as u8,
+        made_at: now(ClockId::Boot),
+        hold_until: reading.timing.hold_until,
+        kept: kept::noted(kept::of(reading)),
+        ..Timing::default()
+    };
+    Some((LiveWord::new(generation, flags, previous, word.target_share()), timing))
+}
+
+/// The next word: what goes on with a ramp goes back to where that began.
+pub(super) fn going_back(new: LiveWord, goal: &Goal, reading: &Reading) -> LiveWord {
+    let back_to = reading.before_ramp(goal.share).filter(|_| goal.is_whole());
+    back_to.map_or(new, |share| LiveWord::new(new.generation(), new.flags(), share, new.target_share()))
 }
 
 /// A change that is about to be made.

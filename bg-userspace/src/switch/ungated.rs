@@ -1,12 +1,16 @@
 //! Changes that ask no gates: a split and a rollback.
 //!
-//! While a deployment has gates, a split does not make another colour live, not even in two steps, and a rollback only the one that was live
-//! before. Going back must be as fast as the switch, so a rollback without a colour asks nothing and reads no disk.
+//! While a deployment has gates, no split makes another colour live than the one that is [kept](super::kept), in however many steps, and a rollback
+//! only the one that was kept before. Going back must be as fast as the switch, so a rollback without a colour asks nothing and reads no disk, unless
+//! a split has taken new flows away from a switch that was still waiting: then what was before is that switch.
 
 use bg_common::{Cause, Colour, FULL_SHARE};
 
-use super::{decision::Goal, request::SwitchRequest};
-use crate::{Error, Instance, Refusal, kept_gates, live::Reading};
+use super::{decision::Goal, kept, request::SwitchRequest};
+use crate::{
+    Error, Instance, Refusal, kept_gates,
+    live::{Reading, colour_of},
+};
 
 impl Instance {
     /// The same goal, but refused if it makes a colour live that the gates of the deployment have not judged.
@@ -43,34 +47,24 @@ impl Instance {
 /// Whether a change makes a colour live that it would need the gates for.
 fn passes_by(name: &str, goal: &Goal, reading: &Reading) -> bool {
     let changes = goal.share != reading.word.target_share() || reading.is_pending();
-    let Some(to) = colour_of(goal.share).filter(|to| changes && *to != kept(reading)) else { return false };
+    let Some(to) = colour_of(goal.share).filter(|to| changes && kept::of(reading) != Some(*to)) else { return false };
     match goal.cause {
         Cause::Split => true,
-        Cause::Rollback => {
-            // What was taken back is not what was live before: the gates may have failed.
-            let back = Goal::of_rollback(name, &SwitchRequest::default(), reading);
-            back.ok().and_then(|back| colour_of(back.share)) != Some(to)
-        }
+        Cause::Rollback => !is_behind(name, to, reading),
         _ => false,
     }
 }
 
-/// The live colour, without a switch that has not taken effect or waits for its confirmation.
-fn kept(reading: &Reading) -> Colour {
-    let word = reading.word;
-    let before =
-        if reading.is_ramping() { reading.stored.previous_share() } else { reading.timing.before.target_share() };
-    if reading.is_pending() {
-        return if before > FULL_SHARE / 2 { Colour::Green } else { Colour::Blue };
+/// Whether a rollback that names no colour makes this one live, and may. What was taken back already was not kept: its gates may have failed.
+fn is_behind(name: &str, to: Colour, reading: &Reading) -> bool {
+    let back = Goal::of_rollback(name, &SwitchRequest::default(), reading);
+    if back.ok().and_then(|back| colour_of(back.share)) != Some(to) {
+        return false;
     }
-    if reading.is_guarded() { word.previous() } else { colour_of(word.target_share()).unwrap_or(word.previous()) }
+    // The data path would take back what still waits, to the same share.
+    reading.is_pending() || reading.is_guarded() || kept::before(reading) == Some(to)
 }
 
-/// The colour that gets most new flows; none if both get the same.
-fn colour_of(share: u16) -> Option<Colour> {
-    match share.cmp(&(FULL_SHARE / 2)) {
-        std::cmp::Ordering::Less => Some(Colour::Blue),
-        std::cmp::Ordering::Equal => None,
-        std::cmp::Ordering::Greater => Some(Colour::Green),
-    }
-}
+#[cfg(test)]
+#[path = "ungated_tests.rs"]
+mod tests;

@@ -1,9 +1,13 @@
 //! The gates are those of the last apply.
 
 use crate::{Gated, shell};
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use bg_tests::config::{DEPLOYMENT, shop};
-use std::{fs, io::Write as _, process::Stdio};
+use std::{
+    fs,
+    io::Write as _,
+    process::{Command, Stdio},
+};
 
 #[test]
 fn the_last_apply_decides_which_gates_there_are() -> Result<()> {
@@ -59,6 +63,9 @@ fn the_last_apply_decides_which_gates_there_are() -> Result<()> {
     let damaged = lab.run(&["switch", DEPLOYMENT])?;
     assert!(damaged.code == Some(1) && damaged.err.contains("unknown when"), "{}", damaged.err);
     assert_eq!(lab.run(&["switch", DEPLOYMENT, "--skip-gates"])?.code, Some(0));
+    let rest = lab.run(&["show"])?;
+    assert!(rest.code == Some(0) && rest.err.contains("warning: no gates are printed"), "{}", rest.err);
+    assert!(rest.out.contains("[deployments.shop") && !rest.out.contains("gates"), "{}", rest.out);
 
     // Where they cannot be kept, nothing is applied.
     fs::remove_file(state.join("gates.toml"))?;
@@ -69,6 +76,7 @@ fn the_last_apply_decides_which_gates_there_are() -> Result<()> {
     let refused = lab.run(&["apply", "-c", &bgctl.write_config(&config)?])?;
     assert_eq!(refused.code, Some(1), "{}", refused.err);
     assert!(refused.err.contains("nothing was applied"), "{}", refused.err);
+    assert!(!lab.ready.lab.sandbox.pin_root().join("changes").exists(), "so there is nothing to record");
     let left = lab.run(&["plan", "-c", &bgctl.config().display().to_string()])?;
     assert!(left.code == Some(5) && left.out.contains("drain_timeout never -> 7m"), "{}", left.out);
     assert!(left.out.contains("gates unknown -> [before"), "{}", left.out);
@@ -88,5 +96,31 @@ fn the_last_apply_decides_which_gates_there_are() -> Result<()> {
     std::os::unix::fs::symlink("/nowhere", lab.ready.lab.sandbox.pin_root().join("gates:new"))?;
     bgctl.run(&["detach", "--all"])?;
     assert!(!lab.ready.lab.sandbox.pin_root().exists(), "the link is removed, too");
+    Ok(())
+}
+
+#[test]
+fn an_apply_that_is_killed_while_it_keeps_the_gates_is_recorded() -> Result<()> {
+    let lab = Gated::new()?;
+    let fifo = lab.ready.lab.sandbox.state_dir().join("gates.toml");
+    ensure!(Command::new("mkfifo").arg(&fifo).status()?.success());
+    let config = shop(&lab.ready.lab, "nat", "") + "\n" + &shell(DEPLOYMENT, "before", "true");
+    let path = lab.ready.bgctl.write_config(&config)?;
+    let records = lab.history(DEPLOYMENT)?.len();
+    let mut apply = lab.ready.bgctl.command(&["apply", "-c", &path]).stderr(Stdio::null()).spawn()?;
+    let changes = lab.ready.lab.sandbox.pin_root().join("changes");
+    let is_written = || {
+        let mut entries = fs::read_dir(&changes).into_iter().flatten().flatten();
+        entries.any(|entry| !entry.file_name().to_string_lossy().ends_with(":new"))
+    };
+    while !is_written() {
+        ensure!(apply.try_wait()?.is_none(), "it has written no record before it was to change the gates");
+    }
+    apply.kill()?;
+    apply.wait()?;
+    fs::remove_file(&fifo)?;
+    lab.ready.bgctl.apply(&config)?;
+    let actions: Vec<_> = lab.history(DEPLOYMENT)?.into_iter().skip(records).collect();
+    ensure!(actions.len() == 2 && actions.iter().all(|record| record["action"] == "apply"), "{actions:?}");
     Ok(())
 }

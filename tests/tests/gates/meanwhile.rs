@@ -2,7 +2,7 @@
 
 use crate::{Gated, PATIENCE, shell};
 use anyhow::{Context, Result, ensure};
-use bg_tests::config::DEPLOYMENT;
+use bg_tests::config::{DEPLOYMENT, shop};
 use std::{
     thread,
     time::{Duration, Instant},
@@ -106,4 +106,32 @@ fn a_ramp_is_watched_from_its_beginning_and_a_schedule_from_its_time() -> Result
     lab.apply(&[shell(DEPLOYMENT, "before", "true")])?;
     assert_eq!(lab.run(&["switch", DEPLOYMENT, "--freeze", "1s"])?.code, Some(0));
     lab.ready.neighbour_is_undisturbed()
+}
+
+#[test]
+fn an_apply_meanwhile_makes_the_gates_judge_something_else() -> Result<()> {
+    let lab = Gated::new()?;
+    let other = lab.file("other.toml");
+    let bgctl =
+        format!("{} --pin-root $BGCTL_PIN_ROOT --state-dir $BGCTL_STATE_DIR", lab.ready.bgctl.program().display());
+    let gate = shell(DEPLOYMENT, "before", &format!("{bgctl} apply -c {} >&2", other.display()));
+    let own = shop(&lab.ready.lab, "nat", "") + "\n" + &gate;
+    // One more backend of the colour that is to be live.
+    let (before, shop_text) = own.split_once("[deployments.shop]").context("no such deployment")?;
+    let (head, green) = shop_text.split_once("green = [").context("no backends")?;
+    let changed = [
+        format!("{before}[deployments.shop]{head}green = [\"10.99.0.9:80\", {green}"),
+        own.clone() + &shell(DEPLOYMENT, "before", "false"),
+        own.replace("[deployments.shop]", "[deployments.shop]\ndrain_timeout = \"7m\""),
+    ];
+    for text in &changed {
+        lab.apply(std::slice::from_ref(&gate))?;
+        std::fs::write(&other, text)?;
+        lab.refused(&[], &["an apply has changed deployment \"shop\""]);
+    }
+    // The same again is no change.
+    lab.apply(std::slice::from_ref(&gate))?;
+    std::fs::write(&other, &own)?;
+    assert_eq!(lab.run(&["switch", DEPLOYMENT])?.code, Some(0));
+    Ok(())
 }

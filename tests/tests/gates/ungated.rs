@@ -114,3 +114,50 @@ fn a_switch_whose_gates_are_being_asked_is_not_completed_by_a_split() -> Result<
     }
     Ok(())
 }
+
+#[test]
+fn neither_a_tie_nor_what_was_never_kept_is_a_way_round() -> Result<()> {
+    let lab = Gated::new()?;
+    lab.apply(&[shell(DEPLOYMENT, "before", "true")])?;
+    lab.goes("switch", &[], "green");
+    // Two generations with the same share.
+    for by in ["flow", "client"] {
+        lab.change("split", &["--green", "50", "--by", by])?;
+    }
+    lab.is_no_way_round("split", &["--green", "0"], "blue");
+    lab.is_no_way_round("rollback", &["blue"], "blue");
+    lab.goes("split", &["--green", "70"], "green");
+    lab.change("rollback", &[])?;
+    assert_eq!(lab.ready.bgctl.deployment(DEPLOYMENT)?["green_share"], 0.5);
+    lab.goes("split", &["--green", "100"], "green");
+
+    // It waits for its confirmation, and then for nothing any more, but is not kept.
+    let guard = &["blue", "--confirm-within", "1h"][..];
+    lab.goes("switch", guard, "blue");
+    let back = lab.change("switch", &["green", "--confirm-within", "1h"])?;
+    assert!(back.code == Some(3) && back.err.contains("to which this one would go back"), "{}", back.err);
+    lab.change("split", &["--green", "50"])?;
+    lab.is_no_way_round("split", &["--green", "0"], "blue");
+    lab.is_no_way_round("rollback", &[], "blue");
+    lab.goes("rollback", &["green"], "green");
+
+    // A ramp that is cancelled when most new flows go there.
+    lab.change("switch", &["blue", "--ramp", "20s"])?;
+    let began = Instant::now();
+    while lab.state(DEPLOYMENT)?.0 != "blue" {
+        ensure!(began.elapsed() < PATIENCE, "the ramp does not go on");
+    }
+    lab.change("split", &["--green", "50"])?;
+    lab.is_no_way_round("split", &["--green", "0"], "blue");
+    // What was taken back by the data path.
+    let began = Instant::now();
+    lab.change("switch", &["green"])?;
+    lab.goes("split", &["--green", "100"], "green");
+    lab.change("switch", &["blue", "--confirm-within", "200ms"])?;
+    while lab.state(DEPLOYMENT)?.0 != "green" {
+        ensure!(began.elapsed() < PATIENCE, "nobody has confirmed it");
+    }
+    lab.is_no_way_round("split", &["--green", "20"], "blue");
+    lab.goes("split", &["--green", "80"], "green");
+    lab.ready.neighbour_is_undisturbed()
+}

@@ -89,7 +89,7 @@ pub(crate) fn attached_interfaces() -> Vec<CompletionCandidate> {
 }
 
 fn running_config() -> Option<Config> {
-    Instance::open(&paths()).ok()?.configuration().ok()
+    Instance::open(&paths()).ok()?.configuration_without_gates().ok()
 }
 
 fn written_config() -> Option<Config> {

@@ -167,7 +167,7 @@ pub(crate) const PAGES: &[Page] = &[
              no controller has to run. Those before the switch are asked once, in order; if one fails, nothing changes. Those after it \
              are asked again and again, until the time of --confirm-within is nearly over; then the switch is confirmed. If one of them fails, the \
              switch is rolled back at once. Without --confirm-within, that time is what one attempt of each gate may take, and one interval. If the \
-             command is killed meanwhile, the data path goes back at the deadline. Gates that hang or cannot be run have failed. A rollback asks no gates.",
+             command is killed meanwhile, the data path goes back at the deadline. Gates that hang or cannot be run have failed. If an apply changes the deployment while the gates before the switch are asked, it is refused. A rollback asks no gates.",
         ],
         examples: &[
             ("bgctl switch shop", "make the idle colour live"),

@@ -160,7 +160,7 @@ async fn fail_over(controller: &Arc<Controller>, due: &Due) -> Result<(), Error>
     match controller.on_instance(Some(caller), move |instance| instance.switch(&name, &request)).await {
         Ok(_) => {}
         // The switch itself is made.
-        Err(error @ Error::DoneNotRecorded { .. }) => tracing::error!("{:#}", anyhow::Error::from(error)),
+        Err(error) if is_made(&error) => tracing::error!("{:#}", anyhow::Error::from(error)),
         Err(error) => return Err(error),
     }
     controller.publish(Event::Failover(FailedOver {
@@ -172,6 +172,11 @@ async fn fail_over(controller: &Arc<Controller>, due: &Due) -> Result<(), Error>
         why,
     }));
     Ok(())
+}
+
+/// Whether an error says that the switch is made, but not recorded.
+fn is_made(error: &Error) -> bool {
+    matches!(error, Error::NotRecorded { .. } | Error::DoneNotRecorded { .. })
 }
 
 /// What the history says of failovers. If it does not say anything, there may have been one just before `start`.
@@ -189,4 +194,18 @@ async fn past(controller: &Arc<Controller>, view: &View, start: Instant) -> Atte
     };
     tracing::warn!("the last failovers are not known, so none is made within hold_off of the start: {why}");
     Attempts::new(std::collections::HashMap::new(), Some(start))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failover_that_is_not_recorded_was_made() {
+        let source = || Box::new(Error::GatesUnknown { why: String::new() });
+        let deployment = "shop".to_owned();
+        assert!(is_made(&Error::NotRecorded { deployment, live: "green", generation: 2, source: source() }));
+        assert!(is_made(&Error::DoneNotRecorded { done: "it is done".to_owned(), source: source() }));
+        assert!(!is_made(&source()));
+    }
 }

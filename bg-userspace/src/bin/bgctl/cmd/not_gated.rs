@@ -30,6 +30,5 @@ fn refuse(gates: &[Gate]) -> Result<(), Error> {
     if gates.is_empty() {
         return Ok(());
     }
-    let why = "this bgctl was built without the feature `serve`, which asks gates".to_owned();
-    Err(Error::GatesUnknown { why })
+    Err(Error::GatesNotBuilt)
 }
