@@ -92,7 +92,8 @@ pub struct Timing {
     /// [`Conditions`](crate::Conditions) that take the word back while it is timed; those that have, if that is the cause.
     pub conditions: u8,
     /// The first byte is the colour that was kept when this generation was made, so that it outlives ties, cancelled ramps and what is taken back:
-    /// 0 unknown, 1 blue, 2 green, 3 neither. The data path does not read it. The others are always zero.
+    /// 0 unknown, 1 blue, 2 green, 3 neither. The second is the colour to which a rollback went before this generation, for one that takes back a
+    /// schedule. The data path reads neither. The others are always zero.
     pub kept: [u8; 4],
 }
 

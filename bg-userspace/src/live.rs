@@ -161,6 +161,13 @@ impl Reading {
         !self.is_pending() && (self.is_watched() || self.confirm_by().is_some())
     }
 
+    /// Whether the last generation waits for a confirmation, or will once it has taken effect. A ramp that was confirmed goes on, and waits for none.
+    pub(crate) fn waits_for_confirmation(&self) -> bool {
+        let Timing { window, revert_at, .. } = self.timing;
+        let has_end = window != 0 || !matches!(revert_at, 0 | NEVER);
+        self.is_watched() || (self.stored.flags().has(LiveFlags::TIMED) && has_end)
+    }
+
     /// Whether conditions may take the last generation back, now or once it has taken effect.
     pub(crate) fn is_watched(&self) -> bool {
         self.stored.flags().has(LiveFlags::TIMED) && !self.conditions().is_empty()

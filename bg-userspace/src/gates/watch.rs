@@ -5,8 +5,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bg_common::LiveFlags;
-
 use super::{
     attempt::{Ask, attempt},
     report::{Confirmed, Failed, GateReport, Progress},
@@ -84,7 +82,7 @@ impl<'a> Watch<'a> {
         let Some((begin, end)) = self.take_effect() else {
             return Ok(if self.state() == State::Confirmed { Confirmed::BySomebody } else { Confirmed::ByGates });
         };
-        let latest = self.latest + end.saturating_duration_since(self.end);
+        let latest = end + self.latest.saturating_duration_since(self.end);
         let mut due = vec![Some(begin); after.len()];
         loop {
             // Of those that are due at the same time, the first.
@@ -140,8 +138,8 @@ impl<'a> Watch<'a> {
             let reading = self.ask.instance.words.reading(self.index, 0);
             (self.state() == State::Waits).then(|| !reading.is_pending() || reading.is_ramping())
         };
-        let late = lateness(self.begin, look)?;
-        Some((self.begin + late, self.end + late))
+        let begin = effect(self.begin, look)?;
+        Some((begin, begin + self.end.saturating_duration_since(self.begin)))
     }
 
     /// Waits for a moment, as long as the switch waits.
@@ -160,7 +158,7 @@ impl<'a> Watch<'a> {
         let reading = self.ask.instance.words.reading(self.index, 0);
         if reading.generation != self.ask.generation {
             State::Over
-        } else if reading.stored.flags().has(LiveFlags::TIMED) {
+        } else if reading.waits_for_confirmation() {
             State::Waits
         } else {
             State::Confirmed
@@ -168,15 +166,16 @@ impl<'a> Watch<'a> {
     }
 }
 
-/// Looks until the switch is in effect, and returns how long after `begin` that is. `look` says whether it is, and nothing if nobody waits for it any more.
-fn lateness(begin: Instant, mut look: impl FnMut() -> Option<bool>) -> Option<Duration> {
+/// Looks until the switch is in effect, which may be before `begin` or after it, and returns when that was seen; `begin` if it was in effect from the first
+/// look on. `look` says whether it is, and nothing if nobody waits for it any more.
+fn effect(begin: Instant, mut look: impl FnMut() -> Option<bool>) -> Option<Instant> {
     let mut has_waited = false;
     while !look()? {
         let ahead = begin.saturating_duration_since(Instant::now()).max(LOOK);
         thread::sleep(pause(ahead, ahead));
         has_waited = true;
     }
-    Some(if has_waited { Instant::now().saturating_duration_since(begin) } else { Duration::ZERO })
+    Some(if has_waited { Instant::now() } else { begin })
 }
 
 /// How long not to look, if so much time is left to wait, and until the first gate is asked.
@@ -206,10 +205,14 @@ mod tests {
             let mut answers = answers.into_iter();
             move || answers.next().expect("it has been told")
         };
-        assert_eq!(lateness(begin, answers(vec![Some(true)])), Some(Duration::ZERO));
-        let late = lateness(begin, answers(vec![Some(false), Some(false), Some(true)])).expect("it waits");
-        assert!(late >= LOOK * 2, "{late:?}");
-        assert_eq!(lateness(begin, answers(vec![Some(false), None])), None, "somebody has cancelled it");
+        assert_eq!(effect(begin, answers(vec![Some(true)])), Some(begin));
+        let late = effect(begin, answers(vec![Some(false), Some(false), Some(true)])).expect("it waits");
+        assert!(late >= begin + LOOK * 2, "{:?}", late - begin);
+        assert_eq!(effect(begin, answers(vec![Some(false), None])), None, "somebody has cancelled it");
+        // Somebody has set the clock forward: it is in effect an hour before it was expected.
+        let hour = Duration::from_secs(3600);
+        let early = effect(begin + hour, answers(vec![Some(false), Some(true)])).expect("it waits");
+        assert!(early < begin + hour / 2, "{:?}", early - begin);
     }
 
     #[test]

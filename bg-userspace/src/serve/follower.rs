@@ -87,7 +87,7 @@ pub(super) async fn run(controller: Arc<Controller>) -> Result<(), ServeError> {
 
 /// Whoever applies has mostly changed the file. An apply that gives a deployment its last live colour back is recorded as that.
 fn may_be_an_apply(record: &Record) -> bool {
-    matches!(record.action, Action::Apply | Action::Recovered)
+    record.action == Action::Apply || (record.action == Action::Recovered && record.from.is_none())
 }
 
 /// What changes if there is something to record.

@@ -5,7 +5,10 @@ use std::time::Duration;
 use bg_common::{Cause, Colour, DeploymentRow, FULL_SHARE, LiveFlags, LiveWord, SwitchTerms};
 use bg_ebpf::policy::switch::{Order, drain_deadline, next};
 
-use super::request::{SplitRequest, SwitchRequest};
+use super::{
+    kept,
+    request::{SplitRequest, SwitchRequest},
+};
 use crate::{
     Error, Instance, Refusal,
     attach::is_attached,
@@ -86,12 +89,13 @@ impl Goal {
             let (stored, before) = (reading.stored, reading.timing.before);
             return Ok(goal(if reading.is_ramping() { stored.previous_share() } else { before.target_share() }));
         }
-        // A tie makes no colour live, so a share that came from one, or led to one, goes back to just that.
-        let is_other = match (colour_of(word.previous_share()), colour_of(word.target_share())) {
-            (Some(previous), Some(live)) => previous != live,
-            _ => false,
+        // A tie makes no colour live: who goes back from the colour that came after one gets the colour that was live before it.
+        let other = match (colour_of(word.previous_share()), colour_of(word.target_share())) {
+            (Some(previous), Some(live)) => Some(previous).filter(|previous| *previous != live),
+            (None, Some(live)) => kept::behind(reading).filter(|before| *before != live),
+            (_, None) => None,
         };
-        let back = if is_other { word.previous().full_share() } else { word.previous_share() };
+        let back = other.map_or(word.previous_share(), Colour::full_share);
         if back == word.target_share() {
             return Err(Refusal::NothingToRollBackTo { deployment, live: live.name() });
         }
@@ -171,7 +175,7 @@ impl Instance {
             let (deployment, got) = (name.to_owned(), from.generation);
             return Err(Refusal::OtherGeneration { deployment, expected, got }.into());
         }
-        if request.only_if_waiting && !from.stored.flags().has(LiveFlags::TIMED) {
+        if request.only_if_waiting && !from.waits_for_confirmation() {
             let (deployment, generation) = (name.to_owned(), from.generation);
             return Err(Refusal::NothingToConfirm { deployment, generation }.into());
         }

@@ -259,7 +259,7 @@ impl Instance {
             clock: at_clock as u8,
             cause: goal.cause as u8,
             conditions: trips.conditions().0,
-            kept: kept::noted(kept::of(reading)),
+            kept: kept::noted(reading),
         };
         let is_timed = activate_at != 0 || window != 0 || is_watched;
         let new = if is_timed { new.with_flags(new.flags().with(LiveFlags::TIMED)) } else { new };
@@ -350,7 +350,7 @@ pub(super) fn cancelled(reading: &Reading) -> Option<(LiveWord, Timing)> {
         cause: Cause::Cancelled as u8,
         made_at: now(ClockId::Boot),
         hold_until: reading.timing.hold_until,
-        kept: kept::noted(kept::of(reading)),
+        kept: kept::noted_by_cancel(reading, is_on_the_way),
         ..Timing::default()
     };
     Some((LiveWord::new(generation, flags, previous, word.target_share()), timing))

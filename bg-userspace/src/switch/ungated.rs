@@ -62,7 +62,7 @@ fn is_behind(name: &str, to: Colour, reading: &Reading) -> bool {
         return false;
     }
     // The data path would take back what still waits, to the same share.
-    reading.is_pending() || reading.is_guarded() || kept::before(reading) == Some(to)
+    reading.is_pending() || reading.is_guarded() || kept::behind(reading) == Some(to)
 }
 
 #[cfg(test)]

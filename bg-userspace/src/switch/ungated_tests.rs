@@ -106,7 +106,7 @@ impl Watched {
                 before: if timing.activate_at == 0 { LiveWord::default() } else { reading.stored },
                 generation: word.generation(),
                 cause: goal.cause as u8,
-                kept: kept::noted(kept::of(&reading)),
+                kept: kept::noted(&reading),
                 ..timing
             };
             self.publish(word.with_flags(word.flags().with(timed)), terms, timing);
@@ -131,6 +131,8 @@ impl Watched {
         match asked {
             Asked::Split(green) => {
                 let made = self.change(Kind::Split { green, by: None }, &SwitchRequest::default(), Timing::default());
+                // What only cancels leaves behind what was there.
+                let made = made && self.reading().cause() != Cause::Cancelled;
                 self.behind = if made { Some(self.good) } else { self.behind };
             }
             Asked::Switch(to) => {
@@ -174,7 +176,9 @@ impl Watched {
                     if let Some(to) = now.filter(|now| is_first && self.behind == Some(*now)) {
                         self.good = to;
                     }
-                    self.behind = None;
+                    if self.reading().cause() != Cause::Cancelled {
+                        self.behind = None;
+                    }
                 }
             }
             _ => {}
@@ -261,5 +265,32 @@ fn a_split_away_from_what_waits_does_not_keep_it() {
             assert_eq!(share_after(Colour::Blue, &[waits, &[Asked::Split(share), back]].concat()), 0);
         }
         assert_eq!(share_after(Colour::Blue, &[waits, &[BACK]].concat()), 0);
+    }
+}
+
+#[test]
+fn a_rollback_goes_to_the_colour_that_was_live_before_a_tie() {
+    for live in [Colour::Blue, Colour::Green] {
+        let canary = [Asked::Split(5000), Asked::Switch(live.other())];
+        assert_eq!(share_after(live, &canary), live.other().full_share());
+        assert_eq!(share_after(live, &[&canary[..], &[BACK]].concat()), live.full_share());
+        // The same colour as before: then the share is what changes.
+        assert_eq!(share_after(live, &[Asked::Split(5000), Asked::Switch(live), BACK]), 5000);
+    }
+}
+
+#[test]
+fn a_schedule_that_was_cancelled_leaves_the_colour_to_go_back_to() {
+    for live in [Colour::Blue, Colour::Green] {
+        for cancel in [BACK, Asked::Switch(live.other()), Asked::Split(live.other().full_share())] {
+            let scheduled = [Asked::Switch(live.other()), Asked::Ramp(live), cancel];
+            assert_eq!(share_after(live, &scheduled), live.other().full_share(), "{cancel:?}");
+            assert_eq!(share_after(live, &[&scheduled[..], &[BACK]].concat()), live.full_share(), "{cancel:?}");
+            let twice = [&scheduled[..], &[Asked::Ramp(live), cancel, BACK]].concat();
+            assert_eq!(share_after(live, &twice), live.full_share(), "{cancel:?}");
+        }
+        // What was rolled back from is nothing to go back to.
+        let rolled_back = [Asked::Switch(live.other()), BACK, Asked::Ramp(live.other()), BACK];
+        assert_eq!(share_after(live, &[&rolled_back[..], &[BACK]].concat()), live.full_share());
     }
 }

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use bg_userspace::{DeploymentStatus, SplitRequest, SwitchRequest, Switched, config::DivideBy};
+use bg_userspace::{
+    ConfirmRequest, DeploymentStatus, Error, Refusal, SplitRequest, SwitchRequest, Switched, config::DivideBy,
+};
 
 use crate::{lab::Lab, state::running};
 
@@ -62,4 +64,33 @@ fn a_share_that_changes_or_comes_back_divides_the_same_as_before() {
         switch(&lab, Blue, SwitchRequest::default());
         split(&lab, 500, Some(DivideBy::Client));
     }
+}
+
+/// A canary in steps, one of which gives both colours the same. No gates are configured.
+#[test]
+fn a_rollback_after_a_canary_of_one_half_leaves_nothing_on_the_new_colour() {
+    use bg_userspace::Colour::{Blue, Green};
+    let lab = running();
+    for (old, new) in [(Blue, Green), (Green, Blue)] {
+        switch(&lab, old, SwitchRequest::default());
+        split(&lab, 5000, None);
+        switch(&lab, new, SwitchRequest::default());
+        lab.instance().rollback("shop", &SwitchRequest::default()).unwrap();
+        let shop = shop(&lab);
+        assert_eq!((shop.live, shop.green_share), (old.name(), if old == Green { 1.0 } else { 0.0 }));
+    }
+}
+
+/// Whoever rolls a switch back because it has failed must not undo what somebody has kept.
+#[test]
+fn a_ramp_that_was_confirmed_on_its_way_waits_for_nothing() {
+    let lab = running();
+    let (hour, back) = (Duration::from_secs(3600), SwitchRequest { only_if_waiting: true, ..SwitchRequest::default() });
+    let ramp = SwitchRequest { ramp: Some(hour), confirm_within: Some(hour), ..SwitchRequest::default() };
+    switch(&lab, bg_userspace::Colour::Green, ramp.clone());
+    lab.instance().rollback("shop", &back).unwrap();
+    switch(&lab, bg_userspace::Colour::Green, ramp);
+    lab.instance().confirm("shop", &ConfirmRequest::default()).unwrap();
+    let refused = lab.instance().rollback("shop", &back).unwrap_err();
+    assert!(matches!(refused, Error::Refused(Refusal::NothingToConfirm { .. })), "{refused:?}");
 }

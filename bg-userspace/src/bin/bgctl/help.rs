@@ -206,8 +206,8 @@ pub(crate) const PAGES: &[Page] = &[
         description: &[
             "The options are those of bgctl-switch(1). A rollback asks no gates.",
             "While the deployment has gates, a rollback to a colour that was not live before the last change is refused (exit code 3), because only a switch \
-             asks them. So is one to a colour from which a switch was taken back. --skip-gates makes it anyway, and the history says so. Without a colour, no \
-             rollback is refused for its gates.",
+             asks them. So is one to a colour from which a switch was taken back. --skip-gates makes it anyway, and the history says so. Without a colour, a \
+             rollback is refused for gates only if a split has taken new flows away from a switch that waited for its confirmation.",
         ],
         examples: &[(
             "bgctl rollback shop --reason 'errors at the checkout'",
