@@ -11,7 +11,7 @@ use prometheus_client::{
 
 use super::counts::Kind;
 use crate::{
-    ColourStatus, DeploymentStatus, ServiceStatus, Status, TablesUse,
+    BackendStatus, ColourStatus, DeploymentStatus, ServiceStatus, Status, TablesUse,
     serve::{
         board::{BackendKey, Checked, Troubles},
         tee::counts::TeeStatus,
@@ -152,39 +152,35 @@ impl Numbers {
         Ok(())
     }
 
-    fn health(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let mut up =
-            gauge(encoder, "bgctl_backend_up", "1 if a backend is up, 0 if it is down; absent if it is not known")?;
-        for (deployment, service) in self.services() {
-            for (colour, status) in colours(service) {
-                for backend in status.backends.iter().filter(|backend| backend.health != "unknown") {
-                    let address = backend.address.to_string();
-                    let labels = [
-                        ("deployment", deployment),
-                        ("service", service.name.as_str()),
-                        ("colour", colour),
-                        ("backend", address.as_str()),
-                    ];
-                    up.set(labels, u64::from(backend.health == "up"))?;
-                }
-            }
-        }
-        let help = "The weight of a backend, as configured";
-        let mut weight = gauge(encoder, "bgctl_backend_weight", help)?;
+    /// Tells each backend of each service and colour, with its labels.
+    fn each_backend(&self, mut tell: impl FnMut([(&str, &str); 4], &BackendStatus) -> fmt::Result) -> fmt::Result {
         for (deployment, service) in self.services() {
             for (colour, status) in colours(service) {
                 for backend in &status.backends {
                     let address = backend.address.to_string();
                     let labels = [
                         ("deployment", deployment),
-                        ("service", service.name.as_str()),
+                        ("service", &*service.name),
                         ("colour", colour),
-                        ("backend", address.as_str()),
+                        ("backend", &*address),
                     ];
-                    weight.set(labels, backend.weight)?;
+                    tell(labels, backend)?;
                 }
             }
         }
+        Ok(())
+    }
+
+    fn health(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let mut up =
+            gauge(encoder, "bgctl_backend_up", "1 if a backend is up, 0 if it is down; absent if it is not known")?;
+        self.each_backend(|labels, backend| match backend.health {
+            "unknown" => Ok(()),
+            health => up.set(labels, u64::from(health == "up")),
+        })?;
+        let help = "The weight of a backend, as configured";
+        let mut weight = gauge(encoder, "bgctl_backend_weight", help)?;
+        self.each_backend(|labels, backend| weight.set(labels, backend.weight))?;
         let help = "Health checks that began more than a tenth of a second late";
         counter(encoder, "bgctl_checks_late", help)?.total(self.troubles.late)?;
         let help = "Health checks that this host could not make, which says nothing of the backends";
