@@ -196,6 +196,14 @@ pub enum Refusal {
         /// Its name.
         deployment: String,
     },
+    /// The reason for a failover does not hold any more.
+    #[error("the failover of deployment \"{deployment}\" is not due any more: {why}")]
+    NotDue {
+        /// Its name.
+        deployment: String,
+        /// What has changed.
+        why: String,
+    },
     /// A switch would go back, by itself, to one that was not kept.
     #[error(
         "deployment \"{deployment}\" has gates, and a switch that is not confirmed yet, to which this one would go back: confirm that one first (`bgctl confirm \

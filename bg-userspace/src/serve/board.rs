@@ -5,7 +5,7 @@ use std::{
     fmt::Display,
     net::SocketAddr,
     sync::{
-        Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -16,7 +16,10 @@ use tokio::sync::watch;
 
 use crate::{
     BackendHealth, Health,
-    config::model::{AllDown, HealthCheck},
+    config::{
+        Config,
+        model::{AllDown, HealthCheck},
+    },
 };
 
 /// How late a check may begin.
@@ -66,6 +69,8 @@ impl Checked {
 #[derive(Debug, Default)]
 pub(crate) struct Board {
     entries: Mutex<BTreeMap<BackendKey, Entry>>,
+    /// The configuration whose checks these are.
+    config: Mutex<Option<Arc<Config>>>,
     changes: watch::Sender<u64>,
     /// The most that a check was behind its time since this was asked last.
     latest: Mutex<Duration>,
@@ -157,6 +162,19 @@ impl Board {
         if changes {
             self.changes.send_modify(|number| *number += 1);
         }
+    }
+
+    /// From now on, the entries are those of this configuration.
+    pub(super) fn follow(&self, config: &Arc<Config>) {
+        *self.config.lock().unwrap_or_else(PoisonError::into_inner) = Some(config.clone());
+        self.changes.send_modify(|number| *number += 1);
+    }
+
+    /// Whether the entries are those of this configuration. After a reload, they are those of the one before for a moment: verdicts of
+    /// checks that are made in another way now.
+    pub(crate) fn follows(&self, config: &Arc<Config>) -> bool {
+        let own = self.config.lock().unwrap_or_else(PoisonError::into_inner);
+        own.as_ref().is_some_and(|own| Arc::ptr_eq(own, config))
     }
 
     /// The backend is checked no more.
@@ -262,5 +280,16 @@ mod tests {
         board.forget(&key(1));
         board.give_back(&due);
         assert!(board.take_due().is_empty() && board.snapshot().is_empty());
+    }
+
+    #[test]
+    fn it_follows_one_configuration_and_says_when_that_is_another() {
+        let (board, configs) = (Board::default(), [Arc::new(Config::default()), Arc::new(Config::default())]);
+        let mut changes = board.changes();
+        assert!(!board.follows(&configs[0]));
+        board.follow(&configs[0]);
+        assert!(changes.has_changed().unwrap(), "who has waited for it looks again");
+        changes.mark_unchanged();
+        assert!(board.follows(&configs[0]) && !board.follows(&configs[1]));
     }
 }

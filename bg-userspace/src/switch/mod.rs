@@ -20,6 +20,8 @@ mod fates;
 mod hook;
 mod kept;
 mod old_colour;
+#[cfg(feature = "serve")]
+mod provided;
 mod receipt;
 mod request;
 mod store;

@@ -1,6 +1,7 @@
 //! Failover: if the live colour has too few healthy backends and the idle one has enough, the controller switches, once, and never goes
 //! back by itself.
 
+mod last_moment;
 mod trouble;
 
 use anyhow::{Context as _, Result, ensure};

@@ -81,6 +81,7 @@ pub(super) async fn run(controller: Arc<Controller>) -> Result<(), ServeError> {
             checks.told = view.map(|view| target::told(&view.status.deployments)).unwrap_or_default();
             let config = configs.borrow_and_update().clone();
             checks.begin_and_end(&config);
+            controller.health().follow(&config);
             checks.compare(&config);
         }
         checks.write().await;

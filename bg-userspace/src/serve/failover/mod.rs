@@ -7,7 +7,12 @@
 //!   switch waits for its time or its confirmation, and within `hold_off` of the last failover.
 //! - It never goes back by itself when the colour that failed is well again. Only if the colour that is live now fails too, and `hold_off` is
 //!   over, it fails over again.
+//! - It goes only where packets get through: the backends that count must be up in the maps too, where the health is written a moment after
+//!   a check has found it.
+//! - What was seen may have changed while the switch waited for its lock. So it is judged once more under the lock, by what the maps and the checks say
+//!   then ([`is_still_due`]).
 //! - Somebody who switches at the same moment wins: the generation that was looked at must still be the present one.
+//! - After a reload, nothing happens by verdicts of checks that were configured otherwise.
 //! - Each failover is a task of its own, so one that waits for a lock or a disk holds up no other deployment.
 
 mod attempts;
@@ -16,6 +21,7 @@ mod past;
 
 use std::{sync::Arc, time::Duration};
 
+use bg_common::Colour;
 use tokio::{
     task::JoinSet,
     time::{Instant, sleep_until},
@@ -32,9 +38,10 @@ use super::{
     view::View,
 };
 use crate::{
-    Error, SwitchRequest,
+    Error, Refusal, SwitchRequest,
     config::Config,
     history::{Caller, History, Who},
+    running::RunningService,
 };
 
 /// What the history may take. A failover must not wait for a disk that hangs.
@@ -97,9 +104,19 @@ pub(super) async fn run(controller: Arc<Controller>) -> Result<(), ServeError> {
 }
 
 /// The failovers that are due and may be tried now. `next` becomes earlier if one has to wait until then.
-fn due(controller: &Controller, config: &Config, view: &View, attempts: &mut Attempts, next: &mut Instant) -> Vec<Due> {
-    let (board, now) = (controller.health().snapshot(), Instant::now());
+fn due(
+    controller: &Controller,
+    config: &Arc<Config>,
+    view: &View,
+    attempts: &mut Attempts,
+    next: &mut Instant,
+) -> Vec<Due> {
     let mut may_begin = Vec::new();
+    // In this order: what is read afterwards is of this configuration, or not judged yet.
+    if !controller.health().follows(config) {
+        return may_begin;
+    }
+    let (board, now) = (controller.health().snapshot(), Instant::now());
     for wanted in config.deployments.iter().filter(|deployment| deployment.failover.to_idle) {
         let Some(status) = view.status.deployments.iter().find(|status| status.name == wanted.name) else { continue };
         let judged = judge::judge(wanted, status, &board);
@@ -133,6 +150,12 @@ fn note(attempts: &mut Attempts, due: &Due, made: Result<(), Error>) {
             tracing::warn!(deployment, to = to.name(), why, "failed over");
             attempts.succeeded(deployment, Instant::now());
         }
+        Err(Error::Refused(error @ Refusal::NotDue { .. })) => {
+            let error = error.to_string();
+            if attempts.failed(deployment, &error, Instant::now()) {
+                tracing::info!(deployment, to = to.name(), why, "no failover: {error}");
+            }
+        }
         Err(error) => {
             let error = format!("{:#}", anyhow::Error::from(error));
             if attempts.failed(deployment, &error, Instant::now()) {
@@ -156,8 +179,11 @@ async fn fail_over(controller: &Arc<Controller>, due: &Due) -> Result<(), Error>
         ..SwitchRequest::default()
     };
     let Due { deployment, to, generation, why, .. } = due.clone();
-    let name = deployment.clone();
-    match controller.on_instance(Some(caller), move |instance| instance.switch(&name, &request)).await {
+    let (name, checking) = (deployment.clone(), controller.clone());
+    let switch = move |instance: &crate::Instance| {
+        instance.switch_provided(&name, &request, |services| is_still_due(&checking, &name, to, services))
+    };
+    match controller.on_instance(Some(caller), switch).await {
         Ok(_) => {}
         // The switch itself is made.
         Err(error) if is_made(&error) => tracing::error!("{:#}", anyhow::Error::from(error)),
@@ -172,6 +198,19 @@ async fn fail_over(controller: &Arc<Controller>, due: &Due) -> Result<(), Error>
         why,
     }));
     Ok(())
+}
+
+/// Judges anew, when nobody else can switch any more. Returns why it is not due.
+fn is_still_due(controller: &Controller, name: &str, to: Colour, services: &[&RunningService]) -> Result<(), String> {
+    let config = controller.config();
+    if !controller.health().follows(&config) {
+        return Err("the configuration was just read again, and its checks have not begun yet".to_owned());
+    }
+    let wanted = config.deployments.iter().find(|deployment| deployment.name == name);
+    let Some(wanted) = wanted.filter(|wanted| wanted.failover.to_idle) else {
+        return Err("it is configured otherwise".to_owned());
+    };
+    judge::is_still_due(wanted, to, services, &controller.health().snapshot())
 }
 
 /// Whether an error says that the switch is made, but not recorded.
