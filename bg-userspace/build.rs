@@ -6,6 +6,7 @@ use std::{env, fs, path::PathBuf};
 fn main() {
     embed("bg.bpf.o", "BGCTL_BPF_OBJECT", "attach");
     embed("explain.bpf.o", "BGCTL_EXPLAIN_OBJECT", "explain");
+    embed("decap.bpf.o", "BGCTL_DECAP_OBJECT", "unpack");
 }
 
 fn embed(name: &str, variable: &str, purpose: &str) {

@@ -1,6 +1,6 @@
 //! Backends: the targets of flows, and their next hops.
 
-use crate::{Addr, Be16};
+use crate::{Addr, Be16, Protocol};
 use bytemuck::{Pod, Zeroable};
 
 /// How a packet reaches its backend.
@@ -14,6 +14,12 @@ pub enum Mode {
     /// The service's packets go to a listener of `bgctl serve` on this host, one for each colour, whose row is that of a [`Local`](Self::Local)
     /// backend. It connects to the backends, whose rows have this mode. They are for user space alone: no table names them, and no packet finds them.
     Tee = 2,
+    /// Only the MAC addresses change: the backend is a neighbour of this host, and has the virtual address itself. It replies to the client directly.
+    L2dsr = 3,
+    /// The packet is encapsulated in IP, and the backend unpacks it. It has the virtual address itself, and replies to the client directly.
+    Ipip = 4,
+    /// The same with UDP and GUE in between, for networks that distribute packets by ports.
+    Gue = 5,
 }
 
 impl Mode {
@@ -24,8 +30,24 @@ impl Mode {
             0 => Some(Self::Nat),
             1 => Some(Self::Local),
             2 => Some(Self::Tee),
+            3 => Some(Self::L2dsr),
+            4 => Some(Self::Ipip),
+            5 => Some(Self::Gue),
             _ => None,
         }
+    }
+
+    /// Whether the client's packets reach the backend as they are, so that its replies go straight to the client: this host sees one
+    /// direction of the flow only.
+    #[inline(always)]
+    pub const fn is_direct(self) -> bool {
+        self as u8 >= Self::L2dsr as u8
+    }
+
+    /// Whether packets are encapsulated.
+    #[inline(always)]
+    pub const fn is_tunnel(self) -> bool {
+        self as u8 >= Self::Ipip as u8
     }
 }
 
@@ -132,7 +154,8 @@ pub struct Backend {
     pub addr: Addr,
     /// Port of the backend.
     pub port: Be16,
-    /// [`crate::Protocol`] of its service.
+    /// [`crate::Protocol`] of its service. With [`Backend::DIRECT`] if the backend replies to clients directly: no packet's source is taken for its
+    /// address then.
     pub protocol: u8,
     /// [`crate::Family`].
     pub family: u8,
@@ -144,12 +167,30 @@ pub struct Backend {
     pub mode: u8,
     /// Next hop towards it.
     pub next_hop: NextHop,
-    /// The number of the next row with the same hash in `backend_index`, plus one. Zero ends the list.
+    /// The number of the next row with the same hash in `backend_index`, plus one. Zero ends the list. Rows of backends that reply to
+    /// clients directly ([`Mode::is_direct`]) are in no list: there it is their own number, plus one.
     pub next: u32,
     /// Index of its service's deployment.
     pub deployment: u16,
     /// [`crate::Vip::salt`] of its service.
     pub salt: u16,
+}
+
+impl Backend {
+    /// The flag in `protocol`.
+    pub const DIRECT: u8 = 0x80;
+
+    /// Protocol of its service.
+    #[inline(always)]
+    pub const fn protocol(&self) -> Option<Protocol> {
+        Protocol::from_u8(self.protocol & !Self::DIRECT)
+    }
+
+    /// Whether it replies to clients directly ([`Mode::is_direct`]).
+    #[inline(always)]
+    pub const fn is_direct(&self) -> bool {
+        self.protocol & Self::DIRECT != 0
+    }
 }
 
 /// A row of the `backend_info` array, by the backend's slot: what user space has to read back. The data path does not

@@ -79,11 +79,19 @@ pub enum Event {
     /// Drop: it would have opened a flow, but every backend of the colour is down, and the health checks are configured to refuse it then. The
     /// client of a new connection gets a reset in its place, and that of an open one, whose row was lost, nothing.
     AllDown = 19,
+    /// Drop: a packet for a backend in mode `l2dsr`, `ipip` or `gue`, to which there is no way: no route, in mode `l2dsr` a route by a
+    /// gateway, or no address of this host to send from.
+    NoWay = 20,
+    /// Drop: with the outer headers of `ipip` or `gue`, or as it is in `l2dsr`, the packet exceeds the egress MTU. The client is told so by an
+    /// ICMP error, as far as their rate allows.
+    DirectTooBig = 21,
+    /// Drop: a packet for such a backend whose TTL or hop limit does not allow another hop. The client is told so in the same way.
+    DirectExpired = 22,
 }
 
 impl Event {
     /// All events, in the order of their rows.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 23] = [
         Self::Malformed,
         Self::ReplyCollision,
         Self::EndedFlow,
@@ -104,6 +112,9 @@ impl Event {
         Self::MirrorLost,
         Self::MirrorAnswer,
         Self::AllDown,
+        Self::NoWay,
+        Self::DirectTooBig,
+        Self::DirectExpired,
     ];
     /// The number of rows of the `events` map.
     pub const COUNT: u32 = Self::ALL.len() as u32;
@@ -121,6 +132,9 @@ impl Event {
                     | Self::MirrorLost
                     | Self::MirrorAnswer
                     | Self::AllDown
+                    | Self::NoWay
+                    | Self::DirectTooBig
+                    | Self::DirectExpired
             )
     }
 
@@ -147,6 +161,9 @@ impl Event {
             Self::MirrorLost => "mirror_lost",
             Self::MirrorAnswer => "mirror_answer",
             Self::AllDown => "all_down",
+            Self::NoWay => "no_way",
+            Self::DirectTooBig => "direct_too_big",
+            Self::DirectExpired => "direct_expired",
         }
     }
 }

@@ -21,6 +21,7 @@ mod live;
 mod service;
 mod timing;
 mod trips;
+mod tunnel;
 
 pub use addr::{Addr, Be16, Family, Protocol};
 pub use backend::{Backend, BackendInfo, Identity, Mode, NextHop, NumberedHop};
@@ -37,9 +38,10 @@ pub use live::{Colour, FULL_SHARE, LiveFlags, LiveWord, SwitchTerms};
 pub use service::{DeploymentRow, Role, ServiceInfo, ServiceKey, ServiceRow, TableSpan, TesterKey, Vip};
 pub use timing::{Cause, ClockId, Timing};
 pub use trips::{Conditions, Limit, Trips};
+pub use tunnel::{GUE_PORT, Tunnel};
 
 /// The version of everything in this crate. Pins of another version are refused.
-pub const ABI_VERSION: u32 = 7;
+pub const ABI_VERSION: u32 = 8;
 
 /// The most deployments in an instance: the entries of the `live` map.
 pub const MAX_DEPLOYMENTS: u32 = 1024;
@@ -161,6 +163,7 @@ mod pod {
         ServiceInfo,
         ServiceKey,
         ServiceRow,
-        TesterKey
+        TesterKey,
+        Tunnel
     );
 }

@@ -144,6 +144,14 @@ pub struct ServiceInfo {
     pub compares: u8,
     /// Always zero.
     pub reserved: u8,
+    /// [`crate::Mode::Gue`]: the UDP port at which backends receive, in host order.
+    pub gue_port: u16,
+    /// The lengths of the prefixes `outer4` and `outer6`, plus one. Zero: none is configured.
+    pub outer_len: [u8; 2],
+    /// The IPv4 prefix that outer source addresses are taken from.
+    pub outer4: [u8; 4],
+    /// The same of IPv6.
+    pub outer6: [u8; 16],
 }
 
 /// A key of the `testers` trie. The deployment is matched as a whole, the address by its prefix.
@@ -176,7 +184,8 @@ crate::assert_layout!(
     split_by at 79, drain_timeout_ms at 80, tcp_idle_ms at 88, udp_idle_ms at 96, client_prefix at 104, receipt at 106, reserved at 107
 );
 crate::assert_layout!(
-    ServiceInfo, size 72, align 2,
-    name at 0, deployment at 64, in_use at 66, mode at 67, has_preview at 68, proxy_protocol at 69, compares at 70, reserved at 71
+    ServiceInfo, size 96, align 2,
+    name at 0, deployment at 64, in_use at 66, mode at 67, has_preview at 68, proxy_protocol at 69, compares at 70, reserved at 71,
+    gue_port at 72, outer_len at 74, outer4 at 76, outer6 at 80
 );
 crate::assert_layout!(TesterKey, size 24, align 4, deployment at 0, family at 4, addr at 8);

@@ -33,12 +33,14 @@ pub mod path;
 pub mod policy;
 pub mod rows;
 pub mod step;
+pub mod unpack;
 pub mod verdict;
 pub mod wire;
 pub mod world;
 
 use bg_common::Event;
 use egress::{
+    outer,
     reset::{self, Sequence, Turned},
     rewrite::{Rewritable, Writer},
     unreachable::{self, Room},
@@ -46,7 +48,7 @@ use egress::{
 use hint::unlikely;
 use path::{
     classify::{Found, backend_at, vip_at},
-    error,
+    direct, error,
     forward::{Arrival, forward},
     reply::restore,
     slow::SlowPath,
@@ -58,10 +60,10 @@ use wire::{
     packet::Packet,
     transport,
 };
-use world::{EXPLAINS, Flows, note};
+use world::{EXPLAINS, Flows, World, note};
 
 pub use hook::{Direction, Frame, Hook};
-pub use verdict::{Action, Verdict};
+pub use verdict::{Action, Reason, Verdict};
 
 /// Processes one frame. `packet` is for reading; `writer` makes the changes, and may work on the same
 /// bytes, since nothing is read after the first change.
@@ -100,6 +102,27 @@ pub fn process_icmp<W: SlowPath<V4> + SlowPath<V6>>(
     error::send(receiver, family, frame, world, writer)
 }
 
+/// Decides of a frame of which [`process`] or [`process_icmp`] says [`Action::Direct`]. The kernel makes the same two calls. If it says [`Action::Redirect`] or [`Action::Resolve`], the
+/// frame has to be changed yet: [`room_for_outer`] and [`write_outer`].
+pub fn process_direct(frame: Frame, world: &impl World) -> Verdict {
+    match direct::find_way(frame, world) {
+        Some(()) => direct::decide(frame, world),
+        None => Verdict::drop(world, Event::MissingRow),
+    }
+}
+
+/// Bytes to insert behind the Ethernet header before [`write_outer`].
+#[inline(always)]
+pub fn room_for_outer(world: &impl World) -> Option<usize> {
+    direct::room(world).map(usize::from)
+}
+
+/// Sends a frame, in which there is room, to the backend that [`process_direct`] has decided on. `None`: it could not be written, and must not be sent.
+#[inline(always)]
+pub fn write_outer(packet: &Packet<'_>, world: &impl World, writer: &mut impl Writer) -> Option<()> {
+    outer::write(packet, direct::outer(world)?, writer)
+}
+
 /// Turns a frame of which [`process`] says [`Action::Reset`] or [`Action::Refuse`] into a reset to its sender; turned once more, with the sequence number
 /// that was returned, it is one from its sender, for [`process`] to send to the other end. `None`: it could not be written, and must
 /// not be sent.
@@ -113,7 +136,7 @@ pub fn turn_into_reset(packet: &Packet<'_>, number: Sequence, writer: &mut impl 
     }
 }
 
-/// How to make room in a frame of which [`process`] says [`Action::Unreachable`]. `None`: it is not answered.
+/// How to make room in a frame that an ICMP error answers: [`Action::Unreachable`], [`Action::TooBig`], [`Action::TimeExceeded`]. `None`: it is not answered.
 #[inline(always)]
 pub fn room_for_error(packet: &Packet<'_>) -> Option<Room> {
     let (ether_type, l3) = ethernet::payload(packet)?;
@@ -126,10 +149,10 @@ pub fn room_for_error(packet: &Packet<'_>) -> Option<Room> {
 
 /// Turns such a frame, in which there is room, into an ICMP error for its sender. `None`: it could not be written, and must not be sent.
 #[inline(always)]
-pub fn turn_into_error(packet: &Packet<'_>, writer: &mut impl Writer) -> Option<()> {
+pub fn turn_into_error(packet: &Packet<'_>, reason: Reason, writer: &mut impl Writer) -> Option<()> {
     match ethernet::payload(packet)?.0 {
-        ethernet::IPV4 => unreachable::write::<V4>(packet, writer),
-        ethernet::IPV6 => unreachable::write::<V6>(packet, writer),
+        ethernet::IPV4 => unreachable::write::<V4>(packet, reason, writer),
+        ethernet::IPV6 => unreachable::write::<V6>(packet, reason, writer),
         _ => None,
     }
 }

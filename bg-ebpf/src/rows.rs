@@ -7,7 +7,7 @@ use crate::{
     flow::memory::{RawWords, Words as _},
     wire::headers::IpVersion,
 };
-use bg_common::{Addr, Backend, Be16, FlowBackend, Identity, NextHop, Protocol, ServiceKey, Vip};
+use bg_common::{Addr, Backend, Be16, Family, FlowBackend, Identity, NextHop, Protocol, ServiceKey, Tunnel, Vip};
 
 macro_rules! read {
     ($row:expr, $($field:tt)+) => {
@@ -154,10 +154,10 @@ impl BackendRef {
         read!(self.0, port)
     }
 
-    /// [`bg_common::Protocol`], as a number.
+    /// [`bg_common::Family`], as a number.
     #[inline(always)]
-    pub fn protocol(self) -> u8 {
-        read!(self.0, protocol)
+    pub fn family(self) -> u8 {
+        read!(self.0, family)
     }
 
     /// [`bg_common::Mode`], as a number.
@@ -201,6 +201,26 @@ impl BackendRef {
     pub fn next_hop(self) -> HopCache {
         // SAFETY: three words of a row that lives as long as the program runs.
         HopCache(unsafe { RawWords::new((&raw mut (*self.0).next_hop).cast()) })
+    }
+}
+
+/// A row of `tunnels`.
+#[derive(Clone, Copy)]
+pub struct TunnelRef(pub *const Tunnel);
+
+impl TunnelRef {
+    /// The source address of a flow's outer headers.
+    #[inline(always)]
+    pub fn source(self, family: u8, hash: u32) -> Addr {
+        let Addr([a, b, c, d]) = read!(self.0, source);
+        let spread = hash.to_be() & read!(self.0, spread);
+        if family == Family::V6 as u8 { Addr([a, b, c, d | spread]) } else { Addr([a | spread, b, c, d]) }
+    }
+
+    /// Destination port of the UDP header.
+    #[inline(always)]
+    pub fn port(self) -> Be16 {
+        read!(self.0, port)
     }
 }
 

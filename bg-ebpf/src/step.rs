@@ -249,6 +249,15 @@ steps! {
         /// The interface that it leaves by.
         ifindex
     }
+    /// The packet goes to a backend that replies to the client directly.
+    46 Outer "outer" {
+        /// [`bg_common::Mode`].
+        mode,
+        /// Slot of `backends`.
+        slot,
+        /// Bytes of the outer headers.
+        room
+    }
     /// A command has ended the flow.
     44 EndedByCommand "ended_by_command" {}
     /// The deployment is frozen.

@@ -47,6 +47,48 @@ pub enum Action {
     /// A datagram to which no backend is to answer: [`crate::room_for_error`] and [`crate::turn_into_error`] make an ICMP error of it, which goes
     /// back where the datagram came from.
     Unreachable = 10,
+    /// Not decided yet: a packet for a backend that replies to clients directly, of which [`crate::process_direct`] decides.
+    Direct = 11,
+    /// A packet that does not fit: it becomes an ICMP error as one of [`Action::Unreachable`], which tells the verdict's MTU.
+    TooBig = 12,
+    /// A packet whose TTL or hop limit is spent: it becomes an ICMP error as one of [`Action::Unreachable`].
+    TimeExceeded = 13,
+}
+
+/// Why a packet is answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// No backend is to have it.
+    Refused,
+    /// It does not fit: packets of so many bytes do.
+    TooBig(u32),
+    /// Its TTL or hop limit is spent.
+    TimeExceeded,
+}
+
+impl Reason {
+    const REFUSED: u32 = u32::MAX;
+    const TIME_EXCEEDED: u32 = u32::MAX - 1;
+
+    /// For a global function to be given.
+    #[inline(always)]
+    pub const fn to_u32(self) -> u32 {
+        match self {
+            Self::Refused => Self::REFUSED,
+            Self::TimeExceeded => Self::TIME_EXCEEDED,
+            Self::TooBig(mtu) => mtu,
+        }
+    }
+
+    /// From what it was given.
+    #[inline(always)]
+    pub const fn from_u32(reason: u32) -> Self {
+        match reason {
+            Self::REFUSED => Self::Refused,
+            Self::TIME_EXCEEDED => Self::TimeExceeded,
+            mtu => Self::TooBig(mtu),
+        }
+    }
 }
 
 /// How a packet leaves.
@@ -75,7 +117,7 @@ impl Exit {
 pub struct Verdict {
     /// What to do.
     action: Action,
-    /// Egress ifindex of [`Action::Redirect`] and [`Action::Resolve`], else zero.
+    /// Egress ifindex of [`Action::Redirect`] and [`Action::Resolve`], MTU of [`Action::TooBig`], else zero.
     ifindex: u32,
 }
 
@@ -88,6 +130,18 @@ impl Verdict {
 
     /// [`Action::Icmp`].
     pub const ICMP: Self = Self { action: Action::Icmp, ifindex: 0 };
+
+    /// [`Action::Direct`].
+    pub const DIRECT: Self = Self { action: Action::Direct, ifindex: 0 };
+
+    /// [`Action::TimeExceeded`].
+    pub const TIME_EXCEEDED: Self = Self { action: Action::TimeExceeded, ifindex: 0 };
+
+    /// [`Action::TooBig`]: packets of so many bytes fit.
+    #[inline(always)]
+    pub const fn too_big(mtu: u32) -> Self {
+        Self { action: Action::TooBig, ifindex: mtu }
+    }
 
     /// The answer to a TCP segment of a flow that a switch has ended: [`Action::Reset`], counted. XDP leaves it to tc, which sends
     /// out of any interface.
@@ -118,6 +172,16 @@ impl Verdict {
         Self { action: if is_udp { Action::Unreachable } else { Action::Refuse }, ifindex: 0 }
     }
 
+    /// Why an ICMP error answers the packet, if one does.
+    #[inline(always)]
+    pub const fn reason(self) -> Reason {
+        match self.action {
+            Action::TooBig => Reason::TooBig(self.ifindex),
+            Action::TimeExceeded => Reason::TimeExceeded,
+            _ => Reason::Refused,
+        }
+    }
+
     /// What an exit says.
     #[inline(always)]
     pub const fn out_of(exit: Exit) -> Self {
@@ -141,12 +205,15 @@ impl Verdict {
             4 => Action::Resolve,
             5 => Action::ToSelf,
             6 => Action::Drop,
+            11 => Action::Direct,
+            12 => Action::TooBig,
+            13 => Action::TimeExceeded,
             _ => Action::Pass,
         };
         Self { action, ifindex: verdict as u32 }
     }
 
-    /// For a global function to return. It decides: [`Action::Icmp`] and what asks for an answer to the packet are no results.
+    /// For a global function to return. It decides: [`Action::Icmp`], [`Action::Reset`] and the two that refuse are no results.
     #[inline(always)]
     pub const fn to_u64(self) -> u64 {
         (self.action as u64) << 32 | self.ifindex as u64
@@ -158,7 +225,7 @@ impl Verdict {
         self.action
     }
 
-    /// Egress ifindex of [`Action::Redirect`] and [`Action::Resolve`], else zero.
+    /// Egress ifindex of [`Action::Redirect`] and [`Action::Resolve`], MTU of [`Action::TooBig`], else zero.
     #[inline(always)]
     pub const fn ifindex(self) -> u32 {
         self.ifindex

@@ -13,7 +13,7 @@ use crate::{
 };
 use bg_common::{
     Addr, Backend, ClockId, Conditions, DeploymentRow, Event, Family, FlowKey4, FlowKey6, LiveWord, NextHop,
-    ServiceKey, ServiceRow, SwitchTerms, TesterKey, Timing, Vip,
+    ServiceKey, ServiceRow, SwitchTerms, TesterKey, Timing, Tunnel, Vip,
 };
 
 /// A route look-up.
@@ -70,6 +70,10 @@ pub trait World {
     fn backend_head(&self, hash: u32) -> u32;
     /// A backend's row.
     fn backend(&self, slot: u32) -> Option<*mut Backend>;
+    /// How packets to a backend are encapsulated.
+    fn tunnel(&self, _slot: u32) -> Option<*const Tunnel> {
+        None
+    }
     /// The service at a virtual address.
     fn service(&self, key: &ServiceKey) -> Option<&ServiceRow>;
     /// Entry of the flat Maglev array: a backend's slot.

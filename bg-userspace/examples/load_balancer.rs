@@ -17,7 +17,8 @@ use std::{
 use bg_userspace::{
     AttachOptions, BackendHealth, Colour, Error, Health, Instance, Mode, Paths, Protocol, SwitchRequest, attach,
     config::{
-        BackendSpec, Config, Deployment, DivideBy, Failover, OnSwitch, Service, StickyPrefix, Tee, model::AllDown,
+        BackendSpec, Config, Deployment, DivideBy, Encap, Failover, OnSwitch, Service, StickyPrefix, Tee,
+        model::AllDown,
     },
 };
 
@@ -141,6 +142,7 @@ fn configuration(vip: SocketAddr, backends: &[Vec<SocketAddr>; 2]) -> Config {
                 preview: None,
                 is_mirrored: false,
                 tee: Tee::default(),
+                encap: Encap::default(),
                 backends: backends.each_ref().map(specs),
                 health: None,
                 is_unchecked: false,

@@ -233,7 +233,7 @@ impl Instance {
             let slot = flow.backend.slot() as usize;
             let backend = if slot < tables.backends.rows() { tables.backends.read(slot) } else { Backend::default() };
             let is_connection = flow.state.has_any(FlowState::CONFIRMED | FlowState::ANSWERED);
-            let is_tcp = backend.protocol == Protocol::Tcp as u8;
+            let is_tcp = backend.protocol() == Some(Protocol::Tcp);
             flow.backend.is(backend.identity) && is_there(&backend) && !(is_tcp && is_connection)
         };
         FlowTable::<FlowKey4>::new(flows4(&self.paths)?.all()).remove(|_, flow| is_unwanted(flow));

@@ -38,7 +38,8 @@ pub(crate) struct Ender<'a> {
 struct Marked<'a> {
     client: SocketAddr,
     vip: SocketAddr,
-    backend: SocketAddr,
+    /// Where it can be asked; not if it knows its connections by the virtual address alone.
+    backend: Option<SocketAddr>,
     slot: u32,
     /// The head of its row.
     head: &'a AtomicU64,
@@ -79,8 +80,9 @@ impl<'a> Ender<'a> {
                 asked = asked.and(ask(&mut self.prober, connection.vip, connection.client));
             }
             wait(&mut silent, AGAIN / 2);
-            for connection in &silent {
-                asked = asked.and(ask(&mut self.prober, connection.client, connection.backend));
+            let with_backend = |connection: &Marked<'_>| Some((connection.client, connection.backend?));
+            for (client, backend) in silent.iter().filter_map(with_backend) {
+                asked = asked.and(ask(&mut self.prober, client, backend));
             }
             wait(&mut silent, AGAIN);
             if silent.is_empty() {
@@ -103,7 +105,9 @@ impl<'a> Ender<'a> {
         let mut asked = Ok(());
         for connection in mark(self.tables, &v4, &is_meant).into_iter().chain(mark(self.tables, &v6, &is_meant)) {
             asked = asked.and(ask(&mut self.prober, connection.vip, connection.client));
-            asked = asked.and(ask(&mut self.prober, connection.client, connection.backend));
+            if let Some(backend) = connection.backend {
+                asked = asked.and(ask(&mut self.prober, connection.client, backend));
+            }
         }
         asked
     }
@@ -124,14 +128,15 @@ fn mark<'a, K: FlowKey + Sync>(
             return;
         }
         let backend = tables.backends.read(slot as usize);
-        let is_there = entry.flow.backend.is(backend.identity) && backend.protocol == Protocol::Tcp as u8;
+        let is_there = entry.flow.backend.is(backend.identity) && backend.protocol() == Some(Protocol::Tcp);
         let Some(address) = endpoint_of(&backend).filter(|_| is_there && is_meant(&backend, &entry.flow)) else {
             return;
         };
         entry.note(FlowState::ENDED);
         let (client, vip) = (entry.key.client(), tables.services.vips.read(entry.key.vip().into()));
         let identity = entry.flow.state.0 & FlowState::IDENTITY;
-        found.push(Marked { client, vip: address_of(&vip.key), backend: address, slot, head: entry.head(), identity });
+        let backend = (!backend.is_direct()).then_some(address);
+        found.push(Marked { client, vip: address_of(&vip.key), backend, slot, head: entry.head(), identity });
     });
     found.into_iter().flatten().collect()
 }

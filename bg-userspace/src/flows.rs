@@ -227,6 +227,8 @@ pub(crate) struct Target {
     pub(crate) protocol: Protocol,
     /// `None` if there is no backend in this slot.
     family: Option<Family>,
+    /// Whether it may be of another family than its clients.
+    is_of_any_family: bool,
 }
 
 impl Target {
@@ -240,8 +242,9 @@ impl Target {
             identity: backend.identity,
             deployment: backend.deployment,
             colour: Colour::from_u8(backend.colour),
-            protocol: Protocol::from_u8(backend.protocol).unwrap_or(Protocol::Tcp),
+            protocol: backend.protocol().unwrap_or(Protocol::Tcp),
             family: Family::from_u8(backend.family).filter(|_| backend.identity.in_use != 0),
+            is_of_any_family: backend.identity.in_use != 0 && backend.is_direct(),
         }
     }
 }
@@ -302,12 +305,12 @@ impl Scan {
 
     /// Whether there may be IPv4 flows. If no backend has this family, the table has no open flow, and need not even be mapped.
     pub(crate) fn has_flows4(&self) -> bool {
-        self.targets.iter().any(|target| target.family == Some(Family::V4))
+        self.targets.iter().any(|target| target.is_of_any_family || target.family == Some(Family::V4))
     }
 
     /// The same for IPv6.
     pub(crate) fn has_flows6(&self) -> bool {
-        self.targets.iter().any(|target| target.family == Some(Family::V6))
+        self.targets.iter().any(|target| target.is_of_any_family || target.family == Some(Family::V6))
     }
 
     /// The backend in a slot.

@@ -37,6 +37,7 @@ mod apply;
 mod attach;
 mod condition;
 pub mod config;
+mod decap;
 pub mod doctor;
 mod drain;
 mod draining;
@@ -91,6 +92,7 @@ mod sys;
 mod teed;
 pub mod text;
 mod time;
+mod tunnels;
 
 pub use apply::ApplyRequest;
 pub use attach::{
@@ -99,6 +101,7 @@ pub use attach::{
 };
 pub use bg_common::{Colour, MAX_BACKENDS, MAX_SERVICES, Mode, Protocol};
 pub use condition::{Condition, Share};
+pub use decap::{DecapMode, DecapRequest, Decapsulating, decap_attach, decap_detach};
 pub use draining::{DrainRequest, Drained, FlowsLeft};
 pub use dry_run::{DryRun, InFlight, ServiceFates, TableUse, TablesUse, TargetBackend, WindowOutlook, Would};
 pub use error::{Error, ErrorClass, Refusal, Room};

@@ -3,7 +3,7 @@
 use bg_common::{
     Backend, BackendInfo, Clock, DeploymentRow, Event, HELD_LOG_BYTES, Hold, LiveWord, MAX_DEPLOYMENTS, MAX_INTERFACES,
     MAX_NEXT_HOPS, MAX_TESTERS, Meta, NumberedHop, REFUSAL_ROWS, ServiceInfo, ServiceKey, ServiceRow, SwitchTerms,
-    SwitchTimes, TesterKey, Timing, Traffic, Trips, Vip,
+    SwitchTimes, TesterKey, Timing, Traffic, Trips, Tunnel, Vip,
 };
 
 use crate::{
@@ -34,7 +34,7 @@ enum Kind {
 
 /// All pinned maps of an instance. `meta` is last, see [`crate::pins`]. `scratch` and `route_call` are not pinned, because their content only concerns the
 /// program that has written it, for one packet, and `error_rate` is not, because nobody misses it.
-pub(crate) const MAPS: [MapSpec; 29] = [
+pub(crate) const MAPS: [MapSpec; 30] = [
     mappable::<LiveWord>("live", |_| MAX_DEPLOYMENTS),
     mappable::<[SwitchTerms; 2]>("terms", |_| MAX_DEPLOYMENTS),
     mappable::<[Timing; 2]>("timing", |_| MAX_DEPLOYMENTS),
@@ -50,6 +50,7 @@ pub(crate) const MAPS: [MapSpec; 29] = [
     mappable::<[u32; 2]>("backend_index", |sizes| sizes.backend_index_rows),
     mappable::<Backend>("backends", |sizes| sizes.backends),
     mappable::<BackendInfo>("backend_info", |sizes| sizes.backends),
+    mappable::<Tunnel>("tunnels", |sizes| sizes.backends),
     mappable::<[u32; 2]>("maglev", |sizes| sizes.maglev_rows),
     map::<(u32, TesterKey), u32>(Kind::Trie, "testers", |_| MAX_TESTERS),
     mappable::<Bucket4>("flows4", |sizes| sizes.flow_buckets[0]),

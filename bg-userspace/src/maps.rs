@@ -10,7 +10,7 @@ use aya::{
 use aya_obj::programs::XdpAttachType;
 use bg_common::{
     Backend, BackendInfo, Clock, DeploymentRow, Event, HELD_LOG_BYTES, Hold, LiveWord, ServiceInfo, ServiceKey,
-    ServiceRow, SwitchTerms, TesterKey, Timing, Traffic, Trips, Vip,
+    ServiceRow, SwitchTerms, TesterKey, Timing, Traffic, Trips, Tunnel, Vip,
 };
 
 use crate::{
@@ -73,6 +73,7 @@ pub(crate) struct Tables {
     pub(crate) services: Services,
     pub(crate) backends: Mapped<Backend>,
     pub(crate) backend_info: Mapped<BackendInfo>,
+    pub(crate) tunnels: Mapped<Tunnel>,
     pub(crate) testers: LpmTrie<MapData, TesterKey, u32>,
 }
 
@@ -82,6 +83,7 @@ impl Tables {
             services: Services::open(paths)?,
             backends: backends(paths)?,
             backend_info: mapped(paths, "backend_info")?,
+            tunnels: mapped(paths, "tunnels")?,
             testers: typed(paths, "testers")?,
         })
     }

@@ -18,11 +18,12 @@ use bg_common::{
 
 use crate::{
     Error,
-    config::{Prefix, Tee},
+    config::{Encap, Prefix, Tee},
     health::HealthWord,
     history::Moment,
     live::Reading,
     maps::{Tables, Words},
+    tunnels,
 };
 
 /// The weight of a backend while its service's table is being replaced, so that the work of a killed apply
@@ -112,6 +113,8 @@ pub(crate) struct RunningService {
     pub(crate) listeners: [Vec<RunningBackend>; 2],
     /// Its settings in mode `tee`. The listeners are told only if both colours have one.
     pub(crate) tee: Tee,
+    /// Its settings in the modes `ipip` and `gue`.
+    pub(crate) encap: Encap,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -244,6 +247,7 @@ impl Running {
                             proxy_protocol: info.proxy_protocol != 0,
                             compare: info.compares != 0,
                         },
+                        encap: tunnels::encap_of(&info),
                     });
                 }
                 _ => self.left_over.services.push(index),

@@ -9,7 +9,7 @@ use bg_common::{Colour, DeploymentRow, Mode, Protocol};
 
 use crate::{
     Error, Instance,
-    config::{BackendSpec, Config, Deployment, DivideBy, Failover, Gate, OnSwitch, Service, StickyPrefix, Tee},
+    config::{BackendSpec, Config, Deployment, DivideBy, Encap, Failover, Gate, OnSwitch, Service, StickyPrefix, Tee},
     kept_gates,
     maps::Tables,
     running::{Running, RunningDeployment, RunningService, UNSETTLED, address_of},
@@ -62,6 +62,7 @@ fn service(running: &RunningService) -> Service {
         preview: running.preview.map(|(key, _)| address_of(&key)),
         is_mirrored: running.is_mirrored,
         tee: if running.mode == Mode::Tee { running.tee } else { Tee::default() },
+        encap: if running.mode.is_tunnel() { running.encap } else { Encap::default() },
         backends: Colour::ALL.map(|colour| {
             let of_mode = running.backends[colour as usize].iter().filter(|backend| backend.mode == running.mode);
             let weight = |weight| if weight == UNSETTLED { 1 } else { weight };

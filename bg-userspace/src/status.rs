@@ -101,7 +101,7 @@ pub struct ServiceStatus {
     pub vip: SocketAddr,
     /// `tcp` or `udp`.
     pub protocol: &'static str,
-    /// `nat`, `local` or `tee`.
+    /// `nat`, `local`, `tee`, `l2dsr`, `ipip` or `gue`.
     pub mode: &'static str,
     /// The address that always reaches the idle colour.
     pub preview: Option<SocketAddr>,

@@ -10,6 +10,7 @@ use std::{
 const COMMANDS: &[&str] = &[
     "doctor",
     "attach",
+    "decap",
     "detach",
     "check",
     "plan",

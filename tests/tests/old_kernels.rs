@@ -31,8 +31,8 @@ struct Program {
     instructions: Vec<bpf_insn>,
 }
 
-/// The object with the programs that packets meet, and the one that explains.
-const OBJECTS: [&str; 2] = ["bg.bpf.o", EXPLAIN];
+/// The object with the programs that packets meet, the one that explains, and the one for backends.
+const OBJECTS: [&str; 3] = ["bg.bpf.o", EXPLAIN, "decap.bpf.o"];
 const EXPLAIN: &str = "explain.bpf.o";
 
 /// The programs of all objects.

@@ -1,5 +1,5 @@
-//! `build-ebpf`: compiles the two BPF objects and writes them to the files that bgctl embeds: the programs that packets meet, and the same
-//! engine with the feature `explain`.
+//! `build-ebpf`: compiles the three BPF objects and writes them to the files that bgctl embeds: the programs that packets meet, the same
+//! engine with the feature `explain`, and the program for backends.
 //!
 //! The objects are kept in the repository so that building bgctl needs only stable Rust. The
 //! danger is an object that does not match the sources. `--check` proves that it matches.
@@ -41,6 +41,11 @@ fn committed_explain() -> PathBuf {
     workspace::root().join("bg-userspace/bpf/explain.bpf.o")
 }
 
+/// The path of the committed object of `bgctl decap`.
+fn committed_decap() -> PathBuf {
+    workspace::root().join("bg-userspace/bpf/decap.bpf.o")
+}
+
 fn committed_record() -> PathBuf {
     workspace::root().join("bg-userspace/bpf/bg.bpf.sources")
 }
@@ -50,6 +55,7 @@ pub(crate) struct Built {
     /// The path of the one with the programs that packets meet.
     pub(crate) path: PathBuf,
     explain: PathBuf,
+    decap: PathBuf,
     record: Record,
 }
 
@@ -67,6 +73,7 @@ pub(crate) fn build() -> Result<Built> {
     let features = &["--features", EXPLAIN];
     let explain = compile("bg-ebpf", features)?;
     let path = compile("bg-ebpf", &[])?;
+    let decap = compile("bg-decap", &[])?;
     let sha256 = |path: &Path| -> Result<String> {
         Ok(sources::sha256(&fs::read(path).with_context(|| format!("cannot read {}", path.display()))?))
     };
@@ -74,10 +81,11 @@ pub(crate) fn build() -> Result<Built> {
         sources: sources::checksum(&[codegen_flags(), profile()].concat(), features)?,
         object: sha256(&path)?,
         explain: sha256(&explain)?,
+        decap: sha256(&decap)?,
         compiler: Toolchain::require()?.version()?,
         linker: toolchain::require_bpf_linker()?,
     };
-    Ok(Built { path, explain, record })
+    Ok(Built { path, explain, decap, record })
 }
 
 /// The feature of the object that explains.
@@ -167,7 +175,9 @@ fn strip(linked: &Path, stripped: &Path) -> Result<()> {
 }
 
 fn install(built: &Built) -> Result<()> {
-    for (from, to) in [(&built.path, committed()), (&built.explain, committed_explain())] {
+    let objects =
+        [(&built.path, committed()), (&built.explain, committed_explain()), (&built.decap, committed_decap())];
+    for (from, to) in objects {
         if let Some(dir) = to.parent() {
             fs::create_dir_all(dir)?;
         }
@@ -192,8 +202,11 @@ pub(crate) fn check(built: &Built) -> Result<()> {
         return stale(&committed(), "checksum of the sources", &fresh.sources, &record.sources);
     }
     let is_same_toolchain = (&record.compiler, &record.linker) == (&fresh.compiler, &fresh.linker);
-    let objects =
-        [(committed(), &record.object, &fresh.object), (committed_explain(), &record.explain, &fresh.explain)];
+    let objects = [
+        (committed(), &record.object, &fresh.object),
+        (committed_explain(), &record.explain, &fresh.explain),
+        (committed_decap(), &record.decap, &fresh.decap),
+    ];
     for (path, recorded, fresh) in objects {
         let bytes =
             fs::read(&path).with_context(|| format!("cannot read {}; run `cargo xtask build-ebpf`", display(&path)))?;

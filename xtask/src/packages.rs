@@ -46,6 +46,7 @@ const TOOLS: &[Tool] = &[
     tool("mandoc", "mandoc", "checking manual pages"),
     // Not a program, but found like one: an absolute path is in every directory.
     tool("/usr/lib/nginx/modules/ngx_stream_module.so", "libnginx-mod-stream", "what switches are compared with"),
+    tool("tshark", "tshark", "judging packets on wires"),
     tool("tmux", "tmux", "`bgctl top` in a terminal"),
     tool("chromium", "chromium", "the web page in a browser"),
     tool("debootstrap", "debootstrap", "a Debian root to test the package in"),

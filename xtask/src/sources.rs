@@ -22,6 +22,8 @@ pub(crate) struct Record {
     pub(crate) object: String,
     /// SHA-256 of the object that explains.
     pub(crate) explain: String,
+    /// SHA-256 of the object for backends.
+    pub(crate) decap: String,
     /// The compiler's version line.
     pub(crate) compiler: String,
     /// The linker's version line.
@@ -41,6 +43,7 @@ impl Record {
             sources: field("sources")?,
             object: field("object")?,
             explain: field("explain")?,
+            decap: field("decap")?,
             compiler: field("compiler")?,
             linker: field("linker")?,
         })
@@ -53,6 +56,7 @@ impl fmt::Display for Record {
         writeln!(f, "sources = \"{}\"", self.sources)?;
         writeln!(f, "object = \"{}\"", self.object)?;
         writeln!(f, "explain = \"{}\"", self.explain)?;
+        writeln!(f, "decap = \"{}\"", self.decap)?;
         writeln!(f, "compiler = \"{}\"", self.compiler)?;
         writeln!(f, "linker = \"{}\"", self.linker)
     }
@@ -131,6 +135,7 @@ mod tests {
             sources: "ab".into(),
             object: "cd".into(),
             explain: "ef".into(),
+            decap: "01".into(),
             compiler: "rustc 1.97.0-nightly (e50aa6fba 2026-05-19)".into(),
             linker: "bpf-linker 0.13.0".into(),
         };

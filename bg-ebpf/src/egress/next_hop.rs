@@ -57,6 +57,46 @@ pub fn to_backend<V: IpVersion>(backend: BackendRef, headers: &Headers<V>, hook:
     leave(action, hop, cache, headers, hook)
 }
 
+/// The way to a backend that replies to clients directly, for a packet from `src`. [`NextHop::NONE`]: there is none. A backend that
+/// `must_be_neighbour` is not reached by a gateway, which would take the packet for its own, or send it back. Whether the packet fits, and
+/// whether XDP can send it, is to be asked yet: [`leave_direct`].
+#[inline(always)]
+pub fn to_direct(backend: BackendRef, src: Addr, must_be_neighbour: bool, hook: &Hook<'_, impl World>) -> Exit {
+    let cache = backend.next_hop();
+    let mut hop = cache.read();
+    let mut action = Action::Redirect;
+    if unlikely(hook.now.wrapping_sub(hop.learned) >= TRUSTED || is_to_answer(hop.asked, hook)) {
+        let dst = backend.whole_address();
+        let family = if backend.family() == Family::V6 as u8 { Family::V6 } else { Family::V4 };
+        hop = look_up(src, dst, family, hook.world);
+        if must_be_neighbour && !is_found_at(dst, hook.world) {
+            hop = NextHop::NONE;
+        }
+        keep(cache, hop.ifindex_and_dmac, hop.mtu_and_smac, hook.now);
+        hop.asked = cache.read().asked;
+        action = Action::Resolve;
+    } else {
+        note_cached(hop, hook.world);
+    }
+    Exit { action, hop }
+}
+
+/// Whether the next hop that was just looked up has this address.
+#[inline(always)]
+fn is_found_at(dst: Addr, world: &impl World) -> bool {
+    let Some(call) = world.route_call() else { return false };
+    // SAFETY: this CPU's memory, for the packet that it processes.
+    let Addr([a, b, c, d]) = unsafe { (*call).dst };
+    let [e, f, g, h] = dst.0;
+    (a ^ e) | (b ^ f) | (c ^ g) | (d ^ h) == 0
+}
+
+/// The exit that [`to_direct`] has found. XDP leaves to tc what it cannot redirect at once, and from time to time a packet more.
+#[inline(always)]
+pub fn leave_direct(exit: Exit, backend: BackendRef, hook: &Hook<'_, impl World>) -> Exit {
+    if hook.direction != Direction::Early { exit } else { leave_early(exit.hop, backend.next_hop(), hook) }
+}
+
 /// The way to the client of a reply that will bear the source `vip`.
 #[inline(always)]
 pub fn to_client<V: IpVersion>(
@@ -140,8 +180,15 @@ fn leave<V: IpVersion>(
 ) -> Exit {
     let exit = fitting(action, hop, headers, hook);
     if hook.direction != Direction::Early || exit.action == Action::Defer {
-        return exit;
+        exit
+    } else {
+        leave_early(hop, cache, hook)
     }
+}
+
+/// Leaves XDP by a hop, or leaves the packet to tc.
+#[inline(always)]
+fn leave_early(hop: NextHop, cache: HopCache, hook: &Hook<'_, impl World>) -> Exit {
     if unlikely(!hop.is_resolved() || !hook.world.prepare_redirect(hop.ifindex())) {
         note!(hook.world, Step::NoRedirect { ifindex: hop.ifindex().into() });
         return Exit::DEFERRED;

@@ -1,28 +1,57 @@
-//! Refusing a datagram: an ICMP error for its sender, port unreachable, as a host sends it that has no such service (RFC 792, RFC 4443). It makes a connected
-//! socket fail at once.
+//! Answering a packet by an ICMP error for its sender (RFC 792, RFC 4443).
 //!
-//! The error quotes the datagram as it has come, as much of it as a packet has room for that every link takes (RFC 1812, section 4.3.2.3; RFC 4443,
+//! | reason | what it says |
+//! | --- | --- |
+//! | [`Reason::Refused`] | port unreachable, as a host says that has no such service: it makes a connected socket fail at once |
+//! | [`Reason::TooBig`] | fragmentation needed (RFC 1191), or packet too big |
+//! | [`Reason::TimeExceeded`] | time exceeded in transit |
+//!
+//! The source is the virtual address that the packet was sent to, the one address that is known to be routed back.
+//!
+//! The error quotes the packet as it has come, as much of it as a packet has room for that every link takes (RFC 1812, section 4.3.2.3; RFC 4443,
 //! section 2.4). [`Room`] says how to make room for its headers, between the Ethernet header and the datagram, and [`write`] fills the room.
 //!
-//! A datagram that its sender has left to a network card bears an unfinished checksum, and stays so when it is quoted. Whoever finishes it
-//! makes the sum of the datagram's bytes the complement of what stands in the checksum's field now, so the checksum of the error is known before (local checksum
+//! A packet that its sender has left to a network card bears an unfinished checksum, and stays so when it is quoted. Whoever finishes it
+//! makes the sum of the bytes that it covers the complement of what stands in the checksum's field now, so the checksum of the error is known before (local checksum
 //! offload, Documentation/networking/checksum-offloads.rst of Linux).
 
 use super::{
     rewrite::{End, Writer},
     translate::put_address,
 };
-use crate::wire::{
-    checksum::Sum,
-    ethernet::{self, Ethernet},
-    headers::{IpHeader, IpVersion},
-    icmp,
-    packet::{Packet, bytes::load16},
-    transport::checksum_offset,
+use crate::{
+    verdict::Reason,
+    wire::{
+        checksum::Sum,
+        ethernet::{self, Ethernet},
+        headers::{IpHeader, IpVersion},
+        icmp,
+        packet::{Packet, bytes::load16},
+        transport::checksum_offset,
+    },
 };
 use bg_common::{Family, Protocol};
 use core::mem::offset_of;
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
+
+/// The two words of the ICMP header, without its checksum: type, code and what follows, as on the wire.
+#[inline(always)]
+const fn icmp_header(reason: Reason, family: Family) -> (u16, u32) {
+    let mtu = match reason {
+        Reason::TooBig(mtu) => mtu,
+        _ => 0,
+    };
+    let (kind, code) = match (family, reason) {
+        (Family::V4, Reason::Refused) => (3, 3),
+        (Family::V4, Reason::TooBig(_)) => (3, 4),
+        (Family::V4, Reason::TimeExceeded) => (11, 0),
+        (Family::V6, Reason::Refused) => (1, 4),
+        (Family::V6, Reason::TooBig(_)) => (2, 0),
+        (Family::V6, Reason::TimeExceeded) => (3, 0),
+    };
+    // In IPv4 the MTU has the last two bytes, which are the low ones of the word in network order.
+    (u16::from_ne_bytes([kind, code]), mtu.to_be())
+}
 
 /// Offset of the IP header: tags among a frame's bytes are not supported.
 const L3: usize = size_of::<Ethernet>();
@@ -80,12 +109,13 @@ impl Room {
 
 /// Fills the room with the headers of the error. `None`: it could not be written, and must not be sent.
 #[inline(always)]
-pub fn write<V: IpVersion>(packet: &Packet<'_>, writer: &mut impl Writer) -> Option<()> {
+pub fn write<V: IpVersion>(packet: &Packet<'_>, reason: Reason, writer: &mut impl Writer) -> Option<()> {
     let (l4, quoted_l3) = (L3 + headers_len(V::FAMILY) - icmp::HEADER_LEN, L3 + headers_len(V::FAMILY));
     let quoted = V::header(packet, quoted_l3)?;
     let (len, header_len) = (quoted_len(quoted), quoted.header_len());
     let (client, vip) = (V::widen(quoted.src()), V::widen(quoted.dst()));
-    let checksum = load16(packet.header(quoted_l3 + header_len + checksum_offset(Protocol::Udp))?);
+    let protocol = Protocol::from_u8(quoted.protocol())?;
+    let checksum = load16(packet.header(quoted_l3 + header_len + checksum_offset(protocol))?);
     let header = Sum::of_bytes(packet, quoted_l3, header_len)?;
     let whole = Sum::of_bytes(packet, quoted_l3, len)?;
     let macs = ethernet::swapped_macs(packet)?;
@@ -93,7 +123,8 @@ pub fn write<V: IpVersion>(packet: &Packet<'_>, writer: &mut impl Writer) -> Opt
 
     let word = u32::from_ne_bytes;
     let ends = Sum::ZERO.address(&vip).address(&client);
-    let (kind, pseudo_header) = match V::FAMILY {
+    let (kind, rest) = icmp_header(reason, V::FAMILY);
+    let pseudo_header = match V::FAMILY {
         Family::V4 => {
             let [high, low] = ((headers_len(V::FAMILY) + len) as u16).to_be_bytes();
             let (first, second) = (word([0x45, TOS, high, low]), word([0, 0, DONT_FRAGMENT, 0]));
@@ -105,7 +136,7 @@ pub fn write<V: IpVersion>(packet: &Packet<'_>, writer: &mut impl Writer) -> Opt
             writer.put16(L3 + offset_of!(Ipv4Hdr, check), check)?;
             put_address(V::FAMILY, L3 + End::Source.v4_offset(), &vip, writer)?;
             put_address(V::FAMILY, L3 + End::Destination.v4_offset(), &client, writer)?;
-            ([3, 3], Sum::ZERO)
+            Sum::ZERO
         }
         Family::V6 => {
             let payload_len = ((icmp::HEADER_LEN + len) as u16).to_be_bytes();
@@ -114,13 +145,13 @@ pub fn write<V: IpVersion>(packet: &Packet<'_>, writer: &mut impl Writer) -> Opt
             writer.put32(L3 + 4, word([high, low, V::ICMP, HOP_LIMIT]))?;
             put_address(V::FAMILY, L3 + End::Source.v6_offset(), &vip, writer)?;
             put_address(V::FAMILY, L3 + End::Destination.v6_offset(), &client, writer)?;
-            ([1, 4], ends.word(u16::from_ne_bytes(payload_len)).word(u16::from(V::ICMP).to_be()))
+            ends.word(u16::from_ne_bytes(payload_len)).word(u16::from(V::ICMP).to_be())
         }
     };
-    let before = pseudo_header.word(u16::from_ne_bytes(kind));
+    let before = pseudo_header.word(kind).double_word(rest);
     let (unfinished, finished) = (!before.and(header).word(!checksum).fold(), !before.and(whole).fold());
-    writer.put32(l4, word([kind[0], kind[1], 0, 0]))?;
-    writer.put32(l4 + 4, 0)?;
+    writer.put32(l4, kind.into())?;
+    writer.put32(l4 + 4, rest)?;
     writer.put_checksum(l4 + icmp::CHECKSUM, unfinished, finished)?;
     writer.put_macs(macs)
 }

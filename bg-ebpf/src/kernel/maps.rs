@@ -17,6 +17,7 @@
 //! | `backend_index` | hash / 2 → two heads of lists of `backends` | user space | is a packet's source a backend? |
 //! | `backends` | slot → [`Backend`] | user space; programs cache the next hop in it | where a flow goes |
 //! | `backend_info` | slot → [`BackendInfo`] | user space | weights; the programs do not read it |
+//! | `tunnels` | slot → [`Tunnel`] | user space | outer headers of packets to a backend |
 //! | `maglev` | entry / 2 → two slots of `backends` | user space | backend choice of new flows |
 //! | `testers` | [`TesterKey`] prefix → deployment | user space | sources that reach the idle colour |
 //! | `flows4`, `flows6` | bucket → rows | programs | open flows; see [`bg_ebpf::flow::table`] |
@@ -44,7 +45,7 @@ use bg_common::{
     Backend, BackendInfo, Clock, DeploymentRow, Event, FLOW_WAYS, FlowHash, FlowKey4, FlowKey6, HEADS_PER_ROW,
     HELD_LOG_BYTES, Hold, LiveWord, MAX_DEPLOYMENTS, MAX_INTERFACES, MAX_NEXT_HOPS, MAX_TESTERS, Meta, NumberedHop,
     REFUSAL_ROWS, ServiceInfo, ServiceKey, ServiceRow, SwitchTerms, SwitchTimes, TableSizes, TesterKey, Timing,
-    Traffic, Trips, Vip,
+    Traffic, Trips, Tunnel, Vip,
 };
 use bg_ebpf::{
     flow::key::Key as _,
@@ -136,6 +137,10 @@ pub(super) static BACKEND_ROWS: Array<Backend, BACKENDS, MMAPABLE> = Array::new(
 /// Weights of backends.
 #[btf_map(name = "backend_info")]
 pub(super) static BACKEND_INFO: Array<BackendInfo, BACKENDS, MMAPABLE> = Array::new();
+
+/// Outer headers of packets to backends.
+#[btf_map(name = "tunnels")]
+pub(super) static TUNNELS: Array<Tunnel, BACKENDS, MMAPABLE> = Array::new();
 
 /// The flat Maglev array; service rows hold spans of it.
 /// Two entries a row, since the kernel pads a row to eight bytes.

@@ -87,9 +87,6 @@ fn route<const XDP: bool>(context: *mut c_void, ingress_ifindex: u32, call: &mut
             call.hop = NextHop::pack(ifindex, params.read(FibLookup::MTU) as u32, 0, 0, 0);
         }
     }
-    if XDP {
-        return;
-    }
     if params.read(0) as u8 == AF_INET6 as u8 {
         call.family = Family::V6;
     }

@@ -12,8 +12,9 @@ use super::{
 use aya_ebpf::{
     EbpfContext as _,
     bindings::{
-        __sk_buff, BPF_F_INGRESS, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM, TC_ACT_OK, TC_ACT_SHOT,
-        TC_ACT_UNSPEC, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
+        __sk_buff, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L3_IPV6, BPF_F_ADJ_ROOM_ENCAP_L4_UDP,
+        BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_INGRESS, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM,
+        TC_ACT_OK, TC_ACT_SHOT, TC_ACT_UNSPEC, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
     },
     helpers::{
         bpf_redirect,
@@ -24,15 +25,20 @@ use aya_ebpf::{
 };
 use bg_common::{Addr, Event, Family, Protocol};
 use bg_ebpf::{
-    Action, Direction, Frame, Verdict,
+    Action, Direction, Frame, Reason, Verdict,
     egress::{
         reset::Sequence,
         rewrite::{Edit, Rewritable, Writer},
         unreachable::Room,
     },
-    path::{error, slow::Receiver},
-    process, room_for_error, turn_into_error, turn_into_reset,
+    path::{
+        direct::{decide, find_way, kind},
+        error,
+        slow::Receiver,
+    },
+    process, room_for_error, room_for_outer, turn_into_error, turn_into_reset,
     wire::{checksum::Sum, ethernet, headers::Headers, packet::Packet, transport::checksum_offset},
+    write_outer,
 };
 use core::mem::offset_of;
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
@@ -45,6 +51,9 @@ const LONGEST_OF_ERROR: u32 = 14 + 2 * 4 + 60 + 8 + 60 + 18;
 
 /// The same with an error of the data path's own, all of whose bytes are summed.
 const LONGEST_OWN_ERROR: u32 = 14 + 1280;
+
+/// The same with outer headers: IPv6, UDP and GUE.
+const LONGEST_OUTER: u32 = 14 + 40 + 8 + 4 + 60 + 60;
 
 /// The switch.
 #[classifier]
@@ -67,6 +76,10 @@ fn run(context: TcContext, direction: Direction) -> i32 {
     let frame = Frame { direction, len: context.len() as usize };
     let verdict = process(&packet, frame, &world, &mut SkbWriter(&context));
     let verdict = if verdict.action() == Action::Icmp { icmp(&context, direction) } else { verdict };
+    let verdict = match verdict.action() {
+        Action::Direct if direction == Direction::Ingress => direct(&context, &world),
+        _ => verdict,
+    };
     #[cfg(feature = "explain")]
     super::steps::finish(verdict);
     let verdict = match verdict.action() {
@@ -78,13 +91,16 @@ fn run(context: TcContext, direction: Direction) -> i32 {
     };
     match verdict.action() {
         // Whoever comes next on this hook sees rewritten packets too.
-        Action::Pass | Action::Defer | Action::Deliver | Action::Resolve | Action::Icmp => TC_ACT_UNSPEC,
+        Action::Pass | Action::Defer | Action::Deliver | Action::Resolve => TC_ACT_UNSPEC,
+        Action::Icmp | Action::Direct => TC_ACT_UNSPEC,
         // SAFETY: takes two numbers.
         Action::Redirect => unsafe { bpf_redirect(verdict.ifindex(), 0) as i32 },
         Action::ToSelf => redirect_to_self(),
         Action::Drop => TC_ACT_SHOT,
         Action::Reset => reset(&context, direction, &world),
-        action @ (Action::Refuse | Action::Unreachable) => refuse(&context, action, &world),
+        Action::Refuse | Action::Unreachable | Action::TooBig | Action::TimeExceeded => {
+            refuse(&context, verdict, &world)
+        }
     }
 }
 
@@ -118,13 +134,13 @@ fn reset(context: &TcContext, direction: Direction, world: &World<false>) -> i32
 
 /// Answers a packet of a client with a reset or an error, which goes back where the packet came from.
 #[inline(always)]
-fn refuse(context: &TcContext, action: Action, world: &World<false>) -> i32 {
+fn refuse(context: &TcContext, verdict: Verdict, world: &World<false>) -> i32 {
     let skb = context.skb.skb;
     // SAFETY: the program's own context, and two numbers.
     unsafe {
-        let is_turned = match action {
+        let is_turned = match verdict.action() {
             Action::Refuse => tc_turn_into_reset(skb, ACKNOWLEDGED) != ACKNOWLEDGED,
-            _ => tc_turn_into_error(skb) != 0,
+            _ => tc_turn_into_error(skb, verdict.reason().to_u32()) != 0,
         };
         if is_turned { bpf_redirect(world.ingress_ifindex(), 0) as i32 } else { TC_ACT_SHOT }
     }
@@ -160,7 +176,7 @@ unsafe extern "C" fn tc_turn_into_reset(skb: *mut __sk_buff, sequence: u64) -> u
 /// The context must be the program's own.
 #[unsafe(no_mangle)]
 #[inline(never)]
-unsafe extern "C" fn tc_turn_into_error(skb: *mut __sk_buff) -> u32 {
+unsafe extern "C" fn tc_turn_into_error(skb: *mut __sk_buff, reason: u32) -> u32 {
     let context = TcContext::new(skb);
     let Some(Room { kept, inserted }) = room_for_error(&packet(&context, LONGEST_HEADERS)) else { return 0 };
     // A GSO packet is none any more once its tail is cut off.
@@ -173,7 +189,76 @@ unsafe extern "C" fn tc_turn_into_error(skb: *mut __sk_buff) -> u32 {
         return 0;
     }
     let packet = packet(&context, LONGEST_OWN_ERROR);
-    turn_into_error(&packet, &mut SkbWriter(&context)).is_some().into()
+    turn_into_error(&packet, Reason::from_u32(reason), &mut SkbWriter(&context)).is_some().into()
+}
+
+/// Decides of a packet to a backend that replies to clients directly, and changes it.
+#[inline(always)]
+fn direct(context: &TcContext, world: &World<false>) -> Verdict {
+    let skb = context.skb.skb;
+    // SAFETY: the program's own context.
+    let (verdict, is_written) = unsafe {
+        let verdict = match tc_find_way(skb) {
+            0 => Verdict::drop(world, Event::MissingRow),
+            _ => Verdict::from_u64(tc_decide_direct(skb)),
+        };
+        let is_sent = matches!(verdict.action(), Action::Redirect | Action::Resolve);
+        (verdict, !is_sent || tc_write_outer(skb) != 0)
+    };
+    if is_written { verdict } else { Verdict::drop(world, Event::NoWay) }
+}
+
+/// [`find_way`]. Zero: `None`.
+///
+/// # Safety
+///
+/// The context must be the program's own.
+#[unsafe(no_mangle)]
+#[inline(never)]
+unsafe extern "C" fn tc_find_way(skb: *mut __sk_buff) -> u32 {
+    let frame = Frame { direction: Direction::Ingress, len: 0 };
+    find_way(frame, &World::<false> { context: skb.cast() }).is_some().into()
+}
+
+/// [`decide`].
+///
+/// # Safety
+///
+/// The context must be the program's own.
+#[unsafe(no_mangle)]
+#[inline(never)]
+unsafe extern "C" fn tc_decide_direct(skb: *mut __sk_buff) -> u64 {
+    let context = TcContext::new(skb);
+    let frame = Frame { direction: Direction::Ingress, len: context.len() as usize };
+    decide(frame, &World::<false> { context: context.as_ptr() }).to_u64()
+}
+
+/// [`room_for_outer`] and [`write_outer`]. Zero: the frame must not be sent.
+///
+/// The kernel is told what the new headers are: it needs to know when it cuts the packet into segments, and then
+/// writes their lengths. Segments keep their size, since they fit.
+///
+/// # Safety
+///
+/// The context must be the program's own.
+#[unsafe(no_mangle)]
+#[inline(never)]
+unsafe extern "C" fn tc_write_outer(skb: *mut __sk_buff) -> u32 {
+    let context = TcContext::new(skb);
+    let world = World::<false> { context: context.as_ptr() };
+    let Some(room) = room_for_outer(&world) else { return 0 };
+    if room != 0 {
+        let Some((family, is_gue)) = kind(&world) else { return 0 };
+        let ip = if family == Family::V6 as u8 { BPF_F_ADJ_ROOM_ENCAP_L3_IPV6 } else { BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 };
+        let udp = if is_gue { BPF_F_ADJ_ROOM_ENCAP_L4_UDP } else { 0 };
+        let flags = u64::from(ip | udp | BPF_F_ADJ_ROOM_FIXED_GSO);
+        // SAFETY: the program's own context, of which nothing was read yet.
+        if unsafe { bpf_skb_adjust_room(skb, room as i32, BPF_ADJ_ROOM_MAC, flags) } != 0 {
+            return 0;
+        }
+    }
+    let packet = packet(&context, LONGEST_OUTER);
+    write_outer(&packet, &world, &mut SkbWriter(&context)).is_some().into()
 }
 
 /// The frame's bytes, so many at least as the engine looks at.

@@ -14,7 +14,7 @@ use aya_ebpf::{
 use bg_common::HOLD_OPEN;
 use bg_common::{
     Backend, DeploymentRow, Event, FlowKey4, FlowKey6, LiveWord, ServiceKey, ServiceRow, SwitchTerms, TAKES_ALL,
-    TICK_SHIFT, TesterKey, Timing, Vip,
+    TICK_SHIFT, TesterKey, Timing, Tunnel, Vip,
 };
 use bg_ebpf::{
     flow::memory::{Memory, RawWords},
@@ -209,6 +209,11 @@ impl<const XDP: bool> bg_ebpf::world::World for World<XDP> {
     #[inline(always)]
     fn backend(&self, slot: u32) -> Option<*mut Backend> {
         maps::BACKEND_ROWS.get_ptr_mut(slot)
+    }
+
+    #[inline(always)]
+    fn tunnel(&self, slot: u32) -> Option<*const Tunnel> {
+        maps::TUNNELS.get_ptr(slot)
     }
 
     #[inline(always)]

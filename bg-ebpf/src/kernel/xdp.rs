@@ -11,15 +11,21 @@ use aya_ebpf::{
         xdp_action::{XDP_DROP, XDP_PASS, XDP_REDIRECT, XDP_TX},
         xdp_md,
     },
+    helpers::generated::bpf_xdp_adjust_head,
     macros::xdp,
     programs::XdpContext,
 };
-use bg_common::Family;
+use bg_common::{Event, Family};
 use bg_ebpf::{
     Action, Direction, Frame, Verdict,
-    path::{error, slow::Receiver},
-    process,
+    path::{
+        direct::{decide, find_way},
+        error,
+        slow::Receiver,
+    },
+    process, room_for_outer,
     wire::packet::Packet,
+    write_outer,
 };
 
 /// The switch.
@@ -30,6 +36,7 @@ pub(super) fn ingress(context: XdpContext) -> u32 {
     let (packet, mut writer, about) = frame(&context);
     let verdict = process(&packet, about, &world, &mut writer);
     let verdict = if verdict.action() == Action::Icmp { icmp(&context) } else { verdict };
+    let verdict = if verdict.action() == Action::Direct { direct(&context, &world) } else { verdict };
     #[cfg(feature = "explain")]
     super::steps::finish(verdict);
     match verdict.action() {
@@ -41,8 +48,9 @@ pub(super) fn ingress(context: XdpContext) -> u32 {
             XDP_PASS
         }
         // Unmodified, for `tc_ingress`. The others are not for this hook.
-        Action::Defer | Action::Deliver | Action::Resolve | Action::ToSelf | Action::Icmp => XDP_PASS,
-        Action::Reset | Action::Refuse | Action::Unreachable => XDP_PASS,
+        Action::Defer | Action::Deliver | Action::Resolve | Action::ToSelf => XDP_PASS,
+        Action::Icmp | Action::Direct => XDP_PASS,
+        Action::Reset | Action::Refuse | Action::Unreachable | Action::TooBig | Action::TimeExceeded => XDP_PASS,
         Action::Redirect if verdict.ifindex() == world.ingress_ifindex() => XDP_TX,
         // The engine has prepared it.
         Action::Redirect => XDP_REDIRECT,
@@ -71,6 +79,64 @@ fn icmp(context: &XdpContext) -> Verdict {
         let receiver = find_receiver(family);
         Verdict::from_u64(xdp_send_error(context.ctx, receiver, family))
     }
+}
+
+/// Decides of a packet to a backend that replies to clients directly, and changes it.
+#[inline(always)]
+fn direct(context: &XdpContext, world: &World<true>) -> Verdict {
+    // SAFETY: the program's own context.
+    let (verdict, is_written) = unsafe {
+        let verdict = match xdp_find_way(context.ctx) {
+            0 => Verdict::drop(world, Event::MissingRow),
+            _ => Verdict::from_u64(xdp_decide_direct(context.ctx)),
+        };
+        (verdict, verdict.action() != Action::Redirect || xdp_write_outer(context.ctx) != 0)
+    };
+    if is_written { verdict } else { Verdict::drop(world, Event::NoWay) }
+}
+
+/// [`find_way`]. Zero: `None`.
+///
+/// # Safety
+///
+/// The context must be the program's own.
+#[unsafe(no_mangle)]
+#[inline(never)]
+unsafe extern "C" fn xdp_find_way(context: *mut xdp_md) -> u32 {
+    let frame = Frame { direction: Direction::Early, len: 0 };
+    find_way(frame, &World::<true> { context: context.cast() }).is_some().into()
+}
+
+/// [`decide`].
+///
+/// # Safety
+///
+/// The context must be the program's own.
+#[unsafe(no_mangle)]
+#[inline(never)]
+unsafe extern "C" fn xdp_decide_direct(context: *mut xdp_md) -> u64 {
+    let context = XdpContext::new(context);
+    let (_, _, about) = frame(&context);
+    decide(about, &World::<true> { context: context.as_ptr() }).to_u64()
+}
+
+/// [`room_for_outer`] and [`write_outer`]. Zero: the frame must not be sent.
+///
+/// # Safety
+///
+/// The context must be the program's own.
+#[unsafe(no_mangle)]
+#[inline(never)]
+unsafe extern "C" fn xdp_write_outer(context: *mut xdp_md) -> u32 {
+    let context = XdpContext::new(context);
+    let world = World::<true> { context: context.as_ptr() };
+    let Some(room) = room_for_outer(&world) else { return 0 };
+    // SAFETY: the program's own context, of which nothing was read yet.
+    if room != 0 && unsafe { bpf_xdp_adjust_head(context.ctx, -(room as i32)) } != 0 {
+        return 0;
+    }
+    let (packet, mut writer, _) = frame(&context);
+    write_outer(&packet, &world, &mut writer).is_some().into()
 }
 
 /// [`error::read`]. Zero: `None`.

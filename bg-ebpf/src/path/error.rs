@@ -8,11 +8,15 @@
 //! Translation is on the slow path, in three steps, each of which finds in the scratch buffer what the one before has put there. In
 //! the kernel each is a global function: together they would need too much stack.
 //!
-//! Errors about packets that the engine has not rewritten are right already, and pass unmodified. An error says nothing about its
+//! Errors about packets that the engine has not rewritten are right already, and pass unmodified. But those about replies that a backend has sent
+//! to the client directly come to the virtual address, that is here, and go on to that backend as a client's packet does. An error says nothing about its
 //! flow: it may be forged, and whether it is one of the connection's segments is for the connection's end to judge (RFC 5927).
 //! A flow that a switch has ended is told of errors, too.
 
-use super::slow::{Receiver, SlowPath, Translator};
+use super::{
+    direct::{Directed, leave_to_next_step},
+    slow::{Receiver, SlowPath, Translator},
+};
 use crate::{
     egress::{next_hop, rewrite::Writer, translate::translate},
     hook::{Direction, Frame, Hook},
@@ -56,6 +60,13 @@ pub fn send(receiver: Receiver, family: Family, frame: Frame, world: &impl World
         return Verdict::drop(world, Event::MirrorAnswer);
     }
     let Some(translator) = Translator::new(world) else { return Verdict::PASS };
+    if receiver == Receiver::Direct {
+        if frame.direction == Direction::Egress {
+            return Verdict::PASS;
+        }
+        let call = Directed::of_error(translator.call.slot(), family, &translator.call.error);
+        return leave_to_next_step(call, world);
+    }
     let (error, translation) = (&translator.call.error, &translator.call.translation);
     let hook = Hook { direction: frame.direction, frame_len: frame.len, world, now: world.tick() };
     let Some(exit) = exit(receiver, family, error, &translation.address, &hook) else { return Verdict::PASS };
@@ -78,7 +89,7 @@ fn exit(
     hook: &Hook<'_, impl World>,
 ) -> Option<Exit> {
     let exit = match (hook.direction, receiver) {
-        (_, Receiver::None | Receiver::Nobody) => return None,
+        (_, Receiver::None | Receiver::Nobody | Receiver::Direct) => return None,
         // It is on its way already, and not to the backend.
         (Direction::Egress, Receiver::Backend | Receiver::LocalBackend) => return None,
         (Direction::Egress, _) => Exit::TO_STACK,

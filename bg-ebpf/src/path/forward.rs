@@ -2,6 +2,7 @@
 
 use super::{
     classify::Found,
+    direct,
     mirror::backend_of_copy,
     slow::{self, Chosen, LiveReading, Open, Opening, Placed, Refreshing, Search, SlowPath, Stay},
 };
@@ -11,7 +12,7 @@ use crate::{
         rewrite::{Edit, End, Rewritable, Writer},
     },
     flow::{
-        key::{Key as _, Match},
+        key::{FlowVersion, Key as _, Match},
         memory::RawWords,
         row::FlowRef,
         table::{Place, Stored, find},
@@ -182,7 +183,8 @@ fn target<V: Flows, W: SlowPath<V>>(
                 timed::read(deployment, judges, world).ok_or_else(missing_row)?
             };
             let (row, colour) = (*flow.flow(), Colour::from_u8(backend.colour()));
-            let call = Refreshing { flow: row, transport: headers.transport, word, deployment, colour, now };
+            let is_direct = backend.mode() >= Mode::L2dsr as u8;
+            let call = Refreshing { flow: row, transport: headers.transport, word, deployment, colour, now, is_direct };
             match slow::refresh(world, flow.words(), call).ok_or_else(missing_row)? {
                 Stay::Yes => {
                     note!(world, Step::Continues {});
@@ -329,7 +331,7 @@ fn wait(deployment: u16, hook: &Hook<'_, impl World>) -> Result<(), Verdict> {
 
 /// Rewrites the packet towards its target.
 #[inline(always)]
-fn send<V: Rewritable, W: World>(
+fn send<V: Rewritable + FlowVersion, W: World>(
     headers: &Headers<V>,
     arrival: &Arrival,
     target: Target,
@@ -337,6 +339,9 @@ fn send<V: Rewritable, W: World>(
     writer: &mut impl Writer,
 ) -> Verdict {
     let (world, backend) = (hook.world, target.backend);
+    if unlikely(backend.mode() >= Mode::L2dsr as u8) {
+        return direct::begin(headers, backend, target.is_unpinned, hook);
+    }
     let is_copy = arrival.copy_for != 0;
     let is_local = backend.mode() == Mode::Local as u8;
     let is_spent = !is_local && headers.hop_limit <= 1;

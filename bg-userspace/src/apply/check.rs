@@ -7,7 +7,7 @@ use bg_common::{Colour, Family, MAX_DEPLOYMENTS, MAX_TESTERS, Mode, Protocol};
 
 use crate::{
     Error, Room,
-    config::{Config, Service, endpoint_problem, prefix_problem},
+    config::{Config, Service, endpoint_problem, mode_name, prefix_problem},
     maglev,
     running::{UNSETTLED, service_key},
     sizes::Sizes,
@@ -39,6 +39,17 @@ pub(super) fn check(config: &Config, sizes: &Sizes) -> Result<(), Error> {
                 }
             }
             services += 1;
+            if service.is_mirrored && service.mode.is_direct() {
+                let (name, mode) = (&service.name, mode_name(service.mode));
+                return refuse(format!("service \"{name}\": clients would get the answers of a mirror in mode {mode}"));
+            }
+            for (prefix, is_v6) in service.encap.outer_source.into_iter().zip([false, true]) {
+                if let Some(prefix) =
+                    prefix.filter(|prefix| prefix.addr.is_ipv6() != is_v6 || prefix_problem(*prefix).is_some())
+                {
+                    return refuse(format!("service \"{}\": bad outer source {prefix}", service.name));
+                }
+            }
             for colour in Colour::ALL {
                 // A colour of a teed service has a listener too, and its table leads to this one alone.
                 let is_teed = service.mode == Mode::Tee;
@@ -97,8 +108,15 @@ fn table_len(service: &Service, colour: Colour) -> Result<u32, Error> {
     for backend in service.backends(colour) {
         let address = backend.address;
         usable(address, &service.name)?;
-        if Family::of(address.ip()) != Family::of(service.vip.ip()) {
+        if !service.mode.is_tunnel() && Family::of(address.ip()) != Family::of(service.vip.ip()) {
             return refuse(format!("{who}: {address} and the VIP {} are of different families", service.vip));
+        }
+        if service.mode.is_direct() && address.port() != service.vip.port() {
+            let mode = mode_name(service.mode);
+            return refuse(format!(
+                "{who}: {address} has another port than the VIP {}, which mode {mode} keeps",
+                service.vip
+            ));
         }
         if backend.weight == UNSETTLED {
             return refuse(format!("{who}: {address} has the weight {UNSETTLED}, which is reserved"));

@@ -30,7 +30,7 @@ impl Work<'_> {
             |slot: u32, backend: &Backend| slots.contains(&slot) && !stay.contains(&name(&self.tables, backend));
         let is_any_tcp = slots.iter().any(|slot| {
             let row = self.tables.backends.read(*slot as usize);
-            row.protocol == Protocol::Tcp as u8 && is_gone(*slot, &row)
+            row.protocol() == Some(Protocol::Tcp) && is_gone(*slot, &row)
         });
         if !is_any_tcp {
             return Ok(());

@@ -15,6 +15,7 @@ use crate::{
     maglev,
     plan::{Action, DeploymentDiff, ServiceDiff, Slot},
     running::{UNSETTLED, padded, service_key, table, vip_row},
+    tunnels,
 };
 
 /// The writes for one service, and their order.
@@ -90,7 +91,7 @@ impl Job {
             has_preview: service.preview.is_some().into(),
             proxy_protocol: if service.tee.proxy_protocol { 2 } else { 0 },
             compares: service.tee.compare.into(),
-            reserved: 0,
+            ..tunnels::info_of(service.mode, &service.encap)
         };
         let salt = work.salts.take(service, *current, index);
         let vip = |address| Vip { key: service_key(address, service.protocol), salt, ..Vip::default() };
@@ -180,7 +181,9 @@ impl Job {
     ) -> Option<(u32, SocketAddr)> {
         let slot = work.slots.take()?;
         let epoch = work.tables.backends.read(slot).identity.epoch.wrapping_add(1);
-        let row = Backend { mode: mode as u8, ..self.backend_row(service, colour, address, epoch) };
+        // A row that is in no list tells where it is.
+        let next = if mode.is_direct() { slot as u32 + 1 } else { 0 };
+        let row = Backend { mode: mode as u8, next, ..self.backend_row(service, colour, address, epoch) };
         self.new_backends.push((slot as u32, row));
         self.settle.push((slot as u32, weight));
         Some((slot as u32, address))
@@ -195,7 +198,7 @@ impl Job {
             mode: service.mode as u8,
             service: self.row.service,
             colour: colour as u8,
-            protocol: service.protocol as u8,
+            protocol: service.protocol as u8 | if service.mode.is_direct() { Backend::DIRECT } else { 0 },
             next_hop: NextHop::default(),
             next: 0,
             deployment: self.row.deployment,
@@ -235,6 +238,9 @@ impl Job {
         for (slot, backend) in &self.new_backends {
             let unknown = HealthWord::UNKNOWN.0;
             work.tables.backend_info.write(*slot as usize, &BackendInfo { weight: UNSETTLED, health: unknown });
+            if let Some(tunnel) = tunnels::row(backend, &self.info) {
+                work.tables.tunnels.write(*slot as usize, &tunnel);
+            }
             work.tables.backends.write(*slot as usize, backend);
         }
         for slot in &self.unsettle {

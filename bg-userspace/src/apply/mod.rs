@@ -62,6 +62,7 @@ use crate::{
     running::Running,
     sizes::Sizes,
     state::{Change, Pending, State},
+    tunnels,
 };
 
 impl Instance {
@@ -146,6 +147,7 @@ fn apply(instance: &Instance, state: &State, config: &Config, request: &ApplyReq
         )]);
     }
     keep_neighbours(paths, config);
+    tunnels::learn(paths)?;
     remember(state, words, recording, &deployments::made(words, &recalled, changes), &pending)?;
     Ok(plan)
 }
@@ -173,7 +175,7 @@ fn remember(
 /// Has the kernel keep the next hops to all backends resolved.
 fn keep_neighbours(paths: &Paths, config: &Config) {
     let services = config.deployments.iter().flat_map(|deployment| &deployment.services);
-    let elsewhere = services.filter(|service| service.mode == Mode::Nat);
+    let elsewhere = services.filter(|service| service.mode == Mode::Nat || service.mode.is_direct());
     let backends = elsewhere.flat_map(|service| Colour::ALL.into_iter().flat_map(|colour| service.backends(colour)));
     net::keep_neighbours(paths, backends.map(|backend| backend.address.ip()));
 }

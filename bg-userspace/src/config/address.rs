@@ -54,6 +54,14 @@ pub(super) fn prefix(text: &str) -> Result<Prefix, Cow<'static, str>> {
     prefix_problem(prefix).map_or(Ok(prefix), Err)
 }
 
+impl std::str::FromStr for Prefix {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        prefix(text).map_err(|expected| format!("expected {expected}"))
+    }
+}
+
 /// What was expected instead of a prefix that no packet's source can have.
 pub(crate) fn prefix_problem(Prefix { addr, len }: Prefix) -> Option<Cow<'static, str>> {
     if len > width(addr) {

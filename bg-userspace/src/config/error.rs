@@ -272,6 +272,31 @@ pub enum Expected {
          ports in blue than in green"
     )]
     FedTwice(std::net::SocketAddr),
+    /// A mode that has this key.
+    #[error("\"{key}\" in another mode than {}, expected that mode, or no \"{key}\"", any_of(modes))]
+    OnlyMode {
+        /// The key.
+        key: &'static str,
+        /// The modes that have it.
+        modes: &'static [&'static str],
+    },
+    /// A backend that gets packets as they are.
+    #[error(
+        "backend {got} in mode \"{mode}\": packets reach it as they are, with port {port}; expected port {port}, at which it has to listen on the VIP too"
+    )]
+    SamePort {
+        /// The backend.
+        got: std::net::SocketAddr,
+        /// The mode.
+        mode: &'static str,
+        /// The VIP's port.
+        port: u16,
+    },
+    /// A mode in which replies pass this host.
+    #[error(
+        "\"mirror\" in mode \"{0}\": backends reply to clients directly there, so clients would get the answers of both colours; expected mode = \"nat\" or \"local\", or no \"mirror\""
+    )]
+    Unheard(&'static str),
     /// A backend of one colour.
     #[error(
         "\"mirror\" while backend {0} is in both colours: it would get each datagram twice, and answer twice; expected other \

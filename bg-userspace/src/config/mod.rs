@@ -29,7 +29,7 @@ pub use error::{ConfigError, Expected, Position, Problem};
 #[cfg(test)]
 pub(crate) use health::is_path;
 pub use model::{
-    BackendSpec, Bound, Config, Deployment, DivideBy, Failover, Gate, GateKind, OnSwitch, Prefix, Service,
+    BackendSpec, Bound, Config, Deployment, DivideBy, Encap, Failover, Gate, GateKind, OnSwitch, Prefix, Service,
     StatusRanges, StickyPrefix, Tee, When, mode_name, protocol_name,
 };
 pub use notes::{SharedBackend, shared_backends};

@@ -178,6 +178,8 @@ pub struct Service {
     pub is_mirrored: bool,
     /// The settings of [`Mode::Tee`]; in the other modes the default.
     pub tee: Tee,
+    /// The settings of [`Mode::Ipip`] and [`Mode::Gue`]; in the other modes the default.
+    pub encap: Encap,
     /// The backends by [`Colour`]. Each colour has at least one with a positive weight.
     pub backends: [Vec<BackendSpec>; 2],
     /// How the controller checks these backends, if not as the deployment says.
@@ -212,6 +214,29 @@ pub struct Tee {
     pub proxy_protocol: bool,
     /// Whether the answers of both colours are compared, and connections with different ones counted.
     pub compare: bool,
+}
+
+/// How packets are encapsulated in the modes [`Mode::Ipip`] and [`Mode::Gue`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Encap {
+    /// [`Mode::Gue`]: the UDP port at which the backends receive.
+    pub gue_port: u16,
+    /// The prefixes that the outer source addresses are taken from: IPv4, then IPv6. With `None`, it is the address from which this host would send to the
+    /// backend itself.
+    pub outer_source: [Option<Prefix>; 2],
+}
+
+impl Default for Encap {
+    fn default() -> Self {
+        Self { gue_port: bg_common::GUE_PORT, outer_source: [None; 2] }
+    }
+}
+
+impl Encap {
+    /// The prefixes, as in the configuration.
+    pub(crate) fn prefixes(&self) -> impl Iterator<Item = Prefix> {
+        self.outer_source.into_iter().flatten()
+    }
 }
 
 /// One backend of a service.
@@ -253,5 +278,8 @@ pub const fn mode_name(mode: Mode) -> &'static str {
         Mode::Nat => "nat",
         Mode::Local => "local",
         Mode::Tee => "tee",
+        Mode::L2dsr => "l2dsr",
+        Mode::Ipip => "ipip",
+        Mode::Gue => "gue",
     }
 }

@@ -12,7 +12,7 @@ use super::{
     address,
     error::Expected,
     health,
-    model::{BackendSpec, Service, Tee, mode_name, protocol_name},
+    model::{BackendSpec, Encap, Prefix, Service, Tee, mode_name, protocol_name},
     name::name_problem,
     taken::Taken,
     value::{Fields, Notes},
@@ -30,12 +30,14 @@ const KEYS: &[&str] = &[
     "listen",
     "proxy_protocol",
     "compare",
+    "gue_port",
+    "outer_source",
     "health",
 ];
 const PROTOCOLS: [Protocol; 2] = [Protocol::Tcp, Protocol::Udp];
 const PROTOCOL_NAMES: &[&str] = &[protocol_name(PROTOCOLS[0]), protocol_name(PROTOCOLS[1])];
-const MODES: [Mode; 3] = [Mode::Nat, Mode::Local, Mode::Tee];
-const MODE_NAMES: &[&str] = &[mode_name(MODES[0]), mode_name(MODES[1]), mode_name(MODES[2])];
+const MODES: [Mode; 6] = [Mode::Nat, Mode::Local, Mode::Tee, Mode::L2dsr, Mode::Ipip, Mode::Gue];
+const MODE_NAMES: &[&str] = &["nat", "local", "tee", "l2dsr", "ipip", "gue"];
 const MIRRORS: &[&str] = &["idle"];
 const PROXY_PROTOCOLS: &[&str] = &["v2"];
 const MAX_WEIGHT: u32 = 65_535;
@@ -61,7 +63,7 @@ pub(super) fn service(
         .map(|index| PROTOCOLS[index]);
     let mode = fields
         .required(notes, "mode")
-        .and_then(|value| fields.word(notes, "mode", value, MODE_NAMES, later_mode))
+        .and_then(|value| fields.word(notes, "mode", value, MODE_NAMES, |_| ""))
         .map(|index| MODES[index]);
     let preview =
         fields.optional("preview").and_then(|value| endpoint(notes, &fields, "preview address", "preview", value));
@@ -74,8 +76,9 @@ pub(super) fn service(
         same_family(notes, &fields, "preview address", address, vip, &value.span());
     }
     let own = [(vip, "VIP"), (preview, "preview address")];
-    let backends = Colour::ALL.map(|colour| backends(notes, &fields, colour, own, protocol, taken));
-    let is_mirrored = mirror(notes, &fields, protocol, &backends);
+    let backends = Colour::ALL.map(|colour| backends(notes, &fields, colour, own, (protocol, mode), taken));
+    let is_mirrored = mirror(notes, &fields, (protocol, mode), &backends);
+    let encap = encap(notes, &fields, mode);
     let tee = tee(notes, &fields, (vip, protocol, mode), &backends, taken);
     let name = name(notes, &fields);
     let is_unchecked = health::is_none(&fields);
@@ -87,14 +90,17 @@ pub(super) fn service(
     let (vip, protocol, mode) = (vip?, protocol?, mode?);
     let (name, name_span) =
         name.unwrap_or_else(|| (format!("{vip}/{}", protocol_name(protocol)), fields.span().clone()));
-    Some((Service { name, vip, protocol, mode, preview, is_mirrored, tee, backends, health, is_unchecked }, name_span))
+    Some((
+        Service { name, vip, protocol, mode, preview, is_mirrored, tee, encap, backends, health, is_unchecked },
+        name_span,
+    ))
 }
 
 /// Whether the service has a mirror.
 fn mirror(
     notes: &mut Notes<'_>,
     fields: &Fields<'_, '_>,
-    protocol: Option<Protocol>,
+    (protocol, mode): (Option<Protocol>, Option<Mode>),
     [blue, green]: &[Vec<BackendSpec>; 2],
 ) -> bool {
     let Some(value) = fields.optional("mirror") else { return false };
@@ -104,10 +110,74 @@ fn mirror(
     if protocol == Some(Protocol::Tcp) {
         notes.note(&value.span(), &fields.place, Expected::Mirrorable);
     }
+    if let Some(mode) = mode.filter(|mode| mode.is_direct()) {
+        notes.note(&value.span(), &fields.place, Expected::Unheard(mode_name(mode)));
+    }
     for both in blue.iter().filter(|blue| green.iter().any(|green| green.address == blue.address)) {
         notes.note(&value.span(), &fields.place, Expected::OfOneColour(both.address));
     }
     true
+}
+
+/// The settings that only the modes `ipip` and `gue` have.
+fn encap(notes: &mut Notes<'_>, fields: &Fields<'_, '_>, mode: Option<Mode>) -> Encap {
+    const KEYS: [(&str, &[&str]); 2] = [("gue_port", &["gue"]), ("outer_source", &["ipip", "gue"])];
+    let mut encap = Encap::default();
+    for (key, modes) in KEYS {
+        let Some(value) = fields.optional(key) else { continue };
+        if mode.is_some_and(|mode| !modes.contains(&mode_name(mode))) {
+            notes.note(&value.span(), &fields.place, Expected::OnlyMode { key, modes });
+        } else if key == "gue_port" {
+            encap.gue_port = gue_port(notes, fields, value).unwrap_or(encap.gue_port);
+        } else {
+            encap.outer_source = outer_source(notes, fields, value);
+        }
+    }
+    encap
+}
+
+fn gue_port(notes: &mut Notes<'_>, fields: &Fields<'_, '_>, value: &Spanned<DeValue<'_>>) -> Option<u16> {
+    let Some(integer) = value.get_ref().as_integer() else {
+        fields.wrong_type(notes, "gue_port", value, "a port, 6080");
+        return None;
+    };
+    let port = u16::from_str_radix(integer.as_str(), integer.radix()).ok().filter(|port| *port != 0);
+    if port.is_none() {
+        let (got, most) = (integer.to_string(), u64::from(u16::MAX));
+        notes.note(&value.span(), &fields.place, Expected::Number { what: "gue_port", got, least: 1, most });
+    }
+    port
+}
+
+/// A prefix of each family at most.
+fn outer_source(notes: &mut Notes<'_>, fields: &Fields<'_, '_>, value: &Spanned<DeValue<'_>>) -> [Option<Prefix>; 2] {
+    const WHAT: &str = "outer_source";
+    const EXPECTED: &str = "an array of one prefix of each family at most, [\"10.9.0.0/24\", \"2001:db8:9::/64\"]";
+    let mut found = [None; 2];
+    let DeValue::Array(array) = value.get_ref() else {
+        fields.wrong_type(notes, WHAT, value, EXPECTED);
+        return found;
+    };
+    for value in array {
+        let Some(text) = value.get_ref().as_str() else {
+            fields.wrong_type(notes, WHAT, value, EXPECTED);
+            continue;
+        };
+        match address::prefix(text) {
+            Ok(prefix) => {
+                let of_family = &mut found[usize::from(prefix.addr.is_ipv6())];
+                if of_family.replace(prefix).is_some() {
+                    let (got, expected) = (text.to_owned(), "one prefix of each family at most".into());
+                    notes.note(&value.span(), &fields.place, Expected::Text { what: WHAT, got, expected });
+                }
+            }
+            Err(expected) => {
+                let got = text.to_owned();
+                notes.note(&value.span(), &fields.place, Expected::Address { what: WHAT, got, expected });
+            }
+        }
+    }
+    found
 }
 
 /// The settings that only mode `tee` has.
@@ -180,13 +250,6 @@ fn called(table: &DeTable<'_>, index: usize) -> String {
     }
 }
 
-fn later_mode(mode: &str) -> &'static str {
-    match mode {
-        "l2dsr" | "ipip" | "gue" => " (this version has no other)",
-        _ => "",
-    }
-}
-
 fn name(notes: &mut Notes<'_>, fields: &Fields<'_, '_>) -> Option<(String, Range<usize>)> {
     let value = fields.optional("name")?;
     let name = fields.text(notes, "name", value, "a name in quotes")?;
@@ -253,7 +316,7 @@ fn backends(
     fields: &Fields<'_, '_>,
     colour: Colour,
     own: [(Option<SocketAddr>, &'static str); 2],
-    protocol: Option<Protocol>,
+    (protocol, mode): (Option<Protocol>, Option<Mode>),
     taken: &mut Taken,
 ) -> Vec<BackendSpec> {
     let key = colour.name();
@@ -272,8 +335,12 @@ fn backends(
         };
         let (address, span) = (backend.address, value.span());
         for (own, what) in own.into_iter().filter_map(|(own, what)| own.map(|own| (own, what))) {
-            if what == "VIP" {
+            if what == "VIP" && !mode.is_some_and(Mode::is_tunnel) {
                 same_family(notes, fields, "backend", address, own, &span);
+            }
+            if let Some(mode) = mode.filter(|mode| what == "VIP" && mode.is_direct() && address.port() != own.port()) {
+                let kind = Expected::SamePort { got: address, mode: mode_name(mode), port: own.port() };
+                notes.note(&span, &fields.place, kind);
             }
             if address == own {
                 notes.note(&span, &fields.place, Expected::NotItself(address, what));

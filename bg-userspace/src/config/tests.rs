@@ -8,6 +8,7 @@ use super::{model::*, *};
 
 mod addresses;
 mod controller;
+mod direct;
 mod keys;
 
 const GOOD: &str = r#"[deployments.shop]

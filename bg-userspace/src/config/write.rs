@@ -14,7 +14,9 @@ use toml_writer::{ToTomlKey as _, ToTomlValue as _};
 use controller::{write_checks, write_gates, write_health, write_notify, write_serve};
 use lines::{array, field};
 
-use super::model::{BackendSpec, Config, Deployment, DivideBy, Service, StickyPrefix, Tee, mode_name, protocol_name};
+use super::model::{
+    BackendSpec, Config, Deployment, DivideBy, Encap, Service, StickyPrefix, Tee, mode_name, protocol_name,
+};
 
 impl Config {
     /// The text of a file that says this and nothing else.
@@ -101,6 +103,12 @@ fn write_service(text: &mut String, service: &Service) -> fmt::Result {
     }
     if service.is_mirrored {
         field(text, "mirror", "idle")?;
+    }
+    if service.encap.gue_port != Encap::default().gue_port {
+        writeln!(text, "gue_port = {}", service.encap.gue_port)?;
+    }
+    if service.encap.prefixes().next().is_some() {
+        array(text, "outer_source", service.encap.prefixes().map(|prefix| prefix.to_string().to_toml_value()))?;
     }
     write_tee(text, &service.tee)
 }

@@ -1,13 +1,17 @@
 //! Checks of a configuration: whether each backend can be reached, or is an address of this host.
 
-use std::{fs, net::IpAddr};
+use std::{
+    fs, io,
+    net::{IpAddr, SocketAddr},
+};
 
-use bg_common::{Colour, Mode};
+use bg_common::{Colour, Family, Mode};
+use bg_ebpf::egress::outer;
 
 use super::{Finding, network::Network};
 use crate::{
-    config::{Config, Service},
-    net::{NeighbourState, NextHop, is_local, neighbour, next_hop},
+    config::{Config, Service, mode_name},
+    net::{NeighbourState, NextHop, is_local, mtu, neighbour, next_hop},
 };
 
 pub(super) fn examine(config: &Config, network: &Network) -> Vec<Finding> {
@@ -21,6 +25,8 @@ pub(super) fn examine(config: &Config, network: &Network) -> Vec<Finding> {
                     Mode::Nat => "there is a route to each backend",
                     Mode::Local => "each backend is an address of this host",
                     Mode::Tee => "there is a way to each backend, and the listeners can get packets",
+                    Mode::L2dsr => "each backend is on a network of this host",
+                    Mode::Ipip | Mode::Gue => "there is a route to each backend",
                 };
                 findings.push(Finding::ok(&subject, "backends", message));
             } else {
@@ -29,7 +35,7 @@ pub(super) fn examine(config: &Config, network: &Network) -> Vec<Finding> {
             if service.mode == Mode::Tee {
                 findings.extend(listeners(&subject, service, network));
             }
-            if service.mode == Mode::Nat {
+            if service.mode == Mode::Nat || service.mode.is_direct() {
                 findings.extend(Colour::ALL.map(|colour| neighbours(&subject, service, colour)).into_iter().flatten());
             }
         }
@@ -56,12 +62,56 @@ fn backends(subject: &str, service: &Service, network: &Network) -> impl Iterato
             )),
             // The controller connects to it, over the loopback too.
             (Mode::Tee, true) => None,
-            (Mode::Nat | Mode::Tee, false) => next_hop(address.ip()).err().map(|error| {
-                let remedy = "add a route (ip route add)";
-                Finding::fail(subject, "backends", format!("no route to {address}: {error}"), remedy)
-            }),
+            (Mode::Nat | Mode::Tee, false) => {
+                next_hop(address.ip()).err().map(|error| no_route(subject, address, &error))
+            }
+            (mode @ (Mode::L2dsr | Mode::Ipip | Mode::Gue), true) => Some(Finding::fail(
+                subject,
+                "backends",
+                format!("{address} is an address of this host, to which `{}` sends nothing", mode_name(mode)),
+                "use mode = \"local\"",
+            )),
+            (Mode::L2dsr, false) => off_link(subject, address),
+            (Mode::Ipip | Mode::Gue, false) => tunnel(subject, service, address),
             (Mode::Local, true) => loopback(subject, address.ip(), network),
         }
+    })
+}
+
+fn no_route(subject: &str, address: SocketAddr, error: &io::Error) -> Finding {
+    Finding::fail(subject, "backends", format!("no route to {address}: {error}"), "add a route (ip route add)")
+}
+
+/// A gateway would take the packet for its own, or send it back.
+fn off_link(subject: &str, address: SocketAddr) -> Option<Finding> {
+    match next_hop(address.ip()) {
+        Err(error) => Some(no_route(subject, address, &error)),
+        Ok(hop) if hop.address != address.ip() => Some(Finding::fail(
+            subject,
+            "backends",
+            format!("{address} is behind the gateway {}, where `l2dsr` does not reach", hop.address),
+            "use mode = \"ipip\" or \"gue\", or connect this host to the backend's network",
+        )),
+        Ok(_) => None,
+    }
+}
+
+/// Whether the outer headers leave room for the packets that IPv6 clients may always send.
+fn tunnel(subject: &str, service: &Service, address: SocketAddr) -> Option<Finding> {
+    const LEAST: u32 = 1280;
+    let hop = match next_hop(address.ip()) {
+        Ok(hop) => hop,
+        Err(error) => return Some(no_route(subject, address, &error)),
+    };
+    let room = u32::from(outer::room(service.mode as u8, Family::of(address.ip()) as u8));
+    let mtu = mtu(hop.ifindex)?;
+    (service.vip.is_ipv6() && mtu < LEAST + room).then(|| {
+        Finding::warn(
+            subject,
+            "backends",
+            format!("the way to {address} has an MTU of {mtu}: IPv6 packets of {LEAST} bytes and the {room} bytes of the outer headers do not fit, and are lost"),
+            format!("use an MTU of {} at least", LEAST + room),
+        )
     })
 }
 

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     Paths,
-    config::Config,
+    config::{Config, Service},
     history::{PATIENCE, ask},
     probe,
 };
@@ -162,18 +162,21 @@ fn tc() -> Option<Finding> {
 /// The route look-up of the data path depends on these settings, and so does the host's stack.
 fn forwarding(config: Option<&Config>) -> Vec<Finding> {
     let services = || config.iter().flat_map(|config| &config.deployments).flat_map(|deployment| &deployment.services);
-    let nat = |is_ipv4| services().any(|service| service.mode == Mode::Nat && service.vip.is_ipv4() == is_ipv4);
+    let sends_on = |service: &&Service| service.mode == Mode::Nat || service.mode.is_direct();
+    let backends = || services().filter(sends_on).flat_map(|service| service.backends.iter().flatten());
+    let is_needed = |is_ipv4| backends().any(|backend| backend.address.is_ipv4() == is_ipv4);
     let check = |check, is_ipv4, setting: &str, key| {
         let value = fs::read_to_string(setting).ok()?;
         if value.trim() != "0" {
             return Some(Finding::ok(HOST, check, "on"));
         }
-        let (message, remedy) =
-            ("off: no packet of a `nat` service would reach its backend", format!("sysctl -w {key}=1"));
-        Some(if nat(is_ipv4) {
+        let family = if is_ipv4 { "IPv4" } else { "IPv6" };
+        let message = format!("off: no packet would be sent on to an {family} backend");
+        let remedy = format!("sysctl -w {key}=1");
+        Some(if is_needed(is_ipv4) {
             Finding::fail(HOST, check, message, remedy)
         } else {
-            Finding::warn(HOST, check, message, remedy + " (`local` services do not need it)")
+            Finding::warn(HOST, check, message, remedy + " (services in the modes `local` and `tee` do not need it)")
         })
     };
     [

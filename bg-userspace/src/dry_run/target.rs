@@ -6,6 +6,7 @@ use bg_common::{Colour, Mode, Protocol};
 use serde::Serialize;
 
 use crate::{
+    config::mode_name,
     health::Health,
     json,
     net::{Connected, NeighbourState, NextHop, Patience, connect_to_all, is_local, neighbour, next_hop},
@@ -112,7 +113,8 @@ fn findings(endpoints: impl Iterator<Item = Endpoint>) -> HashMap<Endpoint, Find
     let to_try: Vec<Endpoint> = findings.iter().filter(is_to_try).map(|(endpoint, _)| *endpoint).collect();
     let addresses: Vec<_> = to_try.iter().map(|(address, ..)| *address).collect();
     for (endpoint, connected) in to_try.into_iter().zip(connect_to_all(&addresses, PATIENCE)) {
-        findings.insert(endpoint, connected_finding(connected, hops.get(&endpoint.0).copied()));
+        let finding = connected_finding(connected, hops.get(&endpoint.0).copied());
+        findings.insert(endpoint, if endpoint.2.is_direct() { at_own_address(finding) } else { finding });
     }
     findings
 }
@@ -125,10 +127,28 @@ fn way_to(address: SocketAddr, mode: Mode) -> Result<Option<NextHop>, Finding> {
         (Mode::Nat, true) => Err(Finding::not_ready("an address of this host, to which mode `nat` sends nothing")),
         // The controller connects to it.
         (Mode::Tee, true) => Ok(None),
-        (Mode::Nat | Mode::Tee, false) => match next_hop(address.ip()) {
+        (Mode::L2dsr | Mode::Ipip | Mode::Gue, true) => Err(Finding::not_ready(format!(
+            "an address of this host, to which mode `{}` sends nothing",
+            mode_name(mode)
+        ))),
+        (mode, false) => match next_hop(address.ip()) {
+            Ok(hop) if mode == Mode::L2dsr && hop.address != address.ip() => Err(Finding::not_ready(format!(
+                "behind the gateway {}, where mode `l2dsr` does not reach",
+                hop.address
+            ))),
             Ok(hop) => Ok(Some(hop)),
             Err(error) => Err(Finding::not_ready(format!("no route: {error}"))),
         },
+    }
+}
+
+/// Clients are served at the VIP, which the backend has itself: nobody need listen at its own address.
+fn at_own_address(finding: Finding) -> Finding {
+    match finding.why {
+        Some(why) if finding.ready == Some(false) => {
+            Finding::unknown(format!("{why} at its own address; the VIP there cannot be tried from here"))
+        }
+        _ => finding,
     }
 }
 

@@ -36,6 +36,19 @@ pub enum Refusal {
         /// The backend.
         backend: std::net::SocketAddr,
     },
+    /// A condition would judge flows whose answers nobody here sees.
+    #[error(
+        "the conditions of --revert-if judge answers, and backends of service \"{service}\" of deployment \"{deployment}\" reply to clients directly (mode \"{mode}\"): \
+         this host sees no answer. Use --confirm-within with gates, or bgctl confirm"
+    )]
+    Unheard {
+        /// The deployment's name.
+        deployment: String,
+        /// The service's name.
+        service: String,
+        /// Its mode.
+        mode: &'static str,
+    },
     /// The deployment has no live word.
     #[error(
         "deployment \"{deployment}\" does not run: an apply has just removed it, or was killed before the deployment \

@@ -149,7 +149,7 @@ impl Instance {
         steps.dedup();
         explanation.hooks.push(AtHook { hook: hook.name(), interface: interface.name.clone(), steps, verdict });
         explanation.verdict = verdict;
-        explanation.interface = (ifindex != 0).then(|| names.interface(ifindex));
+        explanation.interface = (ifindex != 0 && action != Action::TooBig as u64).then(|| names.interface(ifindex));
         if let Some(packet) = Packet::read(&run.frame) {
             explanation.packet = packet;
         }

@@ -2,7 +2,7 @@
 
 use std::{cmp::Ordering, time::Duration};
 
-use bg_common::{Colour, Event, FlowBackend, FlowState, LiveFlags, LiveWord, NextHop, Role};
+use bg_common::{Colour, Event, FlowBackend, FlowState, LiveFlags, LiveWord, Mode, NextHop, Role};
 use bg_ebpf::{
     Action,
     flow::{row::idle, table::Stored},
@@ -12,7 +12,11 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::{frame::mac, names::Names, programs::Hook, request::ExplainRequest};
-use crate::{config::protocol_name, flows, time::TickLength};
+use crate::{
+    config::{mode_name, protocol_name},
+    flows,
+    time::TickLength,
+};
 
 /// A step of a packet's way, in words.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -203,6 +207,12 @@ impl Teller<'_> {
             }
             Step::ByStack { event } => {
                 let why = match event_of(event)? {
+                    Event::NoWay => {
+                        return plain(
+                            "there is no way to the backend: no route, in mode l2dsr a gateway, or no address to send from",
+                        );
+                    }
+                    Event::DirectTooBig => return plain("the packet does not fit the MTU of the way to the backend"),
                     Event::TooBig => "the packet exceeds the MTU of the way out",
                     _ => "there is no next hop to redirect to, or the frame has a VLAN tag",
                 };
@@ -232,6 +242,19 @@ impl Teller<'_> {
                 let whom = if *hook == Hook::Xdp { ": XDP leaves the packet to tc" } else { "" };
                 let text = format!("{deployment} is frozen, so what opens a flow waits{whom}");
                 Some((text, json!({"deployment": deployment})))
+            }
+            Step::Outer { mode, slot, room } => {
+                let backend = names.backend(slot).address;
+                let mode = Mode::from_u8(mode as u8).map_or("unknown", mode_name);
+                let text = match room {
+                    0 => format!(
+                        "{backend} gets the packet as it is, but for the MAC addresses (mode {mode}), and replies to the client directly"
+                    ),
+                    _ => format!(
+                        "{backend} gets the packet in {room} bytes of outer headers (mode {mode}), and replies to the client directly"
+                    ),
+                };
+                Some((text, json!({"backend": backend, "mode": mode, "outer_bytes": room})))
             }
             Step::Verdict { action, ifindex } => {
                 let (name, text) = self.verdict(action, ifindex);
@@ -318,7 +341,7 @@ impl Teller<'_> {
 
     /// Name and sentence of a verdict.
     pub(super) fn verdict(&self, action: u64, ifindex: u64) -> (&'static str, String) {
-        let interface = self.names.interface(ifindex);
+        let interface = if action == Action::TooBig as u64 { String::new() } else { self.names.interface(ifindex) };
         match action {
             a if a == Action::Defer as u64 => ("defer", "left unmodified to tc on the same interface".to_owned()),
             a if a == Action::Deliver as u64 => ("deliver", "rewritten, and handed to the host's stack".to_owned()),
@@ -334,6 +357,12 @@ impl Teller<'_> {
             a if a == Action::Refuse as u64 => ("refuse", "answered with a reset: no backend gets it".to_owned()),
             a if a == Action::Unreachable as u64 => {
                 ("refuse", "answered with an ICMP error, port unreachable: no backend gets it".to_owned())
+            }
+            a if a == Action::TooBig as u64 => {
+                ("too_big", format!("answered with an ICMP error: packets of {ifindex} bytes fit"))
+            }
+            a if a == Action::TimeExceeded as u64 => {
+                ("time_exceeded", "answered with an ICMP error, time exceeded".to_owned())
             }
             a if a == Action::Reset as u64 => {
                 ("reset", "answered with a reset, and sent on as a reset to the other end".to_owned())

@@ -53,9 +53,9 @@ pub(crate) fn is_settled(heads: &Heads, tables: &Tables, services: &HashMap<Serv
     vips.is_settled(&vips.wanted_vips(services)) && backends.is_settled(&backends.wanted_backends())
 }
 
-/// Whether packets are to find the row of a backend: those behind a listener belong to it alone.
+/// Whether packets are to find the row of a backend by their source: those behind a listener belong to it alone, and others reply to clients directly.
 pub(crate) fn is_found(backend: &Backend) -> bool {
-    backend.identity.in_use != 0 && backend.mode != Mode::Tee as u8
+    backend.identity.in_use != 0 && backend.mode != Mode::Tee as u8 && !backend.is_direct()
 }
 
 /// An index, as who changes it sees it.

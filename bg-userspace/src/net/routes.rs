@@ -5,7 +5,11 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket},
 };
 
-use super::netlink::{self, attribute, attributes, u16_at, u32_at};
+use super::{
+    NetError,
+    netlink::{self, attribute, attributes, u16_at, u32_at},
+};
+use crate::config::Prefix;
 
 // linux/neighbour.h.
 pub(super) const NDA_DST: u16 = 1;
@@ -40,6 +44,59 @@ pub(crate) fn next_hop(to: IpAddr) -> io::Result<NextHop> {
     }
     let ifindex = ifindex.ok_or(io::ErrorKind::HostUnreachable)?;
     Ok(NextHop { ifindex, address })
+}
+
+/// An address of this host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Address {
+    /// The index of its interface.
+    pub(crate) ifindex: u32,
+    /// The address.
+    pub(crate) ip: IpAddr,
+    /// The length of its network's prefix.
+    pub(crate) len: u8,
+}
+
+impl Address {
+    /// The network that the interface is connected to by this address.
+    pub(crate) fn network(&self) -> Prefix {
+        let addr = match self.ip {
+            IpAddr::V4(ip) => {
+                let mask = u32::MAX.checked_shl(32 - u32::from(self.len)).unwrap_or(0);
+                Ipv4Addr::from_bits(ip.to_bits() & mask).into()
+            }
+            IpAddr::V6(ip) => {
+                let mask = u128::MAX.checked_shl(128 - u32::from(self.len)).unwrap_or(0);
+                Ipv6Addr::from_bits(ip.to_bits() & mask).into()
+            }
+        };
+        Prefix { addr, len: self.len }
+    }
+}
+
+/// All addresses of this host.
+pub(crate) fn addresses() -> Result<Vec<Address>, NetError> {
+    let mut all = Vec::new();
+    netlink::dump(libc::RTM_GETADDR, &[0; 8], |payload| all.extend(address_in(payload)))?;
+    Ok(all)
+}
+
+fn address_in(payload: &[u8]) -> Option<Address> {
+    // struct ifaddrmsg: family, prefix length, flags, scope, index. Of a point-to-point interface, the local address is another attribute.
+    let (len, ifindex) = (*payload.get(1)?, u32_at(payload, 4)?);
+    let of_kind = |wanted| attributes(payload.get(8..).unwrap_or_default()).find(|(kind, _)| *kind == wanted);
+    let (_, value) = of_kind(libc::IFA_LOCAL).or_else(|| of_kind(libc::IFA_ADDRESS))?;
+    Some(Address { ifindex, ip: address_of(value)?, len })
+}
+
+/// The MTU of an interface. `None`: there is no such interface.
+pub(crate) fn mtu(ifindex: u32) -> Option<u32> {
+    // struct ifinfomsg: family, type, index, flags, change.
+    let mut request = vec![0; 16];
+    request[4..8].copy_from_slice(&ifindex.to_ne_bytes());
+    let answer = netlink::request(libc::RTM_GETLINK, &request).ok()?;
+    let mut found = attributes(answer.get(16..)?);
+    found.find(|(kind, _)| *kind == libc::IFLA_MTU).and_then(|(_, value)| u32_at(value, 0))
 }
 
 /// Whether this is an address of this host, to which alone a socket can be bound.

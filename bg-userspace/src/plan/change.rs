@@ -38,7 +38,7 @@ pub enum Action {
         vip: SocketAddr,
         /// `tcp` or `udp`.
         protocol: &'static str,
-        /// `nat`, `local` or `tee`.
+        /// `nat`, `local`, `tee`, `l2dsr`, `ipip` or `gue`.
         mode: &'static str,
     },
     /// The service is removed.

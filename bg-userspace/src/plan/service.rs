@@ -6,7 +6,7 @@ use bg_common::{Colour, Mode, ServiceKey, ServiceRow};
 
 use super::change::{Action, Slot};
 use crate::{
-    config::{BackendSpec, Service, mode_name, protocol_name},
+    config::{BackendSpec, Encap, Service, mode_name, protocol_name},
     running::{RunningBackend, RunningDeployment, RunningService, UNSETTLED, address_of},
 };
 
@@ -58,6 +58,14 @@ fn settings_actions(wanted: &Service, running: Option<&RunningDeployment>, curre
     );
     let (now, then) = (of_tee(current.mode, now.compare), of_tee(wanted.mode, then.compare));
     set("compare", now.to_string(), then.to_string());
+    let encap = |mode, encap| if mode == Mode::Gue || mode == Mode::Ipip { encap } else { Encap::default() };
+    let (now, then) = (encap(current.mode, current.encap), encap(wanted.mode, wanted.encap));
+    set("gue_port", now.gue_port.to_string(), then.gue_port.to_string());
+    let prefixes = |encap: Encap| match encap.prefixes().map(|prefix| prefix.to_string()).collect::<Vec<_>>() {
+        none if none.is_empty() => "none".to_owned(),
+        some => some.join(", "),
+    };
+    set("outer_source", prefixes(now), prefixes(then));
     // Compared with the running testers, because a killed apply may have changed only one of the two.
     let has_testers = u8::from(running.is_some_and(|running| !running.testers.is_empty()));
     let agree = |row: ServiceRow| row.has_testers == has_testers && row.tables == current.row.tables;

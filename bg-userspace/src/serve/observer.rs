@@ -11,7 +11,7 @@ use bg_common::LiveWord;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::{controller::Controller, error::ServeError, view::View};
-use crate::{Error, Refusal};
+use crate::{Error, Instance, Refusal};
 
 const GLANCE: Duration = Duration::from_millis(250);
 const LOOK_WATCHED: Duration = Duration::from_secs(1);
@@ -50,7 +50,12 @@ pub(super) async fn run(controller: Arc<Controller>) -> Result<(), ServeError> {
             continue;
         }
         let seen = seen.insert(Seen { at: Instant::now(), words, frozen_until: None });
-        match controller.on_instance(None, |instance| instance.status(None)).await {
+        let look = |instance: &Instance| {
+            // The source addresses of outer headers follow those of this host.
+            let _ = instance.learn_outer_sources();
+            instance.status(None)
+        };
+        match controller.on_instance(None, look).await {
             Ok(status) => {
                 problem.clear();
                 seen.frozen_until = status.deployments.iter().filter_map(|deployment| deployment.frozen_until).min();

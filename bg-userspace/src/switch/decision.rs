@@ -179,6 +179,9 @@ impl Instance {
             let (deployment, generation) = (name.to_owned(), from.generation);
             return Err(Refusal::NothingToConfirm { deployment, generation }.into());
         }
+        if !request.revert_if.is_empty() {
+            self.check_conditions(name, index)?;
+        }
         let goal = goal(name, from)?;
         let is_there = reading.word.target_share() == goal.share && !divides_otherwise(&row, &goal);
         if !is_there {

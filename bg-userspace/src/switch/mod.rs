@@ -30,7 +30,7 @@ mod window;
 
 use std::time::Duration;
 
-use bg_common::{Colour, DeploymentRow, Family, Identity, Mode, Role, ServiceRow};
+use bg_common::{Colour, DeploymentRow, Family, Identity, Mode, Role, ServiceInfo, ServiceRow};
 use std::sync::atomic::Ordering;
 
 pub(crate) use self::decision::{Kind, Outlook};
@@ -45,6 +45,7 @@ use self::{
 };
 use crate::{
     Error, Instance, Refusal,
+    config::mode_name,
     fence::Fence,
     history::Action,
     live::Reading,
@@ -53,6 +54,7 @@ use crate::{
     net, pins,
     running::{deployment_rows, text, vip_row},
     state::Change,
+    tunnels,
 };
 
 impl Instance {
@@ -190,6 +192,28 @@ impl Instance {
         Ok(())
     }
 
+    /// Learns the source addresses of outer headers anew, for the modes `ipip` and `gue`. An apply and a switch do so, too.
+    pub fn learn_outer_sources(&self) -> Result<(), Error> {
+        pins::check_own_namespace(&self.paths)?;
+        tunnels::learn(&self.paths)
+    }
+
+    /// Refuses conditions about flows whose answers do not pass this host.
+    fn check_conditions(&self, name: &str, deployment: u16) -> Result<(), Error> {
+        let info = Services::open(&self.paths)?.info;
+        let mut ours = (0..info.rows())
+            .map(|index| info.read(index))
+            .filter(|info| info.in_use != 0 && info.deployment == deployment);
+        let mode_of = |info: &ServiceInfo| Mode::from_u8(info.mode).filter(|mode| mode.is_direct());
+        match ours.find_map(|info| Some((text(&info.name), mode_of(&info)?))) {
+            Some((service, mode)) => {
+                let (deployment, mode) = (name.to_owned(), mode_name(mode));
+                Err(Refusal::Unheard { deployment, service, mode }.into())
+            }
+            None => Ok(()),
+        }
+    }
+
     /// The names and rows of a deployment's services.
     fn services_of(&self, deployment: u16) -> Result<Vec<(String, ServiceRow)>, Error> {
         let services = Services::open(&self.paths)?;
@@ -221,11 +245,13 @@ impl Instance {
             let word = backends.words(*slot)[0].load(Ordering::Relaxed);
             bytemuck::cast::<u64, Identity>(word).in_use != 0
         };
+        let mut is_any_tunnel = false;
         let rows = (0..backends.rows()).filter(is_in_use).map(|slot| backends.read(slot));
-        let elsewhere = rows.filter(|row| row.deployment == deployment && Mode::from_u8(row.mode) == Some(Mode::Nat));
+        let rows = rows.inspect(|row| is_any_tunnel |= Mode::from_u8(row.mode).is_some_and(Mode::is_tunnel));
+        let elsewhere = rows.filter(|row| row.deployment == deployment && is_by_neighbours(row.mode));
         let addresses = elsewhere.filter_map(|row| Some(row.addr.to_ip(Family::from_u8(row.family)?)));
         net::keep_more_neighbours(&self.paths, addresses.take(MOST));
-        Ok(())
+        if is_any_tunnel { tunnels::learn(&self.paths) } else { Ok(()) }
     }
 
     /// The deployment of this name.
@@ -236,4 +262,9 @@ impl Instance {
             existing: deployment_rows(&self.words).map(|(_, row)| text(&row.name)).collect(),
         })
     }
+}
+
+/// Whether packets to a backend of this mode are sent to its next hop.
+fn is_by_neighbours(mode: u8) -> bool {
+    Mode::from_u8(mode).is_some_and(|mode| mode == Mode::Nat || mode.is_direct())
 }

@@ -8,7 +8,9 @@ use bg_common::{LiveFlags, LiveWord, SwitchTerms};
 use bg_ebpf::policy::lifetime::after_drain;
 use bg_userspace::{
     Action, ApplyRequest, AttachMode, Colour, Error, Mode, Plan, Protocol, Refusal, SwitchRequest,
-    config::{BackendSpec, Config, Deployment, DivideBy, Failover, OnSwitch, Prefix, Service, StickyPrefix, Tee},
+    config::{
+        BackendSpec, Config, Deployment, DivideBy, Encap, Failover, OnSwitch, Prefix, Service, StickyPrefix, Tee,
+    },
 };
 use proptest::prelude::*;
 
@@ -171,6 +173,7 @@ fn service(index: usize, wanted: &Wanted, vip: SocketAddr, preview: Option<Socke
         preview,
         is_mirrored: wanted.udp && wanted.mirrored,
         tee: tee_settings.unwrap_or_default(),
+        encap: Encap::default(),
         backends,
         health: None,
         is_unchecked: false,

@@ -9,7 +9,7 @@ use std::{
 
 use bg_userspace::{
     AttachMode, AttachOptions, Attached, Colour, Error, Instance, Paths, Protocol, Target, attach,
-    config::{BackendSpec, Config, Deployment, DivideBy, Failover, OnSwitch, Service, StickyPrefix, Tee},
+    config::{BackendSpec, Config, Deployment, DivideBy, Encap, Failover, OnSwitch, Service, StickyPrefix, Tee},
     detach,
 };
 
@@ -148,6 +148,7 @@ pub(crate) fn config(name: &str, blue: &[(u8, u32)], green: &[(u8, u32)]) -> Con
                 preview: None,
                 is_mirrored: false,
                 tee: Tee::default(),
+                encap: Encap::default(),
                 backends: [backends(Colour::Blue, blue), backends(Colour::Green, green)],
                 health: None,
                 is_unchecked: false,

@@ -11,7 +11,7 @@ use std::{
 use bg_userspace::{
     AttachMode, Colour, Mode, Protocol, SwitchRequest,
     config::{
-        BackendSpec, Config, Deployment, DivideBy, Failover, OnSwitch, Prefix, Service, StickyPrefix, Tee, parse,
+        BackendSpec, Config, Deployment, DivideBy, Encap, Failover, OnSwitch, Prefix, Service, StickyPrefix, Tee, parse,
     },
 };
 use proptest::{prelude::*, test_runner::TestRunner};
@@ -97,6 +97,7 @@ fn service() -> impl Strategy<Value = Service> {
                     proxy_protocol,
                     compare,
                 }),
+                encap: Encap::default(),
                 backends: [backends(3, blue), backends(4, green)],
                 health: None,
                 is_unchecked: false,

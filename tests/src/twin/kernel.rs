@@ -10,7 +10,7 @@ use aya::{
 use bg_common::{
     Backend, Clock, Colour, DeploymentRow, Event, FLOW_WAYS, FlowHash, FlowKey4, FlowKey6, Hold, LiveWord, Meta,
     NextHop, REFUSAL_ROWS, ServiceKey, ServiceRow, SwitchTerms, TICK_SHIFT, TableSizes, TesterKey, Timing, Traffic,
-    Trips, Vip,
+    Trips, Tunnel, Vip,
 };
 use bg_ebpf::{Action, flow::key::Key as _};
 use memmap2::{MmapOptions, MmapRaw};
@@ -155,6 +155,9 @@ impl Kernel {
                 // Loopback stands for it: nothing is sent in a test run.
                 egress.set(next_hop.ifindex(), 1, None, 0)?;
             }
+        }
+        for (slot, tunnel) in scenario.tunnels.iter().enumerate() {
+            self.array::<Tunnel>("tunnels")?.set(slot as u32, tunnel, 0)?;
         }
         for (prefix, key) in &scenario.testers {
             let mut testers: LpmTrie<_, TesterKey, u32> =

@@ -15,7 +15,7 @@ mod table;
 pub use explainer::Explainer;
 pub use host::Host;
 pub use kernel::{FRESH, Kernel, Program, Sizes};
-pub use scenario::{BackendAt, Indexed, Scenario, ServiceAt, TICKS_LONG};
+pub use scenario::{BackendAt, Indexed, OUTER_V4, OUTER_V6, Scenario, ServiceAt, TICKS_LONG};
 pub use table::FlowMemory;
 
 use bg_common::{Addr, Be16, CachedHop, Flow, FlowKey4, FlowKey6, FlowState};

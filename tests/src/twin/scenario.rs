@@ -2,13 +2,18 @@
 //! engine is tested.
 
 use bg_common::{
-    Addr, Backend, Be16, Colour, DeploymentRow, Family, Identity, LiveFlags, LiveWord, Mode, NextHop, Protocol, Role,
-    ServiceKey, ServiceRow, SwitchTerms, TableSpan, TesterKey, Vip, endpoint_hash,
+    Addr, Backend, Be16, Colour, DeploymentRow, Family, GUE_PORT, Identity, LiveFlags, LiveWord, Mode, NextHop,
+    Protocol, Role, ServiceKey, ServiceRow, SwitchTerms, TableSpan, TesterKey, Tunnel, Vip, endpoint_hash,
 };
 use std::net::{IpAddr, SocketAddr};
 
 /// A time-out in ticks that no test run outlives.
 pub const TICKS_LONG: u32 = 1 << 20;
+
+/// The source of outer headers.
+pub const OUTER_V4: &str = "10.255.0.1";
+/// The same of IPv6.
+pub const OUTER_V6: &str = "2001:db8:ff::1";
 
 /// A backend of a [`ServiceAt`].
 #[derive(Clone, Copy, Debug)]
@@ -60,6 +65,8 @@ pub struct Scenario {
     pub vips: Vec<(u32, Vip)>,
     /// `backends`, without links. Their next hops are learned when the scenario is loaded.
     pub backends: Vec<Backend>,
+    /// `tunnels`, by slot.
+    pub tunnels: Vec<Tunnel>,
     /// `maglev`.
     pub maglev: Vec<u32>,
     /// `testers`: prefix length of the address in bits, key.
@@ -84,7 +91,7 @@ impl Scenario {
     /// Adds a service. Returns its index.
     pub fn service(&mut self, service: &ServiceAt) -> u16 {
         let index = u16::try_from(self.vips.iter().map(|(row, _)| row / 2 + 1).max().unwrap_or(0)).expect("few");
-        let family = Family::of(service.vip.ip());
+        let is_direct = service.mode.is_direct();
         let tables = Colour::ALL.map(|colour| {
             let base = self.maglev.len() as u32;
             let backends = &service.backends[colour as usize];
@@ -94,16 +101,25 @@ impl Scenario {
                     identity: Identity { epoch: 7 + slot, in_use: 1 },
                     addr: at.address.ip().into(),
                     port: Be16::new(at.address.port()),
-                    family: family as u8,
+                    family: Family::of(at.address.ip()) as u8,
                     mode: service.mode as u8,
                     service: index,
                     colour: colour as u8,
                     next_hop: at.out_of.map_or(NextHop::NONE, |ifindex| {
                         NextHop::pack(ifindex, 1500, 0x0200_0000_0000 | u64::from(slot), 0x0600_0000_0001, 0)
                     }),
-                    protocol: service.protocol as u8,
+                    protocol: service.protocol as u8 | if is_direct { Backend::DIRECT } else { 0 },
                     deployment: service.deployment,
                     ..Backend::default()
+                });
+                self.tunnels.push(Tunnel {
+                    source: if at.address.is_ipv4() { OUTER_V4 } else { OUTER_V6 }
+                        .parse::<IpAddr>()
+                        .expect("one")
+                        .into(),
+                    spread: 0,
+                    port: Be16::new(GUE_PORT),
+                    reserved: 0,
                 });
                 // A few entries for each, so that neighbouring hashes meet different backends.
                 self.maglev.push(slot);
@@ -170,6 +186,10 @@ impl Scenario {
         let endpoint = |backend: &Backend| (backend.addr, backend.port, backend.protocol, backend.salt);
         for slot in 0..backends.len() {
             let backend = backends[slot];
+            if backend.is_direct() {
+                backends[slot].next = slot as u32 + 1;
+                continue;
+            }
             if backends[..slot].iter().any(|other| endpoint(other) == endpoint(&backend)) {
                 continue;
             }

@@ -3,6 +3,7 @@
 //!
 //! Needs root: programs are loaded, but attached to nothing.
 
+mod direct;
 mod explain;
 mod packets;
 mod switches;
@@ -147,6 +148,7 @@ fn agree_on_frame(subject: &mut Subject, host: &Host, way: Way, bytes: &[u8]) ->
     expected.action = match expected.action {
         Action::Deliver | Action::Defer if expected.frame == bytes => Action::Pass,
         Action::Resolve | Action::Reset | Action::Refuse | Action::Unreachable => Action::Redirect,
+        Action::TooBig | Action::TimeExceeded => Action::Redirect,
         action => action,
     };
     let explained = match (&mut subject.explainer, way) {

@@ -13,14 +13,17 @@
 //! - `mirror_answers`: what the idle colour answers to copies.
 //! - `mirror_ways`: both in any order of events.
 //! - `all_down`: new flows while all backends of a colour are down.
+//! - `direct`: backends that reply to clients directly.
 //! - `connections`: which packets belong to one flow.
 //! - `lookalikes`: flows that a backend could not tell apart, and clients that use one port for many services.
 //! - `icmp`: errors about flows.
 //! - `trips`: conditions that take a switch back.
+//! - `unpack`: what backends unpack.
 //! - `floods`: who stays in a full table.
 
 mod all_down;
 mod connections;
+mod direct;
 mod exits;
 mod floods;
 mod freezes;
@@ -37,6 +40,7 @@ mod second_chance;
 mod switches;
 mod timed;
 mod trips;
+mod unpack;
 
 use bg_common::{Event, Identity, LiveFlags, LiveWord, Mode, Protocol, SwitchTerms};
 use bg_ebpf::{Action, wire::checksum::Delta};

@@ -8,6 +8,7 @@ use crate::{
         key::{Key as _, Match},
         table::{find, read},
     },
+    hint::unlikely,
     path::classify::vip_at,
     policy::{backend, colour::Client, lifetime::is_silent},
     rows::VipRef,
@@ -25,7 +26,7 @@ pub struct Translating {
     pub error: IcmpError,
     /// In, of [`client`]: the hash of the client's flow.
     pub(super) hash: u32,
-    /// In, of [`client`]: its place for this hash.
+    /// In, of [`client`]: its place for this hash. Out, of [`backend`] with [`Receiver::Direct`]: the backend's slot.
     pub(super) place: u32,
     /// Out, if there is a receiver: what to replace.
     pub translation: Translation,
@@ -34,6 +35,12 @@ pub struct Translating {
 }
 
 impl Translating {
+    /// The backend's slot, with [`Receiver::Direct`].
+    #[inline(always)]
+    pub const fn slot(&self) -> u32 {
+        self.place
+    }
+
     /// The search.
     ///
     /// # Safety
@@ -62,6 +69,9 @@ pub enum Receiver {
     LocalBackend = 4,
     /// Nobody: it is about a copy, of which its client must not hear.
     Nobody = 5,
+    /// A backend that has sent the quoted packet as it is. There is nothing to translate, but only the backend can make use of the error:
+    /// [`Translating::slot`].
+    Direct = 6,
 }
 
 impl Receiver {
@@ -74,6 +84,7 @@ impl Receiver {
             3 => Self::Backend,
             4 => Self::LocalBackend,
             5 => Self::Nobody,
+            6 => Self::Direct,
             _ => Self::None,
         }
     }
@@ -101,6 +112,10 @@ fn find_backend<V: Flows>(call: &mut Translating, protocol: Protocol, world: &im
     let key = V::key(V::narrow(&error.dst), error.dst_port, vip.number as u16);
     let flow = find(flows, &key, key.hash(vip.salt, flows), Match::Whole)?;
     let backend = backend::of_flow(&flow, world)?;
+    if unlikely(backend.mode() >= Mode::L2dsr as u8) {
+        call.place = flow.backend().slot();
+        return Some(Receiver::Direct);
+    }
     call.translation = Translation::new::<V>(error, End::Source, backend.whole_address(), backend.port());
     Some(if backend.mode() == Mode::Local as u8 { Receiver::LocalBackend } else { Receiver::Backend })
 }

@@ -166,6 +166,22 @@ fn in_scratch<T>(world: &impl World, call: T) -> Option<&mut T> {
     }
 }
 
+/// Keeps in the scratch buffer what a later step finds by [`kept`]. `None`: there is no such buffer.
+#[inline(always)]
+pub fn keep<T: Copy>(world: &impl World, kept: T) -> Option<&mut T> {
+    in_scratch(world, kept)
+}
+
+/// What an earlier step has kept for this packet.
+#[expect(clippy::mut_from_ref, reason = "as in `in_scratch`")]
+#[inline(always)]
+pub fn kept<T: Copy>(world: &impl World) -> Option<&mut T> {
+    const { assert!(size_of::<T>() <= 8 * SCRATCH_WORDS && align_of::<T>() <= 8) };
+    // SAFETY: memory of that size and of this CPU alone. Those who call this know that the last who kept something was of the same type; in any
+    // case these are numbers, of which any bytes are a value.
+    world.scratch().map(|scratch| unsafe { &mut *scratch.cast() })
+}
+
 /// See [`SlowPath::refresh`]. `None`: there is no scratch buffer.
 #[inline(always)]
 pub fn refresh<V: Flows>(world: &impl SlowPath<V>, row: RawWords, call: Refreshing) -> Option<Stay> {

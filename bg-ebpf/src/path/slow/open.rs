@@ -22,8 +22,8 @@ use crate::{
     world::{Flows, World, note},
 };
 use bg_common::{
-    CachedHop, Colour, DeploymentRow, Flow, FlowBackend, FlowState, LiveFlags, LiveWord, Protocol, ServiceRow,
-    TableSpan,
+    Be16, CachedHop, Colour, DeploymentRow, Flow, FlowBackend, FlowState, LiveFlags, LiveWord, Mode, Protocol,
+    ServiceRow, TableSpan,
 };
 
 /// The live word that a packet has read, and of which deployment. A packet reads it once.
@@ -300,6 +300,8 @@ pub(super) fn choose_backend(call: &mut Opening, world: &impl World, step: impl 
         // The end of a connection that nobody remembers is passed on, not remembered either.
         if !matches!(placed, Placed::At(_))
             || call.transport.flags & tcp_flags::RST != 0
+            // A backend that meets the virtual address itself tells all flows apart.
+            || call.search.port == Be16(0)
             || search::run(&mut call.search, world, &step) == search::NOWHERE
         {
             return placed;
@@ -326,7 +328,8 @@ fn at_hash(call: &mut Opening, world: &impl World) -> Placed {
     call.flow.backend = chosen.name;
     let search = &mut call.search;
     search.address = chosen.backend.whole_address();
-    search.port = chosen.backend.port();
+    let is_direct = chosen.backend.mode() >= Mode::L2dsr as u8;
+    search.port = if is_direct { Be16(0) } else { chosen.backend.port() };
     Placed::At(chosen.name.slot())
 }
 

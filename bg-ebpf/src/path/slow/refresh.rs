@@ -31,6 +31,8 @@ pub struct Refreshing {
     pub colour: Colour,
     /// The tick.
     pub now: u32,
+    /// Whether the backend replies to clients directly.
+    pub is_direct: bool,
 }
 
 /// Whether a flow takes a packet.
@@ -125,6 +127,9 @@ pub fn run(row: RawWords, call: &mut Refreshing, world: &impl World) -> Stay {
                 }
             }
             state = state.with(shown_by_client(segment));
+            if unlikely(call.is_direct) {
+                (state, note) = of_both_ends(state, note);
+            }
         }
     }
     if state.0 & !flow.state().0 & FlowState::CONFIRMED != 0 {
@@ -133,6 +138,21 @@ pub fn run(row: RawWords, call: &mut Refreshing, world: &impl World) -> Stay {
     flow.see(now);
     flow.change(state, note);
     Stay::Yes
+}
+
+/// The state of a connection whose backend replies to the client directly: what the client says shows what the backend must have said. Who acknowledges
+/// its SYN has heard from it. The client's FIN is the last segment that is sure to pass here, so the connection counts as ended, though its
+/// segments still go to the backend.
+#[inline(always)]
+const fn of_both_ends(state: FlowState, note: u32) -> (FlowState, u32) {
+    let answered = if note != 0 && state.has(FlowState::CONFIRMED) { FlowState::ANSWERED } else { 0 };
+    let state = state.with(answered);
+    if !state.has(FlowState::CLIENT_FIN) {
+        return (state, note);
+    }
+    // Of a SYN that has come inside of the connection nothing is to be known any more.
+    let note = if state.has(FlowState::DOUBTFUL) { 0 } else { note };
+    (state.without(FlowState::DOUBTFUL).with(FlowState::BACKEND_FIN), note)
 }
 
 /// What comes of a packet of the client on a flow that a switch or a command has ended.

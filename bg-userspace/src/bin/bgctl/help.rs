@@ -288,6 +288,22 @@ pub(crate) const PAGES: &[Page] = &[
         ],
         exit: &[(0, "no flow is left"), FAILED, USAGE, REFUSED, (4, "flows are left")],
     },
+    Page {
+        command: "decap",
+        description: &[
+            "Runs on a backend of a service in mode ipip or gue, whose address is also the VIP's: that stands on a loopback there. In XDP, packets are unpacked whose outer \
+             and inner destination are addresses of this host, and whose outer source may send them. Everything else passes. The devices of Linux for ipip, sit, ip6tnl and \
+             fou can be used in its place.",
+            "Nothing has to keep running: the link is pinned in the directory of --pin-root with the suffix -decap. The addresses of this host are read once. After \
+             a change, run the same command again: it replaces the program in place.",
+        ],
+        examples: &[
+            ("bgctl decap attach eth0", "unpack what neighbours send"),
+            ("bgctl decap attach eth0 --from 10.9.0.0/24,2001:db8:9::/64", "unpack what comes from these prefixes"),
+            ("bgctl decap detach eth0", "unpack no longer"),
+        ],
+        exit: &[DONE, FAILED, USAGE],
+    },
     #[cfg(feature = "serve")]
     Page {
         command: "drill",

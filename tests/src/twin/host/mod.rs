@@ -16,11 +16,12 @@ use bg_ebpf::{
         table::{find, insert, replace},
     },
     path::slow::mark,
-    process, process_icmp, room_for_error,
+    process, process_direct, process_icmp, room_for_error, room_for_outer,
     step::Step,
     turn_into_error, turn_into_reset,
     wire::packet::Packet,
     world::{RouteCall, SCRATCH_WORDS, World},
+    write_outer,
 };
 use std::{
     cell::{Cell, RefCell, UnsafeCell},
@@ -76,6 +77,8 @@ pub struct Host {
     pub copies: RefCell<Vec<u8>>,
     /// Whether copies can be made.
     pub can_copy: Cell<bool>,
+    /// Payload bytes of each segment that the frames will be cut into, or zero.
+    pub gso_size: Cell<u32>,
     /// Whether ICMP errors may be sent.
     pub may_send_errors: Cell<bool>,
     /// [`World::copy_for`] of the next frame.
@@ -84,6 +87,8 @@ pub struct Host {
     pub mac: Cell<u64>,
     /// The next hops of destinations. Nothing else has a route.
     pub routes: RefCell<HashMap<IpAddr, NextHop>>,
+    /// The gateways of destinations that are not on a link.
+    pub gateways: RefCell<HashMap<IpAddr, IpAddr>>,
     /// The interfaces to which XDP can redirect; `None` is all.
     pub egress: RefCell<Option<Vec<u32>>>,
 }
@@ -140,10 +145,12 @@ impl Host {
             is_played_back: Cell::new(false),
             copies: RefCell::default(),
             can_copy: Cell::new(true),
+            gso_size: Cell::default(),
             may_send_errors: Cell::new(true),
             copy_for: Cell::default(),
             mac: Cell::new(0),
             routes: RefCell::default(),
+            gateways: RefCell::default(),
             egress: RefCell::default(),
         }
     }
@@ -189,6 +196,8 @@ impl Host {
             Verdict::ICMP => process_icmp(&packet, about, self, &mut writer),
             verdict => verdict,
         };
+        let is_direct = verdict == Verdict::DIRECT;
+        let verdict = if is_direct { process_direct(about, self) } else { verdict };
         let action = verdict.action();
         self.note(Step::Verdict { action: action as u64, ifindex: verdict.ifindex().into() });
         if action == Action::Reset {
@@ -199,7 +208,14 @@ impl Host {
         } else if action == Action::Refuse {
             let back = turn_into_reset(&packet, Sequence::Acknowledged, &mut writer).expect("it was read before");
             bytes.truncate(back.len);
-        } else if action == Action::Unreachable {
+        } else if is_direct && matches!(action, Action::Redirect | Action::Resolve) {
+            bytes.splice(14..14, vec![0; room_for_outer(self).expect("it was decided on")]);
+            let range = bytes.as_mut_ptr_range();
+            // SAFETY: as above.
+            let (packet, mut writer) =
+                unsafe { (Packet::new(range.start, range.end), Packet::new(range.start, range.end)) };
+            write_outer(&packet, self, &mut writer).expect("it was read before");
+        } else if matches!(action, Action::Unreachable | Action::TooBig | Action::TimeExceeded) {
             let room = room_for_error(&packet).expect("it was read before");
             bytes.truncate(room.kept);
             bytes.splice(14..14, vec![0; room.inserted]);
@@ -207,7 +223,7 @@ impl Host {
             // SAFETY: as above.
             let (packet, mut writer) =
                 unsafe { (Packet::new(range.start, range.end), Packet::new(range.start, range.end)) };
-            turn_into_error(&packet, &mut writer).expect("as before");
+            turn_into_error(&packet, verdict.reason(), &mut writer).expect("as before");
         }
         assert!(
             self.live_reads.borrow().values().all(|&reads| reads == 1),

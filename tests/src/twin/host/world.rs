@@ -3,7 +3,7 @@
 use super::Host;
 use bg_common::{
     Backend, ClockId, Conditions, DeploymentRow, Event, FlowKey4, FlowKey6, LiveWord, REFUSAL_ROWS, ServiceKey,
-    ServiceRow, SwitchTerms, TesterKey, Timing, Trips, Vip,
+    ServiceRow, SwitchTerms, TesterKey, Timing, Trips, Tunnel, Vip,
 };
 use bg_ebpf::{
     egress::next_hop::number_of,
@@ -99,6 +99,14 @@ impl World for Host {
         self.backends.get(slot as usize).map(UnsafeCell::get)
     }
 
+    fn tunnel(&self, slot: u32) -> Option<*const Tunnel> {
+        self.scenario.tunnels.get(slot as usize).map(|tunnel| tunnel as *const Tunnel)
+    }
+
+    fn gso_size(&self) -> u32 {
+        self.gso_size.get()
+    }
+
     fn service(&self, key: &ServiceKey) -> Option<&ServiceRow> {
         self.scenario.services.iter().find(|(at, _)| at == key).map(|(_, row)| row)
     }
@@ -127,6 +135,9 @@ impl World for Host {
     fn route(&self, call: &mut RouteCall) {
         if let Some(found) = self.routes.borrow().get(&call.dst.to_ip(call.family)) {
             call.hop = *found;
+            if let Some(gateway) = self.gateways.borrow().get(&call.dst.to_ip(call.family)) {
+                call.dst = (*gateway).into();
+            }
         }
     }
 

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use bg_userspace::{MAX_BACKENDS, MAX_SERVICES, Paths, Protocol, TcpFlags};
+use bg_userspace::{MAX_BACKENDS, MAX_SERVICES, Paths, Protocol, TcpFlags, config::Prefix};
 use clap::{Args as ClapArgs, ColorChoice, Parser, Subcommand, ValueEnum, ValueHint};
 use clap_complete::ArgValueCandidates;
 
@@ -120,6 +120,8 @@ pub(crate) enum Command {
     Thaw(Thaw),
     /// Count the flows that a switch has left on the idle colour; wait for them, or end them
     Drain(Drain),
+    /// On a backend: unpack what the modes ipip and gue have encapsulated
+    Decap(Decap),
     /// Rehearse the recovery: switch, ask the gates, switch back, and report
     #[cfg(feature = "serve")]
     Drill(Drill),
@@ -261,6 +263,45 @@ pub(crate) struct Detach {
     /// How long to wait for another bgctl that works on the instance [default: 30s]
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     pub(crate) wait: Option<Duration>,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Decap {
+    /// Whether to begin or to end
+    #[arg(value_enum)]
+    pub(crate) what: DecapWhat,
+    /// Interfaces on which encapsulated packets arrive
+    #[arg(value_name = "IFACE", required = true, add = ArgValueCandidates::new(complete::interfaces))]
+    pub(crate) interfaces: Vec<String>,
+    /// Unpack packets from these sources alone [default: the networks that the interface is connected to]
+    #[arg(long, value_name = "PREFIX", value_delimiter = ',')]
+    pub(crate) from: Vec<Prefix>,
+    /// The UDP port of GUE [default: 6080]
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) gue_port: Option<u16>,
+    /// Where the program runs
+    #[arg(long, value_enum, default_value_t = XdpOnly::Auto)]
+    pub(crate) mode: XdpOnly,
+}
+
+/// What `decap` does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DecapWhat {
+    /// Unpack; if the interface is attached already, read this host's addresses again
+    Attach,
+    /// Unpack no longer
+    Detach,
+}
+
+/// The modes of XDP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum XdpOnly {
+    /// XDP in the driver if it can, else in the network stack
+    Auto,
+    /// XDP in the driver
+    Native,
+    /// XDP in the network stack, on any interface
+    Generic,
 }
 
 #[derive(Debug, ClapArgs)]

@@ -3,6 +3,7 @@
 mod apply;
 mod attach;
 mod check;
+mod decap;
 mod detach;
 mod doctor;
 mod drain;
@@ -106,6 +107,7 @@ fn dispatch(args: &Args) -> anyhow::Result<Outcome> {
         Command::Split(split) => switch::run_split(global, split),
         Command::Freeze(freeze) => freeze::run(global, freeze),
         Command::Thaw(thaw) => freeze::run_thaw(global, thaw),
+        Command::Decap(decap) => decap::run(global, decap),
         Command::Drain(drain) => drain::run(global, drain),
         #[cfg(feature = "serve")]
         Command::Drill(drill) => drill::run(global, drill),

@@ -1,0 +1,191 @@
+//! `bgctl decap`: on a backend, unpacking what the modes `ipip` and `gue` have encapsulated, in XDP.
+//!
+//! The program and its maps are an object of their own, and need no instance. Nothing has to keep running: the link is pinned beside the pin root, below a
+//! directory with the suffix `-decap`. The addresses of this host are read when it is attached. Attaching it again reads them again, and
+//! replaces the program in place.
+
+use std::{fs, net::IpAddr, path::PathBuf};
+
+use aya::{
+    Ebpf,
+    maps::{Array, HashMap, LpmTrie, lpm_trie::Key},
+    programs::{
+        Xdp,
+        links::{FdLink, PinnedLink},
+        xdp::{XdpLink, XdpMode},
+    },
+};
+use bg_common::{Be16, TesterKey};
+use serde::Serialize;
+
+use crate::{
+    Error, Paths,
+    config::Prefix,
+    net::{self, Interface},
+    pins,
+    running::tester_key,
+};
+
+/// The object that the build script has embedded; empty if there was none.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/decap.bpf.o"));
+
+/// The program.
+const PROGRAM: &str = "decap";
+
+/// Of which deployment the keys of the maps are: of none.
+const NO_DEPLOYMENT: u16 = 0;
+
+/// Where the program runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DecapMode {
+    /// In the driver, if it can, else in the network stack.
+    #[default]
+    Auto,
+    /// In the driver.
+    Native,
+    /// In the network stack.
+    Generic,
+}
+
+/// The options of [`decap_attach`].
+#[derive(Clone, Debug, Default)]
+pub struct DecapRequest {
+    /// Names of the interfaces.
+    pub interfaces: Vec<String>,
+    /// Who may send encapsulated packets. If it is empty: the networks that the interface is connected to.
+    pub from: Vec<Prefix>,
+    /// The UDP port of GUE; `None` is 6080.
+    pub gue_port: Option<u16>,
+    /// Where the program runs.
+    pub mode: DecapMode,
+}
+
+/// An interface on which packets are unpacked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Decapsulating {
+    /// Its name.
+    pub interface: String,
+    /// `native` or `generic`.
+    pub mode: &'static str,
+    /// Who may send encapsulated packets.
+    pub from: Vec<String>,
+    /// The UDP port of GUE.
+    pub gue_port: u16,
+    /// The addresses to which packets are unpacked: all of this host.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// Unpacks packets that arrive on these interfaces.
+pub fn decap_attach(paths: &Paths, request: &DecapRequest) -> Result<Vec<Decapsulating>, Error> {
+    if OBJECT.is_empty() {
+        return Err(Error::NoObject);
+    }
+    let directory = directory(paths);
+    fs::create_dir_all(&directory).map_err(Error::io("create", &directory))?;
+    let interfaces = request.interfaces.iter().map(|name| net::interface(name)).collect::<Result<Vec<_>, _>>()?;
+    interfaces.iter().map(|interface| attach(&directory, interface, request)).collect()
+}
+
+/// No longer unpacks packets on these interfaces. Returns their names.
+pub fn decap_detach(paths: &Paths, names: &[String]) -> Result<Vec<String>, Error> {
+    let directory = directory(paths);
+    for name in names {
+        let pin = directory.join(name);
+        if !pin.exists() {
+            let what = format!("nothing is unpacked on {name}: there is no {}", pin.display());
+            return Err(Error::Unrepresentable { what });
+        }
+    }
+    names.iter().try_for_each(|name| pins::remove(&directory.join(name)))?;
+    // Others may be in it.
+    let _ = fs::remove_dir(&directory);
+    Ok(names.to_vec())
+}
+
+/// The directory of the pins.
+fn directory(paths: &Paths) -> PathBuf {
+    let mut root = paths.pin_root.clone().into_os_string();
+    root.push("-decap");
+    root.into()
+}
+
+fn attach(directory: &std::path::Path, interface: &Interface, request: &DecapRequest) -> Result<Decapsulating, Error> {
+    let addresses = net::addresses()?;
+    let from = if request.from.is_empty() {
+        let own = addresses.iter().filter(|address| address.ifindex == interface.index);
+        own.map(net::Address::network).collect()
+    } else {
+        request.from.clone()
+    };
+    let gue_port = request.gue_port.unwrap_or(bg_common::GUE_PORT);
+    let mut ebpf = Ebpf::load(OBJECT).map_err(|error| Error::Load(Box::new(error)))?;
+    fill(&mut ebpf, &addresses, &from, gue_port)?;
+    let program = ebpf.program_mut(PROGRAM).ok_or(Error::NoObject)?;
+    let program: &mut Xdp = program.try_into().map_err(Error::program("open", PROGRAM))?;
+    program.load().map_err(Error::program("load", PROGRAM))?;
+    let mode = link(program, &directory.join(&interface.name), interface, request.mode)?;
+    let (interface, addresses) = (interface.name.clone(), addresses.iter().map(|address| address.ip).collect());
+    Ok(Decapsulating { interface, mode, from: from.iter().map(Prefix::to_string).collect(), gue_port, addresses })
+}
+
+fn fill(ebpf: &mut Ebpf, addresses: &[net::Address], from: &[Prefix], gue_port: u16) -> Result<(), Error> {
+    // The programs need the maps until they are loaded.
+    let ours = ebpf.map_mut("addresses").ok_or(Error::NoObject)?;
+    let mut ours: HashMap<_, TesterKey, u32> = ours.try_into().map_err(Error::map("open", "addresses"))?;
+    for address in addresses {
+        let len = if address.ip.is_ipv4() { 32 } else { 128 };
+        let key = tester_key(NO_DEPLOYMENT, &Prefix { addr: address.ip, len }).data();
+        ours.insert(key, 1, 0).map_err(Error::map("write", "addresses"))?;
+    }
+    let sources = ebpf.map_mut("sources").ok_or(Error::NoObject)?;
+    let mut sources: LpmTrie<_, TesterKey, u32> = sources.try_into().map_err(Error::map("open", "sources"))?;
+    for prefix in from {
+        let key: Key<TesterKey> = tester_key(NO_DEPLOYMENT, prefix);
+        sources.insert(&key, 1, 0).map_err(Error::map("write", "sources"))?;
+    }
+    let port = ebpf.map_mut("gue_port").ok_or(Error::NoObject)?;
+    let mut port: Array<_, u64> = port.try_into().map_err(Error::map("open", "gue_port"))?;
+    port.set(0, u64::from(Be16::new(gue_port).0), 0).map_err(Error::map("write", "gue_port"))
+}
+
+/// Attaches the program, or puts it in the place of the one that is attached already.
+fn link(
+    program: &mut Xdp,
+    pin: &std::path::Path,
+    interface: &Interface,
+    wanted: DecapMode,
+) -> Result<&'static str, Error> {
+    let failed = |mode: &'static str, source: Box<dyn std::error::Error + Send + Sync>| Error::Attach {
+        interface: interface.name.clone(),
+        mode,
+        hint: "; another XDP program may be attached there, and one at a time can be",
+        source,
+    };
+    if let Ok(pinned) = PinnedLink::from_pin(pin)
+        && let Ok(link) = XdpLink::try_from(FdLink::from(pinned))
+        && let Some(attached) = net::interface(&interface.name)?.xdp.first()
+        && program.attach_to_link(link).is_ok()
+    {
+        return Ok(attached.mode.name());
+    }
+    pins::remove(pin)?;
+    let modes: &[(XdpMode, &'static str)] = match wanted {
+        DecapMode::Auto => &[(XdpMode::Driver, "native"), (XdpMode::Skb, "generic")],
+        DecapMode::Native => &[(XdpMode::Driver, "native")],
+        DecapMode::Generic => &[(XdpMode::Skb, "generic")],
+    };
+    let mut last = None;
+    for (xdp_mode, name) in modes {
+        match program.attach_to_if_index(interface.index, *xdp_mode) {
+            Ok(id) => {
+                let link = program.take_link(id).map_err(|error| failed(name, error.into()))?;
+                let link: FdLink =
+                    link.try_into().map_err(|_| failed(name, "the kernel refused a bpf_link for it".into()))?;
+                link.pin(pin).map_err(|error| failed(name, error.into()))?;
+                return Ok(name);
+            }
+            Err(error) => last = Some(failed(name, error.into())),
+        }
+    }
+    Err(last.unwrap_or(Error::NoObject))
+}

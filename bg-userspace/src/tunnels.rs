@@ -1,0 +1,138 @@
+//! The outer headers of the modes `ipip` and `gue`: what packets find in `tunnels`.
+//!
+//! The source address is that from which this host would send to the backend itself, unless a prefix is configured. The data path cannot ask the kernel for it
+//! (`bpf_fib_lookup` tells it since Linux 6.7), so user space does, at each apply, at each switch, and in `bgctl serve` every ten seconds: by
+//! a socket that is connected and never used.
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, SocketAddr, UdpSocket},
+};
+
+use bg_common::{Addr, Backend, Be16, Family, Mode, ServiceInfo, Tunnel};
+use bytemuck::Zeroable as _;
+
+use crate::{
+    Error, Paths,
+    config::{Encap, Prefix},
+    maps::Tables,
+};
+
+/// The settings of a service's encapsulation, in a row that is otherwise empty.
+pub(crate) fn info_of(mode: Mode, encap: &Encap) -> ServiceInfo {
+    let mut info = ServiceInfo::zeroed();
+    if !mode.is_tunnel() {
+        return info;
+    }
+    info.gue_port = encap.gue_port;
+    for prefix in encap.prefixes() {
+        match prefix.addr {
+            IpAddr::V4(addr) => (info.outer_len[0], info.outer4) = (prefix.len + 1, addr.octets()),
+            IpAddr::V6(addr) => (info.outer_len[1], info.outer6) = (prefix.len + 1, addr.octets()),
+        }
+    }
+    info
+}
+
+/// The settings in a service's row.
+pub(crate) fn encap_of(info: &ServiceInfo) -> Encap {
+    let prefix = |addr: IpAddr, len: u8| len.checked_sub(1).map(|len| Prefix { addr, len });
+    Encap {
+        gue_port: if info.gue_port == 0 { bg_common::GUE_PORT } else { info.gue_port },
+        outer_source: [prefix(info.outer4.into(), info.outer_len[0]), prefix(info.outer6.into(), info.outer_len[1])],
+    }
+}
+
+/// The row of a backend of a service. `None`: its packets are not encapsulated.
+pub(crate) fn row(backend: &Backend, info: &ServiceInfo) -> Option<Tunnel> {
+    Mode::from_u8(backend.mode).filter(|mode| mode.is_tunnel())?;
+    let address = SocketAddr::new(backend.addr.to_ip(Family::from_u8(backend.family)?), backend.port.host());
+    let encap = encap_of(info);
+    let (source, spread) = match encap.outer_source[usize::from(address.is_ipv6())] {
+        Some(prefix) => (prefix.addr.into(), spread(prefix)),
+        None => (source_towards(address).map_or(Addr([0; 4]), Addr::from), 0),
+    };
+    Some(Tunnel { source, spread, port: Be16::new(encap.gue_port), reserved: 0 })
+}
+
+/// The bits of an address's last word that do not belong to the prefix, in network order.
+fn spread(prefix: Prefix) -> u32 {
+    let bits = if prefix.addr.is_ipv4() { 32 } else { 128 };
+    let free = u32::from(bits - prefix.len).min(32);
+    u32::MAX.checked_shr(32 - free).unwrap_or(0).to_be()
+}
+
+/// The address from which this host would send to a backend. `None`: there is no route now.
+fn source_towards(backend: SocketAddr) -> Option<IpAddr> {
+    let any: IpAddr = if backend.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
+    let socket = UdpSocket::bind((any, 0)).ok()?;
+    socket.connect(backend).ok()?;
+    socket.local_addr().ok().map(|address| address.ip())
+}
+
+/// Learns the source addresses anew. An address that is not known now stays as it was.
+pub(crate) fn learn(paths: &Paths) -> Result<(), Error> {
+    let tables = Tables::open(paths)?;
+    if !is_any(&tables) {
+        return Ok(());
+    }
+    let mut learned: HashMap<(u16, u8, Addr), Option<Tunnel>> = HashMap::new();
+    for slot in 0..tables.backends.rows() {
+        let backend = tables.backends.read(slot);
+        if backend.identity.in_use == 0 || !Mode::from_u8(backend.mode).is_some_and(Mode::is_tunnel) {
+            continue;
+        }
+        let info = tables.services.info.read(backend.service.into());
+        let key = (backend.service, backend.family, backend.addr);
+        let Some(tunnel) = *learned.entry(key).or_insert_with(|| row(&backend, &info)) else { continue };
+        let old = tables.tunnels.read(slot);
+        let is_known = tunnel.source != Addr([0; 4]);
+        let tunnel = if is_known { tunnel } else { Tunnel { source: old.source, ..tunnel } };
+        if tunnel != old {
+            tables.tunnels.write(slot, &tunnel);
+        }
+    }
+    Ok(())
+}
+
+/// Whether there is a backend in mode `ipip` or `gue`.
+fn is_any(tables: &Tables) -> bool {
+    let modes = (0..tables.services.info.rows()).map(|index| tables.services.info.read(index));
+    modes.filter(|info| info.in_use != 0).any(|info| Mode::from_u8(info.mode).is_some_and(Mode::is_tunnel))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn prefix(text: &str) -> Prefix {
+        let (addr, len) = text.split_once('/').unwrap();
+        Prefix { addr: addr.parse().unwrap(), len: len.parse().unwrap() }
+    }
+
+    #[test]
+    fn the_bits_behind_a_prefix_spread_flows() {
+        let octets = |text| spread(prefix(text)).to_ne_bytes();
+        assert_eq!(octets("10.0.0.0/8"), [0, 255, 255, 255]);
+        assert_eq!(octets("10.9.8.0/23"), [0, 0, 1, 255]);
+        assert_eq!(octets("10.9.8.7/32"), [0; 4]);
+        assert_eq!(octets("0.0.0.0/0"), [255; 4]);
+        assert_eq!(octets("2001:db8::/64"), [255; 4]);
+        assert_eq!(octets("2001:db8::/112"), [0, 0, 255, 255]);
+        assert_eq!(octets("2001:db8::1/128"), [0; 4]);
+    }
+
+    #[test]
+    fn settings_survive_the_row() {
+        for outer_source in [[None, None], [Some(prefix("10.0.0.0/8")), None], [None, Some(prefix("::1/128"))]] {
+            let encap = Encap { gue_port: 5555, outer_source };
+            assert_eq!(encap_of(&info_of(Mode::Gue, &encap)), encap);
+            assert_eq!(encap_of(&info_of(Mode::Nat, &encap)), Encap::default());
+        }
+    }
+
+    #[test]
+    fn the_source_towards_a_loopback_address_is_one() {
+        assert_eq!(source_towards("127.0.0.1:9".parse().unwrap()), Some("127.0.0.1".parse().unwrap()));
+    }
+}

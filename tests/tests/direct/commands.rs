@@ -1,0 +1,76 @@
+//! What commands say of such services.
+
+use crate::stage::Stage;
+use anyhow::Result;
+use bg_common::Colour;
+use bg_tests::{HTTP_PORT, address, load::KeepAlive};
+use std::{net::SocketAddr, time::Duration};
+
+/// A condition cannot judge what passes elsewhere, a drain ends with the clients' last segments, and a cut resets both ends.
+#[test]
+fn conditions_are_refused_drains_end_and_cuts_reset_both_ends() -> Result<()> {
+    let stage = Stage::new("native")?;
+    for mode in ["l2dsr", "ipip", "gue"] {
+        stage.bgctl.apply(&stage.deployment("shop", &Stage::services(mode, None)))?;
+        let vip = SocketAddr::new(address::VIP_V4, HTTP_PORT);
+        let refused = stage.bgctl.try_run(&["switch", "shop", "--revert-if", "resets > 5% of 200"])?;
+        let message = String::from_utf8_lossy(&refused.stderr);
+        assert_eq!(refused.status.code(), Some(3), "{message}");
+        assert!(message.contains("reply to clients directly") && message.contains(mode), "{message}");
+
+        let live = if stage.bgctl.live("shop")? == "blue" { Colour::Blue } else { Colour::Green };
+        let kept = KeepAlive { clients: 4, pause: Duration::from_millis(2) }.start(&stage.lab.client, vip)?;
+        kept.wait_for(40)?;
+        stage.bgctl.run(&["switch", "shop"])?;
+        let left = stage.bgctl.try_run(&["drain", "shop"])?;
+        assert_eq!(left.status.code(), Some(4), "{mode}: {}", String::from_utf8_lossy(&left.stdout));
+        let kept = kept.finish()?;
+        assert_eq!((kept.failures, kept.answers[live.other() as usize]), (0, 0), "{:?}", kept.first_failures);
+        // The clients have closed their connections.
+        stage.bgctl.run(&["drain", "shop", "--wait", "--timeout", "20s"])?;
+
+        let kept = KeepAlive { clients: 4, pause: Duration::from_millis(2) }.start(&stage.lab.client, vip)?;
+        kept.wait_for(40)?;
+        kept.tally().expect_cut(true);
+        stage.bgctl.run(&["switch", "shop", "--on-switch", "cut"])?;
+        let back = live;
+        let answers = || kept.tally().counts().answers[back as usize];
+        let (begin, start) = (answers(), std::time::Instant::now());
+        while answers() < begin + 20 {
+            anyhow::ensure!(start.elapsed() < Duration::from_secs(20), "{:?}", kept.tally().counts());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        for backend in stage.lab.backends.iter().filter(|backend| backend.colour != back) {
+            let open = backend.namespace.run(&format!("ss -Htn state established sport = :{HTTP_PORT}"))?;
+            assert!(open.trim().is_empty(), "{mode}, {}: {open}", backend.name);
+        }
+        let counts = kept.finish()?;
+        assert_eq!((counts.failures, counts.cut), (0, 4), "{counts:?}");
+    }
+    Ok(())
+}
+
+/// `show` prints what `check` takes, `explain` names the headers, and the sources of outer headers follow the host's addresses.
+#[test]
+fn settings_are_shown_explained_and_changed_in_place() -> Result<()> {
+    let stage = Stage::new("tc")?;
+    let services = Stage::services("gue", Some(false));
+    let config = stage.deployment("shop", &services);
+    stage.bgctl.apply(&config)?;
+    let shown = stage.bgctl.run(&["show"])?;
+    assert!(shown.contains("mode = \"gue\"") && !shown.contains("gue_port"), "{shown}");
+    let explain = ["explain", "--from", "192.0.2.2:4000", "--to", "203.0.113.10:8080", "--protocol", "tcp"];
+    let explained = stage.bgctl.run(&explain)?;
+    assert!(explained.contains("32 bytes of outer headers (mode gue)"), "{explained}");
+    let prefix = "gue_port = 5555\nouter_source = [\"10.77.0.0/24\"]\n";
+    let other = config.replace("mode = \"gue\"\n", &format!("mode = \"gue\"\n{prefix}"));
+    let plan = stage.bgctl.try_run(&["plan", "-c", &stage.bgctl.write_config(&other)?])?;
+    let plan = String::from_utf8_lossy(&plan.stdout).into_owned();
+    assert!(plan.contains("gue_port 6080 -> 5555") && plan.contains("outer_source none -> 10.77.0.0/24"), "{plan}");
+    stage.bgctl.apply(&other)?;
+    assert!(stage.bgctl.run(&["show"])?.contains("outer_source = [\"10.77.0.0/24\"]"));
+    let shown = stage.bgctl.run(&["show"])?;
+    let again = stage.bgctl.try_run(&["plan", "-c", &stage.bgctl.write_config(&shown)?])?;
+    assert_eq!(again.status.code(), Some(0), "{}", String::from_utf8_lossy(&again.stdout));
+    Ok(())
+}

@@ -1,0 +1,90 @@
+//! Links that are narrower than both ends of a connection know: whoever can tell tells, and nobody waits for a timer.
+
+use crate::stage::{MEGABYTE, SINK_PORT, Stage, USER, VIPS, WAYS, family};
+use anyhow::{Context, Result, ensure};
+use bg_tests::address;
+use std::{
+    io::{Read as _, Write as _},
+    net::{Shutdown, SocketAddr, TcpStream},
+    time::{Duration, Instant},
+};
+
+/// The narrow link.
+#[derive(Clone, Copy, Debug)]
+enum Link {
+    None,
+    /// Behind the first router on the clients' side, in both directions.
+    OfClients,
+    /// From the edge to the backends.
+    OfEdge,
+}
+
+fn both_ways(vip: SocketAddr) -> Result<Duration> {
+    let begun = Instant::now();
+    let mut stream = TcpStream::connect_timeout(&vip, Duration::from_secs(5))?;
+    stream.set_write_timeout(Some(Duration::from_secs(5)))?;
+    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    let mut megabyte = vec![0; MEGABYTE];
+    stream.write_all(&megabyte).context("to the backend")?;
+    stream.read_exact(&mut megabyte).context("from the backend")?;
+    stream.shutdown(Shutdown::Both).ok();
+    Ok(begun.elapsed())
+}
+
+fn narrow(stage: &Stage, link: Link) -> Result<()> {
+    match link {
+        Link::None => Ok(()),
+        Link::OfClients => {
+            for (user, front) in USER.into_iter().zip([address::FRONT_V4, address::FRONT_V6]) {
+                let version = family(user);
+                stage.lab.client.ip(&format!("{version}route add {user} dev inner mtu lock 1300"))?;
+                stage.lab.client.ip(&format!("{version}route replace default via {front} mtu lock 1300"))?;
+            }
+            Ok(())
+        }
+        Link::OfEdge => {
+            let [_, back] = stage.lab.interfaces[..] else { anyhow::bail!("not two interfaces") };
+            stage.lab.edge.ip(&format!("link set {back} mtu 1300")).map(|_| ())
+        }
+    }
+}
+
+fn through_narrow_links(attach: &str) -> Result<()> {
+    for link in [Link::None, Link::OfClients, Link::OfEdge] {
+        let stage = Stage::new(attach)?;
+        narrow(&stage, link)?;
+        for (mode, is_of_v6) in WAYS {
+            stage.bgctl.apply(&stage.deployment("shop", &Stage::services(mode, is_of_v6)))?;
+            for vip in VIPS {
+                // Packets of 1280 bytes are what IPv6 clients may always send, and do not fit with any outer header.
+                if matches!(link, Link::OfEdge) && vip.is_ipv6() && mode != "l2dsr" {
+                    continue;
+                }
+                // A connection before has told the client what fits.
+                let _ = stage.user.run("ip route flush cache");
+                let _ = stage.user.run("ip -6 route flush cache");
+                let took = stage.user.enter(|| both_ways(SocketAddr::new(vip, SINK_PORT)))?;
+                let took = took.with_context(|| format!("{attach}, {link:?}, {mode}, {vip}, {is_of_v6:?}"))?;
+                ensure!(took < Duration::from_secs(2), "{attach}, {link:?}, {mode}, {vip}, {is_of_v6:?}: {took:?}");
+                println!("{attach}, {link:?}, {mode}, {vip}, {is_of_v6:?}: {took:?}");
+            }
+        }
+        stage.nothing_was_dropped()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_megabyte_goes_both_ways_over_narrow_links_by_native_xdp() -> Result<()> {
+    through_narrow_links("native")
+}
+
+#[test]
+fn a_megabyte_goes_both_ways_over_narrow_links_by_generic_xdp() -> Result<()> {
+    through_narrow_links("generic")
+}
+
+#[test]
+fn a_megabyte_goes_both_ways_over_narrow_links_by_tc() -> Result<()> {
+    through_narrow_links("tc")
+}
