@@ -139,8 +139,19 @@ impl Tail {
 mod tests {
     use std::{fs::OpenOptions, io::Write as _};
 
+    use bg_common::Colour;
+
     use super::*;
-    use crate::history::History;
+    use crate::history::{History, Moment};
+
+    #[test]
+    fn an_apply_is_one_also_if_it_restores_a_deployment() {
+        let moment = Some(Moment { generation: 1, live: Colour::Blue });
+        let is = |action, from| may_be_an_apply(&Record { action, from, to: moment, ..Record::of_this_process() });
+        assert!(is(Action::Apply, moment) && is(Action::Apply, None) && is(Action::Recovered, None));
+        // What nobody has recorded, for example a load balancer's own switch.
+        assert!(!is(Action::Recovered, moment) && !is(Action::Switch, moment));
+    }
 
     #[test]
     fn what_is_appended_is_read_once_and_whole() {

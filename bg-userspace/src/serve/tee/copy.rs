@@ -298,3 +298,25 @@ impl Progress {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_wait_within_two_limits_and_those_of_a_copy_that_has_ended_do_not_count() {
+        let in_all = Arc::new(AtomicUsize::new(0));
+        let waiting = || Waiting { here: AtomicUsize::new(0), in_all: in_all.clone() };
+        let one = waiting();
+        assert!(one.add(QUEUE) && !one.add(1), "the limit of each");
+        drop(one);
+        assert_eq!(in_all.load(Ordering::Relaxed), 0);
+        let mut all: Vec<_> = (0..QUEUES / QUEUE).map(|_| waiting()).collect();
+        assert!(all.iter().all(|each| each.add(QUEUE)));
+        assert!(!waiting().add(1), "the limit of all");
+        all[0].remove(QUEUE);
+        assert!(waiting().add(QUEUE), "and what was added in vain is not counted");
+        all.clear();
+        assert_eq!(in_all.load(Ordering::Relaxed), 0);
+    }
+}

@@ -246,6 +246,23 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_client_whose_bytes_wait_for_a_colour_is_told_that_it_has_gone_live() {
+        let ((client_end, client), (sink, _backend)) = (ends().await, ends().await);
+        let full = vec![7; 1 << 20];
+        while sink.write_now(&full).unwrap().is_empty() {}
+        let more = tokio::spawn(async move {
+            let mut client = client;
+            while client.write_all(&full).await.is_ok() {}
+        });
+        // The bytes that are read may go on, and what is left of them may not.
+        let asked = AtomicBool::new(false);
+        let may_go_on = || !asked.swap(true, Ordering::SeqCst);
+        let rules = Rules { idle_timeout: SOON, compare: false, may_go_on: &may_go_on };
+        assert_eq!(relay(client_end, sink, Tap::none(), &rules).await, Ended::Forbidden);
+        more.await.unwrap();
+    }
+
+    #[tokio::test]
     async fn the_last_words_of_a_backend_reach_a_client_whose_bytes_it_does_not_take() {
         let rules = Rules { idle_timeout: SOON, compare: false, may_go_on: &|| true };
         // Either direction may be the first to find out.

@@ -5,7 +5,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -14,7 +14,7 @@ use bg_common::Colour;
 use rustix::net::sockopt::set_socket_linger;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpSocket, TcpStream},
     time::{Instant, sleep, timeout},
 };
 
@@ -32,6 +32,8 @@ const VIP: &str = "203.0.113.10:443";
 #[derive(Clone)]
 struct Told {
     brought: Arc<Mutex<Option<Brought>>>,
+    /// How often it is asked in vain before.
+    misses: Arc<AtomicUsize>,
     green_is_live: Arc<AtomicBool>,
 }
 
@@ -41,13 +43,17 @@ impl Told {
     }
 
     fn with(brought: Option<Brought>) -> Self {
-        Self { brought: Arc::new(Mutex::new(brought)), green_is_live: Arc::default() }
+        Self { brought: Arc::new(Mutex::new(brought)), misses: Arc::default(), green_is_live: Arc::default() }
     }
 }
 
 impl Flows for Told {
     fn find(&self, _: Colour, _: SocketAddr) -> Option<Brought> {
-        *self.brought.lock().unwrap()
+        let one_less = |misses: usize| misses.checked_sub(1);
+        match self.misses.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_less) {
+            Ok(_) => None,
+            Err(_) => *self.brought.lock().unwrap(),
+        }
     }
 
     fn is_live(&self, colour: Colour) -> bool {
@@ -175,6 +181,22 @@ async fn both_colours_get_every_byte_and_the_client_hears_the_live_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_copy_that_follows_goes_on_for_more_than_may_wait() {
+    const PART: usize = QUEUE / 4;
+    let fed = Fed::new(Told::user()).await;
+    let mut client = fed.client(Colour::Blue).await;
+    let (mut live, mut idle) = (fed.backend(Colour::Blue).await, fed.backend(Colour::Green).await);
+    for number in 0..9 {
+        let part = vec![number; PART];
+        let (sent, to_live, to_idle) =
+            tokio::join!(soon(client.write_all(&part)), some(&mut live, PART), some(&mut idle, PART));
+        sent.unwrap();
+        assert!(to_live == part && to_idle == part);
+    }
+    assert_eq!(fed.count(Count::CopySlow), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_backend_may_say_all_first() {
     let fed = Fed::new(Told::user()).await;
     let mut client = fed.client(Colour::Green).await;
@@ -219,6 +241,28 @@ async fn what_a_backend_has_said_before_it_closed_reaches_a_client_that_still_se
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_slow_client_gets_what_the_kernel_still_has_for_it_when_all_have_said_all() {
+    // More than its own socket takes.
+    let answer = vec![5; 400_000];
+    let fed = Fed::new(Told::user()).await;
+    let mut client = fed.client(Colour::Blue).await;
+    let (mut live, mut idle) = (fed.backend(Colour::Blue).await, fed.backend(Colour::Green).await);
+    client.shutdown().await.unwrap();
+    for backend in [&mut live, &mut idle] {
+        assert!(all(backend).await.unwrap().is_empty());
+    }
+    soon(live.write_all(&answer)).await.unwrap();
+    drop((live, idle));
+    soon(async {
+        while fed.service.open.count() > 0 {
+            sleep(Duration::from_millis(2)).await;
+        }
+    })
+    .await;
+    assert!(all(&mut client).await.unwrap() == answer);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn nobody_waits_for_an_idle_colour_that_is_not_there() {
     let mut fed = Fed::new(Told::user()).await;
     // Its port is closed.
@@ -230,6 +274,32 @@ async fn nobody_waits_for_an_idle_colour_that_is_not_there() {
     fed.until(Count::CopyNoBackend, 1).await;
     live.write_all(b"cd").await.unwrap();
     assert_eq!(some(&mut client, 2).await, b"cd");
+    client.write_all(b"ef").await.unwrap();
+    assert_eq!(some(&mut live, 2).await, b"ef");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_waits_for_an_idle_colour_that_does_not_respond() {
+    let mut fed = Fed::new(Told::user()).await;
+    // Whoever connects gets no answer any more once its queue is full.
+    let address = fed.backends[1].local_addr().unwrap();
+    fed.backends[1] = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_reuseaddr(true).unwrap();
+    socket.bind(address).unwrap();
+    let _full = socket.listen(0).unwrap();
+    let mut queued = Vec::new();
+    while let Ok(more) = timeout(Duration::from_millis(300), TcpStream::connect(address)).await {
+        queued.push(more.unwrap());
+    }
+    let mut client = fed.client(Colour::Blue).await;
+    let mut live = fed.backend(Colour::Blue).await;
+    client.write_all(b"ab").await.unwrap();
+    assert_eq!(some(&mut live, 2).await, b"ab");
+    live.write_all(b"cd").await.unwrap();
+    assert_eq!(some(&mut client, 2).await, b"cd");
+    assert_eq!((fed.count(Count::Copied), fed.count(Count::CopyNoBackend)), (1, 0), "the copy still waits");
+    fed.until(Count::CopyNoBackend, 1).await;
     client.write_all(b"ef").await.unwrap();
     assert_eq!(some(&mut live, 2).await, b"ef");
 }
@@ -348,6 +418,18 @@ async fn a_connection_that_the_data_path_did_not_bring_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_connection_whose_row_is_claimed_for_a_moment_is_found() {
+    let told = Told::user();
+    told.misses.store(3, Ordering::SeqCst);
+    let fed = Fed::new(told).await;
+    let mut client = fed.client(Colour::Blue).await;
+    let mut live = fed.backend(Colour::Blue).await;
+    client.write_all(b"ab").await.unwrap();
+    assert_eq!(some(&mut live, 2).await, b"ab");
+    assert_eq!(fed.count(Count::Foreign), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_clients_address_comes_first_where_it_is_wanted() {
     let fed = Fed::with(Told::user(), 10, |teed| teed.proxy_protocol = true).await;
     let mut client = fed.client(Colour::Blue).await;
@@ -392,6 +474,7 @@ async fn a_short_trouble_with_the_instance_ends_no_connection() {
     proxy.has_instance();
     proxy.has_no_instance(at(6));
     proxy.has_no_instance(at(10));
+    assert_eq!(proxy.running.len(), 1);
     client.write_all(b"ab").await.unwrap();
     assert_eq!(some(&mut live, 2).await, b"ab");
     // It does not come back.
