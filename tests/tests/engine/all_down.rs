@@ -137,6 +137,25 @@ fn one_that_the_live_colour_refuses_waits_for_the_other_one() {
     }
 }
 
+/// Other refusals may take the place of this one. The row still tells of it, and back there the connection would be refused to its end.
+#[test]
+fn one_that_a_colour_has_refused_does_not_get_back_to_it_although_its_refusal_is_forgotten() {
+    let mut host = host();
+    connect(&host, CLIENT, WEB);
+    drain(&host);
+    host.forget_flows();
+    let segment = tcp(CLIENT, WEB, ACK);
+    assert_eq!(sent_to(&host, &segment), at(GREEN));
+    assert_eq!(host.egress(&tcp(GREEN, CLIENT, RST).frame()).action, Action::Drop);
+    host.forget_refusals();
+    let maglev = host.scenario.maglev.clone();
+    down(&mut host, Colour::Blue);
+    waits(&host, &segment);
+    host.scenario.maglev = maglev;
+    assert_eq!(sent_to(&host, &segment), at(BLUE));
+    assert_eq!(answers_as(&host, &tcp(BLUE, CLIENT, ACK)), at(WEB));
+}
+
 #[test]
 fn nobody_gets_to_a_colour_whose_connections_were_cut_or_to_the_live_one_from_the_idle_one() {
     let mut cut_off = host();

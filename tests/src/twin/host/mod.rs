@@ -352,6 +352,11 @@ impl Host {
         self.flows6.clear();
     }
 
+    /// Forgets which connections have been refused.
+    pub fn forget_refusals(&self) {
+        self.refusals.borrow_mut().clear();
+    }
+
     /// Makes the flow tables refuse every flow, as if other CPUs were writing to all rows.
     pub fn refuse_flows(&self) {
         // Of a hash that no flow has, so that none seems to be one that is being opened.
