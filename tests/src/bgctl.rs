@@ -31,6 +31,14 @@ impl Bgctl {
         }
     }
 
+    /// One for another instance beside this one, with pins, state and a configuration file of its own.
+    pub fn another(&self, name: &str) -> Result<Self> {
+        let dir = self.config.with_file_name(name);
+        fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        let (pin_root, state_dir) = (self.pin_root.join(name), dir.join("state"));
+        Ok(Self { pin_root, state_dir, config: dir.join("bgctl.toml"), ..self.clone() })
+    }
+
     /// The program itself.
     pub fn program(&self) -> &Path {
         &self.program
@@ -45,6 +53,16 @@ impl Bgctl {
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = self.edge.command(&self.program);
         command.arg("--pin-root").arg(&self.pin_root).arg("--state-dir").arg(&self.state_dir).args(arguments);
+        command
+    }
+
+    /// The same by way of another program, whose words come first.
+    pub fn command_by(&self, wrapper: &[&str], arguments: &[&str]) -> Command {
+        let direct = self.command(arguments);
+        let mut words = direct.get_args();
+        let mut command = Command::new(direct.get_program());
+        // nsenter's own arguments come first.
+        command.args(words.by_ref().take(2)).args(wrapper).args(words);
         command
     }
 

@@ -33,8 +33,13 @@ impl Controller {
 
     /// Starts it and does not wait.
     pub fn launch(bgctl: &Bgctl, arguments: &[&str]) -> Result<Self> {
+        Self::launch_by(bgctl, &[], arguments)
+    }
+
+    /// The same by way of another program, whose words are `wrapper`.
+    pub fn launch_by(bgctl: &Bgctl, wrapper: &[&str], arguments: &[&str]) -> Result<Self> {
         let log = bgctl.config().with_file_name("serve.log");
-        let mut command = bgctl.command(&[&["serve", "--log-format", "json"], arguments].concat());
+        let mut command = bgctl.command_by(wrapper, &[&["serve", "--log-format", "json"], arguments].concat());
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(&log)?);
         Ok(Self { process: Process::spawn(&mut command)?, log })
     }

@@ -69,12 +69,7 @@ fn assert_says(output: &Output, code: i32, parts: &[&str]) {
 
 /// Runs bgctl by way of a wrapper: `wrapper... bgctl arguments...`, on the edge.
 fn by_way_of(bgctl: &Bgctl, wrapper: &[&str], arguments: &[&str]) -> Result<Output> {
-    let direct = bgctl.command(arguments);
-    let mut words = direct.get_args();
-    let mut command = Command::new(direct.get_program());
-    // nsenter's own arguments come first.
-    command.args(words.by_ref().take(2)).args(wrapper).args(words);
-    command.output().context("cannot run the wrapper")
+    bgctl.command_by(wrapper, arguments).output().context("cannot run the wrapper")
 }
 
 fn ready() -> Result<Ready> {

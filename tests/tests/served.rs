@@ -173,3 +173,39 @@ fn an_apply_has_the_configuration_read_again() -> Result<()> {
     controller.wait_for("the configuration was read again")?;
     Ok(())
 }
+
+/// A deployment gets its last live colour back then, and the history says that instead.
+#[test]
+fn an_apply_that_restores_everything_has_the_configuration_read_again_too() -> Result<()> {
+    let ready = ready()?;
+    let config = std::fs::read_to_string(ready.bgctl.config())?;
+    let mut controller = Controller::start(&ready.bgctl)?;
+    ready.bgctl.run(&["detach", "--all"])?;
+    ready.bgctl.run(&[&["attach", "--mode", "native"], ready.lab.interfaces.as_slice()].concat())?;
+    ready.bgctl.apply(&config.replacen("drain_timeout = \"1h\"", "drain_timeout = \"2h\"", 1))?;
+    controller.wait_for("the configuration was read again")?;
+    let log = controller.log()?;
+    let told = |action: &str| log.contains(&format!("\"action\":\"{action}\""));
+    assert!(told("recovered") && !told("apply"), "{log}");
+    Ok(())
+}
+
+#[test]
+fn a_controller_says_if_silent_connections_cannot_be_reset() -> Result<()> {
+    let ready = ready()?;
+    let config = ready.bgctl.config().display().to_string();
+    let says = |wrapper: &[&str]| -> Result<String> {
+        let mut controller = Controller::launch_by(&ready.bgctl, wrapper, &["-c", &config])?;
+        controller.wait_for("the controller is ready")?;
+        let log = controller.log()?;
+        assert_eq!(controller.end(libc::SIGTERM)?.code(), Some(0));
+        Ok(log)
+    };
+    let log = says(&["setpriv", "--bounding-set=-net_raw", "--"])?;
+    let expected = "no raw socket for IPv4 (Operation not permitted (os error 1)), no raw socket for IPv6 (";
+    let line = log.lines().find(|line| line.contains(expected)).with_context(|| log.clone())?;
+    assert!(line.contains("WARN") && line.contains("Grant CAP_NET_RAW"), "{line}");
+    let log = says(&[])?;
+    assert!(!log.contains("raw socket"), "{log}");
+    Ok(())
+}

@@ -9,3 +9,4 @@ mod events;
 mod frozen;
 mod hostile;
 mod setup;
+mod shared;
