@@ -95,12 +95,16 @@ fn apply(instance: &Instance, state: &State, config: &Config, request: &ApplyReq
     check::check(config, &Sizes::read(paths)?)?;
     // The routes and neighbours are those of the caller's namespace.
     pins::check_own_namespace(paths)?;
+    // Before others have to wait for this call.
+    plan::wait_for_ports(config, state.home(), || Running::read(words, &Tables::open(paths).ok()?).ok());
     let lock = Lock::apply(paths)?;
     let recalled = state.recall()?;
     let tables = Tables::open(paths)?;
     let running = Running::read(words, &tables)?;
     let given = config;
-    let config = &*plan::with_listeners(config, &running, state.home())?;
+    let with = plan::with_listeners(config, &running, state.home())?;
+    state.warn(with.warnings);
+    let config = &*with.config;
     let chosen = plan::chosen_listeners(given, config);
     if request.keep_commands {
         kept_gates::check_commands(paths, config)?;

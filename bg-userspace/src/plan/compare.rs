@@ -13,7 +13,7 @@ use crate::{
 };
 
 impl Instance {
-    /// The changes that [`apply`](Self::apply) would make.
+    /// The changes that [`apply`](Self::apply) would make. If a controller still listens for an instance that is gone, an apply waits for its ports, and this does not.
     pub fn plan(&self, config: &Config) -> Result<Plan, Error> {
         let tables = Tables::open(&self.paths)?;
         let running = Running::read(&self.words, &tables)?;
@@ -23,8 +23,9 @@ impl Instance {
         } else {
             Recalled::default()
         };
-        let config = with_listeners(config, &running, self.state.given().home())?;
-        Ok(self.diff(&config, &tables, &running, &recalled)?.into_plan())
+        let with = with_listeners(config, &running, self.state.given().home())?;
+        self.state.warn(with.warnings);
+        Ok(self.diff(&with.config, &tables, &running, &recalled)?.into_plan())
     }
 
     /// The difference to the running state. Counts flows only if something is removed that may have flows.

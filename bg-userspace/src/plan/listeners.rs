@@ -1,7 +1,8 @@
 //! Choosing the listeners of services in mode `tee` whose configuration names none.
 //!
-//! A service keeps the listeners that it has, and a new one gets those that an earlier apply has chosen for its VIP. If this host does not have their address,
-//! they are kept only if none can be chosen: it boots, and will have the address later. Else it has another address now, and listeners are chosen there.
+//! A service keeps the listeners that it has, and a new one gets those that an earlier apply has chosen for its VIP, also if this host does not have their
+//! address: the host boots, its network comes up in parts, or the address is on another host for a moment. Whether it has another address for good only a person can
+//! say, so there is a warning, and nothing else is chosen.
 //! The choice depends on nothing but the configuration, the running state, the earlier choices and this host's addresses and sockets, so that an apply that is killed and called again
 //! chooses the same.
 
@@ -19,7 +20,7 @@ use bg_common::{Colour, Protocol};
 
 use crate::{
     Error,
-    config::{Config, Service},
+    config::{Config, Deployment, Service},
     kept_listeners::{Listeners, is_without_listeners, recall},
     net::is_local,
     running::{Running, address_of, service_key},
@@ -27,47 +28,99 @@ use crate::{
 
 /// The first port that is tried. It is below the ports that Linux gives to outgoing connections.
 const FIRST_PORT: u16 = 17_000;
-/// How long a port may be busy that an earlier apply has chosen. The controller listens for five seconds more after an instance is gone.
+/// How long an apply waits for ports that an earlier one has chosen.
 const PATIENCE: Duration = Duration::from_secs(6);
 
-/// The configuration with listeners for every service in mode `tee`. The directory `home` has those that were chosen before.
-pub(crate) fn with_listeners<'a>(config: &'a Config, running: &Running, home: &Path) -> Result<Cow<'a, Config>, Error> {
-    let services = || config.deployments.iter().flat_map(|deployment| &deployment.services);
-    if !services().any(is_without_listeners) {
-        return Ok(Cow::Borrowed(config));
+/// A configuration with listeners for every service in mode `tee`.
+#[derive(Debug)]
+pub(crate) struct WithListeners<'a> {
+    pub(crate) config: Cow<'a, Config>,
+    /// Listeners that stay at an address that this host does not have, although it has another one.
+    pub(crate) warnings: Vec<String>,
+}
+
+/// Chooses the listeners that `config` does not name. The directory `home` has those that were chosen before. What another program listens on now is not taken.
+pub(crate) fn with_listeners<'a>(
+    config: &'a Config,
+    running: &Running,
+    home: &Path,
+) -> Result<WithListeners<'a>, Error> {
+    let mut warnings = Vec::new();
+    if !services(config).any(|(_, service)| is_without_listeners(service)) {
+        return Ok(WithListeners { config: Cow::Borrowed(config), warnings });
     }
     let before = recall(home);
     let mut taken = taken(config, running);
-    let end = Instant::now() + PATIENCE;
     // First those that stay: a new service must not get what a later one has.
     let mut kept = HashMap::new();
-    for deployment in &config.deployments {
-        for service in deployment.services.iter().filter(|service| is_without_listeners(service)) {
-            let current = running.by_vip(&service_key(service.vip, service.protocol));
-            // The rows of a service that moves to another deployment are written anew, while the old ones still exist.
-            let stays = |index| running.name_of(index) == Some(deployment.name.as_str());
-            let has = current.filter(|current| stays(current.deployment)).and_then(|current| current.tee.listen);
-            let was_chosen = || before.get(&service.vip).copied().filter(|listen| may_be_taken(listen, &taken, end));
-            if let Some(listen) = has.or_else(was_chosen) {
-                taken.extend(listen);
-                kept.insert(service.vip, listen);
-            }
+    for (deployment, service) in services(config).filter(|(_, service)| is_without_listeners(service)) {
+        let was_chosen = || {
+            let chosen = before.get(&service.vip).copied();
+            chosen.filter(|listen| !listen.iter().any(|address| taken.contains(address) || is_busy(address)))
+        };
+        if let Some(listen) = present(deployment, service, running).or_else(was_chosen) {
+            taken.extend(listen);
+            kept.insert(service.vip, listen);
         }
     }
     let mut config = config.clone();
-    for service in config.deployments.iter_mut().flat_map(|deployment| &mut deployment.services) {
-        if !is_without_listeners(service) {
-            continue;
+    for deployment in &mut config.deployments {
+        for service in deployment.services.iter_mut().filter(|service| is_without_listeners(service)) {
+            let listen = match kept.get(&service.vip) {
+                Some(listen) => {
+                    let is_away = listen.iter().any(|address| !is_local(address.ip()));
+                    // At boot no host has its addresses yet.
+                    if is_away && let Some(other) = address(service) {
+                        warnings.push(away(&deployment.name, &service.name, listen[0].ip(), other));
+                    }
+                    *listen
+                }
+                None => chosen(service, &taken)?,
+            };
+            taken.extend(listen);
+            service.tee.listen = Some(listen);
         }
-        let listen = match kept.get(&service.vip) {
-            Some(listen) if listen.iter().all(|address| is_local(address.ip())) => *listen,
-            Some(listen) => chosen(service, &taken).unwrap_or(*listen),
-            None => chosen(service, &taken)?,
-        };
-        taken.extend(listen);
-        service.tee.listen = Some(listen);
     }
-    Ok(Cow::Owned(config))
+    Ok(WithListeners { config: Cow::Owned(config), warnings })
+}
+
+/// Waits a few seconds for ports that an earlier apply has chosen, as long as something listens there. The controller does so for five seconds more after an
+/// instance is gone.
+pub(crate) fn wait_for_ports(config: &Config, home: &Path, running: impl FnOnce() -> Option<Running>) {
+    if !services(config).any(|(_, service)| is_without_listeners(service)) {
+        return;
+    }
+    let (before, Some(running)) = (recall(home), running()) else { return };
+    let new = services(config).filter(|(deployment, service)| {
+        is_without_listeners(service) && present(deployment, service, &running).is_none()
+    });
+    let ports: Vec<_> = new.filter_map(|(_, service)| before.get(&service.vip)).flatten().collect();
+    let end = Instant::now() + PATIENCE;
+    while ports.iter().any(|address| is_busy(address)) && Instant::now() < end {
+        sleep(Duration::from_millis(50));
+    }
+}
+
+/// All services, with their deployments.
+fn services(config: &Config) -> impl Iterator<Item = (&Deployment, &Service)> {
+    config
+        .deployments
+        .iter()
+        .flat_map(|deployment| deployment.services.iter().map(move |service| (deployment, service)))
+}
+
+/// The listeners that a service has. The rows of one that moves to another deployment are written anew, while the old ones still exist.
+fn present(deployment: &Deployment, service: &Service, running: &Running) -> Option<[SocketAddr; 2]> {
+    let current = running.by_vip(&service_key(service.vip, service.protocol))?;
+    let stays = running.name_of(current.deployment) == Some(deployment.name.as_str());
+    current.tee.listen.filter(|_| stays)
+}
+
+fn away(deployment: &str, service: &str, kept: IpAddr, other: IpAddr) -> String {
+    format!(
+        "the listeners of service \"{service}\" of deployment \"{deployment}\" stay at {kept}, which is no address of this host now: until it is, connections to the \
+         service are refused. If {kept} does not come back, name others, for example at {other} (`listen`)"
+    )
 }
 
 /// Those that were chosen for services of `given`, whose configuration is `config` now.
@@ -82,21 +135,9 @@ pub(crate) fn chosen_listeners(given: &Config, config: &Config) -> Listeners {
         .collect()
 }
 
-/// Whether nothing else has them, at the latest at `end`. Their address may be missing: at boot, it comes later.
-fn may_be_taken(listen: &[SocketAddr; 2], taken: &HashSet<SocketAddr>, end: Instant) -> bool {
-    let is_busy = |address: &SocketAddr| {
-        TcpListener::bind(address).is_err_and(|error| error.kind() != io::ErrorKind::AddrNotAvailable)
-    };
-    if listen.iter().any(|address| taken.contains(address)) {
-        return false;
-    }
-    while listen.iter().any(is_busy) {
-        if Instant::now() >= end {
-            return false;
-        }
-        sleep(Duration::from_millis(50));
-    }
-    true
+/// Whether something listens there. That the address is missing is no sign of it: at boot, it comes later.
+fn is_busy(address: &SocketAddr) -> bool {
+    TcpListener::bind(address).is_err_and(|error| error.kind() != io::ErrorKind::AddrNotAvailable)
 }
 
 /// The addresses that no listener may have: those that packets are sent to or come from.
@@ -175,12 +216,12 @@ mod tests {
         let config = config(&[(&vips[0], ""), (&vips[1], &listen), (&vips[2], "")]);
         let busy = TcpListener::bind(at(FIRST_PORT + 5)).unwrap();
         let home = tempfile::tempdir().unwrap();
-        let chosen = with_listeners(&config, &Running::default(), home.path()).unwrap();
+        let chosen = with_listeners(&config, &Running::default(), home.path()).unwrap().config;
         let listen: Vec<_> = chosen.deployments[0].services.iter().map(|service| service.tee.listen.unwrap()).collect();
         let ports = |first: u16, second: u16| [at(FIRST_PORT + first), at(FIRST_PORT + second)];
         assert_eq!(listen, [ports(1, 4), ports(0, 2), ports(6, 7)]);
         drop(busy);
-        assert!(matches!(with_listeners(&chosen, &Running::default(), home.path()).unwrap(), Cow::Borrowed(_)));
+        assert!(matches!(with_listeners(&chosen, &Running::default(), home.path()).unwrap().config, Cow::Borrowed(_)));
     }
 
     #[test]
@@ -193,7 +234,7 @@ mod tests {
 
     /// The listeners of the services of `given`, while nothing runs.
     fn listeners(given: &Config, home: &Path) -> Result<Vec<[SocketAddr; 2]>, Error> {
-        let config = with_listeners(given, &Running::default(), home)?;
+        let config = with_listeners(given, &Running::default(), home)?.config;
         Ok(config.deployments[0].services.iter().map(|service| service.tee.listen.unwrap()).collect())
     }
 
@@ -227,16 +268,21 @@ mod tests {
     }
 
     #[test]
-    fn ports_that_a_controller_still_has_for_a_moment_are_waited_for() {
+    fn an_apply_waits_for_ports_that_a_controller_still_has_and_a_plan_does_not() {
         let home = tempfile::tempdir().unwrap();
         let listeners_of = [TcpListener::bind((own(), 0)).unwrap(), TcpListener::bind((own(), 0)).unwrap()];
         let kept = [0, 1].map(|nth: usize| listeners_of[nth].local_addr().unwrap());
         crate::kept_listeners::keep(home.path(), &Listeners::from([(at("203.0.113.10:80"), kept)])).unwrap();
         let given = config(&[("203.0.113.10:80", "")]);
+        assert_ne!(listeners(&config(&[("203.0.113.10:80", "")]), home.path()).ok(), Some(vec![kept]));
+        let (free, is_free) = std::sync::mpsc::channel();
         let waits = std::thread::spawn(move || {
             sleep(Duration::from_millis(300));
+            free.send(()).unwrap();
             drop(listeners_of);
         });
+        wait_for_ports(&given, home.path(), || Some(Running::default()));
+        assert!(is_free.try_recv().is_ok(), "it was waited for");
         assert_eq!(listeners(&given, home.path()).unwrap(), [kept]);
         waits.join().unwrap();
     }
@@ -254,12 +300,17 @@ mod tests {
     }
 
     #[test]
-    fn listeners_are_chosen_anew_if_this_host_has_another_address_for_good() {
+    fn listeners_stay_where_they_are_and_there_is_a_warning_if_this_host_has_only_another_address() {
         let home = tempfile::tempdir().unwrap();
         let vip = SocketAddr::new(own(), 1);
         let missing = [at("192.0.2.77:17000"), at("192.0.2.77:17001")];
-        crate::kept_listeners::keep(home.path(), &Listeners::from([(vip, missing)])).unwrap();
-        let chosen = listeners(&config(&[(&vip.to_string(), "")]), home.path()).unwrap()[0];
-        assert!(chosen.iter().all(|address| address.ip() == vip.ip()), "{chosen:?}");
+        let others = [at("192.0.2.77:17002"), at("192.0.2.77:17003")];
+        let kept = Listeners::from([(vip, missing), (at("203.0.113.10:80"), others)]);
+        crate::kept_listeners::keep(home.path(), &kept).unwrap();
+        let given = config(&[(&vip.to_string(), ""), ("203.0.113.10:80", "")]);
+        let with = with_listeners(&given, &Running::default(), home.path()).unwrap();
+        assert_eq!(chosen_listeners(&given, &with.config), kept);
+        let [warning] = &with.warnings[..] else { panic!("only one of them could be elsewhere: {:?}", with.warnings) };
+        assert!(warning.contains("stay at 192.0.2.77") && warning.contains(&vip.ip().to_string()), "{warning}");
     }
 }

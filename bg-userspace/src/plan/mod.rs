@@ -20,7 +20,7 @@ use serde::Serialize;
 pub(crate) use self::{
     begin::interrupted,
     diff::{DeploymentDiff, Diff, ServiceDiff},
-    listeners::{chosen_listeners, with_listeners},
+    listeners::{chosen_listeners, wait_for_ports, with_listeners},
     settings::deployment_row,
 };
 pub use self::{

@@ -1,6 +1,7 @@
 //! Services in mode `tee`: both environments get what clients send, and clients depend on one of them.
 
 mod client;
+mod kept;
 mod recorder;
 
 use anyhow::{Context, Result, ensure};

@@ -10,7 +10,9 @@ use crate::{
 
 pub(super) fn run(global: &Global, file: &ConfigFile) -> anyhow::Result<Outcome> {
     let config = super::load(&file.config)?;
-    let plan = Instance::open(&global.paths())?.plan(&config)?;
+    let instance = Instance::open(&global.paths())?;
+    let plan = instance.plan(&config)?;
+    instance.warnings().iter().for_each(|warning| output::message(warning));
     if global.json {
         output::print_json(&plan)?;
     } else if plan.is_empty() {
