@@ -26,6 +26,8 @@ use tokio::{
 
 const MEGABYTE: usize = 1_000_000;
 const MTU: u32 = 1300;
+/// A sender that is not told of the narrow link sends the same again, until it gives up.
+const STALL: Duration = Duration::from_secs(4);
 
 /// The user, and the router's end of the cable.
 const USER: [&str; 2] = ["198.18.0.2", "2001:db8:18::2"];
@@ -123,12 +125,12 @@ impl Far {
         router.ip(&format!("link set uplink mtu {MTU}")).map(|_| ())
     }
 
-    /// Sends a megabyte to each VIP and takes one back, each within a second.
+    /// Sends a megabyte to each VIP and takes one back, without a stall.
     fn a_megabyte_goes_both_ways(&self) -> Result<()> {
         for vip in [address::VIP_V4, address::VIP_V6] {
             let took = self.user.enter(|| both_ways(http_vip(vip)))?;
             let took = took.with_context(|| vip.to_string())?;
-            ensure!(took < Duration::from_secs(1), "{vip} took {took:?}");
+            ensure!(took < STALL, "{vip} took {took:?}");
         }
         Ok(())
     }

@@ -74,19 +74,16 @@ fn no_outcome_is_invented_and_none_is_lost() -> Result<()> {
             let mut command = lab.ready.bgctl.command(&["switch", deployment, "--confirm-within", &window]);
             children.push(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?);
         }
-        let began = Instant::now();
         let delay = chance.below(WINDOW.mul_f64(1.4));
         thread::sleep(delay);
         children.iter_mut().try_for_each(std::process::Child::kill)?;
         let ended = children.iter_mut().map(std::process::Child::wait).collect::<Result<Vec<_>, _>>()?;
         let gone = Instant::now();
         while is_running(&mark)? {
-            ensure!(gone.elapsed() < Duration::from_secs(2), "round {round}: a gate runs on without its runner");
+            ensure!(gone.elapsed() < PATIENCE, "round {round}: a gate runs on without its runner");
         }
         // Nobody but the data path acts from here on.
-        while began.elapsed() < delay + WINDOW + Duration::from_millis(250) {
-            thread::sleep(Duration::from_millis(10));
-        }
+        thread::sleep((WINDOW + Duration::from_millis(50)).saturating_sub(gone.elapsed()));
         for ((deployment, before), ended) in deployments.into_iter().zip(before).zip(ended) {
             let (live, generation, phase) = lab.state(deployment)?;
             let context = || {

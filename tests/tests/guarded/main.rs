@@ -24,6 +24,8 @@ const FAMILIES: [(IpAddr, IpAddr); 2] = [(address::VIP_V4, address::CLIENT_V4), 
 /// Instants in JSON are rounded to milliseconds.
 const ROUNDING: Duration = Duration::from_millis(5);
 const SOON: Duration = Duration::from_millis(700);
+/// The same for what is taken back before, by another command.
+const LATER: Duration = Duration::from_secs(2);
 
 /// New flows of the client's address of each family, each from a port that no other flow has used.
 fn flows() -> [NewFlows; 2] {
@@ -125,11 +127,11 @@ fn a_confirmed_switch_stays_and_one_that_was_rolled_back_does_not_come_again(set
     ensure!(bgctl.deployment(DEPLOYMENT)?["confirm_deadline"].is_null());
     all_go_to(&ready, &mut flows, Colour::Green)?;
 
-    bgctl.run(&["switch", DEPLOYMENT, "blue", "--confirm-within", &millis(SOON)])?;
+    bgctl.run(&["switch", DEPLOYMENT, "blue", "--confirm-within", &millis(LATER)])?;
     let back = bgctl.json(&["rollback", DEPLOYMENT])?;
     ensure!(back["changed"] == true && back["to"]["live"] == "green", "{back}");
     let generation = back["to"]["generation"].clone();
-    thread::sleep(SOON + ROUNDING);
+    thread::sleep(LATER + ROUNDING);
     all_go_to(&ready, &mut flows, Colour::Green)?;
     ensure!(bgctl.deployment(DEPLOYMENT)?["generation"] == generation, "the old guard has acted");
     ensure!(code(bgctl, &["confirm", DEPLOYMENT])? == 3, "nothing waits");
@@ -191,10 +193,10 @@ fn a_scheduled_switch_takes_effect_at_its_instant_unless_something_changes_befor
     ensure!(bgctl.deployment(DEPLOYMENT)?["phase"] == "steady");
 
     // Cancelled by the next change, and the rollback has nothing else to do.
-    bgctl.run(&["switch", DEPLOYMENT, "blue", "--at", &rfc3339(SOON)])?;
+    bgctl.run(&["switch", DEPLOYMENT, "blue", "--at", &rfc3339(LATER)])?;
     let cancelled = bgctl.json(&["rollback", DEPLOYMENT])?;
     ensure!(cancelled["changed"] == true && cancelled["to"]["live"] == "green", "{cancelled}");
-    thread::sleep(SOON + ROUNDING);
+    thread::sleep(LATER + ROUNDING);
     all_go_to(&ready, &mut flows, Colour::Green)?;
     ensure!(all_are_on(Colour::Green)?);
     ready.neighbour_is_undisturbed()

@@ -244,8 +244,9 @@ fn with_tokens_one_signs_in_and_a_viewer_only_views() -> Result<()> {
     browser.value("window.stop()")?;
     browser.wait_for("a form", "!document.querySelector('#sign-in').hidden")?;
     browser.type_text("wrong")?;
+    browser.value("document.querySelector('#why-sign-in').textContent = 'not asked again yet'")?;
     browser.press("Enter")?;
-    thread::sleep(Duration::from_millis(1500));
+    browser.wait_for("an answer", "document.querySelector('#why-sign-in').textContent !== 'not asked again yet'")?;
     browser.wait_for("the form again", "!document.querySelector('#sign-in').hidden")?;
     browser.type_text("look")?;
     browser.press("Enter")?;
