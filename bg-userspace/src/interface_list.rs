@@ -97,7 +97,8 @@ impl InterfaceList {
         Self::parse(path, &fs::read_to_string(path).map_err(unreadable)?)
     }
 
-    fn parse(path: &Path, text: &str) -> Result<Self, InterfaceListError> {
+    /// Reads a text, which errors call `path`.
+    pub fn parse(path: &Path, text: &str) -> Result<Self, InterfaceListError> {
         let mut lines = Vec::new();
         for (index, written) in text.lines().enumerate() {
             let content = written.split('#').next().unwrap_or_default();

@@ -5,7 +5,9 @@ mod budget;
 mod build_ebpf;
 mod cargo_tools;
 mod demo;
+mod fuzz;
 mod machine_image;
+mod miri;
 mod package;
 mod packages;
 mod process;
@@ -40,6 +42,10 @@ enum Task {
     Bench(bench::Args),
     /// Count the instructions of the hot paths, and compare them with their budgets. Part of `test`.
     Budget(budget::Args),
+    /// Feed chosen bytes to the packet engine, and to what reads files, by libFuzzer or without it.
+    Fuzz(fuzz::Args),
+    /// Run tests of the data path in an interpreter that sees undefined behaviour.
+    Miri,
     /// Run all checks and tests. Needs root or sudo, for network namespaces.
     Test(test::Args),
     /// Run what continuous integration runs, which is `test`.
@@ -58,6 +64,8 @@ fn main() -> ExitCode {
         Task::Backend(args) => demo::backend::run(&args),
         Task::Bench(args) => bench::run(&args),
         Task::Budget(args) => budget::run(&args),
+        Task::Fuzz(args) => fuzz::run(&args),
+        Task::Miri => miri::run(),
         Task::Test(args) | Task::Ci(args) => test::run(&args),
     };
     match result {

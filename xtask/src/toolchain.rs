@@ -6,7 +6,11 @@
 
 use crate::process::output;
 use anyhow::{Result, bail};
-use std::{ffi::OsString, path::PathBuf, process::Command};
+use std::{
+    ffi::{OsStr, OsString},
+    path::PathBuf,
+    process::Command,
+};
 
 /// The version of bpf-linker, and of its LLVM, which must be at least as new as rustc's.
 pub(crate) const BPF_LINKER: &str = "0.13.0";
@@ -77,6 +81,24 @@ impl Toolchain {
             command.env_remove(name);
         }
         command
+    }
+
+    /// The nightly that is pinned.
+    pub(crate) const NIGHTLY: &str = NIGHTLY;
+
+    /// A program, run with rustup's pinned nightly: tools that need it, whatever compiler builds the object.
+    pub(crate) fn nightly_run(program: &OsStr) -> Result<Command> {
+        if output(Self::Rustup(NIGHTLY).rustc().arg("--version")).is_err() {
+            bail!("expected rustup's {NIGHTLY}, which `cargo xtask setup` installs");
+        }
+        let mut command = Command::new("rustup");
+        command.args(["run", NIGHTLY]).arg(program);
+        for name in
+            ["CARGO", "RUSTC", "RUSTDOC", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER", "RUSTFLAGS", "CARGO_BUILD_TARGET"]
+        {
+            command.env_remove(name);
+        }
+        Ok(command)
     }
 
     /// The directory of the compiler's libraries and of the standard library's source.

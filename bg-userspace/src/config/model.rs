@@ -6,7 +6,6 @@ mod serve;
 
 use std::{
     borrow::Cow,
-    collections::BTreeSet,
     fmt,
     net::{IpAddr, SocketAddr},
     time::Duration,
@@ -36,12 +35,13 @@ pub struct Config {
 
 impl Config {
     /// The sections that are not the same in another configuration, also those that only one of both has.
+    #[cfg(feature = "serve")]
     pub(crate) fn sections_that_differ(&self, other: &Self) -> Vec<String> {
         let Self { deployments, serve, notify } = self;
         let is_in = |all: &[Deployment], one: &Deployment| all.contains(one);
         let ours = deployments.iter().filter(|one| !is_in(&other.deployments, one));
         let theirs = other.deployments.iter().filter(|one| !is_in(deployments, one));
-        let names: BTreeSet<_> = ours.chain(theirs).map(|deployment| &deployment.name).collect();
+        let names: std::collections::BTreeSet<_> = ours.chain(theirs).map(|deployment| &deployment.name).collect();
         let mut sections: Vec<_> = names.into_iter().map(|name| format!("deployments.{name}")).collect();
         let others = [("serve", *serve != other.serve), ("notify", *notify != other.notify)];
         sections.extend(others.into_iter().filter(|(_, differs)| *differs).map(|(name, _)| name.to_owned()));

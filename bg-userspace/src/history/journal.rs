@@ -155,7 +155,8 @@ impl History {
 }
 
 impl Journal {
-    fn parse(content: &[u8], deployment: Option<&str>) -> Self {
+    /// Reads the content of the file: the records of one deployment or of all.
+    pub fn parse(content: &[u8], deployment: Option<&str>) -> Self {
         let mut journal = Self::default();
         for line in content.split(|octet| *octet == b'\n').filter(|line| !line.is_empty()) {
             match serde_json::from_slice::<Record>(line) {

@@ -142,7 +142,8 @@ impl LastLive {
         }
     }
 
-    fn parse(bytes: &[u8], path: &Path) -> Self {
+    /// Reads the content of the file, which problems call `path`.
+    pub fn parse(bytes: &[u8], path: &Path) -> Self {
         let mut last = Self { damaged: Some(Vec::new()), ..Self::default() };
         let path = path.display();
         let mut other: Map<String, Value> = match serde_json::from_slice(bytes) {

@@ -135,7 +135,8 @@ impl Record {
     /// Whether it tells how a generation was made, in the same life.
     pub(crate) fn covers(&self, generation: u32) -> bool {
         let Some(to) = self.to else { return false };
-        self.before().map_or(to.generation, |before| before.generation + 1) <= generation && generation <= to.generation
+        let is_later = self.before().map_or(to.generation <= generation, |before| before.generation < generation);
+        is_later && generation <= to.generation
     }
 
     /// A record of a change that this process makes now, for the caller of this thread if there is one, without the change.

@@ -221,6 +221,11 @@ fn is_shown(head: &Head, chain: &[Chained]) -> bool {
 }
 
 impl Verified {
+    /// Checks the chain of a journal with this content, whose head is noted nowhere.
+    pub fn of(content: &[u8]) -> Self {
+        verify(content, &[])
+    }
+
     /// The result in sentences, one per line. `journal` is the file.
     pub fn sentences(&self, journal: &Path) -> Vec<String> {
         let journal = journal.display();

@@ -4,7 +4,7 @@ mod conflicts;
 mod programs;
 
 use crate::{
-    budget, build_ebpf, package,
+    budget, build_ebpf, fuzz, package,
     process::{can_be_root, is_root, run as run_command, say},
     setup, toolchain, workspace,
 };
@@ -54,6 +54,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     licences()?;
     step("budgets of the hot paths");
     budget::run(&budget::Args::default())?;
+
+    step("fuzzing");
+    fuzz::bounded(args.full)?;
 
     step("bgctl");
     run_command(cargo_with_object().args(["build", "--release", "--package", "bg-userspace"]))?;

@@ -3,13 +3,14 @@
 mod world;
 
 use super::{FlowMemory, FlowOf, Indexed, Outcome, Scenario, flows_of};
+use crate::guarded;
 use bg_common::{
     Addr, Backend, Colour, Event, Family, Flow, FlowKey4, FlowKey6, FlowState, LiveWord, MAX_NEXT_HOPS, NextHop,
     SwitchTerms, Timing, Traffic, Trips, Vip,
 };
 use bg_ebpf::{
     Action, Direction, Frame, Verdict,
-    egress::reset::Sequence,
+    egress::reset::{Sequence, Turned},
     flow::{
         key::{Key, Match},
         row::FlowRef,
@@ -68,7 +69,7 @@ pub struct Host {
     refusals: RefCell<HashMap<u32, u64>>,
     /// Whether this host itself sends the frames.
     pub is_own: Cell<bool>,
-    next_hops: Vec<UnsafeCell<[u64; 3]>>,
+    next_hops: Box<[UnsafeCell<[u64; 3]>]>,
     /// What becomes of a packet that would open a flow of a frozen deployment. `None`: it goes on.
     pub holds: Cell<Option<Event>>,
     /// Whether the frames are held ones that are played back.
@@ -91,6 +92,28 @@ pub struct Host {
     pub gateways: RefCell<HashMap<IpAddr, IpAddr>>,
     /// The interfaces to which XDP can redirect; `None` is all.
     pub egress: RefCell<Option<Vec<u32>>>,
+}
+
+/// Rows that take no time until they are used.
+fn zeroed_rows(count: usize) -> Box<[UnsafeCell<[u64; 3]>]> {
+    let rows = Box::into_raw(vec![[0_u64; 3]; count].into_boxed_slice());
+    // SAFETY: a cell is laid out as what is in it, and nobody else has the rows.
+    unsafe { Box::from_raw(rows as *mut [UnsafeCell<[u64; 3]>]) }
+}
+
+/// Has the engine work on a frame in guarded memory.
+fn on<T>(frame: &mut Vec<u8>, work: impl FnOnce(&Packet<'_>, &mut Packet<'_>) -> T) -> T {
+    guarded(frame, |start, end| {
+        // SAFETY: the buffer outlives both, and the engine reads nothing through the first once it has written through the second.
+        let (packet, mut writer) = unsafe { (Packet::new(start, end), Packet::new(start, end)) };
+        work(&packet, &mut writer)
+    })
+}
+
+fn reset(frame: &mut Vec<u8>, sequence: Sequence) -> Option<Turned> {
+    let turned = on(frame, |packet, writer| turn_into_reset(packet, sequence, writer))?;
+    frame.truncate(turned.len);
+    Some(turned)
 }
 
 /// See [`Host::meanwhile`].
@@ -140,7 +163,7 @@ impl Host {
             meanwhile: Cell::new(None),
             refusals: RefCell::default(),
             is_own: Cell::new(false),
-            next_hops: (0..MAX_NEXT_HOPS).map(|_| UnsafeCell::default()).collect(),
+            next_hops: zeroed_rows(MAX_NEXT_HOPS as usize),
             holds: Cell::new(Some(Event::Held)),
             is_played_back: Cell::new(false),
             copies: RefCell::default(),
@@ -186,51 +209,46 @@ impl Host {
         self.notes.borrow_mut().clear();
         self.copies.borrow_mut().clear();
         let mut bytes = frame.to_vec();
-        let range = bytes.as_mut_ptr_range();
-        // SAFETY: the buffer outlives both, and the engine reads nothing through the first once it has
-        // written through the second.
-        let (packet, mut writer) =
-            unsafe { (Packet::new(range.start, range.end), Packet::new(range.start, range.end)) };
         let about = Frame { direction, len: frame.len() };
-        let verdict = match process(&packet, about, self, &mut writer) {
-            Verdict::ICMP => process_icmp(&packet, about, self, &mut writer),
+        let verdict = on(&mut bytes, |packet, writer| match process(packet, about, self, writer) {
+            Verdict::ICMP => process_icmp(packet, about, self, writer),
             verdict => verdict,
-        };
+        });
         let is_direct = verdict == Verdict::DIRECT;
         let verdict = if is_direct { process_direct(about, self) } else { verdict };
         let action = verdict.action();
         self.note(Step::Verdict { action: action as u64, ifindex: verdict.ifindex().into() });
-        if action == Action::Reset {
-            let back = turn_into_reset(&packet, Sequence::Acknowledged, &mut writer).expect("it was read before");
-            bytes.truncate(back.len);
-            self.answer.replace(bytes.clone());
-            turn_into_reset(&packet, Sequence::Number(back.sequence), &mut writer).expect("as before");
-        } else if action == Action::Refuse {
-            let back = turn_into_reset(&packet, Sequence::Acknowledged, &mut writer).expect("it was read before");
-            bytes.truncate(back.len);
-        } else if is_direct && matches!(action, Action::Redirect | Action::Resolve) {
-            bytes.splice(14..14, vec![0; room_for_outer(self).expect("it was decided on")]);
-            let range = bytes.as_mut_ptr_range();
-            // SAFETY: as above.
-            let (packet, mut writer) =
-                unsafe { (Packet::new(range.start, range.end), Packet::new(range.start, range.end)) };
-            write_outer(&packet, self, &mut writer).expect("it was read before");
-        } else if matches!(action, Action::Unreachable | Action::TooBig | Action::TimeExceeded) {
-            let room = room_for_error(&packet).expect("it was read before");
-            bytes.truncate(room.kept);
-            bytes.splice(14..14, vec![0; room.inserted]);
-            let range = bytes.as_mut_ptr_range();
-            // SAFETY: as above.
-            let (packet, mut writer) =
-                unsafe { (Packet::new(range.start, range.end), Packet::new(range.start, range.end)) };
-            turn_into_error(&packet, verdict.reason(), &mut writer).expect("as before");
-        }
+        let written = match action {
+            Action::Reset => self.reset_both(&mut bytes),
+            Action::Refuse => reset(&mut bytes, Sequence::Acknowledged).map(drop),
+            Action::Redirect | Action::Resolve if is_direct => {
+                bytes.splice(14..14, vec![0; room_for_outer(self).expect("it was decided on")]);
+                on(&mut bytes, |packet, writer| write_outer(packet, self, writer))
+            }
+            Action::Unreachable | Action::TooBig | Action::TimeExceeded => {
+                let room = on(&mut bytes, |packet, _| room_for_error(packet)).expect("it was read before");
+                bytes.truncate(room.kept);
+                bytes.splice(14..14, vec![0; room.inserted]);
+                on(&mut bytes, |packet, writer| turn_into_error(packet, verdict.reason(), writer))
+            }
+            _ => Some(()),
+        };
+        // Frames to a group are not answered, but dropped.
+        assert!(written.is_some() || frame[0] & 1 != 0, "it was read before");
+        let action = if written.is_some() { action } else { Action::Drop };
         assert!(
             self.live_reads.borrow().values().all(|&reads| reads == 1),
             "a packet reads a live word once: {:?}",
             self.live_reads.borrow()
         );
         Outcome { action, frame: bytes }
+    }
+
+    /// Turns a segment into the reset that goes on, and keeps the one that goes back.
+    fn reset_both(&self, bytes: &mut Vec<u8>) -> Option<()> {
+        let back = reset(bytes, Sequence::Acknowledged)?;
+        self.answer.replace(bytes.clone());
+        reset(bytes, Sequence::Number(back.sequence)).map(drop)
     }
 
     /// The steps that the last frame has taken.
