@@ -50,6 +50,7 @@ use path::{
     classify::{Found, backend_at, vip_at},
     direct, error,
     forward::{Arrival, forward},
+    relay,
     reply::restore,
     slow::SlowPath,
 };
@@ -102,6 +103,15 @@ pub fn process_icmp<W: SlowPath<V4> + SlowPath<V6>>(
     error::send(receiver, family, frame, world, writer)
 }
 
+/// Decides of an ICMP message that tc lets pass otherwise. The kernel makes the same three calls. If it says [`Action::Resolve`], the frame has to be changed yet:
+/// [`relay::room`] and [`relay::write()`].
+pub fn process_relayed(packet: &Packet<'_>, frame: Frame, world: &impl World) -> Verdict {
+    match relay::read(packet, frame.len, world).and_then(|()| relay::find(world)) {
+        Some(()) => relay::way(world),
+        None => Verdict::PASS,
+    }
+}
+
 /// Decides of a frame of which [`process`] or [`process_icmp`] says [`Action::Direct`]. The kernel makes the same two calls. If it says [`Action::Redirect`] or [`Action::Resolve`], the
 /// frame has to be changed yet: [`room_for_outer`] and [`write_outer`].
 pub fn process_direct(frame: Frame, world: &impl World) -> Verdict {
@@ -151,8 +161,8 @@ pub fn room_for_error(packet: &Packet<'_>) -> Option<Room> {
 #[inline(always)]
 pub fn turn_into_error(packet: &Packet<'_>, reason: Reason, writer: &mut impl Writer) -> Option<()> {
     match ethernet::payload(packet)?.0 {
-        ethernet::IPV4 => unreachable::write::<V4>(packet, reason, writer),
-        ethernet::IPV6 => unreachable::write::<V6>(packet, reason, writer),
+        ethernet::IPV4 => unreachable::write::<V4>(packet, reason, None, writer),
+        ethernet::IPV6 => unreachable::write::<V6>(packet, reason, None, writer),
         _ => None,
     }
 }

@@ -64,11 +64,14 @@ pub enum Reason {
     TooBig(u32),
     /// Its TTL or hop limit is spent.
     TimeExceeded,
+    /// There is no way to the one that it is for.
+    NoHost,
 }
 
 impl Reason {
     const REFUSED: u32 = u32::MAX;
     const TIME_EXCEEDED: u32 = u32::MAX - 1;
+    const NO_HOST: u32 = u32::MAX - 2;
 
     /// For a global function to be given.
     #[inline(always)]
@@ -76,6 +79,7 @@ impl Reason {
         match self {
             Self::Refused => Self::REFUSED,
             Self::TimeExceeded => Self::TIME_EXCEEDED,
+            Self::NoHost => Self::NO_HOST,
             Self::TooBig(mtu) => mtu,
         }
     }
@@ -86,6 +90,7 @@ impl Reason {
         match reason {
             Self::REFUSED => Self::Refused,
             Self::TIME_EXCEEDED => Self::TimeExceeded,
+            Self::NO_HOST => Self::NoHost,
             mtu => Self::TooBig(mtu),
         }
     }

@@ -232,8 +232,9 @@ fn by_stack(why: Event, hook: &Hook<'_, impl World>) -> Exit {
     Exit::TO_STACK
 }
 
+/// The way to `dst`, by the kernel's routes.
 #[inline(always)]
-fn look_up(src: Addr, dst: Addr, family: Family, world: &impl World) -> NextHop {
+pub fn look_up(src: Addr, dst: Addr, family: Family, world: &impl World) -> NextHop {
     let Some(call) = world.route_call() else { return NextHop::NONE };
     // SAFETY: this CPU's memory, for the packet that it processes.
     let call = unsafe { &mut *call };

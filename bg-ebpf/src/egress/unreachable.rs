@@ -5,6 +5,7 @@
 //! | [`Reason::Refused`] | port unreachable, as a host says that has no such service: it makes a connected socket fail at once |
 //! | [`Reason::TooBig`] | fragmentation needed (RFC 1191), or packet too big |
 //! | [`Reason::TimeExceeded`] | time exceeded in transit |
+//! | [`Reason::NoHost`] | host unreachable, or address unreachable |
 //!
 //! The source is the virtual address that the packet was sent to, the one address that is known to be routed back.
 //!
@@ -45,9 +46,11 @@ const fn icmp_header(reason: Reason, family: Family) -> (u16, u32) {
         (Family::V4, Reason::Refused) => (3, 3),
         (Family::V4, Reason::TooBig(_)) => (3, 4),
         (Family::V4, Reason::TimeExceeded) => (11, 0),
+        (Family::V4, Reason::NoHost) => (3, 1),
         (Family::V6, Reason::Refused) => (1, 4),
         (Family::V6, Reason::TooBig(_)) => (2, 0),
         (Family::V6, Reason::TimeExceeded) => (3, 0),
+        (Family::V6, Reason::NoHost) => (1, 3),
     };
     // In IPv4 the MTU has the last two bytes, which are the low ones of the word in network order.
     (u16::from_ne_bytes([kind, code]), mtu.to_be())
@@ -66,7 +69,7 @@ const TOS: u8 = 0xc0;
 const DONT_FRAGMENT: u8 = 0x40;
 
 /// Bytes of the error's headers.
-const fn headers_len(family: Family) -> usize {
+pub const fn headers_len(family: Family) -> usize {
     match family {
         Family::V4 => Ipv4Hdr::LEN + icmp::HEADER_LEN,
         Family::V6 => Ipv6Hdr::LEN + icmp::HEADER_LEN,
@@ -81,10 +84,15 @@ const fn longest(family: Family) -> usize {
     }
 }
 
+/// Bytes of a packet that are quoted at most.
+pub const fn most_quoted(family: Family) -> usize {
+    longest(family) - headers_len(family)
+}
+
 /// Bytes of the datagram's packet that are quoted.
 #[inline(always)]
 fn quoted_len<V: IpVersion>(ip: impl IpHeader<V>) -> usize {
-    let (len, most) = (ip.ip_len() as usize, longest(V::FAMILY) - headers_len(V::FAMILY));
+    let (len, most) = (ip.ip_len() as usize, most_quoted(V::FAMILY));
     // The length of a packet beyond 64 KiB, which only a GSO stack hands out, is zero there.
     if len > ip.header_len() && len < most { len } else { most }
 }
@@ -107,16 +115,26 @@ impl Room {
     }
 }
 
-/// Fills the room with the headers of the error. `None`: it could not be written, and must not be sent.
+/// Fills the room with the headers of the error. Of a packet of which only a part is there, because another error has quoted it, `part` is its length: whoever
+/// has quoted it has finished all checksums. `None`: it could not be written, and must not be sent.
 #[inline(always)]
-pub fn write<V: IpVersion>(packet: &Packet<'_>, reason: Reason, writer: &mut impl Writer) -> Option<()> {
+pub fn write<V: IpVersion>(
+    packet: &Packet<'_>,
+    reason: Reason,
+    part: Option<usize>,
+    writer: &mut impl Writer,
+) -> Option<()> {
     let (l4, quoted_l3) = (L3 + headers_len(V::FAMILY) - icmp::HEADER_LEN, L3 + headers_len(V::FAMILY));
     let quoted = V::header(packet, quoted_l3)?;
-    let (len, header_len) = (quoted_len(quoted), quoted.header_len());
+    let (len, header_len) = (part.unwrap_or_else(|| quoted_len(quoted)), quoted.header_len());
     let (client, vip) = (V::widen(quoted.src()), V::widen(quoted.dst()));
-    let protocol = Protocol::from_u8(quoted.protocol())?;
-    let checksum = load16(packet.header(quoted_l3 + header_len + checksum_offset(protocol))?);
-    let header = Sum::of_bytes(packet, quoted_l3, header_len)?;
+    let unfinished = if part.is_some() {
+        None
+    } else {
+        let protocol = Protocol::from_u8(quoted.protocol())?;
+        let checksum = load16(packet.header(quoted_l3 + header_len + checksum_offset(protocol))?);
+        Some(Sum::of_bytes(packet, quoted_l3, header_len)?.word(!checksum))
+    };
     let whole = Sum::of_bytes(packet, quoted_l3, len)?;
     let macs = ethernet::swapped_macs(packet)?;
     // Nothing is read any more.
@@ -149,7 +167,8 @@ pub fn write<V: IpVersion>(packet: &Packet<'_>, reason: Reason, writer: &mut imp
         }
     };
     let before = pseudo_header.word(kind).double_word(rest);
-    let (unfinished, finished) = (!before.and(header).word(!checksum).fold(), !before.and(whole).fold());
+    let finished = !before.and(whole).fold();
+    let unfinished = unfinished.map_or(finished, |sum| !before.and(sum).fold());
     writer.put32(l4, kind.into())?;
     writer.put32(l4 + 4, rest)?;
     writer.put_checksum(l4 + icmp::CHECKSUM, unfinished, finished)?;

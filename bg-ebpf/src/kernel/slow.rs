@@ -8,7 +8,7 @@ use bg_common::{Family, Flow};
 use bg_ebpf::{
     flow::{memory::RawWords, table::survey_at},
     path::{
-        error,
+        error, relay,
         slow::{Answering, Copying, Opening, Receiver, Refreshing, Search, SlowPath, Translating, run},
     },
     policy::refusals::Refusal,
@@ -180,6 +180,13 @@ slow_path!(V6, survey6 {
     error_to_backend = error_to_backend6(Translating),
     error_to_client = error_to_client6(Translating),
 });
+
+/// [`relay::find`]. Zero: `None`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub(super) extern "C" fn find_relayed() -> u32 {
+    relay::find(&WORLD).is_some().into()
+}
 
 /// [`error::find`].
 #[unsafe(no_mangle)]

@@ -6,7 +6,7 @@
 use super::{
     routes::{redirect_to_neighbour, redirect_to_self},
     skb::Skb,
-    slow::find_receiver,
+    slow::{find_receiver, find_relayed},
     world::{EXPLAINS, World},
 };
 use aya_ebpf::{
@@ -33,7 +33,7 @@ use bg_ebpf::{
     },
     path::{
         direct::{decide, find_way, kind},
-        error,
+        error, relay,
         slow::Receiver,
     },
     process, room_for_error, room_for_outer, turn_into_error, turn_into_reset,
@@ -48,6 +48,9 @@ const LONGEST_HEADERS: u32 = 14 + 2 * 4 + 60 + 60;
 
 /// The same up to a transport checksum that an ICMP error quotes: an IPv4 header with all options and ICMP in between.
 const LONGEST_OF_ERROR: u32 = 14 + 2 * 4 + 60 + 8 + 60 + 18;
+
+/// The same with an error about outer headers, up to the transport ports of what is in them: all of IPv6, but the last header.
+const LONGEST_OF_RELAYED: u32 = 14 + 40 + 8 + 40 + 8 + 4 + 60 + 8;
 
 /// The same with an error of the data path's own, all of whose bytes are summed.
 const LONGEST_OWN_ERROR: u32 = 14 + 1280;
@@ -75,7 +78,7 @@ fn run(context: TcContext, direction: Direction) -> i32 {
     let packet = packet(&context, LONGEST_HEADERS);
     let frame = Frame { direction, len: context.len() as usize };
     let verdict = process(&packet, frame, &world, &mut SkbWriter(&context));
-    let verdict = if verdict.action() == Action::Icmp { icmp(&context, direction) } else { verdict };
+    let verdict = if verdict.action() == Action::Icmp { icmp(&context, direction, &world) } else { verdict };
     let verdict = match verdict.action() {
         Action::Direct if direction == Direction::Ingress => direct(&context, &world),
         _ => verdict,
@@ -277,14 +280,80 @@ fn packet(context: &TcContext, longest: u32) -> Packet<'_> {
 
 /// Decides of an ICMP message.
 #[inline(always)]
-fn icmp(context: &TcContext, direction: Direction) -> Verdict {
+fn icmp(context: &TcContext, direction: Direction, world: &World<false>) -> Verdict {
     let skb = context.skb.skb;
     // SAFETY: the program's own context.
     unsafe {
         let family = tc_read_error(skb);
         let receiver = find_receiver(family);
-        Verdict::from_u64(tc_send_error(skb, receiver, family, direction as u32))
+        let verdict = Verdict::from_u64(tc_send_error(skb, receiver, family, direction as u32));
+        let is_left = verdict.action() == Action::Pass && direction == Direction::Ingress;
+        if !is_left || tc_read_relayed(skb) == 0 || find_relayed() == 0 {
+            return verdict;
+        }
+        let verdict = Verdict::from_u64(tc_relayed_way(skb));
+        let is_written = verdict.action() != Action::Resolve || tc_write_relayed(skb) != 0;
+        if is_written { verdict } else { Verdict::drop(world, Event::NoWay) }
     }
+}
+
+/// [`relay::read`]. Zero: `None`.
+///
+/// # Safety
+///
+/// The context must be the program's own.
+#[unsafe(no_mangle)]
+#[inline(never)]
+unsafe extern "C" fn tc_read_relayed(skb: *mut __sk_buff) -> u32 {
+    let context = TcContext::new(skb);
+    let packet = packet(&context, LONGEST_OF_RELAYED);
+    let world = World::<false> { context: context.as_ptr() };
+    relay::read(&packet, context.len() as usize, &world).is_some().into()
+}
+
+/// [`relay::way`].
+///
+/// # Safety
+///
+/// The context must be the program's own.
+#[unsafe(no_mangle)]
+#[inline(never)]
+unsafe extern "C" fn tc_relayed_way(skb: *mut __sk_buff) -> u64 {
+    relay::way(&World::<false> { context: skb.cast() }).to_u64()
+}
+
+/// [`relay::room`] and [`relay::write()`]. Zero: the frame must not be sent.
+///
+/// Only when it inserts headers can the kernel be told, before Linux 6.3, that they are of another version of IP. That comes first: what is left after a
+/// cut has to be a header of the version at least that the kernel knows of.
+///
+/// # Safety
+///
+/// The context must be the program's own.
+#[unsafe(no_mangle)]
+#[inline(never)]
+unsafe extern "C" fn tc_write_relayed(skb: *mut __sk_buff) -> u32 {
+    let context = TcContext::new(skb);
+    let world = World::<false> { context: context.as_ptr() };
+    let Some(relay::Room { kept, cut, inserted, family }) = relay::room(&world) else { return 0 };
+    // SAFETY: a field of the program's own context.
+    let old = unsafe { (*skb).protocol };
+    let flag = match family {
+        Family::V4 if old == u32::from(ethernet::IPV6.0) => BPF_F_ADJ_ROOM_ENCAP_L3_IPV4,
+        Family::V6 if old == u32::from(ethernet::IPV4.0) => BPF_F_ADJ_ROOM_ENCAP_L3_IPV6,
+        _ => 0,
+    };
+    // SAFETY: the program's own context.
+    let has_room = unsafe {
+        bpf_skb_change_tail(skb, kept as u32, 0) == 0
+            && bpf_skb_adjust_room(skb, inserted as i32, BPF_ADJ_ROOM_MAC, flag.into()) == 0
+            && bpf_skb_adjust_room(skb, -(cut as i32), BPF_ADJ_ROOM_MAC, 0) == 0
+    };
+    if !has_room {
+        return 0;
+    }
+    let packet = packet(&context, LONGEST_OWN_ERROR);
+    relay::write(&packet, &world, &mut SkbWriter(&context)).is_some().into()
 }
 
 /// [`error::read`]. Zero: `None`.

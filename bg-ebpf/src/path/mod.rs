@@ -5,5 +5,6 @@ pub mod direct;
 pub mod error;
 pub mod forward;
 pub mod mirror;
+pub mod relay;
 pub mod reply;
 pub mod slow;

@@ -8,6 +8,7 @@ use bg_tests::{
     twin::{BackendAt, Scenario, ServiceAt},
 };
 use etherparse::{Ipv4Header, Ipv6Header};
+use std::net::IpAddr;
 
 /// Mode, protocol, VIP, and a backend of each colour.
 const SERVICES: [(Mode, Protocol, &str, [&str; 2]); 10] = [
@@ -23,13 +24,62 @@ const SERVICES: [(Mode, Protocol, &str, [&str; 2]); 10] = [
     (Mode::Ipip, Protocol::Udp, "[2001:db8::10]:54", ["[fd00:1::11]:54", "[fd00:2::11]:54"]),
 ];
 
+const CLIENTS_OF_ALL: [&str; 2] = ["192.0.2.1", "2001:db8:1::1"];
+
 /// What happens.
 #[derive(Clone, Debug)]
 enum Happens {
     Packet(Sent),
     /// A router complains of a reply to such a packet.
     Error(Sent),
+    /// A router complains of the last packet that was sent on in outer headers.
+    Relayed(Complaint),
     Switch(Ending),
+}
+
+/// An error about a packet in outer headers.
+#[derive(Clone, Debug)]
+struct Complaint {
+    /// Which of the errors that there are.
+    kind: usize,
+    mtu: u32,
+    /// Bytes that are quoted at most.
+    quoted: usize,
+    /// A byte of them that is changed.
+    changed: Option<usize>,
+    options: u8,
+}
+
+impl Complaint {
+    /// About this frame.
+    fn error(&self, sent: &[u8]) -> Vec<u8> {
+        const KINDS: [[[u8; 2]; 6]; 2] =
+            [[[3, 4], [3, 4], [3, 1], [11, 0], [12, 0], [8, 0]], [[2, 0], [2, 0], [1, 0], [3, 0], [4, 1], [128, 0]]];
+        let packet = bg_tests::frames::packet_in(sent);
+        let is_v6 = packet[0] >> 4 == 6;
+        let source: IpAddr = if is_v6 {
+            <[u8; 16]>::try_from(&packet[8..24]).expect("sixteen bytes").into()
+        } else {
+            <[u8; 4]>::try_from(&packet[12..16]).expect("four bytes").into()
+        };
+        let router = if is_v6 { "2001:db8:9::9" } else { "198.51.100.9" }.parse().expect("an address");
+        let mut quoted = packet[..packet.len().min(self.quoted)].to_vec();
+        if let Some(byte) = self.changed.and_then(|changed| quoted.get_mut(changed)) {
+            *byte ^= 1;
+        }
+        let error = ErrorSpec::too_big(router, source, sent);
+        let kind = KINDS[usize::from(is_v6)][self.kind];
+        let options = if is_v6 { 0 } else { self.options };
+        ErrorSpec { kind, rest: self.mtu.to_be_bytes(), quoted, options, ..error }.frame()
+    }
+}
+
+fn complaint() -> impl Strategy<Value = Complaint> {
+    let mtus = vec![0, 68, 100, 576, 1200, 1280, 1300, 1350, 1400, 1499, 1500, 9000];
+    let lengths = vec![8, 20, 40, 47, 48, 60, 68, 80, 88, 100, 128, 400, 548, 1232];
+    let changed = prop_oneof![2 => Just(None), 1 => (0..120_usize).prop_map(Some)];
+    (0..6_usize, select(mtus), select(lengths), changed, select(vec![0, 0, 0, 1]))
+        .prop_map(|(kind, mtu, quoted, changed, options)| Complaint { kind, mtu, quoted, changed, options })
 }
 
 /// A packet of a client.
@@ -67,12 +117,24 @@ fn events() -> impl Strategy<Value = Vec<Happens>> {
     let event = prop_oneof![
         20 => sent().prop_map(Happens::Packet),
         4 => sent().prop_map(Happens::Error),
+        8 => complaint().prop_map(Happens::Relayed),
         1 => select(vec![Ending::Cut, Ending::Drain, Ending::Drained]).prop_map(Happens::Switch),
     ];
     proptest::collection::vec(event, 1..40)
 }
 
 impl Sent {
+    /// Bytes of the outer headers.
+    fn room(&self) -> usize {
+        let (mode, _, _, [backend, _]) = SERVICES[self.service];
+        let ip = if at(backend).is_ipv4() { 20 } else { 40 };
+        match mode {
+            Mode::Ipip => ip,
+            Mode::Gue => ip + 12,
+            _ => 0,
+        }
+    }
+
     fn spec(&self) -> PacketSpec {
         let (_, protocol, vip, _) = SERVICES[self.service];
         let vip = at(vip);
@@ -143,10 +205,16 @@ fn scenario_of() -> Scenario {
     scenario
 }
 
+/// Runs events by the host and one loaded program. Returns what was counted, and last how many errors about outer headers were passed on.
 fn run_events(subject: &mut Subject, program: Program, events: &[Happens]) -> Result<Vec<u64>, TestCaseError> {
     let now = subject.kernel.tick().expect("the clock");
     let host = Host::load(scenario_of(), now);
+    for client in CLIENTS_OF_ALL {
+        let hop = NextHop::pack(OUT, 1500, mac(DMAC), mac(SMAC), 0);
+        host.routes.borrow_mut().insert(client.parse().expect("an address"), hop);
+    }
     host.set_clocks([1 << 50; 2]);
+    let (mut last, mut relayed): (Option<Vec<u8>>, u64) = (None, 0);
     subject.kernel.forget_flows().expect("forget");
     subject.kernel.fill(&host.scenario).expect("fill");
     let before = subject.kernel.all_events().expect("events");
@@ -156,31 +224,49 @@ fn run_events(subject: &mut Subject, program: Program, events: &[Happens]) -> Re
         let frame = match event {
             Happens::Packet(sent) => sent.frame(),
             Happens::Error(sent) => sent.error(),
+            Happens::Relayed(complaint) => match &last {
+                Some(sent) => complaint.error(sent),
+                None => continue,
+            },
             Happens::Switch(ending) => {
                 switches::switch(&host, &mut subject.kernel, 0, *ending);
                 continue;
             }
         };
-        agree_on_frame(subject, &host, Way::By(program), &frame)?;
+        let found = agree_on_frame(subject, &host, Way::By(program), &frame)?;
+        match (event, found) {
+            (Happens::Packet(sent), Some(found)) => {
+                let is_sent = found.action == Action::Redirect && found.frame.len() == frame.len() + sent.room();
+                last = if is_sent && sent.room() != 0 { Some(found.frame) } else { last };
+            }
+            (Happens::Relayed(_), Some(found)) => relayed += u64::from(found.action == Action::Redirect),
+            _ => {}
+        }
     }
     assert_eq!(subject.kernel.flows().expect("flows"), host.flows(), "flows");
     let after = subject.kernel.all_events().expect("events");
     for event in Event::ALL {
         assert_eq!(after[event as usize] - before[event as usize], host.events(event), "{event:?}");
     }
-    Ok(host.all_events().to_vec())
+    let mut counted = host.all_events().to_vec();
+    counted.push(relayed);
+    Ok(counted)
 }
 
 fn compare_direct(program: Program, explains: bool) {
     // SAFETY: only this thread's namespace changes, and nothing of it is shared by memory.
     assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0, "{}", std::io::Error::last_os_error());
     lay_routes().expect("routes");
+    for client in CLIENTS_OF_ALL {
+        run(&format!("ip route replace {client} dev out")).expect("a route");
+        run(&format!("ip neigh replace {client} lladdr {} dev out nud permanent", text(DMAC))).expect("a neighbour");
+    }
     let cases = if explains { cases() / 10 } else { cases() / 2 };
     let config = ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() };
     let mut kernel = Kernel::load(Sizes { rows: 4096, heads: Host::HEADS }).expect("load");
     let explainer = explains.then(|| Explainer::load(&mut kernel).expect("load"));
     let subject = RefCell::new(Subject { kernel, explainer });
-    let seen = RefCell::new(vec![0; Event::COUNT as usize]);
+    let seen = RefCell::new(vec![0; Event::COUNT as usize + 1]);
     TestRunner::new(config)
         .run(&events(), |events| {
             let counted = run_events(&mut subject.borrow_mut(), program, &events)?;
@@ -192,6 +278,7 @@ fn compare_direct(program: Program, explains: bool) {
         for event in [Event::DirectTooBig, Event::DirectExpired, Event::NextHopByStack, Event::Malformed] {
             assert!(seen.borrow()[event as usize] > 0, "{event:?} has not happened");
         }
+        assert!(seen.borrow()[Event::COUNT as usize] > 10, "errors are passed on");
     }
 }
 

@@ -5,7 +5,7 @@
 //!                           side --------------------------/
 //! ```
 //!
-//! The machine that other tests call the client is a router of the user's here, too.
+//! The machine that other tests call the client is a router of the user's here, too. In one test there is a router in place of the switch.
 
 use anyhow::{Context, Result, ensure};
 use bg_common::Colour;
@@ -66,7 +66,24 @@ impl Stage {
 
     pub(crate) fn of(lab: Lab, attach: &str) -> Result<Self> {
         let is_by_bridge = lab.router().is_none();
-        let user = beside(&lab, is_by_bridge)?;
+        let user = user(&lab, is_by_bridge)?;
+        beside(&lab, is_by_bridge)?;
+        Self::with(lab, user, attach)
+    }
+
+    /// Backends behind a router, by which their replies come, too: the edge forwards them as it does what is not for a VIP.
+    pub(crate) fn behind_a_router(attach: &str) -> Result<Self> {
+        let lab = Lab::wire(Fabric::Router)?;
+        let user = user(&lab, false)?;
+        for namespace in [&*lab.edge, lab.router().context("no router")?] {
+            for interface in namespace.interfaces()?.iter().map(String::as_str).chain(["all"]) {
+                namespace.sysctl(&format!("ipv4/conf/{interface}/rp_filter"), "0")?;
+            }
+        }
+        Self::with(lab, user, attach)
+    }
+
+    fn with(lab: Lab, user: Namespace, attach: &str) -> Result<Self> {
         let bgctl = lab.bgctl()?;
         bgctl.run(&[&["attach", "--mode", attach], lab.interfaces.as_slice()].concat())?;
         let (mut servers, mut sinks) = (Vec::new(), Vec::new());
@@ -130,8 +147,32 @@ impl Stage {
     }
 }
 
-/// Adds what the lab lacks: a way for replies that does not pass the edge, and a user behind the client.
-fn beside(lab: &Lab, is_by_bridge: bool) -> Result<Namespace> {
+/// Adds a user behind the client.
+fn user(lab: &Lab, is_by_bridge: bool) -> Result<Namespace> {
+    let client = lab.client.name();
+    let user = Namespace::create(lab.sandbox.id(), "user")?;
+    user.ip(&format!("link add eth0 type veth peer name inner netns {client}"))?;
+    user.ip("link set eth0 up")?;
+    lab.client.ip("link set inner up")?;
+    if !is_by_bridge {
+        user.run("ethtool -K eth0 tx off gro on")?;
+        lab.client.run("ethtool -K inner tx off gro on")?;
+    }
+    lab.client.sysctl("ipv4/ip_forward", "1")?;
+    lab.client.sysctl("ipv6/conf/all/forwarding", "1")?;
+    for (at, client) in [address::CLIENT_V4, address::CLIENT_V6].into_iter().enumerate() {
+        let (user_address, inner, link) = (USER[at], INNER[at], [30, 126][at]);
+        let version = family(inner);
+        lab.client.ip(&format!("address add {inner}/{link} dev inner {}", nodad(inner)))?;
+        user.ip(&format!("address add {user_address}/{link} dev eth0 {}", nodad(inner)))?;
+        user.ip(&format!("{version}route add default via {inner}"))?;
+        lab.edge.ip(&format!("{version}route add {user_address} via {client}"))?;
+    }
+    Ok(user)
+}
+
+/// Adds a way for replies that does not pass the edge.
+fn beside(lab: &Lab, is_by_bridge: bool) -> Result<()> {
     // The network of the backends is the switch's, or the bridge of the edge.
     let switch = if is_by_bridge { &lab.edge } else { lab.router().context("no switch")? };
     let client = lab.client.name();
@@ -143,32 +184,17 @@ fn beside(lab: &Lab, is_by_bridge: bool) -> Result<Namespace> {
         switch.run("ethtool -K beside tx off gro on")?;
         lab.client.run("ethtool -K side tx off gro on")?;
     }
-    let user = Namespace::create(lab.sandbox.id(), "user")?;
-    user.ip(&format!("link add eth0 type veth peer name inner netns {client}"))?;
-    user.ip("link set eth0 up")?;
-    lab.client.ip("link set inner up")?;
-    if !is_by_bridge {
-        user.run("ethtool -K eth0 tx off gro on")?;
-        lab.client.run("ethtool -K inner tx off gro on")?;
-    }
-    lab.client.sysctl("ipv4/ip_forward", "1")?;
-    lab.client.sysctl("ipv6/conf/all/forwarding", "1")?;
     for (at, side) in SIDE.into_iter().enumerate() {
-        let (user_address, inner, version) = (USER[at], INNER[at], family(side));
-        let (network, link) = if at == 0 { (16, 30) } else { (64, 126) };
+        let (network, version) = ([16, 64][at], family(side));
         lab.client.ip(&format!("address add {side}/{network} dev side {}", nodad(side)))?;
-        lab.client.ip(&format!("address add {inner}/{link} dev inner {}", nodad(inner)))?;
-        user.ip(&format!("address add {user_address}/{link} dev eth0 {}", nodad(inner)))?;
-        user.ip(&format!("{version}route add default via {inner}"))?;
         let clients = [[address::CLIENT_V4, address::TESTER_V4], [address::CLIENT_V6, address::TESTER_V6]][at];
-        lab.edge.ip(&format!("{version}route add {user_address} via {}", clients[0]))?;
         for backend in &lab.backends {
-            for to in clients.map(|client| client.to_string()).into_iter().chain([user_address.to_owned()]) {
+            for to in clients.map(|client| client.to_string()).into_iter().chain([USER[at].to_owned()]) {
                 backend.namespace.ip(&format!("{version}route add {to} via {side}"))?;
             }
         }
     }
-    Ok(user)
+    Ok(())
 }
 
 /// Has a backend unpack what the edge sends.

@@ -297,7 +297,7 @@ fn a_packet_that_is_yet_to_be_segmented_has_no_outer_checksum_and_may_be_long() 
 
 /// The ICMP error in a frame: type and code, the word behind, and the packet that it quotes.
 #[track_caller]
-fn error_in(case: Case, frame: &[u8]) -> ([u8; 2], u32, Vec<u8>) {
+pub(crate) fn error_in(case: Case, frame: &[u8]) -> ([u8; 2], u32, Vec<u8>) {
     assert_checksums(frame);
     let packet = packet_in(frame);
     let (header, from, to): (usize, IpAddr, IpAddr) = if packet[0] >> 4 == 4 {

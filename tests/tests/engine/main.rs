@@ -35,6 +35,7 @@ mod mirror_answers;
 mod mirror_ways;
 mod packets;
 mod receipts;
+mod relay;
 mod resets;
 mod second_chance;
 mod switches;

@@ -16,8 +16,8 @@ use bg_ebpf::{
         row::FlowRef,
         table::{find, insert, replace},
     },
-    path::slow::mark,
-    process, process_direct, process_icmp, room_for_error, room_for_outer,
+    path::{relay, slow::mark},
+    process, process_direct, process_icmp, process_relayed, room_for_error, room_for_outer,
     step::Step,
     turn_into_error, turn_into_reset,
     wire::packet::Packet,
@@ -210,8 +210,16 @@ impl Host {
         self.copies.borrow_mut().clear();
         let mut bytes = frame.to_vec();
         let about = Frame { direction, len: frame.len() };
+        let mut is_relayed = false;
         let verdict = on(&mut bytes, |packet, writer| match process(packet, about, self, writer) {
-            Verdict::ICMP => process_icmp(packet, about, self, writer),
+            Verdict::ICMP => match process_icmp(packet, about, self, writer) {
+                Verdict::PASS if direction == Direction::Ingress => {
+                    let verdict = process_relayed(packet, about, self);
+                    is_relayed = verdict.action() == Action::Resolve;
+                    verdict
+                }
+                verdict => verdict,
+            },
             verdict => verdict,
         });
         let is_direct = verdict == Verdict::DIRECT;
@@ -224,6 +232,13 @@ impl Host {
             Action::Redirect | Action::Resolve if is_direct => {
                 bytes.splice(14..14, vec![0; room_for_outer(self).expect("it was decided on")]);
                 on(&mut bytes, |packet, writer| write_outer(packet, self, writer))
+            }
+            _ if is_relayed => {
+                let room = relay::room(self).expect("it was decided on");
+                bytes.truncate(room.kept);
+                bytes.splice(14..14, vec![0; room.inserted]);
+                bytes.drain(14..14 + room.cut);
+                on(&mut bytes, |packet, writer| relay::write(packet, self, writer))
             }
             Action::Unreachable | Action::TooBig | Action::TimeExceeded => {
                 let room = on(&mut bytes, |packet, _| room_for_error(packet)).expect("it was read before");
