@@ -24,13 +24,14 @@ use crate::{
     net::{self, Interface},
     pins,
     running::tester_key,
+    sys::detach_link,
 };
 
 /// The object that the build script has embedded; empty if there was none.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/decap.bpf.o"));
 
 /// The program.
-const PROGRAM: &str = "decap";
+pub(crate) const PROGRAM: &str = "decap";
 
 /// Of which deployment the keys of the maps are: of none.
 const NO_DEPLOYMENT: u16 = 0;
@@ -88,18 +89,31 @@ pub fn decap_attach(paths: &Paths, request: &DecapRequest) -> Result<Vec<Decapsu
 
 /// No longer unpacks packets on these interfaces. Returns their names.
 pub fn decap_detach(paths: &Paths, names: &[String]) -> Result<Vec<String>, Error> {
-    let directory = directory(paths);
-    for name in names {
-        let pin = directory.join(name);
-        if !pin.exists() {
-            let what = format!("nothing is unpacked on {name}: there is no {}", pin.display());
-            return Err(Error::Unrepresentable { what });
-        }
+    let pins = names.iter().map(|name| pin_of(paths, name)).collect::<Result<Vec<_>, _>>()?;
+    for pin in pins {
+        // Else the kernel would detach it some time later. A link whose interface is gone is detached already.
+        let _ = detach_link(&pin);
+        pins::remove(&pin)?;
     }
-    names.iter().try_for_each(|name| pins::remove(&directory.join(name)))?;
     // Others may be in it.
-    let _ = fs::remove_dir(&directory);
+    let _ = fs::remove_dir(directory(paths));
     Ok(names.to_vec())
+}
+
+/// The names of the interfaces on which packets are unpacked, or were.
+pub(crate) fn pins_of(paths: &Paths) -> Result<Vec<String>, Error> {
+    let pins = pins::entries(&directory(paths))?;
+    Ok(pins.iter().filter_map(|pin| Some(pin.file_name()?.to_str()?.to_owned())).collect())
+}
+
+/// The pin of the link on an interface.
+pub(crate) fn pin_of(paths: &Paths, name: &str) -> Result<PathBuf, Error> {
+    let pin = directory(paths).join(name);
+    if pin.exists() {
+        return Ok(pin);
+    }
+    let what = format!("nothing is unpacked on {name}: there is no {}", pin.display());
+    Err(Error::Unrepresentable { what })
 }
 
 /// The directory of the pins.

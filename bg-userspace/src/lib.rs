@@ -38,6 +38,7 @@ mod attach;
 mod condition;
 pub mod config;
 mod decap;
+mod decap_status;
 pub mod doctor;
 mod drain;
 mod draining;
@@ -102,6 +103,7 @@ pub use attach::{
 pub use bg_common::{Colour, MAX_BACKENDS, MAX_SERVICES, Mode, Protocol};
 pub use condition::{Condition, Share};
 pub use decap::{DecapMode, DecapRequest, Decapsulating, decap_attach, decap_detach};
+pub use decap_status::{DecapStatus, decap_status};
 pub use draining::{DrainRequest, Drained, FlowsLeft};
 pub use dry_run::{DryRun, InFlight, ServiceFates, TableUse, TablesUse, TargetBackend, WindowOutlook, Would};
 pub use error::{Error, ErrorClass, Refusal, Room};

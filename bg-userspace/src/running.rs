@@ -384,7 +384,8 @@ pub(crate) fn unsettled_key(deployment: u16) -> Key<TesterKey> {
     Key::new(TesterKey::PREFIX_BITS, TesterKey { deployment: u32::from(deployment).to_be(), family: NO_FAMILY, addr })
 }
 
-fn prefix_of(key: Key<TesterKey>) -> (u16, Prefix) {
+/// The deployment and the prefix of a key.
+pub(crate) fn prefix_of(key: Key<TesterKey>) -> (u16, Prefix) {
     let data = key.data();
     let family = Family::from_u8(u32::from_be(data.family) as u8).unwrap_or(Family::V4);
     let len = key.prefix_len().saturating_sub(TesterKey::PREFIX_BITS) as u8;

@@ -3,7 +3,10 @@
 use crate::stage::Stage;
 use anyhow::Result;
 use bg_common::Colour;
-use bg_tests::{HTTP_PORT, address, load::KeepAlive};
+use bg_tests::{
+    HTTP_PORT, address,
+    load::{Fresh, KeepAlive},
+};
 use std::{net::SocketAddr, time::Duration};
 
 /// A condition cannot judge what passes elsewhere, a drain ends with the clients' last segments, and a cut resets both ends.
@@ -72,5 +75,51 @@ fn settings_are_shown_explained_and_changed_in_place() -> Result<()> {
     let shown = stage.bgctl.run(&["show"])?;
     let again = stage.bgctl.try_run(&["plan", "-c", &stage.bgctl.write_config(&shown)?])?;
     assert_eq!(again.status.code(), Some(0), "{}", String::from_utf8_lossy(&again.stdout));
+    Ok(())
+}
+
+/// `decap status` tells what was unpacked and what was not, and which addresses are newer than the program.
+#[test]
+fn a_backend_tells_what_it_unpacks() -> Result<()> {
+    let stage = Stage::new("native")?;
+    stage.bgctl.apply(&stage.deployment("shop", &Stage::services("gue", Some(false))))?;
+    let backend = &stage.lab.backends[0];
+    let pins = stage.lab.sandbox.pin_root().join(backend.name);
+    let decap = |words: &str| {
+        let program = stage.bgctl.program().display();
+        backend.namespace.run(&format!("{program} decap {words} --pin-root {}", pins.display()))
+    };
+    let status = || {
+        let status: serde_json::Value = serde_json::from_str(&decap("status --json")?)?;
+        anyhow::Ok(status["interfaces"].clone())
+    };
+    let before = status()?;
+    assert_eq!(before.as_array().map(Vec::len), Some(1), "{before}");
+    assert_eq!(
+        (&before[0]["interface"], &before[0]["state"], &before[0]["gue_port"]),
+        (&"eth0".into(), &"attached".into(), &6080.into()),
+        "{before}"
+    );
+    let from = [format!("{}/32", address::BACK_V4), format!("{}/128", address::BACK_V6)];
+    assert_eq!(before[0]["from"], serde_json::json!(from), "{before}");
+    assert_eq!((&before[0]["unknown_addresses"], &before[0]["congested"]), (&serde_json::json!([]), &0.into()));
+    let vip = SocketAddr::new(address::VIP_V4, HTTP_PORT);
+    // Of so many connections some go to this backend.
+    let fresh = Fresh { clients: 2, pause: Duration::from_millis(1) }.start(&stage.lab.client, vip)?;
+    fresh.wait_for(60)?;
+    assert_eq!(fresh.finish()?.failures, 0);
+    let unpacked = |status: &serde_json::Value| status[0]["unpacked"].as_u64().unwrap_or(0);
+    let after = status()?;
+    assert!(unpacked(&after) > unpacked(&before) + 10, "{after}");
+
+    backend.namespace.ip("address add 203.0.113.99/32 dev lo")?;
+    assert_eq!(status()?[0]["unknown_addresses"], serde_json::json!(["203.0.113.99"]));
+    assert!(decap("status eth0")?.contains("203.0.113.99; attach again"));
+    decap("attach eth0 --from 10.99.0.0/16")?;
+    let again = status()?;
+    assert_eq!((&again[0]["unknown_addresses"], unpacked(&again)), (&serde_json::json!([]), 0));
+    decap("detach eth0")?;
+    assert_eq!(status()?, serde_json::json!([]));
+    assert!(decap("status eth0").is_err() && decap("detach eth0").is_err(), "nothing is there");
     Ok(())
 }

@@ -300,6 +300,7 @@ pub(crate) const PAGES: &[Page] = &[
         examples: &[
             ("bgctl decap attach eth0", "unpack what neighbours send"),
             ("bgctl decap attach eth0 --from 10.9.0.0/24,2001:db8:9::/64", "unpack what comes from these prefixes"),
+            ("bgctl decap status", "show what was unpacked, and what passed"),
             ("bgctl decap detach eth0", "unpack no longer"),
         ],
         exit: &[DONE, FAILED, USAGE],

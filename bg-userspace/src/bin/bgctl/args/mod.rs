@@ -267,11 +267,11 @@ pub(crate) struct Detach {
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Decap {
-    /// Whether to begin or to end
+    /// What to do
     #[arg(value_enum)]
     pub(crate) what: DecapWhat,
     /// Interfaces on which encapsulated packets arrive
-    #[arg(value_name = "IFACE", required = true, add = ArgValueCandidates::new(complete::interfaces))]
+    #[arg(value_name = "IFACE", required_if_eq_any([("what", "attach"), ("what", "detach")]), add = ArgValueCandidates::new(complete::interfaces))]
     pub(crate) interfaces: Vec<String>,
     /// Unpack packets from these sources alone [default: the networks that the interface is connected to]
     #[arg(long, value_name = "PREFIX", value_delimiter = ',')]
@@ -291,6 +291,8 @@ pub(crate) enum DecapWhat {
     Attach,
     /// Unpack no longer
     Detach,
+    /// Show what was unpacked; without IFACE, on all interfaces
+    Status,
 }
 
 /// The modes of XDP.
