@@ -123,3 +123,33 @@ fn a_backend_tells_what_it_unpacks() -> Result<()> {
     assert!(decap("status eth0").is_err() && decap("detach eth0").is_err(), "nothing is there");
     Ok(())
 }
+
+/// The kernel looks up no route for packets of an interface that does not forward.
+#[test]
+fn without_forwarding_packets_are_counted_and_doctor_says_so() -> Result<()> {
+    let stage = Stage::new("native")?;
+    let config = stage.deployment("shop", &Stage::services("ipip", Some(false)));
+    stage.bgctl.apply(&config)?;
+    let file = stage.bgctl.write_config(&config)?;
+    let vip = SocketAddr::new(address::VIP_V4, HTTP_PORT);
+    let connect =
+        || stage.lab.client.enter(|| std::net::TcpStream::connect_timeout(&vip, Duration::from_millis(500)).is_ok());
+    let says_so = || {
+        let findings = stage.bgctl.try_run(&["doctor", "-c", &file])?;
+        anyhow::Ok(String::from_utf8_lossy(&findings.stdout).contains("no packet would be sent on to an IPv4 backend"))
+    };
+    assert!(connect()? && !says_so()?);
+    stage.lab.edge.sysctl("ipv4/ip_forward", "0")?;
+    let start = std::time::Instant::now();
+    // A route that was found before is trusted for a moment.
+    while stage.bgctl.json(&["status"])?["drops"]["no_way"].as_u64() == Some(0) {
+        anyhow::ensure!(start.elapsed() < Duration::from_secs(30), "packets are still sent on");
+        connect()?;
+    }
+    assert!(says_so()?);
+    stage.lab.edge.sysctl("ipv4/ip_forward", "1")?;
+    while !connect()? {
+        anyhow::ensure!(start.elapsed() < Duration::from_secs(60), "packets are not sent on again");
+    }
+    Ok(())
+}
