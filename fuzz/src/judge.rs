@@ -113,6 +113,11 @@ impl Case<'_> {
             return;
         }
         assert!(look::is_whole(&after.frame), "lengths do not fit each other: {:02x?}", after.frame);
+        if before.protocol == look::UDP {
+            // Zero is "none" (RFC 768).
+            let is_none = |frame: &[u8]| frame[before.l4 + 6..before.l4 + 8] == [0, 0];
+            assert_eq!(is_none(self.frame), is_none(&after.frame), "whether there is a checksum");
+        }
         let ([from, to], [new_from, new_to]) = (before.ends().expect("ends"), look.ends().expect("ends"));
         // As it is, to a backend that has the virtual address itself.
         let is_same = new_to == to && self.is_vip(to, before.protocol);
@@ -152,7 +157,11 @@ impl Case<'_> {
         assert_eq!(inner.hop_limit, before.hop_limit - 1, "inner hops");
         let header = outer.l4 - outer.l3;
         assert!(outer.dst.is_ipv6() || look::header_sum(&after[14..14 + header]), "the outer header's checksum");
-        if matches!(room, 32 | 52) && look::sums(old) == Some(true) {
+        // The outer sum is told from the inner one, which does not cover bytes behind the end of a datagram. Few send such a packet, and
+        // it is lost at a backend with an IPv6 address. A datagram that fills its packet is what it is meant for.
+        let fills = before.protocol != look::UDP
+            || old[before.l4 - 10..before.l4 - 8] == ((14 + before.len - before.l4) as u16).to_be_bytes();
+        if matches!(room, 32 | 52) && fills && look::sums(old) == Some(true) {
             assert_eq!(look::sums(&after[14..]), Some(true), "the outer UDP checksum");
         }
     }

@@ -118,7 +118,8 @@ impl<'a> Feeder<'a> {
     }
 
     fn end(self, start: Instant) -> Result<Fed, Failure> {
-        fs::remove_file(&self.kept)?;
+        // Another run of the same target may have removed it.
+        let _ = fs::remove_file(&self.kept);
         Ok(Fed { fed: self.fed.get(), inputs: self.inputs.get(), time: start.elapsed() })
     }
 }

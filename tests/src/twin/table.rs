@@ -62,9 +62,12 @@ impl<K: Key> Memory<K> for FlowMemory<K> {
 
     #[inline(always)]
     fn bucket(&self, index: u32) -> Option<RawWords> {
-        let first = self.words.get(index as usize * WAYS as usize * K::ROW)?;
-        // SAFETY: a bucket of words begins here, which are accessed by the table alone, on one thread.
-        Some(unsafe { RawWords::new(first.get()) })
+        let size = WAYS as usize * K::ROW;
+        let bucket = self.words.get(index as usize * size..)?.get(..size)?;
+        // Of all its words, not of the first one alone.
+        let words = UnsafeCell::raw_get(bucket.as_ptr());
+        // SAFETY: they are accessed by the table alone, on one thread.
+        Some(unsafe { RawWords::new(words) })
     }
 
     #[inline(always)]

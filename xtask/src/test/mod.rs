@@ -4,7 +4,7 @@ mod conflicts;
 mod programs;
 
 use crate::{
-    budget, build_ebpf, fuzz, package,
+    budget, build_ebpf, fuzz, miri, package,
     process::{can_be_root, is_root, run as run_command, say},
     setup, toolchain, workspace,
 };
@@ -57,6 +57,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 
     step("fuzzing");
     fuzz::bounded(args.full)?;
+    if args.full {
+        step("miri");
+        miri::run()?;
+    }
 
     step("bgctl");
     run_command(cargo_with_object().args(["build", "--release", "--package", "bg-userspace"]))?;

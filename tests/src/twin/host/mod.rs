@@ -248,8 +248,8 @@ impl Host {
             }
             _ => Some(()),
         };
-        // Frames to a group are not answered, but dropped.
-        assert!(written.is_some() || frame[0] & 1 != 0, "it was read before");
+        // Frames to a group are not answered, but dropped. No frame may come from one (IEEE 802.3, section 3.2.3).
+        assert!(written.is_some() || (frame[0] | frame[6]) & 1 != 0, "it was read before: {action:?} of {frame:02x?}");
         let action = if written.is_some() { action } else { Action::Drop };
         assert!(
             self.live_reads.borrow().values().all(|&reads| reads == 1),
