@@ -62,10 +62,12 @@ impl<K: Key> Memory<K> for FlowMemory<K> {
 
     #[inline(always)]
     fn bucket(&self, index: u32) -> Option<RawWords> {
-        let size = WAYS as usize * K::ROW;
-        let bucket = self.words.get(index as usize * size..)?.get(..size)?;
-        // Of all its words, not of the first one alone.
-        let words = UnsafeCell::raw_get(bucket.as_ptr());
+        let first = index as usize * WAYS as usize * K::ROW;
+        if first >= self.words.len() {
+            return None;
+        }
+        // Of all words, not of the first one alone. SAFETY: it is one of them, and buckets are whole.
+        let words = UnsafeCell::raw_get(unsafe { self.words.as_ptr().add(first) });
         // SAFETY: they are accessed by the table alone, on one thread.
         Some(unsafe { RawWords::new(words) })
     }
