@@ -21,6 +21,7 @@ mod instant;
 mod live;
 pub mod load;
 pub mod machine;
+pub mod megabyte;
 mod neighbour;
 mod netns;
 mod new_flows;

@@ -10,21 +10,12 @@
 
 use anyhow::{Context, Result, ensure};
 use bg_tests::{
-    Backend, Fabric, HTTP_PORT, Hop, Lab, Namespace, Offloads, Worker, address,
+    Fabric, HTTP_PORT, Hop, Lab, Namespace, Offloads, Worker, address,
     config::{http_vip, shop_alone, udp_vip},
-    trace,
+    megabyte, trace,
 };
-use std::{
-    io::{Read, Write},
-    net::{IpAddr, Shutdown, SocketAddr, TcpStream},
-    time::{Duration, Instant},
-};
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpListener,
-};
+use std::{net::SocketAddr, time::Duration};
 
-const MEGABYTE: usize = 1_000_000;
 const MTU: u32 = 1300;
 /// A sender that is not told of the narrow link sends the same again, until it gives up.
 const STALL: Duration = Duration::from_secs(4);
@@ -77,7 +68,9 @@ impl Far {
             user.ip(&format!("{version}route add default via {inner}"))?;
             lab.edge.ip(&format!("{version}route add {user_address} via {client}"))?;
         }
-        let sinks = lab.backends.iter().flat_map(|backend| backend.addresses.map(|address| sink(backend, address)));
+        let sinks = lab.backends.iter().flat_map(|backend| {
+            backend.addresses.map(|address| megabyte::sink(&backend.namespace, SocketAddr::new(address, HTTP_PORT)))
+        });
         let sinks = sinks.collect::<Result<_>>()?;
         let bgctl = lab.bgctl()?;
         bgctl.run(&[&["attach", "--mode", attach], lab.interfaces.as_slice()].concat())?;
@@ -128,46 +121,12 @@ impl Far {
     /// Sends a megabyte to each VIP and takes one back, without a stall.
     fn a_megabyte_goes_both_ways(&self) -> Result<()> {
         for vip in [address::VIP_V4, address::VIP_V6] {
-            let took = self.user.enter(|| both_ways(http_vip(vip)))?;
+            let took = self.user.enter(|| megabyte::both_ways(http_vip(vip)))?;
             let took = took.with_context(|| vip.to_string())?;
             ensure!(took < STALL, "{vip} took {took:?}");
         }
         Ok(())
     }
-}
-
-/// Takes a megabyte of each connection and gives one back.
-fn sink(backend: &Backend, address: IpAddr) -> Result<Worker> {
-    let listener = backend.namespace.enter(|| std::net::TcpListener::bind((address, HTTP_PORT)))??;
-    listener.set_nonblocking(true)?;
-    Worker::spawn(&backend.namespace, async move |mut stop| {
-        let listener = TcpListener::from_std(listener)?;
-        loop {
-            let (mut stream, _) = tokio::select! {
-                accepted = listener.accept() => accepted?,
-                () = stop.wait() => return Ok(()),
-            };
-            tokio::spawn(async move {
-                let mut megabyte = vec![0; MEGABYTE];
-                // A connection that fails is the client's to complain of.
-                if stream.read_exact(&mut megabyte).await.is_ok() {
-                    let _ = stream.write_all(&megabyte).await;
-                }
-            });
-        }
-    })
-}
-
-fn both_ways(vip: SocketAddr) -> Result<Duration> {
-    let begun = Instant::now();
-    let mut stream = TcpStream::connect_timeout(&vip, Duration::from_secs(5))?;
-    stream.set_write_timeout(Some(Duration::from_secs(5)))?;
-    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-    let mut megabyte = vec![0; MEGABYTE];
-    stream.write_all(&megabyte).context("to the backend")?;
-    stream.read_exact(&mut megabyte).context("from the backend")?;
-    stream.shutdown(Shutdown::Both).ok();
-    Ok(begun.elapsed())
 }
 
 fn behind_a_router(attach: &str) -> Result<Far> {

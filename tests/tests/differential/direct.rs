@@ -2,6 +2,7 @@
 //! those that explain.
 
 use super::*;
+use crate::routes::text;
 use bg_common::Mode;
 use bg_tests::{
     frames::ErrorSpec,

@@ -6,6 +6,7 @@
 mod direct;
 mod explain;
 mod packets;
+mod routes;
 mod switches;
 
 use bg_common::{Cause, Colour, Event, NO_BACKEND, NextHop, Protocol, Timing, Trips};
@@ -20,12 +21,9 @@ use packets::{
     scenario, spec,
 };
 use proptest::{prelude::*, sample::select, test_runner::TestRunner};
+use routes::{DMAC, SMAC, lay_routes, mac};
 use std::{cell::RefCell, net::SocketAddr};
 use switches::{Ending, Instant, Queue};
-
-/// The next hop of [`ROUTED`].
-const DMAC: [u8; 6] = [2, 0, 0, 0, 0, 0x77];
-const SMAC: [u8; 6] = [6, 0, 0, 0, 0, 1];
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -349,30 +347,6 @@ fn leaves_a_down_colour(host: &Host) -> bool {
         }
     }
     leaves && table.is_some_and(|table| host.scenario.maglev[table.base as usize] == NO_BACKEND)
-}
-
-/// Has the kernel's routes say the same as the host engine's world.
-fn lay_routes() -> anyhow::Result<()> {
-    run(&format!("ip link add out index {OUT} type veth peer name far"))?;
-    run(&format!("ip link set out address {}", text(SMAC)))?;
-    for line in ["ip link set lo up", "ip link set far up", "ip link set out up"] {
-        run(line)?;
-    }
-    std::fs::write("/proc/sys/net/ipv4/ip_forward", "1")?;
-    std::fs::write("/proc/sys/net/ipv6/conf/all/forwarding", "1")?;
-    for address in ROUTED {
-        run(&format!("ip route replace {address} dev out"))?;
-        run(&format!("ip neigh replace {address} lladdr {} dev out nud permanent", text(DMAC)))?;
-    }
-    Ok(())
-}
-
-fn mac([a, b, c, d, e, f]: [u8; 6]) -> u64 {
-    u64::from_le_bytes([a, b, c, d, e, f, 0, 0])
-}
-
-fn text(mac: [u8; 6]) -> String {
-    mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 
 fn rows() -> impl Iterator<Item = (u16, u8)> {

@@ -1,8 +1,8 @@
 //! What leaves the edge, as tshark sees it: no bad checksum, no malformed packet, none too long.
 
-use crate::stage::{MEGABYTE, SINK_PORT, Stage, VIPS, WAYS};
+use crate::stage::{SINK_PORT, Stage, VIPS, WAYS};
 use anyhow::{Context, Result, ensure};
-use bg_tests::{Fabric, HTTP_PORT, Lab, Process, UDP_PORT, load::Echo, load::Fresh, run};
+use bg_tests::{Fabric, HTTP_PORT, Lab, Process, UDP_PORT, load::Echo, load::Fresh, megabyte::MEGABYTE, run};
 use std::{
     fs,
     io::{Read as _, Write as _},

@@ -1,13 +1,9 @@
 //! Links that are narrower than both ends of a connection know: whoever can tell tells, and nobody waits for a timer.
 
-use crate::stage::{MEGABYTE, SINK_PORT, Stage, USER, VIPS, WAYS, family};
+use crate::stage::{SINK_PORT, Stage, USER, VIPS, WAYS, family};
 use anyhow::{Context, Result, ensure};
-use bg_tests::address;
-use std::{
-    io::{Read as _, Write as _},
-    net::{Shutdown, SocketAddr, TcpStream},
-    time::{Duration, Instant},
-};
+use bg_tests::{address, megabyte};
+use std::{net::SocketAddr, time::Duration};
 
 /// The narrow link.
 #[derive(Clone, Copy, Debug)]
@@ -17,18 +13,6 @@ enum Link {
     OfClients,
     /// From the edge to the backends.
     OfEdge,
-}
-
-fn both_ways(vip: SocketAddr) -> Result<Duration> {
-    let begun = Instant::now();
-    let mut stream = TcpStream::connect_timeout(&vip, Duration::from_secs(5))?;
-    stream.set_write_timeout(Some(Duration::from_secs(5)))?;
-    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-    let mut megabyte = vec![0; MEGABYTE];
-    stream.write_all(&megabyte).context("to the backend")?;
-    stream.read_exact(&mut megabyte).context("from the backend")?;
-    stream.shutdown(Shutdown::Both).ok();
-    Ok(begun.elapsed())
 }
 
 fn narrow(stage: &Stage, link: Link) -> Result<()> {
@@ -63,7 +47,7 @@ fn through_narrow_links(attach: &str) -> Result<()> {
                 // A connection before has told the client what fits.
                 let _ = stage.user.run("ip route flush cache");
                 let _ = stage.user.run("ip -6 route flush cache");
-                let took = stage.user.enter(|| both_ways(SocketAddr::new(vip, SINK_PORT)))?;
+                let took = stage.user.enter(|| megabyte::both_ways(SocketAddr::new(vip, SINK_PORT)))?;
                 let took = took.with_context(|| format!("{attach}, {link:?}, {mode}, {vip}, {is_of_v6:?}"))?;
                 ensure!(took < Duration::from_secs(2), "{attach}, {link:?}, {mode}, {vip}, {is_of_v6:?}: {took:?}");
                 println!("{attach}, {link:?}, {mode}, {vip}, {is_of_v6:?}: {took:?}");
@@ -89,7 +73,7 @@ fn through_a_narrow_link_behind_a_router(attach: &str) -> Result<()> {
         for vip in VIPS {
             let _ = stage.user.run("ip route flush cache");
             let _ = stage.user.run("ip -6 route flush cache");
-            let took = stage.user.enter(|| both_ways(SocketAddr::new(vip, SINK_PORT)))?;
+            let took = stage.user.enter(|| megabyte::both_ways(SocketAddr::new(vip, SINK_PORT)))?;
             let took = took.with_context(|| format!("{attach}, {mode}, {vip}, {is_of_v6:?}"))?;
             ensure!(took < Duration::from_secs(2), "{attach}, {mode}, {vip}, {is_of_v6:?}: {took:?}");
             println!("{attach}, behind a router, {mode}, {vip}, {is_of_v6:?}: {took:?}");

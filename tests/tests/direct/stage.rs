@@ -9,14 +9,9 @@
 
 use anyhow::{Context, Result, ensure};
 use bg_common::Colour;
-use bg_tests::{Backend, Bgctl, Fabric, HTTP_PORT, Lab, Namespace, Server, UDP_PORT, Worker, address};
+use bg_tests::{Backend, Bgctl, Fabric, HTTP_PORT, Lab, Namespace, Server, UDP_PORT, Worker, address, megabyte};
 use std::net::{IpAddr, SocketAddr};
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpListener,
-};
 
-pub(crate) const MEGABYTE: usize = 1_000_000;
 /// Where the backends take a megabyte and give one back.
 pub(crate) const SINK_PORT: u16 = 9000;
 pub(crate) const VIPS: [IpAddr; 2] = [address::VIP_V4, address::VIP_V6];
@@ -96,7 +91,7 @@ impl Stage {
             decap(&bgctl, &lab, backend)?;
             servers.push(Server::start(&backend.namespace, &backend.says(), &VIPS)?);
             for vip in VIPS {
-                sinks.push(sink(&backend.namespace, vip)?);
+                sinks.push(megabyte::sink(&backend.namespace, SocketAddr::new(vip, SINK_PORT))?);
             }
         }
         Ok(Self { _servers: servers, _sinks: sinks, user, bgctl, lab })
@@ -208,26 +203,4 @@ fn decap(bgctl: &Bgctl, lab: &Lab, backend: &Backend) -> Result<()> {
         pins.display()
     );
     backend.namespace.run(&line).map(|_| ())
-}
-
-/// Takes a megabyte of each connection and gives one back.
-fn sink(namespace: &Namespace, address: IpAddr) -> Result<Worker> {
-    let listener = namespace.enter(|| std::net::TcpListener::bind((address, SINK_PORT)))??;
-    listener.set_nonblocking(true)?;
-    Worker::spawn(namespace, async move |mut stop| {
-        let listener = TcpListener::from_std(listener)?;
-        loop {
-            let (mut stream, _) = tokio::select! {
-                accepted = listener.accept() => accepted?,
-                () = stop.wait() => return Ok(()),
-            };
-            tokio::spawn(async move {
-                let mut megabyte = vec![0; MEGABYTE];
-                // A connection that fails is the client's to complain of.
-                if stream.read_exact(&mut megabyte).await.is_ok() {
-                    let _ = stream.write_all(&megabyte).await;
-                }
-            });
-        }
-    })
 }
