@@ -91,9 +91,9 @@ pub struct Timing {
     pub cause: u8,
     /// [`Conditions`](crate::Conditions) that take the word back while it is timed; those that have, if that is the cause.
     pub conditions: u8,
-    /// The first byte is the colour that was kept when this generation was made, so that it outlives ties, cancelled ramps and what is taken back:
-    /// 0 unknown, 1 blue, 2 green, 3 neither. The second is the colour to which a rollback went before this generation, for one that takes back a
-    /// schedule. The data path reads neither. The others are always zero.
+    /// What was kept when this generation was made, so that it outlives ties, cancelled ramps and what is taken back. The first byte is the colour: 0 unknown,
+    /// 1 blue, 2 green. The second is the last change then: 1 of the share, 2 of the colour, 3 back. The third is 1 if the other colour was kept before, and
+    /// nothing has gone back from it since. The last is always zero. The data path reads none of them.
     pub kept: [u8; 4],
 }
 

@@ -64,6 +64,7 @@ mod index;
 mod instance;
 mod interface_list;
 mod json;
+mod kept;
 mod kept_gates;
 mod kept_listeners;
 mod live;

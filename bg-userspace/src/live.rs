@@ -125,20 +125,6 @@ impl Reading {
         Moment { generation: self.generation, live: self.word.live() }
     }
 
-    /// The state that outlives a reboot: a switch that waits for its confirmation does not.
-    pub(crate) fn lasting(&self) -> Moment {
-        let live = if self.confirm_by().is_some() { self.word.previous() } else { self.word.live() };
-        Moment { live, ..self.moment() }
-    }
-
-    /// The state that outlives a reboot once the last generation has taken effect, and when that is. `None` if it has, or if it will need a
-    /// confirmation.
-    pub(crate) fn scheduled(&self) -> Option<(Moment, u64, ClockId)> {
-        let Timing { activate_at, ramp, window, clock, .. } = self.timing;
-        let then = Moment { live: self.stored.live(), ..self.moment() };
-        (self.is_pending() && window == 0).then_some((then, activate_at + ramp, ClockId::from_u8(clock)))
-    }
-
     /// The word in force, with the number of the last generation.
     pub(crate) fn shown(&self) -> LiveWord {
         let word = self.word;
@@ -201,11 +187,6 @@ impl Reading {
     pub(crate) fn is_taken_back(&self) -> bool {
         matches!(self.cause(), Cause::Expired | Cause::Tripped)
     }
-
-    /// Whether the last generation took a switch back.
-    pub(crate) fn is_rolled_back(&self) -> bool {
-        self.is_taken_back() || self.cause() == Cause::Rollback
-    }
 }
 
 impl Words {
@@ -221,12 +202,13 @@ impl Words {
     }
 }
 
-/// The timing of a word. Packets note nothing about what was kept, so a generation that takes one back has what that one had noted.
+/// The timing of a word. Packets note nothing about what was kept, so a generation that takes one back has what that one had noted, until
+/// a process [writes it down](crate::switch).
 pub(crate) fn noted(word: LiveWord, timings: &[Timing; 2]) -> Timing {
     let (own, other) = (timings[word.terms_slot()], timings[1 - word.terms_slot()]);
     let takes_back = matches!(Cause::from_u8(own.cause), Cause::Expired | Cause::Tripped);
     let is_before = own.generation == word.generation() && other.generation == word.generation().wrapping_sub(1);
-    if takes_back && is_before { Timing { kept: other.kept, ..own } } else { own }
+    if takes_back && is_before && own.kept == [0; 4] { Timing { kept: other.kept, ..own } } else { own }
 }
 
 /// The colour that gets most new flows; none if both get the same.

@@ -178,10 +178,10 @@ impl Running {
         self.names.get(&index).map(String::as_str)
     }
 
-    /// The live word of a deployment.
-    pub(crate) fn word(&self, index: u16) -> LiveWord {
+    /// The live state of a deployment.
+    pub(crate) fn reading(&self, index: u16) -> Option<Reading> {
         let deployment = self.name_of(index).and_then(|name| self.deployments.get(name));
-        deployment.map(|deployment| deployment.word).unwrap_or_default()
+        deployment.map(|deployment| deployment.reading)
     }
 
     fn read_deployments(&mut self, words: &Words, tables: &Tables) -> Result<(), Error> {

@@ -86,12 +86,12 @@ fn set_first_words(
     for (deployment, index) in begun {
         let row = usize::from(*index);
         let name = &deployment.wanted.name;
-        let word = |index: u16| work.words.reading(index, 0).shown();
-        let beginning = Beginning::of(deployment.wanted, work.running, word, recalled.moment(name));
+        let reading = |index: u16| Some(work.words.reading(index, 0));
+        let beginning = Beginning::of(deployment.wanted, work.running, reading, recalled.moment(name));
         work.words.terms.write(row, &[SwitchTerms::default(); 2]);
         let is_rolled_back = match &beginning.because {
             Because::Initial => false,
-            Because::LastLive => recalled.deployments.get(name).is_some_and(|entry| entry.rolled_back),
+            Because::LastLive => recalled.is_rolled_back(name),
             // A renamed deployment keeps the mark of a rollback, which must not be undone by mistake.
             Because::TakenOver { from } => {
                 let mut from = from.iter().filter_map(|name| work.running.deployments.get(name));

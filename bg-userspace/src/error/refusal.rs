@@ -68,18 +68,18 @@ pub enum Refusal {
         /// Its live colour.
         live: &'static str,
     },
-    /// The last change was a rollback already, and the request does not show that its sender knows that.
+    /// The last change was a rollback already, or went away from what was not kept, and the request does not show that its sender knows that.
     #[error(
-        "the last change of deployment \"{deployment}\" was a rollback already: {live} is live since generation {generation}. To \
-         go back to {previous} anyway, name it (`bgctl rollback {deployment} {previous}`) or name the present generation \
+        "the last change of deployment \"{deployment}\" was a rollback already, or went away from what was not kept: {live} is kept at generation \
+         {generation}. To undo that anyway, name a colour (`bgctl rollback {deployment} {previous}`) or the present generation \
          (`bgctl rollback {deployment} --if-generation {generation}`)"
     )]
     RolledBackAlready {
         /// Its name.
         deployment: String,
-        /// Its live colour.
+        /// The colour that is kept.
         live: &'static str,
-        /// The colour that was live before.
+        /// The other one.
         previous: &'static str,
         /// Its generation.
         generation: u32,
@@ -201,9 +201,9 @@ pub enum Refusal {
         /// What follows for the switch, and the live colour.
         then: String,
     },
-    /// An apply has changed a deployment while its gates were asked.
+    /// An apply has changed a deployment while its gates were asked, or the gates that were given are not its own.
     #[error(
-        "an apply has changed deployment \"{deployment}\" since its gates were read, so they have judged something else; nothing was switched: switch again to ask those of now"
+        "an apply has changed deployment \"{deployment}\" since its gates were read, or these are not its gates; nothing was switched: switch again to ask those of now"
     )]
     ChangedMeanwhile {
         /// Its name.
@@ -217,19 +217,19 @@ pub enum Refusal {
         /// What has changed.
         why: String,
     },
-    /// A switch would go back, by itself, to one that was not kept.
+    /// A switch would go back, by itself, to one that was not kept, or leave new flows there until its time.
     #[error(
-        "deployment \"{deployment}\" has gates, and a switch that is not confirmed yet, to which this one would go back: confirm that one first (`bgctl confirm \
+        "deployment \"{deployment}\" has gates, and a switch that is not kept yet, to which this one would go back: confirm that one first (`bgctl confirm \
          {deployment}`) or roll it back (`bgctl rollback {deployment}`)"
     )]
     NotKeptYet {
         /// Its name.
         deployment: String,
     },
-    /// A split or a rollback would make a colour live that the gates have not judged.
+    /// A split would make another colour live than the one that is kept, or a rollback one that was not kept before either, and the gates have not judged that.
     #[error(
         "deployment \"{deployment}\" may have gates, and a {command} asks none, so it does not make {to} live: `bgctl switch {deployment} {to}` asks \
-         them. --skip-gates (`skip_gates` in the API) goes without, and the history tells that. A rollback to the colour that was live before asks none"
+         them. --skip-gates (`skip_gates` in the API) goes without, and the history tells that. A rollback that names neither a colour nor a generation is never refused for gates"
     )]
     GatesNotAsked {
         /// Its name.

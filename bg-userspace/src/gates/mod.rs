@@ -29,7 +29,7 @@ pub(crate) use self::watch::Watch;
 use crate::{
     Colour, ConfirmRequest, Error, FreezeWindow, Instance, Refusal, SwitchRequest, Switched, WindowSwitched,
     config::{Deployment, Gate, When},
-    switch::{Kind, returns_to_unkept},
+    switch::Kind,
 };
 
 /// Whether there are gates after the switch.
@@ -52,8 +52,11 @@ pub fn usual_window(gates: &[Gate]) -> Duration {
 /// With gates after the switch, this returns when it is confirmed or taken back. The time for the confirmation is that of the request, or
 /// [`usual_window`]. Blocks all the while, and says in `progress` what it does.
 ///
+/// `gates` are those of [`Instance::gates`], or none if the request skips them.
+///
 /// # Errors
-/// [`Refusal::GateFailed`] if a gate has failed. The old colour is live then, unless the text says otherwise.
+/// [`Refusal::GateFailed`] if a gate has failed. The old colour is live then, unless the text says otherwise. [`Refusal::ChangedMeanwhile`] if the deployment has
+/// other gates than these, or an apply has changed it meanwhile; an apply after the last look, just before the store, is not seen.
 pub fn switch(
     instance: &Instance,
     deployment: &str,
@@ -65,12 +68,13 @@ pub fn switch(
         refuse_new_gates(instance, deployment, request)?;
         return instance.switch(deployment, request).map(GatedSwitch::without_gates);
     }
-    let mut passed = pass_before(instance, deployment, request, gates, progress)?;
-    if passed.is_there {
-        return instance.switch(deployment, &passed.request).map(GatedSwitch::without_gates);
-    }
     let within = request.confirm_within.or_else(|| has_after(gates).then(|| usual_window(gates)));
-    let request = SwitchRequest { confirm_within: within, ..passed.request };
+    let guarded = SwitchRequest { confirm_within: within, ..request.clone() };
+    let mut passed = pass_before(instance, deployment, &guarded, gates, progress)?;
+    let request = passed.request;
+    if passed.is_there {
+        return instance.switch(deployment, &request).map(GatedSwitch::without_gates);
+    }
     let switched = instance.switch(deployment, &request).map_err(|error| {
         if matches!(error, Error::NotRecorded { .. }) && has_after(gates) {
             let goes_back =
@@ -121,7 +125,14 @@ pub fn switch_in_window(
             refuse_new_gates(instance, deployment, request)?;
             None
         }
-        _ => Some(pass_before(instance, deployment, request, gates, progress)?.request),
+        _ => {
+            request.check_for_window()?;
+            // It is taken back at the end of the window, unless it is complete.
+            let within = window.max.clamp(SwitchRequest::LEAST_WINDOW, SwitchRequest::LONGEST);
+            let guarded = SwitchRequest { confirm_within: Some(within), ..request.clone() };
+            let passed = pass_before(instance, deployment, &guarded, gates, progress)?;
+            Some(SwitchRequest { confirm_within: None, ..passed.request })
+        }
     };
     instance.switch_in_window(deployment, judged.as_ref().unwrap_or(request), window)
 }
@@ -154,7 +165,7 @@ fn refuse_new_gates(instance: &Instance, deployment: &str, request: &SwitchReque
     Ok(())
 }
 
-/// Asks the gates before a switch.
+/// Asks the gates before a switch. `request` says whether it will wait for a confirmation.
 pub(crate) fn pass_before(
     instance: &Instance,
     deployment: &str,
@@ -167,19 +178,13 @@ pub(crate) fn pass_before(
     if judged.as_ref().is_none_or(|judged| judged.gates != gates) {
         return Err(changed_meanwhile(deployment));
     }
+    let request = &SwitchRequest { from_kept: true, ..request.clone() };
     let outlook = instance.outlook(deployment, index, request, Kind::Switch)?;
     let (from, to) = (outlook.from.moment(), outlook.asked.live());
     // If somebody else switches meanwhile, the gates have judged another state.
     let request = SwitchRequest { to: Some(to), if_generation: Some(from.generation), ..request.clone() };
     if !outlook.changes? {
         return Ok(Passed { request, reports: Vec::new(), is_there: true });
-    }
-    let waits = SwitchRequest {
-        confirm_within: request.confirm_within.or(has_after(gates).then_some(Duration::MAX)),
-        ..request.clone()
-    };
-    if returns_to_unkept(&waits, &outlook.from) {
-        return Err(Refusal::NotKeptYet { deployment: deployment.to_owned() }.into());
     }
     let ask = Ask { instance, deployment, from: to.other(), to, generation: from.generation };
     let mut reports = Vec::new();

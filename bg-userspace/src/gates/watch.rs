@@ -166,8 +166,8 @@ impl<'a> Watch<'a> {
     }
 }
 
-/// Looks until the switch is in effect, which may be before `begin` or after it, and returns when that was seen; `begin` if it was in effect from the first
-/// look on. `look` says whether it is, and nothing if nobody waits for it any more.
+/// Looks until the switch is in effect, which may be before `begin` or after it, and returns when that was seen; `begin`, if that has passed, if it was in effect from
+/// the first look on. `look` says whether it is, and nothing if nobody waits for it any more.
 fn effect(begin: Instant, mut look: impl FnMut() -> Option<bool>) -> Option<Instant> {
     let mut has_waited = false;
     while !look()? {
@@ -175,7 +175,7 @@ fn effect(begin: Instant, mut look: impl FnMut() -> Option<bool>) -> Option<Inst
         thread::sleep(pause(ahead, ahead));
         has_waited = true;
     }
-    Some(if has_waited { Instant::now() } else { begin })
+    Some(if has_waited { Instant::now() } else { begin.min(Instant::now()) })
 }
 
 /// How long not to look, if so much time is left to wait, and until the first gate is asked.
@@ -213,6 +213,8 @@ mod tests {
         let hour = Duration::from_secs(3600);
         let early = effect(begin + hour, answers(vec![Some(false), Some(true)])).expect("it waits");
         assert!(early < begin + hour / 2, "{:?}", early - begin);
+        let before_the_first_look = effect(begin + hour, answers(vec![Some(true)])).expect("it waits");
+        assert!(before_the_first_look < begin + hour / 2, "{:?}", before_the_first_look - begin);
     }
 
     #[test]

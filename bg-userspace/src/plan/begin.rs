@@ -12,6 +12,7 @@ use super::beginning::{Because, Beginning, ColourChange};
 use crate::{
     config::{Deployment, protocol_name},
     history::Moment,
+    live::{Reading, colour_of},
     running::{Running, service_key},
 };
 
@@ -19,39 +20,40 @@ use crate::{
 struct TakenOver<'a> {
     service: usize,
     from: &'a str,
-    word: LiveWord,
+    reading: Reading,
 }
 
 impl Beginning {
-    /// How `wanted` starts, if it does not run yet. `word` returns the live word of a running deployment by its index,
+    /// How `wanted` starts, if it does not run yet. `reading` returns the live state of a running deployment by its index,
     /// and `last` is the entry of this name in the state directory.
     pub(crate) fn of(
         wanted: &Deployment,
         running: &Running,
-        word: impl Fn(u16) -> LiveWord,
+        reading: impl Fn(u16) -> Option<Reading>,
         last: Option<Moment>,
     ) -> Self {
-        let taken_over = taken_over(wanted, running, word);
-        let newest = taken_over.iter().map(|taken| taken.word).max_by_key(|word| word.generation());
-        let same = |word: LiveWord| taken_over.iter().all(|taken| taken.word.live() == word.live());
-        if let Some(word) = newest.filter(|word| same(*word)) {
+        // Every generation except the first was preceded by the other colour. If that is none to go back to, the generation will say so.
+        let previous = |Moment { generation, live }| if generation > 1 { live.other() } else { live };
+        let taken_over = taken_over(wanted, running, reading);
+        let newest = taken_over.iter().map(|taken| taken.reading.lasting()).max_by_key(|then| then.generation);
+        let same = |then: Moment| taken_over.iter().all(|taken| taken.reading.lasting().live == then.live);
+        if let Some(then) = newest.filter(|then| same(*then)) {
             // Later than the entry of this name in the state directory, so that it replaces the entry.
             let after = last.map_or(1, |last| last.generation.saturating_add(1));
             let from: BTreeSet<&str> = taken_over.iter().map(|taken| taken.from).collect();
             return Self {
-                live: word.live(),
-                generation: word.generation().max(after),
+                live: then.live,
+                generation: then.generation.max(after),
                 because: Because::TakenOver { from: from.into_iter().map(str::to_owned).collect() },
-                previous: word.previous(),
+                previous: previous(then),
             };
         }
         match last {
-            Some(Moment { generation, live }) => Self {
-                live,
-                generation: generation.max(1),
+            Some(then) => Self {
+                live: then.live,
+                generation: then.generation.max(1),
                 because: Because::LastLive,
-                // Every generation except the first was preceded by the other colour.
-                previous: if generation > 1 { live.other() } else { live },
+                previous: previous(then),
             },
             None => {
                 let live = wanted.initial;
@@ -73,10 +75,13 @@ impl Beginning {
 
 /// The virtual addresses that change their live colour if `wanted` starts or continues with `becomes`.
 pub(crate) fn colour_changes(wanted: &Deployment, running: &Running, becomes: Colour) -> Vec<ColourChange> {
-    let taken_over = taken_over(wanted, running, |index| running.word(index));
-    let changes = taken_over.into_iter().filter(|taken| taken.word.live() != becomes);
+    let taken_over = taken_over(wanted, running, |index| running.reading(index));
+    // A share of one half is no colour that could change.
+    let live = |taken: &TakenOver<'_>| colour_of(taken.reading.word.target_share());
+    let changes = taken_over.into_iter().filter_map(|taken| Some((live(&taken)?, taken)));
     changes
-        .map(|taken| {
+        .filter(|(live, _)| *live != becomes)
+        .map(|(live, taken)| {
             let service = &wanted.services[taken.service];
             ColourChange {
                 deployment: wanted.name.clone(),
@@ -84,7 +89,7 @@ pub(crate) fn colour_changes(wanted: &Deployment, running: &Running, becomes: Co
                 vip: service.vip,
                 protocol: protocol_name(service.protocol),
                 from: taken.from.to_owned(),
-                live: taken.word.live(),
+                live,
                 becomes,
             }
         })
@@ -93,22 +98,24 @@ pub(crate) fn colour_changes(wanted: &Deployment, running: &Running, becomes: Co
 
 /// A deployment whose switch waits for its confirmation or its time, and from which `wanted` takes a virtual address over.
 pub(crate) fn interrupted<'a>(wanted: &'a Deployment, running: &'a Running) -> Option<&'a str> {
-    let taken_over = taken_over(wanted, running, |index| running.word(index));
-    taken_over.into_iter().map(|taken| taken.from).find(|from| {
-        let reading = running.deployments.get(*from).map(|deployment| &deployment.reading);
-        reading.is_some_and(|reading| reading.is_guarded() || reading.is_pending())
-    })
+    let taken_over = taken_over(wanted, running, |index| running.reading(index));
+    let waits = |taken: &TakenOver<'_>| taken.reading.is_guarded() || taken.reading.is_pending();
+    taken_over.into_iter().find(waits).map(|taken| taken.from)
 }
 
-fn taken_over<'a>(wanted: &Deployment, running: &'a Running, word: impl Fn(u16) -> LiveWord) -> Vec<TakenOver<'a>> {
+fn taken_over<'a>(
+    wanted: &Deployment,
+    running: &'a Running,
+    reading: impl Fn(u16) -> Option<Reading>,
+) -> Vec<TakenOver<'a>> {
     let mut taken_over = Vec::new();
     for (service, spec) in wanted.services.iter().enumerate() {
         let Some(now) = running.by_vip(&service_key(spec.vip, spec.protocol)) else { continue };
         let Some(from) = running.name_of(now.deployment) else { continue };
-        let word = word(now.deployment);
+        let Some(reading) = reading(now.deployment) else { continue };
         // A deployment that a killed apply has not started has no live colour.
-        if from != wanted.name && word.generation() != 0 {
-            taken_over.push(TakenOver { service, from, word });
+        if from != wanted.name && reading.generation != 0 {
+            taken_over.push(TakenOver { service, from, reading });
         }
     }
     taken_over

@@ -70,7 +70,7 @@ impl<'a> Diff<'a> {
         let mut colour_changes = Vec::new();
         let deployment = |wanted: &'a Deployment| {
             let current = running.deployments.get(&wanted.name);
-            let beginning = Beginning::of(wanted, running, |index| running.word(index), last(&wanted.name));
+            let beginning = Beginning::of(wanted, running, |index| running.reading(index), last(&wanted.name));
             let live = current.filter(|current| current.word.generation() != 0).map(|current| current.word.live());
             colour_changes.extend(begin::colour_changes(wanted, running, live.unwrap_or(beginning.live)));
             let actions = deployment_actions(wanted, current, length, beginning);

@@ -24,6 +24,12 @@ impl Recalled {
     pub(crate) fn moment(&self, name: &str) -> Option<Moment> {
         self.deployments.get(name).map(|entry| entry.at(jiff::Timestamp::now()))
     }
+
+    /// Whether that state has nothing to go back to.
+    pub(crate) fn is_rolled_back(&self, name: &str) -> bool {
+        let is_last = |entry: &&Entry| Some(entry.moment) == self.moment(name);
+        self.deployments.get(name).filter(is_last).is_some_and(|entry| entry.rolled_back)
+    }
 }
 
 /// Reads the last live colours.

@@ -5,15 +5,13 @@ use std::time::Duration;
 use bg_common::{Cause, Colour, DeploymentRow, FULL_SHARE, LiveFlags, LiveWord, SwitchTerms};
 use bg_ebpf::policy::switch::{Order, drain_deadline, next};
 
-use super::{
-    kept,
-    request::{SplitRequest, SwitchRequest},
-};
+use super::request::{SplitRequest, SwitchRequest};
 use crate::{
     Error, Instance, Refusal,
     attach::is_attached,
     config::{DivideBy, OnSwitch},
-    live::{Reading, colour_of},
+    kept::Last,
+    live::Reading,
     maps::clock,
     running::text,
     time::tick,
@@ -79,31 +77,33 @@ impl Goal {
 
     /// The goal of a rollback.
     pub(super) fn of_rollback(name: &str, request: &SwitchRequest, reading: &Reading) -> Result<Self, Refusal> {
-        let word = reading.word;
-        let (deployment, live) = (name.to_owned(), word.live());
-        let goal = |share| Self { share, cause: Cause::Rollback, divide_by: None, revert_by: None };
+        let goal = |share| Goal { share, cause: Cause::Rollback, divide_by: None, revert_by: None };
         if let Some(colour) = request.to {
             return Ok(goal(colour.full_share()));
         }
-        if reading.is_pending() {
-            let (stored, before) = (reading.stored, reading.timing.before);
-            return Ok(goal(if reading.is_ramping() { stored.previous_share() } else { before.target_share() }));
+        let (kept, word) = (reading.kept(), reading.word);
+        let is_on_its_way = reading.is_ramping();
+        // Where new flows go, or are about to.
+        let aim = if is_on_its_way { reading.stored } else { word };
+        if kept.is_other(aim.target_share()) {
+            return Ok(goal(kept.colour.full_share()));
         }
-        // A tie makes no colour live: who goes back from the colour that came after one gets the colour that was live before it.
-        let other = match (colour_of(word.previous_share()), colour_of(word.target_share())) {
-            (Some(previous), Some(live)) => Some(previous).filter(|previous| *previous != live),
-            (None, Some(live)) => kept::behind(reading).filter(|before| *before != live),
-            (_, None) => None,
-        };
-        let back = other.map_or(word.previous_share(), Colour::full_share);
-        if back == word.target_share() {
-            return Err(Refusal::NothingToRollBackTo { deployment, live: live.name() });
+        if reading.is_pending() && !is_on_its_way {
+            return Ok(goal(word.target_share()));
         }
-        if reading.is_rolled_back() && request.if_generation.is_none() {
-            let (live, previous) = (live.name(), word.previous().name());
-            return Err(Refusal::RolledBackAlready { deployment, live, previous, generation: word.generation() });
+        let waits = is_on_its_way || reading.is_guarded();
+        let previous = reading.stored.previous_share();
+        let is_whole = !waits && (kept.last == Last::Colour || kept.is_other(previous));
+        let share = if is_whole { kept.colour.other().full_share() } else { previous };
+        let (deployment, live) = (name.to_owned(), kept.colour.name());
+        if share == word.target_share() && !is_on_its_way {
+            return Err(Refusal::NothingToRollBackTo { deployment, live });
         }
-        Ok(goal(back))
+        if kept.last == Last::Back && !waits && request.if_generation.is_none() {
+            let (previous, generation) = (kept.colour.other().name(), reading.generation);
+            return Err(Refusal::RolledBackAlready { deployment, live, previous, generation });
+        }
+        Ok(goal(share))
     }
 
     /// Whether one colour gets all new flows. A share that leaves new flows to both ends no flow of either.
@@ -185,6 +185,9 @@ impl Instance {
         let goal = goal(name, from)?;
         let is_there = reading.word.target_share() == goal.share && !divides_otherwise(&row, &goal);
         if !is_there {
+            if request.from_kept && returns_to_unkept(request, from) {
+                return Err(Refusal::NotKeptYet { deployment: name.to_owned() }.into());
+            }
             if !request.force && !is_attached(&self.paths)? {
                 return Err(Refusal::NoInterface.into());
             }
@@ -268,6 +271,13 @@ impl Instance {
         }
         Ok(outlook)
     }
+}
+
+/// Whether a switch would go back by itself to one that is not kept, or leave new flows there until its time.
+pub(super) fn returns_to_unkept(request: &SwitchRequest, reading: &Reading) -> bool {
+    let waits = reading.is_guarded() || reading.is_ramping();
+    let goes_on = request.at.is_none() && request.to == Some(reading.kept().colour.other());
+    waits && request.is_timed() && !goes_on
 }
 
 /// What happens to open flows: as the request says, or as configured.

@@ -18,7 +18,6 @@ mod confirm;
 mod decision;
 mod fates;
 mod hook;
-mod kept;
 mod old_colour;
 #[cfg(feature = "serve")]
 mod provided;
@@ -34,8 +33,6 @@ use bg_common::{Colour, DeploymentRow, Family, Identity, Mode, Role, ServiceInfo
 use std::sync::atomic::Ordering;
 
 pub(crate) use self::decision::{Kind, Outlook};
-#[cfg(feature = "serve")]
-pub(crate) use self::kept::returns_to_unkept;
 pub use self::request::{ConfirmRequest, SplitRequest, SwitchRequest, Switched};
 pub use self::window::{FreezeWindow, WindowSwitched};
 use self::{
@@ -63,14 +60,15 @@ impl Instance {
         self.change(deployment, request, Action::Switch, goal_of(Kind::Switch, request))
     }
 
-    /// Goes back to the state before the last change, or to the colour that the request names: all new flows to the colour that was live
-    /// before, or, if the last change was one of the share only, the share before.
+    /// Goes back to the state before the last change, or to the colour that the request names: all new flows to the colour that was kept
+    /// before, or, if the last change was one of the share only, the share before. What still waits, or is on its way, is ended.
     ///
-    /// If the last change was a rollback already, the request must name a colour or a generation. If two people roll back
+    /// If the last change has gone back already, the request must name a colour or a generation. If two people roll back
     /// at the same time, the second rollback must not undo the first.
     ///
     /// # Errors
-    /// [`Refusal::GatesNotAsked`] if the deployment has gates, and the colour is not the one that was live before.
+    /// [`Refusal::GatesNotAsked`] if the deployment has gates, and the request names a colour that is neither kept nor was before, or undoes a rollback. A request
+    /// that names neither a colour nor a generation is never refused for gates, and reads no disk for them.
     pub fn rollback(&self, deployment: &str, request: &SwitchRequest) -> Result<Switched, Error> {
         let (index, _) = self.deployment(deployment)?;
         let goal = self.mind_gates(deployment, index, request, goal_of(Kind::Rollback, request))?;

@@ -39,6 +39,8 @@ pub struct SwitchRequest {
     /// Refuse if the present generation does not wait for a confirmation: who rolls a switch back because it has failed must not undo one that somebody
     /// has kept meanwhile.
     pub only_if_waiting: bool,
+    /// Refuse to go back by itself to a switch that is not kept: if the gates have judged this switch, nobody would judge that one.
+    pub from_kept: bool,
 }
 
 impl SwitchRequest {
@@ -53,7 +55,6 @@ impl SwitchRequest {
     }
 
     /// Whether the switch is taken back, or takes effect, by itself.
-    #[cfg(any(feature = "serve", test))]
     pub(crate) fn is_timed(&self) -> bool {
         let Self { confirm_within, ramp, revert_if, at, .. } = self;
         confirm_within.is_some() || ramp.is_some() || !revert_if.is_empty() || at.is_some()

@@ -11,7 +11,6 @@ use bg_ebpf::policy::{
 use super::{
     claim::Claim,
     decision::{Decision, Goal, Next, split_by},
-    kept,
     receipt::{Counters, end_all, is_any_open},
     request::{SwitchRequest, Switched},
 };
@@ -107,7 +106,7 @@ impl Instance {
                 self.decide(name, index, request, &goal, [&from, &reading])?;
             // If a confirmation that was killed has ended conditions, packets may still be judging them.
             if reading.is_pending() && !self.words.had_conditions(index, &reading) {
-                changed |= self.cancel(name, index, &reading)?;
+                changed |= self.cancel(name, index, &reading, goal.cause)?;
                 continue;
             }
             if is_there && !reading.is_pending() {
@@ -130,7 +129,7 @@ impl Instance {
             }
             let Some(claim) = self.claim(index, &reading, fence)? else { continue };
             if reading.is_pending() {
-                changed |= self.cancel(name, index, &reading)?;
+                changed |= self.cancel(name, index, &reading, goal.cause)?;
                 continue;
             }
             let order = Ordered { request, goal, on_switch, claim };
@@ -177,15 +176,20 @@ impl Instance {
             let reading = self.words.reading(index, 0);
             // Something may have come due between the two. Unless it is explicit, packets would write where the caller is about to.
             if reading.is_explicit {
+                if reading.is_taken_back() {
+                    // What was kept stands in the slot that the caller is about to overwrite, perhaps in vain.
+                    let slot = reading.stored.terms_slot();
+                    self.words.timing.update(index.into(), |slots| slots[slot].kept = reading.timing.kept);
+                }
                 return Ok(reading);
             }
         }
     }
 
     /// Takes back a schedule or a ramp that has not taken effect: what is in force stays. `false`: it has taken effect meanwhile.
-    fn cancel(&self, name: &str, index: u16, reading: &Reading) -> Result<bool, Error> {
+    fn cancel(&self, name: &str, index: u16, reading: &Reading, by: Cause) -> Result<bool, Error> {
         let stored = reading.stored;
-        let Some((new, timing)) = cancelled(reading) else {
+        let Some((new, timing)) = cancelled(reading, by) else {
             return Err(Refusal::GenerationsExhausted { deployment: name.to_owned() }.into());
         };
         // If the change is due, a packet may be about to take it back, and writes where this writes. This process may be stopped at any moment.
@@ -259,7 +263,7 @@ impl Instance {
             clock: at_clock as u8,
             cause: goal.cause as u8,
             conditions: trips.conditions().0,
-            kept: kept::noted(reading),
+            kept: reading.kept().noted(),
         };
         let is_timed = activate_at != 0 || window != 0 || is_watched;
         let new = if is_timed { new.with_flags(new.flags().with(LiveFlags::TIMED)) } else { new };
@@ -331,8 +335,8 @@ impl Instance {
     }
 }
 
-/// The generation that takes back a schedule or a ramp which has not taken effect. `None` if there is no next one.
-pub(super) fn cancelled(reading: &Reading) -> Option<(LiveWord, Timing)> {
+/// The generation that takes back a schedule or a ramp which has not taken effect, for a change of this kind. `None` if there is no next one.
+pub(super) fn cancelled(reading: &Reading, by: Cause) -> Option<(LiveWord, Timing)> {
     let (stored, word) = (reading.stored, reading.word);
     let generation = stored.generation().checked_add(1)?;
     let before = reading.timing.before;
@@ -350,7 +354,7 @@ pub(super) fn cancelled(reading: &Reading) -> Option<(LiveWord, Timing)> {
         cause: Cause::Cancelled as u8,
         made_at: now(ClockId::Boot),
         hold_until: reading.timing.hold_until,
-        kept: kept::noted_by_cancel(reading, is_on_the_way),
+        kept: reading.kept().cancelled(is_on_the_way, by).noted(),
         ..Timing::default()
     };
     Some((LiveWord::new(generation, flags, previous, word.target_share()), timing))

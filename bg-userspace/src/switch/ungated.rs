@@ -1,16 +1,13 @@
 //! Changes that ask no gates: a split and a rollback.
 //!
-//! While a deployment has gates, no split makes another colour live than the one that is [kept](super::kept), in however many steps, and a rollback
-//! only the one that was kept before. Going back must be as fast as the switch, so a rollback without a colour asks nothing and reads no disk, unless
-//! a split has taken new flows away from a switch that was still waiting: then what was before is that switch.
+//! While a deployment has gates, no split makes another colour live than the one that is [kept](crate::kept), in however many steps, and a rollback that names a colour
+//! only that one, or the one that was kept before. A rollback that names none goes nowhere else, so it asks nothing and reads no disk: going back must be as
+//! fast as the switch.
 
 use bg_common::{Cause, Colour, FULL_SHARE};
 
-use super::{decision::Goal, kept, request::SwitchRequest};
-use crate::{
-    Error, Instance, Refusal, kept_gates,
-    live::{Reading, colour_of},
-};
+use super::{decision::Goal, request::SwitchRequest};
+use crate::{Error, Instance, Refusal, kept_gates, live::Reading};
 
 impl Instance {
     /// The same goal, but refused if it makes a colour live that the gates of the deployment have not judged.
@@ -24,17 +21,20 @@ impl Instance {
         request: &SwitchRequest,
         goal: impl Fn(&str, &Reading) -> Result<Goal, Refusal>,
     ) -> Result<impl Fn(&str, &Reading) -> Result<Goal, Refusal>, Error> {
-        let skips = request.skip_gates;
         let present = self.words.reading(index, 0);
         let must_ask = match goal(name, &present) {
-            _ if skips => false,
+            _ if request.skip_gates => false,
             Ok(goal) if goal.cause == Cause::Switch => false,
-            Ok(goal) if passes_by(name, &goal, &present) => !self.gates(name)?.is_empty(),
+            // It ends what waits, as the data path would, or goes back to what was kept.
+            Ok(goal) if goal.cause == Cause::Rollback && request.to.is_none() && request.if_generation.is_none() => {
+                false
+            }
+            Ok(goal) if passes_by(&goal, &present) => !self.gates(name)?.is_empty(),
             _ => kept_gates::are_there(&self.paths),
         };
         Ok(move |name: &str, reading: &Reading| {
             let goal = goal(name, reading)?;
-            if must_ask && passes_by(name, &goal, reading) {
+            if must_ask && passes_by(&goal, reading) {
                 let to = if goal.share > FULL_SHARE / 2 { Colour::Green } else { Colour::Blue };
                 let command = if goal.cause == Cause::Split { "split" } else { "rollback" };
                 return Err(Refusal::GatesNotAsked { deployment: name.to_owned(), command, to: to.name() });
@@ -45,26 +45,13 @@ impl Instance {
 }
 
 /// Whether a change makes a colour live that it would need the gates for.
-fn passes_by(name: &str, goal: &Goal, reading: &Reading) -> bool {
-    let changes = goal.share != reading.word.target_share() || reading.is_pending();
-    let Some(to) = colour_of(goal.share).filter(|to| changes && kept::of(reading) != Some(*to)) else { return false };
-    match goal.cause {
-        Cause::Split => true,
-        Cause::Rollback => !is_behind(name, to, reading),
-        _ => false,
-    }
-}
-
-/// Whether a rollback that names no colour makes this one live, and may. What was taken back already was not kept: its gates may have failed.
-fn is_behind(name: &str, to: Colour, reading: &Reading) -> bool {
-    let back = Goal::of_rollback(name, &SwitchRequest::default(), reading);
-    if back.ok().and_then(|back| colour_of(back.share)) != Some(to) {
-        return false;
-    }
-    // The data path would take back what still waits, to the same share.
-    reading.is_pending() || reading.is_guarded() || kept::behind(reading) == Some(to)
+fn passes_by(goal: &Goal, reading: &Reading) -> bool {
+    let kept = reading.kept();
+    let changes = goal.share != reading.word.target_share() || reading.is_ramping();
+    let was_kept = goal.cause == Cause::Rollback && kept.other_was;
+    goal.cause != Cause::Switch && changes && kept.is_other(goal.share) && !was_kept
 }
 
 #[cfg(test)]
-#[path = "ungated_tests.rs"]
+#[path = "kept_tests.rs"]
 mod tests;

@@ -20,6 +20,7 @@ mod guards;
 mod hands;
 mod health;
 mod index;
+mod kept;
 mod killed;
 mod lab;
 mod life;

@@ -64,8 +64,11 @@ fn the_last_apply_decides_which_gates_there_are() -> Result<()> {
     assert!(damaged.code == Some(1) && damaged.err.contains("unknown when"), "{}", damaged.err);
     assert_eq!(lab.run(&["switch", DEPLOYMENT, "--skip-gates"])?.code, Some(0));
     let rest = lab.run(&["show"])?;
-    assert!(rest.code == Some(0) && rest.err.contains("warning: no gates are printed"), "{}", rest.err);
-    assert!(rest.out.contains("[deployments.shop") && !rest.out.contains("gates"), "{}", rest.out);
+    assert!(rest.code == Some(1) && rest.err.contains("the gates are missing in this"), "{}", rest.err);
+    assert!(rest.out.contains("[deployments.shop"), "{}", rest.out);
+    // Whoever applies it in a pipe does not remove them.
+    let piped = lab.run(&["apply", "-c", &bgctl.write_config(&rest.out)?])?;
+    assert!(piped.code == Some(2) && piped.err.contains("gates"), "{}", piped.err);
 
     // Where they cannot be kept, nothing is applied.
     fs::remove_file(state.join("gates.toml"))?;

@@ -3,7 +3,10 @@
 use crate::{Gated, PATIENCE, Said, shell};
 use anyhow::{Result, ensure};
 use bg_tests::config::DEPLOYMENT;
-use std::{fs, thread, time::Instant};
+use std::{
+    fs, thread,
+    time::{Duration, Instant, SystemTime},
+};
 
 impl Gated {
     fn change(&self, command: &str, arguments: &[&str]) -> Result<Said> {
@@ -125,11 +128,13 @@ fn neither_a_tie_nor_what_was_never_kept_is_a_way_round() -> Result<()> {
         lab.change("split", &["--green", "50", "--by", by])?;
     }
     lab.is_no_way_round("split", &["--green", "0"], "blue");
-    lab.is_no_way_round("rollback", &["blue"], "blue");
     lab.goes("split", &["--green", "70"], "green");
     lab.change("rollback", &[])?;
     assert_eq!(lab.ready.bgctl.deployment(DEPLOYMENT)?["green_share"], 0.5);
-    lab.goes("split", &["--green", "100"], "green");
+    // Blue was kept before green, and nobody has gone back from it.
+    lab.goes("rollback", &["blue"], "blue");
+    lab.is_no_way_round("rollback", &["green"], "green");
+    lab.goes("switch", &["green"], "green");
 
     // It waits for its confirmation, and then for nothing any more, but is not kept.
     let guard = &["blue", "--confirm-within", "1h"][..];
@@ -138,11 +143,17 @@ fn neither_a_tie_nor_what_was_never_kept_is_a_way_round() -> Result<()> {
     assert!(back.code == Some(3) && back.err.contains("to which this one would go back"), "{}", back.err);
     lab.change("split", &["--green", "50"])?;
     lab.is_no_way_round("split", &["--green", "0"], "blue");
-    lab.is_no_way_round("rollback", &[], "blue");
+    lab.is_no_way_round("rollback", &["blue"], "blue");
+    let back = lab.change("rollback", &[])?;
+    assert!(back.code == Some(3) && back.err.contains("went away from what was not kept"), "{}", back.err);
     lab.goes("rollback", &["green"], "green");
 
     // A ramp that is cancelled when most new flows go there.
     lab.change("switch", &["blue", "--ramp", "20s"])?;
+    // It would leave new flows where the ramp has come to, with nobody watching.
+    let hour = SystemTime::now() + Duration::from_secs(3600);
+    let later = lab.change("switch", &["blue", "--at", &humantime::format_rfc3339_millis(hour).to_string()])?;
+    assert!(later.code == Some(3) && later.err.contains("to which this one would go back"), "{}", later.err);
     let began = Instant::now();
     while lab.state(DEPLOYMENT)?.0 != "blue" {
         ensure!(began.elapsed() < PATIENCE, "the ramp does not go on");

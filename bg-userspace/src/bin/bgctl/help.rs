@@ -205,9 +205,11 @@ pub(crate) const PAGES: &[Page] = &[
         command: "rollback",
         description: &[
             "The options are those of bgctl-switch(1). A rollback asks no gates.",
-            "While the deployment has gates, a rollback to a colour that was not live before the last change is refused (exit code 3), because only a switch \
-             asks them. So is one to a colour from which a switch was taken back. --skip-gates makes it anyway, and the history says so. Without a colour, a \
-             rollback is refused for gates only if a split has taken new flows away from a switch that waited for its confirmation.",
+            "What still waits, or is on its way, is ended. If the last change was one of the share only, the share before it is set again. If it has gone back already, a \
+             rollback without a colour is refused (exit code 3): name the colour, or give --if-generation.",
+            "While the deployment has gates, a rollback that names a colour is refused if that is not kept, and was not kept before, or something has gone back \
+             from it since, because only a switch asks them. So is one by --if-generation that would undo a rollback. --skip-gates makes it anyway, and the history says so. \
+             Any other rollback is never refused for gates.",
         ],
         examples: &[(
             "bgctl rollback shop --reason 'errors at the checkout'",

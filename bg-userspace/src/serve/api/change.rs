@@ -261,8 +261,10 @@ impl Gated {
                 };
                 (true, call(switch))
             }
-            None if gates.is_empty() => (false, call(move |instance| instance.switch(&name, &request))),
-            None => (true, call(move |instance| gates::switch(instance, &name, &request, &gates, &mut tell))),
+            // Without gates it is as short as any other change. It looks again whether there are some.
+            None => {
+                (!gates.is_empty(), call(move |instance| gates::switch(instance, &name, &request, &gates, &mut tell)))
+            }
         })
     }
 }

@@ -171,7 +171,7 @@ pub(crate) struct Rollback {
     pub(crate) to: Option<ColourName>,
     #[command(flatten)]
     pub(crate) change: Change,
-    /// Go to a colour that was not live before although the deployment has gates, of which a rollback asks none; the history says so
+    /// Go to a colour that was not kept before although the deployment has gates, of which a rollback asks none; the history says so
     #[arg(long)]
     pub(crate) skip_gates: bool,
 }
