@@ -93,7 +93,7 @@ pub struct Timing {
     pub conditions: u8,
     /// What was kept when this generation was made, so that it outlives ties, cancelled ramps and what is taken back. The first byte is the colour: 0 unknown,
     /// 1 blue, 2 green. The second is the last change then: 1 of the share, 2 of the colour, 3 back. The third is 1 if the other colour was kept before, and
-    /// nothing has gone back from it since. The last is always zero. The data path reads none of them.
+    /// nothing has gone back from it since. The last is 1 if this generation itself changes nothing about the others. The data path reads none of them.
     pub kept: [u8; 4],
 }
 

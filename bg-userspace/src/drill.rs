@@ -126,6 +126,8 @@ pub fn drill(
     };
     let back = SwitchRequest {
         only_if_waiting: true,
+        // What has failed its gates is nothing to go back to.
+        restores: failed.is_none(),
         on_switch: Some(switched.on_switch),
         if_generation: Some(switched.to.generation),
         force: true,

@@ -53,8 +53,14 @@ impl Kept {
         [self.colour as u8 + 1, self.last as u8, self.other_was.into(), 0]
     }
 
+    /// The same of a generation that changes nothing about it.
+    pub(crate) fn that_holds(self) -> [u8; 4] {
+        let [colour, last, other_was, _] = self.noted();
+        [colour, last, other_was, 1]
+    }
+
     fn read([colour, last, other_was, _]: [u8; 4]) -> Option<Self> {
-        let colour = Colour::from_u8(colour.checked_sub(1)?);
+        let colour = Colour::from_u8(colour.checked_sub(1).filter(|colour| *colour < 2)?);
         let last = match last {
             2 => Last::Colour,
             3 => Last::Back,
@@ -68,6 +74,9 @@ impl Reading {
     /// What is kept now.
     pub(crate) fn kept(&self) -> Kept {
         let before = self.kept_before();
+        if self.timing.kept[3] != 0 {
+            return before;
+        }
         let back = Kept { last: Last::Back, ..before };
         let gone_back = Kept { other_was: false, ..back };
         if self.is_pending() {
@@ -80,7 +89,8 @@ impl Reading {
             Cause::Cancelled => before,
             Cause::Expired | Cause::Tripped if before.is_other(left) => gone_back,
             Cause::Expired | Cause::Tripped => back,
-            _ if is_new && self.is_guarded() => gone_back,
+            // Nobody has to confirm what conditions alone would take back.
+            _ if is_new && self.waits() => gone_back,
             Cause::Rollback if is_new => Kept { colour: before.colour.other(), ..gone_back },
             _ if is_new => Kept { colour: before.colour.other(), other_was: true, last: Last::Colour },
             cause if cause == Cause::Rollback || before.is_other(left) => back,
@@ -89,7 +99,7 @@ impl Reading {
     }
 
     /// What was kept when the last generation was made. If the data path has made it, to take a switch back: when that was made.
-    fn kept_before(&self) -> Kept {
+    pub(crate) fn kept_before(&self) -> Kept {
         Kept::read(self.timing.kept).unwrap_or_else(|| {
             // An apply has made it, or a program that notes nothing. Then the word has to do, and a share of one half counts as blue, as in the word.
             let is_cancelled = self.cause() == Cause::Cancelled;
@@ -99,11 +109,19 @@ impl Reading {
         })
     }
 
-    /// The state that outlives a reboot: what is kept, or what conditions alone would take back, which nobody has to confirm.
+    /// The state that outlives a reboot.
     pub(crate) fn lasting(&self) -> Moment {
-        let has_no_end = self.is_guarded() && self.confirm_by().is_none();
-        let live = if has_no_end { self.word.live() } else { self.kept().colour };
-        Moment { live, ..self.moment() }
+        Moment { live: self.kept().colour, ..self.moment() }
+    }
+
+    /// Whether what is in force is taken back unless somebody confirms it.
+    pub(crate) fn waits(&self) -> bool {
+        !self.is_pending() && self.confirm_by().is_some()
+    }
+
+    /// Whether what is in force does not outlive a reboot.
+    pub(crate) fn is_unconfirmed(&self) -> bool {
+        self.kept().is_other(self.word.target_share())
     }
 
     /// The state that outlives a reboot once the last generation has taken effect, and when that is. `None` if it has, or if it will need a

@@ -117,13 +117,14 @@ fn apply(instance: &Instance, state: &State, config: &Config, request: &ApplyReq
         keep_gates(paths, state, config, &pending)?;
         pending
     } else {
-        if !diff.colour_changes.is_empty() && !request.force {
-            return Err(Refusal::ColourChanges { changes: diff.colour_changes }.into());
-        }
         let mut deployments = config.deployments.iter();
         let interrupted = deployments.find_map(|to| Some((plan::interrupted(to, &running)?, &to.name)));
         if let Some((deployment, to)) = interrupted.filter(|_| !request.force) {
             return Err(Refusal::SwitchWaits { deployment: deployment.to_owned(), to: to.clone() }.into());
+        }
+        // After that, since what waits for a confirmation does not get another name.
+        if !diff.colour_changes.is_empty() && !request.force {
+            return Err(Refusal::ColourChanges { changes: diff.colour_changes }.into());
         }
         let heads = Heads::open(paths)?;
         links::check(&diff, &running, &heads, &tables)?;

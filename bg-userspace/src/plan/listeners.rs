@@ -95,6 +95,9 @@ pub(crate) fn wait_for_ports(config: &Config, home: &Path, running: impl FnOnce(
         is_without_listeners(service) && present(deployment, service, &running).is_none()
     });
     let ports: Vec<_> = new.filter_map(|(_, service)| before.get(&service.vip)).flatten().collect();
+    // Where the controller listens for services that run, it is right, for example if one is about to get into another deployment.
+    let taken = taken(config, &running);
+    let ports: Vec<_> = ports.into_iter().filter(|address| !taken.contains(address)).collect();
     let end = Instant::now() + PATIENCE;
     while ports.iter().any(|address| is_busy(address)) && Instant::now() < end {
         sleep(Duration::from_millis(50));

@@ -99,7 +99,7 @@ impl CatchUp<'_> {
     }
 
     fn found(&self, from: Option<Moment>, to: Moment, at: Option<jiff::Timestamp>, reason: &str) -> Change {
-        let unconfirmed = self.running.is_some_and(|running| running.now == to && running.now != running.lasting);
+        let unconfirmed = self.running.is_some_and(|running| running.now == to && running.is_unconfirmed);
         Change {
             deployment: self.name.to_owned(),
             action: Action::Recovered,

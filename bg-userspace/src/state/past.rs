@@ -43,7 +43,7 @@ impl Past {
             let Some(timing) = timing.filter(|_| generation != 0) else { continue };
             past.made.extend(moment_of(timing.made_at, ClockId::Boot).map(|at| (generation, at)));
             let to = Moment { generation, live };
-            let unconfirmed = generation == last && reading.lasting() != reading.moment();
+            let unconfirmed = generation == last && reading.is_unconfirmed();
             let mut add = |action, from, (instant, clock)| {
                 let at = moment_of(instant, clock);
                 let (deployment, from, to) = (name.to_owned(), Some(from), Some(to));

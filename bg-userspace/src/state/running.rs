@@ -18,6 +18,7 @@ pub(super) struct Running {
     /// What becomes of that by itself.
     pub(super) scheduled: Option<Scheduled>,
     pub(super) rolled_back: bool,
+    pub(super) is_unconfirmed: bool,
     pub(super) past: Past,
 }
 
@@ -31,7 +32,8 @@ pub(super) fn running(words: &Words) -> Vec<Running> {
             let at = moment_of(instant, clock)?;
             Some(Scheduled { moment, at })
         });
-        Running { name, now, lasting, scheduled, rolled_back: reading.is_rolled_back(), past }
+        let (rolled_back, is_unconfirmed) = (reading.is_rolled_back(), reading.is_unconfirmed());
+        Running { name, now, lasting, scheduled, rolled_back, is_unconfirmed, past }
     });
     rows.filter(|running| running.now.generation != 0).collect()
 }

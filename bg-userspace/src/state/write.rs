@@ -114,7 +114,7 @@ impl Job<'_> {
         }
         self.append_changes(&history, &before)?;
         for running in &running {
-            let Running { name, now, lasting, scheduled, rolled_back, past } = running;
+            let Running { name, now, lasting, scheduled, rolled_back, past, .. } = running;
             let change = of(name);
             let known = known.get(name);
             if let Some(to) = change.and_then(|change| change.to).filter(|_| is_alone) {

@@ -82,6 +82,12 @@ impl Goal {
             return Ok(goal(colour.full_share()));
         }
         let (kept, word) = (reading.kept(), reading.word);
+        let previous = reading.stored.previous_share();
+        // Nobody goes back to what was not kept.
+        let before = if kept.is_other(previous) { kept.colour.full_share() } else { previous };
+        if request.restores {
+            return Ok(goal(before));
+        }
         let is_on_its_way = reading.is_ramping();
         // Where new flows go, or are about to.
         let aim = if is_on_its_way { reading.stored } else { word };
@@ -91,17 +97,17 @@ impl Goal {
         if reading.is_pending() && !is_on_its_way {
             return Ok(goal(word.target_share()));
         }
-        let waits = is_on_its_way || reading.is_guarded();
-        let previous = reading.stored.previous_share();
-        let is_whole = !waits && (kept.last == Last::Colour || kept.is_other(previous));
-        let share = if is_whole { kept.colour.other().full_share() } else { previous };
+        let waits = is_on_its_way || reading.waits();
+        let undoes = request.if_generation.is_some() && kept.is_other(previous);
+        let is_whole = !waits && (kept.last == Last::Colour || undoes);
+        let share = if is_whole { kept.colour.other().full_share() } else { before };
         let (deployment, live) = (name.to_owned(), kept.colour.name());
-        if share == word.target_share() && !is_on_its_way {
-            return Err(Refusal::NothingToRollBackTo { deployment, live });
-        }
         if kept.last == Last::Back && !waits && request.if_generation.is_none() {
             let (previous, generation) = (kept.colour.other().name(), reading.generation);
             return Err(Refusal::RolledBackAlready { deployment, live, previous, generation });
+        }
+        if share == word.target_share() && !waits {
+            return Err(Refusal::NothingToRollBackTo { deployment, live });
         }
         Ok(goal(share))
     }
@@ -109,6 +115,18 @@ impl Goal {
     /// Whether one colour gets all new flows. A share that leaves new flows to both ends no flow of either.
     pub(super) fn is_whole(&self) -> bool {
         self.share == 0 || self.share == FULL_SHARE
+    }
+
+    /// Whether what is in force is what it asks for. A switch also keeps a colour that is in force without being kept, and a rollback
+    /// also ends the wait for a confirmation.
+    pub(super) fn is_reached(&self, reading: &Reading) -> bool {
+        let (is_other, waits) = (reading.kept().is_other(self.share), reading.waits());
+        let does_more = match self.cause {
+            Cause::Switch => is_other && !waits && !reading.is_pending(),
+            Cause::Rollback => !is_other && waits,
+            _ => false,
+        };
+        self.share == reading.word.target_share() && !does_more
     }
 }
 
@@ -183,9 +201,9 @@ impl Instance {
             self.check_conditions(name, index)?;
         }
         let goal = goal(name, from)?;
-        let is_there = reading.word.target_share() == goal.share && !divides_otherwise(&row, &goal);
+        let is_there = goal.is_reached(reading) && !divides_otherwise(&row, &goal);
         if !is_there {
-            if request.from_kept && returns_to_unkept(request, from) {
+            if request.from_kept && [from, reading].into_iter().any(|reading| returns_to_unkept(request, reading)) {
                 return Err(Refusal::NotKeptYet { deployment: name.to_owned() }.into());
             }
             if !request.force && !is_attached(&self.paths)? {

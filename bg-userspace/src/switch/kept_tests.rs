@@ -14,7 +14,7 @@ use crate::{
     live::{NEVER, colour_of, noted, now},
     switch::{
         decision::{Kind, returns_to_unkept},
-        store::{cancelled, going_back},
+        store::{cancelled, going_back, note_of},
     },
 };
 
@@ -40,6 +40,10 @@ enum Asked {
         to: Option<Colour>,
         names_generation: bool,
     },
+    /// There, and back when its gates have passed.
+    Drill,
+    /// From now on there are gates, or none any more.
+    Gates(bool),
     /// Nobody has confirmed it in time.
     Deadline,
     /// A change has written its slots, but somebody else was faster.
@@ -90,7 +94,7 @@ impl Deployment {
     fn change(&mut self, kind: Kind, request: &SwitchRequest, timing: Timing) {
         let from = self.settled();
         let Ok(goal) = kind.goal("shop", request, &from) else { return };
-        let is_there = from.word.target_share() == goal.share;
+        let is_there = goal.is_reached(&from);
         if self.has_gates && (passes_by(&goal, &from) || (!is_there && returns_to_unkept(request, &from))) {
             return;
         }
@@ -101,7 +105,7 @@ impl Deployment {
                 self.publish(word, reading.terms, timing);
                 continue;
             }
-            if reading.word.target_share() == goal.share {
+            if goal.is_reached(&reading) {
                 return;
             }
             let order = Order { share: goal.share, is_cut: false, drain_deadline: 0, now: 1 };
@@ -113,7 +117,7 @@ impl Deployment {
                 before: if timing.activate_at == 0 { LiveWord::default() } else { reading.stored },
                 generation: word.generation(),
                 cause: goal.cause as u8,
-                kept: reading.kept().noted(),
+                kept: note_of(&reading, request),
                 ..timing
             };
             return self.publish(word.with_flags(word.flags().with(timed)), terms, timing);
@@ -179,6 +183,16 @@ impl Deployment {
                 self.publish(word, terms, timing);
             }
             Asked::Rollback { to, names_generation } => self.roll_back(to, names_generation),
+            // What waits is not replaced by one.
+            Asked::Drill if !reading.is_guarded() && !reading.is_ramping() => {
+                let generation = reading.generation;
+                self.switch(reading.word.live().other(), guarded);
+                if self.reading().generation != generation {
+                    let back = SwitchRequest { restores: true, ..SwitchRequest::default() };
+                    self.change(Kind::Rollback, &back, Timing::default());
+                }
+            }
+            Asked::Gates(has_gates) => self.has_gates = has_gates,
             Asked::Lost => {
                 self.settled();
                 let other = 1 - self.word.terms_slot();
@@ -285,22 +299,29 @@ impl Watcher {
 
     /// Where a rollback goes that names no colour: a share, or nowhere.
     fn way_back(&self, share: u16, names_generation: bool) -> Option<u16> {
-        let is_colour = (self.is_new && !self.is_back) || self.is_bad(self.before);
+        let is_colour = (self.is_new && !self.is_back) || (names_generation && self.is_bad(self.before));
+        let kept = |share| if self.is_bad(share) { self.good.full_share() } else { share };
         match self.wait {
             // Away from what is not kept, wholly.
             _ if self.waits_for_other() || (self.is_bad(share) && self.wait.is_none_or(|wait| !wait.is_ramp)) => {
                 Some(self.good.full_share())
             }
-            Some(wait) if wait.began => Some(wait.from),
+            Some(wait) if wait.began => Some(kept(wait.from)),
             Some(_) => Some(share),
             None if self.is_back && !names_generation => None,
-            None => Some(if is_colour { self.good.other().full_share() } else { self.before }),
+            None => Some(if is_colour { self.good.other().full_share() } else { kept(self.before) }),
         }
     }
 
-    fn changed(&mut self, share: u16, goal: u16, is_rollback: bool, wait: Option<Wait>) {
+    fn changed(&mut self, share: u16, goal: u16, cause: Cause, wait: Option<Wait>) {
+        let is_rollback = cause == Cause::Rollback;
         let from = self.cancels(share, goal, is_rollback);
-        if share == goal {
+        let does_more = match cause {
+            Cause::Rollback => self.wait.is_some() && !self.is_bad(goal),
+            Cause::Switch => self.wait.is_none() && self.is_bad(goal),
+            _ => false,
+        };
+        if share == goal && !does_more {
             return;
         }
         match wait {
@@ -325,13 +346,26 @@ impl Watcher {
         let would_judge = |goal: u16| self.has_gates && self.is_bad(goal) && (goal != share || is_ramp_on_its_way);
         let wait = |to, began, is_ramp| Some(Wait { to, from: share, began, is_ramp, is_confirmed: false });
         let (to, waits) = match asked {
-            Asked::Split(goal) if !would_judge(goal) => return self.changed(share, goal, false, None),
-            Asked::Switch(to) => return self.changed(share, to.full_share(), false, None),
+            Asked::Split(goal) if !would_judge(goal) => return self.changed(share, goal, Cause::Split, None),
+            Asked::Switch(to) => return self.changed(share, to.full_share(), Cause::Switch, None),
             Asked::Rollback { to, names_generation } => {
                 let other_is_good = self.other_is_good && !self.waits_for_other();
                 let goal = to.map(Colour::full_share).or_else(|| self.way_back(share, names_generation));
                 let allowed = goal.filter(|goal| other_is_good || !would_judge(*goal));
-                return allowed.into_iter().for_each(|goal| self.changed(share, goal, true, None));
+                return allowed.into_iter().for_each(|goal| self.changed(share, goal, Cause::Rollback, None));
+            }
+            Asked::Drill => {
+                if self.wait.is_some_and(|wait| wait.began) {
+                    return;
+                }
+                let to = if share > FULL_SHARE / 2 { Colour::Blue } else { Colour::Green };
+                self.changed(share, to.full_share(), Cause::Switch, wait(to, true, false));
+                (self.wait, self.before, self.changes) = (None, to.full_share(), self.changes + 1);
+                return;
+            }
+            Asked::Gates(has_gates) => {
+                self.has_gates = has_gates;
+                return;
             }
             Asked::Guarded(to) => (to, wait(to, true, false)),
             Asked::Ramp(to) => (to, wait(to, true, true)),
@@ -368,7 +402,7 @@ impl Watcher {
                 self.is_back = self.changes > 0 && (is_back || !other_is_good);
                 self.other_is_good = other_is_good && !self.is_back;
                 let before = if self.changes > 0 { self.good.other() } else { self.good };
-                (self.wait, self.before, self.is_new) = (None, before.full_share(), false);
+                (self.wait, self.before, self.is_new) = (None, before.full_share(), self.changes > 0 && !self.is_back);
                 return;
             }
             _ => return,
@@ -376,7 +410,7 @@ impl Watcher {
         let returns =
             self.wait.is_some_and(|wait| wait.began) && (to == self.good || matches!(asked, Asked::Scheduled(_)));
         if !(self.has_gates && returns && share != to.full_share()) {
-            self.changed(share, to.full_share(), false, waits);
+            self.changed(share, to.full_share(), Cause::Switch, waits);
         }
     }
 }
@@ -393,12 +427,14 @@ fn asked() -> impl Strategy<Value = Asked> {
         2 => colours().prop_map(Asked::Guarded),
         2 => colours().prop_map(Asked::Ramp),
         1 => colours().prop_map(Asked::Scheduled),
-        1 => (1..100u64).prop_map(Asked::Progress),
+        1 => (5..100u64).prop_map(Asked::Progress),
         1 => Just(Asked::Activation),
         2 => Just(Asked::Confirm),
         1 => Just(Asked::Deadline),
         1 => Just(Asked::Lost),
         1 => Just(Asked::Reboot),
+        1 => Just(Asked::Drill),
+        1 => any::<bool>().prop_map(Asked::Gates),
         4 => (proptest::option::of(colours()), any::<bool>())
             .prop_map(|(to, names_generation)| Asked::Rollback { to, names_generation }),
     ]
@@ -417,20 +453,25 @@ proptest! {
         let mut watcher = Watcher { has_gates, good: live, other_is_good: false, before, is_new: false, is_back: false, wait: None, changes: 0 };
         for (nth, asked) in all.iter().enumerate() {
             let so_far = format!("after {:?}: {shop:?}, {watcher:?}", &all[..=nth]);
+            let (before, share_before, unjudged) = (watcher.clone(), shop.share(), !matches!(asked, Asked::Switch(_) | Asked::Activation | Asked::Confirm));
             watcher.sees(*asked, shop.share());
             shop.ask(*asked);
             let (reading, share) = (shop.reading(), shop.share());
             prop_assert_eq!(reading.lasting().live, watcher.good, "{}", so_far);
-            if has_gates && watcher.wait.is_none() {
-                prop_assert!(!watcher.is_bad(share), "{} is not kept {}", share, so_far);
+            if shop.has_gates && unjudged && before.wait.is_none() && !before.other_is_good && watcher.wait.is_none() {
+                prop_assert!(reading.kept().colour == before.good && (before.is_bad(share_before) || !before.is_bad(share)), "unjudged {}", so_far);
+            }
+            // Whatever has happened.
+            if matches!(asked, Asked::Rollback { to: None, names_generation: false }) && !before.other_is_good {
+                prop_assert_eq!(reading.kept().colour, before.good, "{}", so_far);
             }
             // In each state.
             let plain = SwitchRequest::default();
             let goal = Kind::Rollback.goal("shop", &plain, &reading).ok();
             let way_back = watcher.way_back(share, false);
-            let is_nowhere = watcher.wait.is_none_or(|wait| wait.began && !wait.is_ramp) && way_back == Some(share);
+            let is_nowhere = watcher.wait.is_none() && way_back == Some(share);
             prop_assert_eq!(goal.map(|goal| goal.share), way_back.filter(|_| !is_nowhere), "{}", so_far);
-            if let Some(goal) = goal.filter(|_| has_gates) {
+            if let Some(goal) = goal {
                 prop_assert!(!passes_by(&goal, &reading), "it reads a disk {}", so_far);
             }
         }
@@ -566,5 +607,89 @@ fn what_an_older_program_has_left_is_understood_by_its_word() {
         let mut shop = of(word, Cause::Switch);
         shop.ask(BACK);
         assert_eq!(shop.share(), back);
+    }
+}
+
+#[test]
+fn a_drill_that_has_passed_changes_nothing() {
+    for (live, has_gates) in [(Colour::Blue, true), (Colour::Green, false)] {
+        let after = |all: &[Asked]| share_after(live, has_gates, all);
+        let (old, new) = (live.full_share(), live.other().full_share());
+        for back in [BACK, back_to(live)] {
+            assert_eq!(after(&[Asked::Switch(live.other()), Asked::Drill, Asked::Drill, back]), old);
+        }
+        assert_eq!(
+            after(&[Asked::Switch(live.other()), BACK, Asked::Drill, BACK]),
+            old,
+            "a rollback before it stays one"
+        );
+        for canary in [5000, old.abs_diff(3000)] {
+            assert_eq!(after(&[Asked::Split(canary), Asked::Drill]), canary);
+            assert_eq!(after(&[Asked::Split(canary), Asked::Drill, Asked::Switch(live.other()), BACK]), old);
+            assert_eq!(
+                after(&[Asked::Switch(live.other()), Asked::Split(canary), Asked::Drill, Asked::Split(new)]),
+                new
+            );
+        }
+    }
+}
+
+#[test]
+fn a_rollback_never_keeps_what_nobody_has_kept() {
+    let (blue, green) = (Colour::Blue, Colour::Green);
+    let guarded = [Asked::Guarded(green)];
+    let ramp = [Asked::Ramp(green), Asked::Progress(90)];
+    for bad in [&guarded[..], &ramp] {
+        for away in [
+            &[Asked::Guarded(blue)][..],
+            &[Asked::Ramp(blue), Asked::Progress(50)],
+            &[Asked::Scheduled(blue), Asked::Activation],
+            &[Asked::Ramp(blue), Asked::Progress(50), Asked::Split(4500)],
+        ] {
+            for has_gates in [false, true] {
+                // Somebody has skipped the gates.
+                let all = [bad, &[Asked::Gates(false)], away, &[Asked::Gates(has_gates), BACK]].concat();
+                assert!(share_after(blue, true, &all) <= 5000, "{all:?}");
+                let later = [&all[..], &[BACK, Asked::Activation, Asked::Deadline, BACK, Asked::Reboot]].concat();
+                assert_eq!(share_after(blue, true, &later), 0, "{later:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_switch_keeps_what_is_in_force_and_waits_for_nothing() {
+    let (blue, green) = (Colour::Blue, Colour::Green);
+    let limbo = [Asked::Guarded(green), Asked::Scheduled(blue)];
+    for then in [&[Asked::Switch(green)][..], &[BACK, Asked::Switch(green)], &[Asked::Guarded(green), Asked::Confirm]] {
+        let all = [&limbo[..], then].concat();
+        assert_eq!(share_after(blue, false, &[&all[..], &[Asked::Reboot]].concat()), 10_000, "{all:?}");
+    }
+}
+
+#[test]
+fn what_only_conditions_would_take_back_can_be_rolled_back_after_a_reboot() {
+    for live in [Colour::Blue, Colour::Green] {
+        let mut shop = Deployment::new(live, false);
+        shop.ask(Asked::Guarded(live.other()));
+        let timing = shop.timing();
+        (timing.window, timing.revert_at, timing.conditions) = (0, 0, 1);
+        shop.ask(Asked::Reboot);
+        assert_eq!(shop.share(), live.other().full_share());
+        shop.ask(BACK);
+        assert_eq!(shop.share(), live.full_share());
+    }
+}
+
+#[test]
+fn a_share_of_one_half_waits_for_no_confirmation() {
+    for live in [Colour::Blue, Colour::Green] {
+        let mut shop = Deployment::new(live, false);
+        for (asked, is_unconfirmed) in
+            [(Asked::Split(5000), false), (Asked::Guarded(live.other()), true), (BACK, false)]
+        {
+            shop.ask(asked);
+            assert_eq!(shop.reading().is_unconfirmed(), is_unconfirmed, "{asked:?}");
+        }
     }
 }

@@ -41,6 +41,8 @@ pub struct SwitchRequest {
     pub only_if_waiting: bool,
     /// Refuse to go back by itself to a switch that is not kept: if the gates have judged this switch, nobody would judge that one.
     pub from_kept: bool,
+    /// A rollback ends a rehearsal: the share before it comes back, and what was kept before it is kept as if nothing had happened.
+    pub restores: bool,
 }
 
 impl SwitchRequest {

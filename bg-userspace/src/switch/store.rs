@@ -263,7 +263,7 @@ impl Instance {
             clock: at_clock as u8,
             cause: goal.cause as u8,
             conditions: trips.conditions().0,
-            kept: reading.kept().noted(),
+            kept: note_of(reading, request),
         };
         let is_timed = activate_at != 0 || window != 0 || is_watched;
         let new = if is_timed { new.with_flags(new.flags().with(LiveFlags::TIMED)) } else { new };
@@ -358,6 +358,14 @@ pub(super) fn cancelled(reading: &Reading, by: Cause) -> Option<(LiveWord, Timin
         ..Timing::default()
     };
     Some((LiveWord::new(generation, flags, previous, word.target_share()), timing))
+}
+
+/// What the next generation notes of what is kept.
+pub(super) fn note_of(reading: &Reading, request: &SwitchRequest) -> [u8; 4] {
+    match request.restores {
+        true => reading.kept_before().that_holds(),
+        false => reading.kept().noted(),
+    }
 }
 
 /// The next word: what goes on with a ramp goes back to where that began.

@@ -202,3 +202,40 @@ fn what_was_kept_before_a_switch_that_was_taken_back_is_written_down() {
     reboot(&lab);
     assert_eq!(live(&lab).0, "green");
 }
+
+#[test]
+fn a_drill_that_has_passed_leaves_the_way_back_and_the_canary() {
+    let lab = running();
+    let drill = || bg_userspace::drill::drill(&lab.instance(), "shop", &Default::default(), &[], &mut |_| ()).unwrap();
+    switch(&lab, &to(GREEN));
+    for _ in 0..2 {
+        assert!(drill().passed);
+        assert_eq!(live(&lab).0, "green");
+    }
+    assert_eq!(rollback(&lab, "shop").unwrap().to.live, BLUE);
+    assert!(drill().passed);
+    assert!(matches!(rollback(&lab, "shop"), Err(Error::Refused(Refusal::RolledBackAlready { .. }))));
+    split(&lab, 3000);
+    assert!(drill().passed);
+    assert_eq!(lab.instance().status(Some("shop")).unwrap().deployments[0].green_share, 0.3);
+}
+
+#[test]
+fn a_rollback_ends_the_wait_of_a_switch_back_to_what_is_kept() {
+    let lab = running();
+    switch(&lab, &guarded(GREEN, HOUR));
+    let waiting = switch(&lab, &guarded(BLUE, HOUR));
+    let ended = rollback(&lab, "shop").unwrap();
+    assert!(ended.to.generation > waiting.to.generation);
+    let shop = lab.instance().status(Some("shop")).unwrap().deployments.remove(0);
+    assert_eq!((shop.live, shop.green_share, shop.confirm_deadline), ("blue", 0.0, None));
+    assert!(matches!(rollback(&lab, "shop"), Err(Error::Refused(_))));
+}
+
+#[test]
+fn what_only_conditions_would_take_back_outlives_a_reboot_and_can_be_rolled_back() {
+    let lab = running();
+    switch(&lab, &SwitchRequest { revert_if: vec!["silence 1h".parse().unwrap()], ..to(GREEN) });
+    reboot(&lab);
+    assert_eq!((live(&lab).0, rollback(&lab, "shop").unwrap().to.live), ("green", BLUE));
+}
