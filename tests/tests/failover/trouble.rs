@@ -162,17 +162,31 @@ impl Trouble<'_> {
         Ok(())
     }
 
-    /// Somebody switches, which may be refused.
+    /// Somebody switches, which may be refused. Notes the generations that are not the controller's.
     fn by_somebody(&mut self, arguments: &[&str]) -> Result<()> {
         let output = self.shop.ready.bgctl.try_run(&[&["--json"], arguments].concat())?;
-        if let Ok(json) = serde_json::from_slice::<serde_json::Value>(&output.stdout)
-            && let Some(generation) = json["to"]["generation"].as_u64()
-        {
-            // The next one is the data path's, if it takes the switch back.
-            let made =
-                [Some(generation as u32), arguments.contains(&"--confirm-within").then_some(generation as u32 + 1)];
-            self.of_people.extend(made.into_iter().flatten());
-        }
+        let made = match serde_json::from_slice::<serde_json::Value>(&output.stdout) {
+            // Those of the command, and of what it has found due. It may have seen its own switch taken back.
+            Ok(json) => json["from"]["generation"].as_u64().zip(json["to"]["generation"].as_u64()),
+            Err(_) => None,
+        };
+        let made = match made {
+            Some((from, to)) => from + 1..to + 1,
+            // It has switched, and its time for a confirmation has passed before all packets went by it.
+            None if String::from_utf8_lossy(&output.stderr).contains("was taken back") => {
+                let history = self.shop.ready.bgctl.json(&["history", DEPLOYMENT])?;
+                let is_by_somebody =
+                    |record: &&serde_json::Value| record["action"] == "switch" && record["reason"].is_null();
+                let to =
+                    records(&history).filter(is_by_somebody).filter_map(|it| it["to"]["generation"].as_u64()).max();
+                to.map(|to| to..to + 1).context("the history has no switch by somebody")?
+            }
+            None => return Ok(()),
+        };
+        // The next one is the data path's, if it takes the switch back.
+        let is_guarded = arguments.contains(&"--confirm-within");
+        let made = made.start..made.end + u64::from(is_guarded && !made.is_empty());
+        self.of_people.extend(made.map(|generation| generation as u32));
         Ok(())
     }
 
@@ -327,11 +341,14 @@ fn it_switches_only_for_a_reason_and_never_sooner_than_configured() -> Result<()
         changes.len(),
         trouble.kinds
     );
-    let shortest = failovers.windows(2).map(|pair| pair[1].at - pair[0].not_before).min();
-    println!("the shortest time between two failovers: {shortest:?}, at least {HOLD_OFF:?}");
-    ensure!(shortest.is_none_or(|time| time >= HOLD_OFF - Duration::from_millis(50)), "{shortest:?}");
-    ensure!(!failovers.is_empty(), "nothing has failed over");
     trouble.logs += &trouble.controller.as_ref().context("no controller")?.log()?;
+    let after_another = failovers.windows(2).map(|pair| (pair[1].at - pair[0].not_before, pair[1].to.generation()));
+    let shortest = after_another.min();
+    println!("the shortest time between two failovers: {shortest:?}, at least {HOLD_OFF:?}");
+    if let Some((time, generation)) = shortest {
+        ensure!(time >= HOLD_OFF - Duration::from_millis(50), "{time:?}: {}", told(&trouble, generation));
+    }
+    ensure!(!failovers.is_empty(), "nothing has failed over");
     for change in &failovers {
         judge(&trouble, change).with_context(|| told(&trouble, change.to.generation()))?;
     }
@@ -371,14 +388,18 @@ fn judge(trouble: &Trouble<'_>, change: &Change) -> Result<()> {
     Ok(())
 }
 
+/// The records in what `history` prints.
+fn records(history: &serde_json::Value) -> impl Iterator<Item = &serde_json::Value> {
+    history.as_array().or(history["records"].as_array()).into_iter().flatten()
+}
+
 /// What the history says of a generation and of those around it, and what the controllers have said just before.
 fn told(trouble: &Trouble<'_>, generation: u32) -> String {
     let history = trouble.shop.ready.bgctl.json(&["history", DEPLOYMENT]).unwrap_or_default();
-    let records = history.as_array().or(history["records"].as_array()).map_or(&[][..], Vec::as_slice);
     let of = |record: &serde_json::Value| record["to"]["generation"].as_u64();
     let is_near = |record: &&serde_json::Value| of(record).is_some_and(|near| near.abs_diff(generation.into()) <= 3);
-    let near = records.iter().filter(is_near).map(|record| format!("{record}\n"));
-    let made = records.iter().find(|record| of(record) == Some(generation.into()));
+    let near = records(&history).filter(is_near).map(|record| format!("{record}\n"));
+    let made = records(&history).find(|record| of(record) == Some(generation.into()));
     let time = made.and_then(|record| record["time"].as_str()).unwrap_or("9");
     let is_before = |line: &&str| {
         let line: serde_json::Value = serde_json::from_str(line).unwrap_or_default();
@@ -394,16 +415,16 @@ fn told(trouble: &Trouble<'_>, generation: u32) -> String {
 fn recorded(shop: &Shop, failovers: &[&Change]) -> Result<()> {
     shop.ready.bgctl.run(&["history", "--verify"])?;
     let history = shop.ready.bgctl.json(&["history", DEPLOYMENT])?;
-    let records = history.as_array().or(history["records"].as_array()).context("no records")?;
     for change in failovers {
         let generation = change.to.generation();
-        let found = records.iter().any(|record| {
+        let found = records(&history).any(|record| {
             let is_failover = record["reason"].as_str().is_some_and(|reason| reason.starts_with("failover: "));
             record["to"]["generation"] == generation && (is_failover || record["action"] == "recovered")
         });
         ensure!(found, "the history has no failover for generation {generation}");
     }
-    let own = records.iter().filter(|record| record["reason"].as_str().is_some_and(|it| it.starts_with("failover: ")));
+    let own =
+        records(&history).filter(|record| record["reason"].as_str().is_some_and(|it| it.starts_with("failover: ")));
     ensure!(own.count() <= failovers.len(), "the history has more failovers than were made");
     Ok(())
 }
