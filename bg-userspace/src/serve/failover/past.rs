@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use crate::{
     DeploymentStatus,
-    history::{Action, Record},
+    history::{Action, Moment, Record},
 };
 
 /// What the reasons of failovers begin with in the history.
@@ -15,7 +15,8 @@ pub(super) const REASON: &str = "failover: ";
 /// When each deployment failed over last.
 ///
 /// A controller that was killed, or could not write, has left no record. Then the next command finds a change that nobody has recorded, or
-/// the live colour is another one than the last record says. Such a change may have been a failover, so it counts as one.
+/// the live colour is another one than the last record says, or it may be so again after two changes. Such a change may have been a failover,
+/// so it counts as one.
 pub(super) fn last_failovers(
     records: &[Record],
     deployments: &[DeploymentStatus],
@@ -31,11 +32,20 @@ pub(super) fn last_failovers(
     for status in deployments {
         let mut of_it = records.iter().rev().filter(|record| record.deployment == status.name);
         let recorded = of_it.find_map(|record| record.to);
-        if recorded.is_some_and(|moment| moment.generation < status.generation && moment.live.name() != status.live) {
+        if recorded.is_some_and(|moment| may_have_failed_over(moment, status.generation, status.live)) {
             last.insert(status.name.clone(), clock);
         }
     }
     last
+}
+
+/// Whether the live colour may have changed since the last record.
+fn may_have_failed_over(recorded: Moment, generation: u32, live: &str) -> bool {
+    match generation.saturating_sub(recorded.generation) {
+        0 => false,
+        1 => recorded.live.name() != live,
+        _ => true,
+    }
 }
 
 fn may_be_failover(record: &Record) -> bool {
@@ -54,7 +64,6 @@ mod tests {
     use bg_common::Colour;
 
     use super::*;
-    use crate::history::Moment;
 
     #[test]
     fn a_change_that_nobody_has_recorded_may_have_been_a_failover() {
@@ -80,5 +89,14 @@ mod tests {
         assert_eq!(ago(record(Action::Recovered, blue, green, Some("not recorded"))), Some(10));
         let same = Moment { generation: 2, live: Colour::Blue };
         assert_eq!(ago(record(Action::Recovered, blue, same, Some("not recorded"))), None, "the colour stayed");
+    }
+
+    #[test]
+    fn several_changes_that_nobody_has_recorded_may_end_at_the_same_colour() {
+        let recorded = Moment { generation: 5, live: Colour::Green };
+        assert!(!may_have_failed_over(recorded, 5, "green"), "nothing has changed");
+        assert!(!may_have_failed_over(recorded, 6, "green"), "a share, or the end of a ramp");
+        assert!(may_have_failed_over(recorded, 6, "blue"));
+        assert!(may_have_failed_over(recorded, 7, "green"), "an expiry, and the failover after it");
     }
 }
