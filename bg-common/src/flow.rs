@@ -74,6 +74,9 @@ impl FlowState {
     pub const REUSED: u32 = 1 << 11;
     /// The backend's packets to this client port belong to a connection that does not use the virtual address.
     pub const FOREIGN: u32 = 1 << 12;
+    /// With [`Self::CLIENT_FIN`], of a backend that replies to the client directly: the client has sent FIN, and nobody here hears whether the backend has.
+    /// Packets of such a backend never show that they are foreign. The note is then what the client has acknowledged last, and the limit depends on it.
+    pub const UNHEARD: u32 = Self::FOREIGN;
     /// TCP: a SYN has arrived inside the established connection. [`Flow::note`] identifies it.
     pub const DOUBTFUL: u32 = 1 << 13;
     /// UDP: the datagram that opened the flow was held. While the deployment is still frozen, later ones may have to wait for others that are
@@ -124,6 +127,12 @@ impl FlowState {
     #[inline(always)]
     pub const fn has_ended(self) -> bool {
         self.has_any(Self::CLIENT_RESET | Self::BACKEND_RESET) || self.has(Self::CLIENT_FIN | Self::BACKEND_FIN)
+    }
+
+    /// Whether the client has sent FIN to a backend that is not heard here, so that the connection may have ended or not.
+    #[inline(always)]
+    pub const fn may_have_ended(self) -> bool {
+        self.has(Self::CLIENT_FIN | Self::UNHEARD)
     }
 
     /// Whether a command has ended the connection.
@@ -253,7 +262,7 @@ pub struct Flow {
     pub state: FlowState,
     /// For TCP, the sequence number of the SYN that opened the connection, in network order; zero if the connection was picked up in
     /// mid-stream. It distinguishes a retransmission from a new connection. With [`FlowState::DOUBTFUL`], a part of another SYN's
-    /// sequence number, and when that SYN arrived. For UDP, zero.
+    /// sequence number, and when that SYN arrived. With [`FlowState::UNHEARD`], what the client has acknowledged last. For UDP, zero.
     pub note: u32,
     /// Backend.
     pub backend: FlowBackend,

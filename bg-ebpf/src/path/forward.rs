@@ -22,7 +22,7 @@ use crate::{
     policy::{
         backend,
         colour::Client,
-        lifetime::{ended_by_switch, is_silent},
+        lifetime::{ended_by_switch, is_silent_open},
         timed,
     },
     rows::BackendRef,
@@ -218,7 +218,8 @@ fn judges(flow: &FlowRef) -> bool {
 /// The backend of a flow of which the packet says nothing new, as most packets do: they need no call.
 #[inline(always)]
 fn without_news<V: Flows>(headers: &Headers<V>, flow: &FlowRef, hook: &Hook<'_, impl World>) -> Option<BackendRef> {
-    const STATE: u32 = FlowState::CONFIRMED | FlowState::BACKEND_RESET | FlowState::DOUBTFUL;
+    // What follows a FIN that the backend does not answer here is news, too.
+    const STATE: u32 = FlowState::CONFIRMED | FlowState::BACKEND_RESET | FlowState::DOUBTFUL | FlowState::UNHEARD;
     let (state, world, now) = (flow.state(), hook.world, hook.now);
     let is_unanswered = headers.protocol() == Protocol::Udp && !state.has_any(FlowState::ANSWERED | FlowState::QUEUED);
     if headers.transport.flags & (tcp_flags::SYN | tcp_flags::FIN | tcp_flags::RST) != 0
@@ -228,7 +229,7 @@ fn without_news<V: Flows>(headers: &Headers<V>, flow: &FlowRef, hook: &Hook<'_, 
     }
     let backend = backend::of_flow(flow, world)?;
     if unlikely(!flow.was_seen_at(now))
-        && is_silent(flow.flow(), headers.protocol(), world.deployment(backend.deployment())?, now)
+        && is_silent_open(flow.flow(), headers.protocol(), world.deployment(backend.deployment())?, now)
     {
         return None;
     }

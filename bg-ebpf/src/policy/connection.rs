@@ -2,9 +2,10 @@
 
 use crate::{
     flow::row::idle,
+    policy::lifetime::{limit_closed, limit_half_closed},
     wire::headers::{Transport, tcp_flags},
 };
-use bg_common::{Flow, FlowState, Protocol};
+use bg_common::{DeploymentRow, Flow, FlowState, Protocol};
 
 /// Ticks after which a SYN that came inside of a connection is answered by the backend, whatever it has answered before:
 /// half a second and more. Linux answers one such SYN per connection in half a second (`tcp_invalid_ratelimit`).
@@ -73,6 +74,68 @@ pub const fn judge_syn(flow: &Flow, sequence: u32, now: u32) -> Syn {
     // An answer to the last one takes a moment.
     let was_owed_an_answer = since_last >= 2 && since_last.saturating_add(ANSWERED_AFTER) <= age;
     if age >= DEAD_AFTER && was_owed_an_answer { Syn::Opens } else { Syn::Belongs }
+}
+
+/// Judges a SYN of the client on a known flow that is not silent, whose backend replies to the client directly.
+///
+/// Its challenge is not heard here; but if the client resets the connection for it, that is. While new flows go to the other colour, a SYN
+/// never opens another connection inside an established one: whoever forges it would move the client away from its backend.
+/// Otherwise the connection would go the same way again, so only a dead backend is left by it.
+#[inline(always)]
+pub const fn judge_syn_unheard(flow: &Flow, sequence: u32, is_live: bool, now: u32) -> Syn {
+    if flow.state.may_have_ended() {
+        return Syn::Opens;
+    }
+    if !is_live && flow.state.has(FlowState::CONFIRMED) && !flow.state.has_ended() {
+        return Syn::Belongs;
+    }
+    judge_syn(flow, sequence, now)
+}
+
+/// State, note and new limit (zero: the same as before) of a connection whose backend replies to the client directly, after a segment of the client that
+/// belongs to it: what the client says shows what the backend must have said. Who acknowledges its SYN has heard from it, and who goes on with the
+/// connection has not sent a SYN for another.
+#[inline(always)]
+pub const fn of_both_ends(
+    state: FlowState,
+    note: u32,
+    segment: &Transport,
+    row: &DeploymentRow,
+) -> (FlowState, u32, u32) {
+    let (state, note) = if state.has(FlowState::DOUBTFUL) {
+        if segment.opens_connection() {
+            return (state, note, 0);
+        }
+        (state.without(FlowState::DOUBTFUL), 0)
+    } else {
+        (state, note)
+    };
+    let has_answered = note != 0 && state.has(FlowState::CONFIRMED) && !state.has(FlowState::UNHEARD);
+    let state = if has_answered { state.with(FlowState::ANSWERED) } else { state };
+    if state.has(FlowState::CLIENT_FIN) { half_closed(state, note, segment, row) } else { (state, note, 0) }
+}
+
+/// The same once the client has sent FIN. That may be its last segment, or the backend may have much to say yet, so the connection is over when the client
+/// was silent. From then on the note is what the client has acknowledged. The last that it acknowledges is the backend's FIN: one byte, most often alone.
+#[inline(always)]
+pub const fn half_closed(
+    state: FlowState,
+    note: u32,
+    segment: &Transport,
+    row: &DeploymentRow,
+) -> (FlowState, u32, u32) {
+    let acknowledged = segment.acknowledgment;
+    let limit = if state.has(FlowState::UNHEARD) {
+        match u32::from_be(acknowledged).wrapping_sub(u32::from_be(note)) {
+            // Nothing new.
+            0 | 0x8000_0000.. => return (state, note, 0),
+            1 => limit_closed(row),
+            _ => limit_half_closed(row),
+        }
+    } else {
+        limit_half_closed(row)
+    };
+    (state.with(FlowState::UNHEARD), acknowledged, limit)
 }
 
 /// Whether a segment of the backend can belong to the flow. The backend of a connection that it has with this client

@@ -18,6 +18,16 @@ pub const fn is_past(tick: u32, now: u32) -> bool {
 /// Ticks that a flow may be silent.
 #[inline(always)]
 pub const fn limit(row: &DeploymentRow, protocol: Protocol, state: FlowState) -> u32 {
+    // It depends on what the client has said since.
+    if matches!(protocol, Protocol::Tcp) && state.may_have_ended() {
+        state.limit()
+    } else {
+        limit_open(row, protocol, state)
+    }
+}
+
+#[inline(always)]
+const fn limit_open(row: &DeploymentRow, protocol: Protocol, state: FlowState) -> u32 {
     match (protocol, state.has(FlowState::CONFIRMED)) {
         (Protocol::Udp, _) => row.udp_idle,
         (Protocol::Tcp, true) => row.tcp_idle,
@@ -25,11 +35,31 @@ pub const fn limit(row: &DeploymentRow, protocol: Protocol, state: FlowState) ->
     }
 }
 
+/// Ticks that a connection may be silent whose client has sent FIN, if nobody here hears whether the backend has: 32 seconds, a quarter of what a
+/// handshake may take. Six retransmissions in a row last 25 seconds (RFC 6298, from 0.2 seconds on), and a client that waits for an answer is silent, too.
+#[inline(always)]
+pub const fn limit_half_closed(row: &DeploymentRow) -> u32 {
+    row.tcp_opening >> 2
+}
+
+/// The same once the client has acknowledged one byte more, as the backend's FIN is, and nothing since: 4 seconds.
+#[inline(always)]
+pub const fn limit_closed(row: &DeploymentRow) -> u32 {
+    row.tcp_opening >> 5
+}
+
 /// Whether a flow was silent for longer than its deployment allows.
 #[inline(always)]
 pub const fn is_silent(flow: &Flow, protocol: Protocol, row: &DeploymentRow, now: u32) -> bool {
     let idle = idle(flow.last_seen, now);
     idle != 0 && idle > limit(row, protocol, flow.state)
+}
+
+/// The same of a flow that is not [`FlowState::may_have_ended`].
+#[inline(always)]
+pub const fn is_silent_open(flow: &Flow, protocol: Protocol, row: &DeploymentRow, now: u32) -> bool {
+    let idle = idle(flow.last_seen, now);
+    idle != 0 && idle > limit_open(row, protocol, flow.state)
 }
 
 /// Whether a flow goes on, whatever a switch says of it: its connection has not ended, and it is not silent.

@@ -1,7 +1,8 @@
 //! Backends that reply to clients directly: what packets to them look like, by etherparse, and what becomes of their flows.
 
 use crate::*;
-use bg_common::{Backend, NextHop, Tunnel};
+use bg_common::{Backend, Flow, FlowState, NextHop, Tunnel};
+use bg_ebpf::policy::lifetime::is_open;
 use bg_tests::{
     frames::{ErrorSpec, packet_in},
     twin::{OUTER_V4, OUTER_V6},
@@ -419,7 +420,12 @@ fn a_frame_with_a_tag_is_left_to_its_vlan_interface() {
 /// Where a packet of the case goes: the backend's address.
 #[track_caller]
 fn sent(host: &Host, case: Case, flags: u8) -> IpAddr {
-    let outcome = host.ingress(&packet(case, flags).frame());
+    sent_by(host, case, &packet(case, flags))
+}
+
+#[track_caller]
+fn sent_by(host: &Host, case: Case, spec: &PacketSpec) -> IpAddr {
+    let outcome = host.ingress(&spec.frame());
     assert_eq!(outcome.action, Action::Redirect, "{case:?}");
     if case.mode == Mode::L2dsr {
         // By the MAC address, which ends in the slot.
@@ -455,25 +461,138 @@ fn a_drain_keeps_flows_and_a_cut_moves_or_resets_them() {
     }
 }
 
+/// How long a handshake may take, and what follows from that for connections whose client has sent FIN: a quarter of it, and a 32nd.
+const OPENING: u32 = 1024;
+const HALF_CLOSED: u32 = OPENING / 4;
+const CLOSED: u32 = OPENING / 32;
+
+/// A connection whose client has acknowledged this, and a drain.
+fn before_fin(case: Case, acknowledged: u32) -> Host {
+    let mut scenario = scenario(case);
+    scenario.deployments[0].0.tcp_opening = OPENING;
+    let host = Host::load(scenario, NOW);
+    sent(&host, case, SYN);
+    assert!(!flow_in(&host, case).state.is_assured());
+    acknowledge(&host, case, ACK, acknowledged);
+    assert!(flow_in(&host, case).state.is_assured(), "{case:?}: it has acknowledged the backend's SYN");
+    drain(&host);
+    host
+}
+
+fn flow_in(host: &Host, case: Case) -> Flow {
+    host.flow(flow_of(case.client, 0)).expect("a flow")
+}
+
+/// Sends a segment with this acknowledgment, which goes to the first backend.
+#[track_caller]
+fn acknowledge(host: &Host, case: Case, flags: u8, acknowledgment: u32) {
+    let spec = PacketSpec { acknowledgment, ..packet(case, flags) };
+    assert_eq!(sent_by(host, case, &spec), at(case.backends[0]).ip(), "{case:?}");
+}
+
+/// For how long the flow is open yet, if nothing more comes.
+fn stays(host: &Host, case: Case) -> u32 {
+    let (flow, row) = (flow_in(host, case), host.scenario.deployments[0].0);
+    let is_open = |ticks: &u32| is_open(&flow, Protocol::Tcp, &row, flow.last_seen + ticks);
+    let stays = (0..=2 * OPENING).take_while(is_open).last().expect("an open flow");
+    assert_eq!(flow.state.limit(), stays, "{case:?}: for whoever wants its row");
+    stays
+}
+
 #[test]
-fn the_clients_fin_ends_a_connection_for_those_who_count_but_not_for_its_segments() {
+fn a_connection_whose_client_has_sent_fin_is_open_while_it_goes_on() {
     for case in MODES.into_iter().flat_map(cases).filter(|case| case.protocol == Protocol::Tcp) {
-        let host = direct(case);
-        let state = || host.flow(flow_of(case.client, 0)).expect("a flow").state;
-        sent(&host, case, SYN);
-        assert!(!state().is_assured());
-        sent(&host, case, ACK);
-        assert!(state().is_assured() && !state().has_ended(), "{case:?}: it has acknowledged the backend's SYN");
-        drain(&host);
-        sent(&host, case, FIN | ACK);
-        assert!(state().has_ended() && !state().is_ended_by_command());
-        assert_eq!(sent(&host, case, ACK), at(case.backends[0]).ip(), "what the backend still sends is acknowledged");
-        assert_eq!(sent(&host, case, SYN), at(case.backends[1]).ip(), "a new connection");
+        // Numbers wrap, too.
+        let start = 0xffff_fff0_u32;
+        let mut host = before_fin(case, start);
+        acknowledge(&host, case, FIN | ACK, start);
+        let (mut now, mut acknowledged) = (NOW, start);
+        // One byte alone may be the backend's FIN. If more follows, it was not.
+        for (more, expected) in [(0, 8), (1448, 8), (1, 1), (1, 1), (0, 1), (1448, 8), (7, 8), (1, 1), (2, 8), (1, 1)] {
+            now += stays(&host, case);
+            host.later(now);
+            acknowledged = acknowledged.wrapping_add(more);
+            acknowledge(&host, case, ACK, acknowledged);
+            // XDP may have left it to tc. Older ones come late.
+            acknowledge(&host, case, ACK, acknowledged);
+            acknowledge(&host, case, ACK, acknowledged.wrapping_sub(1));
+            assert_eq!(stays(&host, case), expected * CLOSED, "{case:?}: {more}");
+        }
+        host.later(now + OPENING);
+        acknowledge(&host, case, ACK, acknowledged);
+        assert_eq!(sent(&host, case, SYN), at(case.backends[1]).ip(), "{case:?}: a new connection");
+        assert!(!flow_in(&host, case).state.may_have_ended());
     }
+    assert_eq!(HALF_CLOSED, 8 * CLOSED);
+}
+
+#[test]
+fn a_fin_ends_a_connection_by_and_by_wherever_it_comes() {
     let case = cases(Mode::Ipip)[0];
-    let host = direct(case);
-    sent(&host, case, ACK);
-    assert!(!host.flow(flow_of(case.client, 0)).expect("a flow").state.is_assured(), "picked up in mid-stream");
+    let mut scenario = scenario(case);
+    scenario.deployments[0].0.tcp_opening = OPENING;
+    let host = Host::load(scenario, NOW);
+    acknowledge(&host, case, FIN | ACK, 7);
+    assert!(!flow_in(&host, case).state.is_assured(), "picked up in mid-stream");
+    assert_eq!(stays(&host, case), HALF_CLOSED);
+    acknowledge(&host, case, ACK, 8);
+    assert_eq!(stays(&host, case), CLOSED);
+    // The handshake's last segment has been lost.
+    sent(&host, case, SYN);
+    acknowledge(&host, case, FIN | ACK, 7);
+    assert!(flow_in(&host, case).state.is_assured());
+    assert_eq!(stays(&host, case), HALF_CLOSED);
+}
+
+#[test]
+fn forged_syns_do_not_move_an_established_connection() {
+    for case in MODES.into_iter().flat_map(cases).filter(|case| case.protocol == Protocol::Tcp) {
+        let [blue, green] = case.backends.map(|backend| at(backend).ip());
+        let mut host = direct(case);
+        let (mut now, forged) = (NOW, PacketSpec { sequence: 0x0bad_cafe, ..packet(case, SYN) });
+        let forge = |host: &mut Host, now: &mut u32, times| {
+            for _ in 0..times {
+                *now += 50;
+                host.later(*now);
+                assert_eq!(host.ingress(&forged.frame()).action, Action::Redirect, "{case:?}");
+            }
+        };
+        let state = |host: &Host| host.flow(flow_of(case.client, 0)).expect("a flow").state;
+        sent(&host, case, SYN);
+        sent(&host, case, ACK);
+        // A client that goes on has sent no SYN. Its flow is as before, and pays nothing for it.
+        for _ in 0..5 {
+            forge(&mut host, &mut now, 1);
+            assert!(state(&host).has(FlowState::DOUBTFUL), "{case:?}");
+            assert_eq!(sent(&host, case, ACK), blue, "{case:?}");
+            assert!(!state(&host).has(FlowState::DOUBTFUL), "{case:?}");
+        }
+        assert_eq!(host.traffic(0, 0).flows_opened, 1, "{case:?}");
+        // Of one that says nothing, nobody hears what the backend thinks.
+        drain(&host);
+        forge(&mut host, &mut now, 5);
+        assert_eq!((host.traffic(0, 0).flows_opened, host.traffic(0, 1).flows_opened), (1, 0), "{case:?}");
+        assert_eq!(sent(&host, case, ACK), blue, "{case:?}");
+        // The client resets the connection if the backend has challenged its own SYN.
+        sent(&host, case, RST);
+        assert_eq!(sent(&host, case, SYN), green, "{case:?}");
+    }
+}
+
+/// New flows go the same way, but not to a backend that is down.
+#[test]
+fn a_syn_that_nobody_answers_opens_another_connection_at_the_live_colour() {
+    for case in MODES.into_iter().flat_map(cases).filter(|case| case.protocol == Protocol::Tcp) {
+        let mut host = direct(case);
+        sent(&host, case, SYN);
+        sent(&host, case, ACK);
+        let again = PacketSpec { sequence: 0x0bad_cafe, ..packet(case, SYN) };
+        for (tick, opened) in [(100, 1), (116, 1), (148, 2)] {
+            host.later(NOW + tick);
+            assert_eq!(host.ingress(&again.frame()).action, Action::Redirect, "{case:?}");
+            assert_eq!(host.traffic(0, 0).flows_opened, opened, "{case:?}: {tick}");
+        }
+    }
 }
 
 /// Routers on the way from the backend to the client tell the VIP, that is here, what does not fit.

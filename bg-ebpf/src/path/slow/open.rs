@@ -11,7 +11,7 @@ use crate::{
     hint::{rolled, unlikely},
     policy::{
         backend, colour,
-        connection::{is_refused, shown_by_client},
+        connection::{half_closed, is_refused, shown_by_client},
         freeze::is_frozen,
         lifetime::{after_drain, is_past, limit, terms},
         refusals, trips,
@@ -329,6 +329,16 @@ fn at_hash(call: &mut Opening, world: &impl World) -> Placed {
     let search = &mut call.search;
     search.address = chosen.backend.whole_address();
     let is_direct = chosen.backend.mode() >= Mode::L2dsr as u8;
+    if is_direct {
+        // Its answer will not be heard, so it counts for no condition of a switch.
+        call.flow.hop = CachedHop::default();
+        if call.flow.state.has(FlowState::CLIENT_FIN)
+            && let Some(row) = world.deployment(chosen.backend.deployment())
+        {
+            let (state, note, limit) = half_closed(call.flow.state, 0, &call.transport, row);
+            (call.flow.state, call.flow.note) = (state.with_limit(limit), note);
+        }
+    }
     search.port = if is_direct { Be16(0) } else { chosen.backend.port() };
     Placed::At(chosen.name.slot())
 }

@@ -4,7 +4,7 @@ use crate::{
     flow::{memory::RawWords, row::FlowRef},
     hint::unlikely,
     policy::{
-        connection::{Syn, is_refused, judge_syn, shown_by_client},
+        connection::{Syn, is_refused, judge_syn, judge_syn_unheard, of_both_ends, shown_by_client},
         freeze::is_frozen,
         lifetime::{ended_by_switch, is_silent, limit},
         trips,
@@ -84,7 +84,7 @@ pub fn run(row: RawWords, call: &mut Refreshing, world: &impl World) -> Stay {
     let Some(row) = world.deployment(call.deployment) else { return Stay::Over };
     let is_silent = is_silent(flow.flow(), protocol, row, now);
     let silent = Step::Silent { last_seen: flow.flow().last_seen.into() };
-    let (mut state, mut note) = (flow.state(), flow.flow().note);
+    let (mut state, mut note, mut new_limit) = (flow.state(), flow.flow().note, 0);
     match protocol {
         Protocol::Udp => {
             if is_silent {
@@ -103,7 +103,13 @@ pub fn run(row: RawWords, call: &mut Refreshing, world: &impl World) -> Stay {
         }
         Protocol::Tcp => {
             if segment.opens_connection() {
-                match judge_syn(flow.flow(), segment.sequence, now) {
+                let judged = if unlikely(call.is_direct) {
+                    let is_live = call.colour as u8 == call.word.live() as u8;
+                    judge_syn_unheard(flow.flow(), segment.sequence, is_live, now)
+                } else {
+                    judge_syn(flow.flow(), segment.sequence, now)
+                };
+                match judged {
                     Syn::Opens => {
                         note!(world, Step::Reopens {});
                         return Stay::Over;
@@ -128,31 +134,19 @@ pub fn run(row: RawWords, call: &mut Refreshing, world: &impl World) -> Stay {
             }
             state = state.with(shown_by_client(segment));
             if unlikely(call.is_direct) {
-                (state, note) = of_both_ends(state, note);
+                (state, note, new_limit) = of_both_ends(state, note, segment, row);
             }
         }
     }
-    if state.0 & !flow.state().0 & FlowState::CONFIRMED != 0 {
-        state = state.with_limit(limit(row, protocol, state));
+    if new_limit == 0 && state.0 & !flow.state().0 & FlowState::CONFIRMED != 0 {
+        new_limit = limit(row, protocol, state);
+    }
+    if new_limit != 0 {
+        state = state.with_limit(new_limit);
     }
     flow.see(now);
     flow.change(state, note);
     Stay::Yes
-}
-
-/// The state of a connection whose backend replies to the client directly: what the client says shows what the backend must have said. Who acknowledges
-/// its SYN has heard from it. The client's FIN is the last segment that is sure to pass here, so the connection counts as ended, though its
-/// segments still go to the backend.
-#[inline(always)]
-const fn of_both_ends(state: FlowState, note: u32) -> (FlowState, u32) {
-    let answered = if note != 0 && state.has(FlowState::CONFIRMED) { FlowState::ANSWERED } else { 0 };
-    let state = state.with(answered);
-    if !state.has(FlowState::CLIENT_FIN) {
-        return (state, note);
-    }
-    // Of a SYN that has come inside of the connection nothing is to be known any more.
-    let note = if state.has(FlowState::DOUBTFUL) { 0 } else { note };
-    (state.without(FlowState::DOUBTFUL).with(FlowState::BACKEND_FIN), note)
 }
 
 /// What comes of a packet of the client on a flow that a switch or a command has ended.

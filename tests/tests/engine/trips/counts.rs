@@ -245,3 +245,42 @@ fn a_flood_that_is_answered_takes_nothing_back() {
     watched.assert_stays();
     assert_eq!(watched.host.trips(SHOP)[0].opened, 5_000);
 }
+
+/// Nobody hears them.
+#[test]
+fn flows_of_backends_that_reply_directly_do_not_count() {
+    const VIPS: [(&str, Protocol); 2] = [("203.0.113.30:443", Protocol::Tcp), ("203.0.113.30:53", Protocol::Udp)];
+    for mode in [Mode::L2dsr, Mode::Ipip, Mode::Gue] {
+        let mut watched = watched(Trips { unanswered: limit(0, 1), silence: SECOND, ..EMPTY });
+        let mut scenario = scenario();
+        for (vip, protocol) in VIPS {
+            let [blue, green] = ["10.0.1.11", "10.0.2.11"].map(|host| format!("{host}:{}", at(vip).port()));
+            scenario.service(&ServiceAt { mode, deployment: SHOP, ..service(vip, None, protocol, &blue, &green) });
+        }
+        let (timings, trips, word) = (watched.host.timings(SHOP)[0], watched.host.trips(SHOP)[0], watched.word);
+        watched.host = Host::load(scenario, NOW);
+        watched.host.set_clocks([BOOT, BOOT]);
+        watched.host.set_trips(SHOP, word, trips);
+        watched.host.set_timing(SHOP, word, timings);
+        watched.host.set_live(SHOP, word, SwitchTerms::default());
+        let first = |vip: &str, protocol, port| {
+            let client = SocketAddr::new(at(CLIENT).ip(), port);
+            match protocol {
+                Protocol::Tcp => PacketSpec::tcp(client, at(vip), SYN),
+                Protocol::Udp => PacketSpec::udp(client, at(vip)),
+            }
+        };
+        // The second time, a SYN is sent again.
+        for _ in 0..3 {
+            for ((vip, protocol), port) in VIPS.into_iter().flat_map(|vip| (1..50).map(move |port| (vip, port))) {
+                let outcome = watched.host.ingress(&first(vip, protocol, port).frame());
+                assert_eq!(outcome.action, Action::Redirect, "{mode:?}");
+            }
+            watched.pass(2 * TICKS);
+        }
+        watched.judge();
+        watched.assert_stays();
+        let counted = watched.host.trips(SHOP)[0];
+        assert_eq!((counted.opened, counted.judged, counted.opened_since_heard), (0, 0, 0), "{mode:?}");
+    }
+}
