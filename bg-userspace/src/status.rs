@@ -13,9 +13,11 @@ use crate::{
     json,
     live::Reading,
     maps::{self, Tables, TrafficCounters, Words},
+    pins,
     running::{Running, RunningDeployment, RunningService, UNSETTLED, address_of},
     show::{drain_timeout_of, on_switch_of},
     time::moment_of,
+    tunnels,
 };
 
 /// The status of an instance.
@@ -188,6 +190,14 @@ impl FlowCount {
 }
 
 impl Instance {
+    /// What is wrong with the source addresses of outer headers, in the modes `ipip` and `gue`. It is not known in another network namespace.
+    pub fn outer_source_warnings(&self) -> Vec<String> {
+        match pins::is_in_this_namespace(&self.paths) {
+            Ok(true) => tunnels::warnings(&self.paths),
+            _ => Vec::new(),
+        }
+    }
+
     /// The status of one deployment or all, and of the instance as a whole.
     pub fn status(&self, deployment: Option<&str>) -> Result<Status, Error> {
         let only = deployment.map(|name| self.deployment(name)).transpose()?.map(|(index, _)| index);

@@ -1,11 +1,11 @@
 //! The outer headers of the modes `ipip` and `gue`: what packets find in `tunnels`.
 //!
 //! The source address is that from which this host would send to the backend itself, unless a prefix is configured. The data path cannot ask the kernel for it
-//! (`bpf_fib_lookup` tells it since Linux 6.7), so user space does, at each apply, at each switch, and in `bgctl serve` every ten seconds: by
+//! (`bpf_fib_lookup` tells it since Linux 6.7), so user space does, at each apply, at each switch, at each attach, and in `bgctl serve` every ten seconds: by
 //! a socket that is connected and never used.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     net::{IpAddr, SocketAddr, UdpSocket},
 };
 
@@ -16,7 +16,11 @@ use crate::{
     Error, Paths,
     config::{Encap, Prefix},
     maps::Tables,
+    net,
 };
+
+/// In a row: no source is known.
+const UNKNOWN: Addr = Addr([0; 4]);
 
 /// The settings of a service's encapsulation, in a row that is otherwise empty.
 pub(crate) fn info_of(mode: Mode, encap: &Encap) -> ServiceInfo {
@@ -50,7 +54,7 @@ pub(crate) fn row(backend: &Backend, info: &ServiceInfo) -> Option<Tunnel> {
     let encap = encap_of(info);
     let (source, spread) = match encap.outer_source[usize::from(address.is_ipv6())] {
         Some(prefix) => (prefix.addr.into(), spread(prefix)),
-        None => (source_towards(address).map_or(Addr([0; 4]), Addr::from), 0),
+        None => (source_towards(address).map_or(UNKNOWN, Addr::from), 0),
     };
     Some(Tunnel { source, spread, port: Be16::new(encap.gue_port), reserved: 0 })
 }
@@ -77,22 +81,104 @@ pub(crate) fn learn(paths: &Paths) -> Result<(), Error> {
         return Ok(());
     }
     let mut learned: HashMap<(u16, u8, Addr), Option<Tunnel>> = HashMap::new();
-    for slot in 0..tables.backends.rows() {
-        let backend = tables.backends.read(slot);
-        if backend.identity.in_use == 0 || !Mode::from_u8(backend.mode).is_some_and(Mode::is_tunnel) {
-            continue;
-        }
-        let info = tables.services.info.read(backend.service.into());
+    for (slot, backend, info) in encapsulated(&tables) {
         let key = (backend.service, backend.family, backend.addr);
         let Some(tunnel) = *learned.entry(key).or_insert_with(|| row(&backend, &info)) else { continue };
         let old = tables.tunnels.read(slot);
-        let is_known = tunnel.source != Addr([0; 4]);
+        let is_known = tunnel.source != UNKNOWN;
         let tunnel = if is_known { tunnel } else { Tunnel { source: old.source, ..tunnel } };
         if tunnel != old {
             tables.tunnels.write(slot, &tunnel);
         }
     }
     Ok(())
+}
+
+/// What is wrong with the source address of the outer headers towards a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SourceProblem {
+    /// None is known, so all its packets are dropped.
+    Unknown,
+    /// This host does not have it, so backends that know their edges refuse the packets.
+    NotOurs(IpAddr),
+    /// By the routes, this host would use another one now.
+    Other {
+        /// The address in use.
+        used: IpAddr,
+        /// The address that this host would use.
+        wanted: IpAddr,
+    },
+}
+
+/// A problem with the outer headers towards a backend, as a warning. Sources from a configured prefix are not judged.
+pub(crate) fn problems(paths: &Paths) -> Result<Vec<(IpAddr, SourceProblem)>, Error> {
+    let tables = Tables::open(paths)?;
+    let mut problems = Vec::new();
+    if !is_any(&tables) {
+        return Ok(problems);
+    }
+    let mut seen = HashSet::new();
+    for (slot, backend, info) in encapsulated(&tables) {
+        let Some(family) = Family::from_u8(backend.family) else { continue };
+        let address = backend.addr.to_ip(family);
+        let tunnel = tables.tunnels.read(slot);
+        let is_given = encap_of(&info).outer_source[usize::from(address.is_ipv6())].is_some();
+        if is_given || !seen.insert((address, tunnel.source)) {
+            continue;
+        }
+        let source = (tunnel.source != UNKNOWN).then(|| tunnel.source.to_ip(family));
+        let wanted = source_towards(SocketAddr::new(address, backend.port.host()));
+        problems.extend(judge(source, wanted, net::is_local).map(|problem| (address, problem)));
+    }
+    problems.sort_by_key(|(address, _)| *address);
+    Ok(problems)
+}
+
+fn judge(source: Option<IpAddr>, wanted: Option<IpAddr>, is_ours: impl Fn(IpAddr) -> bool) -> Option<SourceProblem> {
+    match (source, wanted) {
+        (None, _) => Some(SourceProblem::Unknown),
+        (Some(used), _) if !is_ours(used) => Some(SourceProblem::NotOurs(used)),
+        (Some(used), Some(wanted)) if used != wanted => Some(SourceProblem::Other { used, wanted }),
+        _ => None,
+    }
+}
+
+/// The problem, in words.
+pub(crate) fn told((backend, problem): &(IpAddr, SourceProblem)) -> String {
+    match problem {
+        SourceProblem::Unknown => format!(
+            "no source address is known for outer headers towards {backend}, so its packets are dropped (no_way): there was no route or no address"
+        ),
+        SourceProblem::NotOurs(used) => {
+            format!("outer headers towards {backend} have the source {used}, which is not an address of this host")
+        }
+        SourceProblem::Other { used, wanted } => format!(
+            "outer headers towards {backend} have the source {used}, and by the routes it would be {wanted} now"
+        ),
+    }
+}
+
+/// What can be done about it.
+pub(crate) const REMEDY: &str = "`bgctl apply` once there is a route; `bgctl serve` looks every ten seconds";
+
+/// The problems of an instance as warnings, of which there are a few at most.
+pub(crate) fn warnings(paths: &Paths) -> Vec<String> {
+    const TOLD: usize = 4;
+    let problems = problems(paths).unwrap_or_default();
+    let mut warnings: Vec<_> =
+        problems.iter().take(TOLD).map(|problem| format!("{}: {REMEDY}", told(problem))).collect();
+    if let Some(more @ 1..) = problems.len().checked_sub(TOLD) {
+        warnings.push(format!("so it is with {more} more backends"));
+    }
+    warnings
+}
+
+/// The rows of backends to which packets are encapsulated, with their slots and services.
+fn encapsulated(tables: &Tables) -> impl Iterator<Item = (usize, Backend, ServiceInfo)> {
+    let rows = (0..tables.backends.rows()).map(|slot| (slot, tables.backends.read(slot)));
+    let is_it = |row: &Backend| row.identity.in_use != 0 && Mode::from_u8(row.mode).is_some_and(Mode::is_tunnel);
+    let found = rows.filter(move |(_, row)| is_it(row));
+    found.map(|(slot, row)| (slot, row, tables.services.info.read(row.service.into())))
 }
 
 /// Whether there is a backend in mode `ipip` or `gue`.
@@ -134,5 +220,17 @@ mod tests {
     #[test]
     fn the_source_towards_a_loopback_address_is_one() {
         assert_eq!(source_towards("127.0.0.1:9".parse().unwrap()), Some("127.0.0.1".parse().unwrap()));
+    }
+
+    #[test]
+    fn sources_are_judged() {
+        let [ours, other, gone]: [IpAddr; 3] = ["10.0.0.1", "10.0.0.2", "10.9.9.9"].map(|ip| ip.parse().unwrap());
+        let judge = |source, wanted| judge(source, wanted, |address| address != gone);
+        assert_eq!(judge(None, None), Some(SourceProblem::Unknown));
+        assert_eq!(judge(None, Some(ours)), Some(SourceProblem::Unknown));
+        assert_eq!(judge(Some(gone), Some(ours)), Some(SourceProblem::NotOurs(gone)));
+        assert_eq!(judge(Some(ours), Some(other)), Some(SourceProblem::Other { used: ours, wanted: other }));
+        assert_eq!(judge(Some(ours), Some(ours)), None);
+        assert_eq!(judge(Some(ours), None), None, "the route is away for a moment");
     }
 }

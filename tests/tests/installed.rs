@@ -349,6 +349,43 @@ fn services_that_feed_both_colours_come_back_before_the_network_does() -> Result
     Ok(())
 }
 
+/// An address that comes after the apply of the boot, and before the network is online.
+const ADDRESS: &str = "[Unit]\nAfter=bgctl.service\nBefore=network-online.target\n\n\
+    [Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=/usr/sbin/ip address add BACK/16 dev back\n\n\
+    [Install]\nWantedBy=network-online.target\n";
+
+#[test]
+fn sources_of_outer_headers_are_learned_when_the_network_is_up() -> Result<()> {
+    const ONLINE: &str = "bgctl-online.service";
+    const UNKNOWN: &str = "no source address is known";
+    let mut installed = Installed::prepare()?;
+    installed.install(None)?;
+    let machine = &installed.machine;
+    assert_eq!(machine.run(&format!("systemctl is-enabled {ONLINE}"))?.trim(), "enabled");
+    assert_eq!(machine.run(&format!("systemd-analyze verify --man=no /usr/lib/systemd/system/{ONLINE}"))?, "");
+    machine.write("/etc/bgctl/interfaces", "front native\nback native\n")?;
+    let backend = installed.lab.backends[0].addresses[0];
+    let (vip, to) = (SocketAddr::new(address::VIP_V4, HTTP_PORT), SocketAddr::new(backend, HTTP_PORT));
+    let config = format!(
+        "[[deployments.shop.services]]\nvip = \"{vip}\"\nprotocol = \"tcp\"\nmode = \"ipip\"\nblue = [\"{to}\"]\ngreen = [\"{to}\"]\n"
+    );
+    machine.write("/etc/bgctl/bgctl.toml", &config)?;
+    machine.write("/root/doctor", "bgctl doctor 2>&1 || true\n")?;
+    machine.write("/etc/systemd/system/address.service", &ADDRESS.replace("BACK", &address::BACK_V4.to_string()))?;
+    machine.run("systemctl enable --quiet address.service")?;
+    machine.run("systemctl start bgctl.service").with_context(|| installed.journal())?;
+
+    installed.machine.switch_off()?;
+    installed.lab.edge.ip("address flush dev back")?;
+    installed.machine.switch_on()?;
+    assert_eq!(installed.machine.booted()?, "running", "{}", installed.journal());
+    assert!(installed.journal().contains(UNKNOWN), "{}", installed.journal());
+    assert_eq!(installed.property(ONLINE, "ActiveState")?, "active");
+    let doctor = installed.machine.run("sh /root/doctor")?;
+    assert!(!doctor.contains(&format!("outer headers towards {backend}")), "{doctor}");
+    Ok(())
+}
+
 #[test]
 fn the_controller_is_supervised_and_an_upgrade_restarts_it() -> Result<()> {
     let installed = Installed::prepare()?;

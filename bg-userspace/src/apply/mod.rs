@@ -153,6 +153,7 @@ fn apply(instance: &Instance, state: &State, config: &Config, request: &ApplyReq
     }
     keep_neighbours(paths, config);
     tunnels::learn(paths)?;
+    state.warn(tunnels::warnings(paths));
     remember(state, words, recording, &deployments::made(words, &recalled, changes), &pending)?;
     Ok(plan)
 }

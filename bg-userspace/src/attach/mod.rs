@@ -53,6 +53,7 @@ use crate::{
     net::{self, ARPHRD_ETHER, ARPHRD_LOOPBACK, Interface},
     pins::{self, PinRoot},
     state::{Change, Pending, Witness},
+    tunnels,
 };
 
 /// Options of [`attach`].
@@ -198,6 +199,8 @@ fn load_and_attach(
         let Some(interface) = interfaces.iter().find(|interface| interface.name == attached.name) else { continue };
         attached.in_front = others(paths, interface, &links)?.into_iter().filter(|other| other.in_front).collect();
     }
+    // Routes and addresses may have come since the apply. What is not known is no failure of the attach, and `status` tells.
+    let _ = tunnels::learn(paths);
     Ok(attached)
 }
 

@@ -8,6 +8,7 @@ use crate::{
     attach::{AttachedInterface, PortChange, changed_ports},
     config::Config,
     pins::{self, PinRoot},
+    tunnels::{self, SourceProblem},
 };
 
 const INSTANCE: &str = "instance";
@@ -47,6 +48,7 @@ pub(super) fn examine(
         Some(Finding::fail(INSTANCE, "interface", interface.problem()?, interface.remedy.clone()?))
     }));
     findings.extend(bridge_ports(paths, network));
+    findings.extend(outer_sources(paths));
     if let Some(config) = config.filter(|_| !network.attached().is_empty()) {
         let backends = network.towards_backends(config);
         findings.extend(backends_side(network, &backends));
@@ -64,6 +66,20 @@ fn interfaces(attached: &[AttachedInterface]) -> Finding {
         return Finding::fail(INSTANCE, "attached", message, "`bgctl attach IFACE`");
     }
     Finding::ok(INSTANCE, "attached", format!("to {}", names.join(", ")))
+}
+
+/// The source addresses of outer headers that are in use now. Nothing but an apply, a switch, an attach and the controller learns them.
+fn outer_sources(paths: &Paths) -> Vec<Finding> {
+    let finding = |problem| {
+        let (message, remedy) = (tunnels::told(&problem), tunnels::REMEDY);
+        match problem.1 {
+            SourceProblem::Unknown | SourceProblem::NotOurs(_) => {
+                Finding::fail(INSTANCE, "outer source", message, remedy)
+            }
+            SourceProblem::Other { .. } => Finding::warn(INSTANCE, "outer source", message, remedy),
+        }
+    };
+    tunnels::problems(paths).unwrap_or_default().into_iter().map(finding).collect()
 }
 
 /// A port of a bridge accepts frames to the bridge's own address, any other interface only those to its own. The programs

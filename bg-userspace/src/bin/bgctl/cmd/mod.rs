@@ -72,14 +72,25 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<Outcome> {
     if looks {
         check_state(global);
     }
+    if matches!(args.command, Command::Status(_)) {
+        check_outer_sources(global);
+    }
     let outcome = dispatch(args).map_err(|error| match changes && output::is_not_printed(&error) {
         true => error.context("the command is done"),
         false => error,
     })?;
     if matches!(args.command, Command::Attach(_) | Command::Detach(_)) {
         check_state(global);
+        check_outer_sources(global);
     }
     Ok(outcome)
+}
+
+/// Reports backends that get no packets, or may refuse them, because of the source of outer headers. An apply reports them itself.
+fn check_outer_sources(global: &Global) {
+    if let Ok(instance) = Instance::open(&global.paths()) {
+        instance.outer_source_warnings().iter().for_each(|warning| output::message(&format!("warning: {warning}")));
+    }
 }
 
 /// Reports problems with the state directory, because after the next reboot it would be too late. Commands that
