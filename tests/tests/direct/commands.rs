@@ -1,13 +1,17 @@
 //! What commands say of such services.
 
 use crate::stage::Stage;
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use bg_common::Colour;
 use bg_tests::{
-    HTTP_PORT, address,
+    HTTP_PORT, Server, address,
     load::{Fresh, KeepAlive},
 };
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    io::{Read as _, Write as _},
+    net::SocketAddr,
+    time::Duration,
+};
 
 /// A condition cannot judge what passes elsewhere, a drain ends with the clients' last segments, and a cut resets both ends.
 #[test]
@@ -151,5 +155,102 @@ fn without_forwarding_packets_are_counted_and_doctor_says_so() -> Result<()> {
     while !connect()? {
         anyhow::ensure!(start.elapsed() < Duration::from_secs(60), "packets are not sent on again");
     }
+    Ok(())
+}
+
+/// An apply before the network is there, as at boot, learns no sources of outer headers.
+#[test]
+fn sources_of_outer_headers_are_learned_when_the_network_has_come() -> Result<()> {
+    let stage = Stage::new("native")?;
+    let Stage { bgctl, lab, .. } = &stage;
+    let config = stage.deployment("shop", &Stage::services("ipip", Some(false)));
+    let file = bgctl.write_config(&config)?;
+    let vip = SocketAddr::new(address::VIP_V4, HTTP_PORT);
+    let connect = || lab.client.enter(|| std::net::TcpStream::connect_timeout(&vip, Duration::from_secs(5)).is_ok());
+    let attach = || bgctl.try_run(&[&["attach", "--mode", "native"], lab.interfaces.as_slice()].concat());
+    let says = |what: &str, output: &std::process::Output| {
+        assert_eq!(output.status.code(), Some(0));
+        String::from_utf8_lossy(&output.stderr).contains(what)
+    };
+    let doctor = || {
+        let findings = bgctl.try_run(&["doctor", "--json", "-c", &file])?;
+        let findings: serde_json::Value = serde_json::from_slice(&findings.stdout)?;
+        let all = findings["findings"].as_array().into_iter().flatten();
+        anyhow::Ok(all.filter(|it| it["check"] == "outer source").map(|it| it["level"].clone()).collect::<Vec<_>>())
+    };
+    const NONE: &str = "no source address is known for outer headers";
+    lab.edge.ip("-4 address flush dev back")?;
+    assert!(says(NONE, &bgctl.try_run(&["apply", "-c", &file])?), "apply does not warn");
+    assert!(says(NONE, &bgctl.try_run(&["status"])?), "status does not warn");
+    assert!(says(NONE, &attach()?), "attach does not warn");
+    assert!(doctor()?.iter().any(|level| level == "fail"));
+
+    lab.edge.ip(&format!("address add {}/16 dev back", address::BACK_V4))?;
+    assert!(!says("source", &attach()?), "it is known now");
+    assert_eq!(doctor()?, [""; 0]);
+    assert!(connect()?, "packets find their way");
+
+    // Another address in place of the one that is in use.
+    lab.edge.ip(&format!("address delete {}/16 dev back", address::BACK_V4))?;
+    lab.edge.ip("address add 10.0.0.77/16 dev back")?;
+    assert!(says("is not an address of this host", &bgctl.try_run(&["status"])?));
+    assert!(doctor()?.iter().any(|level| level == "fail"));
+    assert!(!says("source", &bgctl.try_run(&["apply", "-c", &file])?), "an apply that changes nothing learns too");
+    assert_eq!(doctor()?, [""; 0]);
+    Ok(())
+}
+
+/// A connection cannot go on if its backend's replies take another way from now on, or if it would go to the other colour.
+#[test]
+fn a_change_of_mode_ends_the_connections_that_it_breaks_at_both_ends() -> Result<()> {
+    let stage = Stage::new("native")?;
+    let Stage { bgctl, lab, .. } = &stage;
+    let version = |mode| stage.deployment("shop", &Stage::services(mode, None));
+    let vip = SocketAddr::new(address::VIP_V4, HTTP_PORT);
+    let open = || -> Result<std::net::TcpStream> {
+        let mut stream = lab.client.enter(|| std::net::TcpStream::connect_timeout(&vip, Duration::from_secs(5)))??;
+        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+        ask(&mut stream)?;
+        Ok(stream)
+    };
+    let is_reset = |mut stream: std::net::TcpStream| -> Result<()> {
+        let error = stream.read(&mut [0]).err().context("not reset")?;
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset, "{error}");
+        for backend in &lab.backends {
+            let open = backend.namespace.run(&format!("ss -Htn state established sport = :{HTTP_PORT}"))?;
+            assert!(open.trim().is_empty(), "{}: {open}", backend.name);
+        }
+        Ok(())
+    };
+
+    bgctl.apply(&version("ipip"))?;
+    let drained = open()?;
+    bgctl.run(&["switch", "shop"])?;
+    bgctl.apply(&version("gue"))?;
+    is_reset(drained)?;
+
+    let mut kept = open()?;
+    bgctl.apply(&version("ipip"))?;
+    ask(&mut kept).context("the live colour's backend unpacks both")?;
+    drop(kept);
+
+    // In mode `nat`, replies to the client have to come by the edge, from the backends' own addresses.
+    let mut servers = Vec::new();
+    for backend in &lab.backends {
+        servers.push(Server::start(&backend.namespace, &backend.says(), &backend.addresses[..1])?);
+        backend.namespace.ip(&format!("route delete {}", address::CLIENT_V4))?;
+    }
+    bgctl.apply(&version("nat"))?;
+    let translated = open()?;
+    bgctl.apply(&version("ipip"))?;
+    is_reset(translated)
+}
+
+/// A request and the beginning of its answer.
+fn ask(stream: &mut std::net::TcpStream) -> Result<()> {
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: shop\r\n\r\n")?;
+    let mut answer = [0; 4096];
+    let len = stream.read(&mut answer)?;
+    anyhow::ensure!(answer[..len].starts_with(b"HTTP/1.1 200"), "{:?}", String::from_utf8_lossy(&answer[..len]));
     Ok(())
 }
