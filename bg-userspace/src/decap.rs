@@ -1,8 +1,8 @@
 //! `bgctl decap`: on a backend, unpacking what the modes `ipip` and `gue` have encapsulated, in XDP.
 //!
 //! The program and its maps are an object of their own, and need no instance. Nothing has to keep running: the link is pinned beside the pin root, below a
-//! directory with the suffix `-decap`. The addresses of this host are read when it is attached. Attaching it again reads them again, and
-//! replaces the program in place.
+//! directory with the suffix `-decap`. Its name has the cookie of the network namespace, because several may share the file system. The addresses of this
+//! host are read when it is attached. Attaching it again reads them again, and replaces the program in place.
 
 use std::{fs, net::IpAddr, path::PathBuf};
 
@@ -24,7 +24,7 @@ use crate::{
     net::{self, Interface},
     pins,
     running::tester_key,
-    sys::detach_link,
+    sys::{detach_link, link_info},
 };
 
 /// The object that the build script has embedded; empty if there was none.
@@ -74,6 +74,8 @@ pub struct Decapsulating {
     pub gue_port: u16,
     /// The addresses to which packets are unpacked: all of this host.
     pub addresses: Vec<IpAddr>,
+    /// What does not work well in this mode, or is slower than it could be.
+    pub warning: Option<&'static str>,
 }
 
 /// Unpacks packets that arrive on these interfaces.
@@ -100,20 +102,27 @@ pub fn decap_detach(paths: &Paths, names: &[String]) -> Result<Vec<String>, Erro
     Ok(names.to_vec())
 }
 
-/// The names of the interfaces on which packets are unpacked, or were.
+/// The names of the interfaces of this network namespace on which packets are unpacked, or were.
 pub(crate) fn pins_of(paths: &Paths) -> Result<Vec<String>, Error> {
     let pins = pins::entries(&directory(paths))?;
-    Ok(pins.iter().filter_map(|pin| Some(pin.file_name()?.to_str()?.to_owned())).collect())
+    let start = pin_name("")?;
+    let ours = pins.iter().filter_map(|pin| pin.file_name()?.to_str()?.strip_prefix(&start));
+    Ok(ours.map(|name| name.replace(':', ".")).collect())
 }
 
 /// The pin of the link on an interface.
 pub(crate) fn pin_of(paths: &Paths, name: &str) -> Result<PathBuf, Error> {
-    let pin = directory(paths).join(name);
+    let pin = directory(paths).join(pin_name(name)?);
     if pin.exists() {
         return Ok(pin);
     }
     let what = format!("nothing is unpacked on {name}: there is no {}", pin.display());
     Err(Error::Unrepresentable { what })
+}
+
+/// The name of a pin: the namespace and the interface. Names in this file system have no dots, those of interfaces no colons.
+fn pin_name(interface: &str) -> Result<String, Error> {
+    Ok(format!("{:x}-{}", net::namespace_cookie()?, interface.replace('.', ":")))
 }
 
 /// The directory of the pins.
@@ -137,9 +146,23 @@ fn attach(directory: &std::path::Path, interface: &Interface, request: &DecapReq
     let program = ebpf.program_mut(PROGRAM).ok_or(Error::NoObject)?;
     let program: &mut Xdp = program.try_into().map_err(Error::program("open", PROGRAM))?;
     program.load().map_err(Error::program("load", PROGRAM))?;
-    let mode = link(program, &directory.join(&interface.name), interface, request.mode)?;
+    let mode = link(program, &directory.join(pin_name(&interface.name)?), interface, request.mode)?;
+    let warning = match (mode, request.mode) {
+        ("generic", _) if is_veth(interface) => Some(MISSES),
+        ("generic", DecapMode::Auto) => {
+            Some("the driver does not take the program, so the network stack unpacks, which costs more")
+        }
+        _ => None,
+    };
     let (interface, addresses) = (interface.name.clone(), addresses.iter().map(|address| address.ip).collect());
-    Ok(Decapsulating { interface, mode, from: from.iter().map(Prefix::to_string).collect(), gue_port, addresses })
+    Ok(Decapsulating {
+        interface,
+        mode,
+        from: from.iter().map(Prefix::to_string).collect(),
+        gue_port,
+        addresses,
+        warning,
+    })
 }
 
 fn fill(ebpf: &mut Ebpf, addresses: &[net::Address], from: &[Prefix], gue_port: u16) -> Result<(), Error> {
@@ -162,6 +185,14 @@ fn fill(ebpf: &mut Ebpf, addresses: &[net::Address], from: &[Prefix], gue_port: 
     port.set(0, u64::from(Be16::new(gue_port).0), 0).map_err(Error::map("write", "gue_port"))
 }
 
+/// Why the stack's mode is no substitute on a veth.
+const MISSES: &str = "on a veth, XDP in the network stack does not see most packets that an edge on this machine sends in mode tc, because the kernel skips packets that were \
+     redirected";
+
+fn is_veth(interface: &Interface) -> bool {
+    interface.kind.as_deref() == Some("veth")
+}
+
 /// Attaches the program, or puts it in the place of the one that is attached already.
 fn link(
     program: &mut Xdp,
@@ -172,10 +203,25 @@ fn link(
     let failed = |mode: &'static str, source: Box<dyn std::error::Error + Send + Sync>| Error::Attach {
         interface: interface.name.clone(),
         mode,
-        hint: "; another XDP program may be attached there, and one at a time can be",
+        hint: if mode == "native" && is_veth(interface) {
+            "; another XDP program may be attached there, or the MTU of the veth is too large for XDP; --mode generic does not see most packets of an edge on this machine"
+        } else {
+            "; another XDP program may be attached there, and one at a time can be"
+        },
         source,
     };
-    if let Ok(pinned) = PinnedLink::from_pin(pin)
+    // 0: its interface is gone. One of this name may have come since.
+    let is_on = link_info(pin).map(|link| link.ifindex).unwrap_or(0);
+    if is_on != 0 && is_on != interface.index {
+        let name = &interface.name;
+        let what = format!(
+            "{} holds the program of another interface (index {is_on}), which was renamed; `bgctl decap detach {name}` first",
+            pin.display()
+        );
+        return Err(Error::Unrepresentable { what });
+    }
+    if is_on != 0
+        && let Ok(pinned) = PinnedLink::from_pin(pin)
         && let Ok(link) = XdpLink::try_from(FdLink::from(pinned))
         && let Some(attached) = net::interface(&interface.name)?.xdp.first()
         && program.attach_to_link(link).is_ok()
@@ -184,6 +230,8 @@ fn link(
     }
     pins::remove(pin)?;
     let modes: &[(XdpMode, &'static str)] = match wanted {
+        // Nobody would notice that packets are missed.
+        DecapMode::Auto if is_veth(interface) => &[(XdpMode::Driver, "native")],
         DecapMode::Auto => &[(XdpMode::Driver, "native"), (XdpMode::Skb, "generic")],
         DecapMode::Native => &[(XdpMode::Driver, "native")],
         DecapMode::Generic => &[(XdpMode::Skb, "generic")],

@@ -254,3 +254,41 @@ fn ask(stream: &mut std::net::TcpStream) -> Result<()> {
     anyhow::ensure!(answer[..len].starts_with(b"HTTP/1.1 200"), "{:?}", String::from_utf8_lossy(&answer[..len]));
     Ok(())
 }
+
+/// Zones of one machine may share the directory of pins, and have interfaces of the same name.
+#[test]
+fn backends_with_the_same_interface_names_unpack_each_on_their_own() -> Result<()> {
+    let stage = Stage::new("native")?;
+    let pins = stage.lab.sandbox.pin_root().join("shared");
+    let program = stage.bgctl.program().display();
+    let [first, second] = [0, 1].map(|at| &stage.lab.backends[at]);
+    let decap = |of: &bg_tests::Backend, words: &str| {
+        of.namespace.run(&format!("{program} decap {words} --pin-root {}", pins.display()))
+    };
+    let has_program =
+        |of: &bg_tests::Backend| anyhow::Ok(of.namespace.run("ip -details link show dev eth0")?.contains("prog/xdp"));
+    for backend in [first, second] {
+        let own = stage.lab.sandbox.pin_root().join(backend.name);
+        backend.namespace.run(&format!("{program} decap detach eth0 --pin-root {}", own.display()))?;
+        decap(backend, "attach eth0 --from 10.0.0.0/8")?;
+    }
+    assert!(has_program(first)? && has_program(second)?);
+    for backend in [first, second] {
+        let status: serde_json::Value = serde_json::from_str(&decap(backend, "status --json")?)?;
+        let interfaces = status["interfaces"].as_array().context("no list")?;
+        assert!(interfaces.len() == 1 && interfaces[0]["state"] == "attached", "{status}");
+    }
+    decap(second, "attach eth0 --from 10.0.0.0/8").context("in place")?;
+    decap(second, "detach eth0")?;
+    assert!(has_program(first)? && !has_program(second)?);
+    decap(first, "detach eth0")?;
+
+    // The driver of a veth takes no program if packets do not fit a page, and the stack's XDP would miss some.
+    first.namespace.ip("link add a.7 mtu 9000 type veth peer name b.7 mtu 9000")?;
+    let refused = format!("{:#}", decap(first, "attach a.7").err().context("attached")?);
+    assert!(refused.contains("--mode generic does not see most packets"), "{refused}");
+    let attached: serde_json::Value = serde_json::from_str(&decap(first, "attach a.7 --mode generic --json")?)?;
+    let warning = attached["attached"][0]["warning"].as_str().context("no warning")?;
+    assert!(warning.contains("redirected"), "{warning}");
+    decap(first, "detach a.7").map(drop)
+}

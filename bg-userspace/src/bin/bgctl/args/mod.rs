@@ -298,7 +298,7 @@ pub(crate) enum DecapWhat {
 /// The modes of XDP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum XdpOnly {
-    /// XDP in the driver if it can, else in the network stack
+    /// XDP in the driver if it can, else in the network stack, but not on a veth
     Auto,
     /// XDP in the driver
     Native,

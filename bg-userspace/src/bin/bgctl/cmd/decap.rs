@@ -59,6 +59,11 @@ fn attach(global: &Global, args: &Decap) -> anyhow::Result<()> {
         },
     };
     let attached = decap_attach(&global.paths(), &request)?;
+    for one in &attached {
+        if let Some(warning) = one.warning {
+            output::message(&format!("warning: {}: {warning}", one.interface));
+        }
+    }
     if global.json {
         output::print_json(&serde_json::json!({ "attached": attached }))?;
         return Ok(());
