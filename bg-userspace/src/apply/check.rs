@@ -7,7 +7,7 @@ use bg_common::{Colour, Family, MAX_DEPLOYMENTS, MAX_TESTERS, Mode, Protocol};
 
 use crate::{
     Error, Room,
-    config::{Config, Service, endpoint_problem, mode_name, prefix_problem},
+    config::{Config, Service, endpoint_problem, mode_name, prefix_problem, source_problem},
     maglev,
     running::{UNSETTLED, service_key},
     sizes::Sizes,
@@ -45,7 +45,7 @@ pub(super) fn check(config: &Config, sizes: &Sizes) -> Result<(), Error> {
             }
             for (prefix, is_v6) in service.encap.outer_source.into_iter().zip([false, true]) {
                 if let Some(prefix) =
-                    prefix.filter(|prefix| prefix.addr.is_ipv6() != is_v6 || prefix_problem(*prefix).is_some())
+                    prefix.filter(|prefix| prefix.addr.is_ipv6() != is_v6 || source_problem(*prefix).is_some())
                 {
                     return refuse(format!("service \"{}\": bad outer source {prefix}", service.name));
                 }

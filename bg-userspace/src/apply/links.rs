@@ -110,6 +110,10 @@ pub(super) fn check(diff: &Diff<'_>, running: &Running, heads: &Heads, tables: &
         }
         new_index = new_index.saturating_add(u16::from(current.is_none()));
         let salt = salts.take(service, *current, new_index);
+        // No list has backends whose replies do not pass this host.
+        if service.mode.is_direct() {
+            continue;
+        }
         for spec in Colour::ALL.into_iter().flat_map(|colour| service.targets(colour).into_owned()) {
             let backend = Backend {
                 addr: spec.address.ip().into(),

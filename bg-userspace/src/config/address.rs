@@ -84,6 +84,22 @@ pub(crate) fn prefix_problem(Prefix { addr, len }: Prefix) -> Option<Cow<'static
     None
 }
 
+/// What was expected instead of a prefix from which a host takes source addresses of its own.
+pub(crate) fn source_problem(prefix: Prefix) -> Option<Cow<'static, str>> {
+    const LEAST: u8 = 8;
+    if let Some(problem) = prefix_problem(prefix) {
+        return Some(problem);
+    }
+    let is_of_hosts = match prefix.addr {
+        // This network, the loopback, groups and what is reserved.
+        IpAddr::V4(ip) => !matches!(ip.octets()[0], 0 | 127 | 224..),
+        // Addresses without a prefix, those of a link, and groups.
+        IpAddr::V6(ip) => !matches!(ip.segments()[0], 0..=0xff | 0xfe80..=0xfebf | 0xff00..),
+    };
+    let is_right = is_of_hosts && prefix.len >= LEAST;
+    (!is_right).then_some(Cow::Borrowed("addresses that a host can send from, in a prefix of 8 bits at least"))
+}
+
 fn width(addr: IpAddr) -> u8 {
     if addr.is_ipv4() { 32 } else { 128 }
 }
@@ -104,6 +120,22 @@ mod tests {
             ["198.51.100.7/24", "2001:db8::1/64", "1.2.3.4/33", "::/129", "1.2.3/24", "1.2.3.4/", "1.2.3.4/+8", "host"]
         {
             assert!(prefix(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn sources_are_addresses_of_hosts() {
+        let is_right = |text: &str| source_problem(text.parse().unwrap()).is_none();
+        for good in ["10.0.0.0/8", "10.9.0.1", "198.51.100.0/24", "2001:db8::/32", "fd00::/8", "2000::/8"] {
+            assert!(is_right(good), "{good}");
+        }
+        for bad in
+            ["0.0.0.0/0", "::/0", "0.0.0.0/8", "127.0.0.0/8", "127.0.0.1", "224.0.0.0/4", "240.0.0.0/8", "8.0.0.0/7"]
+        {
+            assert!(!is_right(bad), "{bad}");
+        }
+        for bad in ["::1", "fe80::/64", "ff02::/16", "2000::/3"] {
+            assert!(!is_right(bad), "{bad}");
         }
     }
 

@@ -24,7 +24,7 @@ use std::{
     path::Path,
 };
 
-pub(crate) use address::{endpoint_problem, prefix_problem};
+pub(crate) use address::{endpoint_problem, prefix_problem, source_problem};
 pub use error::{ConfigError, Expected, Position, Problem};
 #[cfg(test)]
 pub(crate) use health::is_path;

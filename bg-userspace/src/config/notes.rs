@@ -10,7 +10,7 @@ use bg_common::Protocol;
 
 use super::{Config, protocol_name};
 
-/// A backend of more than one service. It cannot distinguish two connections that come from the same client address and
+/// A backend of more than one service whose replies pass this host. It cannot distinguish two connections that come from the same client address and
 /// port, so while one of them is open, the other one is refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SharedBackend {
@@ -46,7 +46,8 @@ impl fmt::Display for SharedBackend {
 pub fn shared_backends(config: &Config) -> Vec<SharedBackend> {
     let mut services: BTreeMap<(SocketAddr, Protocol), BTreeSet<(&str, &str)>> = BTreeMap::new();
     for deployment in &config.deployments {
-        for service in &deployment.services {
+        // To a backend that replies directly, each virtual address is one of its own.
+        for service in deployment.services.iter().filter(|service| !service.mode.is_direct()) {
             for backend in service.backends.iter().flatten() {
                 let names = (deployment.name.as_str(), service.name.as_str());
                 services.entry((backend.address, service.protocol)).or_default().insert(names);

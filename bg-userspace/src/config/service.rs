@@ -163,7 +163,7 @@ fn outer_source(notes: &mut Notes<'_>, fields: &Fields<'_, '_>, value: &Spanned<
             fields.wrong_type(notes, WHAT, value, EXPECTED);
             continue;
         };
-        match address::prefix(text) {
+        match address::prefix(text).and_then(|prefix| address::source_problem(prefix).map_or(Ok(prefix), Err)) {
             Ok(prefix) => {
                 let of_family = &mut found[usize::from(prefix.addr.is_ipv6())];
                 if of_family.replace(prefix).is_some() {

@@ -11,7 +11,7 @@ use bg_ebpf::egress::outer;
 use super::{Finding, network::Network};
 use crate::{
     config::{Config, Service, mode_name},
-    net::{NeighbourState, NextHop, is_local, mtu, neighbour, next_hop},
+    net::{NeighbourState, NextHop, is_local, mtu, neighbour, next_hop, route_mtu},
 };
 
 pub(super) fn examine(config: &Config, network: &Network) -> Vec<Finding> {
@@ -104,7 +104,7 @@ fn tunnel(subject: &str, service: &Service, address: SocketAddr) -> Option<Findi
         Err(error) => return Some(no_route(subject, address, &error)),
     };
     let room = u32::from(outer::room(service.mode as u8, Family::of(address.ip()) as u8));
-    let mtu = mtu(hop.ifindex)?;
+    let mtu = route_mtu(address.ip()).filter(|mtu| *mtu != 0).or_else(|| mtu(hop.ifindex))?;
     (service.vip.is_ipv6() && mtu < LEAST + room).then(|| {
         Finding::warn(
             subject,

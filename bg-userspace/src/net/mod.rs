@@ -17,7 +17,7 @@ pub(crate) use filters::{Filter, filters};
 pub(crate) use managed::{keep_more_neighbours, keep_neighbours};
 pub(crate) use namespace::{Namespace, namespace_cookie};
 use netlink::{attributes, text, u16_at, u32_at};
-pub(crate) use routes::{Address, NeighbourState, NextHop, addresses, is_local, mtu, neighbour, next_hop};
+pub(crate) use routes::{Address, NeighbourState, NextHop, addresses, is_local, mtu, neighbour, next_hop, route_mtu};
 
 /// A network interface.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -46,6 +46,18 @@ pub(crate) fn next_hop(to: IpAddr) -> io::Result<NextHop> {
     Ok(NextHop { ifindex, address })
 }
 
+/// The MTU of a route (`ip route ... mtu`), or what was learned of its path. `None`: it is that of the interface.
+pub(crate) fn route_mtu(to: IpAddr) -> Option<u32> {
+    /// `RTAX_MTU` of linux/rtnetlink.h, in `RTA_METRICS`.
+    const RTAX_MTU: u16 = 2;
+    let mut request = vec![0; 12];
+    (request[0], request[1]) = (family(to), if to.is_ipv4() { 32 } else { 128 });
+    request.extend(attribute(libc::RTA_DST, &octets(to)));
+    let answer = netlink::request(libc::RTM_GETROUTE, &request).ok()?;
+    let (_, metrics) = attributes(answer.get(12..)?).find(|(kind, _)| *kind == libc::RTA_METRICS)?;
+    attributes(metrics).find(|(kind, _)| *kind == RTAX_MTU).and_then(|(_, value)| u32_at(value, 0))
+}
+
 /// An address of this host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Address {

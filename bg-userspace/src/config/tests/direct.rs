@@ -53,6 +53,7 @@ fn what_makes_no_sense_is_refused() {
         ("l2dsr", "outer_source = []", "\"outer_source\" in another mode than \"ipip\" or \"gue\""),
         ("gue", "gue_port = 0", "gue_port 0 is out of range, expected 1 to 65535"),
         ("gue", "outer_source = [\"10.9.0.1/24\"]", "expected zeros after the prefix"),
+        ("ipip", "outer_source = [\"0.0.0.0/0\"]", "expected addresses that a host can send from"),
         ("gue", "outer_source = [\"10.0.0.0/8\", \"10.9.0.1\"]", "expected one prefix of each family at most"),
     ] {
         let found = problems(&with(mode, lines));
@@ -68,4 +69,15 @@ fn what_makes_no_sense_is_refused() {
     let udp = GOOD.replace("mode = \"local\"", "mode = \"l2dsr\"\nmirror = \"idle\"");
     let mirror = problems(&udp);
     assert!(mirror.len() == 1 && mirror[0].contains("clients would get the answers of both colours"), "{mirror:?}");
+}
+
+#[test]
+fn a_backend_of_many_services_is_nothing_to_note() {
+    let text = with("ipip", "").replace("10.0.2.12", "10.0.2.11");
+    let again = text.replace("203.0.113.1", "203.0.113.2").replace("db8::10", "db8::20").replace(".shop", ".other");
+    let notes =
+        |text: &str| crate::config::shared_backends(&crate::config::parse("test".as_ref(), text).unwrap()).len();
+    let both = format!("{text}{again}");
+    let nat = both.replace("mode = \"ipip\"", "mode = \"nat\"");
+    assert!(notes(&nat) > notes(&both), "{} {}", notes(&nat), notes(&both));
 }
