@@ -187,6 +187,12 @@ mod tests {
             let prefix = crate::config::Prefix { addr: "::ffff:10.0.0.0".parse().unwrap(), len: 104 };
             config.deployments[1].testers.push(prefix);
         };
+        let source = |config: &mut Config| {
+            let service = &mut config.deployments[0].services[0];
+            let anywhere = crate::config::Prefix { addr: "0.0.0.0".parse().unwrap(), len: 0 };
+            (service.mode, service.encap.outer_source[0]) = (Mode::Ipip, Some(anywhere));
+        };
+        assert!(refused(source).contains("bad outer source 0.0.0.0/0"));
         assert!(refused(tester).contains("in its own notation, \"10.0.0.0/8\""));
         assert!(refused(|config| vip(config, 1, "[::ffff:203.0.113.9]:443")).contains("\"203.0.113.9:443\""));
         assert!(refused(|config| vip(config, 1, "224.0.0.1:443")).contains("multicast"));

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, ops::Range};
 
 use aya::maps::{Map, MapData};
-use bg_common::{Backend, Be16, Flow, FlowBackend, FlowKey4, MAX_CHAIN, ServiceKey, ServiceRow, Vip};
+use bg_common::{Backend, Be16, Flow, FlowBackend, FlowKey4, MAX_CHAIN, Mode, ServiceKey, ServiceRow, Vip};
 use bg_ebpf::flow::table::Stored;
 use bg_userspace::{
     AttachMode, Error, Protocol,
@@ -152,6 +152,24 @@ fn a_backend_that_many_services_did_not_share_at_first_is_refused_before_anythin
     lab.instance().apply(&Config::default()).unwrap();
     lab.instance().apply(&with_sorry(many + 3)).unwrap();
     assert_eq!(View::of(&lab).ports().len(), 2 * (many + 3));
+}
+
+/// Packets do not look for backends whose replies do not pass the host.
+#[test]
+fn backends_that_reply_to_clients_directly_are_in_no_list_that_could_be_full() {
+    let lab = Lab::new();
+    lab.attach("v0", AttachMode::Tc).unwrap();
+    let mut shop = one_backend_each(1..MAX_CHAIN as u16 + 4);
+    for (nth, service) in (1..).zip(&mut shop.deployments[0].services) {
+        (service.mode, service.vip, service.preview) = (Mode::L2dsr, ([203, 0, 113, nth], 80).into(), None);
+        let own = BackendSpec { address: ([10, 0, 2, nth], 80).into(), weight: 1 };
+        service.backends = [vec![own], vec![own]];
+    }
+    lab.instance().apply(&shop).unwrap();
+    let common = BackendSpec { address: ([10, 0, 1, 99], 80).into(), weight: 1 };
+    shop.deployments[0].services.iter_mut().for_each(|service| service.backends[1] = vec![common]);
+    lab.instance().apply(&shop).unwrap();
+    assert!(lab.instance().plan(&shop).unwrap().is_empty());
 }
 
 #[test]

@@ -290,5 +290,38 @@ fn backends_with_the_same_interface_names_unpack_each_on_their_own() -> Result<(
     let attached: serde_json::Value = serde_json::from_str(&decap(first, "attach a.7 --mode generic --json")?)?;
     let warning = attached["attached"][0]["warning"].as_str().context("no warning")?;
     assert!(warning.contains("redirected"), "{warning}");
+
+    // An interface of this name that is another one now.
+    first.namespace.ip("link delete a.7")?;
+    first.namespace.ip("link add a.7 type veth peer name b.7")?;
+    let unpacks = |interface: &str| {
+        anyhow::Ok(first.namespace.run(&format!("ip -details link show dev {interface}"))?.contains("prog/xdp"))
+    };
+    decap(first, "attach a.7").context("the old one has gone")?;
+    assert!(unpacks("a.7")?);
+    first.namespace.ip("link set a.7 name renamed")?;
+    first.namespace.ip("link add a.7 type veth peer name c.7")?;
+    let refused = format!("{:#}", decap(first, "attach a.7").err().context("attached")?);
+    assert!(refused.contains("which was renamed") && unpacks("renamed")? && !unpacks("a.7")?, "{refused}");
+    decap(first, "detach a.7")?;
+    decap(first, "attach a.7")?;
+    assert!(unpacks("a.7")? && !unpacks("renamed")?);
     decap(first, "detach a.7").map(drop)
+}
+
+/// A route may be narrower than its interface.
+#[test]
+fn doctor_asks_whether_the_route_has_room_for_the_outer_headers() -> Result<()> {
+    let stage = Stage::new("native")?;
+    let file = stage.bgctl.write_config(&stage.deployment("shop", &Stage::services("ipip", Some(false))))?;
+    let told =
+        || anyhow::Ok(String::from_utf8_lossy(&stage.bgctl.try_run(&["doctor", "-c", &file])?.stdout).into_owned());
+    let backend = stage.lab.backends[0].addresses[0];
+    assert!(!told()?.contains("has an MTU of"));
+    stage.lab.edge.ip(&format!("route add {backend}/32 dev back mtu 1299"))?;
+    let all = told()?;
+    assert!(all.contains("has an MTU of 1299") && all.matches("has an MTU of").count() == 3, "{all}");
+    stage.lab.edge.ip(&format!("route change {backend}/32 dev back mtu 1300"))?;
+    assert!(!told()?.contains("has an MTU of"));
+    Ok(())
 }
