@@ -14,7 +14,7 @@
 //!
 //! The outer UDP checksum needs no sum of the payload. The inner transport checksum makes the sum of the bytes that it covers the complement
 //! of the pseudo-header's, whoever finishes it. If it is wrong, so is the outer one, and the packet is dropped a moment earlier. A checksum of zero is sent
-//! if the inner packet has none (UDP), and for packets that are yet to be segmented: Linux does not compute it for the segments. Linux receives
+//! if the inner packet has none (UDP), or one that does not cover all of it, and for packets that are yet to be segmented: Linux does not compute it for the segments. Linux receives
 //! both (`fou_create` opens its socket without `use_udp6_rx_checksums`).
 
 use super::{
@@ -29,7 +29,6 @@ use crate::wire::{
         Packet,
         bytes::{load16, load32},
     },
-    transport::checksum_offset,
 };
 use bg_common::{Addr, Be16, Family, Mode, NextHop, Protocol};
 use core::mem::offset_of;
@@ -137,9 +136,8 @@ fn count_down<V: IpVersion>(packet: &Packet<'_>, at: usize, outer: &Outer, write
     let [first, second] = packet.header::<[[u8; 4]; 2]>(at)?;
     let l4_len = (outer.ip_len as usize).wrapping_sub(header_len);
     let pseudo_header = ends.word(u16::from(protocol).to_be()).word((l4_len as u16).to_be());
-    let has_checksum = outer.is_gso == 0
-        && (protocol != Protocol::Udp as u8
-            || load16(packet.header::<[u8; 2]>(at + header_len + checksum_offset(Protocol::Udp))?) != 0);
+    let has_checksum =
+        outer.is_gso == 0 && (protocol != Protocol::Udp as u8 || covers_all(packet, at + header_len, l4_len)?);
     let new_limit = hop_limit.wrapping_sub(1);
     let [a, b, c, _] = *second;
     let [version, class, ..] = *first;
@@ -167,6 +165,13 @@ fn count_down<V: IpVersion>(packet: &Packet<'_>, at: usize, outer: &Outer, write
     };
     let sum = if has_checksum { Some(header.and(payload)) } else { None };
     Some(Inside { tos, fragments: u32::from_ne_bytes(fragments), sum })
+}
+
+/// Whether a datagram has a checksum, which covers all `len` bytes behind the IP header: bytes behind the datagram's own end it does not cover.
+#[inline(always)]
+fn covers_all(packet: &Packet<'_>, l4: usize, len: usize) -> Option<bool> {
+    let [datagram_len, checksum] = packet.header::<[[u8; 2]; 2]>(l4 + offset_of!(UdpHdr, len))?;
+    Some(load16(checksum) != 0 && load16(datagram_len) == (len as u16).to_be())
 }
 
 #[inline(always)]

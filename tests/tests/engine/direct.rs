@@ -277,6 +277,21 @@ fn a_datagram_without_a_checksum_has_none_outside() {
     assert_eq!((inner.as_slice(), has_checksum), (packet_in(&forwarded(&spec)), false));
 }
 
+/// The inner checksum does not cover what stands behind the datagram, so it does not tell the outer one.
+#[test]
+fn a_datagram_that_does_not_fill_its_packet_has_no_outer_checksum() {
+    for case in cases(Mode::Gue).into_iter().filter(|case| case.protocol == Protocol::Udp) {
+        let (spec, host) = (packet(case, 0), direct(case));
+        let (full, mut frame) = (spec.frame(), spec.frame());
+        let (l4, is_outer_v6) = (frame.len() - 8 - spec.payload.len(), at(case.backends[0]).is_ipv6());
+        frame[l4 + 5] -= 2;
+        for (frame, has_checksum) in [(full, is_outer_v6), (frame, false)] {
+            let (header, rest) = outer(&host.ingress(&frame).frame);
+            assert_eq!(in_gue(&header, &rest, 6080).2, has_checksum, "{case:?}");
+        }
+    }
+}
+
 /// Linux does not write the checksum of each segment.
 #[test]
 fn a_packet_that_is_yet_to_be_segmented_has_no_outer_checksum_and_may_be_long() {
@@ -537,6 +552,7 @@ fn a_fin_ends_a_connection_by_and_by_wherever_it_comes() {
     assert_eq!(stays(&host, case), HALF_CLOSED);
     acknowledge(&host, case, ACK, 8);
     assert_eq!(stays(&host, case), CLOSED);
+    assert!(!flow_in(&host, case).state.is_assured(), "nobody has acknowledged a SYN");
     // The handshake's last segment has been lost.
     sent(&host, case, SYN);
     acknowledge(&host, case, FIN | ACK, 7);
