@@ -114,9 +114,9 @@ pub fn process_relayed(packet: &Packet<'_>, frame: Frame, world: &impl World) ->
 
 /// Decides of a frame of which [`process`] or [`process_icmp`] says [`Action::Direct`]. The kernel makes the same two calls. If it says [`Action::Redirect`] or [`Action::Resolve`], the
 /// frame has to be changed yet: [`room_for_outer`] and [`write_outer`].
-pub fn process_direct(frame: Frame, world: &impl World) -> Verdict {
+pub fn process_direct(packet: &Packet<'_>, frame: Frame, world: &impl World) -> Verdict {
     match direct::find_way(frame, world) {
-        Some(()) => direct::decide(frame, world),
+        Some(()) => direct::decide(packet, frame, world),
         None => Verdict::drop(world, Event::MissingRow),
     }
 }

@@ -282,7 +282,7 @@ pub fn number_of(ifindex_and_dmac: u64, mtu_and_smac: u64, world: &impl World) -
 
 /// Whether a GSO packet's segments fit. They have a transport header without options. Options count towards the segment
 /// too, but a sender keeps segments and options together below its own MTU, so the difference matters on no path
-/// that works.
+/// that works. It does where outer headers are added: see `path::direct`.
 #[inline(always)]
 fn segments_fit<V: IpVersion>(headers: &Headers<V>, gso_size: u32, mtu: u32) -> bool {
     let transport_header = match headers.protocol() {

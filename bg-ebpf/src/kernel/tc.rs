@@ -233,7 +233,7 @@ unsafe extern "C" fn tc_find_way(skb: *mut __sk_buff) -> u32 {
 unsafe extern "C" fn tc_decide_direct(skb: *mut __sk_buff) -> u64 {
     let context = TcContext::new(skb);
     let frame = Frame { direction: Direction::Ingress, len: context.len() as usize };
-    decide(frame, &World::<false> { context: context.as_ptr() }).to_u64()
+    decide(&packet(&context, LONGEST_HEADERS), frame, &World::<false> { context: context.as_ptr() }).to_u64()
 }
 
 /// [`room_for_outer`] and [`write_outer`]. Zero: the frame must not be sent.

@@ -116,8 +116,8 @@ unsafe extern "C" fn xdp_find_way(context: *mut xdp_md) -> u32 {
 #[inline(never)]
 unsafe extern "C" fn xdp_decide_direct(context: *mut xdp_md) -> u64 {
     let context = XdpContext::new(context);
-    let (_, _, about) = frame(&context);
-    decide(about, &World::<true> { context: context.as_ptr() }).to_u64()
+    let (packet, _, about) = frame(&context);
+    decide(&packet, about, &World::<true> { context: context.as_ptr() }).to_u64()
 }
 
 /// [`room_for_outer`] and [`write_outer`]. Zero: the frame must not be sent.

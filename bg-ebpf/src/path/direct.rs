@@ -27,6 +27,7 @@ use crate::{
         ethernet,
         headers::{Headers, IpVersion as _, V4, V6, ports},
         icmp::IcmpError,
+        packet::Packet,
     },
     world::{World, note},
 };
@@ -34,6 +35,9 @@ use bg_common::{Addr, Be16, Event, Family, Mode, NextHop, Protocol};
 
 /// The least MTU that an ICMPv6 error tells (RFC 8200, section 5). What does not fit then is lost: `bgctl doctor` warns of such a way.
 const LEAST_MTU_OF_V6: u32 = 1280;
+
+/// Offset of the byte with the header's length in a TCP header.
+const TCP_OFFSET: usize = 12;
 
 /// What is known of the packet.
 #[repr(C)]
@@ -63,8 +67,10 @@ pub struct Directed {
     pub is_error: u8,
     /// Not zero if an ICMP error may answer it.
     pub is_answerable: u8,
+    /// Offset of its transport header.
+    pub l4: u8,
     /// Zeros.
-    pub reserved: [u8; 3],
+    pub reserved: [u8; 2],
 }
 
 impl Directed {
@@ -98,7 +104,8 @@ impl Directed {
             is_unpinned: 0,
             is_error: 0,
             is_answerable: 0,
-            reserved: [0; 3],
+            l4: 0,
+            reserved: [0; 2],
         }
     }
 
@@ -153,6 +160,7 @@ pub fn begin<V: FlowVersion>(
         hop_limit: headers.hop_limit,
         is_unpinned: is_unpinned.into(),
         is_answerable: V::is_of_one_host(headers.src).into(),
+        l4: headers.l4 as u8,
         ..Directed::new(slot, V::FAMILY, headers.ip_len)
     };
     leave_to_next_step(call, hook.world)
@@ -195,7 +203,7 @@ pub fn find_way(frame: Frame, world: &impl World) -> Option<()> {
 
 /// Third step. With [`Action::Redirect`] and [`Action::Resolve`], the packet is to be changed yet.
 #[inline(always)]
-pub fn decide(frame: Frame, world: &impl World) -> Verdict {
+pub fn decide(packet: &Packet<'_>, frame: Frame, world: &impl World) -> Verdict {
     let Some(call) = slow::kept::<Directed>(world) else { return Verdict::drop(world, Event::MissingRow) };
     let is_early = frame.direction == Direction::Early;
     if ethernet::is_tagged(call.l3 as usize) || world.is_tagged() {
@@ -218,7 +226,11 @@ pub fn decide(frame: Frame, world: &impl World) -> Verdict {
     }
     let (gso_size, room, mtu) = (world.gso_size(), u32::from(outer.room), outer.hop.mtu());
     outer.is_gso = (gso_size != 0).into();
-    let longest = if gso_size == 0 { outer.ip_len } else { gso_size + call.headers_len };
+    let longest = if gso_size == 0 {
+        outer.ip_len
+    } else {
+        gso_size + call.headers_len + options_len(packet, call.protocol, call.l4)
+    };
     // The outer header's length has 16 bits, too.
     if longest + room > mtu || outer.ip_len + room > 0xffff {
         note!(world, Step::ByStack { event: Event::DirectTooBig as u64 });
@@ -245,6 +257,19 @@ pub fn decide(frame: Frame, world: &impl World) -> Verdict {
     }
     note!(world, Step::Outer { mode: call.outer.mode.into(), slot: call.slot.into(), room: call.outer.room.into() });
     Verdict::out_of(exit)
+}
+
+/// Bytes of a segment's options. They are read here alone: what is not yet segmented must fit with them, and a sender knows of no outer headers.
+#[inline(always)]
+fn options_len(packet: &Packet<'_>, protocol: u8, l4: u8) -> u32 {
+    if protocol != Protocol::Tcp as u8 {
+        return 0;
+    }
+    // Its upper half is the header's length in words, of which five are no options.
+    match packet.header::<[u8; 1]>(usize::from(l4) + TCP_OFFSET) {
+        Some([offset]) => u32::from(offset >> 4).saturating_sub(5) * 4,
+        None => 0,
+    }
 }
 
 /// The answer to a packet that goes no further, with its reason counted; a drop, if it must not be answered. XDP leaves it to tc.

@@ -311,6 +311,25 @@ fn a_packet_that_is_yet_to_be_segmented_has_no_outer_checksum_and_may_be_long() 
     }
 }
 
+/// Options count: each segment has them.
+#[test]
+fn segments_fit_with_their_options_and_outer_headers() {
+    for case in MODES.into_iter().flat_map(cases).filter(|case| case.protocol == Protocol::Tcp) {
+        let host = direct(case);
+        let (ip, outer) = (if case.client == CLIENT { 20 } else { 40 }, room(case));
+        for options in [0, 12, 40] {
+            let mut frame = PacketSpec { payload: vec![1; 9000], ..packet(case, ACK) }.frame();
+            // No-operation options.
+            frame[14 + ip + 12] = (((20 + options) / 4) << 4) as u8;
+            let fits = 1500 - outer - (ip + 20 + options) as u32;
+            for (size, expected) in [(fits, Action::Redirect), (fits + 1, Action::TooBig)] {
+                host.gso_size.set(size);
+                assert_eq!(host.ingress(&frame).action, expected, "{case:?}: {options}");
+            }
+        }
+    }
+}
+
 /// The ICMP error in a frame: type and code, the word behind, and the packet that it quotes.
 #[track_caller]
 pub(crate) fn error_in(case: Case, frame: &[u8]) -> ([u8; 2], u32, Vec<u8>) {
@@ -328,15 +347,21 @@ pub(crate) fn error_in(case: Case, frame: &[u8]) -> ([u8; 2], u32, Vec<u8>) {
     ([icmp[0], icmp[1]], u32::from_be_bytes([icmp[4], icmp[5], icmp[6], icmp[7]]), icmp[8..].to_vec())
 }
 
+/// Bytes of the outer headers.
+pub(crate) fn room(case: Case) -> u32 {
+    let ip = if at(case.backends[0]).is_ipv4() { 20 } else { 40 };
+    match case.mode {
+        Mode::Gue => ip + 12,
+        Mode::Ipip => ip,
+        _ => 0,
+    }
+}
+
 #[test]
 fn a_client_hears_what_fits() {
     for case in MODES.into_iter().flat_map(cases) {
         let host = direct(case);
-        let (is_v4, is_outer_v4) = (case.client == CLIENT, at(case.backends[0]).is_ipv4());
-        let room = match case.mode {
-            Mode::L2dsr => 0,
-            mode => (if is_outer_v4 { 20 } else { 40 }) + if mode == Mode::Gue { 12 } else { 0 },
-        };
+        let (is_v4, room) = (case.client == CLIENT, room(case));
         let headers = (if is_v4 { 20 } else { 40 }) + if case.protocol == Protocol::Tcp { 20 } else { 8 };
         let of_length = |len: u32| PacketSpec { payload: vec![5; (len - headers) as usize], ..packet(case, ACK) };
         let fits = 1500 - room;

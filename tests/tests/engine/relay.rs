@@ -17,11 +17,6 @@ fn is_v4(address: &str) -> bool {
     at(address).is_ipv4()
 }
 
-/// Bytes of the outer headers.
-fn room(case: Case) -> u32 {
-    (if is_v4(case.backends[0]) { 20 } else { 40 }) + if case.mode == Mode::Gue { 12 } else { 0 }
-}
-
 /// A host with a flow, a packet of the flow, and the packet as it was sent on.
 fn sent_on(case: Case) -> (Host, PacketSpec, Vec<u8>) {
     let host = direct(case);

@@ -223,7 +223,7 @@ impl Host {
             verdict => verdict,
         });
         let is_direct = verdict == Verdict::DIRECT;
-        let verdict = if is_direct { process_direct(about, self) } else { verdict };
+        let verdict = if is_direct { on(&mut bytes, |packet, _| process_direct(packet, about, self)) } else { verdict };
         let action = verdict.action();
         self.note(Step::Verdict { action: action as u64, ifindex: verdict.ifindex().into() });
         let written = match action {
