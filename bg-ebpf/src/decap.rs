@@ -85,6 +85,7 @@ mod kernel {
             // SAFETY: the program's own context, of which nothing is read any more.
             cut => match unsafe { bpf_xdp_adjust_head(context.ctx, cut as i32) } {
                 0 => XDP_PASS,
+                // It cannot be: an IP header, which was read, is left behind the bytes that are cut.
                 _ => XDP_DROP,
             },
         }

@@ -130,7 +130,8 @@ pub fn room_for_outer(world: &impl World) -> Option<usize> {
 /// Sends a frame, in which there is room, to the backend that [`process_direct`] has decided on. `None`: it could not be written, and must not be sent.
 #[inline(always)]
 pub fn write_outer(packet: &Packet<'_>, world: &impl World, writer: &mut impl Writer) -> Option<()> {
-    outer::write(packet, direct::outer(world)?, writer)
+    outer::write(packet, direct::outer(world)?, writer)?;
+    direct::count(world)
 }
 
 /// Turns a frame of which [`process`] says [`Action::Reset`] or [`Action::Refuse`] into a reset to its sender; turned once more, with the sequence number

@@ -170,7 +170,7 @@ impl Verdict {
         if hook.direction == Direction::Early {
             return Self::DEFER;
         }
-        if is_udp && (ethernet::is_tagged(headers.l3) || !world.may_send_error()) {
+        if is_udp && (ethernet::is_tagged(headers.l3) || !world.may_send_error(false)) {
             return Self::drop(world, reason);
         }
         world.count(reason);

@@ -137,8 +137,8 @@ pub trait World {
     }
     /// Counts a copy that is sent to a backend of a service and colour.
     fn count_copy(&self, _service: u16, _colour: u8) {}
-    /// Whether an ICMP error may be sent now, by [`crate::policy::error_rate`]. It counts as sent.
-    fn may_send_error(&self) -> bool {
+    /// Whether an ICMP error may be sent now, by [`crate::policy::error_rate`]. It counts as sent. Those that tell what fits have a limit of their own.
+    fn may_send_error(&self, _tells_size: bool) -> bool {
         true
     }
     /// The coarse clock, see [`bg_common::TICK_SHIFT`].

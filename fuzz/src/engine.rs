@@ -372,7 +372,7 @@ impl<'a> Script<'a> {
         match self.input.byte() % 8 {
             0 => host.is_own.set(self.input.flag()),
             1 => host.can_copy.set(self.input.flag()),
-            2 => host.may_send_errors.set(self.input.flag()),
+            2 => host.may_send_errors.set([self.input.flag(); 2]),
             3 => host.is_played_back.set(self.input.flag()),
             4 => host.gso_size.set(self.input.of(&[0, 0, 1, 536, 1400])),
             5 => _ = host.egress.replace(if self.input.flag() { Some(Vec::new()) } else { None }),

@@ -26,7 +26,7 @@
 //! | `receipts` | deployment → [`SwitchTimes`] | programs, per CPU, while a switch is made | when new flows were decided |
 //! | `events` | [`Event`] → count | programs, per CPU | drops by reason, and what came close |
 //! | `scratch`, `route_call` | 0 → words | programs, per CPU | memory for one packet; see [`bg_ebpf::path::slow`] |
-//! | `error_rate` | 0 → an instant | programs | how many ICMP errors may be sent; see [`bg_ebpf::policy::error_rate`] |
+//! | `error_rate` | kind of error → an instant | programs | how many ICMP errors may be sent; see [`bg_ebpf::policy::error_rate`] |
 //! | `meta` | 0 → [`Meta`] | user space, once | ABI version of the instance |
 //! | `clock` | 0 → [`Clock`] | the program `read_clock` | turns ticks into time |
 //! | `egress` | ifindex → interface | user space | interfaces that XDP may redirect frames to |
@@ -183,9 +183,9 @@ pub(super) static SCRATCH: PerCpuArray<[u64; SCRATCH_WORDS], 1> = PerCpuArray::n
 #[btf_map(name = "route_call")]
 pub(super) static ROUTE_CALL: PerCpuArray<[u64; size_of::<RouteCall>() / 8], 1> = PerCpuArray::new();
 
-/// The limit of ICMP errors.
+/// The limits of ICMP errors: of those that tell what fits, in the second row, and of all others.
 #[btf_map(name = "error_rate")]
-pub(super) static ERROR_RATE: Array<u64, 1> = Array::new();
+pub(super) static ERROR_RATE: Array<u64, 2> = Array::new();
 
 /// The instance's description of itself.
 #[btf_map(name = "meta")]

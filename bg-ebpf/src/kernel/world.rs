@@ -357,8 +357,8 @@ impl<const XDP: bool> bg_ebpf::world::World for World<XDP> {
     }
 
     #[inline(always)]
-    fn may_send_error(&self) -> bool {
-        EXPLAINS || (!XDP && may_send_error() != 0)
+    fn may_send_error(&self, tells_size: bool) -> bool {
+        EXPLAINS || (!XDP && may_send_error(tells_size.into()) != 0)
     }
 
     #[inline(always)]
@@ -442,8 +442,8 @@ fn note_decision(deployment: u32, is_by_new_word: u32) {
 
 /// See [`bg_ebpf::world::World::may_send_error`]. Not zero: it may. A call, for it is seldom made.
 #[inline(never)]
-fn may_send_error() -> u32 {
-    let Some(word) = maps::ERROR_RATE.get_ptr_mut(0) else { return 0 };
+fn may_send_error(row: u32) -> u32 {
+    let Some(word) = maps::ERROR_RATE.get_ptr_mut(row) else { return 0 };
     // SAFETY: an aligned word of the map, and a helper that reads the kernel's clock. Of several CPUs at the same moment, one sends.
     unsafe {
         let full_at = word.read_volatile();

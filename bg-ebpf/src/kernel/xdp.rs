@@ -85,14 +85,19 @@ fn icmp(context: &XdpContext) -> Verdict {
 #[inline(always)]
 fn direct(context: &XdpContext, world: &World<true>) -> Verdict {
     // SAFETY: the program's own context.
-    let (verdict, is_written) = unsafe {
+    let (verdict, written) = unsafe {
         let verdict = match xdp_find_way(context.ctx) {
             0 => Verdict::drop(world, Event::MissingRow),
             _ => Verdict::from_u64(xdp_decide_direct(context.ctx)),
         };
-        (verdict, verdict.action() != Action::Redirect || xdp_write_outer(context.ctx) != 0)
+        (verdict, if verdict.action() == Action::Redirect { xdp_write_outer(context.ctx) } else { WRITTEN })
     };
-    if is_written { verdict } else { Verdict::drop(world, Event::NoWay) }
+    match written {
+        WRITTEN => verdict,
+        // tc makes room in other ways.
+        NO_ROOM => Verdict::DEFER,
+        _ => Verdict::drop(world, Event::NoWay),
+    }
 }
 
 /// [`find_way`]. Zero: `None`.
@@ -120,6 +125,11 @@ unsafe extern "C" fn xdp_decide_direct(context: *mut xdp_md) -> u64 {
     decide(&packet, about, &World::<true> { context: context.as_ptr() }).to_u64()
 }
 
+/// What [`xdp_write_outer`] says: the frame can be sent.
+const WRITTEN: u32 = 1;
+/// The same: the driver has left too little room in front of the frame, which is as it was.
+const NO_ROOM: u32 = 2;
+
 /// [`room_for_outer`] and [`write_outer`]. Zero: the frame must not be sent.
 ///
 /// # Safety
@@ -133,7 +143,7 @@ unsafe extern "C" fn xdp_write_outer(context: *mut xdp_md) -> u32 {
     let Some(room) = room_for_outer(&world) else { return 0 };
     // SAFETY: the program's own context, of which nothing was read yet.
     if room != 0 && unsafe { bpf_xdp_adjust_head(context.ctx, -(room as i32)) } != 0 {
-        return 0;
+        return NO_ROOM;
     }
     let (packet, mut writer, _) = frame(&context);
     write_outer(&packet, &world, &mut writer).is_some().into()

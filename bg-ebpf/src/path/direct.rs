@@ -10,7 +10,7 @@
 //!    the data path itself.
 //! 4. [`outer::write`] changes the frame, once there is room for the outer headers.
 //!
-//! A frame with a VLAN tag passes unmodified: the VLAN's own interface is where such a service is switched.
+//! A frame with a VLAN tag passes unmodified, and opens no flow: the VLAN's own interface is where such a service is switched.
 
 use super::slow;
 use crate::{
@@ -55,8 +55,8 @@ pub struct Directed {
     pub slot: u32,
     /// Bytes of its IP header, and of a transport header without options.
     pub headers_len: u32,
-    /// Offset of its IP header.
-    pub l3: u32,
+    /// Bytes of its frame.
+    pub frame_len: u32,
     /// [`Protocol`] of the flow.
     pub protocol: u8,
     /// TTL or hop limit.
@@ -69,8 +69,10 @@ pub struct Directed {
     pub is_answerable: u8,
     /// Offset of its transport header.
     pub l4: u8,
-    /// Zeros.
-    pub reserved: [u8; 2],
+    /// Offset of its IP header.
+    pub l3: u8,
+    /// Zero.
+    pub reserved: u8,
 }
 
 impl Directed {
@@ -98,14 +100,15 @@ impl Directed {
             ports: 0,
             slot,
             headers_len: 0,
-            l3: 0,
+            frame_len: 0,
             protocol: 0,
             hop_limit: 0,
             is_unpinned: 0,
             is_error: 0,
             is_answerable: 0,
             l4: 0,
-            reserved: [0; 2],
+            l3: 0,
+            reserved: 0,
         }
     }
 
@@ -116,7 +119,7 @@ impl Directed {
             client: error.dst,
             vip: error.src,
             ports: ports(error.dst_port, error.src_port),
-            l3: error.l3.into(),
+            l3: error.l3,
             protocol: error.protocol,
             hop_limit: error.hop_limit,
             is_error: 1,
@@ -155,7 +158,7 @@ pub fn begin<V: FlowVersion>(
         vip: V::widen(headers.dst),
         ports: headers.ports,
         headers_len: (headers.l4 - headers.l3) as u32 + transport,
-        l3: headers.l3 as u32,
+        l3: headers.l3 as u8,
         protocol: headers.protocol() as u8,
         hop_limit: headers.hop_limit,
         is_unpinned: is_unpinned.into(),
@@ -173,6 +176,23 @@ pub(super) fn leave_to_next_step(call: Directed, world: &impl World) -> Verdict 
         Some(_) => Verdict::DIRECT,
         None => Verdict::drop(world, Event::MissingRow),
     }
+}
+
+/// Whether the frame whose IP header stands at `l3` has a VLAN tag.
+#[inline(always)]
+pub(super) fn is_tagged(l3: usize, world: &impl World) -> bool {
+    ethernet::is_tagged(l3) || world.is_tagged()
+}
+
+/// What becomes of a frame with a tag: another interface has it next. No flow is opened here, so if there is none, none is counted.
+#[inline(always)]
+pub(super) fn pass_tagged(direction: Direction, world: &impl World) -> Verdict {
+    note!(world, Step::ByStack { event: Event::NextHopByStack as u64 });
+    if direction == Direction::Early {
+        return Verdict::DEFER;
+    }
+    world.count(Event::NextHopByStack);
+    Verdict::PASS
 }
 
 /// Second step. `None`: a row is missing.
@@ -206,13 +226,8 @@ pub fn find_way(frame: Frame, world: &impl World) -> Option<()> {
 pub fn decide(packet: &Packet<'_>, frame: Frame, world: &impl World) -> Verdict {
     let Some(call) = slow::kept::<Directed>(world) else { return Verdict::drop(world, Event::MissingRow) };
     let is_early = frame.direction == Direction::Early;
-    if ethernet::is_tagged(call.l3 as usize) || world.is_tagged() {
-        note!(world, Step::ByStack { event: Event::NextHopByStack as u64 });
-        if is_early {
-            return Verdict::DEFER;
-        }
-        world.count(Event::NextHopByStack);
-        return Verdict::PASS;
+    if is_tagged(call.l3.into(), world) {
+        return pass_tagged(frame.direction, world);
     }
     if call.hop_limit <= 1 {
         note!(world, Step::TtlSpent {});
@@ -248,15 +263,24 @@ pub fn decide(packet: &Packet<'_>, frame: Frame, world: &impl World) -> Verdict 
     if exit.action == Action::Defer {
         return Verdict::DEFER;
     }
+    call.frame_len = frame.len as u32;
+    note!(world, Step::Outer { mode: call.outer.mode.into(), slot: call.slot.into(), room: call.outer.room.into() });
+    Verdict::out_of(exit)
+}
+
+/// Counts a packet once it is written: one that cannot be is none.
+#[inline(always)]
+pub fn count(world: &impl World) -> Option<()> {
+    let call = slow::kept::<Directed>(world)?;
+    let backend = world.backend(call.slot).map(BackendRef)?;
     if call.is_unpinned != 0 {
         world.count_flow(backend.service(), backend.colour());
         world.count(Event::Unpinned);
     }
     if call.is_error == 0 {
-        world.count_packet(backend.service(), backend.colour(), frame.len as u64);
+        world.count_packet(backend.service(), backend.colour(), call.frame_len.into());
     }
-    note!(world, Step::Outer { mode: call.outer.mode.into(), slot: call.slot.into(), room: call.outer.room.into() });
-    Verdict::out_of(exit)
+    Some(())
 }
 
 /// Bytes of a segment's options. They are read here alone: what is not yet segmented must fit with them, and a sender knows of no outer headers.
@@ -278,7 +302,7 @@ fn answer(verdict: Verdict, reason: Event, call: &Directed, is_early: bool, worl
     if is_early {
         return Verdict::DEFER;
     }
-    if call.is_answerable == 0 || !world.may_send_error() {
+    if call.is_answerable == 0 || !world.may_send_error(verdict.action() == Action::TooBig) {
         return Verdict::drop(world, reason);
     }
     world.count(reason);

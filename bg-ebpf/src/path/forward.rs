@@ -299,6 +299,9 @@ fn open_flow<V: Flows, W: SlowPath<V>>(
     let Some(backend) = world.backend(slot).map(BackendRef) else {
         return Err(Verdict::drop(world, Event::MissingRow));
     };
+    if unlikely(backend.mode() >= Mode::L2dsr as u8) && direct::is_tagged(headers.l3, world) {
+        return Err(direct::pass_tagged(hook.direction, world));
+    }
     if headers.transport.flags & tcp_flags::RST != 0 {
         note!(world, Step::Unremembered {});
         return Ok(Target::known(backend, open.word()));

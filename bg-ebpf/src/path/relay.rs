@@ -233,7 +233,7 @@ pub fn way(world: &impl World) -> Verdict {
     }
     let family = if call.inner == Family::V6 as u8 { Family::V6 } else { Family::V4 };
     let hop = next_hop::look_up(call.vip, call.client, family, world);
-    if !hop.is_some() || !world.may_send_error() {
+    if !hop.is_some() || !world.may_send_error(call.mtu != 0) {
         return Verdict::PASS;
     }
     Verdict::out_of(Exit { action: Action::Resolve, hop })

@@ -1,5 +1,7 @@
 //! How many ICMP errors are sent: RFC 4443 (section 2.4) and RFC 1812 (section 4.3.2.8) ask for a limit, since anybody can send datagrams that are refused.
 //!
+//! What fits is told by a limit of its own: whoever draws other errors, by packets whose hop limit ends here, say, does not keep it from clients.
+//!
 //! A token bucket in one word, the instant at which it will be full again. The numbers are those of Linux (`net.ipv4.icmp_msgs_per_sec`, `icmp_msgs_burst`).
 
 /// Nanoseconds for each error: a thousand a second.

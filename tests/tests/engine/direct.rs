@@ -376,7 +376,7 @@ fn a_client_hears_what_fits() {
         assert_eq!(quoted, packet_in(&frame)[..most]);
         assert_eq!(host.events(Event::DirectTooBig), 1);
 
-        host.may_send_errors.set(false);
+        host.may_send_errors.set([true, false]);
         assert_eq!(host.ingress(&frame).action, Action::Drop);
         assert_eq!(host.events(Event::DirectTooBig), 2);
     }
@@ -408,6 +408,10 @@ fn a_client_hears_of_a_spent_hop_limit() {
         assert_eq!((kind, rest), (if case.client == CLIENT { [11, 0] } else { [3, 0] }, 0));
         assert_eq!(quoted, packet_in(&frame));
         assert_eq!(host.events(Event::DirectExpired), 1);
+
+        host.may_send_errors.set([false, true]);
+        assert_eq!(host.ingress(&frame).action, Action::Drop);
+        assert_eq!(host.events(Event::DirectExpired), 2);
     }
 }
 
@@ -452,8 +456,13 @@ fn a_frame_with_a_tag_is_left_to_its_vlan_interface() {
     for case in MODES.into_iter().flat_map(cases) {
         let (host, frame) = (direct(case), PacketSpec { tags: 1, ..packet(case, SYN) }.frame());
         assert_eq!(host.early(&frame).action, Action::Defer);
-        assert_eq!(host.ingress(&frame), Outcome { action: Action::Pass, frame });
+        assert_eq!(host.ingress(&frame), Outcome { action: Action::Pass, frame: frame.clone() });
         assert_eq!(host.events(Event::NextHopByStack), 1);
+        assert!(host.flows().is_empty() && host.traffic(0, 0).flows_opened == 0, "{case:?}");
+        // Nor does one of a flow that came by the VLAN's interface.
+        sent(&host, case, SYN);
+        assert_eq!(host.ingress(&frame), Outcome { action: Action::Pass, frame });
+        assert_eq!((host.traffic(0, 0).flows_opened, host.traffic(0, 0).packets), (1, 1), "{case:?}");
     }
 }
 
@@ -651,18 +660,37 @@ fn an_error_about_a_reply_goes_to_the_backend_as_it_is() {
             assert_eq!(packet_in(&unpacked(case, &outcome.frame)), packet_in(&expected), "{case:?}");
         }
         assert_eq!(host.traffic(0, 0).packets, 1, "it is no packet of the client");
-        let of_nobody = ErrorSpec::too_big(
-            router,
-            at(case.vip).ip(),
-            &PacketSpec {
-                from: at(case.vip),
-                to: at(case.client),
-                ..packet(Case { protocol: case.protocol, ..case }, ACK)
-            }
-            .frame(),
-        );
-        host.forget_flows();
-        assert_eq!(host.ingress(&of_nobody.frame()).action, Action::Pass);
+    }
+}
+
+/// Another edge may have the flow, or this one has lost it.
+#[test]
+fn an_error_about_a_reply_without_a_row_goes_where_the_flow_would_go() {
+    for case in MODES.into_iter().flat_map(cases) {
+        let host = direct(case);
+        let router = if case.client == CLIENT { "198.51.100.1" } else { "2001:db8:9::1" }.parse().expect("an address");
+        let about = |host: &Host, vip: &str| {
+            let reply = PacketSpec { from: at(vip), to: at(case.client), ..packet(case, ACK) };
+            host.ingress(&ErrorSpec::too_big(router, at(vip).ip(), &reply.frame()).frame())
+        };
+        let to = |outcome: Outcome| {
+            assert_eq!(outcome.action, Action::Redirect, "{case:?}");
+            // By the MAC address, which ends in the slot.
+            outcome.frame[0]
+        };
+        assert_eq!(to(about(&host, case.vip)), 0, "{case:?}");
+        drain(&host);
+        assert_eq!(to(about(&host, case.vip)), 1, "{case:?}: the live colour");
+        assert!(host.flows().is_empty(), "{case:?}");
+        // A word that changes by itself is asked by packets that can tell what comes of it.
+        let word = host.word(0);
+        host.set_live(0, word.with_flags(word.flags().with(LiveFlags::TIMED)), SwitchTerms::default());
+        assert_eq!(about(&host, case.vip).action, Action::Pass, "{case:?}");
+        if (case.client == CLIENT) != at(case.backends[0]).is_ipv4() {
+            continue;
+        }
+        let nat = direct(Case { mode: Mode::Nat, ..case });
+        assert_eq!(about(&nat, case.vip).action, Action::Pass, "{case:?}");
     }
 }
 

@@ -205,11 +205,11 @@ fn nothing_is_answered_that_comes_from_no_single_host_or_goes_to_a_group() {
 #[test]
 fn datagrams_beyond_the_rate_of_errors_are_dropped_and_so_are_those_with_a_tag_among_their_bytes() {
     let host = without_green();
-    host.may_send_errors.set(false);
+    host.may_send_errors.set([false, true]);
     assert_eq!(host.ingress(&udp(TESTER, DNS).frame()).action, Action::Drop);
     assert_eq!(host.early(&udp(TESTER, DNS).frame()).action, Action::Defer, "tc counts");
     refused(&host, &tcp(TESTER, WEB, SYN));
-    host.may_send_errors.set(true);
+    host.may_send_errors.set([true; 2]);
     let tagged = PacketSpec { tags: 1, ..udp(TESTER, DNS) }.frame();
     assert_eq!(host.ingress(&tagged).action, Action::Drop);
     assert_eq!(host.early(&tagged).action, Action::Defer, "tc finds the tag elsewhere");

@@ -10,12 +10,16 @@ use crate::{
     },
     hint::unlikely,
     path::classify::vip_at,
-    policy::{backend, colour::Client, lifetime::is_silent},
+    policy::{
+        backend,
+        colour::{self, Client},
+        lifetime::is_silent,
+    },
     rows::VipRef,
-    wire::icmp::IcmpError,
+    wire::{headers::ports, icmp::IcmpError},
     world::{Flows, World},
 };
-use bg_common::{FlowState, Mode, Protocol};
+use bg_common::{FlowState, LiveFlags, Mode, Protocol};
 use core::mem::MaybeUninit;
 
 /// An ICMP error that is being translated. Any bytes are a value of this type.
@@ -110,7 +114,10 @@ fn find_backend<V: Flows>(call: &mut Translating, protocol: Protocol, world: &im
     }
     let flows = V::flows(world);
     let key = V::key(V::narrow(&error.dst), error.dst_port, vip.number as u16);
-    let flow = find(flows, &key, key.hash(vip.salt, flows), Match::Whole)?;
+    let Some(flow) = find(flows, &key, key.hash(vip.salt, flows), Match::Whole) else {
+        call.place = without_row::<V>(&call.error, vip.number, protocol, world)?;
+        return Some(Receiver::Direct);
+    };
     let backend = backend::of_flow(&flow, world)?;
     if unlikely(backend.mode() >= Mode::L2dsr as u8) {
         call.place = flow.backend().slot();
@@ -118,6 +125,25 @@ fn find_backend<V: Flows>(call: &mut Translating, protocol: Protocol, world: &im
     }
     call.translation = Translation::new::<V>(error, End::Source, backend.whole_address(), backend.port());
     Some(if backend.mode() == Mode::Local as u8 { Receiver::LocalBackend } else { Receiver::Backend })
+}
+
+/// The slot of the backend that has sent the quoted packet to the client directly, if the flow table does not know: of several edges, it is seldom the one that
+/// has the flow which hears of its replies. All of them would choose the same backend for the flow. `None`: it would be none of that kind, or the word changes by
+/// itself just now.
+#[inline(always)]
+fn without_row<V: Flows>(error: &IcmpError, vip: u32, protocol: Protocol, world: &impl World) -> Option<u32> {
+    let vip = VipRef(world.vip(vip)?);
+    let row = world.service(&vip.key())?;
+    let word = world.live(row.deployment)?;
+    if word.flags().has(LiveFlags::TIMED) {
+        return None;
+    }
+    let client = Client { address: error.dst, port: error.dst_port, family: V::FAMILY };
+    let ports = ports(error.dst_port, error.src_port);
+    let hash = V::tuple_hash(V::narrow(&error.dst), V::narrow(&error.src), ports, protocol);
+    let choice = colour::choose(&client, hash, row, word, world);
+    let chosen = backend::at(backend::table(row, choice.colour), hash, world)?;
+    (chosen.backend.mode() >= Mode::L2dsr as u8).then_some(chosen.name.slot())
 }
 
 /// Looks at the flow that the search has found, for the virtual address that the client has sent the quoted packet to.

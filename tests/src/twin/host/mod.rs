@@ -80,8 +80,8 @@ pub struct Host {
     pub can_copy: Cell<bool>,
     /// Payload bytes of each segment that the frames will be cut into, or zero.
     pub gso_size: Cell<u32>,
-    /// Whether ICMP errors may be sent.
-    pub may_send_errors: Cell<bool>,
+    /// Whether ICMP errors may be sent, and those that tell what fits.
+    pub may_send_errors: Cell<[bool; 2]>,
     /// [`World::copy_for`] of the next frame.
     copy_for: Cell<u32>,
     /// The MAC address of the interface at which frames arrive, with its first byte lowest.
@@ -169,7 +169,7 @@ impl Host {
             copies: RefCell::default(),
             can_copy: Cell::new(true),
             gso_size: Cell::default(),
-            may_send_errors: Cell::new(true),
+            may_send_errors: Cell::new([true; 2]),
             copy_for: Cell::default(),
             mac: Cell::new(0),
             routes: RefCell::default(),

@@ -192,8 +192,8 @@ impl World for Host {
         self.holds.get()
     }
 
-    fn may_send_error(&self) -> bool {
-        self.may_send_errors.get()
+    fn may_send_error(&self, tells_size: bool) -> bool {
+        self.may_send_errors.get()[usize::from(tells_size)]
     }
 
     fn tick(&self) -> u32 {
