@@ -72,7 +72,7 @@ pub struct Decapsulating {
     pub from: Vec<String>,
     /// The UDP port of GUE.
     pub gue_port: u16,
-    /// The addresses to which packets are unpacked: all of this host.
+    /// The addresses to which packets are unpacked: all of this host, but those of the loopback and of a link.
     pub addresses: Vec<IpAddr>,
     /// What does not work well in this mode, or is slower than it could be.
     pub warning: Option<&'static str>,
@@ -133,14 +133,15 @@ fn directory(paths: &Paths) -> PathBuf {
 }
 
 fn attach(directory: &std::path::Path, interface: &Interface, request: &DecapRequest) -> Result<Decapsulating, Error> {
-    let addresses = net::addresses()?;
+    let all = net::addresses()?;
     let from = if request.from.is_empty() {
-        let own = addresses.iter().filter(|address| address.ifindex == interface.index);
+        let own = all.iter().filter(|address| address.ifindex == interface.index);
         own.map(net::Address::network).collect()
     } else {
         request.from.clone()
     };
     let gue_port = request.gue_port.unwrap_or(bg_common::GUE_PORT);
+    let addresses = unpacked_for(all);
     let mut ebpf = Ebpf::load(OBJECT).map_err(|error| Error::Load(Box::new(error)))?;
     fill(&mut ebpf, &addresses, &from, gue_port)?;
     let program = ebpf.program_mut(PROGRAM).ok_or(Error::NoObject)?;
@@ -154,9 +155,8 @@ fn attach(directory: &std::path::Path, interface: &Interface, request: &DecapReq
         }
         _ => None,
     };
-    let (interface, addresses) = (interface.name.clone(), addresses.iter().map(|address| address.ip).collect());
     Ok(Decapsulating {
-        interface,
+        interface: interface.name.clone(),
         mode,
         from: from.iter().map(Prefix::to_string).collect(),
         gue_port,
@@ -165,13 +165,22 @@ fn attach(directory: &std::path::Path, interface: &Interface, request: &DecapReq
     })
 }
 
-fn fill(ebpf: &mut Ebpf, addresses: &[net::Address], from: &[Prefix], gue_port: u16) -> Result<(), Error> {
+/// The addresses to which packets are unpacked: not those that no packet from outside may have.
+pub(crate) fn unpacked_for(addresses: Vec<net::Address>) -> Vec<IpAddr> {
+    let is_from_outside = |ip: &IpAddr| match ip {
+        IpAddr::V4(ip) => !ip.is_loopback(),
+        IpAddr::V6(ip) => !ip.is_loopback() && !ip.is_unicast_link_local(),
+    };
+    addresses.into_iter().map(|address| address.ip).filter(is_from_outside).collect()
+}
+
+fn fill(ebpf: &mut Ebpf, addresses: &[IpAddr], from: &[Prefix], gue_port: u16) -> Result<(), Error> {
     // The programs need the maps until they are loaded.
     let ours = ebpf.map_mut("addresses").ok_or(Error::NoObject)?;
     let mut ours: HashMap<_, TesterKey, u32> = ours.try_into().map_err(Error::map("open", "addresses"))?;
     for address in addresses {
-        let len = if address.ip.is_ipv4() { 32 } else { 128 };
-        let key = tester_key(NO_DEPLOYMENT, &Prefix { addr: address.ip, len }).data();
+        let len = if address.is_ipv4() { 32 } else { 128 };
+        let key = tester_key(NO_DEPLOYMENT, &Prefix { addr: *address, len }).data();
         ours.insert(key, 1, 0).map_err(Error::map("write", "addresses"))?;
     }
     let sources = ebpf.map_mut("sources").ok_or(Error::NoObject)?;

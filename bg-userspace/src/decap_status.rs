@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use crate::{
     Error, Paths,
-    decap::{PROGRAM, pin_of, pins_of},
+    decap::{PROGRAM, pin_of, pins_of, unpacked_for},
     net::{self, Interface},
     running::prefix_of,
     sys::link_info,
@@ -46,11 +46,11 @@ pub struct DecapStatus {
 /// What is unpacked on these interfaces; on all if there is no name.
 pub fn decap_status(paths: &Paths, names: &[String]) -> Result<Vec<DecapStatus>, Error> {
     let names = if names.is_empty() { pins_of(paths)? } else { names.to_vec() };
-    let (interfaces, addresses) = (net::interfaces()?, net::addresses()?);
+    let (interfaces, addresses) = (net::interfaces()?, unpacked_for(net::addresses()?));
     names.into_iter().map(|name| of(paths, name, &interfaces, &addresses)).collect()
 }
 
-fn of(paths: &Paths, name: String, interfaces: &[Interface], addresses: &[net::Address]) -> Result<DecapStatus, Error> {
+fn of(paths: &Paths, name: String, interfaces: &[Interface], addresses: &[IpAddr]) -> Result<DecapStatus, Error> {
     let pin = pin_of(paths, &name)?;
     let link = link_info(&pin).map_err(Error::io("read", &pin))?;
     let maps = Maps::of(link.program_id)?;
@@ -70,7 +70,7 @@ fn of(paths: &Paths, name: String, interfaces: &[Interface], addresses: &[net::A
         let counts = counts.get(&(what as u32), 0).map_err(Error::map("read", "counts"))?;
         Ok::<u64, Error>(counts.iter().sum())
     };
-    let mut unknown: Vec<_> = addresses.iter().map(|address| address.ip).filter(|ip| !known.contains(ip)).collect();
+    let mut unknown: Vec<_> = addresses.iter().copied().filter(|ip| !known.contains(ip)).collect();
     unknown.sort_unstable();
     unknown.dedup();
     Ok(DecapStatus {

@@ -92,6 +92,10 @@ pub fn drill(
 ) -> Result<Drill, Error> {
     let why = request.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
     let window = gates::usual_window(gates).saturating_add(request.back_after).saturating_add(GRACE);
+    if request.back_after > SwitchRequest::LONGEST {
+        let [longest, time] = [SwitchRequest::LONGEST, request.back_after].map(humantime::format_duration);
+        return Err(Error::Unrepresentable { what: format!("--back-after takes {longest} at most, not {time}") });
+    }
     let there = SwitchRequest {
         on_switch: request.on_switch,
         if_generation: request.if_generation,

@@ -13,7 +13,7 @@ use bg_common::{ClockId, LiveFlags, Timing};
 use serde::Serialize;
 
 use crate::{
-    Error, Instance, Refusal,
+    Error, Instance, Refusal, SwitchRequest,
     fence::Fence,
     history::{Action, Moment},
     hold::{HeldLog, Played, Player},
@@ -97,6 +97,10 @@ impl Instance {
         let (index, _) = self.deployment(deployment)?;
         pins::check_own_namespace(&self.paths)?;
         let max = request.max.unwrap_or(DEFAULT_FREEZE);
+        if max > SwitchRequest::LONGEST {
+            let [longest, max] = [SwitchRequest::LONGEST, max].map(humantime::format_duration);
+            return Err(Error::Unrepresentable { what: format!("a freeze takes {longest} at most, not {max}") });
+        }
         let mut fence = Fence::prepare(&self.paths)?;
         let recording = Recording::begin(&self.paths);
         let held = HeldLog::open(&self.paths)?;

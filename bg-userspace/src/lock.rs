@@ -5,7 +5,7 @@
 //!
 //! | directory | holder |
 //! | --- | --- |
-//! | the pin root | attach, detach, apply, and what sets the health of backends, which change pins or tables, as long as they run |
+//! | the pin root | attach, detach, apply, what sets the health of backends, and what learns sources of outer headers: they change pins or tables, and hold it as long as they run |
 //! | its `maps` | a switch, which changes a live word, from writing the terms to the end of the fence. It is separate, so that a stuck apply never blocks an emergency rollback |
 //! | its `links` | a freeze, or what plays held packets back, which opens and closes queues. It is separate, so that no switch waits for many packets |
 //! | its `controller` | `bgctl serve`, as long as it runs, so that there is one controller at most. Nothing else needs it |

@@ -15,6 +15,7 @@ use bytemuck::Zeroable as _;
 use crate::{
     Error, Paths,
     config::{Encap, Prefix},
+    lock::Lock,
     maps::Tables,
     net,
 };
@@ -49,6 +50,14 @@ pub(crate) fn encap_of(info: &ServiceInfo) -> Encap {
 
 /// The row of a backend of a service. `None`: its packets are not encapsulated.
 pub(crate) fn row(backend: &Backend, info: &ServiceInfo) -> Option<Tunnel> {
+    row_from(backend, info, source_towards)
+}
+
+fn row_from(
+    backend: &Backend,
+    info: &ServiceInfo,
+    source_towards: impl FnOnce(SocketAddr) -> Option<IpAddr>,
+) -> Option<Tunnel> {
     Mode::from_u8(backend.mode).filter(|mode| mode.is_tunnel())?;
     let address = SocketAddr::new(backend.addr.to_ip(Family::from_u8(backend.family)?), backend.port.host());
     let encap = encap_of(info);
@@ -74,24 +83,46 @@ fn source_towards(backend: SocketAddr) -> Option<IpAddr> {
     socket.local_addr().ok().map(|address| address.ip())
 }
 
-/// Learns the source addresses anew. An address that is not known now stays as it was.
-pub(crate) fn learn(paths: &Paths) -> Result<(), Error> {
+/// Learns the source addresses anew. An address that is not known now stays as it was. The caller holds the lock of apply: what is found for
+/// a backend must not be written to a row that has become another one's.
+pub(crate) fn learn(paths: &Paths, _lock: &Lock) -> Result<(), Error> {
     let tables = Tables::open(paths)?;
-    if !is_any(&tables) {
+    write(&tables, &changes(&tables, &mut Sources::new()));
+    Ok(())
+}
+
+/// The same for callers without the lock, which is taken only if there is something to write. An apply or an attach that holds it learns by itself.
+pub(crate) fn follow(paths: &Paths) -> Result<(), Error> {
+    let (tables, mut sources) = (Tables::open(paths)?, Sources::new());
+    if changes(&tables, &mut sources).is_empty() {
         return Ok(());
     }
-    let mut learned: HashMap<(u16, u8, Addr), Option<Tunnel>> = HashMap::new();
-    for (slot, backend, info) in encapsulated(&tables) {
-        let key = (backend.service, backend.family, backend.addr);
-        let Some(tunnel) = *learned.entry(key).or_insert_with(|| row(&backend, &info)) else { continue };
+    let _lock = Lock::apply_if_free(paths)?;
+    write(&tables, &changes(&tables, &mut sources));
+    Ok(())
+}
+
+/// From which address this host would send to another: each is asked for once.
+type Sources = HashMap<IpAddr, Option<IpAddr>>;
+
+/// The rows that are not as they should be now, with what they should be.
+fn changes(tables: &Tables, sources: &mut Sources) -> Vec<(usize, Tunnel)> {
+    if !is_any(tables) {
+        return Vec::new();
+    }
+    let mut towards = |address: SocketAddr| *sources.entry(address.ip()).or_insert_with(|| source_towards(address));
+    let changed = encapsulated(tables).filter_map(|(slot, backend, info)| {
+        let tunnel = row_from(&backend, &info, &mut towards)?;
         let old = tables.tunnels.read(slot);
         let is_known = tunnel.source != UNKNOWN;
         let tunnel = if is_known { tunnel } else { Tunnel { source: old.source, ..tunnel } };
-        if tunnel != old {
-            tables.tunnels.write(slot, &tunnel);
-        }
-    }
-    Ok(())
+        (tunnel != old).then_some((slot, tunnel))
+    });
+    changed.collect()
+}
+
+fn write(tables: &Tables, changes: &[(usize, Tunnel)]) {
+    changes.iter().for_each(|(slot, tunnel)| tables.tunnels.write(*slot, tunnel));
 }
 
 /// What is wrong with the source address of the outer headers towards a backend.

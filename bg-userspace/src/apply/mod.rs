@@ -152,7 +152,7 @@ fn apply(instance: &Instance, state: &State, config: &Config, request: &ApplyReq
         )]);
     }
     keep_neighbours(paths, config);
-    tunnels::learn(paths)?;
+    tunnels::learn(paths, &lock)?;
     state.warn(tunnels::warnings(paths));
     remember(state, words, recording, &deployments::made(words, &recalled, changes), &pending)?;
     Ok(plan)

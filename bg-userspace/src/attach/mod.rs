@@ -156,6 +156,8 @@ fn attach_locked(
             pins::remove_all(paths)?;
         }
     }
+    // Routes and addresses may have come since the apply. What is not known is no failure of the attach, and `status` tells.
+    let _ = tunnels::learn(paths, &lock);
     Ok((attached?, pending))
 }
 
@@ -199,8 +201,6 @@ fn load_and_attach(
         let Some(interface) = interfaces.iter().find(|interface| interface.name == attached.name) else { continue };
         attached.in_front = others(paths, interface, &links)?.into_iter().filter(|other| other.in_front).collect();
     }
-    // Routes and addresses may have come since the apply. What is not known is no failure of the attach, and `status` tells.
-    let _ = tunnels::learn(paths);
     Ok(attached)
 }
 

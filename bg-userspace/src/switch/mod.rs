@@ -193,7 +193,7 @@ impl Instance {
     /// Learns the source addresses of outer headers anew, for the modes `ipip` and `gue`. An apply and a switch do so, too.
     pub fn learn_outer_sources(&self) -> Result<(), Error> {
         pins::check_own_namespace(&self.paths)?;
-        tunnels::learn(&self.paths)
+        tunnels::follow(&self.paths)
     }
 
     /// Refuses conditions about flows whose answers do not pass this host.
@@ -249,7 +249,7 @@ impl Instance {
         let elsewhere = rows.filter(|row| row.deployment == deployment && is_by_neighbours(row.mode));
         let addresses = elsewhere.filter_map(|row| Some(row.addr.to_ip(Family::from_u8(row.family)?)));
         net::keep_more_neighbours(&self.paths, addresses.take(MOST));
-        if is_any_tunnel { tunnels::learn(&self.paths) } else { Ok(()) }
+        if is_any_tunnel { tunnels::follow(&self.paths) } else { Ok(()) }
     }
 
     /// The deployment of this name.

@@ -8,7 +8,9 @@ use std::{
 
 use aya::maps::MapData;
 use bg_common::{LiveFlags, LiveWord, Timing, Trips};
-use bg_userspace::{Colour, ConfirmRequest, FreezeRequest, SwitchRequest};
+use bg_userspace::{
+    Colour, Condition, ConfirmRequest, Error, FreezeRequest, FreezeWindow, SwitchRequest, drill::DrillRequest,
+};
 use memmap2::{MmapOptions, MmapRaw};
 
 use crate::{
@@ -39,6 +41,36 @@ fn pause(memory: &MmapRaw, word: LiveWord) -> &AtomicU64 {
 
 fn watched() -> SwitchRequest {
     SwitchRequest { to: Some(Colour::Blue), revert_if: vec!["silence 1h".parse().unwrap()], ..SwitchRequest::default() }
+}
+
+/// A time that does not fit a clock of the data path would be taken for another one.
+#[test]
+fn times_that_are_too_long_are_refused_before_anything_is_changed() {
+    let lab = draining();
+    let before = word(&lab, SHOP);
+    let instance = lab.instance();
+    for time in [SwitchRequest::LONGEST + Duration::from_secs(1), 1000 * 366 * 24 * HOUR, Duration::MAX] {
+        let silence = || SwitchRequest { revert_if: vec![Condition::Silence(time)], ..watched() };
+        let window = FreezeWindow { max: time, before: None, after: None };
+        let drill = DrillRequest { back_after: time, ..DrillRequest::default() };
+        let refused = [
+            instance.switch("shop", &silence()).map(drop),
+            instance.dry_run("shop", &silence()).map(drop),
+            instance.switch("shop", &SwitchRequest { confirm_within: Some(time), ..silence() }).map(drop),
+            instance.switch("shop", &SwitchRequest { ramp: Some(time), ..watched() }).map(drop),
+            instance.freeze("shop", &FreezeRequest { max: Some(time), ..FreezeRequest::default() }).map(drop),
+            instance.switch_in_window("shop", &SwitchRequest::default(), &window).map(drop),
+            bg_userspace::drill::drill(&instance, "shop", &drill, &[], &mut |_| ()).map(drop),
+        ];
+        for (nth, refused) in refused.into_iter().enumerate() {
+            let error = refused.expect_err(&format!("{nth}"));
+            assert!(matches!(error, Error::Unrepresentable { .. }), "{nth}: {error}");
+        }
+    }
+    assert_eq!(word(&lab, SHOP), before);
+    assert_eq!(instance.status(Some("shop")).unwrap().deployments[0].frozen_until, None);
+    let (code, _, told) = lab.run(&["switch", "shop", "blue", "--revert-if", "silence 1000years"]);
+    assert!(code != 0 && told.contains("--revert-if silence takes 10ms to"), "{told}");
 }
 
 fn timing(lab: &Lab) -> Timing {

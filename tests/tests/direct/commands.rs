@@ -197,6 +197,17 @@ fn sources_of_outer_headers_are_learned_when_the_network_has_come() -> Result<()
     assert!(doctor()?.iter().any(|level| level == "fail"));
     assert!(!says("source", &bgctl.try_run(&["apply", "-c", &file])?), "an apply that changes nothing learns too");
     assert_eq!(doctor()?, [""; 0]);
+
+    // While another command has the lock, rows may become those of other backends.
+    lab.edge.ip("address delete 10.0.0.77/16 dev back")?;
+    lab.edge.ip("address add 10.0.0.78/16 dev back")?;
+    let lock = std::fs::File::open(lab.sandbox.pin_root())?;
+    lock.lock()?;
+    bgctl.run(&["switch", "shop"])?;
+    assert!(says("is not an address of this host", &bgctl.try_run(&["status"])?), "learned without the lock");
+    lock.unlock()?;
+    bgctl.run(&["switch", "shop"])?;
+    assert!(!says("source", &bgctl.try_run(&["status"])?), "a switch learns too");
     Ok(())
 }
 
@@ -287,7 +298,13 @@ fn backends_with_the_same_interface_names_unpack_each_on_their_own() -> Result<(
     first.namespace.ip("link add a.7 mtu 9000 type veth peer name b.7 mtu 9000")?;
     let refused = format!("{:#}", decap(first, "attach a.7").err().context("attached")?);
     assert!(refused.contains("--mode generic does not see most packets"), "{refused}");
+    first.namespace.ip("link set a.7 up")?;
+    first.namespace.ip("link set b.7 up")?;
     let attached: serde_json::Value = serde_json::from_str(&decap(first, "attach a.7 --mode generic --json")?)?;
+    let addresses = attached["attached"][0]["addresses"].as_array().context("no addresses")?;
+    let has = |start: &str| addresses.iter().any(|it| it.as_str().is_some_and(|text| text.starts_with(start)));
+    assert!(["127.", "::1", "fe80:"].iter().all(|start| !has(start)), "{attached}");
+    assert!(has(&address::VIP_V4.to_string()) && has(&address::VIP_V6.to_string()), "{attached}");
     let warning = attached["attached"][0]["warning"].as_str().context("no warning")?;
     assert!(warning.contains("redirected"), "{warning}");
 
