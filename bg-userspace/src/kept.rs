@@ -119,9 +119,9 @@ impl Reading {
         !self.is_pending() && self.confirm_by().is_some()
     }
 
-    /// Whether what is in force does not outlive a reboot.
+    /// Whether a reboot makes the other colour live. That colour is kept then, also if both get the same share.
     pub(crate) fn is_unconfirmed(&self) -> bool {
-        self.kept().is_other(self.word.target_share())
+        self.kept().colour != self.word.live()
     }
 
     /// The state that outlives a reboot once the last generation has taken effect, and when that is. `None` if it has, or if it will need a

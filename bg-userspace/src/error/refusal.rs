@@ -70,7 +70,7 @@ pub enum Refusal {
     },
     /// The last change was a rollback already, or went away from what was not kept, and the request does not show that its sender knows that.
     #[error(
-        "the last change of deployment \"{deployment}\" was a rollback already, or went away from what was not kept: {live} is kept at generation \
+        "the last change of deployment \"{deployment}\" was a rollback already (perhaps of a schedule), or went away from what was not kept: {live} is kept at generation \
          {generation}. To undo that anyway, name a colour (`bgctl rollback {deployment} {previous}`) or the present generation \
          (`bgctl rollback {deployment} --if-generation {generation}`)"
     )]

@@ -46,10 +46,9 @@ pub(super) fn salvage(last: &mut LastLive, state_dir: &Path) -> Result<(), Error
         return Ok(());
     }
     let journal = History::new(state_dir).read(None)?;
-    // A reboot has taken back what nobody had confirmed.
+    // A reboot has made the other colour live if nobody had confirmed this one.
     let lasting = |record: &Record| {
-        let live = record.from.filter(|_| record.unconfirmed).map(|from| from.live);
-        record.to.map(|to| Moment { live: live.unwrap_or(to.live), ..to })
+        record.to.map(|to| Moment { live: if record.unconfirmed { to.live.other() } else { to.live }, ..to })
     };
     let mut told: BTreeMap<&str, Option<Moment>> = BTreeMap::new();
     for record in &journal.records {

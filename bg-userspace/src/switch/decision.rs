@@ -117,12 +117,12 @@ impl Goal {
         self.share == 0 || self.share == FULL_SHARE
     }
 
-    /// Whether what is in force is what it asks for. A switch also keeps a colour that is in force without being kept, and a rollback
-    /// also ends the wait for a confirmation.
+    /// Whether what is in force is what it asks for. A switch and a split also keep a colour that is in force without being kept, and a
+    /// rollback also ends the wait for a confirmation.
     pub(super) fn is_reached(&self, reading: &Reading) -> bool {
         let (is_other, waits) = (reading.kept().is_other(self.share), reading.waits());
         let does_more = match self.cause {
-            Cause::Switch => is_other && !waits && !reading.is_pending(),
+            Cause::Switch | Cause::Split => is_other && !waits && !reading.is_pending(),
             Cause::Rollback => !is_other && waits,
             _ => false,
         };
@@ -203,7 +203,7 @@ impl Instance {
         let goal = goal(name, from)?;
         let is_there = goal.is_reached(reading) && !divides_otherwise(&row, &goal);
         if !is_there {
-            if request.from_kept && [from, reading].into_iter().any(|reading| returns_to_unkept(request, reading)) {
+            if goes_back_to_unkept(request, [from, reading]) {
                 return Err(Refusal::NotKeptYet { deployment: name.to_owned() }.into());
             }
             if !request.force && !is_attached(&self.paths)? {
@@ -291,8 +291,13 @@ impl Instance {
     }
 }
 
+/// Whether a switch that the gates have judged would go back by itself to one that they have not, as it was seen first, or since.
+pub(super) fn goes_back_to_unkept(request: &SwitchRequest, seen: [&Reading; 2]) -> bool {
+    request.from_kept && seen.into_iter().any(|reading| returns_to_unkept(request, reading))
+}
+
 /// Whether a switch would go back by itself to one that is not kept, or leave new flows there until its time.
-pub(super) fn returns_to_unkept(request: &SwitchRequest, reading: &Reading) -> bool {
+fn returns_to_unkept(request: &SwitchRequest, reading: &Reading) -> bool {
     let waits = reading.is_guarded() || reading.is_ramping();
     let goes_on = request.at.is_none() && request.to == Some(reading.kept().colour.other());
     waits && request.is_timed() && !goes_on

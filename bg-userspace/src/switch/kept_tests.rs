@@ -11,9 +11,10 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
+    config::DivideBy,
     live::{NEVER, colour_of, noted, now},
     switch::{
-        decision::{Kind, returns_to_unkept},
+        decision::{Kind, goes_back_to_unkept},
         store::{cancelled, going_back, note_of},
     },
 };
@@ -42,6 +43,8 @@ enum Asked {
     },
     /// There, and back when its gates have passed.
     Drill,
+    /// A switch in a frozen window whose command fails.
+    FailedWindow(Colour),
     /// From now on there are gates, or none any more.
     Gates(bool),
     /// Nobody has confirmed it in time.
@@ -94,12 +97,19 @@ impl Deployment {
     fn change(&mut self, kind: Kind, request: &SwitchRequest, timing: Timing) {
         let from = self.settled();
         let Ok(goal) = kind.goal("shop", request, &from) else { return };
-        let is_there = goal.is_reached(&from);
-        if self.has_gates && (passes_by(&goal, &from) || (!is_there && returns_to_unkept(request, &from))) {
+        let request = &SwitchRequest { from_kept: self.has_gates, ..request.clone() };
+        if self.has_gates && passes_by(&goal, &from) {
             return;
         }
+        self.store(request, timing, &goal, &from);
+    }
+
+    fn store(&mut self, request: &SwitchRequest, timing: Timing, goal: &Goal, from: &Reading) {
         loop {
             let reading = self.settled();
+            if !goal.is_reached(&reading) && goes_back_to_unkept(request, [from, &reading]) {
+                return;
+            }
             if reading.is_pending() {
                 let (word, timing) = cancelled(&reading, goal.cause).expect("there is a next one");
                 self.publish(word, reading.terms, timing);
@@ -110,14 +120,14 @@ impl Deployment {
             }
             let order = Order { share: goal.share, is_cut: false, drain_deadline: 0, now: 1 };
             let (word, terms) = next(reading.stored, &reading.terms, order).expect("there is a next one");
-            let word = going_back(word, &goal, &reading);
+            let word = going_back(word, goal, &reading);
             let is_timed = timing.activate_at != 0 || timing.window != 0;
             let timed = if is_timed { LiveFlags::TIMED } else { LiveFlags::NONE };
             let timing = Timing {
                 before: if timing.activate_at == 0 { LiveWord::default() } else { reading.stored },
                 generation: word.generation(),
                 cause: goal.cause as u8,
-                kept: note_of(&reading, request),
+                kept: note_of(&reading, request, goal),
                 ..timing
             };
             return self.publish(word.with_flags(word.flags().with(timed)), terms, timing);
@@ -190,6 +200,16 @@ impl Deployment {
                 if self.reading().generation != generation {
                     let back = SwitchRequest { restores: true, ..SwitchRequest::default() };
                     self.change(Kind::Rollback, &back, Timing::default());
+                }
+            }
+            // It takes the share that is in force, and no gate is asked on the way back.
+            Asked::FailedWindow(to) if reading.word.target_share() != to.full_share() => {
+                let (generation, share) = (reading.generation, reading.word.target_share());
+                self.switch(to, guarded);
+                if self.reading().generation != generation {
+                    let back = Goal { share, cause: Cause::Rollback, divide_by: None, revert_by: None };
+                    let from = self.settled();
+                    self.store(&SwitchRequest::default(), Timing::default(), &back, &from);
                 }
             }
             Asked::Gates(has_gates) => self.has_gates = has_gates,
@@ -318,7 +338,7 @@ impl Watcher {
         let from = self.cancels(share, goal, is_rollback);
         let does_more = match cause {
             Cause::Rollback => self.wait.is_some() && !self.is_bad(goal),
-            Cause::Switch => self.wait.is_none() && self.is_bad(goal),
+            Cause::Switch | Cause::Split => self.wait.is_none() && self.is_bad(goal),
             _ => false,
         };
         if share == goal && !does_more {
@@ -342,8 +362,9 @@ impl Watcher {
 
     /// What is asked; `share` is that of green before.
     fn sees(&mut self, asked: Asked, share: u16) {
-        let is_ramp_on_its_way = self.wait.is_some_and(|wait| wait.began && wait.is_ramp);
-        let would_judge = |goal: u16| self.has_gates && self.is_bad(goal) && (goal != share || is_ramp_on_its_way);
+        // A share that is in force is judged by who waits there.
+        let waits_there = self.wait.is_some_and(|wait| wait.began && !wait.is_ramp);
+        let would_judge = |goal: u16| self.has_gates && self.is_bad(goal) && (goal != share || !waits_there);
         let wait = |to, began, is_ramp| Some(Wait { to, from: share, began, is_ramp, is_confirmed: false });
         let (to, waits) = match asked {
             Asked::Split(goal) if !would_judge(goal) => return self.changed(share, goal, Cause::Split, None),
@@ -361,6 +382,16 @@ impl Watcher {
                 let to = if share > FULL_SHARE / 2 { Colour::Blue } else { Colour::Green };
                 self.changed(share, to.full_share(), Cause::Switch, wait(to, true, false));
                 (self.wait, self.before, self.changes) = (None, to.full_share(), self.changes + 1);
+                return;
+            }
+            Asked::FailedWindow(to) => {
+                let changes = self.changes;
+                if share != to.full_share() {
+                    self.sees(Asked::Guarded(to), share);
+                }
+                if self.changes != changes {
+                    self.sees(Asked::Deadline, to.full_share());
+                }
                 return;
             }
             Asked::Gates(has_gates) => {
@@ -434,6 +465,7 @@ fn asked() -> impl Strategy<Value = Asked> {
         1 => Just(Asked::Lost),
         1 => Just(Asked::Reboot),
         1 => Just(Asked::Drill),
+        1 => colours().prop_map(Asked::FailedWindow),
         1 => any::<bool>().prop_map(Asked::Gates),
         4 => (proptest::option::of(colours()), any::<bool>())
             .prop_map(|(to, names_generation)| Asked::Rollback { to, names_generation }),
@@ -668,6 +700,78 @@ fn a_switch_keeps_what_is_in_force_and_waits_for_nothing() {
 }
 
 #[test]
+fn a_split_keeps_what_is_in_force_and_waits_for_nothing_if_there_are_no_gates() {
+    let (blue, green) = (Colour::Blue, Colour::Green);
+    let ramp = [Asked::Ramp(green), Asked::Progress(90)];
+    let guards = [Asked::Guarded(green), Asked::Guarded(blue), Asked::Deadline];
+    for limbo in [&ramp[..], &[&ramp[..], &[Asked::Scheduled(blue)]].concat(), &guards] {
+        for has_gates in [false, true] {
+            let mut shop = Deployment::new(blue, false);
+            limbo.iter().for_each(|asked| shop.ask(*asked));
+            let share = shop.share();
+            assert!(share > 8900 && shop.reading().kept().colour == blue, "{limbo:?}");
+            shop.ask(Asked::Gates(has_gates));
+            // Also if what the share divides changes, which makes a generation.
+            let goal = Goal { share, cause: Cause::Split, divide_by: Some(DivideBy::Client), revert_by: None };
+            assert!(passes_by(&goal, &shop.reading()), "{limbo:?}");
+            shop.ask(Asked::Split(share));
+            assert_eq!(shop.share(), share);
+            shop.ask(Asked::Reboot);
+            assert_eq!(shop.share(), if has_gates { 0 } else { 10_000 }, "{limbo:?}");
+        }
+    }
+}
+
+#[test]
+fn a_window_that_fails_keeps_nothing() {
+    let (blue, green) = (Colour::Blue, Colour::Green);
+    let after = |all: &[Asked]| share_after(blue, false, all);
+    // It goes back to what nobody has kept, as the data path does at its end.
+    let window = [Asked::Guarded(green), Asked::FailedWindow(blue)];
+    assert_eq!(after(&window), 10_000);
+    for then in [BACK, Asked::Reboot] {
+        assert_eq!(after(&[&window[..], &[then]].concat()), 0, "{then:?}");
+    }
+    assert_eq!(after(&[&window[..], &[Asked::Switch(green), Asked::Reboot]].concat()), 10_000, "somebody keeps it");
+    // Back to what is kept, and it stays so.
+    let window = [Asked::Switch(green), Asked::Split(7000), Asked::FailedWindow(blue)];
+    assert_eq!(after(&window), 7000);
+    assert_eq!(after(&[&window[..], &[BACK]].concat()), 7000);
+    assert_eq!(after(&[&window[..], &[Asked::Reboot]].concat()), 10_000);
+}
+
+/// The gates have judged a switch for what was seen first. What was scheduled then has taken effect, and waits for its own confirmation.
+#[test]
+fn what_has_taken_effect_after_the_first_look_is_not_gone_back_to() {
+    let (blue, green) = (Colour::Blue, Colour::Green);
+    let mut shop = Deployment::new(blue, true);
+    shop.ask(Asked::Scheduled(green));
+    let first = shop.reading();
+    shop.ask(Asked::Activation);
+    let second = shop.reading();
+    assert!(first.generation == second.generation && first.word != second.word);
+    for hour in [Some(Duration::from_secs(3600)), None] {
+        let request = SwitchRequest { to: Some(blue), confirm_within: hour, from_kept: true, ..Default::default() };
+        assert_eq!(goes_back_to_unkept(&request, [&first, &second]), hour.is_some());
+        // It was taken back meanwhile, which the gates have not seen either.
+        assert_eq!(goes_back_to_unkept(&request, [&second, &first]), hour.is_some());
+        assert!(!goes_back_to_unkept(&request, [&first, &first]));
+        assert!(!goes_back_to_unkept(&SwitchRequest { from_kept: false, ..request }, [&first, &second]));
+    }
+    // In the store, too.
+    let (armed, guarded) =
+        (shop.word, Timing { window: YEAR, revert_at: now(ClockId::Boot) + YEAR, ..Timing::default() });
+    let request = SwitchRequest {
+        to: Some(blue),
+        confirm_within: Some(Duration::from_secs(3600)),
+        from_kept: true,
+        ..Default::default()
+    };
+    shop.store(&request, guarded, &Goal::of_switch(&request, &first), &first);
+    assert_eq!(shop.word, armed);
+}
+
+#[test]
 fn what_only_conditions_would_take_back_can_be_rolled_back_after_a_reboot() {
     for live in [Colour::Blue, Colour::Green] {
         let mut shop = Deployment::new(live, false);
@@ -682,11 +786,11 @@ fn what_only_conditions_would_take_back_can_be_rolled_back_after_a_reboot() {
 }
 
 #[test]
-fn a_share_of_one_half_waits_for_no_confirmation() {
+fn who_reboots_is_told_whether_the_other_colour_gets_live() {
     for live in [Colour::Blue, Colour::Green] {
         let mut shop = Deployment::new(live, false);
         for (asked, is_unconfirmed) in
-            [(Asked::Split(5000), false), (Asked::Guarded(live.other()), true), (BACK, false)]
+            [(Asked::Split(5000), live != Colour::Blue), (Asked::Guarded(live.other()), true), (BACK, false)]
         {
             shop.ask(asked);
             assert_eq!(shop.reading().is_unconfirmed(), is_unconfirmed, "{asked:?}");

@@ -155,7 +155,7 @@ impl Instance {
             from: Some(stored.from.moment()),
             to: Some(stored.made()),
             reason: reason.map(str::to_owned),
-            unconfirmed: stored.is_taken_back() || stored.to.is_unconfirmed(),
+            unconfirmed: stored.made().live != stored.to.kept().colour,
             receipt: stored.receipt.clone(),
             at: jiff::Timestamp::now().checked_sub(stored.at.elapsed()).ok(),
             is_in_force: !stored.to.is_pending(),

@@ -263,7 +263,7 @@ impl Instance {
             clock: at_clock as u8,
             cause: goal.cause as u8,
             conditions: trips.conditions().0,
-            kept: note_of(reading, request),
+            kept: note_of(reading, request, &goal),
         };
         let is_timed = activate_at != 0 || window != 0 || is_watched;
         let new = if is_timed { new.with_flags(new.flags().with(LiveFlags::TIMED)) } else { new };
@@ -361,10 +361,14 @@ pub(super) fn cancelled(reading: &Reading, by: Cause) -> Option<(LiveWord, Timin
 }
 
 /// What the next generation notes of what is kept.
-pub(super) fn note_of(reading: &Reading, request: &SwitchRequest) -> [u8; 4] {
-    match request.restores {
-        true => reading.kept_before().that_holds(),
-        false => reading.kept().noted(),
+pub(super) fn note_of(reading: &Reading, request: &SwitchRequest, goal: &Goal) -> [u8; 4] {
+    let kept = reading.kept();
+    // A window that fails goes back also to what nobody has kept, as the data path does. Nobody has asked for that colour.
+    let is_asked = goal.cause != Cause::Rollback || request.to.is_some() || request.if_generation.is_some();
+    match kept.is_other(goal.share) {
+        _ if request.restores => reading.kept_before().that_holds(),
+        true if !is_asked && !kept.other_was => kept.that_holds(),
+        _ => kept.noted(),
     }
 }
 

@@ -47,7 +47,8 @@ impl Instance {
 /// Whether a change makes a colour live that it would need the gates for.
 fn passes_by(goal: &Goal, reading: &Reading) -> bool {
     let kept = reading.kept();
-    let changes = goal.share != reading.word.target_share() || reading.is_ramping();
+    // A share that is in force already changes nothing, unless nothing waits there: then a split would keep it.
+    let changes = goal.share != reading.word.target_share() || !reading.waits();
     let was_kept = goal.cause == Cause::Rollback && kept.other_was;
     goal.cause != Cause::Switch && changes && kept.is_other(goal.share) && !was_kept
 }

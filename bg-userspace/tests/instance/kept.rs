@@ -4,8 +4,8 @@ use std::{fs, thread, time::Duration};
 
 use bg_common::Timing;
 use bg_userspace::{
-    AttachMode, Colour, ConfirmRequest, Error, Refusal, SplitRequest, SwitchRequest, Switched, Target,
-    config::{Gate, GateKind, When},
+    AttachMode, Colour, ConfirmRequest, Error, FreezeWindow, Refusal, SplitRequest, SwitchRequest, Switched, Target,
+    config::{Config, DivideBy, Gate, GateKind, OnSwitch, When},
     detach,
 };
 
@@ -56,15 +56,19 @@ fn reboot(lab: &Lab) {
 /// Both deployments, and those that have gates are the ones with these names. The copy of the gates cannot be read.
 fn without_disk(names: &[&str]) -> Lab {
     let lab = running();
+    lab.instance().apply(&with_gates(names)).unwrap();
+    fs::remove_file(lab.paths.state_dir.join("gates.toml")).unwrap();
+    lab
+}
+
+fn with_gates(names: &[&str]) -> Config {
     let mut config = two();
     for deployment in config.deployments.iter_mut().filter(|deployment| names.contains(&deployment.name.as_str())) {
         let kind = GateKind::Exec { command: vec!["/bin/true".to_owned()] };
         let (interval, timeout) = (Gate::INTERVAL, Gate::TIMEOUT);
         deployment.gates.push(Gate { when: When::Before, kind, interval, timeout });
     }
-    lab.instance().apply(&config).unwrap();
-    fs::remove_file(lab.paths.state_dir.join("gates.toml")).unwrap();
-    lab
+    config
 }
 
 #[test]
@@ -230,6 +234,52 @@ fn a_rollback_ends_the_wait_of_a_switch_back_to_what_is_kept() {
     let shop = lab.instance().status(Some("shop")).unwrap().deployments.remove(0);
     assert_eq!((shop.live, shop.green_share, shop.confirm_deadline), ("blue", 0.0, None));
     assert!(matches!(rollback(&lab, "shop"), Err(Error::Refused(_))));
+}
+
+/// It goes back to what nobody has kept, as the data path does if the process is killed.
+#[test]
+fn a_window_that_fails_keeps_nothing() {
+    let lab = running();
+    switch(&lab, &guarded(GREEN, HOUR));
+    let window = FreezeWindow { max: Duration::from_secs(20), before: None, after: Some("exit 1".to_owned()) };
+    let cut = SwitchRequest { on_switch: Some(OnSwitch::Cut), ..to(BLUE) };
+    let failed = lab.instance().switch_in_window("shop", &cut, &window);
+    assert!(matches!(failed, Err(Error::Refused(Refusal::HookFailed { live: "green", .. }))), "{failed:?}");
+    assert_eq!(live(&lab).0, "green");
+    reboot(&lab);
+    assert_eq!(live(&lab).0, "blue");
+}
+
+#[test]
+fn no_split_keeps_without_gates_what_got_new_flows_before_there_were_some() {
+    let lab = running();
+    switch(&lab, &guarded(GREEN, HOUR));
+    switch(&lab, &SwitchRequest { at: Some(jiff::Timestamp::now() + HOUR), ..to(BLUE) });
+    lab.instance().apply(&with_gates(&["shop"])).unwrap();
+    let split = |by| SplitRequest { green: 10_000, by, ..SplitRequest::default() };
+    for by in [None, Some(DivideBy::Client), Some(DivideBy::Flow)] {
+        let refused = lab.instance().split("shop", &split(by));
+        assert!(matches!(refused, Err(Error::Refused(Refusal::GatesNotAsked { .. }))), "{by:?}: {refused:?}");
+    }
+    lab.instance().split("shop", &split(None).without_gates()).unwrap();
+    reboot(&lab);
+    assert_eq!(live(&lab).0, "green");
+}
+
+/// The journal has to do if the last live colours cannot be read.
+#[test]
+fn the_journal_tells_which_colour_is_kept_while_both_get_the_same() {
+    let lab = running();
+    switch(&lab, &to(GREEN));
+    for by in [DivideBy::Flow, DivideBy::Client] {
+        let split = SplitRequest { green: 5000, by: Some(by), ..SplitRequest::default() };
+        assert!(lab.instance().split("shop", &split).unwrap().changed);
+    }
+    detach(&lab.paths, &Target::All).unwrap();
+    fs::write(lab.paths.state_dir.join("live.json"), "{").unwrap();
+    lab.attach("v0", AttachMode::Tc).unwrap();
+    lab.instance().apply(&two()).unwrap();
+    assert_eq!(live(&lab).0, "green");
 }
 
 #[test]
