@@ -110,7 +110,7 @@ pub fn drill(
     }
     let began = Instant::now();
     let switched = instance.switch(deployment, &passed.request).inspect_err(|error| {
-        if matches!(error, Error::NotRecorded { .. }) {
+        if error.is_made() {
             let goes_back =
                 "no gate was asked, and the drill goes back when its time is over, unless somebody confirms it";
             instance.state.warn([goes_back.to_owned()]);

@@ -5,6 +5,8 @@
 //! service has no VIP any more. A service, backend or table to which no other row refers is left over too,
 //! and is free as soon as no program can use it any more.
 
+#[cfg(feature = "serve")]
+use std::{collections::BTreeMap, sync::atomic::Ordering};
 use std::{
     collections::{HashMap, HashSet},
     net::SocketAddr,
@@ -12,10 +14,12 @@ use std::{
 
 use aya::maps::lpm_trie::Key;
 use bg_common::{
-    BackendInfo, Colour, DeploymentRow, Family, LiveWord, MAX_DEPLOYMENTS, Mode, Protocol, Role, ServiceInfo,
+    Backend, BackendInfo, Colour, DeploymentRow, Family, LiveWord, MAX_DEPLOYMENTS, Mode, Protocol, Role, ServiceInfo,
     ServiceKey, ServiceRow, TableSpan, TesterKey, Vip,
 };
 
+#[cfg(feature = "serve")]
+use crate::maps::Services;
 use crate::{
     Error,
     config::{Encap, Prefix, Tee},
@@ -25,6 +29,8 @@ use crate::{
     maps::{Tables, Words},
     tunnels,
 };
+#[cfg(feature = "serve")]
+use bg_common::Identity;
 
 /// The weight of a backend while its service's table is being replaced, so that the work of a killed apply
 /// never looks complete.
@@ -125,6 +131,66 @@ pub(crate) struct RunningBackend {
     /// As configured.
     pub(crate) weight: u32,
     pub(crate) health: HealthWord,
+}
+
+/// A service as packets go by it, and no more of it than is needed to judge whether it would have backends.
+#[cfg(feature = "serve")]
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ServiceInMaps {
+    pub(crate) name: String,
+    /// By colour. In mode `tee` those to which the listeners connect.
+    pub(crate) backends: [Vec<RunningBackend>; 2],
+}
+
+#[cfg(feature = "serve")]
+impl ServiceInMaps {
+    /// Those of one deployment. There may be many others, and whoever asks may hold a lock.
+    pub(crate) fn of(tables: &Tables, deployment: u16) -> Vec<Self> {
+        let Services { info, vips, rows, .. } = &tables.services;
+        let mut found: BTreeMap<u16, (Mode, Self)> = BTreeMap::new();
+        for index in 0..info.rows() as u16 {
+            let info = info.read(index.into());
+            // One that an apply is just adding or removing has no row, so no packet goes there.
+            if info.in_use != 0
+                && info.deployment == deployment
+                && rows.get(&vips.read(vip_row(index, Role::Vip)).key, 0).is_ok_and(|row| row.service == index)
+            {
+                found.insert(index, (mode_of(&info), Self { name: text(&info.name), backends: Default::default() }));
+            }
+        }
+        for slot in 0..tables.backends.rows() as u32 {
+            let word = tables.backends.words(slot as usize)[0].load(Ordering::Relaxed);
+            if bytemuck::cast::<u64, Identity>(word).in_use == 0 {
+                continue;
+            }
+            let row = tables.backends.read(slot as usize);
+            let Some((mode, service)) = found.get_mut(&row.service) else { continue };
+            let Some(backend) = RunningBackend::of(tables, slot, &row) else { continue };
+            if !backend.is_listener(*mode) {
+                service.backends[usize::from(row.colour & 1)].push(backend);
+            }
+        }
+        found.into_values().map(|(_, service)| service).collect()
+    }
+}
+
+impl RunningBackend {
+    /// That of a slot with this row.
+    fn of(tables: &Tables, slot: u32, row: &Backend) -> Option<Self> {
+        let BackendInfo { weight, health } = tables.backend_info.read(slot as usize);
+        Some(Self {
+            slot,
+            address: SocketAddr::new(row.addr.to_ip(Family::from_u8(row.family)?), row.port.host()),
+            mode: Mode::from_u8(row.mode).unwrap_or(Mode::Nat),
+            weight,
+            health: HealthWord(health),
+        })
+    }
+
+    /// Whether it is a listener of a service of this mode.
+    fn is_listener(&self, of: Mode) -> bool {
+        of == Mode::Tee && self.mode == Mode::Local
+    }
 }
 
 impl RunningService {
@@ -265,24 +331,15 @@ impl Running {
                 continue;
             }
             self.used.slots[slot as usize] = true;
-            let family = Family::from_u8(backend.family);
-            let known = position.get(&backend.service).zip(family);
-            let Some((position, family)) = known else {
+            let known = position.get(&backend.service).zip(RunningBackend::of(tables, slot, &backend));
+            let Some((position, found)) = known else {
                 self.left_over.slots.push(slot);
                 continue;
             };
-            let BackendInfo { weight, health } = tables.backend_info.read(slot as usize);
             let service = &mut self.services[*position];
-            let mode = Mode::from_u8(backend.mode).unwrap_or(Mode::Nat);
-            let is_listener = service.mode == Mode::Tee && mode == Mode::Local;
+            let is_listener = found.is_listener(service.mode);
             let of_colours = if is_listener { &mut service.listeners } else { &mut service.backends };
-            of_colours[usize::from(backend.colour & 1)].push(RunningBackend {
-                slot,
-                address: SocketAddr::new(backend.addr.to_ip(family), backend.port.host()),
-                mode,
-                weight,
-                health: HealthWord(health),
-            });
+            of_colours[usize::from(backend.colour & 1)].push(found);
         }
         for service in &mut self.services {
             // The new one, if an apply that replaces it was killed.

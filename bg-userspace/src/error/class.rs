@@ -17,6 +17,11 @@ pub enum ErrorClass {
 }
 
 impl Error {
+    /// Whether the change is made, although something has failed after it.
+    pub fn is_made(&self) -> bool {
+        matches!(self, Self::NotRecorded { .. } | Self::NotFenced { .. } | Self::DoneNotRecorded { .. })
+    }
+
     /// The class of the error.
     pub fn class(&self) -> ErrorClass {
         match self {
@@ -34,5 +39,20 @@ impl Error {
             Self::Undone { source, .. } => source.class(),
             _ => ErrorClass::Failed,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_fails_after_a_change_does_not_say_that_it_was_not_made() {
+        let source = || Box::new(Error::GatesUnknown { why: String::new() });
+        let (deployment, live, generation) = ("shop".to_owned(), "green", 2);
+        assert!(Error::NotRecorded { deployment: deployment.clone(), live, generation, source: source() }.is_made());
+        assert!(Error::NotFenced { deployment, live, generation, source: source() }.is_made());
+        assert!(Error::DoneNotRecorded { done: "it is done".to_owned(), source: source() }.is_made());
+        assert!(!source().is_made());
     }
 }

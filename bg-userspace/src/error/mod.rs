@@ -336,6 +336,21 @@ pub enum Error {
         #[source]
         source: Box<Error>,
     },
+    /// The word is changed, but the kernel has not said that no packet is decided by the one before any more.
+    #[error(
+        "the switch is done, {live} is live at generation {generation}, but for a moment packets may still go by the state before: the fence has failed"
+    )]
+    NotFenced {
+        /// Name of the deployment.
+        deployment: String,
+        /// Its live colour now.
+        live: &'static str,
+        /// Its generation now.
+        generation: u32,
+        /// Why.
+        #[source]
+        source: Box<Error>,
+    },
     /// A change is done, but it is not recorded in the state directory.
     #[error("{done}, but it could not be recorded")]
     DoneNotRecorded {

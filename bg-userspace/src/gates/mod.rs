@@ -75,13 +75,12 @@ pub fn switch(
     if passed.is_there {
         return instance.switch(deployment, &request).map(GatedSwitch::without_gates);
     }
-    let switched = instance.switch(deployment, &request).map_err(|error| {
-        if matches!(error, Error::NotRecorded { .. }) && has_after(gates) {
+    let switched = instance.switch(deployment, &request).inspect_err(|error| {
+        if error.is_made() && has_after(gates) {
             let goes_back =
                 "its gates were not asked, so the switch goes back when its time is over, unless somebody confirms it";
             instance.state.warn([goes_back.to_owned()]);
         }
-        error
     })?;
     if !switched.changed || !has_after(gates) {
         return Ok(GatedSwitch { switched, gates: passed.reports, confirmed: None });

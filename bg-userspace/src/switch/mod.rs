@@ -126,8 +126,18 @@ impl Instance {
             let _ = self.end_confined_by(index, stored);
         }
         let stored = self.recorded(name, action, request.reason.as_deref(), recording, stored)?;
-        let fence = fenced?;
-        if !is_there? {
+        let to = stored.to.moment();
+        let unfenced = |source| match stored.changed {
+            true => Error::NotFenced {
+                deployment: name.to_owned(),
+                live: to.live.name(),
+                generation: to.generation,
+                source: Box::new(source),
+            },
+            false => source,
+        };
+        let fence = fenced.map_err(unfenced)?;
+        if !is_there.map_err(unfenced)? {
             return Err(Refusal::TakenBackMeanwhile {
                 deployment: name.to_owned(),
                 live: stored.from.word.live().name(),

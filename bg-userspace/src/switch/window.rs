@@ -143,7 +143,7 @@ impl Instance {
         };
         let switched = match self.change(course.deployment, &request, Action::Switch, goal) {
             // It is done.
-            Err(error @ Error::NotRecorded { .. }) => return self.go_back(course, error),
+            Err(error) if error.is_made() => return self.go_back(course, error),
             switched => switched?,
         };
         let generation = switched.to.generation;

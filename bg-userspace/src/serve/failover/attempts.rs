@@ -4,7 +4,7 @@ use std::{collections::HashMap, time::Duration};
 
 use tokio::time::Instant;
 
-/// The pause after the first attempt that was refused or has failed. It doubles with each further one.
+/// The pause after the first attempt that has failed. It doubles with each further one.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// How long backends may be unknown to the configuration before that is said. After an apply, the controller reads its file.
@@ -27,6 +27,16 @@ struct Attempt {
     problem: String,
     unchecked: Vec<String>,
     unchecked_since: Option<Instant>,
+}
+
+impl Attempt {
+    /// It has come to nothing. Returns whether the reason is another one than before.
+    fn ended(&mut self, problem: &str, not_before: Instant) -> bool {
+        (self.is_running, self.not_before) = (false, Some(not_before));
+        let is_news = self.problem != problem;
+        problem.clone_into(&mut self.problem);
+        is_news
+    }
 }
 
 /// Whether a failover that is due may be tried.
@@ -66,16 +76,17 @@ impl Attempts {
         *self.own(deployment) = Attempt { last: Some(now), ..Attempt::default() };
     }
 
-    /// It was refused or has failed. Returns whether that is news.
+    /// It has failed. Returns whether that is news.
     pub(super) fn failed(&mut self, deployment: &str, problem: &str, now: Instant) -> bool {
         let own = self.own(deployment);
-        own.is_running = false;
         let pause = FIRST_PAUSE.saturating_mul(1 << own.failures.min(6)).min(LONGEST_PAUSE);
         own.failures += 1;
-        own.not_before = Some(now + pause);
-        let is_news = own.problem != problem;
-        problem.clone_into(&mut own.problem);
-        is_news
+        own.ended(problem, now + pause)
+    }
+
+    /// It was not due any more at the last moment. That is no failure, but the same may be so at once again. Returns whether that is news.
+    pub(super) fn refused(&mut self, deployment: &str, why: &str, now: Instant) -> bool {
+        self.own(deployment).ended(why, now + FIRST_PAUSE)
     }
 
     /// None is due any more.
@@ -112,7 +123,7 @@ mod tests {
     const HOLD_OFF: Duration = Duration::from_secs(300);
 
     #[test]
-    fn one_that_is_refused_waits_longer_each_time_and_is_told_once_for_each_reason() {
+    fn one_that_fails_waits_longer_each_time_and_is_told_once_for_each_reason() {
         let mut attempts = Attempts::new(HashMap::new(), None);
         let mut now = Instant::now();
         let mut pauses = Vec::new();
@@ -137,6 +148,24 @@ mod tests {
         attempts.succeeded("shop", now);
         assert_eq!(attempts.turn("shop", HOLD_OFF, now), Turn::At(now + HOLD_OFF));
         assert_eq!(attempts.turn("shop", HOLD_OFF, now + HOLD_OFF), Turn::Now);
+    }
+
+    #[test]
+    fn one_that_was_not_due_at_the_last_moment_is_no_failure() {
+        let mut attempts = Attempts::new(HashMap::new(), None);
+        let mut now = Instant::now();
+        let mut told = Vec::new();
+        for _ in 0..9 {
+            assert_eq!(attempts.turn("shop", HOLD_OFF, now), Turn::Now);
+            attempts.begin("shop");
+            told.push(attempts.refused("shop", "green is down", now));
+            assert_eq!(attempts.turn("shop", HOLD_OFF, now), Turn::At(now + FIRST_PAUSE));
+            now += FIRST_PAUSE;
+        }
+        assert_eq!(told.iter().filter(|is_news| **is_news).count(), 1);
+        // Nor does it make the next failure wait longer.
+        attempts.failed("shop", "locked", now);
+        assert_eq!(attempts.turn("shop", HOLD_OFF, now), Turn::At(now + FIRST_PAUSE));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use bg_common::Colour;
 use crate::{
     DeploymentStatus, Health, ServiceStatus,
     config::{Deployment, model::MinHealthy},
-    running::RunningService,
+    running::ServiceInMaps,
     serve::board::{BackendKey, Checked},
 };
 
@@ -61,10 +61,10 @@ pub(super) fn judge(
 pub(super) fn is_still_due(
     wanted: &Deployment,
     to: Colour,
-    services: &[&RunningService],
+    services: &[ServiceInMaps],
     board: &BTreeMap<BackendKey, Checked>,
 ) -> Result<(), String> {
-    let services: Vec<_> = services.iter().map(|service| InMaps::of_running(service)).collect();
+    let services: Vec<_> = services.iter().map(InMaps::of_maps).collect();
     let shortage = |colour, role| shortage(wanted, &services, (colour, role), board, &mut Vec::new());
     match (shortage(to.other(), Role::Left), shortage(to, Role::Target)) {
         (Shortage::Short(_), Shortage::None) => Ok(()),
@@ -98,7 +98,7 @@ impl<'a> InMaps<'a> {
         Self { service: &service.name, backends: Colour::ALL.map(|colour| of(colour).collect()) }
     }
 
-    fn of_running(service: &'a RunningService) -> Self {
+    fn of_maps(service: &'a ServiceInMaps) -> Self {
         let of = |colour: Colour| {
             service.backends[colour as usize].iter().map(|backend| BackendInMaps {
                 address: backend.address,

@@ -41,7 +41,7 @@ use crate::{
     Error, Refusal, SwitchRequest,
     config::Config,
     history::{Caller, History, Who},
-    running::RunningService,
+    running::ServiceInMaps,
 };
 
 /// What the history may take. A failover must not wait for a disk that hangs.
@@ -152,7 +152,7 @@ fn note(attempts: &mut Attempts, due: &Due, made: Result<(), Error>) {
         }
         Err(Error::Refused(error @ Refusal::NotDue { .. })) => {
             let error = error.to_string();
-            if attempts.failed(deployment, &error, Instant::now()) {
+            if attempts.refused(deployment, &error, Instant::now()) {
                 tracing::info!(deployment, to = to.name(), why, "no failover: {error}");
             }
         }
@@ -186,7 +186,7 @@ async fn fail_over(controller: &Arc<Controller>, due: &Due) -> Result<(), Error>
     match controller.on_instance(Some(caller), switch).await {
         Ok(_) => {}
         // The switch itself is made.
-        Err(error) if is_made(&error) => tracing::error!("{:#}", anyhow::Error::from(error)),
+        Err(error) if error.is_made() => tracing::error!("{:#}", anyhow::Error::from(error)),
         Err(error) => return Err(error),
     }
     controller.publish(Event::Failover(FailedOver {
@@ -201,7 +201,7 @@ async fn fail_over(controller: &Arc<Controller>, due: &Due) -> Result<(), Error>
 }
 
 /// Judges anew, when nobody else can switch any more. Returns why it is not due.
-fn is_still_due(controller: &Controller, name: &str, to: Colour, services: &[&RunningService]) -> Result<(), String> {
+fn is_still_due(controller: &Controller, name: &str, to: Colour, services: &[ServiceInMaps]) -> Result<(), String> {
     let config = controller.config();
     if !controller.health().follows(&config) {
         return Err("the configuration was just read again, and its checks have not begun yet".to_owned());
@@ -211,11 +211,6 @@ fn is_still_due(controller: &Controller, name: &str, to: Colour, services: &[&Ru
         return Err("it is configured otherwise".to_owned());
     };
     judge::is_still_due(wanted, to, services, &controller.health().snapshot())
-}
-
-/// Whether an error says that the switch is made, but not recorded.
-fn is_made(error: &Error) -> bool {
-    matches!(error, Error::NotRecorded { .. } | Error::DoneNotRecorded { .. })
 }
 
 /// What the history says of failovers. If it does not say anything, there may have been one just before `start`.
@@ -233,18 +228,4 @@ async fn past(controller: &Arc<Controller>, view: &View, start: Instant) -> Atte
     };
     tracing::warn!("the last failovers are not known, so none is made within hold_off of the start: {why}");
     Attempts::new(std::collections::HashMap::new(), Some(start))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_failover_that_is_not_recorded_was_made() {
-        let source = || Box::new(Error::GatesUnknown { why: String::new() });
-        let deployment = "shop".to_owned();
-        assert!(is_made(&Error::NotRecorded { deployment, live: "green", generation: 2, source: source() }));
-        assert!(is_made(&Error::DoneNotRecorded { done: "it is done".to_owned(), source: source() }));
-        assert!(!is_made(&source()));
-    }
 }
