@@ -84,8 +84,9 @@ impl Instance {
             let _ = self.release_overdue();
             let _ = self.end_confined();
         }
-        self.state.warn(state.take_warnings());
-        applied
+        let warnings = state.take_warnings();
+        self.state.warn(warnings.clone());
+        applied.map(|plan| Plan { warnings, ..plan })
     }
 }
 

@@ -24,8 +24,9 @@ impl Instance {
             Recalled::default()
         };
         let with = with_listeners(config, &running, self.state.given().home())?;
-        self.state.warn(with.warnings);
-        Ok(self.diff(&with.config, &tables, &running, &recalled)?.into_plan())
+        self.state.warn(with.warnings.clone());
+        let plan = self.diff(&with.config, &tables, &running, &recalled)?.into_plan();
+        Ok(Plan { warnings: with.warnings, ..plan })
     }
 
     /// The difference to the running state. Counts flows only if something is removed that may have flows.

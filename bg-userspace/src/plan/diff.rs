@@ -174,7 +174,7 @@ impl<'a> Diff<'a> {
         if self.is_unfinished && changes.is_empty() {
             changes.push(Change { deployment: "(all)".to_owned(), service: None, action: Action::Finish });
         }
-        Plan { changes, colour_changes: self.colour_changes }
+        Plan { changes, colour_changes: self.colour_changes, warnings: Vec::new() }
     }
 }
 

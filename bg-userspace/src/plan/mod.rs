@@ -37,6 +37,9 @@ pub struct Plan {
     /// unless it is forced.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub colour_changes: Vec<ColourChange>,
+    /// What whoever applies ought to know, one sentence each. They are among [`Instance::warnings`](crate::Instance::warnings), too.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 impl Plan {
