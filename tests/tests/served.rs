@@ -136,7 +136,11 @@ fn a_supervisor_is_told_of_readiness_life_reload_and_end() -> Result<()> {
     for _ in 0..4 {
         let began = Instant::now();
         hear("WATCHDOG=1")?;
-        assert!(began.elapsed() < WATCHDOG, "a watchdog would have killed it");
+        // It is told twice in this time.
+        assert!(
+            began.elapsed() < WATCHDOG * 3 / 4,
+            "a watchdog would have killed a controller that is somewhat slower"
+        );
     }
     let signal = |signal| {
         // SAFETY: `kill` takes no pointers. The child has not been waited for, so its id is still its own.
