@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     Error,
-    history::{Entry, History, LastLive, Record},
+    history::{Entry, History, LastLive, Record, Unrecorded},
     lock::{Lock, Recording},
     maps::Words,
 };
@@ -29,6 +29,20 @@ pub(super) struct Job<'a> {
     pub(super) pending: &'a Pending,
     /// A record of this process.
     pub(super) template: &'a Record,
+}
+
+/// What is there when the changes are recorded.
+#[derive(Clone, Copy)]
+struct Seen<'a> {
+    history: &'a History,
+    /// The last live colours as they are in the file.
+    before: &'a LastLive,
+    running: &'a [Running],
+    /// What was recorded, or can be told by the journal.
+    known: &'a BTreeMap<String, Entry>,
+    /// Whether no other process is between its exchange and its record.
+    is_alone: bool,
+    is_other_life: bool,
 }
 
 impl Job<'_> {
@@ -69,17 +83,28 @@ impl Job<'_> {
         let mut last = before.clone();
         recall::salvage(&mut last, state_dir)?;
         let known = last.deployments.clone();
-        let of = |name: &str| self.changes.iter().find(|change| change.deployment == name);
-        let catch_up = |name, running, unrecorded| CatchUp {
-            history: &history,
-            template: self.template,
-            name,
-            running,
-            known: known.get(name),
-            is_alone,
-            own: of(name),
-            unrecorded,
-        };
+        let seen =
+            Seen { history: &history, before: &before, running: &running, known: &known, is_alone, is_other_life };
+        self.catch_up(&seen, &mut last)?;
+        self.append_changes(&history, &before)?;
+        self.note_states(&seen, &mut last)?;
+        for change in self.changes.iter().filter(|change| change.to.is_none()) {
+            last.deployments.remove(&change.deployment);
+        }
+        // An instance that has just been attached has no deployments yet.
+        let concerns_deployments = self.changes.iter().any(|change| !change.deployment.is_empty());
+        if (concerns_deployments || !running.is_empty()) && self.may_write(&before) {
+            last.instance.clone_from(&self.state.writer);
+            last.save(&before, state_dir)?;
+        }
+        Ok(warnings)
+    }
+
+    /// Records what others, and the data path, have done before the changes of this process.
+    fn catch_up(&self, seen: &Seen<'_>, last: &mut LastLive) -> Result<(), Error> {
+        let Seen { before, running, is_alone, is_other_life, .. } = *seen;
+        let (of, catch_up) =
+            (|name: &str| self.of(name), |name, running, unrecorded| self.catching_up(seen, name, running, unrecorded));
         // What was found of deployments that are gone, or of an earlier life. Their processes are gone, too.
         let is_over = |name: &String| {
             let (change, is_running) = (of(name), running.iter().any(|running| running.name == *name));
@@ -106,25 +131,31 @@ impl Job<'_> {
             let Some(then) = then.filter(|_| !change.is_some_and(Change::begins)) else { continue };
             if is_other_life {
                 catch_up(name, running, None).begin_life(then)?;
-            } else if self.writes(&before, change, is_alone) {
+            } else if self.writes(before, change, is_alone) {
                 let mut catch_up = catch_up(name, running, last.unrecorded.remove(name));
                 catch_up.run(then, change.and_then(|change| change.past.as_ref()))?;
                 last.unrecorded.extend(catch_up.unrecorded.map(|unrecorded| (name.to_owned(), unrecorded)));
             }
         }
-        self.append_changes(&history, &before)?;
-        for running in &running {
+        Ok(())
+    }
+
+    /// Notes the states of the deployments, and records what has happened after the changes of this process.
+    fn note_states(&self, seen: &Seen<'_>, last: &mut LastLive) -> Result<(), Error> {
+        let Seen { before, running, known, is_alone, is_other_life, .. } = *seen;
+        for running in running {
             let Running { name, now, lasting, scheduled, rolled_back, past, .. } = running;
-            let change = of(name);
+            let change = self.of(name);
             let known = known.get(name);
             if let Some(to) = change.and_then(|change| change.to).filter(|_| is_alone) {
                 let activated = change.is_some_and(|change| change.is_in_force);
                 let own = Entry { activated, ..Entry::from(to) };
-                CatchUp { known: Some(&own), own: None, ..catch_up(name, Some(running), None) }.run(*now, None)?;
+                CatchUp { known: Some(&own), own: None, ..self.catching_up(seen, name, Some(running), None) }
+                    .run(*now, None)?;
             }
             let known = known.map(|entry| entry.moment);
             // If an entry stays behind, another process is about to record its change.
-            if self.writes(&before, change, is_alone) {
+            if self.writes(before, change, is_alone) {
                 let stale = change.and_then(|change| change.to).filter(|to| to.generation < now.generation);
                 let known = known.filter(|known| !is_other_life && known.generation <= now.generation);
                 let entry = match stale {
@@ -146,16 +177,31 @@ impl Job<'_> {
                 }
             }
         }
-        for change in self.changes.iter().filter(|change| change.to.is_none()) {
-            last.deployments.remove(&change.deployment);
+        Ok(())
+    }
+
+    /// The change of this process to a deployment.
+    fn of(&self, name: &str) -> Option<&Change> {
+        self.changes.iter().find(|change| change.deployment == name)
+    }
+
+    fn catching_up<'s>(
+        &'s self,
+        seen: &Seen<'s>,
+        name: &'s str,
+        running: Option<&'s Running>,
+        unrecorded: Option<Unrecorded>,
+    ) -> CatchUp<'s> {
+        CatchUp {
+            history: seen.history,
+            template: self.template,
+            name,
+            running,
+            known: seen.known.get(name),
+            is_alone: seen.is_alone,
+            own: self.of(name),
+            unrecorded,
         }
-        // An instance that has just been attached has no deployments yet.
-        let concerns_deployments = self.changes.iter().any(|change| !change.deployment.is_empty());
-        if (concerns_deployments || !running.is_empty()) && self.may_write(&before) {
-            last.instance.clone_from(&self.state.writer);
-            last.save(&before, state_dir)?;
-        }
-        Ok(warnings)
     }
 
     /// The entries, except those that are being restored from the file right now.
