@@ -8,7 +8,7 @@ use std::{
     sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence},
 };
 
-use bg_common::{Addr, Be16, FLOW_WAYS, Family, Flow, FlowKey4, FlowKey6, FlowState};
+use bg_common::{Addr, Be16, FLOW_WAYS, Family, Flow, FlowBackend, FlowKey4, FlowKey6, FlowState};
 use bg_ebpf::flow::{key::Key, memory::Words, row::FlowRef, table};
 
 /// A bucket of `flows4`.
@@ -130,6 +130,13 @@ impl<'a, K: FlowKey> Entry<'a, K> {
         FlowRef::new(self.row.from(K::HEAD), self.key.vip(), self.flow).set(bits);
     }
 
+    /// Has the flow go on at another backend. Every reader finds the one or the other, because the origin is one word, which no program writes but
+    /// with a new flow. Should another flow have taken over the row, its backend is replaced only if it is the same.
+    fn repoint(self, to: FlowBackend) {
+        let origin = |flow: Flow| flow.words()[1];
+        self.row.from(K::HEAD).exchange(1, origin(self.flow), origin(Flow { backend: to, ..self.flow }));
+    }
+
     /// Removes the flow from its row, even if its state has changed meanwhile. Returns `false` if it was already gone.
     pub(crate) fn remove(mut self) -> bool {
         let was = (self.key, self.flow.state);
@@ -247,17 +254,25 @@ impl<'a, K: FlowKey> FlowTable<'a, K> {
     where
         K: Sync,
     {
-        let found = self.fold(
-            || false,
-            |found, entry| {
-                let unwanted = entry.map(|entry| is_unwanted(&entry.key, &entry.flow).then_some(entry));
-                // A program may have claimed the row of an unwanted flow at this moment. So it is looked at once more.
-                *found |= !matches!(unwanted, Some(None));
-                if let Some(Some(entry)) = unwanted {
-                    entry.remove();
-                }
-            },
-        );
+        self.change(|entry| is_unwanted(&entry.key, &entry.flow).then(|| entry.remove()).is_some())
+    }
+
+    /// Has flows go on at the backends that follow theirs. Returns whether there may be more of them, or programs that have found one at its old
+    /// backend.
+    pub(crate) fn repoint(&self, follows: impl Fn(FlowBackend) -> Option<FlowBackend> + Sync) -> bool
+    where
+        K: Sync,
+    {
+        self.change(|entry| follows(entry.flow.backend).map(|to| entry.repoint(to)).is_some())
+    }
+
+    /// Calls `change` with every flow. Returns whether it has changed one, or a row is being written.
+    fn change(&self, change: impl Fn(Entry<'a, K>) -> bool + Sync) -> bool
+    where
+        K: Sync,
+    {
+        // A program may have claimed the row of such a flow at this moment. So it is looked at once more.
+        let found = self.fold(|| false, |found, entry| *found |= entry.is_none_or(&change));
         found.contains(&true)
     }
 }
@@ -266,7 +281,7 @@ impl<'a, K: FlowKey> FlowTable<'a, K> {
 mod tests {
     use std::collections::HashMap;
 
-    use bg_common::{FlowBackend, FlowHash};
+    use bg_common::FlowHash;
     use bg_ebpf::flow::{
         key::Match,
         memory::Memory,
@@ -398,6 +413,25 @@ mod tests {
             }
             assert!(seen > 0);
         });
+    }
+
+    #[test]
+    fn a_flow_goes_on_at_the_backend_that_follows_its_own_and_no_other_flow_does() {
+        let memory = memory::<FlowKey4>(2);
+        let table = Table::new(&memory);
+        (1..=3).for_each(|number| assert_ne!(store(&table, number, 0), Stored::No));
+        let follows = |backend| (backend == FlowBackend(2)).then_some(FlowBackend(9));
+        assert!(table.repoint(follows), "programs may have found it before");
+        assert!(!table.repoint(follows));
+        let was = |number| Flow { state: found(&table, number).unwrap().state(), ..flow(number, 0) };
+        let now = |number| Flow { hop: was(number).hop, ..*found(&table, number).unwrap().flow() };
+        assert_eq!([1, 2, 3].map(now), [was(1), Flow { backend: FlowBackend(9), ..was(2) }, was(3)]);
+
+        let found_before = table.fold(Vec::new, |all, entry| all.extend(entry)).concat();
+        let entry = found_before.into_iter().find(|entry| entry.flow.generation == 1).unwrap();
+        replace::<FlowKey4, _>(&table, found(&table, 1).unwrap(), &Flow { backend: FlowBackend(5), ..flow(1, 0) });
+        entry.repoint(FlowBackend(9));
+        assert_eq!(found(&table, 1).unwrap().backend(), FlowBackend(5), "another flow has taken over the row");
     }
 
     #[test]

@@ -171,6 +171,8 @@ impl<'a> Work<'a> {
     /// Frees what is retired. No program can find it any more.
     fn free(&mut self) -> Result<(), Error> {
         let Retired { services, slots, spans } = std::mem::take(&mut self.retired);
+        // Flows that are not handed over go where their hash leads.
+        let _ = self.hand_over(&slots);
         // What cannot be ended now is ended by the backends' own stacks.
         let _ = self.end_connections(&slots);
         for slot in &slots {

@@ -1,11 +1,11 @@
 //! What commands say of such services.
 
-use crate::stage::Stage;
+use crate::stage::{Stage, VIPS};
 use anyhow::{Context as _, Result};
 use bg_common::Colour;
 use bg_tests::{
     HTTP_PORT, Server, address,
-    load::{Fresh, KeepAlive},
+    load::{Connection, Fresh, KeepAlive},
 };
 use std::{
     io::{Read as _, Write as _},
@@ -211,7 +211,57 @@ fn sources_of_outer_headers_are_learned_when_the_network_has_come() -> Result<()
     Ok(())
 }
 
-/// A connection cannot go on if its backend's replies take another way from now on, or if it would go to the other colour.
+/// Where a connection is, its row tells: by its hash it would go elsewhere once backends were added, or while a share is split.
+#[test]
+fn between_modes_of_direct_replies_all_connections_go_on() -> Result<()> {
+    const CONNECTIONS: usize = 16;
+    let stage = Stage::new("native")?;
+    let Stage { bgctl, lab, .. } = &stage;
+    let all = |mode| {
+        let services = Stage::services(mode, None);
+        stage.deployment("shop", &[services[0], services[3]])
+    };
+    let alone = |mode| {
+        let [second, third] = lab.backends[1].addresses.map(|address| SocketAddr::new(address, HTTP_PORT));
+        all(mode).replace(&format!(", \"{second}\""), "").replace(&format!(", \"{third}\""), "")
+    };
+    let open = || -> Result<Vec<(Connection, String)>> {
+        let vips = VIPS.iter().cycle().take(CONNECTIONS);
+        vips.map(|vip| {
+            let connection = Connection::open(&lab.client, SocketAddr::new(*vip, HTTP_PORT))?;
+            let says = connection.ask()?;
+            Ok((connection, says))
+        })
+        .collect()
+    };
+    let go_on = |connections: &[(Connection, String)], what: &str| -> Result<()> {
+        for (connection, says) in connections {
+            anyhow::ensure!(&connection.ask().with_context(|| format!("{what}: {says}"))? == says, "{what}: {says}");
+        }
+        Ok(())
+    };
+    bgctl.apply(&alone("ipip"))?;
+    let old = open()?;
+    anyhow::ensure!(old.iter().all(|(_, says)| *says == lab.backends[0].says()), "blue has one backend");
+    bgctl.apply(&all("ipip"))?;
+    bgctl.apply(&all("gue"))?;
+    go_on(&old, "a backend was added")?;
+
+    bgctl.run(&["split", "shop", "--green", "50"])?;
+    let split = open()?;
+    anyhow::ensure!(Colour::ALL.iter().all(|colour| split.iter().any(|(_, says)| says.starts_with(colour.name()))));
+    bgctl.apply(&all("l2dsr"))?;
+    go_on(&old, "split")?;
+    go_on(&split, "split")?;
+
+    bgctl.run(&["switch", "shop", "green"])?;
+    bgctl.apply(&all("ipip"))?;
+    go_on(&old, "drained")?;
+    go_on(&split, "drained")?;
+    Ok(())
+}
+
+/// A connection cannot go on if its backend's replies take another way from now on.
 #[test]
 fn a_change_of_mode_ends_the_connections_that_it_breaks_at_both_ends() -> Result<()> {
     let stage = Stage::new("native")?;
@@ -235,16 +285,11 @@ fn a_change_of_mode_ends_the_connections_that_it_breaks_at_both_ends() -> Result
     };
 
     bgctl.apply(&version("ipip"))?;
-    let drained = open()?;
-    bgctl.run(&["switch", "shop"])?;
-    bgctl.apply(&version("gue"))?;
-    is_reset(drained)?;
-
-    let mut kept = open()?;
-    bgctl.apply(&version("ipip"))?;
-    ask(&mut kept).context("the live colour's backend unpacks both")?;
-    drop(kept);
-
+    // The one is at the colour that is being drained.
+    let direct = [open()?, {
+        bgctl.run(&["switch", "shop"])?;
+        open()?
+    }];
     // In mode `nat`, replies to the client have to come by the edge, from the backends' own addresses.
     let mut servers = Vec::new();
     for backend in &lab.backends {
@@ -252,6 +297,7 @@ fn a_change_of_mode_ends_the_connections_that_it_breaks_at_both_ends() -> Result
         backend.namespace.ip(&format!("route delete {}", address::CLIENT_V4))?;
     }
     bgctl.apply(&version("nat"))?;
+    direct.into_iter().try_for_each(is_reset)?;
     let translated = open()?;
     bgctl.apply(&version("ipip"))?;
     is_reset(translated)
