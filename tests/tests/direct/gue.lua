@@ -12,3 +12,10 @@ function gue.dissector(buffer, pinfo, tree)
     return buffer:len()
 end
 DissectorTable.get("udp.port"):add(6080, gue)
+-- What the connections carry is of no protocol. tshark would read it by a port, also by that of the client, which may be any.
+local data = Dissector.get("data")
+for _, name in ipairs({"tcp.port", "udp.port"}) do
+    local ports = DissectorTable.get(name)
+    ports:add("5353", data)
+    ports:add("32768-60999", data)
+end
