@@ -4,7 +4,11 @@
 //! directory with the suffix `-decap`. Its name has the cookie of the network namespace, because several may share the file system. The addresses of this
 //! host are read when it is attached. Attaching it again reads them again, and replaces the program in place.
 
-use std::{fs, net::IpAddr, path::PathBuf};
+use std::{
+    fs::{self, File},
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
 
 use aya::{
     Ebpf,
@@ -16,6 +20,7 @@ use aya::{
     },
 };
 use bg_common::{Be16, TesterKey};
+use rustix::fs::{FlockOperation, flock};
 use serde::Serialize;
 
 use crate::{
@@ -85,12 +90,18 @@ pub fn decap_attach(paths: &Paths, request: &DecapRequest) -> Result<Vec<Decapsu
     }
     let directory = directory(paths);
     fs::create_dir_all(&directory).map_err(Error::io("create", &directory))?;
+    remove_gone(paths)?;
+    // Else another command might remove a pin that has just taken the place of one whose interface is gone.
+    let lock = File::open(&directory).map_err(Error::io("open", &directory))?;
+    let locked = rustix::io::retry_on_intr(|| flock(&lock, FlockOperation::LockExclusive));
+    locked.map_err(|error| Error::io("lock", &directory)(error.into()))?;
     let interfaces = request.interfaces.iter().map(|name| net::interface(name)).collect::<Result<Vec<_>, _>>()?;
     interfaces.iter().map(|interface| attach(&directory, interface, request)).collect()
 }
 
 /// No longer unpacks packets on these interfaces. Returns their names.
 pub fn decap_detach(paths: &Paths, names: &[String]) -> Result<Vec<String>, Error> {
+    remove_gone(paths)?;
     let pins = names.iter().map(|name| pin_of(paths, name)).collect::<Result<Vec<_>, _>>()?;
     for pin in pins {
         // Else the kernel would detach it some time later. A link whose interface is gone is detached already.
@@ -100,6 +111,21 @@ pub fn decap_detach(paths: &Paths, names: &[String]) -> Result<Vec<String>, Erro
     // Others may be in it.
     let _ = fs::remove_dir(directory(paths));
     Ok(names.to_vec())
+}
+
+/// Removes the pins of other network namespaces whose interfaces are gone. Most often the namespace is gone with them: its number never comes
+/// again, so nobody else would. Those of this namespace stay, to tell that nothing is unpacked any more.
+pub(crate) fn remove_gone(paths: &Paths) -> Result<(), Error> {
+    let (directory, ours) = (directory(paths), pin_name("")?);
+    let Ok(lock) = File::open(&directory) else { return Ok(()) };
+    if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+        // Another command is attaching. The next one is early enough.
+        return Ok(());
+    }
+    let is_ours = |pin: &Path| pin.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&ours));
+    let others = pins::entries(&directory)?.into_iter().filter(|pin| !is_ours(pin));
+    let is_gone = |pin: &PathBuf| link_info(pin).is_ok_and(|link| link.ifindex == 0);
+    others.filter(is_gone).try_for_each(|pin| pins::remove(&pin))
 }
 
 /// The names of the interfaces of this network namespace on which packets are unpacked, or were.
@@ -132,7 +158,7 @@ fn directory(paths: &Paths) -> PathBuf {
     root.into()
 }
 
-fn attach(directory: &std::path::Path, interface: &Interface, request: &DecapRequest) -> Result<Decapsulating, Error> {
+fn attach(directory: &Path, interface: &Interface, request: &DecapRequest) -> Result<Decapsulating, Error> {
     let all = net::addresses()?;
     let from = if request.from.is_empty() {
         let own = all.iter().filter(|address| address.ifindex == interface.index);
@@ -203,12 +229,7 @@ fn is_veth(interface: &Interface) -> bool {
 }
 
 /// Attaches the program, or puts it in the place of the one that is attached already.
-fn link(
-    program: &mut Xdp,
-    pin: &std::path::Path,
-    interface: &Interface,
-    wanted: DecapMode,
-) -> Result<&'static str, Error> {
+fn link(program: &mut Xdp, pin: &Path, interface: &Interface, wanted: DecapMode) -> Result<&'static str, Error> {
     let failed = |mode: &'static str, source: Box<dyn std::error::Error + Send + Sync>| Error::Attach {
         interface: interface.name.clone(),
         mode,

@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use crate::{
     Error, Paths,
-    decap::{PROGRAM, pin_of, pins_of, unpacked_for},
+    decap::{PROGRAM, pin_of, pins_of, remove_gone, unpacked_for},
     net::{self, Interface},
     running::prefix_of,
     sys::link_info,
@@ -45,6 +45,7 @@ pub struct DecapStatus {
 
 /// What is unpacked on these interfaces; on all if there is no name.
 pub fn decap_status(paths: &Paths, names: &[String]) -> Result<Vec<DecapStatus>, Error> {
+    remove_gone(paths)?;
     let names = if names.is_empty() { pins_of(paths)? } else { names.to_vec() };
     let (interfaces, addresses) = (net::interfaces()?, unpacked_for(net::addresses()?));
     names.into_iter().map(|name| of(paths, name, &interfaces, &addresses)).collect()

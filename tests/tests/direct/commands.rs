@@ -4,13 +4,13 @@ use crate::stage::{Stage, VIPS};
 use anyhow::{Context as _, Result};
 use bg_common::Colour;
 use bg_tests::{
-    HTTP_PORT, Server, address,
+    HTTP_PORT, Namespace, Server, address,
     load::{Connection, Fresh, KeepAlive},
 };
 use std::{
     io::{Read as _, Write as _},
     net::SocketAddr,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 /// A condition cannot judge what passes elsewhere, a drain ends with the clients' last segments, and a cut resets both ends.
@@ -370,6 +370,42 @@ fn backends_with_the_same_interface_names_unpack_each_on_their_own() -> Result<(
     decap(first, "attach a.7")?;
     assert!(unpacks("a.7")? && !unpacks("renamed")?);
     decap(first, "detach a.7").map(drop)
+}
+
+/// A container that is restarted has another namespace, whose number is in the names of its pins.
+#[test]
+fn pins_of_a_namespace_that_is_gone_are_removed_by_the_next_command_of_another() -> Result<()> {
+    let stage = Stage::new("native")?;
+    let pins = stage.lab.sandbox.pin_root().join("shared");
+    let decap = |of: &Namespace, words: &str| {
+        of.run(&format!("{} decap {words} --pin-root {}", stage.bgctl.program().display(), pins.display()))
+    };
+    let count = || anyhow::Ok(std::fs::read_dir(pins.with_file_name("shared-decap"))?.count());
+    let create = || -> Result<Namespace> {
+        let zone = Namespace::create(stage.lab.sandbox.id(), "zone")?;
+        zone.ip("link add inner type veth peer name outer")?;
+        decap(&zone, "attach inner --from 10.0.0.0/8")?;
+        Ok(zone)
+    };
+    let host = &stage.lab.client;
+    host.ip("link add own type veth")?;
+    decap(host, "attach own --from 10.0.0.0/8")?;
+    for words in ["status", "attach own", "detach none"] {
+        drop(create()?);
+        let start = Instant::now();
+        // The kernel removes a namespace some time after its name.
+        while count()? > 1 {
+            anyhow::ensure!(start.elapsed() < Duration::from_secs(30), "{words}: {}", count()?);
+            anyhow::ensure!(decap(host, words).is_ok() == (words != "detach none"), "{words}");
+        }
+        assert_eq!(count()?, 1, "{words}");
+    }
+    let other = create()?;
+    host.ip("link delete own")?;
+    decap(host, "status")?;
+    assert!(decap(host, "status own --json")?.contains("\"gone\""), "this namespace is told of its own");
+    assert!(decap(&other, "status inner --json")?.contains("\"attached\""), "there, all is as it was");
+    Ok(())
 }
 
 /// A route may be narrower than its interface.
