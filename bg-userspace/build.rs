@@ -7,6 +7,7 @@ fn main() {
     embed("bg.bpf.o", "BGCTL_BPF_OBJECT", "attach");
     embed("explain.bpf.o", "BGCTL_EXPLAIN_OBJECT", "explain");
     embed("decap.bpf.o", "BGCTL_DECAP_OBJECT", "unpack");
+    embed("check.bpf.o", "BGCTL_CHECK_OBJECT", "check backends by their virtual addresses");
 }
 
 fn embed(name: &str, variable: &str, purpose: &str) {

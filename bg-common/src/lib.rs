@@ -13,6 +13,7 @@ mod addr;
 mod backend;
 mod bench;
 mod bench_switch;
+mod check;
 mod counters;
 mod flow;
 mod hold;
@@ -27,6 +28,7 @@ pub use addr::{Addr, Be16, Family, Protocol};
 pub use backend::{Backend, BackendInfo, Identity, Mode, NextHop, NumberedHop};
 pub use bench::{Destination, FrameTemplate, Line, LiveFrame, Received, Turn};
 pub use bench_switch::{ColourSeen, SWITCH_CPUS, SwitchLoad, SwitchSeen, SwitchSent};
+pub use check::{CheckDevice, CheckKey, CheckReplyKey, CheckWay};
 pub use counters::{Event, SwitchTimes, Traffic};
 pub use flow::{CachedHop, Flow, FlowBackend, FlowHash, FlowKey4, FlowKey6, FlowState, TableSizes};
 pub use hold::{
@@ -164,6 +166,10 @@ mod pod {
         ServiceKey,
         ServiceRow,
         TesterKey,
-        Tunnel
+        Tunnel,
+        CheckDevice,
+        CheckKey,
+        CheckReplyKey,
+        CheckWay
     );
 }

@@ -10,6 +10,8 @@ use std::{
 };
 
 use bg_common::{Addr, Backend, Be16, Family, Mode, ServiceInfo, Tunnel};
+#[cfg(feature = "serve")]
+use bg_ebpf::rows::TunnelRef;
 use bytemuck::Zeroable as _;
 
 use crate::{
@@ -66,6 +68,16 @@ fn row_from(
         None => (source_towards(address).map_or(UNKNOWN, Addr::from), 0),
     };
     Some(Tunnel { source, spread, port: Be16::new(encap.gue_port), reserved: 0 })
+}
+
+/// The source address of the outer headers of a flow with this hash, as the data path writes it. `source` is the address from which this host would send to the
+/// backend.
+#[cfg(feature = "serve")]
+pub(crate) fn outer_source(encap: &Encap, backend: IpAddr, source: Option<IpAddr>, hash: u32) -> Option<Addr> {
+    let Some(prefix) = encap.outer_source[usize::from(backend.is_ipv6())] else { return source.map(Addr::from) };
+    let tunnel = Tunnel { source: prefix.addr.into(), spread: spread(prefix), ..Tunnel::default() };
+    let family = if backend.is_ipv6() { Family::V6 } else { Family::V4 };
+    Some(TunnelRef(&raw const tunnel).source(family as u8, hash))
 }
 
 /// The bits of an address's last word that do not belong to the prefix, in network order.

@@ -31,8 +31,8 @@ struct Program {
     instructions: Vec<bpf_insn>,
 }
 
-/// The object with the programs that packets meet, the one that explains, and the one for backends.
-const OBJECTS: [&str; 3] = ["bg.bpf.o", EXPLAIN, "decap.bpf.o"];
+/// The object with the programs that packets meet, the one that explains, the one for backends, and the one of health checks.
+const OBJECTS: [&str; 4] = ["bg.bpf.o", EXPLAIN, "decap.bpf.o", "check.bpf.o"];
 const EXPLAIN: &str = "explain.bpf.o";
 
 /// The programs of all objects.

@@ -1,5 +1,5 @@
-//! `build-ebpf`: compiles the three BPF objects and writes them to the files that bgctl embeds: the programs that packets meet, the same
-//! engine with the feature `explain`, and the program for backends.
+//! `build-ebpf`: compiles the BPF objects and writes them to the files that bgctl embeds: the programs that packets meet, the same
+//! engine with the feature `explain`, the program for backends, and those of health checks.
 //!
 //! The objects are kept in the repository so that building bgctl needs only stable Rust. The
 //! danger is an object that does not match the sources. `--check` proves that it matches.
@@ -46,6 +46,11 @@ fn committed_decap() -> PathBuf {
     workspace::root().join("bg-userspace/bpf/decap.bpf.o")
 }
 
+/// The path of the committed object of the health checks.
+fn committed_check() -> PathBuf {
+    workspace::root().join("bg-userspace/bpf/check.bpf.o")
+}
+
 fn committed_record() -> PathBuf {
     workspace::root().join("bg-userspace/bpf/bg.bpf.sources")
 }
@@ -56,6 +61,7 @@ pub(crate) struct Built {
     pub(crate) path: PathBuf,
     explain: PathBuf,
     decap: PathBuf,
+    check: PathBuf,
     record: Record,
 }
 
@@ -74,6 +80,7 @@ pub(crate) fn build() -> Result<Built> {
     let explain = compile("bg-ebpf", features)?;
     let path = compile("bg-ebpf", &[])?;
     let decap = compile("bg-decap", &[])?;
+    let check = compile("bg-check", &[])?;
     let sha256 = |path: &Path| -> Result<String> {
         Ok(sources::sha256(&fs::read(path).with_context(|| format!("cannot read {}", path.display()))?))
     };
@@ -82,10 +89,11 @@ pub(crate) fn build() -> Result<Built> {
         object: sha256(&path)?,
         explain: sha256(&explain)?,
         decap: sha256(&decap)?,
+        check: sha256(&check)?,
         compiler: Toolchain::require()?.version()?,
         linker: toolchain::require_bpf_linker()?,
     };
-    Ok(Built { path, explain, decap, record })
+    Ok(Built { path, explain, decap, check, record })
 }
 
 /// The feature of the object that explains.
@@ -175,8 +183,12 @@ fn strip(linked: &Path, stripped: &Path) -> Result<()> {
 }
 
 fn install(built: &Built) -> Result<()> {
-    let objects =
-        [(&built.path, committed()), (&built.explain, committed_explain()), (&built.decap, committed_decap())];
+    let objects = [
+        (&built.path, committed()),
+        (&built.explain, committed_explain()),
+        (&built.decap, committed_decap()),
+        (&built.check, committed_check()),
+    ];
     for (from, to) in objects {
         if let Some(dir) = to.parent() {
             fs::create_dir_all(dir)?;
@@ -206,6 +218,7 @@ pub(crate) fn check(built: &Built) -> Result<()> {
         (committed(), &record.object, &fresh.object),
         (committed_explain(), &record.explain, &fresh.explain),
         (committed_decap(), &record.decap, &fresh.decap),
+        (committed_check(), &record.check, &fresh.check),
     ];
     for (path, recorded, fresh) in objects {
         let bytes =

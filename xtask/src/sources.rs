@@ -24,6 +24,8 @@ pub(crate) struct Record {
     pub(crate) explain: String,
     /// SHA-256 of the object for backends.
     pub(crate) decap: String,
+    /// SHA-256 of the object of the health checks.
+    pub(crate) check: String,
     /// The compiler's version line.
     pub(crate) compiler: String,
     /// The linker's version line.
@@ -44,6 +46,7 @@ impl Record {
             object: field("object")?,
             explain: field("explain")?,
             decap: field("decap")?,
+            check: field("check")?,
             compiler: field("compiler")?,
             linker: field("linker")?,
         })
@@ -57,6 +60,7 @@ impl fmt::Display for Record {
         writeln!(f, "object = \"{}\"", self.object)?;
         writeln!(f, "explain = \"{}\"", self.explain)?;
         writeln!(f, "decap = \"{}\"", self.decap)?;
+        writeln!(f, "check = \"{}\"", self.check)?;
         writeln!(f, "compiler = \"{}\"", self.compiler)?;
         writeln!(f, "linker = \"{}\"", self.linker)
     }
@@ -136,6 +140,7 @@ mod tests {
             object: "cd".into(),
             explain: "ef".into(),
             decap: "01".into(),
+            check: "23".into(),
             compiler: "rustc 1.97.0-nightly (e50aa6fba 2026-05-19)".into(),
             linker: "bpf-linker 0.13.0".into(),
         };

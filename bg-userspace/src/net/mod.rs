@@ -3,6 +3,8 @@
 //! They are not read from /sys, because what is mounted there may belong to another namespace.
 
 mod connect;
+#[cfg(feature = "serve")]
+mod device;
 mod error;
 mod ethtool;
 mod filters;
@@ -12,11 +14,15 @@ mod netlink;
 mod routes;
 
 pub(crate) use connect::{Connected, Patience, connect_to_all};
+#[cfg(feature = "serve")]
+pub(crate) use device::{Tun, index_of};
 pub use error::NetError;
 pub(crate) use filters::{Filter, filters};
 pub(crate) use managed::{keep_more_neighbours, keep_neighbours};
 pub(crate) use namespace::{Namespace, namespace_cookie};
 use netlink::{attributes, text, u16_at, u32_at};
+#[cfg(feature = "serve")]
+pub(crate) use routes::way;
 pub(crate) use routes::{Address, NeighbourState, NextHop, addresses, is_local, mtu, neighbour, next_hop, route_mtu};
 
 /// A network interface.

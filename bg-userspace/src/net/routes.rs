@@ -27,23 +27,29 @@ pub(crate) struct NextHop {
 
 /// Looks up the next hop to an address.
 pub(crate) fn next_hop(to: IpAddr) -> io::Result<NextHop> {
+    way(to).map(|(hop, _)| hop)
+}
+
+/// Looks up the next hop to an address, and the address of this host from which packets go there.
+pub(crate) fn way(to: IpAddr) -> io::Result<(NextHop, Option<IpAddr>)> {
     // struct rtmsg: family, length of the destination, and fields that a look-up does not set.
     let mut request = vec![0; 12];
     (request[0], request[1]) = (family(to), if to.is_ipv4() { 32 } else { 128 });
     request.extend(attribute(libc::RTA_DST, &octets(to)));
     let answer = netlink::request(libc::RTM_GETROUTE, &request)?;
-    let (mut ifindex, mut address) = (None, to);
+    let (mut ifindex, mut address, mut source) = (None, to, None);
     for (kind, value) in attributes(answer.get(12..).unwrap_or_default()) {
         match kind {
             libc::RTA_OIF => ifindex = u32_at(value, 0),
             libc::RTA_GATEWAY => address = address_of(value).unwrap_or(to),
             // The router of an IPv4 route may have an IPv6 address: family, then bytes.
             libc::RTA_VIA => address = value.get(2..).and_then(address_of).unwrap_or(to),
+            libc::RTA_PREFSRC => source = address_of(value),
             _ => {}
         }
     }
     let ifindex = ifindex.ok_or(io::ErrorKind::HostUnreachable)?;
-    Ok(NextHop { ifindex, address })
+    Ok((NextHop { ifindex, address }, source))
 }
 
 /// The MTU of a route (`ip route ... mtu`), or what was learned of its path. `None`: it is that of the interface.
@@ -172,6 +178,8 @@ mod tests {
     fn the_way_to_an_address_of_this_host_is_the_loopback() {
         let hop = next_hop(Ipv4Addr::LOCALHOST.into()).unwrap();
         assert_eq!(hop, NextHop { ifindex: 1, address: Ipv4Addr::LOCALHOST.into() });
+        let expected = (hop, Some(Ipv4Addr::LOCALHOST.into()));
+        assert_eq!(way(Ipv4Addr::LOCALHOST.into()).unwrap(), expected);
         assert_eq!(
             neighbour(NextHop { ifindex: 1, address: Ipv4Addr::new(192, 0, 2, 1).into() }).unwrap(),
             NeighbourState::Unknown

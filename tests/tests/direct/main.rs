@@ -6,8 +6,10 @@
 //! - `links`: a megabyte over links that are narrower than their ends know.
 //! - `captures`: what leaves the edge, as tshark sees it.
 //! - `commands`: what commands say of such services.
+//! - `checks`: health checks take the way of clients' packets.
 
 mod captures;
+mod checks;
 mod commands;
 mod links;
 mod loads;

@@ -5,6 +5,7 @@
 //! instance of changes, many at a time. When it starts, each backend is what the instance says it is: the
 //! controller before has judged it. Nothing else is known until a check has looked.
 
+mod by_vip;
 mod judge;
 mod probe;
 mod schedule;
@@ -23,16 +24,13 @@ use tokio::{
     time::{interval, sleep},
 };
 
+use self::{by_vip::Opener, target::Wanted};
 use super::{
     board::{BackendKey, Checked, LATE},
     controller::Controller,
     error::ServeError,
 };
-use crate::{
-    BackendHealth, Health,
-    config::{Config, model::HealthCheck},
-    runner::FILES_OF_COMMANDS,
-};
+use crate::{BackendHealth, Health, config::Config, net, runner::FILES_OF_COMMANDS};
 
 /// The least time from one write to the next. What happens meanwhile is written together.
 const BETWEEN_WRITES: Duration = Duration::from_millis(50);
@@ -45,7 +43,8 @@ const REPORT: Duration = Duration::from_secs(10);
 struct Checks {
     controller: Arc<Controller>,
     tasks: JoinSet<()>,
-    running: HashMap<BackendKey, (HealthCheck, AbortHandle)>,
+    opener: Arc<Opener>,
+    running: HashMap<BackendKey, (Wanted, AbortHandle)>,
     /// What the instance said last.
     told: BTreeMap<BackendKey, (Health, f64)>,
     /// Backends that are no longer checked, of which the instance still says something.
@@ -68,6 +67,7 @@ pub(super) async fn run(controller: Arc<Controller>) -> Result<(), ServeError> {
     let mut checks = Checks {
         controller: controller.clone(),
         tasks: JoinSet::new(),
+        opener: Arc::default(),
         running: HashMap::new(),
         told: BTreeMap::new(),
         orphans: Vec::new(),
@@ -78,9 +78,13 @@ pub(super) async fn run(controller: Arc<Controller>) -> Result<(), ServeError> {
     loop {
         if std::mem::take(&mut is_news) {
             let view = views.borrow_and_update().clone();
+            if let Some(view) = &view {
+                let names = view.status.interfaces.iter().map(|interface| interface.name.as_str());
+                checks.opener.hear_on(names.filter_map(net::index_of).collect());
+            }
             checks.told = view.map(|view| target::told(&view.status.deployments)).unwrap_or_default();
             let config = configs.borrow_and_update().clone();
-            checks.begin_and_end(&config);
+            checks.begin_and_end(&config).await;
             controller.health().follow(&config);
             checks.compare(&config);
         }
@@ -119,11 +123,14 @@ pub(super) async fn run(controller: Arc<Controller>) -> Result<(), ServeError> {
 
 impl Checks {
     /// Begins checks that are new, or done in another way than before, and ends others. Those that are the same go on.
-    fn begin_and_end(&mut self, config: &Config) {
+    async fn begin_and_end(&mut self, config: &Config) {
         let wanted = target::wanted(config);
+        if wanted.values().any(|wanted| wanted.by_vip.is_some()) {
+            self.opener.begin().await;
+        }
         let board = self.controller.health();
-        self.running.retain(|key, (check, task)| {
-            let stays = wanted.get(key) == Some(check);
+        self.running.retain(|key, (way, task)| {
+            let stays = wanted.get(key) == Some(way);
             if !stays {
                 task.abort();
             }
@@ -132,10 +139,11 @@ impl Checks {
             }
             stays
         });
-        for (key, check) in wanted {
+        for (key, way) in wanted {
             if self.running.contains_key(&key) {
                 continue;
             }
+            let check = &way.check;
             let begin = match board.of(&key) {
                 // It was checked in another way until now.
                 Some(checked) => Checked {
@@ -148,13 +156,13 @@ impl Checks {
                 },
                 None => {
                     let (health, share) = self.told.get(&key).copied().unwrap_or((Health::Unknown, 1.0));
-                    Checked::unjudged(&check, health, share)
+                    Checked::unjudged(check, health, share)
                 }
             };
             board.begin(&key, begin.clone());
-            let task = task::run(self.controller.clone(), key.clone(), check.clone(), begin, seed());
-            let task = self.tasks.spawn(task);
-            self.running.insert(key, (check, task));
+            let (controller, opener) = (self.controller.clone(), self.opener.clone());
+            let task = self.tasks.spawn(task::run(controller, opener, key.clone(), way.clone(), begin, seed()));
+            self.running.insert(key, (way, task));
         }
     }
 

@@ -4,18 +4,33 @@ use std::collections::BTreeMap;
 
 use bg_common::Colour;
 
+use super::by_vip;
 use crate::{
     DeploymentStatus, Health,
-    config::{Config, model::HealthCheck},
+    config::{
+        Config,
+        model::{CheckKind, HealthCheck},
+    },
     serve::board::BackendKey,
 };
 
+/// How a backend is to be checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Wanted {
+    pub(super) check: HealthCheck,
+    /// Where its connection goes; `None` is the backend's own address.
+    pub(super) by_vip: Option<by_vip::Target>,
+}
+
 /// The checks of a configuration: those of the services, else those of their deployments. Both colours are checked.
-pub(super) fn wanted(config: &Config) -> BTreeMap<BackendKey, HealthCheck> {
+pub(super) fn wanted(config: &Config) -> BTreeMap<BackendKey, Wanted> {
     let mut wanted = BTreeMap::new();
     for deployment in &config.deployments {
         for service in &deployment.services {
             let Some(check) = deployment.check_of(service) else { continue };
+            let is_by_vip = service.mode.is_direct() && !matches!(check.kind, CheckKind::Exec { .. });
+            let (vip, mode, encap) = (service.vip.ip(), service.mode, service.encap);
+            let by_vip = is_by_vip.then_some(by_vip::Target { vip, mode, encap });
             for colour in Colour::ALL {
                 for backend in service.backends(colour) {
                     let key = BackendKey {
@@ -24,7 +39,7 @@ pub(super) fn wanted(config: &Config) -> BTreeMap<BackendKey, HealthCheck> {
                         colour,
                         address: backend.address,
                     };
-                    wanted.insert(key, check.clone());
+                    wanted.insert(key, Wanted { check: check.clone(), by_vip: by_vip.clone() });
                 }
             }
         }

@@ -4,10 +4,9 @@ use std::sync::Arc;
 
 use tokio::time::{Instant, sleep_until};
 
-use super::{judge::Judge, probe::Probe, schedule::Schedule};
+use super::{by_vip::Opener, judge::Judge, probe::Probe, schedule::Schedule, target::Wanted};
 use crate::{
     Health,
-    config::model::HealthCheck,
     serve::{
         board::{BackendKey, Checked},
         controller::Controller,
@@ -16,9 +15,17 @@ use crate::{
 };
 
 /// Checks the backend until the task is aborted. `begin` is what is known of it.
-pub(super) async fn run(controller: Arc<Controller>, key: BackendKey, check: HealthCheck, begin: Checked, seed: u64) {
-    let probe = Probe::new(&check, &key);
-    let mut judge = Judge::new(&check, begin.health, begin.share, Instant::now());
+pub(super) async fn run(
+    controller: Arc<Controller>,
+    opener: Arc<Opener>,
+    key: BackendKey,
+    wanted: Wanted,
+    begin: Checked,
+    seed: u64,
+) {
+    let probe = Probe::new(&wanted, &key, opener);
+    let check = &wanted.check;
+    let mut judge = Judge::new(check, begin.health, begin.share, Instant::now());
     let mut schedule = Schedule::new(check.interval, seed, Instant::now());
     let mut checked = begin;
     let mut last_end = Instant::now();

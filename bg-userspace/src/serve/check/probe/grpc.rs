@@ -15,7 +15,7 @@ use tonic::{
 };
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 
-use super::{tcp, tls::Tls, why::Why};
+use super::{door::Door, tls::Tls, why::Why};
 
 /// The request.
 #[derive(Debug)]
@@ -29,8 +29,9 @@ impl Request {
         Self { service: service.to_owned(), tls: tls.then(|| Tls::new(None, to.ip(), b"h2")) }
     }
 
-    pub(super) async fn check(&self, to: SocketAddr) -> Result<(), Why> {
-        let stream = tcp::connect(to).await?;
+    pub(super) async fn check(&self, door: &Door) -> Result<(), Why> {
+        let to = door.asked();
+        let (stream, _registered) = door.connect().await?;
         match &self.tls {
             Some(tls) => self.ask(to, tls.open(stream).await?).await,
             None => self.ask(to, stream).await,

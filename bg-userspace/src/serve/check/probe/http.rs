@@ -12,7 +12,7 @@ use hyper_util::rt::TokioIo;
 use regex_lite::Regex;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::{tcp, tls::Tls, why::Why};
+use super::{door::Door, tls::Tls, why::Why};
 use crate::config::model::{HttpCheck, StatusRanges};
 
 /// How much of a body is read to find what is expected in it.
@@ -40,8 +40,8 @@ impl Request {
         }
     }
 
-    pub(super) async fn check(&self, to: SocketAddr) -> Result<(), Why> {
-        let stream = tcp::connect(to).await?;
+    pub(super) async fn check(&self, door: &Door) -> Result<(), Why> {
+        let (stream, _registered) = door.connect().await?;
         match &self.tls {
             Some(tls) => self.ask(tls.open(stream).await?).await,
             None => self.ask(stream).await,
@@ -147,7 +147,7 @@ mod tests {
 
     async fn outcome(answer: &'static [u8], check: &HttpCheck) -> String {
         let (address, _asked) = server(answer);
-        match Request::new(check, address).check(address).await {
+        match Request::new(check, address).check(&Door::own(address)).await {
             Ok(()) => "passed".to_owned(),
             Err(why) => why.to_string(),
         }
@@ -156,7 +156,7 @@ mod tests {
     #[tokio::test]
     async fn it_asks_what_is_configured() {
         let (address, asked) = server(b"HTTP/1.1 204 No Content\r\n\r\n");
-        assert_eq!(Request::new(&check(), address).check(address).await, Ok(()));
+        assert_eq!(Request::new(&check(), address).check(&Door::own(address)).await, Ok(()));
         let asked = asked.recv().unwrap().to_lowercase();
         assert!(asked.starts_with("get /healthz?deep=1 http/1.1\r\n"), "{asked}");
         assert!(asked.contains("\r\nhost: shop.example\r\n") && asked.contains("\r\nconnection: close\r\n"), "{asked}");
