@@ -13,7 +13,7 @@ use aya_obj::generated::bpf_attach_type;
 use super::{
     hook::Hook,
     other_program::{OtherProgram, XDP, XDP_GENERIC},
-    owner::{is_bgctl, is_of_instance, uses_maps_of},
+    owner::{is_bgctl, is_of_checks, is_of_instance, uses_maps_of},
     pinned::PinnedLink,
     tc,
 };
@@ -72,13 +72,15 @@ pub(crate) fn others(paths: &Paths, interface: &Interface, ours: &[PinnedLink]) 
     Ok(others)
 }
 
-/// Fills in what the kernel says about the programs, as far as the caller may read it.
-fn describe(paths: &Paths, others: &mut [OtherProgram]) {
+/// Fills in what the kernel says about the programs, as far as the caller may read it. A controller's own programs for checks are left out.
+fn describe(paths: &Paths, others: &mut Vec<OtherProgram>) {
     if others.is_empty() {
         return;
     }
     let programs: HashMap<u32, ProgramInfo> =
         loaded_programs().map_while(Result::ok).map(|program| (program.id(), program)).collect();
+    // They are no obstacle, and whoever removed them would blind the controller.
+    others.retain(|other| !programs.get(&other.id).is_some_and(is_of_checks));
     for other in others {
         if let Some(program) = programs.get(&other.id) {
             if let Some(name) = program.name_as_str().filter(|name| !name.is_empty()) {

@@ -23,6 +23,15 @@ pub(super) fn uses_maps_of(paths: &Paths, program: &ProgramInfo) -> bool {
     MapInfo::from_pin(paths.map("events")).is_ok_and(|events| maps.contains(&events.id()))
 }
 
+/// Whether it is one of a controller's programs for health checks, which take nothing but replies to its own checks.
+pub(super) fn is_of_checks(program: &ProgramInfo) -> bool {
+    if !program.name_as_str().is_some_and(|name| ["check_in", "check_out"].contains(&name)) {
+        return false;
+    }
+    let maps = program.map_ids().ok().flatten().unwrap_or_default();
+    maps.into_iter().any(|id| MapInfo::from_id(id).is_ok_and(|info| info.name_as_str() == Some("check_device")))
+}
+
 /// Whether an instance of this or another version has loaded the program, judged by its name and the names of its maps.
 pub(super) fn is_bgctl(program: &ProgramInfo) -> bool {
     const ENOUGH: usize = 3;

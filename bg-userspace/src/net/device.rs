@@ -9,7 +9,7 @@ use std::{
 
 use rustix::net::{AddressFamily, SocketType, netdevice::name_to_index, socket};
 
-use super::netlink::{attribute, change};
+use super::netlink::{attribute, change, request, u32_at};
 
 const NLM_F_CREATE: u16 = 0x400;
 /// linux/if_link.h.
@@ -63,6 +63,12 @@ impl Tun {
 
     pub(crate) const fn ifindex(&self) -> u32 {
         self.ifindex
+    }
+
+    /// Whether it is set up. An error is that of the interface (`ENODEV`: it is gone), or of looking.
+    pub(crate) fn is_up(&self) -> io::Result<bool> {
+        let answer = request(libc::RTM_GETLINK, &link(self.ifindex, 0))?;
+        Ok(u32_at(&answer, 8).is_some_and(|flags| flags & libc::IFF_UP as u32 != 0))
     }
 
     /// Gives it an address, with a route to one other address.
@@ -126,12 +132,14 @@ mod tests {
         device.add_v6(link_local).unwrap();
         let interface = net::interface("bgtest0").unwrap();
         assert_eq!((device.name(), device.ifindex(), interface.mtu), ("bgtest0", interface.index, 1280));
-        assert!(interface.up);
+        assert!(interface.up && device.is_up().unwrap());
         let addresses = net::addresses().unwrap();
         let ours = addresses.iter().filter(|address| address.ifindex == interface.index).map(|address| address.ip);
         assert_eq!(ours.collect::<Vec<_>>(), [IpAddr::from(own), link_local.into()]);
         let (hop, source) = net::way(peer.into()).unwrap();
         assert_eq!((hop.ifindex, source), (interface.index, Some(own.into())));
+        let free = Ipv4Addr::new(169, 254, 0, 3);
+        assert_eq!([own, peer, free].map(|address| net::has_route_of_its_own(address.into())), [true, true, false]);
         drop(device);
         assert!(net::interface("bgtest0").is_err());
     }

@@ -21,9 +21,9 @@ pub(crate) use filters::{Filter, filters};
 pub(crate) use managed::{keep_more_neighbours, keep_neighbours};
 pub(crate) use namespace::{Namespace, namespace_cookie};
 use netlink::{attributes, text, u16_at, u32_at};
-#[cfg(feature = "serve")]
-pub(crate) use routes::way;
 pub(crate) use routes::{Address, NeighbourState, NextHop, addresses, is_local, mtu, neighbour, next_hop, route_mtu};
+#[cfg(feature = "serve")]
+pub(crate) use routes::{has_route_of_its_own, way};
 
 /// A network interface.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -52,6 +52,22 @@ pub(crate) fn way(to: IpAddr) -> io::Result<(NextHop, Option<IpAddr>)> {
     Ok((NextHop { ifindex, address }, source))
 }
 
+/// Whether an address is this host's own, or has a route of its own and not only that of a network.
+#[cfg(feature = "serve")]
+pub(crate) fn has_route_of_its_own(address: IpAddr) -> bool {
+    /// linux/rtnetlink.h: what is wanted is the route itself.
+    const RTM_F_FIB_MATCH: u32 = 0x2000;
+    /// How much shorter the prefix may be than the address: networks of two have no room for others.
+    const BITS: u8 = 2;
+    let bits = if address.is_ipv4() { 32 } else { 128 };
+    let mut request = vec![0; 12];
+    (request[0], request[1]) = (family(address), bits);
+    request[8..12].copy_from_slice(&RTM_F_FIB_MATCH.to_ne_bytes());
+    request.extend(attribute(libc::RTA_DST, &octets(address)));
+    let answer = netlink::request(libc::RTM_GETROUTE, &request).unwrap_or_default();
+    answer.get(1).is_some_and(|len| *len >= bits - BITS)
+}
+
 /// The MTU of a route (`ip route ... mtu`), or what was learned of its path. `None`: it is that of the interface.
 pub(crate) fn route_mtu(to: IpAddr) -> Option<u32> {
     /// `RTAX_MTU` of linux/rtnetlink.h, in `RTA_METRICS`.

@@ -37,7 +37,7 @@ pub(crate) const WAYS: [(&str, Option<bool>); 5] =
 
 /// The network, with servers, and bgctl attached.
 pub(crate) struct Stage {
-    _servers: Vec<Server>,
+    pub(crate) servers: Vec<Server>,
     _sinks: Vec<Worker>,
     pub(crate) user: Namespace,
     pub(crate) bgctl: Bgctl,
@@ -94,7 +94,7 @@ impl Stage {
                 sinks.push(megabyte::sink(&backend.namespace, SocketAddr::new(vip, SINK_PORT))?);
             }
         }
-        Ok(Self { _servers: servers, _sinks: sinks, user, bgctl, lab })
+        Ok(Self { servers, _sinks: sinks, user, bgctl, lab })
     }
 
     /// The configuration of a deployment with these services.

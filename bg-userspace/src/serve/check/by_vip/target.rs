@@ -16,11 +16,11 @@ pub(crate) struct Target {
 }
 
 /// Why there is no connection.
-pub(super) enum Trouble {
-    /// This host cannot check in this way.
+pub(crate) enum Trouble {
+    /// This host cannot check in this way, or not now. That says nothing of the backend.
     Unable(String),
     /// There is no way to the backend, for the packets of clients either.
     NoWay(String),
-    /// The device is gone.
-    Gone,
+    /// The device is gone, or somebody has taken from it what it needs.
+    Gone(String),
 }

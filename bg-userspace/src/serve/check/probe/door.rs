@@ -2,13 +2,17 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use rustix::net::sockopt::set_socket_linger;
+use rustix::{io::Errno, net::sockopt::set_socket_linger};
 use tokio::net::TcpStream;
 
 use super::{
-    super::by_vip::{Opener, Prepared, Registered, Target},
+    super::by_vip::{Opener, Prepared, Registered, Target, Trouble},
     why::Why,
 };
+
+/// What a connection fails with whose device is down, gone, without its address or behind a firewall. No packet has gone to the backend then.
+const OF_DEVICE: [Errno; 6] =
+    [Errno::NETUNREACH, Errno::NETDOWN, Errno::NODEV, Errno::ADDRNOTAVAIL, Errno::ADDRINUSE, Errno::PERM];
 
 /// Where it goes.
 #[derive(Debug)]
@@ -47,22 +51,39 @@ impl Door {
     /// Opens a connection, which a reset closes: it leaves nothing behind, neither here, where a thousand checks a second would use up the
     /// ports, nor at the backend. What comes with it must live as long.
     pub(super) async fn connect(&self) -> Result<(TcpStream, Option<Registered>), Why> {
-        let (connected, registered) = match self.prepared() {
-            Some(prepared) => {
-                let prepared = prepared.map_err(Why::new)?;
-                (prepared.socket.connect(prepared.to).await, Some(prepared.registered))
-            }
+        let (connected, registered) = match self.prepared()? {
+            Some(prepared) => (prepared.socket.connect(prepared.to).await, Some(prepared.registered)),
             None => (TcpStream::connect(self.backend).await, None),
         };
-        let stream = connected.map_err(|error| Why::of(format_args!("no connection{}", self.place()), &error))?;
+        let stream = connected.map_err(|error| {
+            let is_of_device = Errno::from_io_error(&error).is_some_and(|errno| OF_DEVICE.contains(&errno));
+            match &registered {
+                Some(_) if is_of_device => Why::local(format_args!("no connection by the device of checks: {error}")),
+                _ => Why::of(format_args!("no connection{}", self.place()), &error),
+            }
+        })?;
         // What this cannot set is closed in the usual way.
         let _ = set_socket_linger(&stream, Some(Duration::ZERO));
         let _ = stream.set_nodelay(true);
         Ok((stream, registered))
     }
 
-    fn prepared(&self) -> Option<Result<Prepared, String>> {
+    /// What [`Self::trouble`] is to be asked with, if a check that begins now fails.
+    pub(super) fn begin(&self) -> u64 {
+        self.by_vip.as_ref().map_or(0, |(_, opener)| opener.number())
+    }
+
+    /// What was wrong with this host's own device since then, if anything was: whatever the check has failed with may come from that.
+    pub(super) fn trouble(&self, begin: u64) -> Option<Why> {
         let (target, opener) = self.by_vip.as_ref()?;
-        opener.prepare(target, self.backend)
+        opener.trouble(begin, target).map(Why::local)
+    }
+
+    fn prepared(&self) -> Result<Option<Prepared>, Why> {
+        let Some((target, opener)) = &self.by_vip else { return Ok(None) };
+        opener.prepare(target, self.backend).map_err(|trouble| match trouble {
+            Trouble::NoWay(why) => Why::new(why),
+            Trouble::Unable(why) | Trouble::Gone(why) => Why::local(why),
+        })
     }
 }

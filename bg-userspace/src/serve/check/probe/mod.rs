@@ -61,10 +61,11 @@ impl Probe {
 
     /// Checks once. Returns how long it took too.
     pub(super) async fn run(&self) -> (Result<(), Why>, Duration) {
-        let begin = Instant::now();
+        let (begin, device) = (Instant::now(), self.door.begin());
         let checked = tokio::time::timeout(self.check.timeout, self.ask()).await;
         let silent = |_| Err(Why::new(format_args!("no answer{} within {:?}", self.door.place(), self.check.timeout)));
         let checked = checked.unwrap_or_else(silent);
+        let checked = checked.map_err(|why| self.door.trouble(device).unwrap_or(why));
         (checked, begin.elapsed())
     }
 

@@ -23,6 +23,11 @@ impl Why {
         Self { text, is_local: false }
     }
 
+    /// Of this host, whatever the backend is like.
+    pub(super) fn local(why: impl fmt::Display) -> Self {
+        Self { is_local: true, ..Self::new(why) }
+    }
+
     /// Of an operation that has failed.
     pub(super) fn of(what: impl fmt::Display, error: &io::Error) -> Self {
         let errno = Errno::from_io_error(error);
